@@ -1,0 +1,287 @@
+"""Compare the simulator with ns-3: the same dumbbells, side by side, in agreement and in speed.
+
+ns-3 takes part as a C++ program (`dumbbell.cc`) compiled against the headers and libraries of the PyPI package `ns3`,
+so that no Python of its own slows it down. That package may live in another environment:
+
+    python -m venv peers && peers/bin/pip install ns3
+    python benchmarks/peers/ns3.py --ns3-python peers/bin/python
+
+The queue delay of ns-3 is the sojourn time in its queue disc. Its link holds one packet more in front of the one being
+sent, so that ns-3 reports up to one transmission time (1.5 ms at 8 Mbit/s) less than a queue without such a link.
+
+Two of its TCPs differ from Linux's, which the ratios show: its NewReno grows once per ACK (half a segment per round
+trip under delayed ACKs; `linuxreno` counts segments), and its DCTCP cuts by alpha / 2 on a loss as well (RFC 8257: like
+any TCP), so that it hardly yields where nothing marks.
+"""
+
+import dataclasses
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NoReturn, TypedDict, cast
+
+import tyro
+
+HERE = Path(__file__).resolve().parent
+SOURCE = HERE / "dumbbell.cc"
+RESULTS = HERE.parent / "results" / "ns3.json"
+CACHE = Path.home() / ".cache" / "l4s-gym"
+MODULES = ("core", "network", "internet", "point-to-point", "traffic-control", "applications")
+FLAGS = ("-std=c++20", "-O2", "-DNDEBUG")
+INSTALL = """install it in a virtual environment and name that one's interpreter:
+    python -m venv peers && peers/bin/pip install ns3
+    python benchmarks/peers/ns3.py --ns3-python peers/bin/python"""
+LOCATE_NS3 = """
+import importlib.metadata, json
+dist = importlib.metadata.distribution("ns3")
+print(json.dumps([dist.version, str(dist.locate_file("ns3"))]))
+"""
+
+
+class FlowResult(TypedDict):
+    """One flow: its congestion control and what its receiver got after the warm-up."""
+
+    cc: str
+    goodput_mbps: float
+
+
+class Result(TypedDict):
+    """One run, counted after the warm-up; `bottleneck_packets` and `wall_s` cover the whole run."""
+
+    flows: list[FlowResult]
+    class_goodput_mbps: dict[str, float]
+    mean_qdelay_ms: float
+    p99_qdelay_ms: float
+    offered_packets: int
+    drops: int
+    marks: int
+    drop_rate: float
+    mark_rate: float
+    utilisation: float
+    bottleneck_packets: int
+    wall_s: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One dumbbell: a bottleneck, its queue discipline and the flows over it.
+
+    Attributes:
+        name: Name in the table and in the results.
+        rate_mbps: Rate of the bottleneck (Mbit/s).
+        rtt_ms: Base round-trip time of every flow (ms).
+        aqm: `fifo`, `red`, `codel` or `pie`.
+        flows: Number of flows by congestion control: `cubic`, `newreno`, `linuxreno`, `dctcp`.
+        limit_packets: Buffer limit (packets of 1500 bytes).
+        duration_s: Simulated time, warm-up included (s).
+        warmup_s: Time before which nothing is counted (s).
+        seed: Seed of the run.
+        ecn: Whether flows negotiate ECN and the AQM marks; DCTCP negotiates it in any case.
+        red_min_th: RED's lower threshold (packets).
+        red_max_th: RED's upper threshold (packets).
+        red_qw: Weight of RED's average.
+        red_max_p: RED's probability at the upper threshold; gentle above it.
+    """
+
+    name: str
+    rate_mbps: float
+    rtt_ms: float
+    aqm: str
+    flows: dict[str, int]
+    limit_packets: int
+    duration_s: float = 60.0
+    warmup_s: float = 10.0
+    seed: int = 1
+    ecn: bool = True
+    red_min_th: float = 10.0
+    red_max_th: float = 30.0
+    red_qw: float = 0.002
+    red_max_p: float = 0.1
+
+    def arguments(self) -> list[str]:
+        """Gives the arguments of the ns-3 program."""
+        values = dataclasses.asdict(self) | {"flows": ",".join(f"{cc}:{n}" for cc, n in self.flows.items())}
+        del values["name"]
+        return [f"--{key}={int(value) if isinstance(value, bool) else value}" for key, value in values.items()]
+
+
+def packets(rate_mbps: float, delay_ms: float) -> int:
+    """Converts a queue delay into packets of 1500 bytes."""
+    return round(rate_mbps * 1e3 * delay_ms / (8 * 1500))
+
+
+def make_case(label: str, rate_mbps: float, rtt_ms: float, aqm: str, flows: dict[str, int]) -> Case:
+    """Makes a case with a buffer of 250 ms and RED's thresholds at 15 and 45 ms."""
+    low, high, limit = (packets(rate_mbps, delay_ms) for delay_ms in (15, 45, 250))
+    name = f"{label}-{aqm}"
+    return Case(name, rate_mbps, rtt_ms, aqm, flows, limit, red_min_th=low, red_max_th=high)
+
+
+CASES = [
+    *(make_case("mix", 8, 10, aqm, {"cubic": 2, "newreno": 2, "dctcp": 1}) for aqm in ("fifo", "red", "codel", "pie")),
+    *(make_case("newreno", 40, 20, aqm, {"newreno": 4}) for aqm in ("fifo", "codel", "pie")),
+    *(make_case("cubic", 40, 20, aqm, {"cubic": 4}) for aqm in ("fifo", "codel", "pie")),
+    *(make_case("dctcp", 40, 20, aqm, {"dctcp": 4}) for aqm in ("codel", "pie")),  # nothing marks in a FIFO
+]
+
+
+def fail(message: str) -> NoReturn:
+    """Says what to do about a missing requirement, and exits with code 2."""
+    print(message, file=sys.stderr)
+    raise SystemExit(2)
+
+
+def locate_ns3(ns3_python: Path) -> tuple[str, Path]:
+    """Finds the version and the folder of the package `ns3` that an interpreter has."""
+    try:
+        # -I keeps this folder off the import path, where a script has the name of the package.
+        command = [str(ns3_python), "-I", "-c", LOCATE_NS3]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        fail(f"cannot run {ns3_python} ({error.strerror}); if ns-3 is missing, {INSTALL}")
+    if done.returncode:
+        fail(f"the package ns3 is not installed for {ns3_python}; {INSTALL}")
+    version, folder = json.loads(done.stdout)
+    return version, Path(folder)
+
+
+def build(ns3_python: Path) -> tuple[Path, str]:
+    """Compiles the ns-3 program unless it is there already.
+
+    Args:
+        ns3_python: Interpreter whose environment has the package `ns3`.
+
+    Returns:
+        The program and the version of ns-3.
+    """
+    version, folder = locate_ns3(ns3_python)
+    # The folder counts as well: the program finds its libraries there.
+    key = hashlib.sha256(b"\0".join([SOURCE.read_bytes(), version.encode(), os.fsencode(folder), repr(FLAGS).encode()]))
+    program = CACHE / f"ns3-dumbbell-{key.hexdigest()[:16]}"
+    if program.exists():
+        return program, version
+    compiler = shutil.which("g++")
+    if compiler is None:
+        fail("g++ is missing: install a C++20 compiler (Debian: apt install g++)")
+    core = next(folder.glob("lib*/libns3*-core.so"), None)
+    if core is None or not (folder / "include" / "ns3" / "core-module.h").exists():
+        fail(f"ns3 {version} in {folder} bears no C++ headers or libraries: install its wheel (pip install ns3)")
+    prefix = core.stem.removeprefix("lib").removesuffix("core")
+    CACHE.mkdir(parents=True, exist_ok=True)
+    partial = program.with_suffix(f".{os.getpid()}")
+    command = [compiler, *FLAGS, f"-I{folder / 'include'}", str(SOURCE), "-o", str(partial), f"-L{core.parent}"]
+    command += [f"-Wl,-rpath,{core.parent}", *(f"-l{prefix}{module}" for module in MODULES)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        fail(f"compiling {SOURCE.name} against ns3 {version} failed:\n{done.stderr[-4000:]}")
+    partial.rename(program)
+    return program, version
+
+
+def run_ns3(case: Case, program: Path) -> Result:
+    """Runs a case in ns-3."""
+    done = subprocess.run([str(program), *case.arguments()], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"ns-3 failed on {case.name}:\n{done.stderr[-4000:]}")
+    return cast(Result, json.loads(done.stdout))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# TO BE FILLED IN: the same case in our simulator, with the same meaning of every field of `Result`.
+# ---------------------------------------------------------------------------------------------------------------------
+def run_ours(case: Case) -> Result:
+    """Runs a case in this project's simulator."""
+    raise SystemExit(f"run_ours is not written yet ({case.name}); --no-ours runs ns-3 alone")
+
+
+def metrics(result: Result) -> dict[str, float]:
+    """Picks what the table compares."""
+    values = {f"{cc}_mbps": mbps for cc, mbps in sorted(result["class_goodput_mbps"].items())}
+    for key in ("mean_qdelay_ms", "p99_qdelay_ms", "drop_rate", "mark_rate", "utilisation"):
+        values[key] = result[key]
+    return values | {"packets_per_s": result["bottleneck_packets"] / result["wall_s"]}
+
+
+def mean_metrics(results: list[Result]) -> dict[str, float]:
+    """Averages the compared values over seeds."""
+    rows = [metrics(result) for result in results]
+    return {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]} if rows else {}
+
+
+def print_case(name: str, ours: list[Result], ns3: list[Result]) -> None:
+    """Prints one case of the table: ours, ns-3 and their ratio."""
+    left, right = mean_metrics(ours), mean_metrics(ns3)
+    print(f"{name:<28}{'ours':>14}{'ns-3':>14}{'ratio':>10}")
+    for key, peer in right.items():
+        own = f"{left[key]:.6g}" if left else "-"
+        ratio = f"{left[key] / peer:.3f}" if left and peer else "-"
+        print(f"  {key:<26}{own:>14}{peer:>14.6g}{ratio:>10}")
+    print(flush=True)
+
+
+def host_facts(ns3_version: str) -> dict[str, object]:
+    """Describes versions and the machine."""
+    versions = {"ns3": ns3_version, "python": platform.python_version()}
+    for name in ("l4s-gym", "numpy", "numba"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+    return {"versions": versions, "cpu": model or platform.processor(), "cores": os.cpu_count()}
+
+
+def main(
+    ns3_python: Path = Path(sys.executable),
+    seeds: tuple[int, ...] = (1,),
+    cases: tuple[str, ...] = (),
+    ours: bool = True,
+    out: Path = RESULTS,
+) -> None:
+    """Compares the simulator with ns-3.
+
+    Args:
+        ns3_python: Interpreter whose environment has the package `ns3`.
+        seeds: Seeds of each case; the table shows means.
+        cases: Names of the cases to run; all when empty.
+        ours: Whether to run our simulator too.
+        out: JSON file of the results.
+    """
+    unknown = sorted(set(cases) - {case.name for case in CASES})
+    if unknown:
+        fail(f"unknown cases {', '.join(unknown)}; known: {', '.join(case.name for case in CASES)}")
+    program, version = build(ns3_python)
+    rows = []
+    for case in CASES:
+        if cases and case.name not in cases:
+            continue
+        runs = [dataclasses.replace(case, seed=seed) for seed in seeds]
+        peer = [run_ns3(run, program) for run in runs]
+        own = [run_ours(run) for run in runs] if ours else []
+        print_case(case.name, own, peer)
+        rows.append({"case": dataclasses.asdict(case), "seeds": seeds, "ours": own, "ns3": peer})
+    # The path of the other environment says nothing to a reader.
+    chosen = ["--seeds", *map(str, seeds)] + (["--cases", *cases] if cases else []) + ([] if ours else ["--no-ours"])
+    report = {
+        "command": shlex.join(["python", "benchmarks/peers/ns3.py", "--ns3-python", "PYTHON", *chosen]),
+        "date": datetime.date.today().isoformat(),
+        **host_facts(version),
+        "results": rows,
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"wrote {out}")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

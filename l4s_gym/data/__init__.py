@@ -1,0 +1,1 @@
+"""Logs, experience pools and datasets: reading, checking, rebuilding what the kernel knew, and writing."""

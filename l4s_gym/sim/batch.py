@@ -1,0 +1,283 @@
+"""A batch of environments: owns the arrays, starts episodes, calls the compiled engine, reads results."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from l4s_gym.errors import L4SError, unknown
+from l4s_gym.schema import RECORD
+from l4s_gym.sim import engine, layout, setup, traces
+from l4s_gym.sim.layout import NEVER
+from l4s_gym.sim.scenario import Scenario
+
+PARALLEL_FROM = 128
+"""Batches from this size on use two threads or more; smaller ones are faster without."""
+_POOL_TEXT = (
+    "the packet pool is empty: more packets are under way than path and buffer can hold; "
+    "set receive_window or a smaller buffer in the scenario"
+)
+
+
+class Batch:
+    """``n`` environments of one scenario in contiguous arrays.
+
+    Attributes:
+        env: (n,) `layout.ENV`.
+        queue: (n, 2) `layout.QUEUE`.
+        flow: (n, F) `layout.FLOW`.
+        obs: (n, 8) float32, observation of the packet that waits for a decision.
+        reward: (n,) float64, reward since the last decision.
+        status: (n,) int64, why each environment came back (`layout.DECISION`, ...).
+        action: (n,) int64, to be written before `advance`.
+        hist: (n, 2, HIST_BINS) int32, sojourn histograms of the classes.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        n: int = 1,
+        *,
+        aqm: str | None = None,
+        decider: int = layout.NATIVE,
+        interval: int = 1,
+        reward: str = "balance",
+        log_rows: int = 0,
+    ) -> None:
+        """Allocate the arrays.
+
+        Args:
+            scenario: What to simulate.
+            n: Number of environments.
+            aqm: Discipline; None: the scenario's.
+            decider: `layout.NATIVE`, `AGENT` or `PROBABILITY`.
+            interval: Ask the agent at each interval-th packet; the discipline decides the others.
+            reward: `balance`, `power` or `l4s_llm`.
+            log_rows: Rows of the decision log of each environment; 0: no log.
+        """
+        self.scenario = scenario
+        self.aqm = aqm or scenario.aqm
+        if self.aqm not in layout.AQMS:
+            raise unknown("discipline", self.aqm, layout.AQMS)
+        if reward not in layout.REWARDS:
+            raise unknown("reward", reward, layout.REWARDS)
+        self.n = n
+        self.decider = decider
+        self.interval = interval
+        self.reward_kind = layout.REWARDS.index(reward)
+        size = setup.sizes(scenario)
+        self._sizes = size
+        self.env = np.zeros(n, layout.ENV)
+        self.queue = np.zeros((n, 2), layout.QUEUE)
+        self.flow = np.zeros((n, size.flows), layout.FLOW)
+        self.packet = np.zeros((n, size.packets), layout.PACKET)
+        self.score = np.zeros((n, size.flows, size.window), np.uint8)
+        self.tree = np.full((n, 2 * size.leaves), NEVER, np.int64)
+        self.hist = np.zeros((n, 2, layout.HIST_BINS), np.int32)
+        self.log = np.zeros((n, max(log_rows, 1)), RECORD)
+        self._log_rows = log_rows
+        self._trace = setup.trace_array(scenario)
+        self.obs = np.zeros((n, 8), np.float32)
+        self.action = np.zeros(n, np.int64)
+        self.reward = np.zeros(n, np.float64)
+        self.status = np.zeros(n, np.int64)
+        rows = {
+            "queue_at": self.queue, "flow_at": self.flow, "packet_at": self.packet, "score_at": self.score,
+            "tree_at": self.tree, "hist_at": self.hist, "log_at": self.log, "obs_at": self.obs,
+            "action_at": self.action, "reward_at": self.reward, "status_at": self.status,
+        }  # fmt: skip
+        self._places = {name: a.ctypes.data + a.strides[0] * np.arange(n) for name, a in rows.items()}
+        self._address = int(self.env.ctypes.data)
+        self._template: tuple[Any, ...] | None = None
+        self._workers: _Workers | None = None
+        compile_engine()
+
+    def reset(self, index: int, rng: np.random.Generator) -> None:
+        """Start an episode of environment `index`; everything random in it comes from `rng`."""
+        if self.scenario.randomise or self._template is None:
+            sampled = self.scenario.sample(rng)
+            self._template = setup.build(sampled, self.aqm, self._sizes.flows)
+            env = self._template[0]
+            env["decider"] = self.decider
+            env["interval"] = self.interval
+            env["until_decision"] = 1
+            env["reward_kind"] = self.reward_kind
+            env["log_capacity"] = self._log_rows
+            env["trace_row"] = self._trace.ctypes.data
+            env["pool"] = self._sizes.packets
+            env["window"] = self._sizes.window
+            env["leaves"] = self._sizes.leaves
+        env, queue, flow, stagger = self._template
+        self.env[index] = env[0]
+        for name, places in self._places.items():
+            self.env[name][index] = places[index]
+        self.env["rng"][index] = rng.integers(1 << 64, dtype=np.uint64)
+        self.queue[index] = queue
+        self.flow[index] = flow
+        self.score[index] = 0
+        self.hist[index] = 0
+        self.action[index] = 0
+        self.status[index] = layout.RUNNING
+        starts = flow["app_at"] + (rng.random(len(flow)) * stagger).astype(np.int64)
+        self.flow["app_at"][index] = starts
+        tree = self.tree[index]
+        tree[:] = NEVER
+        leaf = len(tree) // 2
+        slots = leaf + layout.SLOT_FLOWS + 2 * np.arange(len(flow)) + 1
+        tree[slots] = np.minimum(starts, NEVER)
+        if self.aqm != "dualpi2_freebsd":
+            tree[leaf + layout.SLOT_UPDATE_C] = env["tupdate_us"][0] * 1000
+        if self.scenario.link.kind != "trace" and self.scenario.link.steps:
+            tree[leaf + layout.SLOT_RATE] = self._trace[0]
+        width = leaf
+        while width > 1:
+            width //= 2
+            tree[width : 2 * width] = np.minimum(tree[2 * width : 4 * width : 2], tree[2 * width + 1 : 4 * width : 2])
+
+    def stop_at(self, index: int, time_ns: int) -> None:
+        """Let environment `index` come back with `layout.STOPPED` at a time."""
+        tree = self.tree[index]
+        node = len(tree) // 2 + layout.SLOT_STOP
+        tree[node] = time_ns
+        while node > 1:
+            node //= 2
+            tree[node] = min(tree[2 * node], tree[2 * node + 1])
+
+    def advance(self) -> None:
+        """Run every environment on, on all cores where the batch is large enough."""
+        if self.n < PARALLEL_FROM:
+            engine.advance(self._address, 0, self.n)
+        else:
+            if self._workers is None or self._workers.pid != os.getpid():
+                self._workers = _Workers(min(os.cpu_count() or 1, self.n // 64))
+            self._workers.run(self._address, self.n)
+        if self.status.max() == layout.POOL_EMPTY:
+            raise L4SError(f"scenario {self.scenario.name!r}: {_POOL_TEXT}")
+
+    def advance_one(self) -> int:
+        """Run the only environment on; its status."""
+        engine.advance(self._address, 0, 1)
+        status = int(self.status[0])
+        if status == layout.POOL_EMPTY:
+            raise L4SError(f"scenario {self.scenario.name!r}: {_POOL_TEXT}")
+        return status
+
+    def drain_log(self, index: int, *, everything: bool = False) -> npt.NDArray[np.void]:
+        """Take finished rows from the log of an environment.
+
+        Disciplines that act at dequeue finish a row when its packet leaves; rows of packets that are still
+        queued stay, unless `everything` is asked for.
+
+        Returns:
+            (T,) `schema.RECORD`.
+        """
+        env = self.env[index]
+        rows = int(env["log_rows"])
+        keep = rows
+        queued: list[int] = []
+        if not everything:
+            packets = self.packet[index]
+            for head in self.queue["head"][index]:
+                at = int(head)
+                while at >= 0:
+                    queued.append(at)
+                    at = int(packets["next"][at])
+            records = packets["record"][queued]
+            records = records[records >= 0]
+            keep = int(records.min()) if len(records) else rows
+        taken = self.log[index, :keep].copy()
+        rest = rows - keep
+        if rest == self._log_rows and rest > 0:
+            raise L4SError(f"the log holds {rest} rows and as many packets are queued; give it more rows")
+        self.log[index, :rest] = self.log[index, keep:rows].copy()
+        at_rows = self.packet["record"][index]
+        at_rows[queued] = np.where(at_rows[queued] >= 0, at_rows[queued] - keep, -1)
+        env["log_rows"] = rest
+        return taken
+
+    def reset_counters(self, index: int) -> None:
+        """Start the measurement anew (after the warm-up); conservation counters and state stay."""
+        env = self.env[index]
+        for name in ("served_bytes", "capacity_bytes", "updates", "update_delay_ns", "decisions"):
+            env[name] = 0
+        env["since_ns"] = env["capacity_ns"] = env["now_ns"]
+        for name in ("offered", "dropped", "marked", "left", "left_delay_ns", "max_delay_ns", "offered_bytes"):
+            self.queue[name][index] = 0
+        self.queue["dropped_ect"][index] = 0
+        self.queue["backlog_ns"][index] = 0
+        for name in ("received", "goodput_bytes", "resent", "timeouts", "rtt_sum_ns", "rtt_count", "window_sum",
+                     "window_count", "completed", "completion_s", "drops", "marks", "reductions", "packets"):  # fmt: skip
+            self.flow[name][index] = 0
+        self.hist[index] = 0
+
+    def capacity_bytes(self, index: int) -> float:
+        """What the link could have carried since the counters were reset, bytes."""
+        env = self.env[index]
+        if self.scenario.link.kind == "trace":
+            trace = traces.load(self.scenario.link.trace)
+            return trace.opportunities_in(int(env["since_ns"]), int(env["now_ns"])) * float(traces.MTU_BYTES)
+        rest = (env["now_ns"] - env["capacity_ns"]) * 1e-9 * env["rate_bps"] / 8.0
+        return float(env["capacity_bytes"] + rest)
+
+
+class _Workers:
+    """Threads that run slices of a batch side by side (the engine holds no GIL)."""
+
+    def __init__(self, count: int) -> None:
+        self.pid = os.getpid()
+        self._count = count
+        self._go = [threading.Semaphore(0) for _ in range(count - 1)]
+        self._done = [threading.Semaphore(0) for _ in range(count - 1)]
+        self._job = (0, 0)
+        self._errors: list[BaseException] = []
+        for k in range(count - 1):
+            threading.Thread(target=self._loop, args=(k,), daemon=True).start()
+
+    def _slice(self, k: int, n: int) -> tuple[int, int]:
+        return n * k // self._count, n * (k + 1) // self._count
+
+    def _loop(self, k: int) -> None:
+        while True:
+            self._go[k].acquire()
+            address, n = self._job
+            try:
+                engine.advance(address, *self._slice(k + 1, n))
+            except BaseException as error:
+                self._errors.append(error)
+            self._done[k].release()
+
+    def run(self, address: int, n: int) -> None:
+        """Run all slices; this thread takes the first."""
+        self._job = (address, n)
+        for go in self._go:
+            go.release()
+        engine.advance(address, *self._slice(0, n))
+        for done in self._done:
+            done.acquire()
+        if self._errors:
+            raise self._errors.pop()
+
+
+def compile_engine() -> None:
+    """Compile the engine, or load it from the cache; says so on stderr where it takes a while."""
+    if getattr(engine.advance, "signatures", True):
+        return
+    stats = getattr(engine.advance, "_cache", None)
+    index = getattr(stats, "_cache_file", None)
+    cached = bool(index is not None and index._load_index()) if index is not None else False
+    if not cached:
+        print("l4s-gym: compiling the simulator (once after install, about 20 s) ...", file=sys.stderr, flush=True)
+    engine.advance(0, 0, 0)
+
+
+def run_native(batch: Batch, indices: Sequence[int] | None = None) -> None:
+    """Run environments to the end of their episodes, the discipline deciding by itself."""
+    chosen = range(batch.n) if indices is None else indices
+    while any(batch.status[i] not in (layout.TERMINATED, layout.TRUNCATED) for i in chosen):
+        batch.advance()

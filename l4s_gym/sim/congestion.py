@@ -1,0 +1,181 @@
+"""Congestion controls: what an acknowledgement, a mark and a loss do to the window (in packets)."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from l4s_gym.sim.jit import jit
+from l4s_gym.sim.layout import CUBIC, DCTCP, PRAGUE
+
+MIN_WINDOW: Final = 2.0
+PRAGUE_REF_RTT_NS: Final = 25_000_000
+"""Prague behaves as if its RTT were at least this (UDP Prague's reference RTT)."""
+PRAGUE_MIN_WINDOW: Final = 0.05
+_LARGE: Final = 1e9
+
+
+@jit
+def restart(f: Any) -> None:
+    """State of a new connection."""
+    f.cwnd = f.initial_window
+    f.ssthresh = _LARGE
+    f.srtt_ns = 0.0
+    f.rttvar_ns = 0.0
+    f.min_rtt_ns = 1 << 62
+    f.w_max = 0.0
+    f.w_est = 0.0
+    f.epoch_ns = 0
+    f.prior = 0.0
+    f.ce_alpha = 1.0
+    f.acked_in_round = 0
+    f.marked_in_round = 0
+    f.round_ns = 0
+    f.reduced_ns = 0
+    f.backoff = 1
+
+
+@jit
+def cubic_window(elapsed_s: float, k: float, w_max: float, c: float = 0.4) -> float:
+    """W_cubic(t) of RFC 9438 section 4.2, packets."""
+    d = elapsed_s - k
+    return c * d * d * d + w_max
+
+
+@jit
+def _cubic_reduce(f: Any, beta: float) -> None:
+    """RFC 9438 sections 4.6 and 4.7 (fast convergence)."""
+    f.prior = f.cwnd
+    f.w_max = f.cwnd * (1.0 + beta) / 2.0 if f.cwnd < f.w_max else f.cwnd
+    f.cwnd = max(f.cwnd * beta, MIN_WINDOW)
+    f.ssthresh = f.cwnd
+    f.cubic_k = ((f.w_max - f.cwnd) / f.cubic_c) ** (1.0 / 3.0) if f.w_max > f.cwnd else 0.0
+    f.w_est = f.cwnd
+    f.epoch_ns = -1
+
+
+@jit
+def _cubic_increase(f: Any, acked: int, now_ns: int) -> None:
+    """RFC 9438 sections 4.2 to 4.5: the larger of the cubic and the Reno-friendly window."""
+    if f.epoch_ns <= 0:
+        if f.epoch_ns == 0:  # slow start ended without a reduction
+            f.w_max = f.cwnd
+            f.cubic_k = 0.0
+            f.w_est = f.cwnd
+            f.prior = f.cwnd
+        f.epoch_ns = now_ns
+    elapsed_s = (now_ns - f.epoch_ns) * 1e-9
+    slope = 1.0 if f.slope_one != 0 and f.w_est >= f.prior else f.friendly
+    f.w_est += slope * acked / f.cwnd
+    if cubic_window(elapsed_s, f.cubic_k, f.w_max, f.cubic_c) < f.w_est:
+        f.cwnd = max(f.cwnd, f.w_est)
+        return
+    target = cubic_window(elapsed_s + f.srtt_ns * 1e-9, f.cubic_k, f.w_max, f.cubic_c)
+    target = min(max(target, f.cwnd), 1.5 * f.cwnd)
+    f.cwnd += (target - f.cwnd) / f.cwnd * acked
+
+
+@jit
+def prague_vrtt_ns(srtt_ns: float) -> float:
+    """Virtual RTT: the smoothed RTT, at least 25 ms."""
+    return max(srtt_ns, PRAGUE_REF_RTT_NS)
+
+
+@jit
+def on_ack(f: Any, acked: int, marked: int, now_ns: int) -> None:
+    """Grow the window for `acked` newly delivered packets, of which `marked` bore CE.
+
+    Slow start counts every packet (RFC 3465 with L = unlimited); congestion avoidance is Reno's for
+    NewReno and DCTCP (RFC 8257 section 3.5), RFC 9438's for CUBIC, and for Prague Reno's on unmarked
+    packets, scaled by (srtt / vrtt)^2 for RTT independence.
+    """
+    if f.cwnd < f.ssthresh:
+        f.cwnd += acked
+        if f.cwnd > f.ssthresh:
+            f.cwnd = f.ssthresh
+    elif f.cc == CUBIC:
+        _cubic_increase(f, acked, now_ns)
+    elif f.cc == PRAGUE:
+        ratio = f.srtt_ns / prague_vrtt_ns(f.srtt_ns)
+        f.cwnd += max(acked - marked, 0) * ratio * ratio / f.cwnd
+    else:
+        f.cwnd += acked / f.cwnd
+    f.cwnd = min(f.cwnd, float(f.rwnd))
+
+
+@jit
+def on_loss(f: Any, now_ns: int) -> None:
+    """Multiplicative decrease on a loss, once per recovery (the caller sees to that)."""
+    f.reductions += 1
+    if f.cc == CUBIC:
+        _cubic_reduce(f, f.beta)
+        return
+    low = PRAGUE_MIN_WINDOW if f.cc == PRAGUE else MIN_WINDOW
+    f.cwnd = max(f.cwnd * f.beta, low)
+    f.ssthresh = f.cwnd
+    f.reduced_ns = now_ns
+
+
+@jit
+def on_timeout(f: Any) -> None:
+    """RFC 5681 section 3.1: half the window as threshold, and start again from one packet."""
+    if f.cc == CUBIC:
+        _cubic_reduce(f, f.beta)
+        f.epoch_ns = 0  # RFC 9438 section 4.8: a fresh epoch with K = 0
+    else:
+        f.ssthresh = max(f.cwnd * f.beta, MIN_WINDOW)
+    f.cwnd = 1.0
+
+
+@jit
+def on_classic_ecn(f: Any, now_ns: int) -> None:
+    """A congestion signal of RFC 3168, once per round trip: as a loss, or with beta_ecn (RFC 8511)."""
+    f.reductions += 1
+    if f.cc == CUBIC:
+        _cubic_reduce(f, f.beta_ecn)
+        return
+    f.cwnd = max(f.cwnd * f.beta_ecn, MIN_WINDOW)
+    f.ssthresh = f.cwnd
+    f.reduced_ns = now_ns
+
+
+@jit
+def count_marks(f: Any, acked: int, marked: int, now_ns: int) -> None:
+    """DCTCP's and Prague's moving average of the marked fraction, once per round (RFC 8257 section 3.3).
+
+    A round is a window; for Prague it also lasts at least a virtual RTT.
+    """
+    f.acked_in_round += acked
+    f.marked_in_round += marked
+    if f.una < f.round_end:
+        return
+    if f.cc == PRAGUE and now_ns - f.round_ns < prague_vrtt_ns(f.srtt_ns):
+        return
+    if f.acked_in_round > 0:
+        fraction = min(f.marked_in_round / f.acked_in_round, 1.0)
+        f.ce_alpha += f.gain * (fraction - f.ce_alpha)
+    f.acked_in_round = 0
+    f.marked_in_round = 0
+    f.round_end = f.nxt
+    f.round_ns = now_ns
+
+
+@jit
+def on_scalable_ecn(f: Any, now_ns: int) -> bool:
+    """DCTCP's and Prague's decrease by alpha / 2, once per round; whether it was taken.
+
+    Prague takes it at most once per virtual RTT; the first mark ends slow start and halves the window.
+    """
+    if f.cc == DCTCP:
+        f.reductions += 1
+        f.cwnd = max(f.cwnd * (1.0 - f.ce_alpha / 2.0), MIN_WINDOW)
+        f.ssthresh = f.cwnd
+        return True
+    if f.ssthresh >= _LARGE:
+        f.ce_alpha = 1.0
+    elif now_ns - f.reduced_ns < prague_vrtt_ns(f.srtt_ns):
+        return False
+    f.reductions += 1
+    f.cwnd = max(f.cwnd * (1.0 - f.ce_alpha / 2.0), PRAGUE_MIN_WINDOW)
+    f.ssthresh = f.cwnd
+    f.reduced_ns = now_ns
+    return True

@@ -1,0 +1,246 @@
+"""The seven queue disciplines behind one set of calls, for the engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from l4s_gym.schema import ENQUEUE, MAX_PROB
+from l4s_gym.sim import codel, dualpi2_linux, dualpi2_rfc9332, fifo, pie, red
+from l4s_gym.sim import dualpi2_freebsd as freebsd
+from l4s_gym.sim.events import set_time
+from l4s_gym.sim.jit import jit
+from l4s_gym.sim.memory import packet_at, queue_at
+from l4s_gym.sim.layout import (
+    CODEL,
+    FREEBSD,
+    LINUX,
+    NEVER,
+    PIE,
+    RED,
+    RFC9332,
+    SLOT_UPDATE_C,
+)
+
+
+@jit
+def clock_ns(env: Any) -> int:
+    """The discipline's clock: the kernel's moves by whole ticks (AQM_UNOW), the others' is exact."""
+    if env.tick_ns > 0:
+        return env.now_ns - env.now_ns % env.tick_ns  # type: ignore[no-any-return]
+    return env.now_ns  # type: ignore[no-any-return]
+
+
+@jit
+def classify(env: Any, ecn: int) -> int:
+    """Queue of an arriving packet: 0 C (or the only queue), 1 L."""
+    if env.aqm == FREEBSD:
+        return freebsd.classify(ecn, env.quirks)
+    if env.dual:
+        return ecn & 1
+    return 0
+
+
+@jit
+def decide_at_enqueue(env: Any, index: int, ecn: int) -> tuple[int, int]:
+    """The discipline's own decision at arrival: (logged, applied)."""
+    if env.aqm == FREEBSD:
+        return freebsd.decide(env, index, ecn)
+    action = ENQUEUE
+    if env.aqm == PIE:
+        action = pie.decide(env, queue_at(env, 0), ecn)
+    elif env.aqm == RED:
+        action = red.decide(env, queue_at(env, 0), ecn)
+    return action, action
+
+
+@jit
+def decide_at_dequeue(w: Any, index: int, p: int, sojourn_ns: int) -> int:
+    """The discipline's own decision for a packet that has just been taken from its queue."""
+    env = w
+    a = packet_at(w, p)
+    if env.aqm == RFC9332:
+        return dualpi2_rfc9332.decide(env, queue_at(w, index), index, sojourn_ns, a.ecn)
+    if env.aqm == LINUX:
+        return dualpi2_linux.decide(env, index, sojourn_ns, a.ecn, a.step_ok != 0, a.len)
+    if env.aqm == CODEL:
+        return codel.decide(env, queue_at(w, 0), sojourn_ns, a.ecn)
+    return ENQUEUE
+
+
+@jit
+def note_foreign_decision(env: Any, q: Any, action: int) -> None:
+    """Somebody else has decided: the accumulated probability steps and is reset as for an own decision."""
+    if env.aqm == FREEBSD:
+        freebsd.step_accumulator(env, q)
+        if action != ENQUEUE:
+            q.accu_prob = 0
+    elif env.aqm == PIE:
+        q.accu = 0.0 if action != ENQUEUE or q.prob == 0.0 else q.accu + q.prob
+
+
+@jit
+def after_decision(w: Any, index: int) -> None:
+    """What the testbed's kernel does after each decision (activation, burst allowance, lists)."""
+    env = w
+    if env.aqm != FREEBSD:
+        return
+    q = queue_at(w, index)
+    if freebsd.after_decision(env, q, clock_ns(env) // 1000):
+        set_time(w, SLOT_UPDATE_C + index, env.now_ns + env.tupdate_us * 1000)
+
+
+@jit
+def enlist(env: Any, q: Any, index: int) -> None:
+    """A packet has joined a queue that the scheduler had forgotten."""
+    if env.aqm == FREEBSD and q.listed == 0:
+        if env.quirks & freebsd.DRR_TWO_TO_ONE:
+            freebsd.list_queue(env, q, index)
+        else:
+            q.listed = 1
+
+
+@jit
+def no_room(env: Any, length: int) -> bool:
+    """Whether the buffer is full before the enqueue (RFC 9332 keeps one MTU free; the kernel looks later)."""
+    if env.aqm == FREEBSD and env.quirks & freebsd.HEAD_DROP:
+        return False
+    reserve = 1500 if env.aqm == RFC9332 else length
+    return fifo.is_full(env.packets, env.bytes, reserve, env.limit_packets, env.limit_bytes)
+
+
+@jit
+def pick(w: Any) -> int:
+    """Queue to serve next, or -1; the testbed's controllers stop when their queue is found empty."""
+    env = w
+    if env.aqm == FREEBSD:
+        if env.quirks & freebsd.DRR_TWO_TO_ONE:
+            index = freebsd.pick(env)
+        else:
+            index = dualpi2_rfc9332.pick(env)
+            for i in range(2):
+                if queue_at(env, i).packets == 0 and queue_at(env, i).listed:
+                    queue_at(env, i).listed = 0
+                    queue_at(env, i).active = 0
+        for i in range(2):
+            if queue_at(env, i).active == 0:
+                set_time(w, SLOT_UPDATE_C + i, NEVER)
+        return index
+    if env.aqm == LINUX:
+        return dualpi2_linux.pick(env)
+    if env.aqm == RFC9332:
+        return dualpi2_rfc9332.pick(env)
+    return 0 if queue_at(env, 0).packets > 0 else -1
+
+
+@jit
+def charge(env: Any, index: int, length: int, dropped: bool) -> None:
+    """Account a packet to the scheduler; a packet dropped at dequeue costs nothing in RFC 9332 and Linux."""
+    if env.aqm == FREEBSD:
+        if env.quirks & freebsd.DRR_TWO_TO_ONE:
+            queue_at(env, index).deficit -= length
+        else:
+            dualpi2_rfc9332.charge(env, index, length)
+    elif env.aqm == RFC9332:
+        if not dropped:
+            dualpi2_rfc9332.charge(env, index, length)
+    elif env.aqm == LINUX:
+        if not dropped:
+            dualpi2_linux.charge(env, index, length)
+        if queue_at(env, 0).packets == 0 and queue_at(env, 1).packets == 0:
+            dualpi2_linux.reset_credit(env)
+
+
+@jit
+def head_delay_ns(w: Any, index: int) -> int:
+    """Age of the head of a queue, 0 where it is empty."""
+    head = queue_at(w, index).head
+    return 0 if head < 0 else clock_ns(w) - packet_at(w, head).enqueued_ns
+
+
+@jit
+def update(w: Any, slot: int) -> None:
+    """The control timer: one update of the probability, and a new control interval."""
+    env = w
+    index = slot - SLOT_UPDATE_C
+    current = 0
+    if env.aqm == FREEBSD:
+        freebsd.update(env, index)
+        current = queue_at(env, index).qdelay_us * 1000
+    else:
+        current = max(head_delay_ns(w, 0), head_delay_ns(w, 1))
+        if env.aqm == RFC9332:
+            env.prob = dualpi2_rfc9332.update_probability(
+                env.prob, current, env.qdelay_old_ns, env.target_us * 1000, env.alpha_hz, env.beta_hz
+            )
+            env.qdelay_old_ns = current
+        elif env.aqm == LINUX:
+            env.prob_fixed = dualpi2_linux.update_probability(
+                env.prob_fixed,
+                current,
+                env.qdelay_old_ns,
+                env.target_us * 1000,
+                env.alpha,
+                env.beta,
+                env.drop_on_overload != 0,
+                int(env.coupling),
+            )
+            env.qdelay_old_ns = current
+        elif env.aqm == PIE:
+            pie.update(env, queue_at(env, 0))
+        queue_at(env, 0).interval_drops = 0
+        queue_at(env, 1).interval_drops = 0
+    env.updates += 1
+    env.update_delay_ns += current
+    set_time(w, slot, env.now_ns + env.tupdate_us * 1000)
+
+
+@jit
+def base_probability(env: Any, q: Any) -> int:
+    """The controller's probability in the record's unit, 1/(2^31 - 1)."""
+    if env.aqm == FREEBSD:
+        return q.drop_prob  # type: ignore[no-any-return]
+    if env.aqm == LINUX:
+        return env.prob_fixed >> 1  # type: ignore[no-any-return]
+    if env.aqm == RFC9332:
+        return int(env.prob * MAX_PROB)
+    if env.aqm == PIE or env.aqm == RED:
+        return int(q.prob * MAX_PROB)
+    return 0
+
+
+@jit
+def accumulated_probability(env: Any, q: Any) -> int:
+    """The accumulated probability (or `recur` count) in the record's unit, 1/(2^31 - 1)."""
+    if env.aqm == FREEBSD:
+        return q.accu_prob  # type: ignore[no-any-return]
+    if env.aqm == RFC9332:
+        return int(q.recur * MAX_PROB)
+    if env.aqm == PIE:
+        return int(q.accu * MAX_PROB)
+    return 0
+
+
+@jit
+def burst_allowance_us(env: Any, q: Any) -> int:
+    """Time left in which nothing is dropped, us."""
+    if env.aqm == FREEBSD:
+        return q.burst_us  # type: ignore[no-any-return]
+    return q.burst_ns // 1000  # type: ignore[no-any-return]
+
+
+@jit
+def old_delay_us(env: Any, q: Any) -> int:
+    """Delay at the last update of the probability, us."""
+    if env.aqm == FREEBSD:
+        return q.qdelay_old_us  # type: ignore[no-any-return]
+    return env.qdelay_old_ns // 1000  # type: ignore[no-any-return]
+
+
+@jit
+def current_delay_us(env: Any, q: Any) -> int:
+    """Sojourn of the packet that last left the queue, us."""
+    if env.aqm == FREEBSD:
+        return q.qdelay_us  # type: ignore[no-any-return]
+    return q.delay_ns // 1000  # type: ignore[no-any-return]
+
+

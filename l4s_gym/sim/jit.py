@@ -1,0 +1,39 @@
+"""How the simulator is compiled: one decorator, a cache that notices every changed file, no fast-math."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numba
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@functools.cache
+def source_digest() -> str:
+    """Digest of all sources of the simulator and of the schema.
+
+    Numba's cache looks only at the file of the function that is called: a change in a function that it
+    calls would go unnoticed, and the old machine code would run on.
+    """
+    here = Path(__file__).parent
+    files = [*sorted(here.glob("*.py")), here.parent / "schema.py"]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def jit(function: F) -> F:
+    """Compile a function that is called from compiled code (and, for the public ones, from Python)."""
+    return cast(F, numba.njit(function, error_model="numpy", nogil=True))
+
+
+def entry(function: F) -> F:
+    """Compile an entry point: cached on disk, and without the GIL, so that threads run side by side."""
+    compiled = numba.njit(function, error_model="numpy", nogil=True, cache=True)
+    index = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
+    if index is not None and hasattr(index, "_source_stamp"):
+        index._source_stamp = (index._source_stamp, source_digest())
+    return cast(F, compiled)

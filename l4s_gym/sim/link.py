@@ -1,0 +1,332 @@
+"""The bottleneck: packets in, queue discipline, link, packets out; and everything counted on the way."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from l4s_gym.schema import CE, DROP, ENQUEUE, MARK, NOT_ECT
+from l4s_gym.sim import disciplines, record, tcp
+from l4s_gym.sim.events import set_time, uniform
+from l4s_gym.sim.jit import jit
+from l4s_gym.sim.memory import flow_at, hist_of, log_at, packet_at, queue_at, trace_of
+from l4s_gym.sim.layout import (
+    AGENT,
+    HIST_BINS,
+    HIST_STEPS,
+    NEVER,
+    SLOT_LINK,
+    TICK,
+    TRACE,
+)
+from l4s_gym.sim.pool import append, pop, push_transit, release
+
+OPPORTUNITY_BYTES = 1504
+"""What one delivery opportunity of a Mahimahi trace carries (packet and header of the emulator)."""
+
+
+@jit
+def delay_bin(delay_ns: int) -> int:
+    """Bin of the delay histogram: linear below 1 us x 2, then `HIST_STEPS` bins an octave."""
+    units = delay_ns * 1e-3 + 1.0
+    return min(int(math.log2(units) * HIST_STEPS), HIST_BINS - 1)
+
+
+@jit
+def drop(w: Any, index: int, p: int) -> None:
+    """Drop a packet and count it."""
+    env = w
+    q = queue_at(w, index)
+    a = packet_at(w, p)
+    q.drops += 1
+    q.interval_drops += 1
+    c = queue_at(w, a.cls)
+    c.dropped += 1
+    if a.ecn != NOT_ECT:
+        c.dropped_ect += 1
+    flow_at(w, a.flow).drops += 1
+    env.dropped += 1
+    release(w, p)
+
+
+@jit
+def mark(w: Any, p: int) -> None:
+    """Set CE and count it (a packet that bears CE already counts again, as in the kernels)."""
+    a = packet_at(w, p)
+    a.ecn = CE
+    queue_at(w, a.cls).marked += 1
+    flow_at(w, a.flow).marks += 1
+
+
+@jit
+def _leave_queue(w: Any, index: int) -> int:
+    """Take the head of a queue and account its sojourn."""
+    env = w
+    q = queue_at(w, index)
+    record.integrate(w)
+    p = pop(w, q)
+    a = packet_at(w, p)
+    sojourn = disciplines.clock_ns(env) - a.enqueued_ns
+    q.delay_ns = sojourn
+    q.qdelay_us = sojourn // 1000
+    c = queue_at(w, a.cls)
+    c.class_packets -= 1
+    c.class_delay_ns = sojourn
+    return p  # type: ignore[no-any-return]
+
+
+@jit
+def dequeue(w: Any) -> int:
+    """The next packet to send, or -1: the scheduler chooses, the discipline may mark or drop."""
+    env = w
+    while True:
+        index = disciplines.pick(w)
+        if index < 0:
+            return -1
+        p = _leave_queue(w, index)
+        a = packet_at(w, p)
+        q = queue_at(w, index)
+        action = ENQUEUE
+        if a.decided == 0:
+            action = disciplines.decide_at_dequeue(w, index, p, q.delay_ns)
+            if action != ENQUEUE and a.record >= 0:
+                log_at(w, a.record).action = action
+                log_at(w, a.record).applied_action = action
+        disciplines.charge(env, index, a.len, action == DROP)
+        if action == DROP:
+            drop(w, index, p)
+            continue
+        if action == MARK:
+            mark(w, p)
+        a.record = -1
+        c = queue_at(w, a.cls)
+        c.left += 1
+        c.left_delay_ns += q.delay_ns
+        c.max_delay_ns = max(c.max_delay_ns, q.delay_ns)
+        hist_of(w, a.cls)[delay_bin(q.delay_ns)] += 1
+        seconds = a.len * 8.0 / env.base_rate_bps
+        env.served_bytes += a.len
+        env.served_s += seconds
+        reference = env.delay_ref_l_ns if a.cls == 1 else env.delay_ref_c_ns
+        env.power_s += seconds * reference / (reference + q.delay_ns)
+        return p
+
+
+@jit
+def deliver(w: Any, p: int) -> None:
+    """A packet has crossed the link: on to its next crossing, its receiver, or its sender."""
+    env = w
+    a = packet_at(w, p)
+    i = a.flow
+    env.delivered += 1
+    if a.ack or a.crossing < env.passes:
+        push_transit(w, i, p)
+    else:
+        tcp.receive(w, i, p)
+
+
+@jit
+def start_sending(w: Any) -> None:
+    """Send the next packet over a link of constant rate, or let the link rest."""
+    env = w
+    p = dequeue(w)
+    env.sending_packet = p
+    if p < 0:
+        env.busy = 0
+        set_time(w, SLOT_LINK, NEVER)
+        return
+    env.busy = 1
+    set_time(w, SLOT_LINK, env.now_ns + int(packet_at(w, p).len * env.ns_per_byte))
+
+
+@jit
+def opportunity_ns(w: Any) -> int:
+    """Time of the trace's next delivery opportunity."""
+    env = w
+    return env.trace_cycle * env.trace_period_ns + trace_of(w)[env.trace_pos]  # type: ignore[no-any-return]
+
+
+@jit
+def _skip_to_now(w: Any) -> None:
+    """Move to the first opportunity that is not past (opportunities with an empty queue are lost)."""
+    env = w
+    cycle = env.now_ns // env.trace_period_ns
+    if cycle > env.trace_cycle:
+        env.trace_cycle = cycle
+        env.trace_pos = 0
+    offset = env.now_ns - env.trace_cycle * env.trace_period_ns
+    low = env.trace_pos
+    high = env.trace_len
+    while low < high:
+        middle = (low + high) >> 1
+        if trace_of(w)[middle] < offset:
+            low = middle + 1
+        else:
+            high = middle
+    if low == env.trace_len:
+        env.trace_cycle += 1
+        low = 0
+    env.trace_pos = low
+
+
+@jit
+def _serve_opportunity(w: Any) -> None:
+    """One delivery opportunity: up to `OPPORTUNITY_BYTES`, whole packets leave when their last byte is through."""
+    env = w
+    budget = OPPORTUNITY_BYTES
+    while budget > 0:
+        if env.sending_packet < 0:
+            env.sending_packet = dequeue(w)
+            if env.sending_packet < 0:
+                break
+            env.left_bytes = packet_at(w, env.sending_packet).len
+        used = min(budget, env.left_bytes)
+        budget -= used
+        env.left_bytes -= used
+        if env.left_bytes == 0:
+            p = env.sending_packet
+            env.sending_packet = -1
+            deliver(w, p)
+    env.trace_pos += 1
+    if env.trace_pos == env.trace_len:
+        env.trace_pos = 0
+        env.trace_cycle += 1
+    if env.sending_packet >= 0 or env.packets > 0:
+        set_time(w, SLOT_LINK, opportunity_ns(w))
+    else:
+        env.busy = 0
+        set_time(w, SLOT_LINK, NEVER)
+
+
+@jit
+def _serve_tick(w: Any) -> None:
+    """One kernel tick of dummynet: serve while there is credit (facts: dn_io's serve_sched).
+
+    The credit is in bits; a packet may take it below zero and the next waits until it is paid off.
+    """
+    env = w
+    while env.credit >= 0.0:
+        p = dequeue(w)
+        if p < 0:
+            env.busy = 0
+            set_time(w, SLOT_LINK, NEVER)
+            return
+        env.credit -= packet_at(w, p).len * 8.0
+        deliver(w, p)
+    next_tick = env.now_ns - env.now_ns % env.tick_ns + env.tick_ns
+    set_time(w, SLOT_LINK, next_tick)
+
+
+@jit
+def on_link(w: Any) -> None:
+    """The link's slot has fired."""
+    env = w
+    if env.link == TRACE:
+        _serve_opportunity(w)
+    elif env.link == TICK:
+        env.credit += env.tick_ns * 1e-9 * env.rate_bps
+        _serve_tick(w)
+    else:
+        p = env.sending_packet
+        deliver(w, p)
+        start_sending(w)
+
+
+@jit
+def _wake(w: Any) -> None:
+    """A packet waits and the link rests."""
+    env = w
+    env.busy = 1
+    if env.link == TRACE:
+        _skip_to_now(w)
+        set_time(w, SLOT_LINK, opportunity_ns(w))
+    elif env.link == TICK:
+        # An idle pipe starts without credit: the first packet leaves at the next tick.
+        env.credit = -env.tick_ns * 1e-9 * env.rate_bps
+        set_time(w, SLOT_LINK, env.now_ns - env.now_ns % env.tick_ns + env.tick_ns)
+    else:
+        start_sending(w)
+
+
+@jit
+def _foreign_action(env: Any, index: int, ecn: int) -> int:
+    """The action that the given probabilities yield for a packet (`L4S-DualPI2-Prob-v0`)."""
+    prob = env.p_l if index == 1 else env.p_c
+    if env.even:
+        count = (env.recur_l if index == 1 else env.recur_c) + prob
+        hit = count > 1.0
+        if hit:
+            count -= 1.0
+        if index == 1:
+            env.recur_l = count
+        else:
+            env.recur_c = count
+    else:
+        hit = uniform(env) < prob
+    if not hit:
+        return ENQUEUE
+    return MARK if ecn != NOT_ECT else DROP
+
+
+@jit
+def _drop_from_longer(w: Any) -> None:
+    """dummynet's limit: over it, the head of the longer queue goes."""
+    index = 1 if queue_at(w, 1).packets > queue_at(w, 0).packets else 0
+    record.integrate(w)
+    p = pop(w, queue_at(w, index))
+    queue_at(w, packet_at(w, p).cls).class_packets -= 1
+    drop(w, index, p)
+
+
+@jit
+def arrive(w: Any, p: int, action: int) -> None:
+    """A packet arrives at the bottleneck and is decided: by `action`, or by the discipline where that is -1."""
+    env = w
+    a = packet_at(w, p)
+    index = disciplines.classify(env, a.ecn)
+    q = queue_at(w, index)
+    a.crossing += 1
+    a.cls = index if env.dual else (1 if tcp.is_l4s(a.ecn) else 0)
+    c = queue_at(w, a.cls)
+    c.offered += 1
+    c.offered_bytes += a.len
+    env.sent += 1
+    row = record.write_before(w, index, p)
+    decided_by = 0
+    if action >= 0 or env.decider > AGENT:
+        if action < 0:
+            action = _foreign_action(env, index, a.ecn)
+        logged = action
+        applied = DROP if action == MARK and a.ecn == NOT_ECT else action
+        disciplines.note_foreign_decision(env, q, applied)
+        a.decided = 1
+        decided_by = 1
+    else:
+        logged, applied = disciplines.decide_at_enqueue(env, index, a.ecn)
+    if applied != DROP and disciplines.no_room(env, a.len):
+        applied = DROP
+    env.applied = applied
+    env.decided_queue = index
+    if row >= 0:
+        record.write_after(w, row, index, logged, applied, decided_by)
+    disciplines.after_decision(w, index)
+    q.total_packets += 1
+    q.total_bytes += a.len
+    if applied == DROP:
+        drop(w, index, p)
+        return
+    if applied == MARK:
+        mark(w, p)
+    a.enqueued_ns = disciplines.clock_ns(env)
+    a.step_ok = 1 if q.packets >= env.min_qlen_step else 0
+    a.record = row
+    record.integrate(w)
+    append(w, q, p)
+    c.class_packets += 1
+    disciplines.enlist(env, q, index)
+    if env.limit_packets > 0 and env.packets > env.limit_packets:
+        _drop_from_longer(w)
+    if env.busy == 0:
+        _wake(w)
+
+

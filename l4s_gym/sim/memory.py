@@ -1,0 +1,107 @@
+"""An environment's rows opened from the addresses in its `ENV` record.
+
+The compiled functions pass one pointer. A view of an array would be some seven words in each call, and a
+tuple of ten views made the engine six times slower.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+from numba import carray, types
+from numba.extending import intrinsic
+
+from l4s_gym.schema import RECORD
+from l4s_gym.sim.jit import jit
+from l4s_gym.sim.layout import ENV, FLOW, HIST_BINS, PACKET, QUEUE
+
+
+@intrinsic
+def pointer(typingctx: Any, address: Any) -> Any:
+    """An integer address as a pointer, for `numba.carray`."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], context.get_value_type(types.voidptr))
+
+    return types.voidptr(types.int64), codegen
+
+
+def _opener(dtype: np.dtype[np.void]) -> Any:
+    """A compiled function from an address to the record of `dtype` that lies there."""
+    record = numba.from_dtype(dtype)
+
+    @intrinsic
+    def open_record(typingctx: Any, address: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.inttoptr(args[0], context.get_value_type(record))
+
+        return record(types.int64), codegen
+
+    return open_record
+
+
+env_record = _opener(ENV)
+_queue_record = _opener(QUEUE)
+_flow_record = _opener(FLOW)
+_packet_record = _opener(PACKET)
+_log_record = _opener(RECORD)
+_QUEUE_SIZE = QUEUE.itemsize
+_FLOW_SIZE = FLOW.itemsize
+_PACKET_SIZE = PACKET.itemsize
+_LOG_SIZE = RECORD.itemsize
+
+
+@jit
+def queue_at(w: Any, index: int) -> Any:
+    """Queue 0 (C, or the only one) or 1 (L): `QUEUE` record."""
+    return _queue_record(w.queue_at + index * _QUEUE_SIZE)
+
+
+@jit
+def flow_at(w: Any, i: int) -> Any:
+    """Flow `i`: `FLOW` record."""
+    return _flow_record(w.flow_at + i * _FLOW_SIZE)
+
+
+@jit
+def packet_at(w: Any, p: int) -> Any:
+    """Packet `p` of the pool: `PACKET` record."""
+    return _packet_record(w.packet_at + p * _PACKET_SIZE)
+
+
+@jit
+def log_at(w: Any, row: int) -> Any:
+    """Row of the decision log: `schema.RECORD`."""
+    return _log_record(w.log_at + row * _LOG_SIZE)
+
+
+@jit
+def board_of(w: Any, i: int) -> Any:
+    """Scoreboard of flow `i`: (window,) uint8."""
+    return carray(pointer(w.score_at + i * w.window), (w.window,), np.uint8)
+
+
+@jit
+def tree_of(w: Any) -> Any:
+    """Event tree: (2 leaves,) int64."""
+    return carray(pointer(w.tree_at), (2 * w.leaves,), np.int64)
+
+
+@jit
+def hist_of(w: Any, index: int) -> Any:
+    """Sojourn histogram of a class: (HIST_BINS,) int32."""
+    return carray(pointer(w.hist_at + index * HIST_BINS * 4), (HIST_BINS,), np.int32)
+
+
+@jit
+def trace_of(w: Any) -> Any:
+    """Delivery opportunities (trace_len,) or pairs of time and factor (2 trace_len,): int64."""
+    return carray(pointer(w.trace_row), (2 * w.trace_len,), np.int64)
+
+
+@jit
+def obs_of(w: Any) -> Any:
+    """Observation: (8,) float32."""
+    return carray(pointer(w.obs_at), (8,), np.float32)

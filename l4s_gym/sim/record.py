@@ -1,0 +1,135 @@
+"""What is seen of the queue at a decision: the observation, the record of the log, the reward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from l4s_gym.schema import OBS_HIGH, OBS_SCALE
+from l4s_gym.sim import disciplines
+from l4s_gym.sim.jit import jit
+from l4s_gym.sim.memory import log_at, obs_of, packet_at, queue_at
+from l4s_gym.sim.layout import BALANCE, POWER
+
+_SCALE = OBS_SCALE.copy()
+_HIGH = OBS_HIGH.astype(np.float64)
+DELAY_WEIGHT = 0.25
+DELAY_CAP = 4.0
+
+
+@jit
+def _put(obs: Any, k: int, value: float) -> None:
+    obs[k] = min(max(value / _SCALE[k], 0.0), _HIGH[k])
+
+
+@jit
+def observe(w: Any, index: int, p: int) -> None:
+    """Write the observation of the packet `p` that has arrived for queue `index`, before any decision."""
+    env = w
+    q = queue_at(w, index)
+    obs = obs_of(w)
+    obs[0] = index
+    _put(obs, 1, disciplines.burst_allowance_us(env, q))
+    _put(obs, 2, disciplines.base_probability(env, q))
+    _put(obs, 3, disciplines.current_delay_us(env, q))
+    _put(obs, 4, disciplines.accumulated_probability(env, q))
+    _put(obs, 5, q.bytes)
+    _put(obs, 6, q.interval_drops)
+    _put(obs, 7, packet_at(w, p).len)
+    env.last_reward_len = packet_at(w, p).len
+    env.last_reward_delay_us = disciplines.current_delay_us(env, q)
+
+
+@jit
+def write_before(w: Any, index: int, p: int) -> int:
+    """Start a row of the log with what was known before the decision; its number, or -1 without a log."""
+    env = w
+    if env.log_capacity == 0:
+        return -1
+    q = queue_at(w, index)
+    a = packet_at(w, p)
+    row = env.log_rows
+    env.log_rows += 1
+    r = log_at(w, row)
+    r.queue_type = index
+    r.qdelay_ref = env.target_us
+    r.tupdate = env.tupdate_us
+    r.max_burst = env.max_burst_us
+    r.max_ecn_threshold = env.max_ecn_threshold
+    r.alpha = env.alpha
+    r.beta = env.beta
+    r.flags = env.flags
+    r.burst_allowance = disciplines.burst_allowance_us(env, q)
+    r.drop_probability = disciplines.base_probability(env, q)
+    r.current_queue_delay = disciplines.current_delay_us(env, q)
+    r.queue_delay_old = disciplines.old_delay_us(env, q)
+    r.measurement_start = q.measurement_start_us
+    r.average_dequeue_time = 0
+    r.dequeue_count = 0
+    r.status_flags = 3 if q.active else 0
+    r.total_packets = q.total_packets
+    r.total_bytes = q.total_bytes
+    r.length_in_packets = q.packets
+    r.length_in_bytes = q.bytes
+    r.total_drops = q.drops
+    r.packet_length = a.len
+    r.sequence = env.sequence
+    r.time_us = env.now_ns // 1000
+    r.flow_id = a.flow
+    r.ecn = a.ecn
+    r.accumulated_probability_before = disciplines.accumulated_probability(env, q)
+    r.interval_drops = q.interval_drops
+    env.sequence += 1
+    return row  # type: ignore[no-any-return]
+
+
+@jit
+def write_after(w: Any, row: int, index: int, logged: int, applied: int, decided_by: int) -> None:
+    """Finish a row with the decision and the kernel's accumulated probability after it."""
+    r = log_at(w, row)
+    r.accumulated_probability = disciplines.accumulated_probability(w, queue_at(w, index))
+    r.action = logged
+    r.applied_action = applied
+    r.decided_by = decided_by
+
+
+@jit
+def integrate(w: Any) -> None:
+    """Bring the integrals of the reward up to now.
+
+    A class's delay at an instant is the sojourn of its packet that left the queue last, while more of the
+    class are queued, else 0; it counts relative to the class's reference, at most `DELAY_CAP` times.
+    """
+    env = w
+    elapsed = env.now_ns - env.integrated_ns
+    if elapsed <= 0:
+        return
+    env.integrated_ns = env.now_ns
+    seconds = elapsed * 1e-9
+    c = queue_at(w, 0)
+    l4s = queue_at(w, 1)
+    if c.class_packets > 0:
+        env.delay_c_s += seconds * min(c.class_delay_ns / env.delay_ref_c_ns, DELAY_CAP)
+        c.backlog_ns += elapsed
+    if l4s.class_packets > 0:
+        env.delay_l_s += seconds * min(l4s.class_delay_ns / env.delay_ref_l_ns, DELAY_CAP)
+        l4s.backlog_ns += elapsed
+
+
+@jit
+def take_reward(w: Any) -> float:
+    """The reward since it was last taken."""
+    env = w
+    integrate(w)
+    if env.reward_kind == BALANCE:
+        reward = env.served_s - DELAY_WEIGHT * (env.delay_c_s + env.delay_l_s)
+    elif env.reward_kind == POWER:
+        reward = env.power_s
+    else:
+        reward = env.last_reward_len / (env.last_reward_delay_us + 1000.0)
+    env.served_s = 0.0
+    env.power_s = 0.0
+    env.delay_c_s = 0.0
+    env.delay_l_s = 0.0
+    return reward  # type: ignore[no-any-return]

@@ -1,0 +1,334 @@
+"""Scenarios: what is simulated, as frozen structures read from TOML.
+
+A scenario names the link, the sources, the queue discipline with its options, and which of these fields
+are drawn anew for each episode. The ones that ship are in `l4s_gym/scenarios`; `load` also takes a path.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import numpy as np
+from msgspec import Meta, Struct
+
+from l4s_gym.errors import L4SError, unknown
+from l4s_gym.sim.layout import AQMS
+
+Positive = Annotated[float, Meta(gt=0.0, le=1e9)]
+NonNegative = Annotated[float, Meta(ge=0.0, le=1e9)]
+Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
+Count = Annotated[int, Meta(ge=0, le=1_000_000)]
+Kind = Literal["newreno", "cubic", "dctcp", "prague", "cbr", "onoff", "web"]
+Ecn = Literal["not-ect", "ect0", "ect1"]
+SUITES = ("train", "test", "shift")
+
+
+class Link(Struct, frozen=True, forbid_unknown_fields=True):
+    """The bottleneck.
+
+    Attributes:
+        kind: `constant` (with optional `steps`), `trace` (Mahimahi packet-delivery trace) or `tick`
+            (dummynet at `hz`).
+        rate_mbps: Rate in Mbit/s; for a trace, its mean is taken from the trace instead.
+        steps: Pairs (time in s, factor of the rate), in order of time.
+        trace: Name of a shipped trace or path of a Mahimahi trace file.
+        hz: Kernel ticks per second, for `tick`.
+        passes: How often each packet crosses the queue (2: the testbed's rule matched twice).
+        acks_in_queue: Whether the ACKs cross the same queue.
+        buffer_ms: Buffer in milliseconds at `rate_mbps` (RFC 9332 recommends 250).
+        limit_packets: Buffer in packets; 0: as `buffer_ms` says.
+    """
+
+    kind: Literal["constant", "trace", "tick"] = "constant"
+    rate_mbps: Positive = 8.0
+    steps: tuple[tuple[NonNegative, Positive], ...] = ()
+    trace: str = ""
+    hz: Annotated[int, Meta(ge=1, le=1_000_000)] = 100
+    passes: Annotated[int, Meta(ge=1, le=4)] = 1
+    acks_in_queue: bool = False
+    buffer_ms: Positive = 250.0
+    limit_packets: Count = 0
+
+
+class Source(Struct, frozen=True, forbid_unknown_fields=True):
+    """One or several equal flows.
+
+    Attributes:
+        kind: `newreno`, `cubic`, `dctcp`, `prague`, `cbr`, `onoff`, `web`.
+        count: Number of flows.
+        rtt_ms: Base round-trip time.
+        ecn: Codepoint of its packets; empty: ECT(1) for DCTCP and Prague, ECT(0) for the others, Not-ECT
+            for `cbr` and `onoff`.
+        echo: `rfc3168` (latched until CWR), `accurate` (RFC 9768), or empty: accurate for DCTCP and Prague.
+        start_s: Start of the flow.
+        stagger_s: The start is drawn uniformly from this long an interval.
+        transfer_bytes: Size of a finite transfer; -1: endless.
+        rate_mbps: Rate of `cbr`, and of `onoff` while on.
+        on_s: Mean time on (exponential).
+        off_s: Mean time off, or thinking time of a `web` user (exponential).
+        cc: Congestion control of `web`.
+        size_bytes: Smallest and largest page of `web` (bounded Pareto).
+        size_shape: Shape of that distribution.
+        packet_length: IP length of a full packet, bytes.
+        ack_every: Segments per ACK.
+        delayed_ack_ms: Longest delay of an ACK.
+        initial_window: Packets.
+        min_rto_ms: Least retransmission timeout.
+        beta: Window after a loss, relative; 0: 0.5, CUBIC 0.7.
+        beta_ecn: Window after a classic ECN signal, relative; 0: as `beta` (RFC 8511 suggests 0.8).
+        friendly: Slope of CUBIC's Reno-friendly window; 0: 3 (1 - beta) / (1 + beta) of RFC 9438.
+        slope_one: Whether that slope becomes 1 above the earlier window (RFC 9438 section 4.3).
+        receive_window: Packets; 0: enough for any window that fits path and buffer.
+    """
+
+    kind: Kind
+    count: Annotated[int, Meta(ge=0, le=4096)] = 1
+    rtt_ms: Positive = 10.0
+    ecn: Ecn | Literal[""] = ""
+    echo: Literal["rfc3168", "accurate", ""] = ""
+    start_s: NonNegative = 0.0
+    stagger_s: NonNegative = 0.1
+    transfer_bytes: Annotated[int, Meta(ge=-1, le=1 << 50)] = -1
+    rate_mbps: Positive = 1.0
+    on_s: Positive = 1.0
+    off_s: Positive = 1.0
+    cc: Literal["newreno", "cubic", "dctcp", "prague"] = "cubic"
+    size_bytes: tuple[Annotated[int, Meta(ge=0)], Annotated[int, Meta(ge=1)]] = (5_000, 2_000_000)
+    size_shape: Positive = 1.2
+    packet_length: Annotated[int, Meta(ge=100, le=9000)] = 1500
+    ack_every: Annotated[int, Meta(ge=1, le=64)] = 2
+    delayed_ack_ms: Positive = 40.0
+    initial_window: Annotated[float, Meta(ge=1.0, le=1000.0)] = 10.0
+    min_rto_ms: Positive = 200.0
+    beta: Fraction = 0.0
+    beta_ecn: Fraction = 0.0
+    friendly: NonNegative = 0.0
+    slope_one: bool = True
+    receive_window: Count = 0
+
+
+class AqmOptions(Struct, frozen=True, forbid_unknown_fields=True):
+    """Parameters of the disciplines; a value of -1 stands for the discipline's own default.
+
+    Attributes:
+        target_ms: Target delay (15; CoDel 5).
+        tupdate_ms: Control interval (15 for the testbed's kernel and PIE, 16 else).
+        max_burst_ms: Burst allowance of the testbed's kernel and of PIE.
+        alpha: Integral gain: kernel integer of 1/8192 (FreeBSD), Hz (RFC 9332, PIE), 1/256 Hz (Linux).
+        beta: Proportional gain, likewise.
+        max_ecn_threshold: FreeBSD: probability (1/8192) from which ECN packets are dropped.
+        quirks_off: FreeBSD: names of `Quirk` to switch off; "all" for all of them.
+        step_ms: Step threshold of L (Linux; FreeBSD without `no_l4s_step`).
+        min_qlen_step: Linux: least queue length for the step, packets.
+        coupling: k.
+        min_th_us: RFC 9332: foot of the L ramp.
+        range_us: RFC 9332: width of the L ramp.
+        th_len: RFC 9332: no native L mark while L holds at most so many packets.
+        p_c_max: RFC 9332: overload threshold on p_C.
+        scheduler: RFC 9332: `wrr` or `time_shifted`.
+        classic_weight: Share of C in the round robin (RFC 1/16, Linux 10 %).
+        shift_ms: Time shift of the `time_shifted` scheduler.
+        drop_on_overload: Linux: drop L too in overload.
+        red_min_ms: RED's thresholds, as delays at the link's rate.
+        red_max_ms: See `red_min_ms`.
+        red_max_p: RED's probability at the upper threshold.
+        red_weight: RED's weight of a new sample.
+        interval_ms: CoDel's interval.
+        derandomise: PIE: RFC 8033 section 5.4.
+        ecn_threshold: PIE: probability above which ECN packets are dropped.
+    """
+
+    target_ms: float = -1.0
+    tupdate_ms: float = -1.0
+    max_burst_ms: NonNegative = 150.0
+    alpha: float = -1.0
+    beta: float = -1.0
+    max_ecn_threshold: Annotated[int, Meta(ge=0, le=8192)] = 819
+    quirks_off: tuple[str, ...] = ()
+    step_ms: NonNegative = 1.0
+    min_qlen_step: Count = 0
+    coupling: Positive = 2.0
+    min_th_us: NonNegative = 800.0
+    range_us: Positive = 400.0
+    th_len: Count = 1
+    p_c_max: Fraction = 0.25
+    scheduler: Literal["wrr", "time_shifted"] = "wrr"
+    classic_weight: float = -1.0
+    shift_ms: Positive = 50.0
+    drop_on_overload: bool = True
+    red_min_ms: Positive = 15.0
+    red_max_ms: Positive = 45.0
+    red_max_p: Fraction = 0.1
+    red_weight: Fraction = 0.002
+    interval_ms: Positive = 100.0
+    derandomise: bool = True
+    ecn_threshold: Fraction = 0.1
+
+
+class Draw(Struct, frozen=True, forbid_unknown_fields=True):
+    """How a field is drawn for each episode: uniformly in a range (or in its logarithm), or from choices."""
+
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    choices: tuple[float | int | str, ...] = ()
+
+    def sample(self, rng: np.random.Generator) -> float | int | str:
+        """One value."""
+        if self.choices:
+            return self.choices[int(rng.integers(len(self.choices)))]
+        if self.log:
+            return float(math.exp(rng.uniform(math.log(self.low), math.log(self.high))))
+        return float(rng.uniform(self.low, self.high))
+
+    def largest(self) -> float | int | str:
+        """The largest value that can come (for the size of the arrays)."""
+        numbers = [choice for choice in self.choices if not isinstance(choice, str)]
+        return max(numbers) if numbers else (self.choices[0] if self.choices else self.high)
+
+
+class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
+    """A scenario.
+
+    Attributes:
+        name: Name, as `gym.make(..., scenario=name)` takes it.
+        description: One line.
+        suites: Suites that it belongs to: `train`, `test` (same distribution), `shift` (unseen).
+        horizon_s: Time after which an episode is truncated.
+        warmup_s: Start of the episode that the statistics leave out.
+        aqm: Default discipline.
+        link: The bottleneck.
+        sources: The flows.
+        options: Options of the discipline.
+        randomise: Path of a field (`link.rate_mbps`, `sources.0.rtt_ms`, `sources.*.rtt_ms`) -> `Draw`.
+    """
+
+    name: str
+    sources: tuple[Source, ...]
+    description: str = ""
+    suites: tuple[Literal["train", "test", "shift"], ...] = ()
+    horizon_s: Annotated[float, Meta(gt=0.0, le=1e6)] = 60.0
+    warmup_s: NonNegative = 5.0
+    aqm: str = "dualpi2_freebsd"
+    link: Link = Link()
+    options: AqmOptions = AqmOptions()
+    randomise: dict[str, Draw] = {}
+
+    def __post_init__(self) -> None:
+        if self.aqm not in AQMS:
+            raise unknown("discipline", self.aqm, AQMS)
+        if not any(source.count for source in self.sources):
+            raise L4SError(f"scenario {self.name!r}: no flows; give at least one source with count >= 1")
+        times = [time for time, _ in self.link.steps]
+        if times != sorted(times):
+            raise L4SError(f"scenario {self.name!r}: link.steps must be in order of time")
+        if self.link.kind == "trace" and not self.link.trace:
+            raise L4SError(f"scenario {self.name!r}: link.kind is 'trace' but link.trace names none")
+        for path, draw in self.randomise.items():
+            if not draw.choices and not (0.0 <= draw.low <= draw.high) or (draw.log and draw.low <= 0.0):
+                raise L4SError(f"scenario {self.name!r}: randomise.{path}: give 0 <= low <= high, or choices")
+
+    def replace(self, **changes: Any) -> Scenario:
+        """A copy with fields replaced; dotted paths reach inside (`**{"link.rate_mbps": 40}`)."""
+        return _with_paths(self, changes)
+
+    def sample(self, rng: np.random.Generator) -> Scenario:
+        """The scenario of one episode: randomised fields drawn."""
+        if not self.randomise:
+            return self
+        return _with_paths(self, {path: draw.sample(rng) for path, draw in self.randomise.items()})
+
+
+    def largest(self) -> Scenario:
+        """The scenario with every randomised field at its largest."""
+        return _with_paths(self, {path: draw.largest() for path, draw in self.randomise.items()})
+
+    @property
+    def n_flows(self) -> int:
+        """Number of flows."""
+        return sum(source.count for source in self.sources)
+
+
+def _assign(tree: Any, path: list[str], value: Any, whole: str) -> None:
+    head, rest = path[0], path[1:]
+    if isinstance(tree, list):
+        if head != "*" and not (head.isdigit() and int(head) < len(tree)):
+            raise L4SError(f"no field {whole!r}: {head!r} is not one of the {len(tree)} sources")
+        for index in range(len(tree)) if head == "*" else [int(head)]:
+            _assign(tree[index], rest, value, whole)
+    elif head not in tree:
+        raise unknown(f"field in {whole!r}", head, list(tree))
+    elif rest:
+        _assign(tree[head], rest, value, whole)
+    else:
+        tree[head] = int(value) if isinstance(tree[head], int) and isinstance(value, float) else value
+
+
+def _with_paths(scenario: Scenario, changes: Mapping[str, Any]) -> Scenario:
+    tree = msgspec.to_builtins(scenario)
+    tree["sources"] = list(tree["sources"])
+    for path, value in changes.items():
+        plain = msgspec.to_builtins(value)
+        _assign(tree, path.split("."), plain, path)
+    return from_dict(tree)
+
+
+def from_dict(tree: Mapping[str, Any]) -> Scenario:
+    """A scenario from plain data; an error names the place."""
+    try:
+        return msgspec.convert(tree, Scenario)
+    except msgspec.ValidationError as error:
+        cause = error.__cause__
+        if isinstance(cause, L4SError):
+            raise cause from None
+        raise L4SError(f"scenario {tree.get('name', '?')!r}: {error}") from None
+
+
+def _folder() -> Any:
+    return resources.files("l4s_gym") / "scenarios"
+
+
+@functools.cache
+def names() -> tuple[str, ...]:
+    """Names of the scenarios that ship."""
+    return tuple(sorted(item.name[:-5] for item in _folder().iterdir() if item.name.endswith(".toml")))
+
+
+def suite(name: str) -> tuple[str, ...]:
+    """Names of the scenarios of a suite (`train`, `test`, `shift`)."""
+    if name not in SUITES:
+        raise unknown("suite", name, SUITES)
+    return tuple(item for item in names() if name in load(item).suites)
+
+
+@functools.cache
+def _load_shipped(name: str) -> Scenario:
+    return from_dict({"name": name, **msgspec.toml.decode((_folder() / f"{name}.toml").read_bytes())})
+
+
+def load(scenario: str | Path | Scenario) -> Scenario:
+    """A scenario by name, by path of a TOML file, or as it is.
+
+    Raises:
+        L4SError: Unknown name, unreadable file, unknown or invalid field.
+    """
+    if isinstance(scenario, Scenario):
+        return scenario
+    if isinstance(scenario, str) and scenario in names():
+        return _load_shipped(scenario)
+    path = Path(scenario)
+    if path.suffix != ".toml":
+        raise unknown("scenario", str(scenario), names())
+    if not path.is_file():
+        raise L4SError(f"{path}: no such scenario file; `l4s-gym scenarios` lists the ones that ship")
+    try:
+        tree = msgspec.toml.decode(path.read_bytes())
+    except msgspec.DecodeError as error:
+        raise L4SError(f"{path}: not valid TOML: {error}") from None
+    return from_dict({"name": path.stem, **tree})

@@ -1,0 +1,282 @@
+"""From a scenario to the engine's records: units, defaults of the disciplines, sizes of the arrays."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from l4s_gym.errors import unknown
+from l4s_gym.schema import ECT_0, ECT_1, NOT_ECT
+from l4s_gym.sim import dualpi2_freebsd as freebsd
+from l4s_gym.sim import dualpi2_linux as linux
+from l4s_gym.sim import layout, traces
+from l4s_gym.sim.layout import NEVER
+from l4s_gym.sim.scenario import AqmOptions, Scenario, Source
+
+
+ENDLESS = 1 << 60
+_ECN = {"not-ect": NOT_ECT, "ect0": ECT_0, "ect1": ECT_1}
+_LINKS = {"constant": layout.CONSTANT, "trace": layout.TRACE, "tick": layout.TICK}
+_SCALABLE = ("dctcp", "prague")
+FREEBSD_LIMIT_PACKETS = 10240
+"""dummynet's largest queue, the kernel's default for this scheduler."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Array sizes that hold every episode of a scenario: flows, packets, window, leaves of the tree."""
+
+    flows: int
+    packets: int
+    window: int
+    leaves: int
+
+
+def _power_of_two(number: float) -> int:
+    return 1 << max(math.ceil(math.log2(max(number, 2.0))), 1)
+
+
+def buffer_bytes(scenario: Scenario) -> float:
+    """Size of the buffer, bytes."""
+    if scenario.link.limit_packets:
+        return scenario.link.limit_packets * 1500.0
+    return max(scenario.link.buffer_ms * mean_rate_bps(scenario) / 8e3, 2 * 1500.0)
+
+
+def mean_rate_bps(scenario: Scenario) -> float:
+    """Rate of the link, bit/s (of a trace: its mean)."""
+    if scenario.link.kind == "trace":
+        return traces.load(scenario.link.trace).mean_bps
+    return scenario.link.rate_mbps * 1e6
+
+
+def path_packets(scenario: Scenario) -> int:
+    """Full-sized packets that path and buffer hold at most."""
+    rtt_s = max(source.rtt_ms for source in scenario.sources) * 1e-3
+    peak = max([factor for _, factor in scenario.link.steps], default=1.0) * mean_rate_bps(scenario)
+    if scenario.link.kind == "tick":
+        rtt_s += 8.0 / scenario.link.hz
+    return math.ceil((peak * rtt_s / 8.0 + buffer_bytes(scenario)) / 1500.0)
+
+
+def receive_window(scenario: Scenario, source: Source) -> int:
+    """Receive window of a flow, packets."""
+    return source.receive_window or min(math.ceil(1.25 * path_packets(scenario)) + 32, 1 << 15)
+
+
+def sizes(scenario: Scenario) -> Sizes:
+    """Array sizes for a scenario."""
+    large = scenario.largest()
+    flows = large.n_flows
+    window = max(receive_window(large, source) for source in large.sources)
+    # ACKs and unresponsive packets may be short: count the buffer in the shortest packets.
+    shortest = min(52 if large.link.acks_in_queue else source.packet_length for source in large.sources)
+    stored = int(buffer_bytes(large) / shortest) if not large.link.limit_packets else large.link.limit_packets
+    in_path = 4 * path_packets(large) + 64 * flows
+    windows = sum(2 * receive_window(large, s) * s.count for s in large.sources if s.kind not in ("cbr", "onoff"))
+    packets = min(stored + in_path, stored + 2 * windows + 64 * flows) + 256
+    return Sizes(flows, packets, _power_of_two(window + 1), _power_of_two(layout.SLOT_FLOWS + 2 * flows))
+
+
+def _or(value: float, default: float) -> float:
+    return default if value < 0.0 else value
+
+
+def _aqm_fields(scenario: Scenario, aqm: str) -> dict[str, Any]:
+    """The parameters that a discipline reads, in its units."""
+    o: AqmOptions = scenario.options
+    kernel_like = aqm in ("dualpi2_freebsd", "pie")
+    packet_s = 1500 * 8 / mean_rate_bps(scenario)
+    fields: dict[str, Any] = {
+        "target_us": round(1e3 * _or(o.target_ms, 5.0 if aqm == "codel" else 15.0)),
+        "tupdate_us": round(1e3 * _or(o.tupdate_ms, 15.0 if kernel_like else 16.0)),
+        "max_burst_us": round(1e3 * o.max_burst_ms),
+        "max_ecn_threshold": o.max_ecn_threshold,
+        "step_ns": round(1e6 * o.step_ms),
+        "min_qlen_step": o.min_qlen_step,
+        "coupling": o.coupling,
+        "min_th_ns": round(1e3 * o.min_th_us),
+        "range_ns": round(1e3 * o.range_us),
+        "th_len": o.th_len,
+        "p_c_max": o.p_c_max,
+        "shift_ns": round(1e6 * o.shift_ms) if o.scheduler == "time_shifted" else 0,
+        "drop_on_overload": int(o.drop_on_overload),
+        "red_min": o.red_min_ms * 1e-3 / packet_s,
+        "red_max": o.red_max_ms * 1e-3 / packet_s,
+        "red_max_p": o.red_max_p,
+        "red_weight": o.red_weight,
+        "interval_ns": round(1e6 * o.interval_ms),
+        "derandomise": int(o.derandomise),
+        "ecn_threshold": o.ecn_threshold,
+        "classic_weight": _or(o.classic_weight, 1 / 16),
+        "quirks": _quirks(o.quirks_off),
+        "flags": 19,
+        "alpha": 0,
+        "beta": 0,
+    }
+    if aqm == "dualpi2_freebsd":
+        fields["alpha"] = round(_or(o.alpha, 1024))
+        fields["beta"] = round(_or(o.beta, 10240))
+    elif aqm == "dualpi2_linux":
+        fields["alpha"] = linux.scale_gain(round(_or(o.alpha, 41)))
+        fields["beta"] = linux.scale_gain(round(_or(o.beta, 819)))
+        fields["classic_weight"] = 100.0 * _or(o.classic_weight, 0.1)
+        fields["wrr_credit"] = linux.PSCHED_MTU * (2.0 * fields["classic_weight"] - 100.0)
+    else:
+        fields["alpha_hz"] = _or(o.alpha, 0.125 if aqm == "pie" else 0.16)
+        fields["beta_hz"] = _or(o.beta, 1.25 if aqm == "pie" else 3.2)
+    return fields
+
+
+def _quirks(off: tuple[str, ...]) -> int:
+    """Quirk bits of the testbed's kernel without the ones that are named."""
+    if "all" in off:
+        return 0
+    bits = freebsd.ALL_QUIRKS
+    for name in off:
+        member = freebsd.Quirk.__members__.get(name.upper())
+        if member is None:
+            raise unknown("quirk", name, [quirk.lower() for quirk in freebsd.Quirk.__members__])
+        bits &= ~int(member)
+    return bits
+
+
+def _source_fields(scenario: Scenario, source: Source) -> dict[str, Any]:
+    """The flow record of a source."""
+    scalable = source.kind in _SCALABLE or (source.kind == "web" and source.cc in _SCALABLE)
+    unresponsive = source.kind in ("cbr", "onoff")
+    cc = source.cc if source.kind == "web" else source.kind
+    beta = source.beta or (0.7 if cc == "cubic" else 0.5)
+    default_ecn = "ect1" if scalable else ("not-ect" if unresponsive else "ect0")
+    accurate = scalable if not source.echo else source.echo == "accurate"
+    crossings = scenario.link.passes * (2 if scenario.link.acks_in_queue else 1)
+    finite = source.transfer_bytes >= 0 and not unresponsive and source.kind != "web"
+    low, high = source.size_bytes
+    return {
+        "app": {"cbr": layout.CBR, "onoff": layout.ONOFF, "web": layout.WEB}.get(source.kind, layout.BULK),
+        "cc": layout.NONE if unresponsive else layout.CCS.index(cc),
+        "ecn": _ECN[source.ecn or default_ecn],
+        "accurate": int(accurate),
+        "ect_resent": int(cc == "prague"),
+        "paced": int(cc == "prague"),
+        "hop_ns": round(source.rtt_ms * 1e6 / crossings),
+        "mss": source.packet_length,
+        "ack_every": source.ack_every,
+        "delack_ns": round(source.delayed_ack_ms * 1e6),
+        "rwnd": receive_window(scenario, source),
+        "min_rto_ns": round(source.min_rto_ms * 1e6),
+        "initial_window": source.initial_window,
+        "rate_bps": source.rate_mbps * 1e6,
+        "mean_on_ns": source.on_s * 1e9,
+        "mean_off_ns": source.off_s * 1e9,
+        "size_shape": source.size_shape,
+        "size_min": float(source.transfer_bytes if finite else low),
+        "size_max": float(high),
+        "finite": int(finite),
+        "slope_one": int(source.slope_one),
+        "beta": beta,
+        "beta_ecn": source.beta_ecn or beta,
+        "cubic_c": 0.4,
+        "friendly": source.friendly or 3.0 * (1.0 - beta) / (1.0 + beta),
+        "gain": 1.0 / 16.0,
+        "limit_seq": ENDLESS,
+        "last_len": source.packet_length,
+        "start_ns": round(source.start_s * 1e9),
+    }
+
+
+def _fill(record: Any, fields: dict[str, Any]) -> None:
+    for name, value in fields.items():
+        record[name] = value
+
+
+def build(
+    scenario: Scenario, aqm: str, n_flows: int
+) -> tuple[npt.NDArray[np.void], npt.NDArray[np.void], npt.NDArray[np.void], npt.NDArray[np.float64]]:
+    """Records of a fresh episode.
+
+    Args:
+        scenario: The scenario of the episode (already sampled).
+        aqm: Name of the discipline.
+        n_flows: Rows of the flow array.
+
+    Returns:
+        ENV (1,), QUEUE (2,), FLOW (n_flows,) and the stagger of each flow's start in ns, (n_flows,).
+    """
+    link = scenario.link
+    rate = mean_rate_bps(scenario)
+    env = np.zeros(1, layout.ENV)
+    trace = traces.load(link.trace) if link.kind == "trace" else None
+    limit_packets = link.limit_packets
+    if aqm == "dualpi2_freebsd" and not limit_packets:
+        limit_packets = min(FREEBSD_LIMIT_PACKETS, max(math.ceil(buffer_bytes(scenario) / 1500.0), 2))
+    finite = [s.transfer_bytes >= 0 and s.kind not in ("cbr", "onoff", "web") for s in scenario.sources]
+    _fill(
+        env[0],
+        {
+            "horizon_ns": round(scenario.horizon_s * 1e9),
+            "n_flows": n_flows,
+            "finite": int(all(f for f, s in zip(finite, scenario.sources, strict=True) if s.count)),
+            "unfinished": sum(s.count for f, s in zip(finite, scenario.sources, strict=True) if f),
+            "arriving": -1,
+            "sending": -1,
+            "free": -1,
+            "interval": 1,
+            "link": _LINKS[link.kind],
+            "rate_bps": rate,
+            "base_rate_bps": rate,
+            "ns_per_byte": 8e9 / rate,
+            "sending_packet": -1,
+            "tick_ns": round(1e9 / link.hz) if link.kind == "tick" else 0,
+            "passes": link.passes,
+            "acks_queued": int(link.acks_in_queue),
+            "trace_len": len(trace.opportunities_ns) if trace else len(link.steps),
+            "trace_period_ns": trace.period_ns if trace else 0,
+            "aqm": layout.AQMS.index(aqm),
+            "dual": int(aqm.startswith("dualpi2")),
+            "limit_packets": limit_packets,
+            "limit_bytes": 0 if limit_packets else round(buffer_bytes(scenario)),
+            "new0": -1,
+            "new1": -1,
+            "old0": -1,
+            "old1": -1,
+            "delay_ref_c_ns": 15e6,
+            "delay_ref_l_ns": 1e6,
+            **_aqm_fields(scenario, aqm),
+        },
+    )
+    queue = np.zeros(2, layout.QUEUE)
+    queue["head"] = queue["tail"] = -1
+    queue["since_action"] = -1
+    if aqm == "pie":
+        queue["burst_ns"] = env[0]["max_burst_us"] * 1000
+    flow = np.zeros(n_flows, layout.FLOW)
+    for name in ("rto_at", "delack_at", "pace_at", "app_at"):
+        flow[name] = NEVER
+    for name in ("transit_head", "transit_tail", "sack1", "sack2", "sack3"):
+        flow[name] = -1
+    stagger = np.zeros(n_flows)
+    row = 0
+    for source in scenario.sources:
+        if source.count:
+            _fill(flow[row], _source_fields(scenario, source))
+            flow["app_at"][row] = flow["start_ns"][row]
+            flow[row : row + source.count] = flow[row]
+            stagger[row : row + source.count] = source.stagger_s * 1e9
+            row += source.count
+    return env, queue, flow, stagger
+
+
+def trace_array(scenario: Scenario) -> npt.NDArray[np.int64]:
+    """What the engine reads as `trace`: delivery opportunities, or pairs (time ns, factor 1e-6)."""
+    if scenario.link.kind == "trace":
+        return traces.load(scenario.link.trace).opportunities_ns
+    pairs = [(round(time * 1e9), round(factor * 1e6)) for time, factor in scenario.link.steps]
+    return np.array(pairs or [(0, 0)], np.int64).ravel()
+
+
+

@@ -1,0 +1,143 @@
+"""Applications: bulk transfers, constant and on/off senders, and users who fetch short pages."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from l4s_gym.sim import congestion, tcp
+from l4s_gym.sim.events import set_time, uniform
+from l4s_gym.sim.jit import jit
+from l4s_gym.sim.memory import flow_at, packet_at
+from l4s_gym.sim.layout import BULK, CBR, NEVER, NONE, ONOFF, SLOT_FLOWS, WEB
+from l4s_gym.sim.pool import allocate, arm
+
+
+@jit
+def exponential(env: Any, mean_ns: float) -> int:
+    """Exponentially distributed time, ns."""
+    return int(-math.log(1.0 - uniform(env)) * mean_ns)
+
+
+@jit
+def bounded_pareto(number: float, shape: float, low: float, high: float) -> float:
+    """Inverse distribution function of the bounded Pareto distribution (flow sizes of the web)."""
+    if high <= low:
+        return low
+    ratio = (low / high) ** shape
+    return low / (1.0 - number * (1.0 - ratio)) ** (1.0 / shape)
+
+
+@jit
+def _offer(f: Any, size_bytes: int) -> None:
+    """Give the transport `size_bytes` more to send."""
+    payload = f.mss - tcp.HEADER_LEN
+    segments = (size_bytes + payload - 1) // payload
+    f.limit_seq = f.nxt + segments
+    f.last_len = f.mss if segments == 0 else size_bytes - (segments - 1) * payload + tcp.HEADER_LEN
+
+
+@jit
+def start(w: Any, i: int) -> None:
+    """A flow begins (or a page is fetched, or a burst starts)."""
+    env = w
+    f = flow_at(w, i)
+    f.app_at = NEVER
+    f.running = 1
+    f.began_ns = env.now_ns
+    if f.cc == NONE:
+        f.app_at = env.now_ns
+        f.on_until_ns = NEVER
+        if f.app == ONOFF:
+            f.on_until_ns = env.now_ns + exponential(env, f.mean_on_ns)
+        arm(w, i, f.app_at)
+        return
+    congestion.restart(f)
+    f.recovery = 0
+    f.ecn_recover = f.nxt - 1
+    f.round_end = f.nxt
+    f.pace_at = 0
+    if f.app == WEB:
+        _offer(f, int(bounded_pareto(uniform(env), f.size_shape, f.size_min, f.size_max)))
+    elif f.finite:
+        _offer(f, int(f.size_min))
+    if f.nxt >= f.limit_seq and f.una >= f.limit_seq:
+        complete(w, i)
+    else:
+        env.sending = i
+
+
+@jit
+def complete(w: Any, i: int) -> None:
+    """A finite transfer is done: note how long it took; a web user thinks, then fetches the next page."""
+    env = w
+    f = flow_at(w, i)
+    f.running = 0
+    f.completed += 1
+    f.completion_s += (env.now_ns - f.began_ns) * 1e-9
+    f.rto_at = NEVER
+    if f.app == WEB:
+        f.app_at = env.now_ns + exponential(env, f.mean_off_ns)
+        arm(w, i, f.app_at)
+    elif f.app == BULK and f.done == 0:
+        f.done = 1
+        env.unfinished -= 1
+
+
+@jit
+def unresponsive_packet(w: Any, i: int) -> int:
+    """The packet that a constant or on/off sender sends now; the next one's time is set."""
+    env = w
+    f = flow_at(w, i)
+    if env.now_ns >= f.on_until_ns:
+        f.running = 0
+        f.app_at = env.now_ns + exponential(env, f.mean_off_ns)
+        arm(w, i, f.app_at)
+        return -1
+    p = allocate(w)
+    a = packet_at(w, p)
+    a.flow = i
+    a.len = f.mss
+    a.ecn = f.ecn
+    a.ack = 0
+    a.cwr = 0
+    a.crossing = 0
+    a.decided = 0
+    a.record = -1
+    a.seq = f.nxt
+    a.sent_ns = env.now_ns
+    f.nxt += 1
+    f.app_at = env.now_ns + max(int(f.mss * 8e9 / f.rate_bps), 1)
+    arm(w, i, f.app_at)
+    return p
+
+
+@jit
+def timer(w: Any, i: int) -> None:
+    """The flow's timer slot has fired: do what is due, and set the next deadline."""
+    env = w
+    f = flow_at(w, i)
+    now = env.now_ns
+    set_time(w, SLOT_FLOWS + 2 * i + 1, NEVER)
+    if f.delack_at <= now:
+        tcp.acknowledge_delayed(w, i)
+    if f.rto_at <= now:
+        if f.una < f.nxt:
+            tcp.on_timeout(w, i)
+            env.sending = i
+        else:
+            f.rto_at = NEVER
+    if f.burst_left and f.pace_at <= now:
+        f.burst_left = 0
+        env.sending = i
+    if f.app_at <= now:
+        if f.running and (f.app == CBR or f.app == ONOFF):
+            env.sending = i
+        else:
+            start(w, i)
+    deadline = min(f.delack_at, f.rto_at)
+    if f.burst_left:
+        deadline = min(deadline, f.pace_at)
+    if f.app_at > now:
+        deadline = min(deadline, f.app_at)
+    arm(w, i, deadline)
