@@ -24,7 +24,16 @@ import numpy.typing as npt
 
 from l4s_gym.data.logs import Records
 from l4s_gym.data.pools import Rows
-from l4s_gym.schema import ACTIONS, BY_NAME, CLASSIC, DROP, ENQUEUE, L4S, MAX_PROB, OBSERVED
+from l4s_gym.schema import (
+    ACTIONS,
+    BY_NAME,
+    CLASSIC,
+    DROP,
+    ENQUEUE,
+    L4S,
+    MAX_PROB,
+    OBSERVED,
+)
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -238,7 +247,8 @@ def interval_drops(rows: Rows) -> Floats:
     """Drops of the queue since the controller's last update (T,), recorded or else rebuilt from the total.
 
     An update shows as a change of probability, old delay or burst allowance; one that changes none of them
-    goes unseen. NaN if the rows bear no count of drops.
+    goes unseen. An activation and a renewed allowance change them too, but leave the allowance full, which no
+    update does. NaN if the rows bear no count of drops.
     """
     records = rows.records
     if "interval_drops" in rows.present:
@@ -250,10 +260,11 @@ def interval_drops(rows: Rows) -> Floats:
         index = np.flatnonzero(records["queue_type"] == queue)
         part = records[index]
         total = part["total_drops"].astype(np.int64)
-        first = np.ones(len(part), bool)
-        first[1:] = np.diff(total) < 0  # a new run
+        first = np.zeros(len(part), bool)
         for name in ("drop_probability", "queue_delay_old", "burst_allowance"):
             first[1:] |= part[name][1:] != part[name][:-1]
+        first &= part["burst_allowance"] < np.where(part["max_burst"] > 0, part["max_burst"], _FULL_BURST)
+        first[1:] |= np.diff(total) < 0  # a new run
         start = np.maximum.accumulate(np.where(first, np.arange(len(part)), 0))
         drops[index] = total - total[start]
     return drops

@@ -46,8 +46,9 @@ def _leak_lines(rows: Rows) -> list[str]:
         return ["accumulated probability: not in the source"]
     before = causal_accumulated(rows)
     origin = "recorded" if rows.has_before else "rebuilt"
+    missing = np.isnan(before).sum() / max(len(rows), 1)
     lines = [
-        f"accumulated probability before the decision: {origin}, missing in {np.isnan(before).mean():.2%} of the rows",
+        f"accumulated probability before the decision: {origin}, missing in {missing:.2%} of the rows",
         "share of rows with accumulated probability 0 and drop probability above 0:",
     ]
     for heading, values in (("as logged", rows.records["accumulated_probability"]), ("before", before)):

@@ -4,34 +4,36 @@ The kernel prints through syslog, so a log holds other messages, prefixes, torn 
 counts only if it is whole: start, all fields as plain decimal numbers within the schema's bounds, end.
 Everything else is counted by reason in the `LogReport`.
 
-Well-formed lines (all but a few of a log) are converted by whole blocks in NumPy; each other line goes
-through `parse_line`. Both accept exactly the same records.
+Well-formed lines (all but a few of a log) are converted by compiled code (`l4s_gym.data.scan`); each other
+line goes through `parse_line`. Both accept exactly the same records.
 """
 
 from __future__ import annotations
 
-import bz2
-import gzip
-import importlib
-import lzma
 import os
 import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, BinaryIO, Final, cast
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from l4s_gym.data.files import atomic_write, read_error
+from l4s_gym.data.files import PathLike, atomic_write, line_blocks, read_error
 from l4s_gym.errors import L4SError
-from l4s_gym.schema import EXTENSION, FIELDS, LINE_END, LINE_START, PRINTED, RECORD, SCHEMA_VERSION
+from l4s_gym.schema import (
+    EXTENSION,
+    FIELDS,
+    LINE_END,
+    LINE_START,
+    PRINTED,
+    RECORD,
+    SCHEMA_VERSION,
+)
 
 Records = npt.NDArray[np.void]
-PathLike = str | os.PathLike[str]
 Progress = Callable[[int, int], None]
 
 NO_END: Final = "start without end"
@@ -48,15 +50,19 @@ NAMES_24: Final = tuple(f.name for f in PRINTED)
 NAMES_23: Final = tuple(name for name in NAMES_24 if name != "packet_length")
 _BY_FORM: Final = {24: PRINTED, 23: tuple(f for f in PRINTED if f.name != "packet_length")}
 
+_BOUNDS: Final = np.array(
+    [[[getattr(f, side) for f in (*form, form[-1])[:24]] for side in ("low", "high")] for form in _BY_FORM.values()]
+)
+"""Smallest and largest values of both forms, (2, 2, 24); the last column of the shorter one is not used."""
+
 _START: Final = LINE_START.encode()
 _END: Final = LINE_END.encode()
 _NUMBER: Final = re.compile(rb"0|[1-9][0-9]{0,18}")
 _TAIL: Final = re.compile(rb"[0-9]" + re.escape(_END))
-_BLOCK: Final = 1 << 21
-"""Bytes read at a time: the arrays of one block stay in the processor's cache."""
-_LONGEST_LINE: Final = 1 << 20
-_FAST_DIGITS: Final = 18
-"""Numbers of more digits may overflow 64 bits and are left to `parse_line`."""
+_BLOCK: Final = 1 << 20
+"""Bytes read at a time."""
+_FAST_FROM: Final = 1 << 18
+"""Shorter blocks are parsed sooner than the compiled parser is loaded."""
 _EXAMPLES: Final = 5
 
 
@@ -160,65 +166,27 @@ def parse_line(line: bytes) -> tuple[list[tuple[int, ...]], list[str]]:
     return records, faults
 
 
-def _digits(buffer: npt.NDArray[np.uint8], first: npt.NDArray[np.int64], stop: npt.NDArray[np.int64]) -> Any:
-    """Convert decimal numbers at [first, stop) of the buffer.
-
-    Returns:
-        (values (n,) int64, valid (n,) bool).
-    """
-    length = stop - first
-    valid = (length >= 1) & (length <= _FAST_DIGITS) & ~((length > 1) & (buffer[first] == 48))
-    digit = buffer[stop - 1] - np.uint8(48)  # wraps around below "0"
-    values = digit.astype(np.int64)
-    valid &= digit <= 9
-    left = np.flatnonzero(valid & (length > 1))
-    place, power = 1, 10
-    while left.size:
-        digit = buffer[stop[left] - 1 - place] - np.uint8(48)
-        valid[left[digit > 9]] = False
-        values[left] += digit.astype(np.int64) * power
-        place, power = place + 1, power * 10
-        left = left[length[left] > place]
-    return values, valid
-
-
-def _clean_lines(block: bytes, stops: npt.NDArray[np.int64]) -> Iterator[tuple[int, Any, Any]]:
-    """Find and convert the well-formed lines of a block.
-
-    Args:
-        block: Whole lines, each with its newline.
-        stops: (n,) position of each newline.
-
-    Yields:
-        For each form (fields, lines (r,) index of the line, values (r, fields) int64), all valid.
-    """
-    buffer = np.frombuffer(block, np.uint8)
-    commas = np.flatnonzero(buffer == ord(","))
-    offsets = np.concatenate([[0], np.searchsorted(commas, stops)])
-    starts = np.concatenate([[0], stops[:-1] + 1])
-    mark, end = np.frombuffer(_START, np.uint8), np.frombuffer(_END, np.uint8)
-    for form, fields in _BY_FORM.items():
-        lines = np.flatnonzero(np.diff(offsets) == form + 1)
-        at = commas[offsets[lines, None] + np.arange(form + 1)]
-        # The start ends with the first comma of the line, and the newline follows on the end.
-        ok = (at[:, 0] + 1 - mark.size >= starts[lines]) & (at[:, -1] + end.size == stops[lines])
-        lines, at = lines[ok], at[ok]
-        ok = (buffer[at[:, :1] + np.arange(1 - mark.size, 1)] == mark).all(1)
-        ok &= (buffer[at[:, -1:] + np.arange(end.size)] == end).all(1)
-        lines, at = lines[ok], at[ok]
-        values, valid = _digits(buffer, (at[:, :-1] + 1).ravel(), at[:, 1:].ravel())
-        values = values.reshape(-1, form)
-        ok = valid.reshape(-1, form).all(1)
-        ok &= (values >= [f.low for f in fields]).all(1) & (values <= [f.high for f in fields]).all(1)
-        yield form, lines[ok], values[ok]
-
-
 def _to_records(values: npt.NDArray[np.int64], form: int) -> Records:
-    records = np.zeros(len(values), RECORD)
-    for column, printed in enumerate(_BY_FORM[form]):
-        records[printed.name] = values[:, column]
+    """Records (r,) from printed numbers (form, r)."""
+    records = np.zeros(values.shape[1], RECORD)
+    for column, printed in zip(values, _BY_FORM[form], strict=True):
+        records[printed.name] = column
     records["action"] -= 1
     return records
+
+
+def _scan(block: bytes, lines: int) -> Iterator[tuple[int, Records, npt.NDArray[np.int64]]]:
+    """The well-formed lines of a block: for each form (fields, records (r,), index of their lines (r,))."""
+    from l4s_gym.data.scan import scan
+
+    buffer, start, end = (np.frombuffer(data, np.uint8) for data in (block, _START, _END))
+    values, fields = np.empty((24, lines), np.int64), np.empty(lines, np.int64)
+    scan(buffer, start, end, _BOUNDS, values, fields)
+    for form in _BY_FORM:
+        index = np.flatnonzero(fields == form)
+        if index.size:
+            whole = index.size == lines
+            yield form, _to_records(values[:form] if whole else values[:form, index], form), index
 
 
 def _parse_block(block: bytes, path: str, tally: _Tally, fast: bool) -> tuple[Records, Any, Any]:
@@ -228,92 +196,45 @@ def _parse_block(block: bytes, path: str, tally: _Tally, fast: bool) -> tuple[Re
         Records (r,), their forms (r,), and their line numbers (r,) from 1, in the order of the file.
     """
     stops = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n"))
-    parts, forms, numbers = [], [], []
-    slow = np.ones(len(stops), bool)
-    if fast:
-        for form, lines, values in _clean_lines(block, stops):
-            parts.append(_to_records(values, form))
-            forms.append(np.full(len(lines), form))
-            numbers.append(lines)
-            slow[lines] = False
-    by_form: dict[int, list[tuple[tuple[int, ...], int]]] = {24: [], 23: []}
-    for line in np.flatnonzero(slow).tolist():
+    parts: list[tuple[int, Records, npt.NDArray[np.int64]]] = list(_scan(block, len(stops))) if fast else []
+    left = np.ones(len(stops), bool)
+    for _, _, index in parts:
+        left[index] = False
+    slow: dict[int, list[tuple[tuple[int, ...], int]]] = {24: [], 23: []}
+    for line in np.flatnonzero(left).tolist():
         found, faults = parse_line(block[stops[line - 1] + 1 if line else 0 : stops[line]])
         for record in found:
-            by_form[len(record)].append((record, line))
+            slow[len(record)].append((record, line))
         for reason in faults:
             tally.skip(path, tally.lines + line + 1, reason)
-    for form, rows in by_form.items():
+    for form, rows in slow.items():
         if rows:
-            parts.append(_to_records(np.array([record for record, _ in rows], np.int64), form))
-            forms.append(np.full(len(rows), form))
-            numbers.append(np.array([line for _, line in rows]))
-    tally.lines += len(stops)
-    if not parts:
-        return np.zeros(0, RECORD), np.zeros(0, np.int64), np.zeros(0, np.int64)
-    records, form_of, number = np.concatenate(parts), np.concatenate(forms), np.concatenate(numbers)
-    if sum(len(part) > 0 for part in parts) > 1:
-        order = np.argsort(number, kind="stable")
-        records, form_of, number = records[order], form_of[order], number[order]
-    return records, form_of, number + (tally.lines - len(stops) + 1)
+            values = np.array([record for record, _ in rows], np.int64).T
+            parts.append((form, _to_records(values, form), np.array([line for _, line in rows])))
+    before, tally.lines = tally.lines, tally.lines + len(stops)
+    records = np.concatenate([np.zeros(0, RECORD), *(part for _, part, _ in parts)])
+    forms = np.concatenate([np.zeros(0, np.int64), *(np.full(len(part), form) for form, part, _ in parts)])
+    lines = np.concatenate([np.zeros(0, np.int64), *(index for _, _, index in parts)])
+    if len(parts) > 1:
+        order = np.argsort(lines, kind="stable")
+        records, forms, lines = records[order], forms[order], lines[order]
+    return records, forms, lines + before + 1
 
 
-def open_log(path: PathLike) -> BinaryIO:
-    """Open a log, plain or compressed by gzip, bzip2, xz or zstandard (told by its first bytes)."""
-    file = open(path, "rb")  # noqa: SIM115
-    magic = file.read(6)
-    file.seek(0)
-    if magic[:2] == b"\x1f\x8b":
-        return cast(BinaryIO, gzip.GzipFile(fileobj=file))
-    if magic[:3] == b"BZh":
-        return cast(BinaryIO, bz2.BZ2File(file))
-    if magic == b"\xfd7zXZ\x00":
-        return cast(BinaryIO, lzma.LZMAFile(file))
-    if magic[:4] == b"\x28\xb5\x2f\xfd":
-        try:
-            zstandard = importlib.import_module("zstandard")
-        except ImportError:
-            file.close()
-            raise L4SError(f"{path}: is compressed by zstd: pip install zstandard, or decompress it") from None
-        return cast(BinaryIO, zstandard.ZstdDecompressor().stream_reader(file))
-    return file
-
-
-def _blocks(path: PathLike) -> Iterator[bytes]:
-    """The file in blocks of whole lines, each line with its newline."""
-    try:
-        with open_log(path) as file:
-            rest = b""
-            while data := file.read(_BLOCK):
-                head, newline, tail = (rest + data).rpartition(b"\n")
-                if newline:
-                    yield head + newline
-                    rest = tail
-                elif len(tail) > _LONGEST_LINE:  # not a text file: keep memory bounded
-                    yield tail + b"\n"
-                    rest = b""
-                else:
-                    rest = tail
-            if rest:
-                yield rest + b"\n"
-    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
-        raise L4SError(f"{path}: the compressed file is damaged ({error}): fetch it again") from error
-    except OSError as error:
-        raise read_error(path, error) from error
-
-
-def _read_file(path: str, tally: _Tally, progress: Progress | None, fast: bool) -> list[Records]:
+def _read_file(path: str, tally: _Tally, progress: Progress | None, fast: bool | None) -> list[Records]:
     """All records of one file, of the form that most of its records have.
 
     A 24-field record that lost one field in a torn line looks like a 23-field one; a kernel prints one form.
     """
-    parts, forms, first = [], [], {24: 0, 23: 0}
-    for block in _blocks(path):
-        records, form_of, numbers = _parse_block(block, path, tally, fast)
-        for form in first:
-            seen = np.flatnonzero(form_of == form)
-            if seen.size and not first[form]:
-                first[form] = int(numbers[seen[0]])
+    first: dict[int, int] = {}
+    parts, forms = [], []
+    for block in line_blocks(path, _BLOCK):
+        compiled = len(block) >= _FAST_FROM if fast is None else fast
+        records, form_of, numbers = _parse_block(block, path, tally, compiled)
+        for form in _BY_FORM:
+            seen = numbers[form_of == form]
+            if seen.size:
+                first.setdefault(form, int(seen[0]))
         parts.append(records)
         forms.append(form_of)
         if progress is not None:
@@ -340,14 +261,14 @@ def _steps(records: Records) -> tuple[tuple[int, int], tuple[int, int], tuple[in
 
 
 def read_log(
-    paths: PathLike | Sequence[PathLike], *, progress: Progress | None = None, fast: bool = True
+    paths: PathLike | Sequence[PathLike], *, progress: Progress | None = None, fast: bool | None = None
 ) -> tuple[Records, LogReport]:
-    """Read one log, or several that follow each other (see `order_rotation`).
+    """Read one log, or several that follow each other (see `files.order_rotation`).
 
     Args:
         paths: Text files, plain or compressed, in the order of time.
         progress: Called after each block with the lines read and the records of the current file.
-        fast: Convert well-formed lines by blocks. The result is the same without, only slower.
+        fast: Whether to use the compiled parser; by the length of the log if None. The result is the same.
 
     Returns:
         The records (T,) in the order of the lines, `action` as 0, 1, 2, our own extension 0; and the report.
@@ -374,29 +295,6 @@ def read_log(
     )
 
 
-def order_rotation(paths: Sequence[PathLike]) -> list[Path]:
-    """Put rotated logs in the order of time.
-
-    newsyslog counts up (``messages.1.bz2`` is older than ``messages.0.bz2``, and ``messages`` is the
-    newest) or appends the time (``messages.20240710T120000.bz2``, smaller is older). Logs of other names
-    keep the order in which their names come first.
-    """
-
-    def key(path: Path) -> tuple[int, int, int]:
-        match = re.fullmatch(r"(.+?)(?:\.(\d+)|\.(\d{8}T\d{4,6}))?(?:\.(?:gz|bz2|xz|zst))?", path.name)
-        base, number, stamp = match.groups() if match else (path.name, None, None)
-        group = groups.setdefault(path.parent / str(base), len(groups))
-        if stamp is not None:
-            return group, 0, int(stamp.replace("T", "").ljust(14, "0"))
-        if number is not None:
-            # A number this large is a date, not a count.
-            return group, 0, int(number) if len(number) >= 6 else -int(number)
-        return group, 1, 0
-
-    groups: dict[Path, int] = {}
-    return sorted(map(Path, paths), key=key)
-
-
 def _format_rows(records: Records, fields: int) -> Iterator[str]:
     """The printed numbers of each record, joined by commas."""
     if fields not in _BY_FORM:
@@ -410,8 +308,9 @@ def _format_rows(records: Records, fields: int) -> Iterator[str]:
                 f"record {bad[0]}: {printed.name} is {column[bad[0]]}, outside {printed.low} to {printed.high}: "
                 "only complete records can be written as a log"
             )
-        columns.append(map(str, column.tolist()))
-    return map(",".join, zip(*columns, strict=True))
+        columns.append(column.tolist())
+    template = ",".join(["%d"] * fields)
+    return (template % row for row in zip(*columns, strict=True))
 
 
 def format_record(record: np.void, fields: int = 24) -> str:
@@ -473,7 +372,7 @@ def load_stored(path: PathLike) -> tuple[Records, frozenset[str]]:
         L4SError: The file cannot be read or is not such a file.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             version, records, names = int(archive["schema_version"]), archive["records"], archive["present"].tolist()
     except OSError as error:
         raise read_error(path, error) from error

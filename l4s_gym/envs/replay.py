@@ -34,7 +34,7 @@ class ReplaySource:
 
     | column | compared with | jumps | lands on |
     |---|---|---|---|
-    | `packet_length` | the rows' *packet* length: the mistake behind the published comparison, kept for reproducing it | always | that row |
+    | `packet_length` | the rows' *packet* length (the published comparison's mistake) | always | that row |
     | `length_in_bytes` | the rows' queue length | only if the action is not the logged one | the row after that row |
 
     Neither is a closed loop: delays and lengths are those of the log.
@@ -44,7 +44,7 @@ class ReplaySource:
         decisions: Decisions since the reset.
         no_candidate: Jumps since the reset for which the log has no row of that queue and action; they follow.
         done: Whether the end was reached: the last row, or as many decisions as there are rows.
-    """  # noqa: E501
+    """
 
     def __init__(
         self,
@@ -126,7 +126,8 @@ class ReplaySource:
 
     def observation(self) -> npt.NDArray[np.float32]:
         """The observation of the current row, shape (8,) float32; fields that the log cannot tell are 0."""
-        return self._observations[self.index].copy()
+        row: npt.NDArray[np.float32] = self._observations[self.index].copy()
+        return row
 
     def record(self) -> np.void:
         """The current row (a view: do not write)."""
@@ -175,7 +176,7 @@ class ReplaySource:
             self.no_candidate += 1
         return self.index + 1
 
-    def step(self, action: Any) -> bool:  # noqa: ANN401 (NumPy integers are as good)
+    def step(self, action: int | np.integer[Any]) -> bool:
         """Decide on the packet of the current row and go to the next row.
 
         Args:

@@ -6,16 +6,16 @@ import math
 from typing import Any
 
 from l4s_gym.schema import DROP, ENQUEUE, MARK, NOT_ECT
-from l4s_gym.sim.jit import jit
+from l4s_gym.sim.jit import jit, public
 
 
-@jit
+@public
 def control_law(time_ns: int, count: int, interval_ns: int = 100_000_000) -> int:
     """Time of the next drop: `time_ns + interval_ns / sqrt(count)`, ns."""
     return time_ns + int(interval_ns / math.sqrt(count))
 
 
-@jit
+@public
 def ok_to_drop(
     sojourn_ns: int, queue_bytes: int, now_ns: int, first_above_ns: int, target_ns: int, interval_ns: int
 ) -> tuple[bool, int]:

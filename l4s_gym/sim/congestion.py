@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from l4s_gym.sim.jit import jit
+from l4s_gym.sim.jit import jit, public
 from l4s_gym.sim.layout import CUBIC, DCTCP, PRAGUE
 
 MIN_WINDOW: Final = 2.0
@@ -34,7 +34,7 @@ def restart(f: Any) -> None:
     f.backoff = 1
 
 
-@jit
+@public
 def cubic_window(elapsed_s: float, k: float, w_max: float, c: float = 0.4) -> float:
     """W_cubic(t) of RFC 9438 section 4.2, packets."""
     d = elapsed_s - k
@@ -74,7 +74,7 @@ def _cubic_increase(f: Any, acked: int, now_ns: int) -> None:
     f.cwnd += (target - f.cwnd) / f.cwnd * acked
 
 
-@jit
+@public
 def prague_vrtt_ns(srtt_ns: float) -> float:
     """Virtual RTT: the smoothed RTT, at least 25 ms."""
     return max(srtt_ns, PRAGUE_REF_RTT_NS)

@@ -79,13 +79,13 @@ def note_foreign_decision(env: Any, q: Any, action: int) -> None:
 
 
 @jit
-def after_decision(w: Any, index: int) -> None:
+def after_decision(w: Any, index: int, applied: int) -> None:
     """What the testbed's kernel does after each decision (activation, burst allowance, lists)."""
     env = w
     if env.aqm != FREEBSD:
         return
     q = queue_at(w, index)
-    if freebsd.after_decision(env, q, clock_ns(env) // 1000):
+    if freebsd.after_decision(env, q, clock_ns(env) // 1000, applied):
         set_time(w, SLOT_UPDATE_C + index, env.now_ns + env.tupdate_us * 1000)
 
 

@@ -33,7 +33,7 @@ from typing import Any, Final
 
 from l4s_gym.schema import CE, DROP, ECT_1, ENQUEUE, MARK, MAX_PROB, NOT_ECT
 from l4s_gym.sim.events import random31
-from l4s_gym.sim.jit import jit
+from l4s_gym.sim.jit import jit, public
 from l4s_gym.sim.memory import queue_at
 
 QUANTUM: Final = 1514
@@ -82,7 +82,7 @@ DRR_TWO_TO_ONE: Final = int(Quirk.DRR_TWO_TO_ONE)
 HEAD_DROP: Final = int(Quirk.HEAD_DROP)
 
 
-@jit
+@public
 def update_probability(
     prob: int,
     current_us: int,
@@ -143,19 +143,19 @@ def update_probability(
     return min(prob, MAX_PROB)
 
 
-@jit
+@public
 def guarded(prob: int, qdelay_old_us: int, queue_bytes: int, qdelay_ref_us: int = 15000) -> bool:
     """Whether the packet is enqueued without a look at the probability (uses the *last update's* delay)."""
     return (qdelay_old_us < qdelay_ref_us // 2 and prob < MAX_PROB // 5) or queue_bytes <= 1600
 
 
-@jit
+@public
 def accumulate(prob: int, accu: int) -> int:
     """The accumulated probability after this packet's step: the sum since the last hit, 0 where prob is 0."""
     return 0 if prob == 0 else accu + prob
 
 
-@jit
+@public
 def draw(
     prob: int, accu: int, is_l4s: bool, random_1: int, random_2: int, classic_prob: int = 0, quirks: int = ALL_QUIRKS
 ) -> tuple[bool, int]:
@@ -191,7 +191,7 @@ def draw(
     return hit, 0 if hit else accu
 
 
-@jit
+@public
 def resolve(
     hit: bool,
     active: bool,
@@ -221,7 +221,7 @@ def resolve(
     return DROP, DROP
 
 
-@jit
+@public
 def classify(ecn: int, quirks: int = ALL_QUIRKS) -> int:
     """Queue of a packet: 1 (L) or 0 (C)."""
     return 1 if ecn == ECT_1 or (ecn == CE and not quirks & CE_IN_CLASSIC) else 0
@@ -253,17 +253,18 @@ def decide(env: Any, index: int, ecn: int) -> tuple[int, int]:
     random_1 = random31(env)
     random_2 = random31(env)
     hit, q.accu_prob = draw(q.drop_prob, q.accu_prob, is_l4s, random_1, random_2, queue_at(env, 0).drop_prob, env.quirks)
-    logged, applied = resolve(
-        hit, q.active != 0, q.burst_us, ecn, q.drop_prob, is_l4s, env.max_ecn_threshold, env.quirks
-    )
-    if applied == DROP:
-        q.accu_prob = 0
-    return logged, applied
+    return resolve(hit, q.active != 0, q.burst_us, ecn, q.drop_prob, is_l4s, env.max_ecn_threshold, env.quirks)
 
 
 @jit
-def after_decision(env: Any, q: Any, clock_us: int) -> bool:
-    """Activation and renewal of the burst allowance, after each decision; whether it was activated now."""
+def after_decision(env: Any, q: Any, clock_us: int, applied: int) -> bool:
+    """What follows a decision and its log line; whether the controller was activated now.
+
+    A drop resets the accumulated probability (only now: the log shows its value before); an idle controller
+    is activated; the burst allowance is renewed where there is no congestion.
+    """
+    if applied == DROP:
+        q.accu_prob = 0
     activated = False
     if q.active == 0 and (q.bytes >= ONE_THIRD or q.listed == 0):
         restart = env.quirks & RESTART_ON_DRAIN or q.total_packets == 0

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from l4s_gym.schema import DROP, ENQUEUE, MARK, NOT_ECT
 from l4s_gym.sim.events import random32
-from l4s_gym.sim.jit import jit
+from l4s_gym.sim.jit import jit, public
 from l4s_gym.sim.memory import queue_at
 
 MAX_PROB: Final = (1 << 32) - 1
@@ -14,13 +14,13 @@ MAX_PROB: Final = (1 << 32) - 1
 PSCHED_MTU: Final = 1514
 
 
-@jit
+@public
 def scale_gain(gain: int) -> int:
     """A gain of iproute2 (1/256 Hz) in the kernel's units, as `dualpi2_scale_alpha_beta`: 41 -> 44, 819 -> 879."""
     return (gain * MAX_PROB // 4) // 1_000_000_000
 
 
-@jit
+@public
 def update_probability(
     prob: int,
     current_ns: int,
@@ -57,7 +57,7 @@ def update_probability(
     return prob
 
 
-@jit
+@public
 def decide_classic(
     prob: int, ecn: int, overload: bool, random_1: int, random_2: int
 ) -> int:
@@ -67,7 +67,7 @@ def decide_classic(
     return ENQUEUE
 
 
-@jit
+@public
 def decide_l4s(
     prob: int,
     ecn: int,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from l4s_gym.schema import DROP, ENQUEUE, MARK, NOT_ECT
-from l4s_gym.sim.jit import jit
+from l4s_gym.sim.jit import jit, public
 from l4s_gym.sim.memory import packet_at, queue_at
 
 
-@jit
+@public
 def update_probability(
     prob: float,
     current_ns: int,
@@ -35,7 +35,7 @@ def update_probability(
     return min(max(prob + step, 0.0), 1.0)
 
 
-@jit
+@public
 def laqm(delay_ns: int, min_th_ns: int = 800_000, range_ns: int = 400_000) -> float:
     """Native L4S marking probability: a ramp from 0 at `min_th_ns` to 1 at `min_th_ns + range_ns`."""
     if delay_ns <= min_th_ns:
@@ -45,7 +45,7 @@ def laqm(delay_ns: int, min_th_ns: int = 800_000, range_ns: int = 400_000) -> fl
     return (delay_ns - min_th_ns) / range_ns
 
 
-@jit
+@public
 def recur(count: float, likelihood: float) -> tuple[bool, float]:
     """Evenly spread hits: (hit, new count); a hit when the sum of likelihoods exceeds 1 (strictly)."""
     count += likelihood
@@ -54,7 +54,7 @@ def recur(count: float, likelihood: float) -> tuple[bool, float]:
     return False, count
 
 
-@jit
+@public
 def decide_l4s(
     prob: float,
     delay_ns: int,
@@ -93,7 +93,7 @@ def decide_l4s(
     return (MARK if ecn != NOT_ECT else DROP), count
 
 
-@jit
+@public
 def decide_classic(prob: float, count: float, ecn: int, p_c_max: float = 0.25) -> tuple[int, float]:
     """Decision for a C packet at dequeue, by p_C = p'^2: (action, new count)."""
     hit, count = recur(count, prob * prob)

@@ -40,8 +40,7 @@ def first_slot(w: Any) -> int:
     node = 1
     while node < leaves:
         node <<= 1
-        if tree[node] != earliest:
-            node += 1
+        node += tree[node] != earliest  # no branch: it would be a coin toss for the processor
     return node - leaves
 
 

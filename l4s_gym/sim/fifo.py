@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from l4s_gym.sim.jit import jit
+from l4s_gym.sim.jit import public
 
 
-@jit
+@public
 def is_full(packets: int, total_bytes: int, length: int, limit_packets: int, limit_bytes: int) -> bool:
     """Whether a packet of `length` bytes finds no room (a limit of 0 is none)."""
     if limit_packets > 0 and packets + 1 > limit_packets:

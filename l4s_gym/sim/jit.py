@@ -26,8 +26,14 @@ def source_digest() -> str:
 
 
 def jit(function: F) -> F:
-    """Compile a function that is called from compiled code (and, for the public ones, from Python)."""
-    return cast(F, numba.njit(function, error_model="numpy", nogil=True))
+    """Compile a function that only compiled code calls (without a wrapper for Python: 8 s less in all)."""
+    compiled = numba.njit(function, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+    return cast(F, compiled)
+
+
+def public(function: F) -> F:
+    """Compile a pure function that Python may call too."""
+    return cast(F, numba.njit(function, error_model="numpy"))
 
 
 def entry(function: F) -> F:

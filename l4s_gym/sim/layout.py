@@ -46,10 +46,9 @@ SLOT_LINK, SLOT_UPDATE_C, SLOT_UPDATE_L, SLOT_RATE, SLOT_STOP, SLOT_FLOWS = rang
 # Bits of the sender's and the receiver's scoreboard, one byte a segment.
 SACKED, LOST, RESENT, RECEIVED = 1, 2, 4, 8
 
-HIST_OCTAVES: Final = 22
-HIST_STEPS: Final = 32
-HIST_BINS: Final = HIST_OCTAVES * HIST_STEPS
-"""Delay histogram: 32 bins an octave from 1 us, so a quantile is right to about 2 %."""
+HIST_SHIFT: Final = 5
+HIST_BINS: Final = 24 << HIST_SHIFT
+"""Delay histogram: 32 bins an octave of delay in 256 ns units, so a quantile is right to about 3 %."""
 
 ENV: Final = np.dtype(
     [
@@ -79,7 +78,7 @@ ENV: Final = np.dtype(
         ("prob", "f8"), ("prob_fixed", "i8"), ("qdelay_old_ns", "i8"),
         # -- reward since the last decision: integrals in seconds
         ("reward_kind", "i8"), ("integrated_ns", "i8"), ("served_s", "f8"), ("delay_c_s", "f8"), ("delay_l_s", "f8"),
-        ("power_s", "f8"), ("delay_ref_c_ns", "f8"), ("delay_ref_l_ns", "f8"), ("last_reward_len", "i8"),
+        ("power_s", "f8"), ("per_ref_c", "f8"), ("per_ref_l", "f8"), ("s_per_byte", "f8"), ("last_reward_len", "i8"),
         ("last_reward_delay_us", "i8"),
         # -- conservation, since the start
         ("sent", "i8"), ("delivered", "i8"), ("dropped", "i8"),

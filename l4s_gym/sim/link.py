@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from l4s_gym.schema import CE, DROP, ENQUEUE, MARK, NOT_ECT
 from l4s_gym.sim import disciplines, record, tcp
 from l4s_gym.sim.events import set_time, uniform
 from l4s_gym.sim.jit import jit
-from l4s_gym.sim.memory import flow_at, hist_of, log_at, packet_at, queue_at, trace_of
+from l4s_gym.sim.memory import flow_at, hist_of, leading_zeros, log_at, packet_at, queue_at, trace_of
 from l4s_gym.sim.layout import (
     AGENT,
     HIST_BINS,
-    HIST_STEPS,
+    HIST_SHIFT,
     NEVER,
     SLOT_LINK,
     TICK,
@@ -27,9 +29,17 @@ OPPORTUNITY_BYTES = 1504
 
 @jit
 def delay_bin(delay_ns: int) -> int:
-    """Bin of the delay histogram: linear below 1 us x 2, then `HIST_STEPS` bins an octave."""
-    units = delay_ns * 1e-3 + 1.0
-    return min(int(math.log2(units) * HIST_STEPS), HIST_BINS - 1)
+    """Bin of the delay histogram: of one 256 ns unit at first, then 2^`HIST_SHIFT` bins an octave."""
+    units = delay_ns >> 8
+    shift = max(63 - HIST_SHIFT - leading_zeros(units), 0)
+    return min((shift << HIST_SHIFT) + (units >> shift), HIST_BINS - 1)
+
+
+def bin_delays_ns() -> npt.NDArray[np.float64]:
+    """Middle of each bin of the delay histogram, ns, (HIST_BINS,)."""
+    bins = np.arange(HIST_BINS)
+    shift = np.maximum((bins >> HIST_SHIFT) - 1, 0)
+    return ((bins - (shift << HIST_SHIFT)) * 2.0**shift + 2.0**shift / 2.0) * 256.0
 
 
 @jit
@@ -104,11 +114,11 @@ def dequeue(w: Any) -> int:
         c.left_delay_ns += q.delay_ns
         c.max_delay_ns = max(c.max_delay_ns, q.delay_ns)
         hist_of(w, a.cls)[delay_bin(q.delay_ns)] += 1
-        seconds = a.len * 8.0 / env.base_rate_bps
+        seconds = a.len * env.s_per_byte
         env.served_bytes += a.len
         env.served_s += seconds
-        reference = env.delay_ref_l_ns if a.cls == 1 else env.delay_ref_c_ns
-        env.power_s += seconds * reference / (reference + q.delay_ns)
+        per_reference = env.per_ref_l if a.cls == 1 else env.per_ref_c
+        env.power_s += seconds / (1.0 + q.delay_ns * per_reference)
         return p
 
 
@@ -309,7 +319,7 @@ def arrive(w: Any, p: int, action: int) -> None:
     env.decided_queue = index
     if row >= 0:
         record.write_after(w, row, index, logged, applied, decided_by)
-    disciplines.after_decision(w, index)
+    disciplines.after_decision(w, index, applied)
     q.total_packets += 1
     q.total_bytes += a.len
     if applied == DROP:

@@ -10,8 +10,9 @@ from typing import Any
 
 import numba
 import numpy as np
+from llvmlite import ir
 from numba import carray, types
-from numba.extending import intrinsic
+from numba.extending import intrinsic, models, register_model
 
 from l4s_gym.schema import RECORD
 from l4s_gym.sim.jit import jit
@@ -28,9 +29,35 @@ def pointer(typingctx: Any, address: Any) -> Any:
     return types.voidptr(types.int64), codegen
 
 
-def _opener(dtype: np.dtype[np.void]) -> Any:
+@intrinsic
+def leading_zeros(typingctx: Any, number: Any) -> Any:
+    """Leading zero bits of an int64."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.ctlz(args[0], ir.Constant(ir.IntType(1), 0))
+
+    return types.int64(types.int64), codegen
+
+
+class NamedRecord(types.Record):  # type: ignore[misc]
+    """A record type with a short name.
+
+    Numba's own name of a record spells out every field, some 6 kB here, and that name becomes part of the
+    symbol of every function that takes one.
+    """
+
+    def __init__(self, label: str, dtype: np.dtype[np.void]) -> None:
+        plain = numba.from_dtype(dtype)
+        super().__init__([(name, field._asdict()) for name, field in plain.fields.items()], plain.size, plain.aligned)
+        self.name = label
+
+
+register_model(NamedRecord)(models.RecordModel)
+
+
+def _opener(label: str, dtype: np.dtype[np.void]) -> Any:
     """A compiled function from an address to the record of `dtype` that lies there."""
-    record = numba.from_dtype(dtype)
+    record = NamedRecord(label, dtype)
 
     @intrinsic
     def open_record(typingctx: Any, address: Any) -> Any:
@@ -42,11 +69,11 @@ def _opener(dtype: np.dtype[np.void]) -> Any:
     return open_record
 
 
-env_record = _opener(ENV)
-_queue_record = _opener(QUEUE)
-_flow_record = _opener(FLOW)
-_packet_record = _opener(PACKET)
-_log_record = _opener(RECORD)
+env_record = _opener("env", ENV)
+_queue_record = _opener("queue", QUEUE)
+_flow_record = _opener("flow", FLOW)
+_packet_record = _opener("packet", PACKET)
+_log_record = _opener("record", RECORD)
 _QUEUE_SIZE = QUEUE.itemsize
 _FLOW_SIZE = FLOW.itemsize
 _PACKET_SIZE = PACKET.itemsize

@@ -6,10 +6,10 @@ from typing import Any
 
 from l4s_gym.schema import DROP, ENQUEUE, MARK, NOT_ECT
 from l4s_gym.sim.events import uniform
-from l4s_gym.sim.jit import jit
+from l4s_gym.sim.jit import jit, public
 
 
-@jit
+@public
 def update_probability(
     prob: float,
     current_ns: int,
@@ -49,7 +49,7 @@ def update_probability(
     return min(max(prob, 0.0), 1.0)
 
 
-@jit
+@public
 def draw(prob: float, accu: float, number: float, derandomise: bool = True) -> tuple[bool, float]:
     """Whether a packet is hit, and the accumulated probability afterwards (RFC 8033 section 5.4).
 

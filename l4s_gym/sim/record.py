@@ -110,10 +110,10 @@ def integrate(w: Any) -> None:
     c = queue_at(w, 0)
     l4s = queue_at(w, 1)
     if c.class_packets > 0:
-        env.delay_c_s += seconds * min(c.class_delay_ns / env.delay_ref_c_ns, DELAY_CAP)
+        env.delay_c_s += seconds * min(c.class_delay_ns * env.per_ref_c, DELAY_CAP)
         c.backlog_ns += elapsed
     if l4s.class_packets > 0:
-        env.delay_l_s += seconds * min(l4s.class_delay_ns / env.delay_ref_l_ns, DELAY_CAP)
+        env.delay_l_s += seconds * min(l4s.class_delay_ns * env.per_ref_l, DELAY_CAP)
         l4s.backlog_ns += elapsed
 
 

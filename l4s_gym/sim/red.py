@@ -9,10 +9,10 @@ from typing import Any
 
 from l4s_gym.schema import DROP, ENQUEUE, MARK, NOT_ECT
 from l4s_gym.sim.events import uniform
-from l4s_gym.sim.jit import jit
+from l4s_gym.sim.jit import jit, public
 
 
-@jit
+@public
 def update_average(average: float, packets: int, idle_packets: float, weight: float = 0.002) -> float:
     """The moving average of the queue length, at an arrival.
 
@@ -27,7 +27,7 @@ def update_average(average: float, packets: int, idle_packets: float, weight: fl
     return average + weight * (packets - average)
 
 
-@jit
+@public
 def probability(average: float, min_th: float, max_th: float, max_p: float = 0.1) -> float:
     """Initial hit probability: 0 below `min_th`, `max_p` at `max_th`, 1 at 2 x `max_th` (gentle)."""
     if average < min_th:
@@ -39,7 +39,7 @@ def probability(average: float, min_th: float, max_th: float, max_p: float = 0.1
     return 1.0
 
 
-@jit
+@public
 def spread(prob: float, since_action: int) -> float:
     """Probability after `since_action` packets without a hit, so that hits are evenly spread (1993, section 4)."""
     return 1.0 if since_action * prob >= 1.0 else prob / (1.0 - since_action * prob)

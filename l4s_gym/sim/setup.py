@@ -20,6 +20,8 @@ from l4s_gym.sim.scenario import AqmOptions, Scenario, Source
 
 ENDLESS = 1 << 60
 _ECN = {"not-ect": NOT_ECT, "ect0": ECT_0, "ect1": ECT_1}
+REFERENCE_NS = (15e6, 1e6)
+"""Delays of C and L that the rewards take as the unit: DualPI2's target, and its L step (RFC 9332)."""
 _LINKS = {"constant": layout.CONSTANT, "trace": layout.TRACE, "tick": layout.TICK}
 _SCALABLE = ("dctcp", "prague")
 FREEBSD_LIMIT_PACKETS = 10240
@@ -244,8 +246,9 @@ def build(
             "new1": -1,
             "old0": -1,
             "old1": -1,
-            "delay_ref_c_ns": 15e6,
-            "delay_ref_l_ns": 1e6,
+            "per_ref_c": 1.0 / REFERENCE_NS[0],
+            "per_ref_l": 1.0 / REFERENCE_NS[1],
+            "s_per_byte": 8.0 / rate,
             **_aqm_fields(scenario, aqm),
         },
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from l4s_gym.sim import congestion, tcp
 from l4s_gym.sim.events import set_time, uniform
-from l4s_gym.sim.jit import jit
+from l4s_gym.sim.jit import jit, public
 from l4s_gym.sim.memory import flow_at, packet_at
 from l4s_gym.sim.layout import BULK, CBR, NEVER, NONE, ONOFF, SLOT_FLOWS, WEB
 from l4s_gym.sim.pool import allocate, arm
@@ -19,7 +19,7 @@ def exponential(env: Any, mean_ns: float) -> int:
     return int(-math.log(1.0 - uniform(env)) * mean_ns)
 
 
-@jit
+@public
 def bounded_pareto(number: float, shape: float, low: float, high: float) -> float:
     """Inverse distribution function of the bounded Pareto distribution (flow sizes of the web)."""
     if high <= low:

@@ -92,8 +92,8 @@ def load(name: str) -> Trace:
 def generate(kind: str, seconds: int = 30, seed: int = 0) -> str:
     """A generated trace.
 
-    `lte`: log-rate as a slow mean-reverting walk around 12 Mbit/s with outages of some 100 ms; `wifi`: 40
-    Mbit/s in bursts of aggregated frames with contention gaps; `leo`: 60 Mbit/s with a handover every 15 s
+    `lte`: log-rate as a slow mean-reverting walk around 12 Mbit/s with outages of some 100 ms; `wifi`: 20
+    Mbit/s in bursts of aggregated frames with contention gaps; `leo`: 24 Mbit/s with a handover every 15 s
     and a new level after each.
 
     Returns:
@@ -114,14 +114,14 @@ def generate(kind: str, seconds: int = 30, seed: int = 0) -> str:
         while ms < len(rate):
             gap = int(rng.exponential(1.5))
             burst = 1 + int(rng.integers(1, 4))
-            rate[ms + gap : ms + gap + burst] = 40.0 * (gap + burst) / burst * rng.uniform(0.6, 1.4)
+            rate[ms + gap : ms + gap + burst] = 20.0 * (gap + burst) / burst * rng.uniform(0.6, 1.4)
             ms += gap + burst
     else:
-        level = 60.0
+        level = 24.0
         for ms in range(len(rate)):
             phase = ms % 15_000
             if phase == 0:
-                level = rng.uniform(30.0, 90.0)
+                level = rng.uniform(12.0, 36.0)
             rate[ms] = 0.0 if phase < 60 else level * (1.0 + 0.1 * math.sin(phase / 900.0))
     packets = np.diff(np.floor(np.cumsum(rate) * 1e6 / 1e3 / (MTU_BYTES * 8)), prepend=0.0).astype(int)
     times = np.repeat(np.arange(1, len(rate) + 1), packets)

@@ -1,0 +1,247 @@
+"""`L4S-DualPI2-v0`: one step is one packet's decision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, SupportsFloat
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+
+from l4s_gym import schema
+from l4s_gym.envs.rendering import History
+from l4s_gym.envs.replay import ReplaySource
+from l4s_gym.errors import L4SError, unknown
+from l4s_gym.sim import engine, layout, measure, scenario
+from l4s_gym.sim.batch import Batch
+
+BACKENDS = ("sim", "replay")
+Observation = npt.NDArray[np.float32]
+
+
+def observation_space() -> gym.spaces.Box:
+    """The eight features of `schema.OBSERVED`, scaled: Box(8,) float32 with finite bounds."""
+    return gym.spaces.Box(np.zeros(8, np.float32), schema.OBS_HIGH, dtype=np.float32)
+
+
+def check_interval(interval: int) -> int:
+    """A decision interval as a positive whole number."""
+    if isinstance(interval, bool) or not isinstance(interval, (int, np.integer)) or interval < 1:
+        raise L4SError(f"decision_interval={interval!r}: give a whole number of packets, 1 or more (1, 10, 100)")
+    return int(interval)
+
+
+class DualPI2Env(gym.Env[Observation, int]):
+    """
+    ## Description
+
+    A bottleneck router with the two queues of L4S (RFC 9330, RFC 9332): L for packets marked ECT(1) (or CE),
+    C for all others. TCP senders share it in closed loop: what is done to their packets changes what they
+    send next. At every packet's arrival the environment stops and asks for a decision. The queue discipline
+    underneath (DualPI2 of the testbed's FreeBSD kernel by default) goes on updating its probabilities, but
+    the action replaces its own decision for that packet.
+
+    ## Action space
+
+    `Discrete(3)`
+
+    | action | meaning |
+    |---|---|
+    | 0 | enqueue the packet |
+    | 1 | drop it |
+    | 2 | mark it with CE and enqueue it; a Not-ECT packet cannot be marked and is dropped, as the kernel does |
+
+    A full buffer drops the packet whatever the action. `info["applied_action"]` says what was done.
+
+    ## Observation space
+
+    `Box(8,) float32`, from the state *before* the decision; kernel units divided by fixed constants and
+    clipped (`l4s_gym.schema`).
+
+    | # | feature | unit | divided by | at most |
+    |---|---|---|---|---|
+    | 0 | queue_type: 0 C, 1 L | - | 1 | 1 |
+    | 1 | burst_allowance: time left without drops | us | 150 000 | 10 |
+    | 2 | drop_probability: base probability of the controller | 1/(2^31-1) | 2^31-1 | 1 |
+    | 3 | current_queue_delay: sojourn of the queue's last leaver | us | 100 000 | 100 |
+    | 4 | accumulated_probability: sum since the last hit, before this packet's step | 1/(2^31-1) | 8.5 (2^31-1) | 10 |
+    | 5 | length_in_bytes of the queue | B | 150 000 | 1000 |
+    | 6 | total_drops of the queue in the current control interval | packets | 10 | 100 |
+    | 7 | packet_length | B | 1500 | 44 |
+
+    With `info_record=True`, `info["record"]` has the raw integers by name.
+
+    ## Rewards
+
+    Integrals over the time since the last decision, so a return does not depend on the number of packets.
+
+    - `balance` (default): seconds of link time used, minus 0.25 x the integral of each queue's delay relative
+      to its reference (C 15 ms, L 1 ms; at most 4). Over 60 s it is at most 60.
+    - `power`: seconds of link time used, each packet's share divided by (1 + its delay / reference).
+    - `l4s_llm`: packet_length / (current_queue_delay + 1000) of the packet that was decided, the paper's code.
+
+    ## Starting state
+
+    Empty queues; each flow starts at a random time (`stagger_s` of its source), and the fields that the
+    scenario randomises are drawn. Everything random comes from `reset(seed=)`.
+
+    ## Episode end
+
+    `terminated` when all flows are finite transfers and all are done. `truncated` at the scenario's horizon
+    (60 s by default; a replay: at the end of its rows). `info["statistics"]` then has the episode's
+    utilisation, delays and rates.
+
+    ## Arguments
+
+    | argument | meaning |
+    |---|---|
+    | `scenario` | name (`l4s-gym scenarios`), path of a TOML file, or a dict with the scenario's fields |
+    | `backend` | `sim`, or `replay` of logged rows (`log=`) |
+    | `aqm` | discipline underneath; None: the scenario's own |
+    | `decision_interval` | ask at every n-th packet (1, 10, 100); the discipline decides the others |
+    | `reward` | `balance`, `power`, `l4s_llm`; None: `balance`, for a replay `l4s_llm` |
+    | `render_mode` | None, `ansi`, `rgb_array` |
+    | `info_record` | put the raw record into `info` |
+    | `log`, `replay_mode`, `replay_column` | replay: file; `follow` or `nearest`; `length_in_bytes` or the authors' `packet_length` |
+
+    ## Version history
+
+    - v0: first version.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 10}
+
+    def __init__(
+        self,
+        scenario: str | dict[str, Any] = "l4s-llm-testbed",
+        backend: str = "sim",
+        aqm: str | None = None,
+        decision_interval: int = 1,
+        reward: str | None = None,
+        render_mode: str | None = None,
+        info_record: bool = False,
+        log: str | Path | None = None,
+        replay_mode: str = "follow",
+        replay_column: str = "length_in_bytes",
+    ) -> None:
+        if backend not in BACKENDS:
+            raise unknown("backend", backend, BACKENDS)
+        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
+            raise unknown("render_mode", render_mode, self.metadata["render_modes"])
+        self.render_mode = render_mode
+        self.observation_space = observation_space()
+        self.action_space = gym.spaces.Discrete(3)
+        interval = check_interval(decision_interval)
+        self._history = History() if render_mode else None
+        self._info_record = info_record
+        self._ready = False
+        self._over = False
+        self._replay: ReplaySource | None = None
+        if backend == "replay":
+            self._replay = _open_replay(log, reward, replay_mode, replay_column, interval)
+            return
+        self.scenario = load_scenario(scenario)
+        self.batch = Batch(
+            self.scenario, aqm=aqm, decider=layout.AGENT, interval=interval, reward=reward or "balance"
+        )
+        # Views that are read at every step.
+        self._address = self.batch._address
+        self._obs = self.batch.obs[0]
+        self._env = self.batch.env[0]
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start an episode; `seed` fixes everything random. `options={"start": k}`: first row of a replay."""
+        super().reset(seed=seed)
+        self._ready = True
+        self._over = False
+        if self._history is not None:
+            self._history.clear()
+        if self._replay is not None:
+            self._replay.reset(int((options or {}).get("start", 0)))
+            return self._replay.observation(), self._replay_info()
+        self.batch.reset(0, self.np_random)
+        self.batch.advance_one()
+        self.batch.reward[0] = 0.0
+        return self._obs.copy(), self._info()
+
+    def step(self, action: int) -> tuple[Observation, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Apply the action to the packet that waits, and run on to the next one to be decided."""
+        if action != 0 and action != 1 and action != 2:
+            raise L4SError(f"action {action!r}: give 0 (enqueue), 1 (drop) or 2 (mark)")
+        if not self._ready or self._over:
+            what = "the episode has ended" if self._over else "the environment has not been started"
+            raise gym.error.ResetNeeded(f"step: {what}; call reset() first")
+        if self._replay is not None:
+            return self._step_replay(int(action))
+        batch = self.batch
+        if self._history is not None:
+            self._history.add(self._env, batch.queue[0], int(action))
+        batch.action[0] = action
+        engine.advance(self._address, 0, 1)
+        status = int(batch.status[0])
+        reward = float(batch.reward[0])
+        if status == layout.DECISION:
+            return self._obs.copy(), reward, False, False, self._info()
+        batch.check_status()
+        self._over = True
+        info = self._info()
+        info["statistics"] = measure.summary(batch, 0)
+        return self._obs.copy(), reward, status == layout.TERMINATED, status == layout.TRUNCATED, info
+
+    def _info(self) -> dict[str, Any]:
+        info: dict[str, Any] = {"applied_action": int(self._env["applied"])}
+        if self._info_record:
+            info["record"] = self.record()
+        return info
+
+    def record(self) -> dict[str, int]:
+        """The observed features of the packet that waits, in kernel units."""
+        if self._replay is not None:
+            return {name: int(self._replay.record()[name]) for name in schema.OBSERVED}
+        raw = schema.unscale_observation(self._obs)
+        return {name: round(value) for name, value in zip(schema.OBSERVED, raw, strict=True)}
+
+    def _replay_info(self) -> dict[str, Any]:
+        assert self._replay is not None
+        info: dict[str, Any] = {"logged_action": int(self._replay.record()["action"]), "row": self._replay.index}
+        if self._info_record:
+            info["record"] = self.record()
+        return info
+
+    def _step_replay(self, action: int) -> tuple[Observation, SupportsFloat, bool, bool, dict[str, Any]]:
+        assert self._replay is not None
+        reward = self._replay.reward()
+        done = self._replay.step(action)
+        self._over = done
+        return self._replay.observation(), reward, False, done, self._replay_info()
+
+    def render(self) -> Any:
+        """`ansi`: a line on both queues. `rgb_array`: (480, 640, 3) uint8, delays, probability, decisions."""
+        if self._history is None:
+            gym.logger.warn("render() needs render_mode='ansi' or 'rgb_array' in gym.make")
+            return None
+        return self._history.text() if self.render_mode == "ansi" else self._history.picture()
+
+
+def load_scenario(what: str | dict[str, Any] | scenario.Scenario) -> scenario.Scenario:
+    """A scenario from a name, a path or plain data."""
+    if isinstance(what, dict):
+        return scenario.from_dict({"name": "given", **what})
+    return scenario.load(what)
+
+
+def _open_replay(
+    log: str | Path | None, reward: str | None, mode: str, column: str, interval: int
+) -> ReplaySource:
+    from l4s_gym.data.pools import load_rows
+
+    if log is None:
+        raise L4SError("backend='replay' needs log=PATH (a kernel log, a .npz of records, a .csv or a pool .pkl)")
+    if reward not in (None, "l4s_llm"):
+        raise L4SError(f"reward {reward!r}: logged rows bear no time, so a replay knows only reward='l4s_llm'")
+    return ReplaySource(load_rows(Path(log)), mode=mode, column=column, nearest_every=interval)
+
+

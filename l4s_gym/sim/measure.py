@@ -1,0 +1,123 @@
+"""What an episode did: utilisation, delays by class, marks, drops and goodput, from the counters of a batch."""
+
+from __future__ import annotations
+
+import functools
+from typing import TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+from l4s_gym.sim.batch import Batch
+from l4s_gym.sim.link import bin_delays_ns
+
+CLASSES = ("C", "L")
+
+
+class Delay(TypedDict):
+    """Sojourn times of the packets of a class, ms (0 where none left the queue)."""
+
+    mean: float
+    p50: float
+    p95: float
+    p99: float
+    max: float
+
+
+class ClassSummary(TypedDict):
+    """Counts of a class and their rates."""
+
+    offered: int
+    dropped: int
+    dropped_ect: int
+    marked: int
+    mark_rate: float
+    drop_rate: float
+
+
+class Summary(TypedDict):
+    """Result of `summary`."""
+
+    duration_s: float
+    utilisation: float
+    goodput_mbps: list[float]
+    jain: float
+    delay_ms: dict[str, Delay]
+    mark_rate: float
+    drop_rate: float
+    classes: dict[str, ClassSummary]
+
+
+@functools.cache
+def _middles_ns() -> npt.NDArray[np.float64]:
+    return bin_delays_ns()
+
+
+def quantile(hist: npt.NDArray[np.integer], q: float) -> float:
+    """Quantile of a delay histogram, ns (middle of its bin, so right to about 3 %); 0 where it is empty.
+
+    Args:
+        hist: Counts of one class, (HIST_BINS,), or the sum of such rows.
+        q: In [0, 1].
+    """
+    cumulated = np.cumsum(hist, dtype=np.int64)
+    total = int(cumulated[-1])
+    if total == 0:
+        return 0.0
+    return float(_middles_ns()[np.searchsorted(cumulated, max(q * total, 1.0))])
+
+
+def jain(values: npt.ArrayLike) -> float:
+    """Jain's fairness index of some rates, in [1/n, 1]; 1 where all are zero."""
+    rates = np.asarray(values, np.float64)
+    squares = float(np.sum(rates * rates))
+    return float(np.sum(rates)) ** 2 / (len(rates) * squares) if squares > 0.0 else 1.0
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
+
+
+def summary(batch: Batch, index: int) -> Summary:
+    """What environment `index` did since its counters were reset.
+
+    Rates of marks and drops are fractions of the packets offered; goodput is payload received once, per flow.
+    A packet that bore CE already and is marked again counts as marked.
+    """
+    env = batch.env[index]
+    duration_s = float(env["now_ns"] - env["since_ns"]) * 1e-9
+    capacity = batch.capacity_bytes(index)
+    goodput = batch.flow["goodput_bytes"][index] * (8e-6 / duration_s if duration_s > 0.0 else 0.0)
+    delays: dict[str, Delay] = {}
+    classes: dict[str, ClassSummary] = {}
+    for cls, name in enumerate(CLASSES):
+        q = batch.queue[index, cls]
+        hist = batch.hist[index, cls]
+        left = int(q["left"])
+        delays[name] = {
+            "mean": float(q["left_delay_ns"]) / left * 1e-6 if left else 0.0,
+            "p50": quantile(hist, 0.5) * 1e-6,
+            "p95": quantile(hist, 0.95) * 1e-6,
+            "p99": quantile(hist, 0.99) * 1e-6,
+            "max": float(q["max_delay_ns"]) * 1e-6,
+        }
+        offered, dropped, marked = int(q["offered"]), int(q["dropped"]), int(q["marked"])
+        classes[name] = {
+            "offered": offered,
+            "dropped": dropped,
+            "dropped_ect": int(q["dropped_ect"]),
+            "marked": marked,
+            "mark_rate": _ratio(marked, offered),
+            "drop_rate": _ratio(dropped, offered),
+        }
+    offered = sum(c["offered"] for c in classes.values())
+    return {
+        "duration_s": duration_s,
+        "utilisation": float(env["served_bytes"]) / capacity if capacity > 0.0 else 0.0,
+        "goodput_mbps": [float(rate) for rate in goodput],
+        "jain": jain(goodput),
+        "delay_ms": delays,
+        "mark_rate": _ratio(sum(c["marked"] for c in classes.values()), offered),
+        "drop_rate": _ratio(sum(c["dropped"] for c in classes.values()), offered),
+        "classes": classes,
+    }
