@@ -18,7 +18,8 @@ from l4s_gym.sim.layout import NEVER
 from l4s_gym.sim.scenario import AqmOptions, Scenario, Source
 
 
-ENDLESS = 1 << 60
+ENDLESS = 1 << 30
+"""Segments of an endless transfer (an hour at 3 Gbit/s); segment numbers are 32 bits wide."""
 _ECN = {"not-ect": NOT_ECT, "ect0": ECT_0, "ect1": ECT_1}
 REFERENCE_NS = (15e6, 1e6)
 """Delays of C and L that the rewards take as the unit: DualPI2's target, and its L step (RFC 9332)."""
