@@ -76,16 +76,16 @@ endef
 .venv/.stamp: pyproject.toml constraints.txt
 	@$(call make_venv,.venv)
 	echo "Installing PyTorch (the first time this takes some minutes) ..."
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt torch
 	echo "Installing l4s-gym and what its tests need ..."
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 	touch $@
 
 .venv-newest/.stamp: pyproject.toml constraints.txt
 	@$(call make_venv,.venv-newest)
 	echo "Installing l4s-gym with the newest Gymnasium ..."
 	grep -v '^gymnasium==' constraints.txt >.venv-newest/constraints.txt
-	.venv-newest/bin/python -m pip install -q --disable-pip-version-check --upgrade -c .venv-newest/constraints.txt \
+	.venv-newest/bin/python -m pip install -qq --disable-pip-version-check --upgrade -c .venv-newest/constraints.txt \
 	    -e . gymnasium hypothesis pytest pytest-xdist
 	touch $@
 

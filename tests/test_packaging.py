@@ -33,11 +33,13 @@ def files() -> list[Path]:
 @pytest.fixture(scope="module")
 def wheel(files: list[Path], tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     """The names in a wheel built from a copy of the repository, without network."""
-    for tool in ("pip", "setuptools"):
-        try:
-            importlib.metadata.version(tool)
-        except importlib.metadata.PackageNotFoundError:
-            pytest.skip(f"{tool} is not installed: pip install -e '.[dev]'")
+    try:
+        importlib.metadata.version("pip")
+        setuptools = int(importlib.metadata.version("setuptools").split(".")[0])
+    except importlib.metadata.PackageNotFoundError as error:
+        pytest.skip(f"{error.name} is not installed: pip install -e '.[dev]'")
+    if setuptools < 77:
+        pytest.skip(f"setuptools {setuptools} is too old to build without isolation: pip install -e '.[dev]'")
     copy, out = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("wheel")
     for file in files:
         target = copy / file

@@ -9,26 +9,30 @@ so that no Python of its own slows it down. That package may live in another env
 The queue delay of ns-3 is the sojourn time in its queue disc. Its link holds one packet more in front of the one being
 sent, so that ns-3 reports up to one transmission time (1.5 ms at 8 Mbit/s) less than a queue without such a link.
 
-Two of its TCPs differ from Linux's, which the ratios show: its NewReno grows once per ACK (half a segment per round
-trip under delayed ACKs; `linuxreno` counts segments), and its DCTCP cuts by alpha / 2 on a loss as well (RFC 8257: like
+Its NewReno grows once per ACK (half a segment per round trip under delayed ACKs); ours counts segments (RFC 3465), and
+so does ns-3's `linuxreno`, which is its counterpart here. Its DCTCP cuts by alpha / 2 on a loss as well (RFC 8257: like
 any TCP), so that it hardly yields where nothing marks.
 """
 
 import dataclasses
-import datetime
 import hashlib
-import importlib.metadata
 import json
 import os
-import platform
 import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NoReturn, TypedDict, cast
 
 import tyro
+from gymnasium.utils import seeding
+
+from l4s_gym.data.files import atomic_write
+from l4s_gym.evaluation.origin import origin
+from l4s_gym.sim import measure, scenario
+from l4s_gym.sim.batch import Batch
 
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE / "dumbbell.cc"
@@ -126,8 +130,8 @@ def make_case(label: str, rate_mbps: float, rtt_ms: float, aqm: str, flows: dict
 
 
 CASES = [
-    *(make_case("mix", 8, 10, aqm, {"cubic": 2, "newreno": 2, "dctcp": 1}) for aqm in ("fifo", "red", "codel", "pie")),
-    *(make_case("newreno", 40, 20, aqm, {"newreno": 4}) for aqm in ("fifo", "codel", "pie")),
+    *(make_case("mix", 8, 10, aqm, {"cubic": 2, "linuxreno": 2, "dctcp": 1}) for aqm in ("fifo", "red", "codel", "pie")),
+    *(make_case("newreno", 40, 20, aqm, {"linuxreno": 4}) for aqm in ("fifo", "codel", "pie")),
     *(make_case("cubic", 40, 20, aqm, {"cubic": 4}) for aqm in ("fifo", "codel", "pie")),
     *(make_case("dctcp", 40, 20, aqm, {"dctcp": 4}) for aqm in ("codel", "pie")),  # nothing marks in a FIFO
 ]
@@ -194,12 +198,64 @@ def run_ns3(case: Case, program: Path) -> Result:
     return cast(Result, json.loads(done.stdout))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# TO BE FILLED IN: the same case in our simulator, with the same meaning of every field of `Result`.
-# ---------------------------------------------------------------------------------------------------------------------
+def our_scenario(case: Case) -> scenario.Scenario:
+    """The case as a scenario of this project."""
+    kinds = {"linuxreno": "newreno"}
+    per_packet_ms = 1500 * 8 / (case.rate_mbps * 1e3)
+    ecn = {} if case.ecn else {"ecn": "not-ect"}
+    return scenario.from_dict(
+        {
+            "name": case.name,
+            "horizon_s": case.duration_s,
+            "warmup_s": case.warmup_s,
+            "aqm": case.aqm,
+            "link": {"rate_mbps": case.rate_mbps, "limit_packets": case.limit_packets},
+            "sources": [
+                {"kind": kinds.get(cc, cc), "count": n, "rtt_ms": case.rtt_ms, **ecn} for cc, n in case.flows.items()
+            ],
+            "options": {
+                "red_min_ms": case.red_min_th * per_packet_ms,
+                "red_max_ms": case.red_max_th * per_packet_ms,
+                "red_weight": case.red_qw,
+                "red_max_p": case.red_max_p,
+                "derandomise": False,  # as ns-3's default
+            },
+        }
+    )
+
+
 def run_ours(case: Case) -> Result:
     """Runs a case in this project's simulator."""
-    raise SystemExit(f"run_ours is not written yet ({case.name}); --no-ours runs ns-3 alone")
+    batch = Batch(our_scenario(case))
+    batch.reset(0, seeding.np_random(case.seed)[0])
+    batch.stop_at(0, round(case.warmup_s * 1e9))
+    start = time.perf_counter()
+    batch.advance_one()
+    batch.reset_counters(0)
+    batch.advance_one()
+    wall_s = time.perf_counter() - start
+    s = measure.summary(batch, 0)
+    names = [cc for cc, n in case.flows.items() for _ in range(n)]
+    flows: list[FlowResult] = [
+        {"cc": cc, "goodput_mbps": mbps} for cc, mbps in zip(names, s["goodput_mbps"], strict=True)
+    ]
+    hist = batch.hist[0].sum(axis=0)
+    left = batch.queue["left"][0].sum()
+    offered = sum(c["offered"] for c in s["classes"].values())
+    return {
+        "flows": flows,
+        "class_goodput_mbps": {cc: sum(f["goodput_mbps"] for f in flows if f["cc"] == cc) for cc in case.flows},
+        "mean_qdelay_ms": float(batch.queue["left_delay_ns"][0].sum()) / left * 1e-6,
+        "p99_qdelay_ms": measure.quantile(hist, 0.99) * 1e-6,
+        "offered_packets": offered,
+        "drops": sum(c["dropped"] for c in s["classes"].values()),
+        "marks": sum(c["marked"] for c in s["classes"].values()),
+        "drop_rate": s["drop_rate"],
+        "mark_rate": s["mark_rate"],
+        "utilisation": s["utilisation"],
+        "bottleneck_packets": int(batch.env["delivered"][0]),
+        "wall_s": wall_s,
+    }
 
 
 def metrics(result: Result) -> dict[str, float]:
@@ -225,20 +281,6 @@ def print_case(name: str, ours: list[Result], ns3: list[Result]) -> None:
         ratio = f"{left[key] / peer:.3f}" if left and peer else "-"
         print(f"  {key:<26}{own:>14}{peer:>14.6g}{ratio:>10}")
     print(flush=True)
-
-
-def host_facts(ns3_version: str) -> dict[str, object]:
-    """Describes versions and the machine."""
-    versions = {"ns3": ns3_version, "python": platform.python_version()}
-    for name in ("l4s-gym", "numpy", "numba"):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-    return {"versions": versions, "cpu": model or platform.processor(), "cores": os.cpu_count()}
 
 
 def main(
@@ -272,14 +314,12 @@ def main(
         rows.append({"case": dataclasses.asdict(case), "seeds": seeds, "ours": own, "ns3": peer})
     # The path of the other environment says nothing to a reader.
     chosen = ["--seeds", *map(str, seeds)] + (["--cases", *cases] if cases else []) + ([] if ours else ["--no-ours"])
-    report = {
-        "command": shlex.join(["python", "benchmarks/peers/ns3.py", "--ns3-python", "PYTHON", *chosen]),
-        "date": datetime.date.today().isoformat(),
-        **host_facts(version),
-        "results": rows,
-    }
+    facts = origin()
+    facts["versions"]["ns3"] = version
+    facts["command"] = shlex.join(["python", "benchmarks/peers/ns3.py", "--ns3-python", "PYTHON", *chosen])
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(report, indent=1) + "\n")
+    with atomic_write(out) as file:
+        file.write((json.dumps({**facts, "results": rows}, indent=1) + "\n").encode())
     print(f"wrote {out}")
 
 

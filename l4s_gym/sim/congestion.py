@@ -10,8 +10,17 @@ from l4s_gym.sim.layout import CUBIC, DCTCP, PRAGUE
 MIN_WINDOW: Final = 2.0
 PRAGUE_REF_RTT_NS: Final = 25_000_000
 """Prague behaves as if its RTT were at least this (UDP Prague's reference RTT)."""
-PRAGUE_MIN_WINDOW: Final = 0.05
+PRAGUE_MIN_RATE_BPS: Final = 100_000.0
+"""UDP Prague's least pacing rate: no mark or loss takes the window below it."""
 _LARGE: Final = 1e9
+
+
+@jit
+def _least_window(f: Any) -> float:
+    """Window that no reduction goes below, packets."""
+    if f.cc != PRAGUE:
+        return MIN_WINDOW
+    return PRAGUE_MIN_RATE_BPS * f.srtt_ns * 1e-9 / (8.0 * f.mss)
 
 
 @jit
@@ -109,8 +118,7 @@ def on_loss(f: Any, now_ns: int) -> None:
     if f.cc == CUBIC:
         _cubic_reduce(f, f.beta)
         return
-    low = PRAGUE_MIN_WINDOW if f.cc == PRAGUE else MIN_WINDOW
-    f.cwnd = max(f.cwnd * f.beta, low)
+    f.cwnd = max(f.cwnd * f.beta, _least_window(f))
     f.ssthresh = f.cwnd
     f.reduced_ns = now_ns
 
@@ -175,7 +183,7 @@ def on_scalable_ecn(f: Any, now_ns: int) -> bool:
     elif now_ns - f.reduced_ns < prague_vrtt_ns(f.srtt_ns):
         return False
     f.reductions += 1
-    f.cwnd = max(f.cwnd * (1.0 - f.ce_alpha / 2.0), PRAGUE_MIN_WINDOW)
+    f.cwnd = max(f.cwnd * (1.0 - f.ce_alpha / 2.0), _least_window(f))
     f.ssthresh = f.cwnd
     f.reduced_ns = now_ns
     return True

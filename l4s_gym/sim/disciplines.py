@@ -26,8 +26,8 @@ from l4s_gym.sim.layout import (
 def clock_ns(env: Any) -> int:
     """The discipline's clock: the kernel's moves by whole ticks (AQM_UNOW), the others' is exact."""
     if env.tick_ns > 0:
-        return env.now_ns - env.now_ns % env.tick_ns  # type: ignore[no-any-return]
-    return env.now_ns  # type: ignore[no-any-return]
+        return env.now_ns - env.now_ns % env.tick_ns
+    return env.now_ns
 
 
 @jit
@@ -198,9 +198,9 @@ def update(w: Any, slot: int) -> None:
 def base_probability(env: Any, q: Any) -> int:
     """The controller's probability in the record's unit, 1/(2^31 - 1)."""
     if env.aqm == FREEBSD:
-        return q.drop_prob  # type: ignore[no-any-return]
+        return q.drop_prob
     if env.aqm == LINUX:
-        return env.prob_fixed >> 1  # type: ignore[no-any-return]
+        return env.prob_fixed >> 1
     if env.aqm == RFC9332:
         return int(env.prob * MAX_PROB)
     if env.aqm == PIE or env.aqm == RED:
@@ -212,7 +212,7 @@ def base_probability(env: Any, q: Any) -> int:
 def accumulated_probability(env: Any, q: Any) -> int:
     """The accumulated probability (or `recur` count) in the record's unit, 1/(2^31 - 1)."""
     if env.aqm == FREEBSD:
-        return q.accu_prob  # type: ignore[no-any-return]
+        return q.accu_prob
     if env.aqm == RFC9332:
         return int(q.recur * MAX_PROB)
     if env.aqm == PIE:
@@ -224,23 +224,23 @@ def accumulated_probability(env: Any, q: Any) -> int:
 def burst_allowance_us(env: Any, q: Any) -> int:
     """Time left in which nothing is dropped, us."""
     if env.aqm == FREEBSD:
-        return q.burst_us  # type: ignore[no-any-return]
-    return q.burst_ns // 1000  # type: ignore[no-any-return]
+        return q.burst_us
+    return q.burst_ns // 1000
 
 
 @jit
 def old_delay_us(env: Any, q: Any) -> int:
     """Delay at the last update of the probability, us."""
     if env.aqm == FREEBSD:
-        return q.qdelay_old_us  # type: ignore[no-any-return]
-    return env.qdelay_old_ns // 1000  # type: ignore[no-any-return]
+        return q.qdelay_old_us
+    return env.qdelay_old_ns // 1000
 
 
 @jit
 def current_delay_us(env: Any, q: Any) -> int:
     """Sojourn of the packet that last left the queue, us."""
     if env.aqm == FREEBSD:
-        return q.qdelay_us  # type: ignore[no-any-return]
-    return q.delay_ns // 1000  # type: ignore[no-any-return]
+        return q.qdelay_us
+    return q.delay_ns // 1000
 
 

@@ -337,7 +337,7 @@ def pick(env: Any) -> int:
             return -1
         q = queue_at(env, index)
         if q.deficit >= 0 and q.packets > 0:
-            return index  # type: ignore[no-any-return]
+            return index
         if from_new:
             env.new0 = env.new1
             env.new1 = -1

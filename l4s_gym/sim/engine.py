@@ -98,7 +98,7 @@ def run(w: Any, action: int) -> int:
     """Run one environment; why it came back. `action` is for the packet that waits, if one does."""
     env = w
     if env.status == TERMINATED or env.status == TRUNCATED:
-        return env.status  # type: ignore[no-any-return]
+        return env.status
     if env.status == DECISION:
         p = env.arriving
         env.arriving = -1

@@ -28,7 +28,7 @@ def set_time(w: Any, slot: int, time_ns: int) -> None:
 @jit
 def get_time(w: Any, slot: int) -> int:
     """Time of a slot."""
-    return tree_of(w)[w.leaves + slot]  # type: ignore[no-any-return]
+    return tree_of(w)[w.leaves + slot]
 
 
 @jit

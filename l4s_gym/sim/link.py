@@ -82,7 +82,7 @@ def _leave_queue(w: Any, index: int) -> int:
     c = queue_at(w, a.cls)
     c.class_packets -= 1
     c.class_delay_ns = sojourn
-    return p  # type: ignore[no-any-return]
+    return p
 
 
 @jit
@@ -153,7 +153,7 @@ def start_sending(w: Any) -> None:
 def opportunity_ns(w: Any) -> int:
     """Time of the trace's next delivery opportunity."""
     env = w
-    return env.trace_cycle * env.trace_period_ns + trace_of(w)[env.trace_pos]  # type: ignore[no-any-return]
+    return env.trace_cycle * env.trace_period_ns + trace_of(w)[env.trace_pos]
 
 
 @jit

@@ -21,7 +21,7 @@ def allocate(w: Any) -> int:
     else:
         p = env.fresh
         env.fresh += 1
-    return p  # type: ignore[no-any-return]
+    return p
 
 
 @jit
@@ -62,7 +62,7 @@ def pop(w: Any, q: Any) -> int:
     q.bytes -= a.len
     w.packets -= 1
     w.bytes -= a.len
-    return p  # type: ignore[no-any-return]
+    return p
 
 
 @jit
@@ -92,7 +92,7 @@ def pop_transit(w: Any, i: int) -> int:
     else:
         from_.transit_tail = -1
         set_time(w, SLOT_FLOWS + 2 * i, 1 << 62)
-    return p  # type: ignore[no-any-return]
+    return p
 
 
 @jit

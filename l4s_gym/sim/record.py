@@ -81,7 +81,7 @@ def write_before(w: Any, index: int, p: int) -> int:
     r.accumulated_probability_before = disciplines.accumulated_probability(env, q)
     r.interval_drops = q.interval_drops
     env.sequence += 1
-    return row  # type: ignore[no-any-return]
+    return row
 
 
 @jit
@@ -132,4 +132,4 @@ def take_reward(w: Any) -> float:
     env.power_s = 0.0
     env.delay_c_s = 0.0
     env.delay_l_s = 0.0
-    return reward  # type: ignore[no-any-return]
+    return reward

@@ -1,0 +1,250 @@
+"""The command line `l4s-gym`.
+
+Exit status: 0 done, 1 failed, 2 bad input (one line tells the remedy), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from l4s_gym.errors import L4SError, unknown
+
+app = tyro.extras.SubcommandApp()
+console = Console()
+Positional = tyro.conf.Positional
+
+
+@contextmanager
+def _progress(text: str) -> Iterator[Callable[[float], None]]:
+    """A bar on stderr, where stderr is a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+    err = Console(stderr=True)
+    with Progress(*columns, TimeRemainingColumn(), console=err, transient=True, disable=not err.is_terminal) as bar:
+        task = bar.add_task(text, total=1.0)
+        yield lambda share: bar.update(task, completed=min(share, 1.0))
+
+
+@app.command
+def scenarios(suite: str | None = None, name: str | None = None) -> None:
+    """List the scenarios that ship.
+
+    Args:
+        suite: Only those of `train`, `test` or `shift`.
+        name: Show all fields of one scenario instead, as JSON.
+    """
+    from l4s_gym.sim import scenario
+
+    if name is not None:
+        import msgspec
+
+        text = msgspec.json.format(msgspec.json.encode(scenario.load(name)))
+        console.print(text.decode(), markup=False, highlight=False)
+        return
+    chosen = scenario.suite(suite) if suite else scenario.names()
+    table = Table("name", "suites", "Mbit/s", "flows", "description")
+    for each in chosen:
+        s = scenario.load(each)
+        rate = "trace" if s.link.kind == "trace" else f"{s.link.rate_mbps:g}"
+        table.add_row(each, " ".join(s.suites), rate, str(s.n_flows), s.description)
+    console.print(table)
+
+
+@app.command
+def simulate(
+    scenario: Annotated[Positional[str], tyro.conf.arg(metavar="SCENARIO")] = "l4s-llm-testbed",
+    aqm: str | None = None,
+    seed: int = 0,
+    seconds: float | None = None,
+    log: Path | None = None,
+    picture: Path | None = None,
+) -> None:
+    """Run a scenario with a queue discipline deciding by itself, and print what happened.
+
+    Args:
+        scenario: Name of a scenario, or path of a TOML file.
+        aqm: dualpi2_freebsd, dualpi2_rfc9332, dualpi2_linux, pie, codel, red or fifo; the scenario's by default.
+        seed: Seed of the episode.
+        seconds: Length of the run instead of the scenario's.
+        log: Write the decision log: text lines of the testbed's kernel, or all fields to a .npz file.
+        picture: Write a picture of delays, queues, probability and rate (PNG).
+    """
+    from l4s_gym.data.files import atomic_write
+    from l4s_gym.data.logs import save_records, write_log
+    from l4s_gym.evaluation import native
+    from l4s_gym.sim import scenario as scenarios_
+
+    chosen = scenarios_.load(scenario)
+    if seconds is not None:
+        chosen = chosen.replace(horizon_s=seconds)
+    with _progress(f"simulating {chosen.name}") as report:
+        run = native.simulate(chosen, aqm, seed, log=log is not None, progress=report)
+    _print_run(run, f"{chosen.name}, {run.batch.aqm}, seed {seed}")
+    if log is not None:
+        (save_records if log.suffix == ".npz" else write_log)(log, run.records)
+        console.print(f"log: {len(run.records)} records in {log}", highlight=False)
+    if picture is not None:
+        with atomic_write(picture) as file:
+            file.write(native.picture(run, f"{chosen.name}, {run.batch.aqm}, seed {seed}"))
+        console.print(f"picture: {picture}", highlight=False)
+
+
+def _print_run(run: object, title: str) -> None:
+    from l4s_gym.evaluation.native import NativeRun
+    from l4s_gym.sim import layout
+
+    assert isinstance(run, NativeRun)
+    s = run.summary
+    table = Table(title=title)
+    for column in ("class", "packets", "mean ms", "p50", "p95", "p99", "max", "mark %", "drop %"):
+        table.add_column(column, justify="right")
+    for name, c in s["classes"].items():
+        d = s["delay_ms"][name]
+        delays = [f"{d[key]:.2f}" for key in ("mean", "p50", "p95", "p99", "max")]  # type: ignore[literal-required]
+        table.add_row(
+            name, str(c["offered"]), *delays, f"{100 * c['mark_rate']:.2f}", f"{100 * c['drop_rate']:.2f}"
+        )
+    console.print(table)
+    flows: dict[str, list[float]] = {}
+    for flow, rate in zip(run.batch.flow[0], s["goodput_mbps"], strict=True):
+        if flow["mss"]:
+            name = layout.APPS[flow["app"]] if not flow["cc"] else layout.CCS[flow["cc"]]
+            flows.setdefault("web" if flow["app"] == layout.WEB else name, []).append(rate)
+    rates = ", ".join(f"{name} {len(r)} x {sum(r) / len(r):.3f}" for name, r in flows.items())
+    console.print(
+        f"utilisation {100 * s['utilisation']:.1f} %, goodput in Mbit/s per flow: {rates}; "
+        f"figures of {s['duration_s']:.0f} s after the warm-up",
+        highlight=False,
+    )
+
+
+def log_inspect(paths: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="PATH [PATH ...]")]) -> None:
+    """Say what is in decision logs: rows, what was skipped and why, shares and quantiles, leak of the label.
+
+    Args:
+        paths: Kernel logs (plain, .gz, .bz2, .xz, .zst; rotations are put in order), .npz records, .csv rows, or
+            an experience pool (.pkl).
+    """
+    from l4s_gym.data.inspect import inspect_rows
+    from l4s_gym.data.logs import read_log
+    from l4s_gym.data.pools import load_rows, make_rows
+
+    if len(paths) == 1 and paths[0].suffix in (".pkl", ".csv", ".npz"):
+        rows = load_rows(paths[0])
+    else:
+        records, report = read_log(paths)
+        console.print(report.summary(), markup=False, highlight=False)
+        rows = make_rows(records, ", ".join(map(str, paths)), None)
+    console.print(inspect_rows(rows), markup=False, highlight=False)
+
+
+LOG_COMMANDS: dict[str, Callable[..., None]] = {"inspect": log_inspect}
+
+
+@app.command
+def log(command: Annotated[Positional[str], tyro.conf.arg(metavar="{inspect}")]) -> None:
+    """Work on decision logs: `l4s-gym log inspect PATH ...`.
+
+    Args:
+        command: What to do; `l4s-gym log inspect --help` tells more.
+    """
+    raise unknown("command of log", command, tuple(LOG_COMMANDS))
+
+
+@app.command
+def evaluate(
+    agents: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="AGENT [AGENT ...]")],
+    scenario: str = "l4s-llm-testbed",
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
+    aqm: str | None = None,
+    reward: str = "balance",
+    interval: int = 1,
+    seconds: float | None = None,
+    out: Path | None = None,
+) -> None:
+    """Evaluate agents in closed loop and print a leaderboard.
+
+    Args:
+        agents: native:AQM, random, threshold, enqueue, bc:FOLDER, or module:attribute of your own.
+        scenario: Name or path.
+        seeds: Seeds of the episodes.
+        aqm: Discipline underneath the agents; the scenario's by default.
+        reward: balance, power or l4s_llm.
+        interval: Ask the agent at each interval-th packet.
+        seconds: Length of the episodes instead of the scenario's.
+        out: Write the results as JSON there.
+    """
+    from l4s_gym.evaluation import harness, report
+    from l4s_gym.sim import scenario as scenarios_
+
+    if interval < 1:
+        raise L4SError(f"--interval {interval}: give 1 or more")
+    chosen = scenarios_.load(scenario)
+    if seconds is not None:
+        chosen = chosen.replace(horizon_s=seconds)
+    results: list[harness.Result] = []
+    for who in agents:
+        with _progress(f"evaluating {who}") as show:
+            results += harness.evaluate(
+                who, chosen, seeds=seeds, aqm=aqm, reward=reward, interval=interval, progress=show
+            )
+    console.print(report.table(results, f"{chosen.name}, {len(seeds)} seeds, reward {reward}"))
+    if out is not None:
+        report.write_json(out, results)
+        console.print(f"results: {out}", highlight=False)
+
+
+@app.command
+def demo(
+    out: Path = Path("runs/demo"),
+    pools: Path | None = None,
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
+    steps: int = 2000,
+    seconds: float | None = None,
+) -> None:
+    """The main job end to end: kernel rows, datasets, trained agents, closed-loop leaderboard, report.
+
+    Args:
+        out: Folder of datasets, agents and report.
+        pools: Folder of the authors' experience pools; without it a bundled log of the simulator is used.
+        seeds: Seeds of the evaluation.
+        steps: Gradient steps of each training.
+        seconds: Length of the episodes instead of the scenario's.
+    """
+    from l4s_gym.evaluation.demo import run_demo
+
+    run_demo(out, pools=pools, seeds=seeds, steps=steps, seconds=seconds, console=console, progress=_progress)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; the exit status."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if args[:1] == ["log"] and args[1:2] and args[1] in LOG_COMMANDS:
+            tyro.cli(LOG_COMMANDS[args[1]], prog=f"l4s-gym log {args[1]}", args=args[2:])
+        else:
+            app.cli(prog="l4s-gym", args=args, description="L4S DualPI2: simulate, inspect logs, evaluate agents.")
+    except L4SError as error:
+        print(f"l4s-gym: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"l4s-gym: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("l4s-gym: interrupted", file=sys.stderr)
+        return 130
+    except SystemExit as stop:
+        return int(stop.code) if isinstance(stop.code, int) else 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""Run an agent or a native discipline on a scenario over seeds, and measure what happened."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium.utils import seeding
+
+from l4s_gym import agents
+from l4s_gym.agents.protocol import Agent
+from l4s_gym.errors import L4SError, unknown
+from l4s_gym.schema import ECT_1
+from l4s_gym.sim import engine, layout, measure
+from l4s_gym.sim.batch import Batch
+from l4s_gym.sim.scenario import Scenario, load
+
+NATIVE_PREFIX = "native:"
+LATENCY_CALLS = 300
+Progress = Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One agent, one scenario, one seed.
+
+    Attributes:
+        agent: Name, as `native:<aqm>` or as the agent calls itself.
+        rule: Decision rule of the agent (`sample`, `argmax`, `diffuse`), or "-".
+        scenario: Name of the scenario.
+        aqm: Discipline underneath.
+        seed: Seed of the episode.
+        reward: Name of the reward.
+        episode_return: Sum of the rewards of the whole episode, warm-up included.
+        decisions: Decisions that the agent took (a native discipline: packets offered).
+        utilisation: Share of the link's capacity that was used, after the warm-up (as all that follows).
+        delay_ms: By class C and L: mean, p50, p95, p99, max of the sojourn times.
+        mark_rate: Marks by packets offered.
+        drop_rate: Drops by packets offered.
+        goodput_mbps: Payload delivered, per flow.
+        goodput_ratio: Mean goodput of the L4S flows by that of the Classic flows; None without both.
+        jain: Jain's index of the goodputs.
+        classes: Counts by class.
+        latency_us: Time of one decision for one environment: p50 and p99; None in the engine.
+        cost: What the agent says of its size.
+        wall_s: Time that the run took, shared by the seeds that ran side by side.
+    """
+
+    agent: str
+    rule: str
+    scenario: str
+    aqm: str
+    seed: int
+    reward: str
+    episode_return: float
+    decisions: int
+    utilisation: float
+    delay_ms: dict[str, measure.Delay]
+    mark_rate: float
+    drop_rate: float
+    goodput_mbps: list[float]
+    goodput_ratio: float | None
+    jain: float
+    classes: dict[str, measure.ClassSummary]
+    latency_us: dict[str, float] | None
+    cost: dict[str, float]
+    wall_s: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+
+def goodput_ratio(batch: Batch, index: int) -> float | None:
+    """Mean goodput of ECT(1) flows by the mean of all others; None where either is missing."""
+    flow = batch.flow[index][batch.flow["mss"][index] > 0]
+    scalable = flow["ecn"] == ECT_1
+    if not scalable.any() or scalable.all():
+        return None
+    classic = float(flow["goodput_bytes"][~scalable].mean())
+    return float(flow["goodput_bytes"][scalable].mean()) / classic if classic > 0.0 else None
+
+
+def _run(batch: Batch, agent: Agent | None, progress: Progress | None) -> tuple[npt.NDArray[np.float64], int]:
+    """Run all episodes of a batch to their ends; returns of each, and the number of the agent's decisions."""
+    warmup_ns = round(min(batch.scenario.warmup_s, batch.scenario.horizon_s / 2) * 1e9)
+    for i in range(batch.n):
+        batch.stop_at(i, warmup_ns)
+    total = np.zeros(batch.n)
+    decisions = np.zeros(batch.n, np.int64)
+    open_ = np.ones(batch.n, bool)
+    horizon = batch.scenario.horizon_s * 1e9
+    calls = 0
+    while True:
+        batch.advance()
+        total += np.where(open_, batch.reward, 0.0)
+        for i in np.flatnonzero(batch.status == layout.STOPPED):
+            batch.reset_counters(int(i))
+            engine.advance(batch._address, int(i), int(i) + 1)
+            total[i] += batch.reward[i]
+        waiting = batch.status == layout.DECISION
+        open_ = (batch.status != layout.TERMINATED) & (batch.status != layout.TRUNCATED)
+        if not open_.any():
+            return total, int(decisions.sum())
+        if agent is not None:
+            batch.action[:] = agent.act(batch.obs, batch.reward)
+            decisions += waiting
+        calls += 1
+        if progress is not None and calls % 1000 == 0:
+            progress(float(batch.env["now_ns"].min()) / horizon)
+
+
+def latency_us(agent: Agent, observations: npt.NDArray[np.float32]) -> dict[str, float]:
+    """Time of one decision for one environment, us: median and 99th percentile of `LATENCY_CALLS` calls."""
+    agent.reset(1, 0)
+    reward = np.zeros(1)
+    times = []
+    for k in range(LATENCY_CALLS):
+        row = observations[k % len(observations)][None]
+        start = time.perf_counter_ns()
+        agent.act(row, reward)
+        times.append((time.perf_counter_ns() - start) * 1e-3)
+    kept = times[LATENCY_CALLS // 10 :]
+    return {"p50": float(np.percentile(kept, 50)), "p99": float(np.percentile(kept, 99))}
+
+
+def evaluate(
+    who: str | Agent,
+    scenario: str | Scenario = "l4s-llm-testbed",
+    *,
+    seeds: Sequence[int] = (0, 1, 2, 3, 4),
+    aqm: str | None = None,
+    reward: str = "balance",
+    interval: int = 1,
+    progress: Progress | None = None,
+) -> list[Result]:
+    """Evaluate in closed loop; the seeds run side by side.
+
+    Args:
+        who: `native:<aqm>`, a name that `l4s_gym.agents.make` knows, or an agent.
+        scenario: Name, path, or scenario.
+        seeds: Seeds of the episodes; each is that of `reset(seed=)` of a single environment.
+        aqm: Discipline under an agent; None: the scenario's own.
+        reward: Name of the reward.
+        interval: Ask the agent at each interval-th packet.
+        progress: Called with the share of the episodes that is done.
+
+    Returns:
+        One result a seed.
+
+    Raises:
+        L4SError: Unknown agent, discipline, scenario or reward; no seeds.
+    """
+    if not seeds:
+        raise L4SError("seeds: give at least one")
+    chosen = load(scenario)
+    agent: Agent | None = None
+    if isinstance(who, str) and who.startswith(NATIVE_PREFIX):
+        name = who.removeprefix(NATIVE_PREFIX)
+        if name not in layout.AQMS:
+            raise unknown("discipline", name, layout.AQMS)
+        aqm = name
+    else:
+        agent = agents.make(who) if isinstance(who, str) else who
+        agent.reset(len(seeds), seeds[0])
+    decider = layout.NATIVE if agent is None else layout.AGENT
+    batch = Batch(chosen, len(seeds), aqm=aqm, decider=decider, interval=interval, reward=reward)
+    for i, seed in enumerate(seeds):
+        batch.reset(i, seeding.np_random(seed)[0])
+    start = time.perf_counter()
+    returns, _ = _run(batch, agent, progress)
+    wall_s = time.perf_counter() - start
+    timed = None if agent is None else latency_us(agent, batch.obs)
+    results = []
+    for i, seed in enumerate(seeds):
+        s = measure.summary(batch, i)
+        env = batch.env[i]
+        results.append(
+            Result(
+                agent=who if agent is None and isinstance(who, str) else agent.name if agent else str(who),
+                rule="-" if agent is None else agent.rule,
+                scenario=chosen.name,
+                aqm=batch.aqm,
+                seed=int(seed),
+                reward=reward,
+                episode_return=float(returns[i]),
+                decisions=int(env["decisions"] if agent else sum(c["offered"] for c in s["classes"].values())),
+                utilisation=s["utilisation"],
+                delay_ms=s["delay_ms"],
+                mark_rate=s["mark_rate"],
+                drop_rate=s["drop_rate"],
+                goodput_mbps=s["goodput_mbps"],
+                goodput_ratio=goodput_ratio(batch, i),
+                jain=s["jain"],
+                classes=s["classes"],
+                latency_us=timed,
+                cost={} if agent is None else agent.cost(),
+                wall_s=wall_s,
+            )
+        )
+    return results

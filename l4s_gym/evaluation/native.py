@@ -1,0 +1,130 @@
+"""One native run of a scenario: summary, time series for a picture, and the decision log."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium.utils import seeding
+
+from l4s_gym.envs.rendering import probability
+from l4s_gym.errors import L4SError
+from l4s_gym.schema import RECORD
+from l4s_gym.sim import layout, measure
+from l4s_gym.sim.batch import Batch
+from l4s_gym.sim.scenario import Scenario
+
+LOG_ROWS = 1 << 16
+SAMPLES = np.dtype([("time_s", "f8"), ("delay_ms", "f8", 2), ("packets", "i8", 2), ("prob", "f8"), ("served_mbps", "f8")])
+
+
+@dataclass(frozen=True)
+class NativeRun:
+    """What a native run left behind.
+
+    Attributes:
+        batch: The batch of one, at its end.
+        summary: Figures after the warm-up.
+        samples: (K,) `SAMPLES`, one every `sample_ms`.
+        records: (T,) `schema.RECORD`; empty without a log.
+    """
+
+    batch: Batch
+    summary: measure.Summary
+    samples: npt.NDArray[np.void]
+    records: npt.NDArray[np.void]
+
+
+def simulate(
+    scenario: Scenario,
+    aqm: str | None = None,
+    seed: int = 0,
+    *,
+    log: bool = False,
+    sample_ms: float = 20.0,
+    progress: Callable[[float], None] | None = None,
+) -> NativeRun:
+    """Run a scenario with its queue discipline deciding by itself.
+
+    Args:
+        scenario: What to simulate.
+        aqm: Discipline; None: the scenario's.
+        seed: That of `reset(seed=)` of the environment: the same run.
+        log: Whether to keep the decision log (one row per packet offered).
+        sample_ms: Distance of the samples.
+        progress: Called with the share that is done, some hundred times.
+    """
+    if not 0.0 < sample_ms <= 1e6:
+        raise L4SError(f"sample_ms={sample_ms}: give a positive number of milliseconds")
+    batch = Batch(scenario, aqm=aqm, log_rows=LOG_ROWS if log else 0)
+    batch.reset(0, seeding.np_random(seed)[0])
+    env, queue = batch.env[0], batch.queue[0]
+    step_ns = round(sample_ms * 1e6)
+    warmup_ns = round(min(scenario.warmup_s, scenario.horizon_s / 2) * 1e9)
+    warm = False
+    at, served = step_ns, 0
+    samples = []
+    parts: list[npt.NDArray[np.void]] = []
+    batch.stop_at(0, at)
+    while True:
+        status = batch.advance_one()
+        if status == layout.LOG_FULL:
+            parts.append(batch.drain_log(0))
+            continue
+        busy = queue["class_packets"] > 0
+        rate = (int(env["served_bytes"]) - served) * 8e-6 / (sample_ms * 1e-3)
+        samples.append(
+            (
+                env["now_ns"] * 1e-9,
+                np.where(busy, queue["class_delay_ns"], 0) * 1e-6,
+                queue["packets"].copy(),
+                probability(env, queue),
+                rate,
+            )
+        )
+        if status != layout.STOPPED:
+            break
+        if not warm and at >= warmup_ns:
+            warm = True
+            batch.reset_counters(0)
+        served = int(env["served_bytes"])
+        at += step_ns
+        batch.stop_at(0, at)
+        if progress is not None and len(samples) % 32 == 0:
+            progress(at / env["horizon_ns"])
+    if log:
+        parts.append(batch.drain_log(0, everything=True))
+    records = np.concatenate(parts) if parts else np.zeros(0, RECORD)
+    return NativeRun(batch, measure.summary(batch, 0), np.array(samples, SAMPLES), records)
+
+
+def picture(run: NativeRun, title: str) -> bytes:
+    """PNG of a run: delays, packets queued, probability, and the rate that is served."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise L4SError("the picture is drawn with matplotlib: pip install 'l4s-gym[report]'") from None
+    figure = Figure(figsize=(10, 8), dpi=110, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes: Any = figure.subplots(4, 1, sharex=True, height_ratios=[2, 1, 1, 1])
+    s = run.samples
+    for k, (name, color) in enumerate((("C", "tab:orange"), ("L", "tab:blue"))):
+        axes[0].plot(s["time_s"], s["delay_ms"][:, k], color=color, lw=0.8, label=name)
+        axes[1].plot(s["time_s"], s["packets"][:, k], color=color, lw=0.8)
+    axes[0].set_ylabel("delay (ms)")
+    axes[0].legend(loc="upper right", ncols=2)
+    axes[0].set_title(title)
+    axes[1].set_ylabel("packets")
+    axes[2].plot(s["time_s"], s["prob"], color="tab:green", lw=0.8)
+    axes[2].set_ylabel("probability")
+    axes[3].plot(s["time_s"], s["served_mbps"], color="tab:gray", lw=0.6)
+    axes[3].set_ylabel("served (Mbit/s)")
+    axes[3].set_xlabel("time (s)")
+    buffer = io.BytesIO()
+    canvas.print_png(buffer)
+    return buffer.getvalue()

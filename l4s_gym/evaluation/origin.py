@@ -1,0 +1,43 @@
+"""Where a result comes from: every result file bears it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from l4s_gym import __version__
+
+
+def origin() -> dict[str, Any]:
+    """Where a result comes from: versions, host, command, time."""
+    versions = {"l4s-gym": __version__, "python": platform.python_version()}
+    for name in ("numpy", "numba", "gymnasium", "torch", "d3rlpy", "minari"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    program = Path(sys.argv[0])
+    here = Path.cwd()
+    # A path outside of this folder says nothing to a reader.
+    script = str(program.resolve().relative_to(here)) if program.resolve().is_relative_to(here) else program.name
+    return {
+        "versions": versions,
+        "host": {"cpu": cpu_model(), "cores": os.cpu_count(), "machine": platform.machine(), "system": platform.system()},
+        "command": shlex.join([script, *sys.argv[1:]]),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def cpu_model() -> str:
+    """Name of the processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
