@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import tyro
 
+from l4s_gym import __version__
 from l4s_gym.sim import layout, scenario
 from l4s_gym.sim.batch import Batch
 from l4s_gym.sim.measure import Summary, summary
@@ -41,6 +42,7 @@ AIMD: Final = {"kind": "newreno", "beta": 0.7, "beta_ecn": 0.7}
 CUBIC: Final = {"kind": "cubic", "slope_one": False}
 DCTCP: Final = {"kind": "dctcp"}
 PRAGUE: Final = {"kind": "prague"}
+VERDICTS: Final = ("pass", "miss", "shown")
 RTTS_MS: Final = (5, 10, 20, 50, 100)
 
 ROUND: Final = (
@@ -48,8 +50,8 @@ ROUND: Final = (
     "W grows by up to p W / 2"
 )
 SCALABLE: Final = (
-    "a cut is once a round, counted from the cut, and then waits for the next mark: random marks give x = W p with "
-    "x / 2 = 1 + 1 / x, 2.73; even marks have two stable cycles, of 2 marks (2.00) and of 3 (sqrt 6 = 2.45)"
+    "one cut a round, and then the wait for the next mark: x = W p solves x / 2 = 1 + 1 / x, 2.73, for random marks; "
+    "even marks lock to a cut in 2 marks (2.00) or in 3 (sqrt 6 = 2.45)"
 )
 
 
@@ -146,7 +148,7 @@ class Law:
     def window(self, p: float) -> float:
         """The window that the law expects, roughly, packets."""
         scale = (self.rtt_ms * 1e-3) ** 0.75 if self.exponent == 0.75 else 1.0
-        return self.even[0] * scale / p**self.exponent
+        return self.even[0] * scale / math.pow(p, self.exponent)
 
     def reference(self, p: float, even: bool) -> float | None:
         """The constant at p, interpolated in log p."""
@@ -179,9 +181,7 @@ def _law_window(law: Law, p: float, even: bool, cycles: int, samples: int) -> tu
         measured_s = cycles / p / law.window(p) * rtt_s
         warmup_s = 0.1 * measured_s + 2.0
     source = {**law.source, "rtt_ms": law.rtt_ms, "receive_window": 16384}
-    batch = simulate(
-        1e5, [source], "fifo", warmup_s, measured_s, decider=layout.PROBABILITY, limit_packets=40_000
-    )
+    batch = simulate(1e5, [source], "fifo", warmup_s, measured_s, decider=layout.PROBABILITY, limit_packets=40_000)
     env, flow = batch.env[0], batch.flow[0]
     env["p_l"] = env["p_c"] = p
     env["even"] = int(even)
@@ -218,8 +218,9 @@ def window_laws(quick: bool) -> Iterator[Row]:
                 constant = size * marked**law.exponent / scale
                 reference = law.reference(p, even)
                 judged = p <= 0.05 and window >= 10.0 and reference is not None
+                case = f"{law.name} p={p:g} {'even' if even else 'random'}"
                 yield judge(
-                    "windows", "fifo", f"{law.name} p={p:g} {'even' if even else 'random'}", f"W={window:.1f}, constant",
+                    "windows", "fifo", case, f"W={window:.1f}, constant",
                     f"{reference:.2f} +-10 %" if reference else law.formula, constant,
                     0.9 * reference if reference else None, 1.1 * reference if reference else None,
                     law.cause if judged or reference is None else "outside p <= 0.05 and W >= 10", judged,
@@ -280,12 +281,11 @@ def l_queue(quick: bool) -> Iterator[Row]:
                 yield judge("L delay", aqm, case, "mean, ms", "<= 1", delay["mean"], None, 1.0, alone)
                 yield judge("L delay", aqm, case, "P99, ms", "<= 2", delay["p99"], None, 2.0)
         for name, source in (("DCTCP", DCTCP), ("Prague", PRAGUE)):
-            batch = simulate(
-                4, [_n(CUBIC, 1, 10), _n(source, 1, 10)], aqm, 10.0, 60.0, min_qlen_step=1, th_len=1
-            )
+            batch = simulate(4, [_n(CUBIC, 1, 10), _n(source, 1, 10)], aqm, 10.0, 60.0, min_qlen_step=1, th_len=1)
             mean = finish(batch)["delay_ms"]["L"]["mean"]
-            yield judge("L delay", aqm, f"1 CUBIC + 1 {name}, 4 Mb/s, 10 ms", "mean, ms", "3 .. 6", mean, 3.0, 6.0,
-                        "a paced packet waits for little more than the rest of a C packet that is being sent, 1.5 ms")  # fmt: skip
+            why = "a paced packet waits for little more than the rest of a C packet that is being sent, 1.5 ms"
+            case = f"1 CUBIC + 1 {name}, 4 Mb/s, 10 ms"
+            yield judge("L delay", aqm, case, "mean, ms", "3 .. 6", mean, 3.0, 6.0, why)
 
 
 # -- rate ratios
@@ -311,7 +311,7 @@ PAIRS: Final = (
 )  # fmt: skip
 
 
-def _ratio(pair: Pair, aqm: str, rate: float, rtt_ms: float, n: int, warmup_s: float, run_s: float) -> tuple[float, str]:
+def _ratio(pair: Pair, aqm: str, rate: float, rtt_ms: float, n: int, run_s: float) -> tuple[float, str]:
     """Rate ratio per flow, and which factor takes it off the row most.
 
     r_L / r_C = [x_L / 2] [c / x_C] [2 sqrt(p_C) / p_L] [R_C / row's] times the row, where x_L = r_L vrtt p_L
@@ -319,7 +319,7 @@ def _ratio(pair: Pair, aqm: str, rate: float, rtt_ms: float, n: int, warmup_s: f
     """
     step = {"min_qlen_step": 1} if rate < 12 else {}
     sources = [_n(pair.classic, n, rtt_ms), _n(pair.l4s, n, rtt_ms)]
-    batch = simulate(rate, sources, aqm, warmup_s, run_s, **step)
+    batch = simulate(rate, sources, aqm, 30.0, run_s, **step)
     finish(batch)
     flow = batch.flow[0]
     packets = flow["received"].reshape(2, n).sum(1)
@@ -334,10 +334,11 @@ def _ratio(pair: Pair, aqm: str, rate: float, rtt_ms: float, n: int, warmup_s: f
     expected_s = 0.85e-3 * (rtt_ms + 15.0)
     small = per_flow[1] * rtt[1] < 3.0
     lag = f"L's window is {per_flow[1] * rtt[1]:.1f} packets and delayed ACKs stretch its RTT to {rtt[1] * 1e3:.0f} ms"
+    swing = "p' swings with C's sawteeth" if coupling < 1.0 else "L's own ramp or step marks on top, bursts above all"
     factors = {
         lag if small else f"L's constant r vrtt p is {x_l:.2f}, not 2 (see the window laws)": x_l / 2.0,
         f"C's constant is {x_c:.2f}, not {pair.constant}": pair.constant / x_c,
-        f"p' swings with C's sawteeth: p_L is {coupling:.2f} x 2 sqrt(p_C)": 1.0 / coupling,
+        f"{swing}: p_L is {coupling:.2f} x 2 sqrt(p_C)": 1.0 / coupling,
         f"C's RTT is {rtt[0] * 1e3:.0f}, not {expected_s * 1e3:.0f} ms": rtt[0] / expected_s,
     }
     ranked = sorted(factors, key=lambda text: -abs(math.log(max(factors[text], 1e-9))))
@@ -353,7 +354,7 @@ def ratios(quick: bool) -> Iterator[Row]:
                 for rtt_ms, (low, high) in zip(RTTS_MS, pair.rows, strict=True):
                     if quick and rtt_ms not in (10, 50):
                         continue
-                    ratio, why = _ratio(pair, aqm, rate, rtt_ms, n, 30.0, run_s)
+                    ratio, why = _ratio(pair, aqm, rate, rtt_ms, n, run_s)
                     target = f"{low:.2f}" if low == high else f"{low:.2f}..{high:.2f}"
                     yield judge("ratio", aqm, f"{n}:{n} {pair.name}, {rate} Mb/s, {rtt_ms} ms", "r_L / r_C",
                                 f"{target} x/1.4", ratio, low / 1.4, high * 1.4, why)  # fmt: skip
@@ -361,7 +362,7 @@ def ratios(quick: bool) -> Iterator[Row]:
         for pair in (PAIRS[0], PAIRS[2]):
             for rate in (4, 12, 40, 120, 200):
                 for rtt_ms in RTTS_MS:
-                    ratio, why = _ratio(pair, aqm, rate, rtt_ms, 1, 30.0, 70.0)
+                    ratio, why = _ratio(pair, aqm, rate, rtt_ms, 1, 70.0)
                     low, high = pair.grid
                     yield judge("grid", aqm, f"1:1 {pair.name}, {rate} Mb/s, {rtt_ms} ms", "r_L / r_C",
                                 f"{low} .. {high}", ratio, low, high, why)  # fmt: skip
@@ -372,10 +373,13 @@ def ratios(quick: bool) -> Iterator[Row]:
 
 def utilisation(quick: bool) -> Iterator[Row]:
     """Section `utilisation`: at 40 Mb/s."""
-    fluid = {"Reno": (RENO, (1.0, 1.0, 0.993, 0.912, 0.846)), "AIMD(1, 0.7)": (AIMD, (1.0, 1.0, 1.0, 0.991, 0.947))}
+    fluid: tuple[tuple[str, dict[str, Any], tuple[float, ...]], ...] = (
+        ("Reno", RENO, (1.0, 1.0, 0.993, 0.912, 0.846)),
+        ("AIMD(1, 0.7)", AIMD, (1.0, 1.0, 1.0, 0.991, 0.947)),
+    )
     cases = [
         (f"1 {name}, {rtt_ms} ms", [_n(source, 1, rtt_ms)], target)
-        for name, (source, targets) in fluid.items()
+        for name, source, targets in fluid
         for rtt_ms, target in zip(RTTS_MS, targets, strict=True)
     ]
     for rtt_ms in (20, 50):
@@ -422,14 +426,15 @@ def overload(quick: bool) -> Iterator[Row]:
             yield judge("overload", aqm, name, "larger delay, ms", "15 +-20 %", mean_ms, 12.0, 18.0)
             drops = [c["drop_rate"] for c in result["classes"].values() if c["offered"]]
             if len(drops) > 1:
-                yield judge("overload", aqm, name, "drop rate C / L", "1 +-10 %", drops[0] / max(drops[1], 1e-9), 0.9, 1.1,
-                            "the responsive flows send in bursts (slow start after timeouts) that raise p' themselves, "
-                            f"or offer few packets ({min(c['offered'] for c in result['classes'].values())})")  # fmt: skip
+                few = min(c["offered"] for c in result["classes"].values())
+                why = "the responsive flows send in bursts, in slow start after timeouts, that raise p' themselves; "
+                yield judge("overload", aqm, name, "drop rate C / L", "1 +-10 %", drops[0] / max(drops[1], 1e-9),
+                            0.9, 1.1, f"{why}the smaller class has {few} packets")  # fmt: skip
         sources = [{**cbr, "ecn": "not-ect", "rate_mbps": 40.0}, *others]
         result, p = finish_watching(simulate(40, sources, aqm, 30.0, 30.0 if quick else 60.0))
         lost = sum(c["dropped_ect"] for c in result["classes"].values())
-        yield judge("overload", aqm, "Not-ECT CBR 1 x C + 2 CUBIC + 2 Prague", f"ECT lost, p' <= {p.max():.2f}", "0", lost,
-                    None, 0.0, "p' passes 0.5", judged=bool(p.max() < 0.5))  # fmt: skip
+        yield judge("overload", aqm, "Not-ECT CBR 1 x C + 2 CUBIC + 2 Prague", f"ECT lost, p' <= {p.max():.2f}", "0",
+                    lost, None, 0.0, "p' passes 0.5", judged=bool(p.max() < 0.5))  # fmt: skip
 
 
 # -- report
@@ -464,17 +469,21 @@ def main(quick: bool = False, out: Path | None = None) -> None:
             rows.append(row)
             _print(row)
         sections[section.__name__] = round(time.perf_counter() - began, 1)
-    counts = {verdict: sum(row.verdict == verdict for row in rows) for verdict in ("pass", "miss", "shown")}
-    seconds = time.perf_counter() - start
-    print(f"{counts['pass']} pass, {counts['miss']} miss, {counts['shown']} shown without verdict; {seconds:.0f} s")
+    counts = {
+        name: {verdict: sum(row.section == name and row.verdict == verdict for row in rows) for verdict in VERDICTS}
+        for name in dict.fromkeys(row.section for row in rows)
+    }
+    for name, count in counts.items():
+        print(f"{name:<12}" + ", ".join(f"{number} {verdict}" for verdict, number in count.items()))
+    print(f"{time.perf_counter() - start:.0f} s")
     target = out or (None if quick else Path(__file__).parent / "results" / "fidelity.json")
     if target is None:
         return
-    packages = ("numpy", "numba", "gymnasium", "l4s-gym")
+    packages = {name: version(name) for name in ("numpy", "numba", "gymnasium")}
     report = {
         "command": " ".join(["python", "benchmarks/fidelity.py", *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "versions": {"python": platform.python_version(), **packages, "l4s_gym": __version__},
         "host": {"cpu": _cpu(), "system": f"{platform.system()} {platform.machine()}", "cores_used": 1},
         "seeds": [SEED],
         "seconds": sections,

@@ -5,6 +5,7 @@ Exit status: 0 done, 1 failed, 2 bad input (one line tells the remedy), 130 inte
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,8 @@ from rich.table import Table
 from l4s_gym.errors import L4SError, unknown
 
 app = tyro.extras.SubcommandApp()
-console = Console()
+# Into a file or a pipe a table may be as wide as it needs.
+console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
 Positional = tyro.conf.Positional
 
 
@@ -31,6 +33,12 @@ def _progress(text: str) -> Iterator[Callable[[float], None]]:
     with Progress(*columns, TimeRemainingColumn(), console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task(text, total=1.0)
         yield lambda share: bar.update(task, completed=min(share, 1.0))
+
+
+def _check_seeds(*seeds: int) -> None:
+    for seed in seeds:
+        if seed < 0:
+            raise L4SError(f"seed {seed}: give 0 or more")
 
 
 @app.command
@@ -47,7 +55,7 @@ def scenarios(suite: str | None = None, name: str | None = None) -> None:
         import msgspec
 
         text = msgspec.json.format(msgspec.json.encode(scenario.load(name)))
-        console.print(text.decode(), markup=False, highlight=False)
+        console.print(text.decode(), markup=False, highlight=False, soft_wrap=True)
         return
     chosen = scenario.suite(suite) if suite else scenario.names()
     table = Table("name", "suites", "Mbit/s", "flows", "description")
@@ -82,6 +90,7 @@ def simulate(
     from l4s_gym.evaluation import native
     from l4s_gym.sim import scenario as scenarios_
 
+    _check_seeds(seed)
     chosen = scenarios_.load(scenario)
     if seconds is not None:
         chosen = chosen.replace(horizon_s=seconds)
@@ -90,11 +99,11 @@ def simulate(
     _print_run(run, f"{chosen.name}, {run.batch.aqm}, seed {seed}")
     if log is not None:
         (save_records if log.suffix == ".npz" else write_log)(log, run.records)
-        console.print(f"log: {len(run.records)} records in {log}", highlight=False)
+        console.print(f"log: {len(run.records)} records in {log}", highlight=False, soft_wrap=True)
     if picture is not None:
         with atomic_write(picture) as file:
             file.write(native.picture(run, f"{chosen.name}, {run.batch.aqm}, seed {seed}"))
-        console.print(f"picture: {picture}", highlight=False)
+        console.print(f"picture: {picture}", highlight=False, soft_wrap=True)
 
 
 def _print_run(run: object, title: str) -> None:
@@ -109,9 +118,7 @@ def _print_run(run: object, title: str) -> None:
     for name, c in s["classes"].items():
         d = s["delay_ms"][name]
         delays = [f"{d[key]:.2f}" for key in ("mean", "p50", "p95", "p99", "max")]  # type: ignore[literal-required]
-        table.add_row(
-            name, str(c["offered"]), *delays, f"{100 * c['mark_rate']:.2f}", f"{100 * c['drop_rate']:.2f}"
-        )
+        table.add_row(name, str(c["offered"]), *delays, f"{100 * c['mark_rate']:.2f}", f"{100 * c['drop_rate']:.2f}")
     console.print(table)
     flows: dict[str, list[float]] = {}
     for flow, rate in zip(run.batch.flow[0], s["goodput_mbps"], strict=True):
@@ -121,8 +128,9 @@ def _print_run(run: object, title: str) -> None:
     rates = ", ".join(f"{name} {len(r)} x {sum(r) / len(r):.3f}" for name, r in flows.items())
     console.print(
         f"utilisation {100 * s['utilisation']:.1f} %, goodput in Mbit/s per flow: {rates}; "
-        f"figures of {s['duration_s']:.0f} s after the warm-up",
+        f"figures of {s['duration_s']:.3g} s after the warm-up",
         highlight=False,
+        soft_wrap=True,
     )
 
 
@@ -141,9 +149,9 @@ def log_inspect(paths: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(met
         rows = load_rows(paths[0])
     else:
         records, report = read_log(paths)
-        console.print(report.summary(), markup=False, highlight=False)
+        console.print(report.summary(), markup=False, highlight=False, soft_wrap=True)
         rows = make_rows(records, ", ".join(map(str, paths)), None)
-    console.print(inspect_rows(rows), markup=False, highlight=False)
+    console.print(inspect_rows(rows), markup=False, highlight=False, soft_wrap=True)
 
 
 LOG_COMMANDS: dict[str, Callable[..., None]] = {"inspect": log_inspect}
@@ -185,6 +193,7 @@ def evaluate(
     from l4s_gym.evaluation import harness, report
     from l4s_gym.sim import scenario as scenarios_
 
+    _check_seeds(*seeds)
     if interval < 1:
         raise L4SError(f"--interval {interval}: give 1 or more")
     chosen = scenarios_.load(scenario)
@@ -199,7 +208,7 @@ def evaluate(
     console.print(report.table(results, f"{chosen.name}, {len(seeds)} seeds, reward {reward}"))
     if out is not None:
         report.write_json(out, results)
-        console.print(f"results: {out}", highlight=False)
+        console.print(f"results: {out}", highlight=False, soft_wrap=True)
 
 
 @app.command
@@ -221,6 +230,7 @@ def demo(
     """
     from l4s_gym.evaluation.demo import run_demo
 
+    _check_seeds(*seeds)
     run_demo(out, pools=pools, seeds=seeds, steps=steps, seconds=seconds, console=console, progress=_progress)
 
 

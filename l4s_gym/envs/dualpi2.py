@@ -76,8 +76,8 @@ class DualPI2Env(gym.Env[Observation, int]):
 
     Integrals over the time since the last decision, so a return does not depend on the number of packets.
 
-    - `balance` (default): seconds of link time used, minus 0.25 x the integral of each queue's delay relative
-      to its reference (C 15 ms, L 1 ms; at most 4). Over 60 s it is at most 60.
+    - `balance` (default): seconds of link time used, minus 0.25 x the integral of each class's normalised delay,
+      delay / (delay + reference) with references C 15 ms and L 1 ms. Over 60 s it is at most 60.
     - `power`: seconds of link time used, each packet's share divided by (1 + its delay / reference).
     - `l4s_llm`: packet_length / (current_queue_delay + 1000) of the packet that was decided, the paper's code.
 
@@ -169,7 +169,7 @@ class DualPI2Env(gym.Env[Observation, int]):
 
     def step(self, action: int) -> tuple[Observation, SupportsFloat, bool, bool, dict[str, Any]]:
         """Apply the action to the packet that waits, and run on to the next one to be decided."""
-        if action != 0 and action != 1 and action != 2:
+        if (isinstance(action, np.ndarray) and action.ndim) or (action != 0 and action != 1 and action != 2):
             raise L4SError(f"action {action!r}: give 0 (enqueue), 1 (drop) or 2 (mark)")
         if not self._ready or self._over:
             what = "the episode has ended" if self._over else "the environment has not been started"

@@ -127,7 +127,10 @@ class DualPI2ProbEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]]):
         """Set both probabilities and run for one control interval."""
         if not self._ready:
             raise gym.error.ResetNeeded("step: the environment has not been started or has ended; call reset() first")
-        given = np.asarray(action, np.float64)
+        try:
+            given = np.asarray(action, np.float64)
+        except (TypeError, ValueError):
+            given = np.full(0, np.nan)
         if given.shape != (2,) or not ((given >= 0.0) & (given <= 1.0)).all():
             raise L4SError(f"action {action!r}: give two probabilities in [0, 1], for L and for C")
         batch = self.batch

@@ -105,6 +105,9 @@ class Batch:
             sampled = self.scenario.sample(rng)
             self._template = setup.build(sampled, self.aqm, self._sizes.flows)
             env = self._template[0]
+            # A drawn 0 ("as much as fits") may ask for more than the scoreboard holds.
+            rwnd = self._template[2]["rwnd"]
+            np.minimum(rwnd, self._sizes.window - 1, out=rwnd)
             env["decider"] = self.decider
             env["interval"] = self.interval
             env["until_decision"] = 1
@@ -213,7 +216,6 @@ class Batch:
         for name in ("offered", "dropped", "marked", "left", "left_delay_ns", "max_delay_ns", "offered_bytes"):
             self.queue[name][index] = 0
         self.queue["dropped_ect"][index] = 0
-        self.queue["backlog_ns"][index] = 0
         for name in ("received", "goodput_bytes", "resent", "timeouts", "rtt_sum_ns", "rtt_count", "window_sum",
                      "window_count", "completed", "completion_s", "drops", "marks", "reductions", "packets"):  # fmt: skip
             self.flow[name][index] = 0

@@ -103,6 +103,7 @@ def run(w: Any, action: int) -> int:
         p = env.arriving
         env.arriving = -1
         env.decisions += 1
+        record.note_decided(w, p)
         link.arrive(w, p, action)
     env.status = RUNNING
     spare = env.pool - env.n_flows - 2

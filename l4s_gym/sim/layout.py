@@ -100,7 +100,7 @@ QUEUE: Final = _packed(
         ("delay_ns", "i8"), ("packets", "i8"), ("bytes", "i8"), ("head", "i8"), ("tail", "i8"),
         ("total_packets", "i8"), ("total_bytes", "i8"), ("class_delay_ns", "i8"), ("class_packets", "i8"),
         ("offered", "i8"), ("offered_bytes", "i8"), ("left", "i8"), ("left_delay_ns", "f8"), ("max_delay_ns", "i8"),
-        ("backlog_ns", "f8"), ("deficit", "i8"), ("interval_drops", "i8"), ("recur", "f8"), ("idle_ns", "i8"),
+        ("deficit", "i8"), ("interval_drops", "i8"), ("recur", "f8"), ("idle_ns", "i8"),
         ("active", "i1"), ("listed", "i1"),
     ],
     [

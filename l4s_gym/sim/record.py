@@ -15,7 +15,6 @@ from l4s_gym.sim.layout import BALANCE, POWER
 _SCALE = OBS_SCALE.copy()
 _HIGH = OBS_HIGH.astype(np.float64)
 DELAY_WEIGHT = 0.25
-DELAY_CAP = 4.0
 
 
 @jit
@@ -37,8 +36,15 @@ def observe(w: Any, index: int, p: int) -> None:
     _put(obs, 5, q.bytes)
     _put(obs, 6, q.interval_drops)
     _put(obs, 7, packet_at(w, p).len)
-    env.last_reward_len = packet_at(w, p).len
-    env.last_reward_delay_us = disciplines.current_delay_us(env, q)
+
+
+@jit
+def note_decided(w: Any, p: int) -> None:
+    """Keep what the reward `l4s_llm` takes of the packet that is decided now."""
+    env = w
+    a = packet_at(w, p)
+    env.last_reward_len = a.len
+    env.last_reward_delay_us = disciplines.current_delay_us(env, queue_at(w, disciplines.classify(env, a.ecn)))
 
 
 @jit
@@ -99,7 +105,7 @@ def integrate(w: Any) -> None:
     """Bring the integrals of the reward up to now.
 
     A class's delay at an instant is the sojourn of its packet that left the queue last, while more of the
-    class are queued, else 0; it counts relative to the class's reference, at most `DELAY_CAP` times.
+    class are queued, else 0. It is normalised to [0, 1): delay / (delay + reference of the class).
     """
     env = w
     elapsed = env.now_ns - env.integrated_ns
@@ -110,11 +116,11 @@ def integrate(w: Any) -> None:
     c = queue_at(w, 0)
     l4s = queue_at(w, 1)
     if c.class_packets > 0:
-        env.delay_c_s += seconds * min(c.class_delay_ns * env.per_ref_c, DELAY_CAP)
-        c.backlog_ns += elapsed
+        relative = c.class_delay_ns * env.per_ref_c
+        env.delay_c_s += seconds * relative / (1.0 + relative)
     if l4s.class_packets > 0:
-        env.delay_l_s += seconds * min(l4s.class_delay_ns * env.per_ref_l, DELAY_CAP)
-        l4s.backlog_ns += elapsed
+        relative = l4s.class_delay_ns * env.per_ref_l
+        env.delay_l_s += seconds * relative / (1.0 + relative)
 
 
 @jit
@@ -128,6 +134,7 @@ def take_reward(w: Any) -> float:
         reward = env.power_s
     else:
         reward = env.last_reward_len / (env.last_reward_delay_us + 1000.0)
+        env.last_reward_len = 0
     env.served_s = 0.0
     env.power_s = 0.0
     env.delay_c_s = 0.0

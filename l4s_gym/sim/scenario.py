@@ -23,10 +23,13 @@ from l4s_gym.sim.layout import AQMS
 Positive = Annotated[float, Meta(gt=0.0, le=1e9)]
 NonNegative = Annotated[float, Meta(ge=0.0, le=1e9)]
 Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
+OrDefault = Annotated[float, Meta(ge=-1.0, le=1e9)]
 Count = Annotated[int, Meta(ge=0, le=1_000_000)]
 Kind = Literal["newreno", "cubic", "dctcp", "prague", "cbr", "onoff", "web"]
 Ecn = Literal["not-ect", "ect0", "ect1"]
 SUITES = ("train", "test", "shift")
+FIXED = ("aqm", "link.kind", "link.trace")
+"""Fields that an episode cannot draw: the arrays of a batch are made for them."""
 
 
 class Link(Struct, frozen=True, forbid_unknown_fields=True):
@@ -144,11 +147,11 @@ class AqmOptions(Struct, frozen=True, forbid_unknown_fields=True):
         ecn_threshold: PIE: probability above which ECN packets are dropped.
     """
 
-    target_ms: float = -1.0
-    tupdate_ms: float = -1.0
+    target_ms: OrDefault = -1.0
+    tupdate_ms: OrDefault = -1.0
     max_burst_ms: NonNegative = 150.0
-    alpha: float = -1.0
-    beta: float = -1.0
+    alpha: OrDefault = -1.0
+    beta: OrDefault = -1.0
     max_ecn_threshold: Annotated[int, Meta(ge=0, le=8192)] = 819
     quirks_off: tuple[str, ...] = ()
     step_ms: NonNegative = 1.0
@@ -159,7 +162,7 @@ class AqmOptions(Struct, frozen=True, forbid_unknown_fields=True):
     th_len: Count = 1
     p_c_max: Fraction = 0.25
     scheduler: Literal["wrr", "time_shifted"] = "wrr"
-    classic_weight: float = -1.0
+    classic_weight: Annotated[float, Meta(ge=-1.0, le=1.0)] = -1.0
     shift_ms: Positive = 50.0
     drop_on_overload: bool = True
     red_min_ms: Positive = 15.0
@@ -230,8 +233,17 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
             raise L4SError(f"scenario {self.name!r}: link.steps must be in order of time")
         if self.link.kind == "trace" and not self.link.trace:
             raise L4SError(f"scenario {self.name!r}: link.kind is 'trace' but link.trace names none")
+        if 0.0 <= self.options.tupdate_ms < 0.001:
+            raise L4SError(f"scenario {self.name!r}: options.tupdate_ms must be at least 0.001")
+        for source in self.sources:
+            if source.size_bytes[0] > source.size_bytes[1]:
+                raise L4SError(f"scenario {self.name!r}: size_bytes must be the smallest, then the largest page")
         for path, draw in self.randomise.items():
-            if not draw.choices and not (0.0 <= draw.low <= draw.high) or (draw.log and draw.low <= 0.0):
+            if path in FIXED:
+                raise L4SError(f"scenario {self.name!r}: randomise.{path} cannot be drawn; write one scenario for each")
+            if any(isinstance(choice, float) and not math.isfinite(choice) for choice in draw.choices):
+                raise L4SError(f"scenario {self.name!r}: randomise.{path}: a choice is not a number")
+            if (not draw.choices and not 0.0 <= draw.low <= draw.high) or (draw.log and draw.low <= 0.0):
                 raise L4SError(f"scenario {self.name!r}: randomise.{path}: give 0 <= low <= high, or choices")
 
     def replace(self, **changes: Any) -> Scenario:
@@ -256,12 +268,16 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def _assign(tree: Any, path: list[str], value: Any, whole: str) -> None:
+    if not path:
+        raise L4SError(f"no field {whole!r}: name a field of the source")
     head, rest = path[0], path[1:]
     if isinstance(tree, list):
         if head != "*" and not (head.isdigit() and int(head) < len(tree)):
             raise L4SError(f"no field {whole!r}: {head!r} is not one of the {len(tree)} sources")
         for index in range(len(tree)) if head == "*" else [int(head)]:
             _assign(tree[index], rest, value, whole)
+    elif not isinstance(tree, dict):
+        raise L4SError(f"no field {whole!r}: {head!r} is inside a single value")
     elif head not in tree:
         raise unknown(f"field in {whole!r}", head, list(tree))
     elif rest:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from l4s_gym.errors import unknown
+from l4s_gym.errors import L4SError, unknown
 from l4s_gym.schema import ECT_0, ECT_1, NOT_ECT
 from l4s_gym.sim import dualpi2_freebsd as freebsd
 from l4s_gym.sim import dualpi2_linux as linux
@@ -25,6 +25,8 @@ REFERENCE_NS = (15e6, 1e6)
 """Delays of C and L that the rewards take as the unit: DualPI2's target, and its L step (RFC 9332)."""
 _LINKS = {"constant": layout.CONSTANT, "trace": layout.TRACE, "tick": layout.TICK}
 _SCALABLE = ("dctcp", "prague")
+MOST_PACKETS = 1 << 24
+"""Largest packet pool, 1 GiB an environment."""
 FREEBSD_LIMIT_PACKETS = 10240
 """dummynet's largest queue, the kernel's default for this scheduler."""
 
@@ -82,6 +84,11 @@ def sizes(scenario: Scenario) -> Sizes:
     in_path = 4 * path_packets(large) + 64 * flows
     windows = sum(2 * receive_window(large, s) * s.count for s in large.sources if s.kind not in ("cbr", "onoff"))
     packets = min(stored + in_path, stored + 2 * windows + 64 * flows) + 256
+    if packets > MOST_PACKETS:
+        raise L4SError(
+            f"scenario {scenario.name!r}: path and buffer hold up to {packets} packets, more than {MOST_PACKETS}; "
+            "lower rate, RTT or buffer, or set receive_window"
+        )
     return Sizes(flows, packets, _power_of_two(window + 1), _power_of_two(layout.SLOT_FLOWS + 2 * flows))
 
 

@@ -282,7 +282,7 @@ def on_timeout(w: Any, i: int) -> None:
     board = board_of(w, i)
     mask = w.window - 1
     f.timeouts += 1
-    if f.recovery != 2:
+    if f.recovery != 2 or f.backoff == 1:  # not for the same segment again (RFC 5681, section 3.1)
         congestion.on_timeout(f)
     f.cwnd = 1.0
     f.recovery = 2

@@ -1,0 +1,147 @@
+"""What everything that decides has in common, and how probabilities become decisions."""
+
+from __future__ import annotations
+
+from typing import Final, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from l4s_gym.errors import L4SError, unknown
+from l4s_gym.schema import ACTIONS, DROP, ENQUEUE, MARK
+
+Observations = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.float64]
+Actions = npt.NDArray[np.int64]
+
+RULES: Final = ("sample", "argmax", "diffuse")
+NO_RULE: Final = "-"
+_STREAM: Final = 0x616374
+"""Sets the draws of agents apart from those of environments with the same seed."""
+_BLOCK: Final = 1024
+
+
+@runtime_checkable
+class Agent(Protocol):
+    """Decides for a batch of environments, one packet each.
+
+    The arrays given to `act` belong to the caller and change after the call: copy what is to be kept.
+
+    Attributes:
+        name: Name in results.
+        rule: How probabilities become decisions: one of `RULES`, or `NO_RULE` for an agent without any.
+    """
+
+    name: str
+    rule: str
+
+    def reset(self, n: int, seed: int) -> None:
+        """Start `n` episodes; environment i decides as the only one after `reset(1, seed + i)` would."""
+        ...
+
+    def act(self, obs: Observations, rewards: Floats) -> Actions:
+        """Decide.
+
+        Args:
+            obs: Observations (n, 8) float32, scaled as the environment's.
+            rewards: Rewards since the last decision (n,) float64.
+
+        Returns:
+            Actions (n,) int64: 0 enqueue, 1 drop, 2 mark.
+        """
+        ...
+
+    def cost(self) -> dict[str, float]:
+        """What it takes to decide: `parameters`, `trainable_parameters`, and more."""
+        ...
+
+
+class DecisionRule:
+    """Turns action probabilities into decisions.
+
+    - `sample`: draws. Environment i has a stream of its own, that of seed + i.
+    - `argmax`: the most probable action; of equally probable ones the first. An imitator of a random mark that is
+      never likelier than not then never marks.
+    - `diffuse`: error diffusion, as PIE's derandomisation. For each environment and queue the probabilities of
+      drop and mark add up; when their sum reaches 1, the larger of the two is done, and 1 is taken off it. So
+      both keep their shares, and the decisions are evenly spaced.
+    """
+
+    def __init__(self, rule: str) -> None:
+        """Choose a rule; `reset` starts it.
+
+        Raises:
+            L4SError: There is no such rule.
+        """
+        if rule not in RULES:
+            raise unknown("decision rule", rule, RULES)
+        self.rule = rule
+        self.reset(1, 0)
+
+    def reset(self, n: int, seed: int) -> None:
+        """Start `n` episodes.
+
+        Raises:
+            L4SError: `n` is not positive.
+        """
+        if n < 1:
+            raise L4SError(f"n={n}: give 1 or more environments")
+        self.n = n
+        self._rows = np.arange(n)
+        self._debt = np.zeros((n, 2, len(ACTIONS)))  # environment, queue, action
+        self._rngs = [np.random.default_rng([seed + i, _STREAM]) for i in range(n)] if self.rule == "sample" else []
+        self._draws = np.zeros((0, n))
+        self._next = 0
+
+    def decide(self, probabilities: Floats, queue: npt.NDArray[np.generic]) -> Actions:
+        """Decide for a batch.
+
+        Args:
+            probabilities: Of the three actions (n, 3), each row of sum 1.
+            queue: Queue of each packet (n,), 0 C or 1 L: the first column of the observation.
+
+        Returns:
+            Actions (n,) int64.
+
+        Raises:
+            L4SError: The batch does not have the size that was reset.
+        """
+        if probabilities.shape != (self.n, len(ACTIONS)):
+            raise L4SError(f"probabilities of shape {probabilities.shape}: reset was for ({self.n}, {len(ACTIONS)})")
+        if self.rule == "argmax":
+            return np.asarray(probabilities.argmax(axis=1), np.int64)
+        if self.rule == "sample":
+            edges = np.cumsum(probabilities, axis=1)
+            below = self._uniform()[:, None] * edges[:, -1:] >= edges[:, :-1]
+            return np.asarray(below.sum(axis=1), np.int64)
+        return self._diffuse(probabilities, queue)
+
+    def _uniform(self) -> Floats:
+        """A number in [0, 1) for each environment, (n,)."""
+        if self._next == len(self._draws):
+            self._draws = np.stack([rng.random(_BLOCK) for rng in self._rngs], axis=1)
+            self._next = 0
+        self._next += 1
+        row: Floats = self._draws[self._next - 1]
+        return row
+
+    def _diffuse(self, probabilities: Floats, queue: npt.NDArray[np.generic]) -> Actions:
+        place = self._rows, queue.astype(np.int64)
+        debt = self._debt[place] + probabilities  # (n, 3)
+        debt[:, ENQUEUE] = 0.0
+        hit = debt.sum(axis=1) >= 1.0
+        chosen = np.where(debt[:, MARK] > debt[:, DROP], MARK, DROP)
+        actions = np.where(hit, chosen, ENQUEUE).astype(np.int64)
+        debt[self._rows[hit], chosen[hit]] -= 1.0
+        self._debt[place] = debt
+        return actions
+
+
+def check_batch(obs: Observations, n: int) -> None:
+    """Check that observations are of the batch that was reset.
+
+    Raises:
+        L4SError: They are not of shape (n, 8).
+    """
+    if obs.shape != (n, 8):
+        raise L4SError(f"observations of shape {obs.shape}: expected ({n}, 8); call reset with the number of episodes")

@@ -1,0 +1,106 @@
+"""Agents without training: the lower ends of every comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from l4s_gym.agents.protocol import (
+    NO_RULE,
+    Actions,
+    DecisionRule,
+    Floats,
+    Observations,
+    check_batch,
+)
+from l4s_gym.errors import L4SError
+from l4s_gym.schema import ACTIONS, ENQUEUE, L4S, MARK, OBS_SCALE, OBSERVED
+
+_DELAY = OBSERVED.index("current_queue_delay")
+
+
+class _Untrained:
+    """An agent without parameters."""
+
+    name: str
+    rule = NO_RULE
+
+    def __init__(self) -> None:
+        self.n = 1
+
+    def reset(self, n: int, seed: int) -> None:
+        """Start `n` episodes."""
+        if n < 1:
+            raise L4SError(f"n={n}: give 1 or more environments")
+        self.n = n
+
+    def cost(self) -> dict[str, float]:
+        """No parameters."""
+        return {"parameters": 0.0, "trainable_parameters": 0.0}
+
+
+class EnqueueAgent(_Untrained):
+    """Enqueues every packet: a FIFO per queue."""
+
+    name = "enqueue"
+
+    def act(self, obs: Observations, rewards: Floats) -> Actions:
+        """Actions (n,): all 0."""
+        check_batch(obs, self.n)
+        return np.full(self.n, ENQUEUE, np.int64)
+
+
+class RandomAgent(_Untrained):
+    """Draws each action with fixed probabilities, whatever it sees."""
+
+    name = "random"
+    rule = "sample"
+
+    def __init__(self, probabilities: Sequence[float] = (1 / 3, 1 / 3, 1 / 3)) -> None:
+        """Set the probabilities of enqueue, drop and mark.
+
+        Raises:
+            L4SError: They are not three numbers that add up to 1.
+        """
+        super().__init__()
+        self._p = np.asarray(probabilities, np.float64)
+        if self._p.shape != (len(ACTIONS),) or not (self._p >= 0).all() or abs(self._p.sum() - 1.0) > 1e-6:
+            raise L4SError(f"probabilities {tuple(probabilities)}: give three of sum 1, of {', '.join(ACTIONS)}")
+        self._rule = DecisionRule("sample")
+
+    def reset(self, n: int, seed: int) -> None:
+        """Start `n` episodes; the draws of environment i are those of seed + i."""
+        super().reset(n, seed)
+        self._rule.reset(n, seed)
+        self._batch = np.tile(self._p, (n, 1))
+
+    def act(self, obs: Observations, rewards: Floats) -> Actions:
+        """Actions (n,): drawn."""
+        check_batch(obs, self.n)
+        return self._rule.decide(self._batch, obs[:, 0])
+
+
+class ThresholdAgent(_Untrained):
+    """Marks a packet where the delay of its queue is above the queue's threshold."""
+
+    name = "threshold"
+
+    def __init__(self, l_us: float = 1000.0, c_us: float = 15_000.0) -> None:
+        """Set the thresholds of the queues L and C, us.
+
+        Raises:
+            L4SError: One of them is negative.
+        """
+        super().__init__()
+        if not (l_us >= 0.0 and c_us >= 0.0):
+            raise L4SError(f"threshold: l_us={l_us:g}, c_us={c_us:g}: give 0 or more microseconds")
+        self.name = "threshold" if (l_us, c_us) == (1000.0, 15_000.0) else f"threshold:l_us={l_us:g},c_us={c_us:g}"
+        self._l_us, self._c_us = l_us, c_us
+
+    def act(self, obs: Observations, rewards: Floats) -> Actions:
+        """Actions (n,): 2 above the threshold, else 0."""
+        check_batch(obs, self.n)
+        delay_us = obs[:, _DELAY].astype(np.float64) * OBS_SCALE[_DELAY]
+        limit_us = np.where(obs[:, 0] == L4S, self._l_us, self._c_us)
+        return np.where(delay_us > limit_us, MARK, ENQUEUE).astype(np.int64)

@@ -1,0 +1,143 @@
+"""Replay buffers for d3rlpy, built from its own episodes so that steps and observations stay together.
+
+(`d3rlpy.datasets.get_minari` of 2.8 joins T + 1 observations per episode with T actions, which shifts the
+k-th episode by k steps.)
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from l4s_gym.data.episodes import Episode
+from l4s_gym.data.minari_io import read_episodes
+from l4s_gym.errors import L4SError
+from l4s_gym.schema import ACTIONS
+
+
+def import_d3rlpy() -> Any:
+    """d3rlpy, without the banner of the `gym` that it imports.
+
+    Raises:
+        L4SError: It is not installed.
+    """
+    try:
+        notices = importlib.import_module("gym_notices.notices")
+        notices.notices.clear()
+    except ImportError:
+        pass
+    try:
+        return importlib.import_module("d3rlpy")
+    except ImportError as error:
+        raise L4SError(f"d3rlpy: cannot be imported ({error}): pip install 'l4s-gym[baselines]'") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Let d3rlpy log warnings only, until the block ends."""
+    structlog = importlib.import_module("structlog")
+    before = structlog.get_config()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
+
+
+def _stretches(episode: Episode, drop_missing: bool) -> list[Any]:
+    """Indices of the steps that are kept, one array (n,) for each stretch that is an episode of its own."""
+    steps = np.arange(len(episode))
+    if not drop_missing:
+        return [steps]
+    known = steps[~episode.missing[:-1]]
+    if not episode.consecutive:  # a neighbour is not what followed anyway: nothing is torn by joining
+        return [known] if known.size else []
+    return [part for part in np.split(known, np.flatnonzero(np.diff(known) > 1) + 1) if part.size]
+
+
+def expected_steps(episodes: Iterable[Episode], drop_missing: bool = True) -> Iterator[tuple[Any, Any, Any]]:
+    """What the episodes of the replay buffer hold: observations (n, 8), actions (n,), rewards (n,) of each."""
+    for episode in episodes:
+        for index in _stretches(episode, drop_missing):
+            yield episode.observations[index], episode.actions[index], episode.rewards[index]
+
+
+def replay_buffer(source: Any, *, drop_missing: bool = True) -> Any:
+    """A d3rlpy replay buffer of three discrete actions.
+
+    d3rlpy keeps no final observation: the last step of a truncated episode has no transition.
+
+    Args:
+        source: A `minari.MinariDataset` of `minari_io.create`, or a list of `Episode`.
+        drop_missing: Leave out steps whose accumulated probability is unknown. A run is cut there into episodes
+            of d3rlpy; rows that are not consecutive are only thinned.
+
+    Returns:
+        A `d3rlpy.dataset.ReplayBuffer` whose episodes have observations (n, 8) float32, actions (n, 1) int64 and
+        rewards (n, 1) float32.
+
+    Raises:
+        L4SError: d3rlpy is not installed, or no transition is left.
+    """
+    d3rlpy = import_d3rlpy()
+    episodes = source if isinstance(source, Sequence) else list(read_episodes(source))
+    made = [
+        d3rlpy.dataset.Episode(
+            observations=np.ascontiguousarray(observations, np.float32),
+            actions=actions.astype(np.int64)[:, None],
+            rewards=rewards.astype(np.float32)[:, None],
+            terminated=False,
+        )
+        for observations, actions, rewards in expected_steps(episodes, drop_missing)
+        if len(actions) > 1
+    ]
+    if not made:
+        hint = "; every step's accumulated probability is missing, try drop_missing=False" if drop_missing else ""
+        raise L4SError(f"replay buffer: no episode has two steps in a row{hint}")
+    with quiet():
+        buffer = d3rlpy.dataset.ReplayBuffer(
+            d3rlpy.dataset.InfiniteBuffer(),
+            episodes=made,
+            action_space=d3rlpy.ActionSpace.DISCRETE,
+            action_size=len(ACTIONS),
+        )
+    check_buffer(buffer, episodes, drop_missing=drop_missing)
+    return buffer
+
+
+def check_buffer(buffer: Any, episodes: Iterable[Episode], *, drop_missing: bool = True) -> None:
+    """Check that a replay buffer holds exactly the steps of the episodes, and that its transitions are aligned.
+
+    Args:
+        buffer: A `d3rlpy.dataset.ReplayBuffer`.
+        episodes: What it was built from.
+        drop_missing: As it was built.
+
+    Raises:
+        L4SError: The first difference.
+    """
+    expected = [steps for steps in expected_steps(episodes, drop_missing) if len(steps[1]) > 1]
+    if len(expected) != len(buffer.episodes):
+        raise L4SError(f"replay buffer: has {len(buffer.episodes)} episodes, not {len(expected)}")
+    for number, (held, (observations, actions, rewards)) in enumerate(zip(buffer.episodes, expected, strict=True)):
+        same = (
+            np.array_equal(held.observations, observations)
+            and np.array_equal(held.actions[:, 0], actions)
+            and np.array_equal(held.rewards[:, 0], rewards.astype(np.float32))
+            and not held.terminated
+        )
+        for step in (0, held.transition_count - 1):
+            got = buffer.transition_picker(held, step)
+            same = same and (
+                np.array_equal(got.observation, observations[step])
+                and np.array_equal(got.next_observation, observations[step + 1])
+                and int(got.action[0]) == actions[step]
+                and float(got.reward[0]) == np.float32(rewards[step])
+            )
+        if not same:
+            raise L4SError(f"replay buffer: episode {number} differs from its source")

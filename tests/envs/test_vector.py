@@ -1,0 +1,243 @@
+"""The vector environment is the single one, many times: same seeds and actions, same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from l4s_gym.envs.dualpi2 import DualPI2Env
+from l4s_gym.envs.vector import DualPI2VectorEnv
+from l4s_gym.errors import L4SError
+from l4s_gym.sim.batch import PARALLEL_FROM
+
+Plain = Callable[..., dict[str, Any]]
+COUNT, SEED, STEPS = 4, 21, 3000
+SHORT = {"mixed": 0.4, "web": 0.15, "l4s-llm-testbed": 1.0}
+"""Horizons (s) so short that every episode ends several times."""
+
+
+def vector(scenario: Any, mode: str = "next_step") -> Any:
+    return gym.make_vec(
+        "L4S-DualPI2-v0",
+        num_envs=COUNT,
+        vectorization_mode="vector_entry_point",
+        scenario=scenario,
+        autoreset_mode=mode,
+    )
+
+
+def actions(count: int = COUNT, steps: int = STEPS) -> Any:
+    return np.random.default_rng(8).choice(3, (steps, count), p=[0.9, 0.05, 0.05])
+
+
+class Singles:
+    """Single environments, stepped side by side."""
+
+    def __init__(self, scenario: Any) -> None:
+        self.envs = [DualPI2Env(scenario) for _ in range(COUNT)]
+        self.ends = 0
+
+    def reset(self) -> Any:
+        return np.stack([env.reset(seed=SEED + i)[0] for i, env in enumerate(self.envs)])
+
+    def step(self, i: int, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = self.envs[i].step(action)
+        self.ends += terminated or truncated
+        return obs, float(reward), terminated, truncated, info
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_next_step(name: str, plain: Plain) -> None:
+    scenario = plain(name, horizon_s=SHORT[name])
+    singles, env = Singles(scenario), vector(scenario)
+    obs, _ = env.reset(seed=SEED)
+    assert np.array_equal(obs, singles.reset())
+    ended = np.zeros(COUNT, bool)
+    for row in actions():
+        obs, reward, terminated, truncated, info = env.step(row)
+        for i in range(COUNT):
+            if ended[i]:  # the step after the end starts anew and ignores the action
+                assert np.array_equal(obs[i], singles.envs[i].reset()[0])
+                assert (reward[i], terminated[i], truncated[i]) == (0.0, False, False)
+                continue
+            expected = singles.step(i, int(row[i]))
+            assert np.array_equal(obs[i], expected[0])
+            assert (reward[i], terminated[i], truncated[i]) == expected[1:4]
+            assert info["applied_action"][i] == expected[4]["applied_action"]
+            if "statistics" in expected[4]:
+                assert info["_statistics"][i]
+                assert info["statistics"][i] == expected[4]["statistics"]
+        ended = terminated | truncated
+    assert singles.ends > 2 * COUNT
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_same_step(name: str, plain: Plain) -> None:
+    scenario = plain(name, horizon_s=SHORT[name])
+    singles, env = Singles(scenario), vector(scenario, "same_step")
+    obs, _ = env.reset(seed=SEED)
+    assert np.array_equal(obs, singles.reset())
+    for row in actions():
+        obs, reward, terminated, truncated, info = env.step(row)
+        for i in range(COUNT):
+            expected = singles.step(i, int(row[i]))
+            assert (reward[i], terminated[i], truncated[i]) == expected[1:4]
+            if terminated[i] or truncated[i]:
+                assert info["_final_obs"][i]
+                assert np.array_equal(info["final_obs"][i], expected[0])
+                assert info["statistics"][i] == expected[4]["statistics"]
+                assert np.array_equal(obs[i], singles.envs[i].reset()[0])
+            else:
+                assert np.array_equal(obs[i], expected[0])
+    assert singles.ends > 2 * COUNT
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_disabled(name: str, plain: Plain) -> None:
+    scenario = plain(name, horizon_s=SHORT[name])
+    singles, env = Singles(scenario), vector(scenario, "disabled")
+    obs, _ = env.reset(seed=SEED)
+    assert np.array_equal(obs, singles.reset())
+    for row in actions():
+        obs, reward, terminated, truncated, _ = env.step(row)
+        for i in range(COUNT):
+            expected = singles.step(i, int(row[i]))
+            assert np.array_equal(obs[i], expected[0])
+            assert (reward[i], terminated[i], truncated[i]) == expected[1:4]
+        ended = terminated | truncated
+        if ended.any():
+            with pytest.raises(gym.error.ResetNeeded, match="have ended"):
+                env.step(row)
+            kept = obs[~ended]
+            obs, _ = env.reset(options={"reset_mask": ended})
+            assert np.array_equal(obs[~ended], kept)
+            for i in np.flatnonzero(ended).tolist():
+                assert np.array_equal(obs[i], singles.envs[i].reset()[0])
+    assert singles.ends > 2 * COUNT
+
+
+def test_terminated_transfers(finite: dict[str, Any]) -> None:
+    singles, env = Singles(finite), vector(finite)
+    env.reset(seed=SEED)
+    singles.reset()
+    seen = 0
+    for _ in range(60):
+        _, _, terminated, truncated, _ = env.step(np.zeros(COUNT, np.int64))
+        seen += int(terminated.sum())
+        assert not truncated.any()
+    for _ in range(400):
+        _, _, terminated, _, _ = env.step(np.zeros(COUNT, np.int64))
+        seen += int(terminated.sum())
+    assert seen > COUNT
+
+
+def test_spaces_and_metadata() -> None:
+    env, single = vector("web"), DualPI2Env("web")
+    assert env.single_observation_space == single.observation_space
+    assert env.single_action_space == single.action_space
+    assert env.observation_space.shape == (COUNT, 8)
+    obs, _ = env.reset(seed=0)
+    assert env.observation_space.contains(obs)
+    mode = env.metadata["autoreset_mode"]
+    assert getattr(mode, "value", mode) == "NextStep"
+    assert getattr(vector("web", "same_step").metadata["autoreset_mode"], "value", "SameStep") == "SameStep"
+
+
+def test_buffers_are_the_engines_own() -> None:
+    env = DualPI2VectorEnv(3, "web", copy=False)
+    obs, _ = env.reset(seed=0)
+    buffers = env.buffers
+    assert obs is buffers["obs"]
+    assert obs.shape == (3, 8) and obs.dtype == np.float32
+    for array in buffers.values():
+        assert array.flags.c_contiguous and array.flags.writeable
+    before = obs.copy()
+    again, reward, *_ = env.step(np.zeros(3, np.int64))
+    assert again is obs and reward is buffers["reward"]
+    assert not np.array_equal(obs, before)
+    copied = DualPI2VectorEnv(3, "web")
+    first, _ = copied.reset(seed=0)
+    kept = first.copy()
+    assert not np.shares_memory(first, copied.buffers["obs"])
+    second, *_ = copied.step(np.zeros(3, np.int64))
+    assert np.array_equal(first, kept)
+    assert np.array_equal(second, obs)
+
+
+def test_threads_give_the_serial_result(plain: Plain) -> None:
+    """A batch large enough for threads, against two small ones with the same seeds."""
+    scenario = plain("mixed", horizon_s=0.5)
+    half = PARALLEL_FROM // 2
+    large = DualPI2VectorEnv(PARALLEL_FROM, scenario)
+    small = [DualPI2VectorEnv(half, scenario) for _ in range(2)]
+    obs, _ = large.reset(seed=100)
+    parts = [env.reset(seed=100 + k * half)[0] for k, env in enumerate(small)]
+    assert np.array_equal(obs, np.concatenate(parts))
+    ends = 0
+    for row in actions(PARALLEL_FROM, 600):
+        got: Any = large.step(row)
+        expected: Any = [env.step(row[k * half : (k + 1) * half]) for k, env in enumerate(small)]
+        for place in range(4):
+            assert np.array_equal(got[place], np.concatenate([part[place] for part in expected]))
+        ends += int(got[3].sum())
+    assert [env.batch._workers is None for env in (large, *small)] == [False, True, True]
+    assert ends > PARALLEL_FROM // 4
+
+
+# -- seeds and misuse
+
+
+def test_seeds(plain: Plain) -> None:
+    env = vector(plain("mixed"))
+    first, _ = env.reset(seed=5)
+    assert np.array_equal(env.reset(seed=[5, 6, 7, 8])[0], first)
+    mixed, _ = env.reset(seed=[5, None, 7, None])
+    assert np.array_equal(mixed[[0, 2]], first[[0, 2]])
+    with pytest.raises(L4SError, match="2 seeds for 4 environments"):
+        env.reset(seed=[1, 2])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [0, 1, 2, 3], [0, 1, 2, -1], [0, 1, 2], [[0, 1, 2, 0]], 0, [0.0, 1.0, 2.0, 0.0], [0.0, np.nan, 0.0, 0.0],
+        ["a", "b", "c", "d"], [None] * 4,
+    ],
+)  # fmt: skip
+def test_bad_actions(given: Any) -> None:
+    env = vector("web")
+    env.reset(seed=0)
+    before = env.unwrapped.batch.env.copy()
+    with pytest.raises(L4SError, match="actions: give 4 integers"):
+        env.step(given if isinstance(given, int) else np.array(given))
+    assert np.array_equal(before, env.unwrapped.batch.env)
+
+
+def test_bad_arguments() -> None:
+    for kwargs, message in (
+        ({"num_envs": 0}, "num_envs=0"),
+        ({"autoreset_mode": "nextstep"}, "did you mean 'next_step'"),
+        ({"backend": "replay"}, "use gym.make for a replay"),
+        ({"render_mode": "ansi"}, "use gym.make"),
+        ({"scenario": "wbe"}, "did you mean 'web'"),
+        ({"reward": "powr"}, "did you mean 'power'"),
+        ({"decision_interval": 0}, "decision_interval"),
+    ):
+        with pytest.raises(L4SError, match=message):
+            DualPI2VectorEnv(**kwargs)
+
+
+def test_order_of_calls() -> None:
+    env = DualPI2VectorEnv(2, "web")
+    with pytest.raises(gym.error.ResetNeeded):
+        env.step(np.zeros(2, np.int64))
+    with pytest.raises(L4SError, match="start all environments once"):
+        env.reset(options={"reset_mask": [True, False]})
+    env.reset(seed=0)
+    for mask in ([False, False], [True], [[True, True]]):
+        with pytest.raises(L4SError, match="reset_mask"):
+            env.reset(options={"reset_mask": mask})

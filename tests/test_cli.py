@@ -1,0 +1,262 @@
+"""The command line: every command, its help, its errors in one line, its exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from l4s_gym import cli
+from l4s_gym.data.logs import load_records, read_log
+from l4s_gym.schema import PRINTED
+from l4s_gym.sim import layout, scenario
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def wide_console(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables are printed whole, whatever the terminal of the tests."""
+    monkeypatch.setattr(cli, "console", Console(width=160))
+
+
+def run(capsys: Capture, *args: object) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of a command."""
+    code = cli.main([str(arg) for arg in args])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def refuse(capsys: Capture, *args: object) -> str:
+    """A command that is refused: status 2, nothing on stdout, one line on stderr."""
+    code, out, err = run(capsys, *args)
+    assert (code, out) == (2, "")
+    assert err.startswith("l4s-gym: ") and err.count("\n") == 1 and err.endswith("\n")
+    return err
+
+
+@pytest.mark.parametrize(
+    "command", [(), ("scenarios",), ("simulate",), ("log",), ("log", "inspect"), ("evaluate",), ("demo",)]
+)
+def test_help(command: tuple[str, ...], capsys: Capture) -> None:
+    code, out, err = run(capsys, *command, "--help")
+    assert (code, err) == (0, "")
+    assert "usage: " + " ".join(("l4s-gym", *command)) in out
+
+
+def test_as_a_program() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "l4s_gym.cli", "simulate", "nowhere"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("l4s-gym: unknown scenario 'nowhere'")
+    assert "Traceback" not in done.stderr
+
+
+def test_output_to_a_pipe_is_not_cut() -> None:
+    program = [sys.executable, "-m", "l4s_gym.cli"]
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+
+    def output(*args: str, **more: str) -> str:
+        env = environment | more
+        return subprocess.run([*program, *args], capture_output=True, text=True, check=True, env=env).stdout
+
+    assert "native:dualpi2_freebsd" in output("evaluate", "native:dualpi2_freebsd", "--seconds", "1", "--seeds", "0")
+    assert json.loads(output("scenarios", "--name", "web", COLUMNS="40"))["name"] == "web"
+
+
+# -- scenarios
+
+
+def test_scenarios(capsys: Capture) -> None:
+    code, out, err = run(capsys, "scenarios")
+    assert (code, err) == (0, "")
+    for name in scenario.names():
+        assert f" {name} " in out
+    shift = run(capsys, "scenarios", "--suite", "shift")[1]
+    assert " overload " in shift and " web " not in shift
+
+
+@pytest.mark.parametrize("name", scenario.names())
+def test_scenario_as_json(name: str, capsys: Capture) -> None:
+    code, out, _ = run(capsys, "scenarios", "--name", name)
+    assert code == 0
+    assert scenario.from_dict(json.loads(out)) == scenario.load(name)
+
+
+# -- simulate
+
+
+def test_simulate(capsys: Capture) -> None:
+    code, out, err = run(capsys, "simulate", "l4s-llm-testbed", "--seconds", 2, "--seed", 3)
+    assert (code, err) == (0, "")
+    assert "l4s-llm-testbed, dualpi2_freebsd, seed 3" in out
+    assert "utilisation" in out and "cubic 4 x" in out and "figures of 1 s" in out
+    assert run(capsys, "simulate", "l4s-llm-testbed", "--seconds", 2, "--seed", 3)[1] == out
+    assert run(capsys, "simulate", "l4s-llm-testbed", "--seconds", 2, "--seed", 4)[1] != out
+
+
+@pytest.mark.parametrize("aqm", layout.AQMS)
+def test_simulate_disciplines(aqm: str, capsys: Capture) -> None:
+    code, out, _ = run(capsys, "simulate", "overload", "--aqm", aqm, "--seconds", 1)
+    assert code == 0
+    assert f"overload, {aqm}, seed 0" in out
+
+
+def test_simulate_a_file(tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('horizon_s = 1.0\n[[sources]]\nkind = "prague"\n')
+    code, out, _ = run(capsys, "simulate", path)
+    assert code == 0
+    assert "mine, dualpi2_freebsd" in out and "prague 1 x" in out
+
+
+def test_logs(tmp_path: Path, capsys: Capture) -> None:
+    text, packed = tmp_path / "run.log", tmp_path / "run.npz"
+    for path in (text, packed):
+        code, out, _ = run(capsys, "simulate", "--seconds", 3, "--log", path)
+        assert code == 0
+        assert f"records in {path}" in out.replace("\n", "")
+    stored, (read, _) = load_records(packed), read_log([text])
+    assert len(stored) == len(read) > 1000
+    for field in PRINTED:
+        assert np.array_equal(stored[field.name], read[field.name])
+    for path, fields in ((text, 24), (packed, 32)):
+        code, out, err = run(capsys, "log", "inspect", path)
+        assert (code, err) == (0, "")
+        assert f"{len(stored)} rows, {fields} of 32 fields" in out
+        assert "queue C" in out and "queue L" in out and "as logged" in out
+
+
+def test_picture(tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "run.png"
+    assert run(capsys, "simulate", "web", "--seconds", 1, "--picture", path)[0] == 0
+    assert path.read_bytes().startswith(b"\x89PNG\r\n")
+    assert path.stat().st_size > 10_000
+
+
+# -- evaluate
+
+
+def test_evaluate(tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "results" / "fifo.json"
+    args = ("evaluate", "native:fifo", "native:pie", "--seconds", 2, "--seeds", 0, 1, "--out", path)
+    code, out, err = run(capsys, *args)
+    assert (code, err) == (0, "")
+    assert "native:fifo" in out and "native:pie" in out and "2 seeds" in out
+    data = json.loads(path.read_text())
+    assert [(r["agent"], r["seed"]) for r in data["results"]] == [
+        ("native:fifo", 0), ("native:fifo", 1), ("native:pie", 0), ("native:pie", 1),
+    ]  # fmt: skip
+    assert {"versions", "host", "command", "time"} <= set(data)
+    # Pure results do not depend on the run.
+    again = tmp_path / "again.json"
+    run(capsys, *args[:-1], again)
+    results = json.loads(again.read_text())["results"]
+    for old, new in zip(data["results"], results, strict=True):
+        assert {k: v for k, v in old.items() if k != "wall_s"} == {k: v for k, v in new.items() if k != "wall_s"}
+
+
+def test_evaluate_an_agent(capsys: Capture) -> None:
+    code, out, _ = run(capsys, "evaluate", "enqueue", "--seconds", 1, "--seeds", 0, "--interval", 10)
+    assert code == 0
+    assert "enqueue" in out and "1 seeds" in out
+
+
+# -- bad input
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("simulate", "l4s-llm-testbad"), "did you mean 'l4s-llm-testbed'"),
+        (("simulate", "none.toml"), "no such scenario file"),
+        (("simulate", "--aqm", "dualpi"), "unknown discipline 'dualpi'"),
+        (("simulate", "--seconds", "nan"), "horizon_s"),
+        (("simulate", "--seconds", "-1"), "horizon_s"),
+        (("simulate", "--seconds", "0"), "horizon_s"),
+        (("simulate", "--seed", "-1"), "seed -1: give 0 or more"),
+        (("scenarios", "--suite", "tests"), "did you mean 'test'"),
+        (("scenarios", "--name", "wbe"), "did you mean 'web'"),
+        (("log", "inspct"), "did you mean 'inspect'"),
+        (("log", "inspect", "none.log"), "none.log"),
+        (("log", "inspect", "none.npz"), "none.npz"),
+        (("log", "inspect", "none.pkl"), "none.pkl"),
+        (("log", "inspect"), "name at least one"),
+        (("evaluate", "native:fif"), "did you mean 'fifo'"),
+        (("evaluate", "nobody"), "nobody"),
+        (("evaluate", "no.module:Agent"), "no module"),
+        (("evaluate", "enqueue", "--interval", "0"), "--interval 0"),
+        (("evaluate", "enqueue", "--seeds", "-3"), "seed -3: give 0 or more"),
+        (("evaluate", "enqueue", "--scenario", "wbe"), "did you mean 'web'"),
+        (("evaluate", "native:fifo", "--reward", "balanc"), "did you mean 'balance'"),
+        (("evaluate", "native:fifo", "--seconds", "nan"), "horizon_s"),
+    ],
+)
+def test_bad_input(args: tuple[str, ...], message: str, capsys: Capture, monkeypatch: Any, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in refuse(capsys, *args)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("option", "name"), [("--log", "a.log"), ("--log", "a.npz"), ("--picture", "a.png")])
+def test_output_that_cannot_be_written(option: str, name: str, tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "no" / "such" / name
+    code, _, err = run(capsys, "simulate", "--seconds", 0.1, option, path)
+    assert code == 2
+    assert err.startswith(f"l4s-gym: {path}: cannot be written") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["", "nothing of a log\n", "l4s_ecn_marking-start,1,2,3,end\n"])
+def test_inspect_a_file_without_records(text: str, tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "other.txt"
+    path.write_text(text)
+    code, out, err = run(capsys, "log", "inspect", path)
+    assert code == 2 or "0 rows" in out
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("args", [(), ("simulat",), ("simulate", "--sed", "3"), ("log",), ("simulate", "--seed", "x")])
+def test_usage_errors(args: tuple[str, ...], capsys: Capture) -> None:
+    code, out, err = run(capsys, *args)
+    assert (code, out) == (2, "")
+    assert "--help" in err or "Perhaps you meant" in err or "Expected" in err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (OSError(28, "No space left on device", "run.log"), 1, "run.log: No space"),
+    ],
+)
+def test_other_failures(error: BaseException, code: int, text: str, capsys: Capture, monkeypatch: Any) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("l4s_gym.evaluation.native.simulate", fail)
+    got, _, err = run(capsys, "simulate", "--seconds", 1)
+    assert got == code
+    assert err.startswith("l4s-gym: ") and text in err and err.count("\n") == 1
+
+
+def test_own_agent_by_name(tmp_path: Path, capsys: Capture, monkeypatch: Any) -> None:
+    (tmp_path / "my_agents.py").write_text("from l4s_gym.agents import EnqueueAgent\n\nmine = EnqueueAgent()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    code, out, err = run(capsys, "evaluate", "my_agents:mine", "--seconds", 1, "--seeds", 0)
+    assert (code, err) == (0, "")
+    assert "enqueue" in out
+
+
+def test_main_reads_the_command_line(monkeypatch: Any, capsys: Capture) -> None:
+    monkeypatch.setattr(sys, "argv", ["l4s-gym", "scenarios", "--suite", "nothing"])
+    assert cli.main() == 2
+    assert "unknown suite 'nothing'" in capsys.readouterr().err
