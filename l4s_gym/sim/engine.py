@@ -13,7 +13,7 @@ import numpy as np
 from numba import carray
 
 from l4s_gym.sim import disciplines, link, record, sources, tcp
-from l4s_gym.sim.events import first_slot, set_time
+from l4s_gym.sim.events import first_slot, first_time, set_time
 from l4s_gym.sim.jit import entry, jit
 from l4s_gym.sim.layout import (
     AGENT,
@@ -25,14 +25,13 @@ from l4s_gym.sim.layout import (
     POOL_EMPTY,
     RUNNING,
     SLOT_FLOWS,
-    SLOT_LINK,
     SLOT_RATE,
     SLOT_STOP,
     STOPPED,
     TERMINATED,
     TRUNCATED,
 )
-from l4s_gym.sim.memory import env_record, flow_at, packet_at, pointer, trace_of, tree_of
+from l4s_gym.sim.memory import env_record, flow_at, packet_at, pointer, trace_of
 from l4s_gym.sim.pool import pop_transit
 
 _ENV_SIZE = ENV.itemsize
@@ -76,8 +75,6 @@ def _dispatch(w: Any, slot: int) -> None:
             sources.timer(w, i)
         else:
             _on_transit(w, i)
-    elif slot == SLOT_LINK:
-        link.on_link(w)
     elif slot == SLOT_RATE:
         _change_rate(w)
     else:
@@ -138,8 +135,10 @@ def run(w: Any, action: int) -> int:
         if env.finite and env.unfinished == 0:
             env.status = TERMINATED
             return TERMINATED
-        slot = first_slot(w)
-        time_ns = tree_of(w)[1]
+        time_ns = first_time(w)
+        link_first = env.link_at <= time_ns
+        if link_first:
+            time_ns = env.link_at
         if time_ns >= env.horizon_ns:
             env.now_ns = env.horizon_ns
             record.integrate(w)
@@ -147,6 +146,10 @@ def run(w: Any, action: int) -> int:
             return TRUNCATED
         env.now_ns = time_ns
         env.events += 1
+        if link_first:
+            link.on_link(w)
+            continue
+        slot = first_slot(w)
         if slot == SLOT_STOP:
             set_time(w, SLOT_STOP, NEVER)
             record.integrate(w)

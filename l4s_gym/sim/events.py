@@ -7,40 +7,48 @@ from typing import Any
 import numpy as np
 
 from l4s_gym.sim.jit import jit
-from l4s_gym.sim.memory import tree_of
+from l4s_gym.sim.memory import load64, store64
 
 
 @jit
 def set_time(w: Any, slot: int, time_ns: int) -> None:
     """Set the time of a slot: O(log slots), and it stops where nothing changes."""
-    tree = tree_of(w)
+    tree = w.tree_at
     node = w.leaves + slot
-    tree[node] = time_ns
+    store64(tree + (node << 3), time_ns)
     node >>= 1
     while node >= 1:
-        earliest = min(tree[2 * node], tree[2 * node + 1])
-        if tree[node] == earliest:
+        pair = tree + (node << 4)
+        earliest = min(load64(pair), load64(pair + 8))
+        at = tree + (node << 3)
+        if load64(at) == earliest:
             return
-        tree[node] = earliest
+        store64(at, earliest)
         node >>= 1
 
 
 @jit
 def get_time(w: Any, slot: int) -> int:
     """Time of a slot."""
-    return tree_of(w)[w.leaves + slot]
+    return load64(w.tree_at + ((w.leaves + slot) << 3))
+
+
+@jit
+def first_time(w: Any) -> int:
+    """The earliest time of all slots."""
+    return load64(w.tree_at + 8)
 
 
 @jit
 def first_slot(w: Any) -> int:
     """The slot with the earliest time; among equals the lowest."""
-    tree = tree_of(w)
+    tree = w.tree_at
     leaves = w.leaves
-    earliest = tree[1]
+    earliest = load64(tree + 8)
     node = 1
     while node < leaves:
         node <<= 1
-        node += tree[node] != earliest  # no branch: it would be a coin toss for the processor
+        node += load64(tree + (node << 3)) != earliest  # no branch: it would be a coin toss for the processor
     return node - leaves
 
 

@@ -42,8 +42,8 @@ REWARDS: Final = ("balance", "power", "l4s_llm")
 # Why `advance` came back.
 RUNNING, DECISION, STOPPED, TERMINATED, TRUNCATED, LOG_FULL, POOL_EMPTY = range(7)
 
-# Slots of the event tree.
-SLOT_LINK, SLOT_UPDATE_C, SLOT_UPDATE_L, SLOT_RATE, SLOT_STOP, SLOT_FLOWS = range(6)
+# Slots of the event tree; the link, half of all events, has its own time in `ENV`.
+SLOT_UPDATE_C, SLOT_UPDATE_L, SLOT_RATE, SLOT_STOP, SLOT_FLOWS = range(5)
 
 # Bits of the sender's and the receiver's scoreboard, one byte a segment.
 SACKED, LOST, RESENT, RECEIVED = 1, 2, 4, 8
@@ -61,7 +61,7 @@ def _packed(hot: list[tuple[str, str]], cold: list[tuple[str, str]]) -> np.dtype
 ENV: Final = _packed(
     [
         # -- touched at nearly every packet
-        ("now_ns", "i8"), ("horizon_ns", "i8"), ("tree_at", "i8"), ("queue_at", "i8"), ("flow_at", "i8"),
+        ("now_ns", "i8"), ("link_at", "i8"), ("horizon_ns", "i8"), ("tree_at", "i8"), ("queue_at", "i8"), ("flow_at", "i8"),
         ("packet_at", "i8"), ("score_at", "i8"), ("obs_at", "i8"), ("rng", "u8"), ("integrated_ns", "i8"),
         ("served_s", "f8"), ("delay_c_s", "f8"), ("delay_l_s", "f8"), ("power_s", "f8"), ("per_ref_c", "f8"),
         ("per_ref_l", "f8"), ("s_per_byte", "f8"), ("ns_per_byte", "f8"), ("free", "i8"), ("fresh", "i8"),
@@ -98,7 +98,7 @@ QUEUE: Final = _packed(
         # -- touched at nearly every packet
         ("drop_prob", "i8"), ("accu_prob", "i8"), ("qdelay_us", "i8"), ("qdelay_old_us", "i8"), ("burst_us", "i8"),
         ("delay_ns", "i8"), ("packets", "i8"), ("bytes", "i8"), ("head", "i8"), ("tail", "i8"),
-        ("total_packets", "i8"), ("total_bytes", "i8"), ("class_delay_ns", "i8"), ("class_packets", "i8"),
+        ("total_packets", "i8"), ("total_bytes", "i8"), ("class_delay_ns", "i8"), ("normalised", "f8"), ("class_packets", "i8"),
         ("offered", "i8"), ("offered_bytes", "i8"), ("left", "i8"), ("left_delay_ns", "f8"), ("max_delay_ns", "i8"),
         ("deficit", "i8"), ("interval_drops", "i8"), ("recur", "f8"), ("idle_ns", "i8"),
         ("active", "i1"), ("listed", "i1"),

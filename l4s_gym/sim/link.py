@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from l4s_gym.schema import CE, DROP, ENQUEUE, MARK, NOT_ECT
 from l4s_gym.sim import disciplines, record, tcp
-from l4s_gym.sim.events import set_time, uniform
+from l4s_gym.sim.events import uniform
 from l4s_gym.sim.jit import jit
 from l4s_gym.sim.memory import flow_at, hist_of, leading_zeros, log_at, packet_at, queue_at, trace_of
 from l4s_gym.sim.layout import (
@@ -17,7 +17,6 @@ from l4s_gym.sim.layout import (
     HIST_BINS,
     HIST_SHIFT,
     NEVER,
-    SLOT_LINK,
     TICK,
     TRACE,
 )
@@ -82,6 +81,8 @@ def _leave_queue(w: Any, index: int) -> int:
     c = queue_at(w, a.cls)
     c.class_packets -= 1
     c.class_delay_ns = sojourn
+    relative = sojourn * (env.per_ref_l if a.cls == 1 else env.per_ref_c)
+    c.normalised = relative / (1.0 + relative)
     return p
 
 
@@ -117,8 +118,7 @@ def dequeue(w: Any) -> int:
         seconds = a.len * env.s_per_byte
         env.served_bytes += a.len
         env.served_s += seconds
-        per_reference = env.per_ref_l if a.cls == 1 else env.per_ref_c
-        env.power_s += seconds / (1.0 + q.delay_ns * per_reference)
+        env.power_s += seconds * (1.0 - c.normalised)
         return p
 
 
@@ -143,10 +143,10 @@ def start_sending(w: Any) -> None:
     env.sending_packet = p
     if p < 0:
         env.busy = 0
-        set_time(w, SLOT_LINK, NEVER)
+        w.link_at = NEVER
         return
     env.busy = 1
-    set_time(w, SLOT_LINK, env.now_ns + int(packet_at(w, p).len * env.ns_per_byte))
+    w.link_at = env.now_ns + int(packet_at(w, p).len * env.ns_per_byte)
 
 
 @jit
@@ -202,10 +202,10 @@ def _serve_opportunity(w: Any) -> None:
         env.trace_pos = 0
         env.trace_cycle += 1
     if env.sending_packet >= 0 or env.packets > 0:
-        set_time(w, SLOT_LINK, opportunity_ns(w))
+        w.link_at = opportunity_ns(w)
     else:
         env.busy = 0
-        set_time(w, SLOT_LINK, NEVER)
+        w.link_at = NEVER
 
 
 @jit
@@ -219,12 +219,12 @@ def _serve_tick(w: Any) -> None:
         p = dequeue(w)
         if p < 0:
             env.busy = 0
-            set_time(w, SLOT_LINK, NEVER)
+            w.link_at = NEVER
             return
         env.credit -= packet_at(w, p).len * 8.0
         deliver(w, p)
     next_tick = env.now_ns - env.now_ns % env.tick_ns + env.tick_ns
-    set_time(w, SLOT_LINK, next_tick)
+    w.link_at = next_tick
 
 
 @jit
@@ -249,11 +249,11 @@ def _wake(w: Any) -> None:
     env.busy = 1
     if env.link == TRACE:
         _skip_to_now(w)
-        set_time(w, SLOT_LINK, opportunity_ns(w))
+        w.link_at = opportunity_ns(w)
     elif env.link == TICK:
         # An idle pipe starts without credit: the first packet leaves at the next tick.
         env.credit = -env.tick_ns * 1e-9 * env.rate_bps
-        set_time(w, SLOT_LINK, env.now_ns - env.now_ns % env.tick_ns + env.tick_ns)
+        w.link_at = env.now_ns - env.now_ns % env.tick_ns + env.tick_ns
     else:
         start_sending(w)
 

@@ -30,6 +30,27 @@ def pointer(typingctx: Any, address: Any) -> Any:
 
 
 @intrinsic
+def load64(typingctx: Any, address: Any) -> Any:
+    """The int64 at an address (an array's element would cost a test for a negative index)."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load(builder.inttoptr(args[0], ir.IntType(64).as_pointer()))
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def store64(typingctx: Any, address: Any, value: Any) -> Any:
+    """Write an int64 to an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.store(args[1], builder.inttoptr(args[0], ir.IntType(64).as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
 def leading_zeros(typingctx: Any, number: Any) -> Any:
     """Leading zero bits of an int64."""
 
@@ -108,12 +129,6 @@ def log_at(w: Any, row: int) -> Any:
 def board_of(w: Any, i: int) -> Any:
     """Scoreboard of flow `i`: (window,) uint8."""
     return carray(pointer(w.score_at + i * w.window), (w.window,), np.uint8)
-
-
-@jit
-def tree_of(w: Any) -> Any:
-    """Event tree: (2 leaves,) int64."""
-    return carray(pointer(w.tree_at), (2 * w.leaves,), np.int64)
 
 
 @jit

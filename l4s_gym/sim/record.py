@@ -116,11 +116,9 @@ def integrate(w: Any) -> None:
     c = queue_at(w, 0)
     l4s = queue_at(w, 1)
     if c.class_packets > 0:
-        relative = c.class_delay_ns * env.per_ref_c
-        env.delay_c_s += seconds * relative / (1.0 + relative)
+        env.delay_c_s += seconds * c.normalised
     if l4s.class_packets > 0:
-        relative = l4s.class_delay_ns * env.per_ref_l
-        env.delay_l_s += seconds * relative / (1.0 + relative)
+        env.delay_l_s += seconds * l4s.normalised
 
 
 @jit

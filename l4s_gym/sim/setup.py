@@ -241,6 +241,7 @@ def build(
             "base_rate_bps": rate,
             "ns_per_byte": 8e9 / rate,
             "sending_packet": -1,
+            "link_at": NEVER,
             "tick_ns": round(1e9 / link.hz) if link.kind == "tick" else 0,
             "passes": link.passes,
             "acks_queued": int(link.acks_in_queue),
