@@ -19,7 +19,7 @@ Progress = Callable[[float], None]
 
 LOG_ROWS: Final = 1 << 16
 """Rows that the engine holds at a time; more than any queue of the scenarios holds packets."""
-_AT_DEQUEUE: Final = ("codel", "dualpi2_rfc9332", "dualpi2_linux")
+AT_DEQUEUE: Final = ("codel", "dualpi2_rfc9332", "dualpi2_linux")
 """Disciplines that decide when a packet leaves: rows of packets still queued at the end bear no decision."""
 _REPORTS: Final = 100
 
@@ -64,7 +64,7 @@ def simulate_blocks(
             now_ns = int(batch.env["now_ns"][0])
             progress(now_ns * 1e-9 / chosen.horizon_s)
             batch.stop_at(0, now_ns + step_ns)
-    yield batch.drain_log(0, everything=batch.aqm not in _AT_DEQUEUE)
+    yield batch.drain_log(0, everything=batch.aqm not in AT_DEQUEUE)
     if progress is not None:
         progress(1.0)
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.utils import seeding
 
+from l4s_gym.data.simulated import AT_DEQUEUE
 from l4s_gym.envs.rendering import probability
 from l4s_gym.errors import L4SError
 from l4s_gym.schema import RECORD
@@ -97,7 +98,7 @@ def simulate(
         if progress is not None and len(samples) % 32 == 0:
             progress(at / env["horizon_ns"])
     if log:
-        parts.append(batch.drain_log(0, everything=True))
+        parts.append(batch.drain_log(0, everything=batch.aqm not in AT_DEQUEUE))
     records = np.concatenate(parts) if parts else np.zeros(0, RECORD)
     return NativeRun(batch, measure.summary(batch, 0), np.array(samples, SAMPLES), records)
 
