@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +112,9 @@ def start_times(repeats: int) -> dict[str, Any]:
         env = {**os.environ, "NUMBA_CACHE_DIR": folder}
 
         def first_step() -> float:
-            done = subprocess.run([sys.executable, "-c", FIRST_STEP], env=env, capture_output=True, text=True, check=True)
+            done = subprocess.run(
+                [sys.executable, "-c", FIRST_STEP], env=env, capture_output=True, text=True, check=True
+            )
             return float(done.stdout)
 
         cold = first_step()
@@ -123,7 +124,8 @@ def start_times(repeats: int) -> dict[str, Any]:
 def against_ns3(ns3_python: Path, repeats: int) -> dict[str, Any]:
     """Bottleneck packets per second of both on the paper's flows at 8 Mbit/s under PIE, in turn."""
     spec = importlib.util.spec_from_file_location("peer", HERE / "peers" / "ns3.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     peer = importlib.util.module_from_spec(spec)
     sys.modules["peer"] = peer
     spec.loader.exec_module(peer)

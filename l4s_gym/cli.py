@@ -22,7 +22,6 @@ from l4s_gym.errors import L4SError, unknown
 app = tyro.extras.SubcommandApp()
 # Into a file or a pipe a table may be as wide as it needs.
 console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
-Positional = tyro.conf.Positional
 
 
 @contextmanager
@@ -68,7 +67,7 @@ def scenarios(suite: str | None = None, name: str | None = None) -> None:
 
 @app.command
 def simulate(
-    scenario: Annotated[Positional[str], tyro.conf.arg(metavar="SCENARIO")] = "l4s-llm-testbed",
+    scenario: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SCENARIO")] = "l4s-llm-testbed",
     aqm: str | None = None,
     seed: int = 0,
     seconds: float | None = None,
@@ -91,6 +90,9 @@ def simulate(
     from l4s_gym.sim import scenario as scenarios_
 
     _check_seeds(seed)
+    for path in (log, picture):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise L4SError(f"{path}: there is no folder {path.parent}: make it first")
     chosen = scenarios_.load(scenario)
     if seconds is not None:
         chosen = chosen.replace(horizon_s=seconds)
@@ -117,7 +119,7 @@ def _print_run(run: object, title: str) -> None:
         table.add_column(column, justify="right")
     for name, c in s["classes"].items():
         d = s["delay_ms"][name]
-        delays = [f"{d[key]:.2f}" for key in ("mean", "p50", "p95", "p99", "max")]  # type: ignore[literal-required]
+        delays = [f"{d[key]:.2f}" for key in ("mean", "p50", "p95", "p99", "max")]
         table.add_row(name, str(c["offered"]), *delays, f"{100 * c['mark_rate']:.2f}", f"{100 * c['drop_rate']:.2f}")
     console.print(table)
     flows: dict[str, list[float]] = {}
@@ -134,7 +136,9 @@ def _print_run(run: object, title: str) -> None:
     )
 
 
-def log_inspect(paths: Annotated[Positional[tuple[Path, ...]], tyro.conf.arg(metavar="PATH [PATH ...]")]) -> None:
+def log_inspect(
+    paths: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="PATH [PATH ...]")],
+) -> None:
     """Say what is in decision logs: rows, what was skipped and why, shares and quantiles, leak of the label.
 
     Args:
@@ -158,7 +162,7 @@ LOG_COMMANDS: dict[str, Callable[..., None]] = {"inspect": log_inspect}
 
 
 @app.command
-def log(command: Annotated[Positional[str], tyro.conf.arg(metavar="{inspect}")]) -> None:
+def log(command: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="{inspect}")]) -> None:
     """Work on decision logs: `l4s-gym log inspect PATH ...`.
 
     Args:
@@ -169,7 +173,7 @@ def log(command: Annotated[Positional[str], tyro.conf.arg(metavar="{inspect}")])
 
 @app.command
 def evaluate(
-    agents: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="AGENT [AGENT ...]")],
+    agents: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="AGENT [AGENT ...]")],
     scenario: str = "l4s-llm-testbed",
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
     aqm: str | None = None,

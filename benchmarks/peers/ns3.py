@@ -130,7 +130,10 @@ def make_case(label: str, rate_mbps: float, rtt_ms: float, aqm: str, flows: dict
 
 
 CASES = [
-    *(make_case("mix", 8, 10, aqm, {"cubic": 2, "linuxreno": 2, "dctcp": 1}) for aqm in ("fifo", "red", "codel", "pie")),
+    *(
+        make_case("mix", 8, 10, aqm, {"cubic": 2, "linuxreno": 2, "dctcp": 1})
+        for aqm in ("fifo", "red", "codel", "pie")
+    ),
     *(make_case("newreno", 40, 20, aqm, {"linuxreno": 4}) for aqm in ("fifo", "codel", "pie")),
     *(make_case("cubic", 40, 20, aqm, {"cubic": 4}) for aqm in ("fifo", "codel", "pie")),
     *(make_case("dctcp", 40, 20, aqm, {"dctcp": 4}) for aqm in ("codel", "pie")),  # nothing marks in a FIFO

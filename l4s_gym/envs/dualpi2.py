@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, SupportsFloat
+from typing import Any, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from l4s_gym import schema
 from l4s_gym.envs.rendering import History
-from l4s_gym.envs.replay import ReplaySource
+from l4s_gym.envs.replay import Column, Mode, ReplaySource
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.sim import engine, layout, measure, scenario
 from l4s_gym.sim.batch import Batch
@@ -110,7 +110,7 @@ class DualPI2Env(gym.Env[Observation, int]):
     - v0: first version.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 10}
+    metadata: dict[str, Any] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 10}
 
     def __init__(
         self,
@@ -122,8 +122,8 @@ class DualPI2Env(gym.Env[Observation, int]):
         render_mode: str | None = None,
         info_record: bool = False,
         log: str | Path | None = None,
-        replay_mode: str = "follow",
-        replay_column: str = "length_in_bytes",
+        replay_mode: Mode = "follow",
+        replay_column: Column = "length_in_bytes",
     ) -> None:
         if backend not in BACKENDS:
             raise unknown("backend", backend, BACKENDS)
@@ -131,7 +131,7 @@ class DualPI2Env(gym.Env[Observation, int]):
             raise unknown("render_mode", render_mode, self.metadata["render_modes"])
         self.render_mode = render_mode
         self.observation_space = observation_space()
-        self.action_space = gym.spaces.Discrete(3)
+        self.action_space = gym.spaces.Discrete(3)  # type: ignore[assignment]  # its elements are int64
         interval = check_interval(decision_interval)
         self._history = History() if render_mode else None
         self._info_record = info_record
@@ -142,11 +142,9 @@ class DualPI2Env(gym.Env[Observation, int]):
             self._replay = _open_replay(log, reward, replay_mode, replay_column, interval)
             return
         self.scenario = load_scenario(scenario)
-        self.batch = Batch(
-            self.scenario, aqm=aqm, decider=layout.AGENT, interval=interval, reward=reward or "balance"
-        )
+        self.batch = Batch(self.scenario, aqm=aqm, decider=layout.AGENT, interval=interval, reward=reward or "balance")
         # Views that are read at every step.
-        self._address = self.batch._address
+        self._address = self.batch.address
         self._obs = self.batch.obs[0]
         self._env = self.batch.env[0]
 
@@ -167,9 +165,11 @@ class DualPI2Env(gym.Env[Observation, int]):
         self.batch.reward[0] = 0.0
         return self._obs.copy(), self._info()
 
-    def step(self, action: int) -> tuple[Observation, SupportsFloat, bool, bool, dict[str, Any]]:
+    def step(
+        self, action: int | np.integer | npt.NDArray[np.integer]
+    ) -> tuple[Observation, SupportsFloat, bool, bool, dict[str, Any]]:
         """Apply the action to the packet that waits, and run on to the next one to be decided."""
-        if (isinstance(action, np.ndarray) and action.ndim) or (action != 0 and action != 1 and action != 2):
+        if (isinstance(action, np.ndarray) and action.ndim > 0) or (action != 0 and action != 1 and action != 2):
             raise L4SError(f"action {action!r}: give 0 (enqueue), 1 (drop) or 2 (mark)")
         if not self._ready or self._over:
             what = "the episode has ended" if self._over else "the environment has not been started"
@@ -179,7 +179,7 @@ class DualPI2Env(gym.Env[Observation, int]):
         batch = self.batch
         if self._history is not None:
             self._history.add(self._env, batch.queue[0], int(action))
-        batch.action[0] = action
+        batch.action[0] = int(action)
         engine.advance(self._address, 0, 1)
         status = int(batch.status[0])
         reward = float(batch.reward[0])
@@ -233,9 +233,7 @@ def load_scenario(what: str | dict[str, Any] | scenario.Scenario) -> scenario.Sc
     return scenario.load(what)
 
 
-def _open_replay(
-    log: str | Path | None, reward: str | None, mode: str, column: str, interval: int
-) -> ReplaySource:
+def _open_replay(log: str | Path | None, reward: str | None, mode: Mode, column: Column, interval: int) -> ReplaySource:
     from l4s_gym.data.pools import load_rows
 
     if log is None:
@@ -243,5 +241,3 @@ def _open_replay(
     if reward not in (None, "l4s_llm"):
         raise L4SError(f"reward {reward!r}: logged rows bear no time, so a replay knows only reward='l4s_llm'")
     return ReplaySource(load_rows(Path(log)), mode=mode, column=column, nearest_every=interval)
-
-

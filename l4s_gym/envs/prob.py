@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -54,7 +54,7 @@ class DualPI2ProbEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]]):
     - v0: first version.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 10}
+    metadata: dict[str, Any] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 10}
 
     def __init__(
         self,
@@ -79,6 +79,7 @@ class DualPI2ProbEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]]):
         self._interval_ns = round(control_interval_ms * 1e6)
         self._history = History() if render_mode else None
         self._ready = False
+        self._before = np.zeros((7, 2))
 
     def _counters(self) -> npt.NDArray[np.float64]:
         q = self.batch.queue[0]
@@ -96,7 +97,7 @@ class DualPI2ProbEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]]):
         reference = np.array([1.0 / env["per_ref_c"], 1.0 / env["per_ref_l"]])
         per_reference = float(env["base_rate_bps"]) * reference / 8e9
         packets = np.maximum(offered, 1.0)
-        obs = np.concatenate(
+        obs: npt.NDArray[np.float64] = np.concatenate(
             [
                 delay / np.maximum(left, 1.0) / reference,
                 queue["bytes"] / per_reference,

@@ -87,5 +87,3 @@ class History:
         decisions.set_xlabel("time (s)")
         canvas.draw()
         return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
-
-

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -17,12 +17,9 @@ from l4s_gym.errors import L4SError, unknown
 from l4s_gym.sim import engine, layout, measure
 from l4s_gym.sim.batch import Batch
 
-try:  # Gymnasium 1.0.0 knows no other mode than the next step's.
-    from gymnasium.vector import AutoresetMode as _Mode
-
-    _MODES: dict[str, Any] = {"next_step": _Mode.NEXT_STEP, "same_step": _Mode.SAME_STEP, "disabled": _Mode.DISABLED}
-except ImportError:
-    _MODES = {"next_step": "NextStep", "same_step": "SameStep", "disabled": "Disabled"}
+# Gymnasium 1.0.0 has no such enumeration: it knows no other mode than the next step's.
+_ENUM: Any = getattr(gym.vector, "AutoresetMode", None)
+_MODES: dict[str, Any] = {name: getattr(_ENUM, name.upper(), name) for name in ("next_step", "same_step", "disabled")}
 
 
 class DualPI2VectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[Any]]):
@@ -36,7 +33,7 @@ class DualPI2VectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64],
     `reset(options={"reset_mask": mask})`).
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": [], "autoreset_mode": _MODES["next_step"]}
+    metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": _MODES["next_step"]}
 
     def __init__(
         self,
@@ -106,18 +103,18 @@ class DualPI2VectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64],
         if not self._rngs:
             self._rngs = [seeding.np_random(s)[0] for s in seeds]
         else:
-            for i in np.flatnonzero(mask):
+            for i in np.flatnonzero(mask).tolist():
                 if seeds[i] is not None:
                     self._rngs[i] = seeding.np_random(seeds[i])[0]
-        for i in np.flatnonzero(mask):
-            self._start(int(i))
+        for i in np.flatnonzero(mask).tolist():
+            self._start(i)
         self._ended[mask] = False
         return self._observations(), self._infos()
 
     def _start(self, i: int) -> None:
         """Begin an episode of environment `i` and run to its first decision."""
         self.batch.reset(i, self._rngs[i])
-        engine.advance(self.batch._address, i, i + 1)
+        engine.advance(self.batch.address, i, i + 1)
         self.batch.reward[i] = 0.0
 
     def step(

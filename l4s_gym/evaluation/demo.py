@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from l4s_gym.agents.bc import BCAgent, train_bc
+from l4s_gym.agents.protocol import Agent
 from l4s_gym.data import minari_io
 from l4s_gym.data.d3rlpy_io import replay_buffer
 from l4s_gym.data.episodes import Episode, episodes_from_rows
@@ -62,7 +63,12 @@ def _sources(pools: Path | None, console: Console) -> Iterator[tuple[str, list[R
     if pools is not None:
         console.print(f"kernel rows: {pools}", highlight=False)
         rows = [load_rows(pools / name) for name in POOL_FILES if (pools / name).is_file()]
-        yield "kernel-rows", rows, "FreeBSD 14 dummynet l4s", "Rows of the testbed's kernel (authors' pools), read causally"
+        yield (
+            "kernel-rows",
+            rows,
+            "FreeBSD 14 dummynet l4s",
+            "Rows of the testbed's kernel (authors' pools), read causally",
+        )
     else:
         console.print(
             "kernel rows: the authors' experience pools are not here (--pools FOLDER); "
@@ -95,7 +101,8 @@ def run_demo(
     chosen = scenarios.load(SCENARIO)
     if seconds is not None:
         chosen = chosen.replace(horizon_s=seconds)
-    notes, agents = [], []
+    notes: list[str] = []
+    agents: list[BCAgent] = []
     for name, rows, algorithm, description in _sources(find_pools(pools), console):
         for each in rows[:1]:
             console.print(inspect_rows(each), markup=False, highlight=False)
@@ -114,7 +121,8 @@ def run_demo(
             agents.append(BCAgent.load(out / "agents" / f"bc-{name}", rule=rule))
             agents[-1].name = f"bc-{name}"
     results: list[harness.Result] = []
-    for who in (*(f"native:{aqm}" for aqm in NATIVE), "threshold", "random", *agents):
+    everybody: list[str | Agent] = [*(f"native:{aqm}" for aqm in NATIVE), "threshold", "random", *agents]
+    for who in everybody:
         with progress(f"evaluating {who if isinstance(who, str) else who.name}") as share:
             results += harness.evaluate(who, chosen, seeds=seeds, progress=share)
     title = f"{SCENARIO}: closed loop, {len(seeds)} seeds, {chosen.horizon_s:g} s"

@@ -98,10 +98,10 @@ def _run(batch: Batch, agent: Agent | None, progress: Progress | None) -> tuple[
     while True:
         batch.advance()
         total += np.where(open_, batch.reward, 0.0)
-        for i in np.flatnonzero(batch.status == layout.STOPPED):
-            batch.reset_counters(int(i))
-            engine.advance(batch._address, int(i), int(i) + 1)
-            total[i] += batch.reward[i]
+        for stopped in np.flatnonzero(batch.status == layout.STOPPED).tolist():
+            batch.reset_counters(stopped)
+            engine.advance(batch.address, stopped, stopped + 1)
+            total[stopped] += batch.reward[stopped]
         waiting = batch.status == layout.DECISION
         open_ = (batch.status != layout.TERMINATED) & (batch.status != layout.TRUNCATED)
         if not open_.any():
@@ -163,6 +163,8 @@ def evaluate(
         name = who.removeprefix(NATIVE_PREFIX)
         if name not in layout.AQMS:
             raise unknown("discipline", name, layout.AQMS)
+        if reward == "l4s_llm":
+            raise L4SError(f"{who}: reward 'l4s_llm' belongs to an agent's decisions; use 'balance' or 'power'")
         aqm = name
     else:
         agent = agents.make(who) if isinstance(who, str) else who

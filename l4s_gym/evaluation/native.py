@@ -20,7 +20,9 @@ from l4s_gym.sim.batch import Batch
 from l4s_gym.sim.scenario import Scenario
 
 LOG_ROWS = 1 << 16
-SAMPLES = np.dtype([("time_s", "f8"), ("delay_ms", "f8", 2), ("packets", "i8", 2), ("prob", "f8"), ("served_mbps", "f8")])
+SAMPLES = np.dtype(
+    [("time_s", "f8"), ("delay_ms", "f8", 2), ("packets", "i8", 2), ("prob", "f8"), ("served_mbps", "f8")]
+)
 
 
 @dataclass(frozen=True)

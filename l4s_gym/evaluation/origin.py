@@ -28,7 +28,12 @@ def origin() -> dict[str, Any]:
     script = str(program.resolve().relative_to(here)) if program.resolve().is_relative_to(here) else program.name
     return {
         "versions": versions,
-        "host": {"cpu": cpu_model(), "cores": os.cpu_count(), "machine": platform.machine(), "system": platform.system()},
+        "host": {
+            "cpu": cpu_model(),
+            "cores": os.cpu_count(),
+            "machine": platform.machine(),
+            "system": platform.system(),
+        },
         "command": shlex.join([script, *sys.argv[1:]]),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

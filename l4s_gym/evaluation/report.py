@@ -65,7 +65,7 @@ def cells(results: Sequence[Result]) -> list[str]:
 def table(results: Sequence[Result], title: str) -> Table:
     """The leaderboard for a terminal."""
     out = Table(title=title, caption=NOTE, caption_justify="left")
-    out.add_column("agent")
+    out.add_column("agent", min_width=22, overflow="fold")
     out.add_column("rule")
     for name, _, _ in COLUMNS:
         out.add_column(name, justify="right")

@@ -18,6 +18,15 @@ from l4s_gym.sim import engine, layout, setup, traces
 from l4s_gym.sim.layout import NEVER
 from l4s_gym.sim.scenario import Scenario
 
+_ENV_COUNTERS = ("served_bytes", "capacity_bytes", "updates", "update_delay_ns", "decisions")
+_QUEUE_COUNTERS = (
+    *("offered", "offered_bytes", "dropped", "dropped_ect", "marked"),
+    *("left", "left_delay_ns", "max_delay_ns"),
+)
+_FLOW_COUNTERS = (
+    *("received", "goodput_bytes", "packets", "resent", "timeouts", "drops", "marks", "reductions"),
+    *("rtt_sum_ns", "rtt_count", "window_sum", "window_count", "completed", "completion_s"),
+)
 PARALLEL_FROM = 128
 """Batches from this size on use two threads or more; smaller ones are faster without."""
 _POOL_TEXT = (
@@ -94,7 +103,7 @@ class Batch:
             "action_at": self.action, "reward_at": self.reward, "status_at": self.status,
         }  # fmt: skip
         self._places = {name: a.ctypes.data + a.strides[0] * np.arange(n) for name, a in rows.items()}
-        self._address = int(self.env.ctypes.data)
+        self.address = int(self.env.ctypes.data)
         self._template: tuple[Any, ...] | None = None
         self._workers: _Workers | None = None
         compile_engine()
@@ -156,11 +165,11 @@ class Batch:
     def advance(self) -> None:
         """Run every environment on, on all cores where the batch is large enough."""
         if self.n < PARALLEL_FROM:
-            engine.advance(self._address, 0, self.n)
+            engine.advance(self.address, 0, self.n)
         else:
             if self._workers is None or self._workers.pid != os.getpid():
                 self._workers = _Workers(min(os.cpu_count() or 1, self.n // 64))
-            self._workers.run(self._address, self.n)
+            self._workers.run(self.address, self.n)
         self.check_status()
 
     def check_status(self) -> None:
@@ -170,7 +179,7 @@ class Batch:
 
     def advance_one(self) -> int:
         """Run the only environment on; its status."""
-        engine.advance(self._address, 0, 1)
+        engine.advance(self.address, 0, 1)
         self.check_status()
         return int(self.status[0])
 
@@ -210,15 +219,10 @@ class Batch:
     def reset_counters(self, index: int) -> None:
         """Start the measurement anew (after the warm-up); conservation counters and state stay."""
         env = self.env[index]
-        for name in ("served_bytes", "capacity_bytes", "updates", "update_delay_ns", "decisions"):
-            env[name] = 0
         env["since_ns"] = env["capacity_ns"] = env["now_ns"]
-        for name in ("offered", "dropped", "marked", "left", "left_delay_ns", "max_delay_ns", "offered_bytes"):
-            self.queue[name][index] = 0
-        self.queue["dropped_ect"][index] = 0
-        for name in ("received", "goodput_bytes", "resent", "timeouts", "rtt_sum_ns", "rtt_count", "window_sum",
-                     "window_count", "completed", "completion_s", "drops", "marks", "reductions", "packets"):  # fmt: skip
-            self.flow[name][index] = 0
+        for rows, names in ((self.env, _ENV_COUNTERS), (self.queue, _QUEUE_COUNTERS), (self.flow, _FLOW_COUNTERS)):
+            for name in names:
+                rows[name][index] = 0
         self.hist[index] = 0
 
     def capacity_bytes(self, index: int) -> float:

@@ -34,9 +34,7 @@ def decide(env: Any, q: Any, sojourn_ns: int, ecn: int) -> int:
     RFC 8289's `dodequeue` and `deque` in one: the state machine advances by one packet.
     """
     now = env.now_ns
-    ok, q.first_above_ns = ok_to_drop(
-        sojourn_ns, q.bytes, now, q.first_above_ns, env.target_us * 1000, env.interval_ns
-    )
+    ok, q.first_above_ns = ok_to_drop(sojourn_ns, q.bytes, now, q.first_above_ns, env.target_us * 1000, env.interval_ns)
     hit = False
     if q.dropping:
         if not ok:

@@ -9,7 +9,6 @@ from l4s_gym.sim import codel, dualpi2_linux, dualpi2_rfc9332, fifo, pie, red
 from l4s_gym.sim import dualpi2_freebsd as freebsd
 from l4s_gym.sim.events import set_time
 from l4s_gym.sim.jit import jit
-from l4s_gym.sim.memory import packet_at, queue_at
 from l4s_gym.sim.layout import (
     CODEL,
     FREEBSD,
@@ -20,6 +19,7 @@ from l4s_gym.sim.layout import (
     RFC9332,
     SLOT_UPDATE_C,
 )
+from l4s_gym.sim.memory import packet_at, queue_at
 
 
 @jit
@@ -242,5 +242,3 @@ def current_delay_us(env: Any, q: Any) -> int:
     if env.aqm == FREEBSD:
         return q.qdelay_us
     return q.delay_ns // 1000
-
-

@@ -252,7 +252,9 @@ def decide(env: Any, index: int, ecn: int) -> tuple[int, int]:
     # Both numbers are always taken, so that the generator does not depend on the outcome.
     random_1 = random31(env)
     random_2 = random31(env)
-    hit, q.accu_prob = draw(q.drop_prob, q.accu_prob, is_l4s, random_1, random_2, queue_at(env, 0).drop_prob, env.quirks)
+    hit, q.accu_prob = draw(
+        q.drop_prob, q.accu_prob, is_l4s, random_1, random_2, queue_at(env, 0).drop_prob, env.quirks
+    )
     return resolve(hit, q.active != 0, q.burst_us, ecn, q.drop_prob, is_l4s, env.max_ecn_threshold, env.quirks)
 
 

@@ -58,9 +58,7 @@ def update_probability(
 
 
 @public
-def decide_classic(
-    prob: int, ecn: int, overload: bool, random_1: int, random_2: int
-) -> int:
+def decide_classic(prob: int, ecn: int, overload: bool, random_1: int, random_2: int) -> int:
     """Decision for a C packet: two rolls against p' (the square), random numbers in [0, 2^32)."""
     if random_1 <= prob and random_2 <= prob:
         return DROP if overload or ecn == NOT_ECT else MARK
@@ -100,9 +98,7 @@ def decide(env: Any, index: int, sojourn_ns: int, ecn: int, step_ok: bool, lengt
         if index == 0:
             action = decide_classic(env.prob_fixed, ecn, overload, random_1, random_2)
         else:
-            action = decide_l4s(
-                env.prob_fixed, ecn, overload, random_1, random_2, coupling, env.drop_on_overload != 0
-            )
+            action = decide_l4s(env.prob_fixed, ecn, overload, random_1, random_2, coupling, env.drop_on_overload != 0)
     if index == 1 and action != DROP and step_ok and sojourn_ns > env.step_ns:
         action = DROP if ecn == NOT_ECT else MARK
     return action

@@ -52,6 +52,7 @@ HIST_SHIFT: Final = 5
 HIST_BINS: Final = 24 << HIST_SHIFT
 """Delay histogram: 32 bins an octave of delay in 256 ns units, so a quantile is right to about 3 %."""
 
+
 def _packed(hot: list[tuple[str, str]], cold: list[tuple[str, str]]) -> np.dtype[np.void]:
     """A record that starts and ends on cache lines of 64 bytes, with what is used together side by side."""
     bare = np.dtype(hot + cold)

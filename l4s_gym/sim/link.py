@@ -11,7 +11,6 @@ from l4s_gym.schema import CE, DROP, ENQUEUE, MARK, NOT_ECT
 from l4s_gym.sim import disciplines, record, tcp
 from l4s_gym.sim.events import uniform
 from l4s_gym.sim.jit import jit
-from l4s_gym.sim.memory import flow_at, hist_of, leading_zeros, log_at, packet_at, queue_at, trace_of
 from l4s_gym.sim.layout import (
     AGENT,
     HIST_BINS,
@@ -20,6 +19,7 @@ from l4s_gym.sim.layout import (
     TICK,
     TRACE,
 )
+from l4s_gym.sim.memory import flow_at, hist_of, leading_zeros, log_at, packet_at, queue_at, trace_of
 from l4s_gym.sim.pool import append, pop, push_transit, release
 
 OPPORTUNITY_BYTES = 1504
@@ -338,5 +338,3 @@ def arrive(w: Any, p: int, action: int) -> None:
         _drop_from_longer(w)
     if env.busy == 0:
         _wake(w)
-
-

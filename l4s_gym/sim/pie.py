@@ -84,9 +84,7 @@ def decide(env: Any, q: Any, ecn: int) -> int:
 def update(env: Any, q: Any) -> None:
     """The engine's call every T_UPDATE."""
     current = q.delay_ns if q.packets > 0 else 0
-    q.prob = update_probability(
-        q.prob, current, env.qdelay_old_ns, env.target_us * 1000, env.alpha_hz, env.beta_hz
-    )
+    q.prob = update_probability(q.prob, current, env.qdelay_old_ns, env.target_us * 1000, env.alpha_hz, env.beta_hz)
     half = env.target_us * 500
     if q.burst_ns > 0:
         q.burst_ns = max(q.burst_ns - env.tupdate_us * 1000, 0)

@@ -6,8 +6,8 @@ from typing import Any
 
 from l4s_gym.sim.events import get_time, set_time
 from l4s_gym.sim.jit import jit
-from l4s_gym.sim.memory import flow_at, packet_at
 from l4s_gym.sim.layout import SLOT_FLOWS
+from l4s_gym.sim.memory import flow_at, packet_at
 
 
 @jit

@@ -256,7 +256,6 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
             return self
         return _with_paths(self, {path: draw.sample(rng) for path, draw in self.randomise.items()})
 
-
     def largest(self) -> Scenario:
         """The scenario with every randomised field at its largest."""
         return _with_paths(self, {path: draw.largest() for path, draw in self.randomise.items()})

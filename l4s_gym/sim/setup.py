@@ -17,7 +17,6 @@ from l4s_gym.sim import layout, traces
 from l4s_gym.sim.layout import NEVER
 from l4s_gym.sim.scenario import AqmOptions, Scenario, Source
 
-
 ENDLESS = 1 << 30
 """Segments of an endless transfer (an hour at 3 Gbit/s); segment numbers are 32 bits wide."""
 _ECN = {"not-ect": NOT_ECT, "ect0": ECT_0, "ect1": ECT_1}
@@ -289,6 +288,3 @@ def trace_array(scenario: Scenario) -> npt.NDArray[np.int64]:
         return traces.load(scenario.link.trace).opportunities_ns
     pairs = [(round(time * 1e9), round(factor * 1e6)) for time, factor in scenario.link.steps]
     return np.array(pairs or [(0, 0)], np.int64).ravel()
-
-
-

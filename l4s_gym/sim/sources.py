@@ -8,8 +8,8 @@ from typing import Any
 from l4s_gym.sim import congestion, tcp
 from l4s_gym.sim.events import set_time, uniform
 from l4s_gym.sim.jit import jit, public
-from l4s_gym.sim.memory import flow_at, packet_at
 from l4s_gym.sim.layout import BULK, CBR, NEVER, NONE, ONOFF, SLOT_FLOWS, WEB
+from l4s_gym.sim.memory import flow_at, packet_at
 from l4s_gym.sim.pool import allocate, arm
 
 

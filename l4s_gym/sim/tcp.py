@@ -14,8 +14,8 @@ from typing import Any, Final
 from l4s_gym.schema import CE, ECT_1, NOT_ECT
 from l4s_gym.sim import congestion
 from l4s_gym.sim.jit import jit
-from l4s_gym.sim.memory import board_of, flow_at, packet_at
 from l4s_gym.sim.layout import DCTCP, LOST, NEVER, PRAGUE, RECEIVED, RESENT, SACKED
+from l4s_gym.sim.memory import board_of, flow_at, packet_at
 from l4s_gym.sim.pool import allocate, arm, push_transit, release
 
 ACK_LEN: Final = 52
