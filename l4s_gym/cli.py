@@ -92,7 +92,7 @@ def simulate(
     _check_seeds(seed)
     for path in (log, picture):
         if path is not None and not path.absolute().parent.is_dir():
-            raise L4SError(f"{path}: there is no folder {path.parent}: make it first")
+            raise L4SError(f"{path}: cannot be written, there is no folder {path.parent}: make it first")
     chosen = scenarios_.load(scenario)
     if seconds is not None:
         chosen = chosen.replace(horizon_s=seconds)
