@@ -144,7 +144,7 @@ class DualPI2Env(gym.Env[Observation, int]):
         self.scenario = load_scenario(scenario)
         self.batch = Batch(self.scenario, aqm=aqm, decider=layout.AGENT, interval=interval, reward=reward or "balance")
         # Views that are read at every step.
-        self._address = self.batch.address
+        self._address, self._stride = self.batch.address, self.batch.stride
         self._obs = self.batch.obs[0]
         self._env = self.batch.env[0]
 
@@ -180,7 +180,7 @@ class DualPI2Env(gym.Env[Observation, int]):
         if self._history is not None:
             self._history.add(self._env, batch.queue[0], int(action))
         batch.action[0] = int(action)
-        engine.advance(self._address, 0, 1)
+        engine.advance(self._address, self._stride, 0, 1)
         status = int(batch.status[0])
         reward = float(batch.reward[0])
         if status == layout.DECISION:

@@ -76,7 +76,6 @@ class DualPI2VectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64],
         self._rngs: list[np.random.Generator] = []
         self._ended = np.zeros(num_envs, bool)
         self._all = np.ones(num_envs, bool)
-        self._applied = self.batch.env["applied"]
 
     @property
     def buffers(self) -> dict[str, npt.NDArray[Any]]:
@@ -114,7 +113,7 @@ class DualPI2VectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64],
     def _start(self, i: int) -> None:
         """Begin an episode of environment `i` and run to its first decision."""
         self.batch.reset(i, self._rngs[i])
-        engine.advance(self.batch.address, i, i + 1)
+        engine.advance(self.batch.address, self.batch.stride, i, i + 1)
         self.batch.reward[i] = 0.0
 
     def step(
@@ -172,4 +171,4 @@ class DualPI2VectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64],
         return self._take(self.batch.obs)
 
     def _infos(self) -> dict[str, Any]:
-        return {"applied_action": self._applied.copy(), "_applied_action": self._all}
+        return {"applied_action": self.batch.applied.copy(), "_applied_action": self._all}

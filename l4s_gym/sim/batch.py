@@ -45,6 +45,7 @@ class Batch:
         obs: (n, 8) float32, observation of the packet that waits for a decision.
         reward: (n,) float64, reward since the last decision.
         status: (n,) int64, why each environment came back (`layout.DECISION`, ...).
+        applied: (n,) int64, what was done to the packet decided last.
         action: (n,) int64, to be written before `advance`.
         hist: (n, 2, HIST_BINS) int32, sojourn histograms of the classes.
     """
@@ -83,13 +84,20 @@ class Batch:
         self.reward_kind = layout.REWARDS.index(reward)
         size = setup.sizes(scenario)
         self._sizes = size
-        self.env = layout.aligned_zeros((n,), layout.ENV)
-        self.queue = layout.aligned_zeros((n, 2), layout.QUEUE)
-        self.flow = layout.aligned_zeros((n, size.flows), layout.FLOW)
-        self.packet = layout.aligned_zeros((n, size.packets), layout.PACKET)
-        self.score = np.zeros((n, size.flows, size.window), np.uint8)
-        self.tree = np.full((n, 2 * size.leaves), NEVER, np.int64)
-        self.hist = np.zeros((n, 2, layout.HIST_BINS), np.int32)
+        parts = layout.arena(
+            n,
+            {
+                "env": ((), layout.ENV),
+                "queue": ((2,), layout.QUEUE),
+                "tree": ((2 * size.leaves,), np.dtype(np.int64)),
+                "flow": ((size.flows,), layout.FLOW),
+                "score": ((size.flows, size.window), np.dtype(np.uint8)),
+                "hist": ((2, layout.HIST_BINS), np.dtype(np.int32)),
+                "packet": ((size.packets,), layout.PACKET),
+            },
+        )
+        self.env, self.queue, self.flow = parts["env"], parts["queue"], parts["flow"]
+        self.packet, self.score, self.tree, self.hist = parts["packet"], parts["score"], parts["tree"], parts["hist"]
         self.log = np.zeros((n, max(log_rows, 1)), RECORD)
         self._log_rows = log_rows
         self._trace = setup.trace_array(scenario)
@@ -97,13 +105,15 @@ class Batch:
         self.action = np.zeros(n, np.int64)
         self.reward = np.zeros(n, np.float64)
         self.status = np.zeros(n, np.int64)
+        self.applied = np.zeros(n, np.int64)
         rows = {
             "queue_at": self.queue, "flow_at": self.flow, "packet_at": self.packet, "score_at": self.score,
             "tree_at": self.tree, "hist_at": self.hist, "log_at": self.log, "obs_at": self.obs,
-            "action_at": self.action, "reward_at": self.reward, "status_at": self.status,
+            "applied_at": self.applied, "action_at": self.action, "reward_at": self.reward, "status_at": self.status,
         }  # fmt: skip
         self._places = {name: a.ctypes.data + a.strides[0] * np.arange(n) for name, a in rows.items()}
         self.address = int(self.env.ctypes.data)
+        self.stride = int(self.env.strides[0])
         self._template: tuple[Any, ...] | None = None
         self._workers: _Workers | None = None
         compile_engine()
@@ -165,11 +175,11 @@ class Batch:
     def advance(self) -> None:
         """Run every environment on, on all cores where the batch is large enough."""
         if self.n < PARALLEL_FROM:
-            engine.advance(self.address, 0, self.n)
+            engine.advance(self.address, self.stride, 0, self.n)
         else:
             if self._workers is None or self._workers.pid != os.getpid():
                 self._workers = _Workers(min(os.cpu_count() or 1, self.n // 64))
-            self._workers.run(self.address, self.n)
+            self._workers.run(self.address, self.stride, self.n)
         self.check_status()
 
     def check_status(self) -> None:
@@ -179,7 +189,7 @@ class Batch:
 
     def advance_one(self) -> int:
         """Run the only environment on; its status."""
-        engine.advance(self.address, 0, 1)
+        engine.advance(self.address, self.stride, 0, 1)
         self.check_status()
         return int(self.status[0])
 
@@ -243,7 +253,7 @@ class _Workers:
         self._count = count
         self._go = [threading.Semaphore(0) for _ in range(count - 1)]
         self._done = [threading.Semaphore(0) for _ in range(count - 1)]
-        self._job = (0, 0)
+        self._job = (0, 0, 0)
         self._errors: list[BaseException] = []
         for k in range(count - 1):
             threading.Thread(target=self._loop, args=(k,), daemon=True).start()
@@ -254,19 +264,19 @@ class _Workers:
     def _loop(self, k: int) -> None:
         while True:
             self._go[k].acquire()
-            address, n = self._job
+            address, stride, n = self._job
             try:
-                engine.advance(address, *self._slice(k + 1, n))
+                engine.advance(address, stride, *self._slice(k + 1, n))
             except BaseException as error:
                 self._errors.append(error)
             self._done[k].release()
 
-    def run(self, address: int, n: int) -> None:
+    def run(self, address: int, stride: int, n: int) -> None:
         """Run all slices; this thread takes the first."""
-        self._job = (address, n)
+        self._job = (address, stride, n)
         for go in self._go:
             go.release()
-        engine.advance(address, *self._slice(0, n))
+        engine.advance(address, stride, *self._slice(0, n))
         for done in self._done:
             done.acquire()
         if self._errors:
@@ -284,7 +294,7 @@ def compile_engine() -> None:
         print("l4s-gym: compiling the simulator (once after install, about 20 s) ...", file=sys.stderr, flush=True)
     gc.disable()  # the compiler makes much garbage and frees it by itself; a tenth of the time
     try:
-        engine.advance(0, 0, 0)
+        engine.advance(0, 0, 0, 0)
     finally:
         gc.enable()
 
