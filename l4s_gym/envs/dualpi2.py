@@ -180,7 +180,7 @@ class DualPI2Env(gym.Env[Observation, int]):
         if self._history is not None:
             self._history.add(self._env, batch.queue[0], int(action))
         batch.action[0] = int(action)
-        engine.advance(self._address, self._stride, 0, 1)
+        engine.advance(self._address, self._stride, 0, 1, 0)
         status = int(batch.status[0])
         reward = float(batch.reward[0])
         if status == layout.DECISION:

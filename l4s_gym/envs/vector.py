@@ -113,7 +113,7 @@ class DualPI2VectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64],
     def _start(self, i: int) -> None:
         """Begin an episode of environment `i` and run to its first decision."""
         self.batch.reset(i, self._rngs[i])
-        engine.advance(self.batch.address, self.batch.stride, i, i + 1)
+        engine.advance(self.batch.address, self.batch.stride, i, i + 1, 0)
         self.batch.reward[i] = 0.0
 
     def step(

@@ -100,7 +100,7 @@ def _run(batch: Batch, agent: Agent | None, progress: Progress | None) -> tuple[
         total += np.where(open_, batch.reward, 0.0)
         for stopped in np.flatnonzero(batch.status == layout.STOPPED).tolist():
             batch.reset_counters(stopped)
-            engine.advance(batch.address, batch.stride, stopped, stopped + 1)
+            engine.advance(batch.address, batch.stride, stopped, stopped + 1, 0)
             total[stopped] += batch.reward[stopped]
         waiting = batch.status == layout.DECISION
         open_ = (batch.status != layout.TERMINATED) & (batch.status != layout.TRUNCATED)

@@ -175,11 +175,11 @@ class Batch:
     def advance(self) -> None:
         """Run every environment on, on all cores where the batch is large enough."""
         if self.n < PARALLEL_FROM:
-            engine.advance(self.address, self.stride, 0, self.n)
+            engine.advance(self.address, self.stride, 0, self.n, 0)
         else:
             if self._workers is None or self._workers.pid != os.getpid():
-                self._workers = _Workers(min(os.cpu_count() or 1, self.n // 64))
-            self._workers.run(self.address, self.stride, self.n)
+                self._workers = _Workers(self.address, self.stride, self.n)
+            self._workers.run()
         self.check_status()
 
     def check_status(self) -> None:
@@ -189,7 +189,7 @@ class Batch:
 
     def advance_one(self) -> int:
         """Run the only environment on; its status."""
-        engine.advance(self.address, self.stride, 0, 1)
+        engine.advance(self.address, self.stride, 0, 1, 0)
         self.check_status()
         return int(self.status[0])
 
@@ -246,41 +246,52 @@ class Batch:
 
 
 class _Workers:
-    """Threads that run slices of a batch side by side (the engine holds no GIL)."""
+    """Threads that run slices of a batch side by side (the engine holds no GIL); the caller's is the first.
 
-    def __init__(self, count: int) -> None:
+    A thread waits for its next job inside the engine for about a millisecond, and then asleep on a semaphore.
+    """
+
+    def __init__(self, address: int, stride: int, n: int) -> None:
         self.pid = os.getpid()
-        self._count = count
-        self._go = [threading.Semaphore(0) for _ in range(count - 1)]
-        self._done = [threading.Semaphore(0) for _ in range(count - 1)]
-        self._job = (0, 0, 0)
-        self._errors: list[BaseException] = []
+        count = max(min(os.cpu_count() or 1, n // 64), 1)
+        bounds = [n * k // count for k in range(count + 1)]
+        self._mine = (address, stride, 0, bounds[1], 0)
+        # A cache line each: job given, job done, whether the thread waits inside the engine.
+        self._control = np.zeros((count - 1, 8), np.int64)
+        self._control_at = int(self._control.ctypes.data)
+        self._wake = [threading.Semaphore(0) for _ in range(count - 1)]
+        self._error: BaseException | None = None
         for k in range(count - 1):
-            threading.Thread(target=self._loop, args=(k,), daemon=True).start()
+            place = self._control.ctypes.data + 64 * k
+            args = (address, stride, bounds[k + 1], bounds[k + 2], place)
+            threading.Thread(target=self._serve, args=(k, args), daemon=True).start()
 
-    def _slice(self, k: int, n: int) -> tuple[int, int]:
-        return n * k // self._count, n * (k + 1) // self._count
-
-    def _loop(self, k: int) -> None:
+    def _serve(self, k: int, args: tuple[int, int, int, int, int]) -> None:
+        control = self._control[k]
         while True:
-            self._go[k].acquire()
-            address, stride, n = self._job
+            self._wake[k].acquire()
+            control[2] = 1
             try:
-                engine.advance(address, stride, *self._slice(k + 1, n))
-            except BaseException as error:
-                self._errors.append(error)
-            self._done[k].release()
+                engine.advance(*args)
+            except BaseException as error:  # hand it to the caller, who waits
+                self._error = error
+                return
 
-    def run(self, address: int, stride: int, n: int) -> None:
-        """Run all slices; this thread takes the first."""
-        self._job = (address, stride, n)
-        for go in self._go:
-            go.release()
-        engine.advance(address, stride, *self._slice(0, n))
-        for done in self._done:
-            done.acquire()
-        if self._errors:
-            raise self._errors.pop()
+    def run(self) -> None:
+        """Run all slices."""
+        control = self._control
+        job = int(control[0, 0]) + 1 if len(control) else 0
+        control[:, 0] = job
+        woken = control[:, 2] == 0
+        for k in np.flatnonzero(woken).tolist():
+            self._wake[k].release()
+        engine.advance(*self._mine)
+        while not engine.await_jobs(self._control_at, len(control), job):
+            if self._error is not None:
+                raise self._error
+            for k in np.flatnonzero((control[:, 1] != job) & (control[:, 2] == 0) & ~woken).tolist():
+                woken[k] = True  # it fell asleep just before it could see the job
+                self._wake[k].release()
 
 
 def compile_engine() -> None:
@@ -294,7 +305,7 @@ def compile_engine() -> None:
         print("l4s-gym: compiling the simulator (once after install, about 20 s) ...", file=sys.stderr, flush=True)
     gc.disable()  # the compiler makes much garbage and frees it by itself; a tenth of the time
     try:
-        engine.advance(0, 0, 0, 0)
+        engine.advance(0, 0, 0, 0, 0)
     finally:
         gc.enable()
 

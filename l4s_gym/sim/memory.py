@@ -12,7 +12,6 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import carray, types
-from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
 from l4s_gym.schema import RECORD
@@ -52,25 +51,26 @@ def store64(typingctx: Any, address: Any, value: Any) -> Any:
 
 
 @intrinsic
-def prefetch(typingctx: Any, address: Any) -> Any:
-    """Ask the processor for the cache line at an address (any address is allowed)."""
+def atomic_load64(typingctx: Any, address: Any) -> Any:
+    """The int64 at an address, as another thread has last written it."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        flag = ir.IntType(32)
-        byte = ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        builder.call(function, [builder.inttoptr(args[0], byte), flag(1), flag(3), flag(1)])
+        place = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
+        return builder.load_atomic(place, "seq_cst", 8)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def atomic_store64(typingctx: Any, address: Any, value: Any) -> Any:
+    """Write an int64 for other threads to see."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
+        builder.store_atomic(args[1], place, "seq_cst", 8)
         return context.get_dummy_value()
 
-    return types.void(types.int64), codegen
-
-
-@jit
-def prefetch_lines(address: int, count: int) -> None:
-    """Ask for `count` cache lines of 64 bytes."""
-    for k in range(count):
-        prefetch(address + (k << 6))
+    return types.void(types.int64, types.int64), codegen
 
 
 @intrinsic
@@ -151,7 +151,7 @@ def log_at(w: Any, row: int) -> Any:
 @jit
 def board_of(w: Any, i: int) -> Any:
     """Scoreboard of flow `i`: (window,) uint8."""
-    return carray(pointer(w.score_at + i * w.window), (w.window,), np.uint8)
+    return carray(pointer(w.score_at + i * np.int64(w.window)), (np.int64(w.window),), np.uint8)
 
 
 @jit
