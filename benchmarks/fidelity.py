@@ -10,16 +10,11 @@ packet-level simulation need not meet. Tolerances were set beforehand. A miss st
 
 from __future__ import annotations
 
-import datetime
 import json
 import math
-import os
-import platform
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 import tyro
 
-from l4s_gym import __version__
+from l4s_gym.data.files import atomic_write
+from l4s_gym.evaluation.origin import origin
 from l4s_gym.sim import layout, scenario
 from l4s_gym.sim.batch import Batch
 from l4s_gym.sim.measure import Summary, summary
@@ -440,14 +436,6 @@ def overload(quick: bool) -> Iterator[Row]:
 # -- report
 
 
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def _print(row: Row) -> None:
     text = f"{row.section:<12}{row.discipline:<9}{row.case:<44}{row.quantity:<22}{row.target:<26}{row.measured:>9.3f}"
     print(f"{text}  {row.verdict}{'  ' + row.note if row.note else ''}", flush=True)
@@ -479,21 +467,16 @@ def main(quick: bool = False, out: Path | None = None) -> None:
     target = out or (None if quick else Path(__file__).parent / "results" / "fidelity.json")
     if target is None:
         return
-    packages = {name: version(name) for name in ("numpy", "numba", "gymnasium")}
     report = {
-        "command": " ".join(["python", "benchmarks/fidelity.py", *sys.argv[1:]]),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": {"python": platform.python_version(), **packages, "l4s_gym": __version__},
-        "host": {"cpu": _cpu(), "system": f"{platform.system()} {platform.machine()}", "cores_used": 1},
+        **origin(),
         "seeds": [SEED],
         "seconds": sections,
         "counts": counts,
         "rows": [asdict(row) for row in rows],
     }
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_suffix(".tmp")
-    temporary.write_text(json.dumps(report, indent=1) + "\n")
-    os.replace(temporary, target)
+    with atomic_write(target) as file:
+        file.write((json.dumps(report, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

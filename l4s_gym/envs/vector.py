@@ -126,7 +126,7 @@ class DualPI2VectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64],
         if not self._rngs:
             raise gym.error.ResetNeeded("step: the environments have not been started; call reset() first")
         given = np.asarray(actions)
-        if given.shape != (self.num_envs,) or given.dtype.kind not in "iu" or ((given < 0) | (given > 2)).any():
+        if given.shape != (self.num_envs,) or given.dtype.kind not in "iu" or (given.astype(np.uint64) > 2).any():
             raise L4SError(f"actions: give {self.num_envs} integers of 0 (enqueue), 1 (drop) or 2 (mark)")
         batch.action[:] = given
         restarted = self._ended

@@ -330,7 +330,8 @@ def arrive(w: Any, p: int, action: int) -> None:
     a.enqueued_ns = disciplines.clock_ns(env)
     a.step_ok = 1 if q.packets >= env.min_qlen_step else 0
     a.record = row
-    record.integrate(w)
+    if c.class_packets == 0:
+        record.integrate(w)
     append(w, q, p)
     c.class_packets += 1
     disciplines.enlist(env, q, index)
