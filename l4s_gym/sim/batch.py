@@ -182,6 +182,12 @@ class Batch:
             self._workers.run()
         self.check_status()
 
+    def __del__(self) -> None:
+        """End the threads that served this batch."""
+        workers = getattr(self, "_workers", None)
+        if workers is not None and workers.pid == os.getpid():
+            workers.stop()
+
     def check_status(self) -> None:
         """Raise where an environment ran out of packets."""
         if self.status.max() == layout.POOL_EMPTY:
@@ -261,6 +267,7 @@ class _Workers:
         self._control_at = int(self._control.ctypes.data)
         self._wake = [threading.Semaphore(0) for _ in range(count - 1)]
         self._error: BaseException | None = None
+        self._stopped = False
         for k in range(count - 1):
             place = self._control.ctypes.data + 64 * k
             args = (address, stride, bounds[k + 1], bounds[k + 2], place)
@@ -270,12 +277,20 @@ class _Workers:
         control = self._control[k]
         while True:
             self._wake[k].acquire()
+            if self._stopped:
+                return
             control[2] = 1
             try:
                 engine.advance(*args)
             except BaseException as error:  # hand it to the caller, who waits
                 self._error = error
                 return
+
+    def stop(self) -> None:
+        """Let the threads end."""
+        self._stopped = True
+        for wake in self._wake:
+            wake.release()
 
     def run(self) -> None:
         """Run all slices."""

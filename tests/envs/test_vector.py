@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -242,3 +245,17 @@ def test_order_of_calls() -> None:
     for mask in ([False, False], [True], [[True, True]]):
         with pytest.raises(L4SError, match="reset_mask"):
             env.reset(options={"reset_mask": mask})
+
+
+def test_threads_end_with_their_batch() -> None:
+    before = threading.active_count()
+    env = DualPI2VectorEnv(256, scenario="l4s-llm-testbed")
+    env.reset(seed=0)
+    env.step(np.zeros(256, np.int64))
+    assert env.batch._workers is not None
+    del env
+    gc.collect()
+    deadline = time.monotonic() + 10.0
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() <= before
