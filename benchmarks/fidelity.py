@@ -14,7 +14,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -307,6 +307,9 @@ PAIRS: Final = (
 )  # fmt: skip
 
 
+PACED: Final = replace(PAIRS[0], name="paced DCTCP : CUBIC", l4s={**DCTCP, "paced": True})
+
+
 def _ratio(pair: Pair, aqm: str, rate: float, rtt_ms: float, n: int, run_s: float) -> tuple[float, str]:
     """Rate ratio per flow, and which factor takes it off the row most.
 
@@ -355,7 +358,7 @@ def ratios(quick: bool) -> Iterator[Row]:
                     yield judge("ratio", aqm, f"{n}:{n} {pair.name}, {rate} Mb/s, {rtt_ms} ms", "r_L / r_C",
                                 f"{target} x/1.4", ratio, low / 1.4, high * 1.4, why)  # fmt: skip
     for aqm in () if quick else AQMS:
-        for pair in (PAIRS[0], PAIRS[2]):
+        for pair in (PAIRS[0], PACED, PAIRS[2]):
             for rate in (4, 12, 40, 120, 200):
                 for rtt_ms in RTTS_MS:
                     ratio, why = _ratio(pair, aqm, rate, rtt_ms, 1, 70.0)

@@ -88,6 +88,7 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True):
         friendly: Slope of CUBIC's Reno-friendly window; 0: 3 (1 - beta) / (1 + beta) of RFC 9438.
         slope_one: Whether that slope becomes 1 above the earlier window (RFC 9438 section 4.3).
         receive_window: Packets; 0: enough for any window that fits path and buffer.
+        paced: Whether packets are sent at the window's rate instead of as ACKs come in; None: for Prague only.
     """
 
     kind: Kind
@@ -114,6 +115,7 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True):
     friendly: NonNegative = 0.0
     slope_one: bool = True
     receive_window: Count = 0
+    paced: bool | None = None
 
 
 class AqmOptions(Struct, frozen=True, forbid_unknown_fields=True):

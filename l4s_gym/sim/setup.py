@@ -171,7 +171,7 @@ def _source_fields(scenario: Scenario, source: Source) -> dict[str, Any]:
         "ecn": _ECN[source.ecn or default_ecn],
         "accurate": int(accurate),
         "ect_resent": int(cc == "prague"),
-        "paced": int(cc == "prague"),
+        "paced": int(cc == "prague" if source.paced is None else source.paced),
         "hop_ns": round(source.rtt_ms * 1e6 / crossings),
         "mss": source.packet_length,
         "ack_every": source.ack_every,
