@@ -86,7 +86,7 @@ endef
 	echo "Installing l4s-gym with the newest Gymnasium ..."
 	grep -v '^gymnasium==' constraints.txt >.venv-newest/constraints.txt
 	.venv-newest/bin/python -m pip install -qq --disable-pip-version-check --upgrade -c .venv-newest/constraints.txt \
-	    -e . gymnasium hypothesis pytest pytest-xdist
+	    -e ".[report]" gymnasium hypothesis pytest pytest-xdist
 	touch $@
 
 .ONESHELL:
