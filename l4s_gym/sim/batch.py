@@ -6,7 +6,6 @@ import gc
 import os
 import sys
 import threading
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -323,10 +322,3 @@ def compile_engine() -> None:
         engine.advance(0, 0, 0, 0, 0)
     finally:
         gc.enable()
-
-
-def run_native(batch: Batch, indices: Sequence[int] | None = None) -> None:
-    """Run environments to the end of their episodes, the discipline deciding by itself."""
-    chosen = range(batch.n) if indices is None else indices
-    while any(batch.status[i] not in (layout.TERMINATED, layout.TRUNCATED) for i in chosen):
-        batch.advance()

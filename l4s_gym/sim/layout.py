@@ -76,12 +76,12 @@ ENV: Final = _packed(
         ("sending_packet", "i4"), ("n_flows", "i4"), ("unfinished", "i4"), ("interval", "i4"), ("new0", "i4"),
         ("new1", "i4"), ("old0", "i4"), ("old1", "i4"), ("status", "i1"), ("decider", "i1"), ("aqm", "i1"),
         ("dual", "i1"), ("link", "i1"), ("busy", "i1"), ("finite", "i1"), ("passes", "i1"), ("acks_queued", "i1"),
-        ("applied", "i1"), ("decided_queue", "i1"), ("reward_kind", "i1"), ("drop_on_overload", "i1"),
+        ("applied", "i1"), ("reward_kind", "i1"), ("drop_on_overload", "i1"),
     ],
     [
         # -- the rest of the link, the parameters of the disciplines (each module says which it reads), measurement
         ("p_l", "f8"), ("p_c", "f8"), ("recur_l", "f8"), ("recur_c", "f8"), ("rate_bps", "f8"),
-        ("base_rate_bps", "f8"), ("left_bytes", "i8"), ("credit", "f8"), ("trace_at", "i8"), ("trace_len", "i8"),
+        ("base_rate_bps", "f8"), ("left_bytes", "i8"), ("credit", "f8"), ("trace_len", "i8"),
         ("trace_pos", "i8"), ("trace_cycle", "i8"), ("trace_period_ns", "i8"), ("tupdate_us", "i8"),
         ("max_burst_us", "i8"), ("max_ecn_threshold", "i8"), ("alpha", "i8"), ("beta", "i8"), ("flags", "i8"),
         ("step_ns", "i8"), ("coupling", "f8"), ("alpha_hz", "f8"), ("beta_hz", "f8"), ("min_th_ns", "i8"),

@@ -316,7 +316,6 @@ def arrive(w: Any, p: int, action: int) -> None:
     if applied != DROP and disciplines.no_room(env, a.len):
         applied = DROP
     env.applied = applied
-    env.decided_queue = index
     if row >= 0:
         record.write_after(w, row, index, logged, applied, decided_by)
     disciplines.after_decision(w, index, applied)
