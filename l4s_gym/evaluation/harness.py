@@ -36,7 +36,7 @@ class Result:
         seed: Seed of the episode.
         reward: Name of the reward.
         episode_return: Sum of the rewards of the whole episode, warm-up included.
-        decisions: Decisions that the agent took (a native discipline: packets offered).
+        decisions: Decisions that the agent took after the warm-up (a native discipline: packets offered).
         utilisation: Share of the link's capacity that was used, after the warm-up (as all that follows).
         delay_ms: By class C and L: mean, p50, p95, p99, max of the sojourn times.
         mark_rate: Marks by packets offered.
@@ -85,13 +85,12 @@ def goodput_ratio(batch: Batch, index: int) -> float | None:
     return float(flow["goodput_bytes"][scalable].mean()) / classic if classic > 0.0 else None
 
 
-def _run(batch: Batch, agent: Agent | None, progress: Progress | None) -> tuple[npt.NDArray[np.float64], int]:
-    """Run all episodes of a batch to their ends; returns of each, and the number of the agent's decisions."""
+def _run(batch: Batch, agent: Agent | None, progress: Progress | None) -> npt.NDArray[np.float64]:
+    """Run all episodes of a batch to their ends; the return of each, (n,)."""
     warmup_ns = round(min(batch.scenario.warmup_s, batch.scenario.horizon_s / 2) * 1e9)
     for i in range(batch.n):
         batch.stop_at(i, warmup_ns)
     total = np.zeros(batch.n)
-    decisions = np.zeros(batch.n, np.int64)
     open_ = np.ones(batch.n, bool)
     horizon = batch.scenario.horizon_s * 1e9
     calls = 0
@@ -102,13 +101,11 @@ def _run(batch: Batch, agent: Agent | None, progress: Progress | None) -> tuple[
             batch.reset_counters(stopped)
             engine.advance(batch.address, batch.stride, stopped, stopped + 1, 0)
             total[stopped] += batch.reward[stopped]
-        waiting = batch.status == layout.DECISION
         open_ = (batch.status != layout.TERMINATED) & (batch.status != layout.TRUNCATED)
         if not open_.any():
-            return total, int(decisions.sum())
+            return total
         if agent is not None:
             batch.action[:] = agent.act(batch.obs, batch.reward)
-            decisions += waiting
         calls += 1
         if progress is not None and calls % 1000 == 0:
             progress(float(batch.env["now_ns"].min()) / horizon)
@@ -174,7 +171,7 @@ def evaluate(
     for i, seed in enumerate(seeds):
         batch.reset(i, seeding.np_random(seed)[0])
     start = time.perf_counter()
-    returns, _ = _run(batch, agent, progress)
+    returns = _run(batch, agent, progress)
     wall_s = time.perf_counter() - start
     timed = None if agent is None else latency_us(agent, batch.obs)
     results = []

@@ -110,6 +110,7 @@ class Batch:
             "tree_at": self.tree, "hist_at": self.hist, "log_at": self.log, "obs_at": self.obs,
             "applied_at": self.applied, "action_at": self.action, "reward_at": self.reward, "status_at": self.status,
         }  # fmt: skip
+        self._memory = (parts, rows, self._trace)
         self._places = {name: a.ctypes.data + a.strides[0] * np.arange(n) for name, a in rows.items()}
         self.address = int(self.env.ctypes.data)
         self.stride = int(self.env.strides[0])
@@ -177,7 +178,7 @@ class Batch:
             engine.advance(self.address, self.stride, 0, self.n, 0)
         else:
             if self._workers is None or self._workers.pid != os.getpid():
-                self._workers = _Workers(self.address, self.stride, self.n)
+                self._workers = _Workers(self.address, self.stride, self.n, self._memory)
             self._workers.run()
         self.check_status()
 
@@ -256,7 +257,8 @@ class _Workers:
     A thread waits for its next job inside the engine for about a millisecond, and then asleep on a semaphore.
     """
 
-    def __init__(self, address: int, stride: int, n: int) -> None:
+    def __init__(self, address: int, stride: int, n: int, memory: object) -> None:
+        self._memory = memory  # kept for as long as a thread may write to it
         self.pid = os.getpid()
         count = max(min(os.cpu_count() or 1, n // 64), 1)
         bounds = [n * k // count for k in range(count + 1)]
@@ -312,13 +314,13 @@ def compile_engine() -> None:
     """Compile the engine, or load it from the cache; says so on stderr where it takes a while."""
     if getattr(engine.advance, "signatures", True):
         return
-    stats = getattr(engine.advance, "_cache", None)
-    index = getattr(stats, "_cache_file", None)
-    cached = bool(index is not None and index._load_index()) if index is not None else False
-    if not cached:
+    index = getattr(getattr(engine.advance, "_cache", None), "_cache_file", None)
+    if index is None or not index._load_index():
         print("l4s-gym: compiling the simulator (once after install, about 20 s) ...", file=sys.stderr, flush=True)
+    collects = gc.isenabled()
     gc.disable()  # the compiler makes much garbage and frees it by itself; a tenth of the time
     try:
         engine.advance(0, 0, 0, 0, 0)
     finally:
-        gc.enable()
+        if collects:
+            gc.enable()

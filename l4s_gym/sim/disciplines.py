@@ -56,14 +56,13 @@ def decide_at_enqueue(env: Any, index: int, ecn: int) -> tuple[int, int]:
 @jit
 def decide_at_dequeue(w: Any, index: int, p: int, sojourn_ns: int) -> int:
     """The discipline's own decision for a packet that has just been taken from its queue."""
-    env = w
     a = packet_at(w, p)
-    if env.aqm == RFC9332:
-        return dualpi2_rfc9332.decide(env, queue_at(w, index), index, sojourn_ns, a.ecn)
-    if env.aqm == LINUX:
-        return dualpi2_linux.decide(env, index, sojourn_ns, a.ecn, a.step_ok != 0, a.len)
-    if env.aqm == CODEL:
-        return codel.decide(env, queue_at(w, 0), sojourn_ns, a.ecn)
+    if w.aqm == RFC9332:
+        return dualpi2_rfc9332.decide(w, queue_at(w, index), index, sojourn_ns, a.ecn)
+    if w.aqm == LINUX:
+        return dualpi2_linux.decide(w, index, sojourn_ns, a.ecn, a.step_ok != 0, a.len)
+    if w.aqm == CODEL:
+        return codel.decide(w, queue_at(w, 0), sojourn_ns, a.ecn)
     return ENQUEUE
 
 
@@ -81,12 +80,11 @@ def note_foreign_decision(env: Any, q: Any, action: int) -> None:
 @jit
 def after_decision(w: Any, index: int, applied: int) -> None:
     """What the testbed's kernel does after each decision (activation, burst allowance, lists)."""
-    env = w
-    if env.aqm != FREEBSD:
+    if w.aqm != FREEBSD:
         return
     q = queue_at(w, index)
-    if freebsd.after_decision(env, q, clock_ns(env) // 1000, applied):
-        set_time(w, SLOT_UPDATE_C + index, env.now_ns + env.tupdate_us * 1000)
+    if freebsd.after_decision(w, q, clock_ns(w) // 1000, applied):
+        set_time(w, SLOT_UPDATE_C + index, w.now_ns + w.tupdate_us * 1000)
 
 
 @jit
@@ -111,25 +109,24 @@ def no_room(env: Any, length: int) -> bool:
 @jit
 def pick(w: Any) -> int:
     """Queue to serve next, or -1; the testbed's controllers stop when their queue is found empty."""
-    env = w
-    if env.aqm == FREEBSD:
-        if env.quirks & freebsd.DRR_TWO_TO_ONE:
-            index = freebsd.pick(env)
+    if w.aqm == FREEBSD:
+        if w.quirks & freebsd.DRR_TWO_TO_ONE:
+            index = freebsd.pick(w)
         else:
-            index = dualpi2_rfc9332.pick(env)
+            index = dualpi2_rfc9332.pick(w)
             for i in range(2):
-                if queue_at(env, i).packets == 0 and queue_at(env, i).listed:
-                    queue_at(env, i).listed = 0
-                    queue_at(env, i).active = 0
+                if queue_at(w, i).packets == 0 and queue_at(w, i).listed:
+                    queue_at(w, i).listed = 0
+                    queue_at(w, i).active = 0
         for i in range(2):
-            if queue_at(env, i).active == 0:
+            if queue_at(w, i).active == 0:
                 set_time(w, SLOT_UPDATE_C + i, NEVER)
         return index
-    if env.aqm == LINUX:
-        return dualpi2_linux.pick(env)
-    if env.aqm == RFC9332:
-        return dualpi2_rfc9332.pick(env)
-    return 0 if queue_at(env, 0).packets > 0 else -1
+    if w.aqm == LINUX:
+        return dualpi2_linux.pick(w)
+    if w.aqm == RFC9332:
+        return dualpi2_rfc9332.pick(w)
+    return 0 if queue_at(w, 0).packets > 0 else -1
 
 
 @jit
@@ -160,38 +157,37 @@ def head_delay_ns(w: Any, index: int) -> int:
 @jit
 def update(w: Any, slot: int) -> None:
     """The control timer: one update of the probability, and a new control interval."""
-    env = w
     index = slot - SLOT_UPDATE_C
     current = 0
-    if env.aqm == FREEBSD:
-        freebsd.update(env, index)
-        current = queue_at(env, index).qdelay_us * 1000
+    if w.aqm == FREEBSD:
+        freebsd.update(w, index)
+        current = queue_at(w, index).qdelay_us * 1000
     else:
         current = max(head_delay_ns(w, 0), head_delay_ns(w, 1))
-        if env.aqm == RFC9332:
-            env.prob = dualpi2_rfc9332.update_probability(
-                env.prob, current, env.qdelay_old_ns, env.target_us * 1000, env.alpha_hz, env.beta_hz
+        if w.aqm == RFC9332:
+            w.prob = dualpi2_rfc9332.update_probability(
+                w.prob, current, w.qdelay_old_ns, w.target_us * 1000, w.alpha_hz, w.beta_hz
             )
-            env.qdelay_old_ns = current
-        elif env.aqm == LINUX:
-            env.prob_fixed = dualpi2_linux.update_probability(
-                env.prob_fixed,
+            w.qdelay_old_ns = current
+        elif w.aqm == LINUX:
+            w.prob_fixed = dualpi2_linux.update_probability(
+                w.prob_fixed,
                 current,
-                env.qdelay_old_ns,
-                env.target_us * 1000,
-                env.alpha,
-                env.beta,
-                env.drop_on_overload != 0,
-                int(env.coupling),
+                w.qdelay_old_ns,
+                w.target_us * 1000,
+                w.alpha,
+                w.beta,
+                w.drop_on_overload != 0,
+                int(w.coupling),
             )
-            env.qdelay_old_ns = current
-        elif env.aqm == PIE:
-            pie.update(env, queue_at(env, 0))
-        queue_at(env, 0).interval_drops = 0
-        queue_at(env, 1).interval_drops = 0
-    env.updates += 1
-    env.update_delay_ns += current
-    set_time(w, slot, env.now_ns + env.tupdate_us * 1000)
+            w.qdelay_old_ns = current
+        elif w.aqm == PIE:
+            pie.update(w, queue_at(w, 0))
+        queue_at(w, 0).interval_drops = 0
+        queue_at(w, 1).interval_drops = 0
+    w.updates += 1
+    w.update_delay_ns += current
+    set_time(w, slot, w.now_ns + w.tupdate_us * 1000)
 
 
 @jit

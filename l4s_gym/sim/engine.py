@@ -40,30 +40,28 @@ SPINS = 1_000_000
 @jit
 def _change_rate(w: Any) -> None:
     """The next step of the link's rate: `trace` holds pairs (time ns, factor in 1e-6)."""
-    env = w
-    env.capacity_bytes += (env.now_ns - env.capacity_ns) * 1e-9 * env.rate_bps / 8.0
-    env.capacity_ns = env.now_ns
-    env.rate_bps = env.base_rate_bps * trace_of(w)[2 * env.trace_pos + 1] * 1e-6
-    env.ns_per_byte = 8e9 / env.rate_bps
-    env.trace_pos += 1
-    set_time(w, SLOT_RATE, trace_of(w)[2 * env.trace_pos] if env.trace_pos < env.trace_len else NEVER)
+    w.capacity_bytes += (w.now_ns - w.capacity_ns) * 1e-9 * w.rate_bps / 8.0
+    w.capacity_ns = w.now_ns
+    w.rate_bps = w.base_rate_bps * trace_of(w)[2 * w.trace_pos + 1] * 1e-6
+    w.ns_per_byte = 8e9 / w.rate_bps
+    w.trace_pos += 1
+    set_time(w, SLOT_RATE, trace_of(w)[2 * w.trace_pos] if w.trace_pos < w.trace_len else NEVER)
 
 
 @jit
 def _on_transit(w: Any, i: int) -> None:
     """A packet of flow `i` ends a hop: at the bottleneck once more, or at its sender."""
-    env = w
     p = pop_transit(w, i)
     a = packet_at(w, p)
-    if not a.ack or (env.acks_queued and a.crossing < env.passes):
-        env.arriving = p
+    if not a.ack or (w.acks_queued and a.crossing < w.passes):
+        w.arriving = p
         return
     f = flow_at(w, i)
     tcp.on_ack(w, i, p)
     if f.running and f.una >= f.limit_seq:
         sources.complete(w, i)
     else:
-        env.sending = i
+        w.sending = i
 
 
 @jit
@@ -93,59 +91,58 @@ def _next_of(w: Any, i: int) -> int:
 @jit
 def run(w: Any, action: int) -> int:
     """Run one environment; why it came back. `action` is for the packet that waits, if one does."""
-    env = w
-    if env.status == TERMINATED or env.status == TRUNCATED:
-        return env.status
-    if env.status == DECISION:
-        p = env.arriving
-        env.arriving = -1
-        env.decisions += 1
+    if w.status == TERMINATED or w.status == TRUNCATED:
+        return w.status
+    if w.status == DECISION:
+        p = w.arriving
+        w.arriving = -1
+        w.decisions += 1
         record.note_decided(w, p)
         link.arrive(w, p, action)
-    env.status = RUNNING
-    spare = env.pool - env.n_flows - 2
+    w.status = RUNNING
+    spare = w.pool - w.n_flows - 2
     while True:
-        if env.arriving >= 0:
-            if env.log_capacity > 0 and env.log_rows >= env.log_capacity:
-                env.status = LOG_FULL
+        if w.arriving >= 0:
+            if w.log_capacity > 0 and w.log_rows >= w.log_capacity:
+                w.status = LOG_FULL
                 return LOG_FULL
-            if env.decider == AGENT:
-                env.until_decision -= 1
-                if env.until_decision <= 0:
-                    env.until_decision = env.interval
-                    p = env.arriving
-                    record.observe(w, disciplines.classify(env, packet_at(w, p).ecn), p)
-                    env.status = DECISION
+            if w.decider == AGENT:
+                w.until_decision -= 1
+                if w.until_decision <= 0:
+                    w.until_decision = w.interval
+                    p = w.arriving
+                    record.observe(w, disciplines.classify(w, packet_at(w, p).ecn), p)
+                    w.status = DECISION
                     return DECISION
-            p = env.arriving
-            env.arriving = -1
+            p = w.arriving
+            w.arriving = -1
             link.arrive(w, p, -1)
             continue
-        if env.sending >= 0:
-            if env.in_flight >= spare:
-                env.status = POOL_EMPTY
+        if w.sending >= 0:
+            if w.in_flight >= spare:
+                w.status = POOL_EMPTY
                 return POOL_EMPTY
-            p = _next_of(w, env.sending)
+            p = _next_of(w, w.sending)
             if p < 0:
-                env.sending = -1
+                w.sending = -1
             else:
                 flow_at(w, packet_at(w, p).flow).packets += 1
-                env.arriving = p
+                w.arriving = p
             continue
-        if env.finite and env.unfinished == 0:
-            env.status = TERMINATED
+        if w.finite and w.unfinished == 0:
+            w.status = TERMINATED
             return TERMINATED
         time_ns = first_time(w)
-        link_first = env.link_at <= time_ns
+        link_first = w.link_at <= time_ns
         if link_first:
-            time_ns = env.link_at
-        if time_ns >= env.horizon_ns:
-            env.now_ns = env.horizon_ns
+            time_ns = w.link_at
+        if time_ns >= w.horizon_ns:
+            w.now_ns = w.horizon_ns
             record.integrate(w)
-            env.status = TRUNCATED
+            w.status = TRUNCATED
             return TRUNCATED
-        env.now_ns = time_ns
-        env.events += 1
+        w.now_ns = time_ns
+        w.events += 1
         if link_first:
             link.on_link(w)
             continue
@@ -153,7 +150,7 @@ def run(w: Any, action: int) -> int:
         if slot == SLOT_STOP:
             set_time(w, SLOT_STOP, NEVER)
             record.integrate(w)
-            env.status = STOPPED
+            w.status = STOPPED
             return STOPPED
         _dispatch(w, slot)
 

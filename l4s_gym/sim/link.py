@@ -44,7 +44,6 @@ def bin_delays_ns() -> npt.NDArray[np.float64]:
 @jit
 def drop(w: Any, index: int, p: int) -> None:
     """Drop a packet and count it."""
-    env = w
     q = queue_at(w, index)
     a = packet_at(w, p)
     q.drops += 1
@@ -54,7 +53,7 @@ def drop(w: Any, index: int, p: int) -> None:
     if a.ecn != NOT_ECT:
         c.dropped_ect += 1
     flow_at(w, a.flow).drops += 1
-    env.dropped += 1
+    w.dropped += 1
     release(w, p)
 
 
@@ -70,18 +69,17 @@ def mark(w: Any, p: int) -> None:
 @jit
 def _leave_queue(w: Any, index: int) -> int:
     """Take the head of a queue and account its sojourn."""
-    env = w
     q = queue_at(w, index)
     record.integrate(w)
     p = pop(w, q)
     a = packet_at(w, p)
-    sojourn = disciplines.clock_ns(env) - a.enqueued_ns
+    sojourn = disciplines.clock_ns(w) - a.enqueued_ns
     q.delay_ns = sojourn
     q.qdelay_us = sojourn // 1000
     c = queue_at(w, a.cls)
     c.class_packets -= 1
     c.class_delay_ns = sojourn
-    relative = sojourn * (env.per_ref_l if a.cls == 1 else env.per_ref_c)
+    relative = sojourn * (w.per_ref_l if a.cls == 1 else w.per_ref_c)
     c.normalised = relative / (1.0 + relative)
     return p
 
@@ -89,7 +87,6 @@ def _leave_queue(w: Any, index: int) -> int:
 @jit
 def dequeue(w: Any) -> int:
     """The next packet to send, or -1: the scheduler chooses, the discipline may mark or drop."""
-    env = w
     while True:
         index = disciplines.pick(w)
         if index < 0:
@@ -103,7 +100,7 @@ def dequeue(w: Any) -> int:
             if action != ENQUEUE and a.record >= 0:
                 log_at(w, a.record).action = action
                 log_at(w, a.record).applied_action = action
-        disciplines.charge(env, index, a.len, action == DROP)
+        disciplines.charge(w, index, a.len, action == DROP)
         if action == DROP:
             drop(w, index, p)
             continue
@@ -115,21 +112,20 @@ def dequeue(w: Any) -> int:
         c.left_delay_ns += q.delay_ns
         c.max_delay_ns = max(c.max_delay_ns, q.delay_ns)
         hist_of(w, a.cls)[delay_bin(q.delay_ns)] += 1
-        seconds = a.len * env.s_per_byte
-        env.served_bytes += a.len
-        env.served_s += seconds
-        env.power_s += seconds * (1.0 - c.normalised)
+        seconds = a.len * w.s_per_byte
+        w.served_bytes += a.len
+        w.served_s += seconds
+        w.power_s += seconds * (1.0 - c.normalised)
         return p
 
 
 @jit
 def deliver(w: Any, p: int) -> None:
     """A packet has crossed the link: on to its next crossing, its receiver, or its sender."""
-    env = w
     a = packet_at(w, p)
     i = a.flow
-    env.delivered += 1
-    if a.ack or a.crossing < env.passes:
+    w.delivered += 1
+    if a.ack or a.crossing < w.passes:
         push_transit(w, i, p)
     else:
         tcp.receive(w, i, p)
@@ -138,73 +134,69 @@ def deliver(w: Any, p: int) -> None:
 @jit
 def start_sending(w: Any) -> None:
     """Send the next packet over a link of constant rate, or let the link rest."""
-    env = w
     p = dequeue(w)
-    env.sending_packet = p
+    w.sending_packet = p
     if p < 0:
-        env.busy = 0
+        w.busy = 0
         w.link_at = NEVER
         return
-    env.busy = 1
-    w.link_at = env.now_ns + int(packet_at(w, p).len * env.ns_per_byte)
+    w.busy = 1
+    w.link_at = w.now_ns + int(packet_at(w, p).len * w.ns_per_byte)
 
 
 @jit
 def opportunity_ns(w: Any) -> int:
     """Time of the trace's next delivery opportunity."""
-    env = w
-    return env.trace_cycle * env.trace_period_ns + trace_of(w)[env.trace_pos]
+    return w.trace_cycle * w.trace_period_ns + trace_of(w)[w.trace_pos]
 
 
 @jit
 def _skip_to_now(w: Any) -> None:
     """Move to the first opportunity that is not past (opportunities with an empty queue are lost)."""
-    env = w
-    cycle = env.now_ns // env.trace_period_ns
-    if cycle > env.trace_cycle:
-        env.trace_cycle = cycle
-        env.trace_pos = 0
-    offset = env.now_ns - env.trace_cycle * env.trace_period_ns
-    low = env.trace_pos
-    high = env.trace_len
+    cycle = w.now_ns // w.trace_period_ns
+    if cycle > w.trace_cycle:
+        w.trace_cycle = cycle
+        w.trace_pos = 0
+    offset = w.now_ns - w.trace_cycle * w.trace_period_ns
+    low = w.trace_pos
+    high = w.trace_len
     while low < high:
         middle = (low + high) >> 1
         if trace_of(w)[middle] < offset:
             low = middle + 1
         else:
             high = middle
-    if low == env.trace_len:
-        env.trace_cycle += 1
+    if low == w.trace_len:
+        w.trace_cycle += 1
         low = 0
-    env.trace_pos = low
+    w.trace_pos = low
 
 
 @jit
 def _serve_opportunity(w: Any) -> None:
     """One delivery opportunity: up to `OPPORTUNITY_BYTES`, whole packets leave when their last byte is through."""
-    env = w
     budget = OPPORTUNITY_BYTES
     while budget > 0:
-        if env.sending_packet < 0:
-            env.sending_packet = dequeue(w)
-            if env.sending_packet < 0:
+        if w.sending_packet < 0:
+            w.sending_packet = dequeue(w)
+            if w.sending_packet < 0:
                 break
-            env.left_bytes = packet_at(w, env.sending_packet).len
-        used = min(budget, env.left_bytes)
+            w.left_bytes = packet_at(w, w.sending_packet).len
+        used = min(budget, w.left_bytes)
         budget -= used
-        env.left_bytes -= used
-        if env.left_bytes == 0:
-            p = env.sending_packet
-            env.sending_packet = -1
+        w.left_bytes -= used
+        if w.left_bytes == 0:
+            p = w.sending_packet
+            w.sending_packet = -1
             deliver(w, p)
-    env.trace_pos += 1
-    if env.trace_pos == env.trace_len:
-        env.trace_pos = 0
-        env.trace_cycle += 1
-    if env.sending_packet >= 0 or env.packets > 0:
+    w.trace_pos += 1
+    if w.trace_pos == w.trace_len:
+        w.trace_pos = 0
+        w.trace_cycle += 1
+    if w.sending_packet >= 0 or w.packets > 0:
         w.link_at = opportunity_ns(w)
     else:
-        env.busy = 0
+        w.busy = 0
         w.link_at = NEVER
 
 
@@ -214,30 +206,28 @@ def _serve_tick(w: Any) -> None:
 
     The credit is in bits; a packet may take it below zero and the next waits until it is paid off.
     """
-    env = w
-    while env.credit >= 0.0:
+    while w.credit >= 0.0:
         p = dequeue(w)
         if p < 0:
-            env.busy = 0
+            w.busy = 0
             w.link_at = NEVER
             return
-        env.credit -= packet_at(w, p).len * 8.0
+        w.credit -= packet_at(w, p).len * 8.0
         deliver(w, p)
-    next_tick = env.now_ns - env.now_ns % env.tick_ns + env.tick_ns
+    next_tick = w.now_ns - w.now_ns % w.tick_ns + w.tick_ns
     w.link_at = next_tick
 
 
 @jit
 def on_link(w: Any) -> None:
     """The link's slot has fired."""
-    env = w
-    if env.link == TRACE:
+    if w.link == TRACE:
         _serve_opportunity(w)
-    elif env.link == TICK:
-        env.credit += env.tick_ns * 1e-9 * env.rate_bps
+    elif w.link == TICK:
+        w.credit += w.tick_ns * 1e-9 * w.rate_bps
         _serve_tick(w)
     else:
-        p = env.sending_packet
+        p = w.sending_packet
         deliver(w, p)
         start_sending(w)
 
@@ -245,15 +235,14 @@ def on_link(w: Any) -> None:
 @jit
 def _wake(w: Any) -> None:
     """A packet waits and the link rests."""
-    env = w
-    env.busy = 1
-    if env.link == TRACE:
+    w.busy = 1
+    if w.link == TRACE:
         _skip_to_now(w)
         w.link_at = opportunity_ns(w)
-    elif env.link == TICK:
+    elif w.link == TICK:
         # An idle pipe starts without credit: the first packet leaves at the next tick.
-        env.credit = -env.tick_ns * 1e-9 * env.rate_bps
-        w.link_at = env.now_ns - env.now_ns % env.tick_ns + env.tick_ns
+        w.credit = -w.tick_ns * 1e-9 * w.rate_bps
+        w.link_at = w.now_ns - w.now_ns % w.tick_ns + w.tick_ns
     else:
         start_sending(w)
 
@@ -291,31 +280,30 @@ def _drop_from_longer(w: Any) -> None:
 @jit
 def arrive(w: Any, p: int, action: int) -> None:
     """A packet arrives at the bottleneck and is decided: by `action`, or by the discipline where that is -1."""
-    env = w
     a = packet_at(w, p)
-    index = disciplines.classify(env, a.ecn)
+    index = disciplines.classify(w, a.ecn)
     q = queue_at(w, index)
     a.crossing += 1
-    a.cls = index if env.dual else (1 if tcp.is_l4s(a.ecn) else 0)
+    a.cls = index if w.dual else (1 if tcp.is_l4s(a.ecn) else 0)
     c = queue_at(w, a.cls)
     c.offered += 1
     c.offered_bytes += a.len
-    env.sent += 1
+    w.sent += 1
     row = record.write_before(w, index, p)
     decided_by = 0
-    if action >= 0 or env.decider > AGENT:
+    if action >= 0 or w.decider > AGENT:
         if action < 0:
-            action = _foreign_action(env, index, a.ecn)
+            action = _foreign_action(w, index, a.ecn)
         logged = action
         applied = DROP if action == MARK and a.ecn == NOT_ECT else action
-        disciplines.note_foreign_decision(env, q, applied)
+        disciplines.note_foreign_decision(w, q, applied)
         a.decided = 1
         decided_by = 1
     else:
-        logged, applied = disciplines.decide_at_enqueue(env, index, a.ecn)
-    if applied != DROP and disciplines.no_room(env, a.len):
+        logged, applied = disciplines.decide_at_enqueue(w, index, a.ecn)
+    if applied != DROP and disciplines.no_room(w, a.len):
         applied = DROP
-    env.applied = applied
+    w.applied = applied
     if row >= 0:
         record.write_after(w, row, index, logged, applied, decided_by)
     disciplines.after_decision(w, index, applied)
@@ -326,15 +314,15 @@ def arrive(w: Any, p: int, action: int) -> None:
         return
     if applied == MARK:
         mark(w, p)
-    a.enqueued_ns = disciplines.clock_ns(env)
-    a.step_ok = 1 if q.packets >= env.min_qlen_step else 0
+    a.enqueued_ns = disciplines.clock_ns(w)
+    a.step_ok = 1 if q.packets >= w.min_qlen_step else 0
     a.record = row
     if c.class_packets == 0:
         record.integrate(w)
     append(w, q, p)
     c.class_packets += 1
-    disciplines.enlist(env, q, index)
-    if env.limit_packets > 0 and env.packets > env.limit_packets:
+    disciplines.enlist(w, q, index)
+    if w.limit_packets > 0 and w.packets > w.limit_packets:
         _drop_from_longer(w)
-    if env.busy == 0:
+    if w.busy == 0:
         _wake(w)

@@ -13,24 +13,22 @@ from l4s_gym.sim.memory import flow_at, packet_at
 @jit
 def allocate(w: Any) -> int:
     """A free packet; the caller has made sure that there is one."""
-    env = w
-    env.in_flight += 1
-    p = env.free
+    w.in_flight += 1
+    p = w.free
     if p >= 0:
-        env.free = packet_at(w, p).next
+        w.free = packet_at(w, p).next
     else:
-        p = env.fresh
-        env.fresh += 1
+        p = w.fresh
+        w.fresh += 1
     return p
 
 
 @jit
 def release(w: Any, p: int) -> None:
     """Give a packet back; the last one released is used first, while it is still in the cache."""
-    env = w
-    env.in_flight -= 1
-    packet_at(w, p).next = env.free
-    env.free = p
+    w.in_flight -= 1
+    packet_at(w, p).next = w.free
+    w.free = p
 
 
 @jit

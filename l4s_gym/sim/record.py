@@ -25,14 +25,13 @@ def _put(obs: Any, k: int, value: float) -> None:
 @jit
 def observe(w: Any, index: int, p: int) -> None:
     """Write the observation of the packet `p` that has arrived for queue `index`, before any decision."""
-    env = w
     q = queue_at(w, index)
     obs = obs_of(w)
     obs[0] = index
-    _put(obs, 1, disciplines.burst_allowance_us(env, q))
-    _put(obs, 2, disciplines.base_probability(env, q))
-    _put(obs, 3, disciplines.current_delay_us(env, q))
-    _put(obs, 4, disciplines.accumulated_probability(env, q))
+    _put(obs, 1, disciplines.burst_allowance_us(w, q))
+    _put(obs, 2, disciplines.base_probability(w, q))
+    _put(obs, 3, disciplines.current_delay_us(w, q))
+    _put(obs, 4, disciplines.accumulated_probability(w, q))
     _put(obs, 5, q.bytes)
     _put(obs, 6, q.interval_drops)
     _put(obs, 7, packet_at(w, p).len)
@@ -41,35 +40,33 @@ def observe(w: Any, index: int, p: int) -> None:
 @jit
 def note_decided(w: Any, p: int) -> None:
     """Keep what the reward `l4s_llm` takes of the packet that is decided now."""
-    env = w
     a = packet_at(w, p)
-    env.last_reward_len = a.len
-    env.last_reward_delay_us = disciplines.current_delay_us(env, queue_at(w, disciplines.classify(env, a.ecn)))
+    w.last_reward_len = a.len
+    w.last_reward_delay_us = disciplines.current_delay_us(w, queue_at(w, disciplines.classify(w, a.ecn)))
 
 
 @jit
 def write_before(w: Any, index: int, p: int) -> int:
     """Start a row of the log with what was known before the decision; its number, or -1 without a log."""
-    env = w
-    if env.log_capacity == 0:
+    if w.log_capacity == 0:
         return -1
     q = queue_at(w, index)
     a = packet_at(w, p)
-    row = env.log_rows
-    env.log_rows += 1
+    row = w.log_rows
+    w.log_rows += 1
     r = log_at(w, row)
     r.queue_type = index
-    r.qdelay_ref = env.target_us
-    r.tupdate = env.tupdate_us
-    r.max_burst = env.max_burst_us
-    r.max_ecn_threshold = env.max_ecn_threshold
-    r.alpha = env.alpha
-    r.beta = env.beta
-    r.flags = env.flags
-    r.burst_allowance = disciplines.burst_allowance_us(env, q)
-    r.drop_probability = disciplines.base_probability(env, q)
-    r.current_queue_delay = disciplines.current_delay_us(env, q)
-    r.queue_delay_old = disciplines.old_delay_us(env, q)
+    r.qdelay_ref = w.target_us
+    r.tupdate = w.tupdate_us
+    r.max_burst = w.max_burst_us
+    r.max_ecn_threshold = w.max_ecn_threshold
+    r.alpha = w.alpha
+    r.beta = w.beta
+    r.flags = w.flags
+    r.burst_allowance = disciplines.burst_allowance_us(w, q)
+    r.drop_probability = disciplines.base_probability(w, q)
+    r.current_queue_delay = disciplines.current_delay_us(w, q)
+    r.queue_delay_old = disciplines.old_delay_us(w, q)
     r.measurement_start = q.measurement_start_us
     r.average_dequeue_time = 0
     r.dequeue_count = 0
@@ -80,13 +77,13 @@ def write_before(w: Any, index: int, p: int) -> int:
     r.length_in_bytes = q.bytes
     r.total_drops = q.drops
     r.packet_length = a.len
-    r.sequence = env.sequence
-    r.time_us = env.now_ns // 1000
+    r.sequence = w.sequence
+    r.time_us = w.now_ns // 1000
     r.flow_id = a.flow
     r.ecn = a.ecn
-    r.accumulated_probability_before = disciplines.accumulated_probability(env, q)
+    r.accumulated_probability_before = disciplines.accumulated_probability(w, q)
     r.interval_drops = q.interval_drops
-    env.sequence += 1
+    w.sequence += 1
     return row
 
 
@@ -107,34 +104,32 @@ def integrate(w: Any) -> None:
     A class's delay at an instant is the sojourn of its packet that left the queue last, while more of the
     class are queued, else 0. It is normalised to [0, 1): delay / (delay + reference of the class).
     """
-    env = w
-    elapsed = env.now_ns - env.integrated_ns
+    elapsed = w.now_ns - w.integrated_ns
     if elapsed <= 0:
         return
-    env.integrated_ns = env.now_ns
+    w.integrated_ns = w.now_ns
     seconds = elapsed * 1e-9
     c = queue_at(w, 0)
     l4s = queue_at(w, 1)
     if c.class_packets > 0:
-        env.delay_c_s += seconds * c.normalised
+        w.delay_c_s += seconds * c.normalised
     if l4s.class_packets > 0:
-        env.delay_l_s += seconds * l4s.normalised
+        w.delay_l_s += seconds * l4s.normalised
 
 
 @jit
 def take_reward(w: Any) -> float:
     """The reward since it was last taken."""
-    env = w
     integrate(w)
-    if env.reward_kind == BALANCE:
-        reward = env.served_s - DELAY_WEIGHT * (env.delay_c_s + env.delay_l_s)
-    elif env.reward_kind == POWER:
-        reward = env.power_s
+    if w.reward_kind == BALANCE:
+        reward = w.served_s - DELAY_WEIGHT * (w.delay_c_s + w.delay_l_s)
+    elif w.reward_kind == POWER:
+        reward = w.power_s
     else:
-        reward = env.last_reward_len / (env.last_reward_delay_us + 1000.0)
-        env.last_reward_len = 0
-    env.served_s = 0.0
-    env.power_s = 0.0
-    env.delay_c_s = 0.0
-    env.delay_l_s = 0.0
+        reward = w.last_reward_len / (w.last_reward_delay_us + 1000.0)
+        w.last_reward_len = 0
+    w.served_s = 0.0
+    w.power_s = 0.0
+    w.delay_c_s = 0.0
+    w.delay_l_s = 0.0
     return reward

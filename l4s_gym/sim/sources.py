@@ -40,16 +40,15 @@ def _offer(f: Any, size_bytes: int) -> None:
 @jit
 def start(w: Any, i: int) -> None:
     """A flow begins (or a page is fetched, or a burst starts)."""
-    env = w
     f = flow_at(w, i)
     f.app_at = NEVER
     f.running = 1
-    f.began_ns = env.now_ns
+    f.began_ns = w.now_ns
     if f.cc == NONE:
-        f.app_at = env.now_ns
+        f.app_at = w.now_ns
         f.on_until_ns = NEVER
         if f.app == ONOFF:
-            f.on_until_ns = env.now_ns + exponential(env, f.mean_on_ns)
+            f.on_until_ns = w.now_ns + exponential(w, f.mean_on_ns)
         arm(w, i, f.app_at)
         return
     congestion.restart(f)
@@ -58,40 +57,38 @@ def start(w: Any, i: int) -> None:
     f.round_end = f.nxt
     f.pace_at = 0
     if f.app == WEB:
-        _offer(f, int(bounded_pareto(uniform(env), f.size_shape, f.size_min, f.size_max)))
+        _offer(f, int(bounded_pareto(uniform(w), f.size_shape, f.size_min, f.size_max)))
     elif f.finite:
         _offer(f, int(f.size_min))
     if f.nxt >= f.limit_seq and f.una >= f.limit_seq:
         complete(w, i)
     else:
-        env.sending = i
+        w.sending = i
 
 
 @jit
 def complete(w: Any, i: int) -> None:
     """A finite transfer is done: note how long it took; a web user thinks, then fetches the next page."""
-    env = w
     f = flow_at(w, i)
     f.running = 0
     f.completed += 1
-    f.completion_s += (env.now_ns - f.began_ns) * 1e-9
+    f.completion_s += (w.now_ns - f.began_ns) * 1e-9
     f.rto_at = NEVER
     if f.app == WEB:
-        f.app_at = env.now_ns + exponential(env, f.mean_off_ns)
+        f.app_at = w.now_ns + exponential(w, f.mean_off_ns)
         arm(w, i, f.app_at)
     elif f.app == BULK and f.done == 0:
         f.done = 1
-        env.unfinished -= 1
+        w.unfinished -= 1
 
 
 @jit
 def unresponsive_packet(w: Any, i: int) -> int:
     """The packet that a constant or on/off sender sends now; the next one's time is set."""
-    env = w
     f = flow_at(w, i)
-    if env.now_ns >= f.on_until_ns:
+    if w.now_ns >= f.on_until_ns:
         f.running = 0
-        f.app_at = env.now_ns + exponential(env, f.mean_off_ns)
+        f.app_at = w.now_ns + exponential(w, f.mean_off_ns)
         arm(w, i, f.app_at)
         return -1
     p = allocate(w)
@@ -105,9 +102,9 @@ def unresponsive_packet(w: Any, i: int) -> int:
     a.decided = 0
     a.record = -1
     a.seq = f.nxt
-    a.sent_ns = env.now_ns
+    a.sent_ns = w.now_ns
     f.nxt += 1
-    f.app_at = env.now_ns + max(int(f.mss * 8e9 / f.rate_bps), 1)
+    f.app_at = w.now_ns + max(int(f.mss * 8e9 / f.rate_bps), 1)
     arm(w, i, f.app_at)
     return p
 
@@ -115,24 +112,23 @@ def unresponsive_packet(w: Any, i: int) -> int:
 @jit
 def timer(w: Any, i: int) -> None:
     """The flow's timer slot has fired: do what is due, and set the next deadline."""
-    env = w
     f = flow_at(w, i)
-    now = env.now_ns
+    now = w.now_ns
     set_time(w, SLOT_FLOWS + 2 * i + 1, NEVER)
     if f.delack_at <= now:
         tcp.acknowledge_delayed(w, i)
     if f.rto_at <= now:
         if f.una < f.nxt:
             tcp.on_timeout(w, i)
-            env.sending = i
+            w.sending = i
         else:
             f.rto_at = NEVER
     if f.burst_left and f.pace_at <= now:
         f.burst_left = 0
-        env.sending = i
+        w.sending = i
     if f.app_at <= now:
         if f.running and (f.app == CBR or f.app == ONOFF):
-            env.sending = i
+            w.sending = i
         else:
             start(w, i)
     deadline = min(f.delack_at, f.rto_at)

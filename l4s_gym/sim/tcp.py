@@ -82,7 +82,6 @@ def _extend_block(w: Any, i: int, seq: int) -> None:
 @jit
 def receive(w: Any, i: int, p: int) -> None:
     """A data packet has reached its receiver."""
-    env = w
     f = flow_at(w, i)
     board = board_of(w, i)
     a = packet_at(w, p)
@@ -132,7 +131,7 @@ def receive(w: Any, i: int, p: int) -> None:
         _fill_ack(w, i, p, sent_ns, sack_seq)
         return
     release(w, p)
-    f.delack_at = env.now_ns + f.delack_ns
+    f.delack_at = w.now_ns + f.delack_ns
     arm(w, i, f.delack_at)
 
 
@@ -231,12 +230,11 @@ def _react_to_ecn(w: Any, i: int, acked: int, marked: int, echo: bool) -> None:
 @jit
 def on_ack(w: Any, i: int, p: int) -> None:
     """An ACK has reached its sender."""
-    env = w
     f = flow_at(w, i)
     board = board_of(w, i)
     a = packet_at(w, p)
     mask = w.window - 1
-    _sample_rtt(f, env.now_ns - a.sent_ns)
+    _sample_rtt(f, w.now_ns - a.sent_ns)
     acked = 0
     if a.seq > f.una:
         for seq in range(f.una, a.seq):
@@ -247,7 +245,7 @@ def on_ack(w: Any, i: int, p: int) -> None:
             board[seq & mask] = 0
         f.una = a.seq
         f.backoff = 1
-        f.rto_at = env.now_ns + rto_ns(f) if f.nxt > f.una else NEVER
+        f.rto_at = w.now_ns + rto_ns(f) if f.nxt > f.una else NEVER
         if f.rto_at < NEVER:
             arm(w, i, f.rto_at)
     if a.sack_seq >= f.una:
@@ -264,12 +262,12 @@ def on_ack(w: Any, i: int, p: int) -> None:
         f.recovery = 1
         f.recover = f.nxt
         f.resend_from = f.una
-        congestion.on_loss(f, env.now_ns)
+        congestion.on_loss(f, w.now_ns)
     marked = a.ce_count - f.ce_seen
     f.ce_seen = max(f.ce_seen, a.ce_count)
     _react_to_ecn(w, i, acked, max(marked, 0), a.echo != 0)
     if acked > 0 and f.recovery != 1 and f.limited != 0:
-        congestion.on_ack(f, acked, max(marked, 0), env.now_ns)
+        congestion.on_ack(f, acked, max(marked, 0), w.now_ns)
     f.window_sum += f.cwnd * acked
     f.window_count += acked
     release(w, p)
@@ -334,7 +332,6 @@ def _paced_out(w: Any, i: int) -> bool:
 @jit
 def next_packet(w: Any, i: int) -> int:
     """The next packet that flow `i` may send now, or -1 (window, pacing or data exhausted)."""
-    env = w
     f = flow_at(w, i)
     board = board_of(w, i)
     window = max(f.cwnd, 1.0)
@@ -379,9 +376,9 @@ def next_packet(w: Any, i: int) -> int:
     a.decided = 0
     a.record = -1
     a.seq = seq
-    a.sent_ns = env.now_ns
+    a.sent_ns = w.now_ns
     if f.rto_at >= NEVER:
-        f.rto_at = env.now_ns + rto_ns(f)
+        f.rto_at = w.now_ns + rto_ns(f)
         arm(w, i, f.rto_at)
     return p
 

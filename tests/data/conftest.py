@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,16 +19,6 @@ from l4s_gym.schema import (
     PRINTED,
     RECORD,
 )
-
-REAL = Path(__file__).parents[2].parent / "shared/data/freebsd_experience_pools"
-
-
-@pytest.fixture
-def real() -> Path:
-    """The folder of the real pools; the test is skipped without it."""
-    if not REAL.is_dir():
-        pytest.skip(f"the public pools are not at {REAL}: their licence is not stated, so they are not committed")
-    return REAL
 
 
 def make_random_records(count: int, seed: int = 0) -> Any:

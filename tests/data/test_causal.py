@@ -170,9 +170,9 @@ def test_empty() -> None:
 
 
 @pytest.mark.parametrize("name", ["exp_pool_l4s_train_7feat.pkl", "exp_pool_l4s_train_9feat.pkl"])
-def test_leak_of_the_real_pools(real: Any, name: str) -> None:
+def test_leak_of_the_real_pools(pools_dir: Any, name: str) -> None:
     """As logged, the drops can be told from the row; before the decision they cannot."""
-    rows = load_rows(real / name)
+    rows = load_rows(pools_dir / name)
     logged = leak_share(rows.records, rows.records["accumulated_probability"])
     assert logged == {"enqueue": 0.0, "drop": pytest.approx(198 / 369), "mark": pytest.approx(9 / 60)}
     before = causal_accumulated(rows)
@@ -186,12 +186,12 @@ def test_leak_of_the_real_pools(real: Any, name: str) -> None:
     assert "drop 53.66%" in text and "queue C: 2290 rows" in text
 
 
-def test_real_rows_follow_the_rule(real: Any) -> None:
+def test_real_rows_follow_the_rule(pools_dir: Any) -> None:
     """Between two rows of a queue the sum grows by exactly the drop probability, or stays, or is 0.
 
     The real rows went through float32: exactly means to the spacing of the larger number.
     """
-    rows = load_rows(real / "consecutive_rows_first6000.csv")
+    rows = load_rows(pools_dir / "consecutive_rows_first6000.csv")
     odd = []
     for queue in (0, 1):
         part = rows.records[rows.records["queue_type"] == queue]

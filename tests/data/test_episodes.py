@@ -100,8 +100,8 @@ def test_rows_without_a_step_are_refused() -> None:
         episodes_from_rows(make_rows(np.zeros(3, RECORD), "x", ["queue_type"]))
 
 
-def test_the_public_pools(real: Path) -> None:
-    paths = sorted(real.rglob("*.pkl"))
+def test_the_public_pools(pools_dir: Path) -> None:
+    paths = sorted(pools_dir.rglob("*.pkl"))
     assert paths
     for path in paths:
         rows = load_rows(path)

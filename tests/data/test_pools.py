@@ -59,8 +59,8 @@ def save(path: Path, data: bytes) -> Path:
 @pytest.mark.parametrize(
     ("features", "name"), [(7, "exp_pool_l4s_train_7feat.pkl"), (9, "exp_pool_l4s_train_9feat.pkl")]
 )
-def test_real_pool(real: Path, features: int, name: str) -> None:
-    pool = load_pool(real / name)
+def test_real_pool(pools_dir: Path, features: int, name: str) -> None:
+    pool = load_pool(pools_dir / name)
     assert pool.present == (*FEATURES[features], "action")
     assert len(pool.records) == len(pool.rewards) == len(pool.dones) == 2490
     assert np.bincount(pool.observed).tolist() == [2061, 369, 60]
@@ -70,15 +70,15 @@ def test_real_pool(real: Path, features: int, name: str) -> None:
     np.testing.assert_allclose(pool.rewards, published, rtol=1e-6)
 
 
-def test_real_pools_are_the_same_steps(real: Path) -> None:
-    seven, nine = (load_pool(real / f"exp_pool_l4s_train_{n}feat.pkl").records for n in (7, 9))
+def test_real_pools_are_the_same_steps(pools_dir: Path) -> None:
+    seven, nine = (load_pool(pools_dir / f"exp_pool_l4s_train_{n}feat.pkl").records for n in (7, 9))
     for name in (*FEATURES[7], "action"):
         np.testing.assert_array_equal(seven[name], nine[name])
     assert nine["total_drops"].any() and not seven["total_drops"].any()
 
 
-def test_real_csv(real: Path) -> None:
-    rows = load_rows_csv(real / "consecutive_rows_first6000.csv")
+def test_real_csv(pools_dir: Path) -> None:
+    rows = load_rows_csv(pools_dir / "consecutive_rows_first6000.csv")
     assert len(rows) == 6000 and not rows.records["action"].any()
     assert rows.records["length_in_bytes"][-1] == 10500 or rows.records["length_in_bytes"].max() > 0
     assert "qdelay_ref" not in rows.present

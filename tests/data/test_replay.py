@@ -120,9 +120,9 @@ def test_bad_arguments() -> None:
     assert source.step(np.int64(1))
 
 
-def test_real_pool(real: Any) -> None:
+def test_real_pool(pools_dir: Any) -> None:
     """The published convention goes round on the few rows with the largest packets."""
-    rows = load_rows(real / "exp_pool_l4s_train_7feat.pkl")
+    rows = load_rows(pools_dir / "exp_pool_l4s_train_7feat.pkl")
     visited = {}
     column: Any
     for column in ("packet_length", "length_in_bytes"):
