@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from l4s_gym import cli
+from l4s_gym.cli.common import console
 from l4s_gym.data.logs import load_records, read_log
 from l4s_gym.schema import PRINTED
 from l4s_gym.sim import layout, scenario
@@ -24,7 +24,7 @@ Capture = pytest.CaptureFixture[str]
 @pytest.fixture(autouse=True)
 def wide_console(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables are printed whole, whatever the terminal of the tests."""
-    monkeypatch.setattr(cli, "console", Console(width=160))
+    monkeypatch.setattr(console, "width", 160)
 
 
 def run(capsys: Capture, *args: object) -> tuple[int, str, str]:
@@ -186,7 +186,6 @@ def test_evaluate_an_agent(capsys: Capture) -> None:
         (("simulate", "--seed", "-1"), "seed -1: give 0 or more"),
         (("scenarios", "--suite", "tests"), "did you mean 'test'"),
         (("scenarios", "--name", "wbe"), "did you mean 'web'"),
-        (("log", "inspct"), "did you mean 'inspect'"),
         (("log", "inspect", "none.log"), "none.log"),
         (("log", "inspect", "none.npz"), "none.npz"),
         (("log", "inspect", "none.pkl"), "none.pkl"),

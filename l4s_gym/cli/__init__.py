@@ -5,33 +5,21 @@ Exit status: 0 done, 1 failed, 2 bad input (one line tells the remedy), 130 inte
 
 from __future__ import annotations
 
-import os
+import importlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from l4s_gym.errors import L4SError, unknown
+from l4s_gym.cli.common import console, progress_bar
+from l4s_gym.errors import L4SError
 
 app = tyro.extras.SubcommandApp()
-# Into a file or a pipe a table may be as wide as it needs.
-console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
-
-
-@contextmanager
-def _progress(text: str) -> Iterator[Callable[[float], None]]:
-    """A bar on stderr, where stderr is a terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
-    err = Console(stderr=True)
-    with Progress(*columns, TimeRemainingColumn(), console=err, transient=True, disable=not err.is_terminal) as bar:
-        task = bar.add_task(text, total=1.0)
-        yield lambda share: bar.update(task, completed=min(share, 1.0))
+GROUPS = {"log": "l4s_gym.cli.log"}
+"""Groups of commands, and their modules (each has an `app`)."""
 
 
 def _check_seeds(*seeds: int) -> None:
@@ -96,7 +84,7 @@ def simulate(
     chosen = scenarios_.load(scenario)
     if seconds is not None:
         chosen = chosen.replace(horizon_s=seconds)
-    with _progress(f"simulating {chosen.name}") as report:
+    with progress_bar(f"simulating {chosen.name}") as report:
         run = native.simulate(chosen, aqm, seed, log=log is not None, progress=report)
     _print_run(run, f"{chosen.name}, {run.batch.aqm}, seed {seed}")
     if log is not None:
@@ -136,39 +124,9 @@ def _print_run(run: object, title: str) -> None:
     )
 
 
-def log_inspect(
-    paths: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="PATH [PATH ...]")],
-) -> None:
-    """Say what is in decision logs: rows, what was skipped and why, shares and quantiles, leak of the label.
-
-    Args:
-        paths: Kernel logs (plain, .gz, .bz2, .xz, .zst; rotations are put in order), .npz records, .csv rows, or
-            an experience pool (.pkl).
-    """
-    from l4s_gym.data.inspect import inspect_rows
-    from l4s_gym.data.logs import read_log
-    from l4s_gym.data.pools import load_rows, make_rows
-
-    if len(paths) == 1 and paths[0].suffix in (".pkl", ".csv", ".npz"):
-        rows = load_rows(paths[0])
-    else:
-        records, report = read_log(paths)
-        console.print(report.summary(), markup=False, highlight=False, soft_wrap=True)
-        rows = make_rows(records, ", ".join(map(str, paths)), None)
-    console.print(inspect_rows(rows), markup=False, highlight=False, soft_wrap=True)
-
-
-LOG_COMMANDS: dict[str, Callable[..., None]] = {"inspect": log_inspect}
-
-
 @app.command
-def log(command: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="{inspect}")]) -> None:
-    """Work on decision logs: `l4s-gym log inspect PATH ...`.
-
-    Args:
-        command: What to do; `l4s-gym log inspect --help` tells more.
-    """
-    raise unknown("command of log", command, tuple(LOG_COMMANDS))
+def log() -> None:
+    """Work on decision logs: `l4s-gym log --help`."""
 
 
 @app.command
@@ -205,7 +163,7 @@ def evaluate(
         chosen = chosen.replace(horizon_s=seconds)
     results: list[harness.Result] = []
     for who in agents:
-        with _progress(f"evaluating {who}") as show:
+        with progress_bar(f"evaluating {who}") as show:
             results += harness.evaluate(
                 who, chosen, seeds=seeds, aqm=aqm, reward=reward, interval=interval, progress=show
             )
@@ -235,17 +193,18 @@ def demo(
     from l4s_gym.evaluation.demo import run_demo
 
     _check_seeds(*seeds)
-    run_demo(out, pools=pools, seeds=seeds, steps=steps, seconds=seconds, console=console, progress=_progress)
+    run_demo(out, pools=pools, seeds=seeds, steps=steps, seconds=seconds, console=console, progress=progress_bar)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; the exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
     try:
-        if args[:1] == ["log"] and args[1:2] and args[1] in LOG_COMMANDS:
-            tyro.cli(LOG_COMMANDS[args[1]], prog=f"l4s-gym log {args[1]}", args=args[2:])
+        if args[:1] and args[0] in GROUPS:
+            module = importlib.import_module(GROUPS[args[0]])
+            module.app.cli(prog=f"l4s-gym {args[0]}", args=args[1:] or ["--help"], description=module.__doc__)
         else:
-            app.cli(prog="l4s-gym", args=args, description="L4S DualPI2: simulate, inspect logs, evaluate agents.")
+            app.cli(prog="l4s-gym", args=args, description="L4S DualPI2: simulate, work on logs, evaluate agents.")
     except L4SError as error:
         print(f"l4s-gym: {error}", file=sys.stderr)
         return 2
@@ -258,7 +217,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return int(stop.code) if isinstance(stop.code, int) else 2
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
