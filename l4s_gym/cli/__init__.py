@@ -202,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args[:1] and args[0] in GROUPS:
             module = importlib.import_module(GROUPS[args[0]])
-            module.app.cli(prog=f"l4s-gym {args[0]}", args=args[1:] or ["--help"], description=module.__doc__)
+            module.app.cli(prog=f"l4s-gym {args[0]}", args=args[1:], description=module.__doc__)
         else:
             app.cli(prog="l4s-gym", args=args, description="L4S DualPI2: simulate, work on logs, evaluate agents.")
     except L4SError as error:
