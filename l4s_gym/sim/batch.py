@@ -59,6 +59,7 @@ class Batch:
         interval: int = 1,
         reward: str = "balance",
         log_rows: int = 0,
+        explore: float = 0.0,
     ) -> None:
         """Allocate the arrays.
 
@@ -70,6 +71,7 @@ class Batch:
             interval: Ask the agent at each interval-th packet; the discipline decides the others.
             reward: `balance`, `power` or `l4s_llm`.
             log_rows: Rows of the decision log of each environment; 0: no log.
+            explore: Share of the packets that the discipline would decide for which an action is drawn instead.
         """
         self.scenario = scenario
         self.aqm = aqm or scenario.aqm
@@ -80,6 +82,9 @@ class Batch:
         self.n = n
         self.decider = decider
         self.interval = interval
+        if not 0.0 <= explore <= 1.0:
+            raise L4SError(f"explore={explore}: give a share from 0 to 1")
+        self.explore = explore
         self.reward_kind = layout.REWARDS.index(reward)
         size = setup.sizes(scenario)
         self._sizes = size
@@ -98,6 +103,7 @@ class Batch:
         self.env, self.queue, self.flow = parts["env"], parts["queue"], parts["flow"]
         self.packet, self.score, self.tree, self.hist = parts["packet"], parts["score"], parts["tree"], parts["hist"]
         self.log = np.zeros((n, max(log_rows, 1)), RECORD)
+        self.log_rewards = np.zeros((n, max(log_rows, 1)))
         self._log_rows = log_rows
         self._trace = setup.trace_array(scenario)
         self.obs = np.zeros((n, 8), np.float32)
@@ -107,7 +113,7 @@ class Batch:
         self.applied = np.zeros(n, np.int64)
         rows = {
             "queue_at": self.queue, "flow_at": self.flow, "packet_at": self.packet, "score_at": self.score,
-            "tree_at": self.tree, "hist_at": self.hist, "log_at": self.log, "obs_at": self.obs,
+            "tree_at": self.tree, "hist_at": self.hist, "log_at": self.log, "rewards_at": self.log_rewards, "obs_at": self.obs,
             "applied_at": self.applied, "action_at": self.action, "reward_at": self.reward, "status_at": self.status,
         }  # fmt: skip
         self._memory = (parts, rows, self._trace)
@@ -132,6 +138,7 @@ class Batch:
             env["until_decision"] = 1
             env["reward_kind"] = self.reward_kind
             env["log_capacity"] = self._log_rows
+            env["explore"] = self.explore
             env["trace_row"] = self._trace.ctypes.data
             env["pool"] = self._sizes.packets
             env["window"] = self._sizes.window
@@ -200,13 +207,18 @@ class Batch:
         return int(self.status[0])
 
     def drain_log(self, index: int, *, everything: bool = False) -> npt.NDArray[np.void]:
+        """The records of `drain`, which describes the arguments: (T,) `schema.RECORD`."""
+        return self.drain(index, everything=everything)[0]
+
+    def drain(self, index: int, *, everything: bool = False) -> tuple[npt.NDArray[np.void], npt.NDArray[np.float64]]:
         """Take finished rows from the log of an environment.
 
         Disciplines that act at dequeue finish a row when its packet leaves; rows of packets that are still
         queued stay, unless `everything` is asked for.
 
         Returns:
-            (T,) `schema.RECORD`.
+            Records (T,) `schema.RECORD`, and the reward from the start of the episode to each arrival (T,). The
+            reward to the end of the episode is `env["taken"]`.
         """
         env = self.env[index]
         rows = int(env["log_rows"])
@@ -222,11 +234,12 @@ class Batch:
             records = packets["record"][queued]
             records = records[records >= 0]
             keep = int(records.min()) if len(records) else rows
-        taken = self.log[index, :keep].copy()
+        taken = self.log[index, :keep].copy(), self.log_rewards[index, :keep].copy()
         rest = rows - keep
         if rest == self._log_rows and rest > 0:
             raise L4SError(f"the log holds {rest} rows and as many packets are queued; give it more rows")
-        self.log[index, :rest] = self.log[index, keep:rows].copy()
+        for rows_of in (self.log[index], self.log_rewards[index]):
+            rows_of[:rest] = rows_of[keep:rows].copy()
         at_rows = self.packet["record"][index]
         at_rows[queued] = np.where(at_rows[queued] >= 0, at_rows[queued] - keep, -1)
         env["log_rows"] = rest

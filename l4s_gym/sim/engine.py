@@ -13,7 +13,7 @@ import numpy as np
 from numba import carray
 
 from l4s_gym.sim import disciplines, link, record, sources, tcp
-from l4s_gym.sim.events import first_slot, first_time, set_time
+from l4s_gym.sim.events import first_slot, first_time, set_time, uniform
 from l4s_gym.sim.jit import entry, jit
 from l4s_gym.sim.layout import (
     AGENT,
@@ -116,7 +116,10 @@ def run(w: Any, action: int) -> int:
                     return DECISION
             p = w.arriving
             w.arriving = -1
-            link.arrive(w, p, -1)
+            action = -1
+            if w.explore > 0.0 and uniform(w) < w.explore:
+                action = int(3.0 * uniform(w))
+            link.arrive(w, p, action)
             continue
         if w.sending >= 0:
             if w.in_flight >= spare:

@@ -89,7 +89,7 @@ ENV: Final = _packed(
         ("red_min", "f8"), ("red_max", "f8"), ("red_max_p", "f8"), ("red_weight", "f8"), ("interval_ns", "i8"),
         ("ecn_threshold", "f8"), ("dropped", "i8"), ("since_ns", "i8"), ("capacity_bytes", "f8"),
         ("capacity_ns", "i8"), ("updates", "i8"), ("update_delay_ns", "f8"), ("log_rows", "i8"), ("sequence", "i8"),
-        ("log_at", "i8"), ("trace_row", "i8"), ("even", "i1"), ("derandomise", "i1"),
+        ("log_at", "i8"), ("rewards_at", "i8"), ("trace_row", "i8"), ("taken", "f8"), ("explore", "f8"), ("even", "i1"), ("derandomise", "i1"),
     ],
 )  # fmt: skip
 

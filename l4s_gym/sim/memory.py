@@ -149,6 +149,12 @@ def log_at(w: Any, row: int) -> Any:
 
 
 @jit
+def rewards_of(w: Any) -> Any:
+    """Reward from the start of the episode to the arrival of each row of the log: (log_capacity,) float64."""
+    return carray(pointer(w.rewards_at), (w.log_capacity,), np.float64)
+
+
+@jit
 def board_of(w: Any, i: int) -> Any:
     """Scoreboard of flow `i`: (window,) uint8."""
     return carray(pointer(w.score_at + i * np.int64(w.window)), (np.int64(w.window),), np.uint8)

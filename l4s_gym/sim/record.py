@@ -10,7 +10,7 @@ from l4s_gym.schema import OBS_HIGH, OBS_SCALE
 from l4s_gym.sim import disciplines
 from l4s_gym.sim.jit import jit
 from l4s_gym.sim.layout import BALANCE, POWER
-from l4s_gym.sim.memory import log_at, obs_of, packet_at, queue_at
+from l4s_gym.sim.memory import log_at, obs_of, packet_at, queue_at, rewards_of
 
 _SCALE = OBS_SCALE.copy()
 _HIGH = OBS_HIGH.astype(np.float64)
@@ -83,6 +83,7 @@ def write_before(w: Any, index: int, p: int) -> int:
     r.ecn = a.ecn
     r.accumulated_probability_before = disciplines.accumulated_probability(w, q)
     r.interval_drops = q.interval_drops
+    rewards_of(w)[row] = w.taken + reward_so_far(w)
     w.sequence += 1
     return row
 
@@ -118,16 +119,22 @@ def integrate(w: Any) -> None:
 
 
 @jit
-def take_reward(w: Any) -> float:
+def reward_so_far(w: Any) -> float:
     """The reward since it was last taken."""
     integrate(w)
     if w.reward_kind == BALANCE:
-        reward = w.served_s - DELAY_WEIGHT * (w.delay_c_s + w.delay_l_s)
-    elif w.reward_kind == POWER:
-        reward = w.power_s
-    else:
-        reward = w.last_reward_len / (w.last_reward_delay_us + 1000.0)
-        w.last_reward_len = 0
+        return w.served_s - DELAY_WEIGHT * (w.delay_c_s + w.delay_l_s)
+    if w.reward_kind == POWER:
+        return w.power_s
+    return w.last_reward_len / (w.last_reward_delay_us + 1000.0)
+
+
+@jit
+def take_reward(w: Any) -> float:
+    """The reward since it was last taken; from now on it counts from 0."""
+    reward = reward_so_far(w)
+    w.taken += reward
+    w.last_reward_len = 0
     w.served_s = 0.0
     w.power_s = 0.0
     w.delay_c_s = 0.0
