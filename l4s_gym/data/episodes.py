@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from l4s_gym.data.causal import as_logged_observation, causal_observation
 from l4s_gym.data.logs import Records
 from l4s_gym.data.pools import Rows
+from l4s_gym.data.steps import EXTRAS, StepMaker, Steps
+from l4s_gym.data.stream import RowStream, RunSplitter
 from l4s_gym.errors import L4SError
-from l4s_gym.schema import CLASSIC, DROP, ENQUEUE, L4S, OBSERVED, scale_observation
+from l4s_gym.schema import CLASSIC, L4S, OBSERVED
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
-
-REWARD: Final = "l4s_llm"
-"""Name of the reward of logged rows: packet_length (B) / (current_queue_delay (us) + 1000)."""
-_REWARD_DELAY_US: Final = 1000
-_ACCUMULATED: Final = OBSERVED.index("accumulated_probability")
-_ACTIVE: Final = 1
 
 
 @dataclass(frozen=True)
@@ -39,6 +36,8 @@ class Episode:
         source: Where the rows come from.
         applied: What was done to the packets, shape (T,) int64.
         absent: Observed fields that the source lacks; they are 0 throughout.
+        extras: `steps.EXTRAS` by name, shape (T + 1,) each; those that are not there are 0 throughout.
+        about: Metadata of the episode (plain values), such as scenario, behaviour and seed.
     """
 
     observations: npt.NDArray[np.float32]
@@ -49,6 +48,8 @@ class Episode:
     source: str
     applied: Ints
     absent: tuple[str, ...] = ()
+    extras: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Number of steps T."""
@@ -78,53 +79,100 @@ def run_starts(rows: Rows) -> list[int]:
     return starts
 
 
-def _consecutive(records: Records, present: frozenset[str]) -> bool:
-    """Whether no row of a run is lost or repeated, as far as its counters tell; False without counters."""
-    if "sequence" in present and records["sequence"].any():
-        return bool((np.diff(records["sequence"].astype(np.int64)) == 1).all())
-    if "total_packets" not in present:
-        return False
-    queues = (records["total_packets"][records["queue_type"] == queue] for queue in (CLASSIC, L4S))
-    return all(bool((np.diff(total.astype(np.int64)) == 1).all()) for total in queues)
+class Continuity:
+    """Watches whether no row of a run is lost or repeated, as far as its counters tell.
+
+    Attributes:
+        whole: Whether that holds for the rows seen; False without counters.
+    """
+
+    def __init__(self, present: frozenset[str]) -> None:
+        self.whole = bool({"sequence", "total_packets"} & present)
+        self._by = "sequence" if "sequence" in present else "total_packets"
+        self._last: dict[int, int] = {}
+
+    def see(self, records: Records) -> None:
+        """Look at the next rows."""
+        if not self.whole:
+            return
+        for queue in (CLASSIC, L4S) if self._by == "total_packets" else (0,):
+            count = records[self._by]
+            if self._by == "total_packets":
+                count = count[records["queue_type"] == queue]
+            if not len(count):
+                continue
+            steps = np.diff(count.astype(np.int64), prepend=self._last.get(queue, int(count[0]) - 1))
+            self.whole = self.whole and bool((steps == 1).all())
+            self._last[queue] = int(count[-1])
 
 
-def _applied(rows: Rows) -> Ints:
-    """(T,) what was done to the packets: recorded, or else the logged action unless the kernel withheld a drop."""
-    records = rows.records
-    if "applied_action" in rows.present:
-        return records["applied_action"].astype(np.int64)
-    active = (records["status_flags"] & _ACTIVE > 0) | ("status_flags" not in rows.present)
-    withheld = (records["action"] == DROP) & ((records["burst_allowance"] > 0) | ~active)
-    return np.where(withheld, ENQUEUE, records["action"]).astype(np.int64)
+class StreamRun:
+    """One run of a stream, read as it is stored: `blocks` once, then `about` is complete."""
+
+    def __init__(self, stream: RowStream, pieces: Iterable[tuple[int, Records, Steps]]) -> None:
+        self._stream, self._pieces = stream, pieces
+        self._order = Continuity(stream.present)
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """Attributes of the episode."""
+        absent = ",".join(absent_features(self._stream.present))
+        return {"consecutive": self._order.whole, "source": self._stream.source, "absent": absent}
+
+    def blocks(self) -> Iterator[Steps]:
+        """Rows `steps.STEP` in order."""
+        for _, records, steps in self._pieces:
+            self._order.see(records)
+            yield steps
+
+
+def runs_of_stream(stream: RowStream, *, as_logged: bool = False) -> Iterator[StreamRun]:
+    """The runs of a stream, one after the other as they are read; each must be read before the next."""
+
+    def pieces() -> Iterator[tuple[int, Records, Steps]]:
+        maker = StepMaker(stream.present, as_logged=as_logged, source=stream.source)
+        splitter = RunSplitter(stream.present)
+        number = 0
+        for records in stream.blocks():
+            steps = maker.make(records)
+            cuts = splitter.starts(records)
+            for first, end in zip([0, *cuts], [*cuts, len(records)], strict=True):
+                number += first in cuts
+                if end > first:
+                    yield number, records[first:end], steps[first:end]
+
+    for _, group in groupby(pieces(), itemgetter(0)):
+        yield StreamRun(stream, group)
 
 
 def _split(rows: Rows, as_logged: bool) -> Iterator[Episode]:
-    if "action" not in rows.present:
-        raise L4SError(f"{rows.source}: bears no actions: give logged decisions")
+    steps = StepMaker(rows.present, as_logged=as_logged, source=rows.source).make(rows.records)
     if not len(rows):
         return
-    records = rows.records
-    raw = as_logged_observation(rows) if as_logged else causal_observation(rows)
-    missing = np.isnan(raw[:, _ACCUMULATED])
-    observations = scale_observation(np.nan_to_num(raw, nan=0.0))  # (T, 8)
-    rewards = records["packet_length"] / (records["current_queue_delay"] + float(_REWARD_DELAY_US))
-    actions, applied = records["action"].astype(np.int64), _applied(rows)
-    absent = tuple(name for name in OBSERVED if name not in rows.present)
+    absent = absent_features(rows.present)
     starts = run_starts(rows)
     for first, end in zip(starts, [*starts[1:], len(rows)], strict=True):
         if end - first < 2:  # one row is an observation without a step
             continue
-        steps = slice(first, end - 1)
+        run = steps[first:end]
+        order = Continuity(rows.present)
+        order.see(rows.records[first:end])
         yield Episode(
-            observations=observations[first:end],
-            actions=actions[steps],
-            rewards=rewards[steps],
-            missing=missing[first:end],
-            consecutive=_consecutive(records[first:end], rows.present),
+            observations=run["observation"].copy(),
+            actions=run["action"][:-1].astype(np.int64),
+            rewards=run["reward"][:-1].copy(),
+            missing=run["missing"].copy(),
+            consecutive=order.whole,
             source=rows.source,
-            applied=applied[steps],
+            applied=run["applied"][:-1].astype(np.int64),
             absent=absent,
+            extras={name: run[name].copy() for name in EXTRAS},
         )
+
+
+def absent_features(present: frozenset[str]) -> tuple[str, ...]:
+    """Observed fields that a source lacks."""
+    return tuple(name for name in OBSERVED if name not in present)
 
 
 def episodes_from_rows(rows: Rows | Sequence[Rows], *, as_logged: bool = False) -> list[Episode]:

@@ -6,22 +6,29 @@ import importlib
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Required, TypedDict, Unpack
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
 from l4s_gym import schema
-from l4s_gym.data.episodes import REWARD, Episode
+from l4s_gym.data.episodes import Episode, runs_of_stream
+from l4s_gym.data.steps import EXTRAS, REWARD, STEP, Steps
+from l4s_gym.data.storage import INFOS, MAIN, Shard, link_shards, shard_name, write_shard
 from l4s_gym.errors import L4SError
+
+if TYPE_CHECKING:
+    from l4s_gym.data.stream import RowStream
 
 Progress = Callable[[int], None]
 
 ENV_ID: Final = "l4s_gym:L4S-DualPI2-v0"
 _ID_FORM: Final = "l4s/dualpi2/<name>-v0"
+_NAMESPACE: Final = "Decisions of L4S DualPI2 and other queue disciplines, from kernel logs and from a simulator"
+_OWN: Final = ("id", "total_steps", "consecutive", "source", "absent")
 
 
 def _import(name: str = "minari") -> Any:
@@ -76,26 +83,34 @@ def check_episode(episode: Episode, where: str) -> None:
         )
 
 
-def _buffer(episode: Episode) -> Any:
-    """The episode as Minari's buffer; as in the environment, info t + 1 tells what became of action t."""
-    steps = len(episode)
-    applied = np.concatenate([np.zeros(1, np.int64), episode.applied])
-    truncations = np.zeros(steps, np.bool_)
-    truncations[-1] = True
-    return _import("minari.data_collector").EpisodeBuffer(
-        observations=episode.observations,
-        actions=episode.actions,
-        rewards=episode.rewards,
-        terminations=np.zeros(steps, np.bool_),
-        truncations=truncations,
-        infos={"missing": episode.missing, "applied_action": applied},
-    )
+class _EpisodeRun:
+    """An episode in memory as a run that can be stored."""
+
+    def __init__(self, episode: Episode) -> None:
+        self._episode = episode
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        e = self._episode
+        # The name alone: the path says where somebody keeps their files.
+        source = PurePath(e.source).name or e.source
+        return {**e.about, "consecutive": e.consecutive, "source": source, "absent": ",".join(e.absent)}
+
+    def blocks(self) -> Iterator[Steps]:
+        e = self._episode
+        steps = np.zeros(len(e) + 1, STEP)
+        steps["observation"], steps["missing"] = e.observations, e.missing
+        for name, values in (("action", e.actions), ("applied", e.applied), ("reward", e.rewards)):
+            steps[name][:-1] = values
+        for name, values in e.extras.items():
+            steps[name] = values
+        yield steps
 
 
-def _specs(env_kwargs: Mapping[str, Any], reward: str) -> tuple[Any, Any]:
+def _specs(env_kwargs: Mapping[str, Any], eval_kwargs: Mapping[str, Any], reward: str) -> tuple[Any, Any]:
     """Specs of the environment that bears the dataset's reward, and of that for evaluation."""
     specs = []
-    for kwargs in ({**env_kwargs, "reward": reward}, env_kwargs):
+    for kwargs in ({**env_kwargs, "reward": reward}, eval_kwargs):
         env: Any = gym.make(ENV_ID, **kwargs)
         specs.append(env.spec)
         env.close()
@@ -115,6 +130,11 @@ def _dataset_path(dataset_id: str) -> tuple[str, Path]:
     return match["namespace"], _import("minari.storage.datasets_root_dir").get_dataset_path(dataset_id)
 
 
+def dataset_folder(dataset_id: str) -> Path:
+    """Folder of a dataset, whether it is there or not; errors as `create`."""
+    return _dataset_path(dataset_id)[1]
+
+
 def _metadata(reward: str, extra: Mapping[str, Any]) -> dict[str, Any]:
     """What says how to read the numbers, from the schema, and what the caller says; values of None are left out."""
     return {
@@ -126,27 +146,6 @@ def _metadata(reward: str, extra: Mapping[str, Any]) -> dict[str, Any]:
         "reward": reward,
         **{name: value for name, value in extra.items() if value is not None},
     }
-
-
-def _write(storage: Any, episodes: Iterable[Episode], progress: Progress | None) -> list[dict[str, Any]]:
-    """Check and write the episodes one by one; the metadata of each."""
-    notes: list[dict[str, Any]] = []
-
-    def buffers() -> Iterator[Any]:
-        for number, episode in enumerate(episodes):
-            check_episode(episode, f"episode {number}")
-            # The name alone: the path says where somebody keeps their files.
-            source = PurePath(episode.source).name or episode.source
-            notes.append({"consecutive": episode.consecutive, "source": source, "absent": ",".join(episode.absent)})
-            yield _buffer(episode)
-            if progress is not None:
-                progress(number + 1)
-
-    storage.update_episodes(buffers())
-    if not notes:
-        raise L4SError("dataset: no episodes: give at least one")
-    storage.update_episode_metadata(notes)
-    return notes
 
 
 def _put(new: Path, target: Path, overwrite: bool) -> None:
@@ -163,33 +162,13 @@ def _put(new: Path, target: Path, overwrite: bool) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def create(
-    dataset_id: str,
-    episodes: Iterable[Episode],
-    *,
-    env_kwargs: Mapping[str, Any] | None = None,
-    algorithm_name: str,
-    description: str,
-    author: str = "l4s-gym contributors",
-    author_email: str | None = None,
-    code_permalink: str | None = None,
-    reward: str = REWARD,
-    ref_min_score: float | None = None,
-    ref_max_score: float | None = None,
-    metadata: Mapping[str, Any] | None = None,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-) -> Any:
-    """Write episodes as a Minari dataset (HDF5), a check of each before it is written.
+class About(TypedDict, total=False):
+    """What a dataset's metadata says, beside what the schema says.
 
-    All is written to a hidden folder beside its place and moved there when it is complete, so a failure leaves
-    no dataset and does not occupy the id.
-
-    Args:
-        dataset_id: ``l4s/dualpi2/<name>-v0``.
-        episodes: The episodes; an iterator is read as a stream.
+    Attributes:
         env_kwargs: Arguments of `L4S-DualPI2-v0` that say where the data comes from. `recover_environment`
-            makes it with the dataset's reward, `recover_environment(eval_env=True)` exactly so.
+            makes it with the dataset's reward, `recover_environment(eval_env=True)` with `eval_kwargs`.
+        eval_kwargs: Arguments of the environment for evaluation; as `env_kwargs` if left out.
         algorithm_name: Who decided.
         description: What the data is.
         author: Name of who made it.
@@ -199,40 +178,74 @@ def create(
         ref_min_score: Return of the random agent, for normalised scores.
         ref_max_score: Return of the reference.
         metadata: More entries of the dataset's metadata (plain JSON).
+    """
+
+    env_kwargs: Mapping[str, Any]
+    eval_kwargs: Mapping[str, Any]
+    algorithm_name: Required[str]
+    description: Required[str]
+    author: str
+    author_email: str | None
+    code_permalink: str | None
+    reward: str
+    ref_min_score: float | None
+    ref_max_score: float | None
+    metadata: Mapping[str, Any]
+
+
+def publish(
+    dataset_id: str, fill: Callable[[Path], Sequence[Shard]], *, overwrite: bool = False, **about: Unpack[About]
+) -> Any:
+    """Make a Minari dataset of shards.
+
+    All is written to a hidden folder beside its place and moved there when it is complete, so a failure leaves
+    no dataset and does not occupy the id.
+
+    Args:
+        dataset_id: ``l4s/dualpi2/<name>-v0``.
+        fill: Puts the shards into the folder that it is given, and names them in order. Other files that it puts
+            into the folder above (a card) are published too.
         overwrite: Replace the dataset of this id.
-        progress: Called with the number of episodes written.
+        **about: Metadata, see `About`.
 
     Returns:
         The `minari.MinariDataset`.
 
     Raises:
-        L4SError: Bad id, the id is taken, an episode is not valid, or the environment does not take `env_kwargs`.
+        L4SError: Bad id, the id is taken, no episodes, or the environment does not take its arguments.
     """
     minari = _import()
     namespace, target = _dataset_path(dataset_id)
     if target.exists() and not overwrite:
         raise L4SError(f"dataset {dataset_id!r}: exists already: give overwrite=True or another name or version")
-    spec, eval_spec = _specs(dict(env_kwargs or {}), reward)
+    reward = about.get("reward", REWARD)
+    env_kwargs = about.get("env_kwargs", {})
+    spec, eval_spec = _specs(env_kwargs, about.get("eval_kwargs", env_kwargs), reward)
+    email = about.get("author_email")
     extra = {
         "dataset_id": dataset_id,
         "minari_version": minari.__version__,
         "eval_env_spec": eval_spec.to_json(),
-        "algorithm_name": algorithm_name,
-        "description": description,
-        "author": {author},
-        "author_email": None if author_email is None else {author_email},
-        "code_permalink": code_permalink,
+        "algorithm_name": about["algorithm_name"],
+        "description": about["description"],
+        "author": {about.get("author", "l4s-gym contributors")},
+        "author_email": None if email is None else {email},
+        "code_permalink": about.get("code_permalink"),
         "requirements": [f"l4s-gym>={_version()}"],
-        "ref_min_score": ref_min_score,
-        "ref_max_score": ref_max_score,
-        **(metadata or {}),
+        "ref_min_score": about.get("ref_min_score"),
+        "ref_max_score": about.get("ref_max_score"),
+        **about.get("metadata", {}),
     }
     namespaces = _import("minari.namespace")
     if namespace not in namespaces.list_local_namespaces():
-        namespaces.create_namespace(namespace)
+        namespaces.create_namespace(namespace, description=_NAMESPACE)
     new = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
     try:
         (new / "data").mkdir(parents=True)
+        episodes, steps = link_shards(new / "data", fill(new / "data"))
+        if not episodes:
+            raise L4SError(f"dataset {dataset_id!r}: no episodes: give at least one run of two rows")
+        (new / "data" / MAIN).replace(new / MAIN)
         storage = _import("minari.dataset.minari_storage").MinariStorage.new(
             new / "data",
             observation_space=gym.spaces.Box(np.zeros(len(schema.OBSERVED), np.float32), schema.OBS_HIGH),
@@ -240,14 +253,83 @@ def create(
             env_spec=spec,
             data_format="hdf5",
         )
-        storage.update_metadata(_metadata(reward, extra))
-        notes = _write(storage, episodes, progress)
-        storage.update_metadata({"consecutive": all(note["consecutive"] for note in notes)})
+        (new / MAIN).replace(new / "data" / MAIN)  # Minari makes an empty file of this name
+        notes = storage.get_episode_metadata(range(episodes))
+        storage.update_metadata(
+            {
+                **_metadata(reward, extra),
+                "total_episodes": episodes,
+                "total_steps": steps,
+                "consecutive": all(bool(note["consecutive"]) for note in notes),
+                "dataset_size": storage.get_size(),
+            }
+        )
         _put(new, target, overwrite)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
     return minari.load_dataset(dataset_id)
+
+
+def create(
+    dataset_id: str,
+    episodes: Iterable[Episode],
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    **about: Unpack[About],
+) -> Any:
+    """Write episodes as a Minari dataset (HDF5), a check of each before it is written; see `publish`.
+
+    Args:
+        dataset_id: ``l4s/dualpi2/<name>-v0``.
+        episodes: The episodes; an iterator is read as a stream.
+        overwrite: Replace the dataset of this id.
+        progress: Called with the number of episodes written.
+        **about: Metadata, see `About`.
+
+    Returns:
+        The `minari.MinariDataset`.
+
+    Raises:
+        L4SError: As `publish`, or an episode is not valid.
+    """
+
+    def runs() -> Iterator[_EpisodeRun]:
+        for number, episode in enumerate(episodes):
+            check_episode(episode, f"episode {number}")
+            yield _EpisodeRun(episode)
+            if progress is not None:
+                progress(number + 1)
+
+    return publish(
+        dataset_id, lambda data: [write_shard(data / shard_name(0), 0, runs())], overwrite=overwrite, **about
+    )
+
+
+def create_from_stream(
+    dataset_id: str,
+    stream: RowStream,
+    *,
+    as_logged: bool = False,
+    overwrite: bool = False,
+    **about: Unpack[About],
+) -> Any:
+    """Write a stream of logged decisions as a Minari dataset, one episode a run, in bounded memory; see `publish`.
+
+    Args:
+        dataset_id: ``l4s/dualpi2/<name>-v0``.
+        stream: The rows.
+        as_logged: Observe the fields as printed, which give most drops away, instead of those before the decision.
+        overwrite: Replace the dataset of this id.
+        **about: Metadata, see `About`.
+    """
+    about.setdefault("metadata", {"as_logged": as_logged})
+
+    def fill(data: Path) -> list[Shard]:
+        return [write_shard(data / shard_name(0), 0, runs_of_stream(stream, as_logged=as_logged))]
+
+    return publish(dataset_id, fill, overwrite=overwrite, **about)
 
 
 def _version() -> str:
@@ -283,7 +365,7 @@ def read_episodes(dataset: Any) -> Iterator[Episode]:
     """
     notes = dataset.storage.get_episode_metadata(dataset.episode_indices)
     for data, note in zip(dataset.iterate_episodes(), notes, strict=True):
-        if not {"missing", "applied_action"} <= set(data.infos or ()):
+        if not set(INFOS) <= set(data.infos or ()):
             raise L4SError(f"dataset {dataset.id!r}: episode {data.id} lacks infos: it is not one of `create`")
         yield Episode(
             observations=data.observations,
@@ -294,6 +376,8 @@ def read_episodes(dataset: Any) -> Iterator[Episode]:
             source=str(note["source"]),
             applied=data.infos["applied_action"][1:],
             absent=tuple(name for name in str(note["absent"]).split(",") if name),
+            extras={name: data.infos[name] for name in EXTRAS},
+            about={name: value for name, value in note.items() if name not in _OWN},
         )
 
 

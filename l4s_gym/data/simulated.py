@@ -1,16 +1,19 @@
-"""Decision logs of the simulator: a native run of a scenario, as records."""
+"""Decision logs of the simulator: a native run of a scenario, as records, and as an episode with its rewards."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 from gymnasium.utils import seeding
 
 from l4s_gym.data.logs import Records
-from l4s_gym.schema import RECORD
+from l4s_gym.data.steps import REWARD, StepMaker, Steps
+from l4s_gym.schema import BY_NAME, RECORD
 from l4s_gym.sim import layout
 from l4s_gym.sim.batch import Batch
 from l4s_gym.sim.scenario import Scenario, load
@@ -22,6 +25,46 @@ LOG_ROWS: Final = 1 << 16
 AT_DEQUEUE: Final = ("codel", "dualpi2_rfc9332", "dualpi2_linux")
 """Disciplines that decide when a packet leaves: rows of packets still queued at the end bear no decision."""
 _REPORTS: Final = 100
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """Who decides in a simulated run.
+
+    Attributes:
+        aqm: Discipline; None: the scenario's.
+        explore: Share of the packets for which one of the three actions is drawn evenly instead.
+    """
+
+    aqm: str | None = None
+    explore: float = 0.0
+
+
+def _run(
+    scenario: Scenario, behaviour: Behaviour, seed: int, reward: str, progress: Progress | None
+) -> Iterator[tuple[Records, npt.NDArray[np.float64]]]:
+    """The log as it grows, and the reward from the start to each arrival.
+
+    At the end comes one more pair, with no record and the reward to the end of the run.
+    """
+    batch = Batch(scenario, aqm=behaviour.aqm, explore=behaviour.explore, reward=reward, log_rows=LOG_ROWS)
+    batch.reset(0, seeding.np_random(seed)[0])
+    step_ns = max(round(scenario.horizon_s * 1e9 / _REPORTS), 1)
+    if progress is not None:
+        batch.stop_at(0, step_ns)
+    status = layout.RUNNING
+    while status not in (layout.TERMINATED, layout.TRUNCATED):
+        status = batch.advance_one()
+        if status == layout.LOG_FULL:
+            yield batch.drain(0)
+        elif status == layout.STOPPED and progress is not None:
+            now_ns = int(batch.env["now_ns"][0])
+            progress(now_ns * 1e-9 / scenario.horizon_s)
+            batch.stop_at(0, now_ns + step_ns)
+    yield batch.drain(0, everything=batch.aqm not in AT_DEQUEUE)
+    yield np.zeros(0, RECORD), batch.env["taken"].copy()
+    if progress is not None:
+        progress(1.0)
 
 
 def simulate_blocks(
@@ -50,23 +93,8 @@ def simulate_blocks(
     chosen = load(scenario)
     if seconds is not None:
         chosen = chosen.replace(horizon_s=seconds)
-    batch = Batch(chosen, aqm=aqm, log_rows=LOG_ROWS)
-    batch.reset(0, seeding.np_random(seed)[0])
-    step_ns = max(round(chosen.horizon_s * 1e9 / _REPORTS), 1)
-    if progress is not None:
-        batch.stop_at(0, step_ns)
-    status = layout.RUNNING
-    while status not in (layout.TERMINATED, layout.TRUNCATED):
-        status = batch.advance_one()
-        if status == layout.LOG_FULL:
-            yield batch.drain_log(0)
-        elif status == layout.STOPPED and progress is not None:
-            now_ns = int(batch.env["now_ns"][0])
-            progress(now_ns * 1e-9 / chosen.horizon_s)
-            batch.stop_at(0, now_ns + step_ns)
-    yield batch.drain_log(0, everything=batch.aqm not in AT_DEQUEUE)
-    if progress is not None:
-        progress(1.0)
+    for records, _ in _run(chosen, Behaviour(aqm), seed, "balance", progress):
+        yield records
 
 
 def simulate_log(
@@ -80,3 +108,45 @@ def simulate_log(
     """The whole log of `simulate_blocks`, which describes the arguments: records (T,)."""
     blocks = simulate_blocks(scenario, aqm, seed, seconds=seconds, progress=progress)
     return np.concatenate([np.zeros(0, RECORD), *blocks])
+
+
+class SimulatedRun:
+    """A simulated run as it is stored: one step a packet, with the environment's reward between two arrivals.
+
+    Args:
+        scenario: What to simulate; its `horizon_s` is the length of the run.
+        behaviour: Who decides.
+        seed: That of `reset(seed=)` of the environment: without exploration, the same run.
+        reward: `balance`, `power` or `l4s_llm`.
+    """
+
+    def __init__(self, scenario: Scenario, behaviour: Behaviour, seed: int, reward: str = "balance") -> None:
+        self._scenario, self._behaviour, self._seed, self._reward = scenario, behaviour, seed, reward
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """Attributes of the episode."""
+        return {
+            "scenario": self._scenario.name,
+            "aqm": self._behaviour.aqm or self._scenario.aqm,
+            "explore": self._behaviour.explore,
+            "seed": self._seed,
+            "seconds": self._scenario.horizon_s,
+            "consecutive": True,
+            "source": "simulated",
+            "absent": "",
+        }
+
+    def blocks(self) -> Iterator[Steps]:
+        """Rows `steps.STEP` in order; the reward of a step is what is earned until the next arrival."""
+        maker = StepMaker(frozenset(BY_NAME), source=self._scenario.name)
+        engine_reward = "balance" if self._reward == REWARD else self._reward
+        held, before = np.zeros(0, RECORD), np.zeros(0)
+        for records, earned in _run(self._scenario, self._behaviour, self._seed, engine_reward, None):
+            # A step's reward is known once the next packet has come.
+            rewards = np.diff(np.concatenate([before, earned]))
+            before = earned[-1:] if len(earned) else before
+            ready = np.concatenate([held, records])[: len(rewards)]
+            held = records[len(records) - 1 :] if len(records) else held[len(rewards) :]
+            if len(ready):
+                yield maker.make(ready, None if self._reward == REWARD else rewards)

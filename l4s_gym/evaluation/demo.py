@@ -8,17 +8,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from l4s_gym.agents.bc import BCAgent, train_bc
 from l4s_gym.agents.protocol import Agent
-from l4s_gym.data import minari_io
+from l4s_gym.data import minari_io, recipes
+from l4s_gym.data.build import build
 from l4s_gym.data.d3rlpy_io import replay_buffer
-from l4s_gym.data.episodes import Episode, episodes_from_rows
+from l4s_gym.data.episodes import episodes_from_rows
 from l4s_gym.data.inspect import inspect_rows
-from l4s_gym.data.pools import Rows, load_rows, make_rows
-from l4s_gym.data.simulated import simulate_log
+from l4s_gym.data.pools import Rows, load_rows
 from l4s_gym.errors import L4SError
 from l4s_gym.evaluation import harness, report
 from l4s_gym.sim import scenario as scenarios
@@ -44,43 +45,47 @@ def find_pools(given: Path | None) -> Path | None:
     return next((place for place in places if place and (place / POOL_FILES[0]).is_file()), None)
 
 
-def _dataset(name: str, episodes: Sequence[Episode], algorithm: str, description: str) -> object:
-    dataset_id = f"l4s/dualpi2/{name}-v0"
-    dataset = minari_io.create(
-        dataset_id,
-        episodes,
+def _rows_dataset(name: str, rows: Sequence[Rows], algorithm: str, description: str, console: Console) -> Any:
+    console.print(inspect_rows(rows[0]), markup=False, highlight=False)
+    return minari_io.create(
+        f"l4s/dualpi2/{name}-v0",
+        episodes_from_rows(rows),
         env_kwargs={"scenario": SCENARIO, "aqm": "dualpi2_freebsd"},
         algorithm_name=algorithm,
         description=description,
         overwrite=True,
     )
-    minari_io.validate(dataset)
-    return dataset
 
 
-def _sources(pools: Path | None, console: Console) -> Iterator[tuple[str, list[Rows], str, str]]:
-    """Name, rows, who decided, and description of each dataset."""
+def _recipe() -> recipes.Recipe:
+    """The recipe `testbed`; without a checkout of the recipes, one of the same scenario and discipline."""
+    try:
+        return recipes.load("testbed")
+    except L4SError:
+        size = recipes.Size(episodes=3, seconds=60.0)
+        behaviours = (recipes.BehaviourSpec("dualpi2_freebsd"),)
+        return recipes.Recipe("The paper's testbed", "For the demo.", (SCENARIO,), behaviours, size, size, name="demo")
+
+
+def _datasets(pools: Path | None, console: Console, progress: ShowProgress) -> Iterator[tuple[str, Any]]:
+    """Name and dataset, one after the other."""
     if pools is not None:
         console.print(f"kernel rows: {pools}", highlight=False)
         rows = [load_rows(pools / name) for name in POOL_FILES if (pools / name).is_file()]
-        yield (
-            "kernel-rows",
-            rows,
-            "FreeBSD 14 dummynet l4s",
-            "Rows of the testbed's kernel (authors' pools), read causally",
-        )
+        text = "Rows of the testbed's kernel (authors' pools), read causally"
+        yield "kernel-rows", _rows_dataset("kernel-rows", rows, "FreeBSD 14 dummynet l4s", text, console)
     else:
         console.print(
             "kernel rows: the authors' experience pools are not here (--pools FOLDER); "
             "a bundled log that the simulator wrote takes their place",
             highlight=False,
         )
-        yield "bundled-log", [load_rows(bundled_log())], "dualpi2_freebsd", "A log written by the simulator"
-    simulated = [
-        make_rows(simulate_log(SCENARIO, "dualpi2_freebsd", seed, seconds=20.0), f"simulated, seed {seed}", None)
-        for seed in (100, 101, 102)
-    ]
-    yield "simulated", simulated, "dualpi2_freebsd", "Logs of the simulator: l4s-llm-testbed, 3 runs of 20 s"
+        text = "A log written by the simulator"
+        rows = [load_rows(bundled_log())]
+        yield "bundled-log", _rows_dataset("bundled-log", rows, "dualpi2_freebsd", text, console)
+    recipe = _recipe()
+    with progress(f"building {recipe.dataset_id('small')}") as share:
+        yield recipe.name, build(recipe, "small", overwrite=True, scores=False, progress=share)
 
 
 def run_demo(
@@ -103,17 +108,15 @@ def run_demo(
         chosen = chosen.replace(horizon_s=seconds)
     notes: list[str] = []
     agents: list[BCAgent] = []
-    for name, rows, algorithm, description in _sources(find_pools(pools), console):
-        for each in rows[:1]:
-            console.print(inspect_rows(each), markup=False, highlight=False)
-        dataset = _dataset(name, episodes_from_rows(rows), algorithm, description)
+    for name, dataset in _datasets(find_pools(pools), console, progress):
+        minari_io.validate(dataset)
         buffer = replay_buffer(dataset)
         with progress(f"training bc on {name}") as show:
             agent = train_bc(buffer, steps=steps, seed=0, progress=lambda k, n, show=show: show(k / n))  # type: ignore[misc]
         agent.save(out / "agents" / f"bc-{name}")
         note = (
-            f"bc-{name}: behaviour cloning (d3rlpy DiscreteBC) on l4s/dualpi2/{name}-v0, "
-            f"{buffer.transition_count} transitions, {steps} steps. {description}."
+            f"bc-{name}: behaviour cloning (d3rlpy DiscreteBC) on {dataset.id}, "
+            f"{buffer.transition_count} transitions, {steps} steps. {dataset.storage.metadata['description']}"
         )
         console.print(note, highlight=False)
         notes.append(note)

@@ -203,7 +203,8 @@ def advance(address: int, stride: int, first: int, last: int, control: int) -> N
             reward = carray(pointer(w.reward_at), (1,), np.float64)
             applied = carray(pointer(w.applied_at), (1,), np.int64)
             status[0] = run(w, action[0])
-            reward[0] = record.take_reward(w)
+            # A full log is emptied in the middle of a step, which earns its reward as a whole.
+            reward[0] = record.take_reward(w) if status[0] != LOG_FULL else 0.0
             applied[0] = w.applied
         if control == 0:
             return

@@ -1,0 +1,189 @@
+"""Recipes of the published datasets: what is simulated, who decides, how much; read from TOML.
+
+A recipe is a folder `datasets/<name>/` with `recipe.toml`; it makes `l4s/dualpi2/<name>-v0` (size `full`) and
+`l4s/dualpi2/<name>-small-v0` (size `small`). What an episode is depends on the recipe and the episode's number alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+import l4s_gym
+from l4s_gym.data.simulated import Behaviour, SimulatedRun
+from l4s_gym.errors import L4SError, unknown
+from l4s_gym.schema import SCHEMA_VERSION
+from l4s_gym.sim import jit, scenario
+
+SIZES: Final = ("small", "full")
+FILE: Final = "recipe.toml"
+VERSION: Final = 0
+PREFIX: Final = "l4s/dualpi2/"
+
+
+class Size(Struct, frozen=True, forbid_unknown_fields=True):
+    """How much of a recipe is made.
+
+    Attributes:
+        episodes: Number of episodes.
+        seconds: Simulated length of each.
+        per_shard: Episodes a file.
+        scenarios: Scenarios instead of the recipe's.
+    """
+
+    episodes: Annotated[int, Meta(ge=1, le=1_000_000)]
+    seconds: Annotated[float, Meta(gt=0.0, le=1e6)]
+    per_shard: Annotated[int, Meta(ge=1)] = 8
+    scenarios: tuple[str, ...] = ()
+
+
+class BehaviourSpec(Struct, frozen=True, forbid_unknown_fields=True):
+    """Who decides: a discipline (empty: the scenario's), and the share of actions that are drawn instead."""
+
+    aqm: Literal["", "fifo", "red", "codel", "pie", "dualpi2_freebsd", "dualpi2_rfc9332", "dualpi2_linux"] = ""
+    explore: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
+
+
+class Recipe(Struct, frozen=True, forbid_unknown_fields=True):
+    """A dataset to be made.
+
+    Attributes:
+        title: One line.
+        description: What it is and what it is for.
+        scenarios: Scenarios, taken in turn.
+        behaviours: Who decides, taken in turn once all scenarios had their turn.
+        small: The size for tests and first steps.
+        full: The published size.
+        eval_scenario: Where agents trained on it are evaluated; the first scenario if empty.
+        seed: Seed of the first episode; the others count up.
+        reward: `balance`, `power` or `l4s_llm`.
+        faults: Known faults, a sentence each.
+        name: Name of the folder.
+    """
+
+    title: str
+    description: str
+    scenarios: Annotated[tuple[str, ...], Meta(min_length=1)]
+    behaviours: Annotated[tuple[BehaviourSpec, ...], Meta(min_length=1)]
+    small: Size
+    full: Size
+    eval_scenario: str = ""
+    seed: Annotated[int, Meta(ge=0)] = 0
+    reward: Literal["balance", "power", "l4s_llm"] = "balance"
+    faults: tuple[str, ...] = ()
+    name: str = ""
+
+    def size(self, size: str) -> Size:
+        """The numbers of `small` or `full`."""
+        if size not in SIZES:
+            raise unknown("size", size, SIZES)
+        return self.small if size == "small" else self.full
+
+    def dataset_id(self, size: str) -> str:
+        """Id of the dataset of a size."""
+        self.size(size)
+        return f"{PREFIX}{self.name}{'-small' if size == 'small' else ''}-v{VERSION}"
+
+    @property
+    def evaluated_on(self) -> str:
+        """The scenario of evaluation."""
+        return self.eval_scenario or self.scenarios[0]
+
+    def behaviour_names(self) -> list[str]:
+        """Who decides, in words."""
+        return [
+            "uniformly random"
+            if b.explore == 1.0
+            else f"{b.aqm or 'scenario'}" + (f" with {b.explore:g} random" if b.explore else "")
+            for b in self.behaviours
+        ]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A shard to be made: the numbers of its episodes."""
+
+    recipe: Recipe
+    size: str
+    shard: int
+
+    @property
+    def first(self) -> int:
+        """Number of its first episode."""
+        return self.shard * self.recipe.size(self.size).per_shard
+
+    def runs(self) -> list[SimulatedRun]:
+        """Its episodes."""
+        chosen = self.recipe.size(self.size)
+        names = chosen.scenarios or self.recipe.scenarios
+        runs = []
+        for number in range(self.first, min(self.first + chosen.per_shard, chosen.episodes)):
+            turn, place = divmod(number, len(names))
+            who = self.recipe.behaviours[turn % len(self.recipe.behaviours)]
+            simulated = scenario.load(names[place]).replace(horizon_s=chosen.seconds)
+            behaviour = Behaviour(who.aqm or None, who.explore)
+            runs.append(SimulatedRun(simulated, behaviour, self.recipe.seed + number, self.recipe.reward))
+        return runs
+
+
+def tasks(recipe: Recipe, size: str) -> list[Task]:
+    """The shards of a dataset, in order."""
+    chosen = recipe.size(size)
+    return [Task(recipe, size, shard) for shard in range(-(-chosen.episodes // chosen.per_shard))]
+
+
+def digest(recipe: Recipe, size: str) -> str:
+    """Tells datasets apart that a recipe makes: its own numbers, the scenarios, the simulator and the schema."""
+    chosen = recipe.size(size)
+    parts = [recipe, size, SCHEMA_VERSION, jit.source_digest()]
+    parts += [scenario.load(name) for name in chosen.scenarios or recipe.scenarios]
+    return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
+
+
+def folder(given: Path | None = None) -> Path:
+    """The folder of recipes: the given one, `./datasets`, or that of the source tree of this package.
+
+    Raises:
+        L4SError: There is none.
+    """
+    places = [given] if given else [Path("datasets"), Path(l4s_gym.__file__).resolve().parents[1] / "datasets"]
+    for place in places:
+        if place is not None and any(place.glob(f"*/{FILE}")):
+            return place
+    where = ", ".join(map(str, places))
+    raise L4SError(f"recipes: none in {where}: give the folder `datasets` of a checkout of l4s-gym (--recipes FOLDER)")
+
+
+def names(given: Path | None = None) -> list[str]:
+    """Names of the recipes."""
+    return sorted(path.parent.name for path in folder(given).glob(f"*/{FILE}"))
+
+
+def load(name: str, given: Path | None = None) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        name: Name of its folder.
+        given: Folder of recipes; see `folder`.
+
+    Raises:
+        L4SError: There is none of this name, or it is not valid (the error says where).
+    """
+    if name not in names(given):
+        raise unknown("dataset", name, names(given))
+    path = folder(given) / name / FILE
+    try:
+        recipe = msgspec.toml.decode(path.read_bytes(), type=Recipe)
+    except msgspec.ValidationError as error:
+        raise L4SError(f"{path}: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise L4SError(f"{path}: is not TOML ({error})") from error
+    used = {*recipe.scenarios, *recipe.small.scenarios, *recipe.full.scenarios, recipe.evaluated_on}
+    for each in sorted(used):
+        scenario.load(each)
+    return msgspec.structs.replace(recipe, name=name)

@@ -1,0 +1,171 @@
+"""Episodes in HDF5: Minari's layout, in shards, each array in one piece so that it can be memory-mapped.
+
+A dataset's `data/` folder holds `shard-00000.hdf5`, ... with the episodes, and `main_data.hdf5`, which Minari opens
+and which only links to them (`h5py.ExternalLink`, by names relative to its folder). A shard is complete or absent.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from tempfile import SpooledTemporaryFile
+from typing import Any, Final, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from l4s_gym.data.files import atomic_write
+from l4s_gym.data.steps import EXTRAS, STEP, Steps
+from l4s_gym.errors import L4SError
+
+MAIN: Final = "main_data.hdf5"
+_IN_MEMORY: Final = 64 << 20
+"""Bytes of an episode that are held in memory; a longer one waits on the disk until its length is known."""
+_ROWS: Final = 1 << 16
+_ALIGNMENT: Final = 64
+
+_COLUMNS: Final[dict[str, tuple[str, str, int]]] = {
+    # path in the episode's group: field of STEP, stored type, rows less than there are steps + 1
+    "observations": ("observation", "<f4", 0),
+    "actions": ("action", "<i8", 1),
+    "rewards": ("reward", "<f8", 1),
+    "infos/missing": ("missing", "?", 0),
+    **{f"infos/{name}": (name, "<i8" if STEP[name].itemsize == 8 else "|i1", 0) for name in EXTRAS},
+}
+INFOS: Final = ("applied_action", "missing", *EXTRAS)
+"""Infos of each episode, (T + 1,): `applied_action` at t + 1 tells what became of action t, as in the environment."""
+
+
+class Run(Protocol):
+    """A run of decisions that can be stored: its rows by blocks, and metadata that is complete after them."""
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """Attributes of the episode: plain values."""
+        ...
+
+    def blocks(self) -> Iterator[Steps]:
+        """Rows `STEP` in order; the last row is the final observation."""
+        ...
+
+
+class Shard(NamedTuple):
+    """A file of episodes: its name, the number of its first episode, how many it has, and their steps."""
+
+    name: str
+    first: int
+    episodes: int
+    steps: int
+
+
+def shard_name(number: int) -> str:
+    """Name of the file of a shard."""
+    return f"shard-{number:05}.hdf5"
+
+
+def h5py() -> Any:
+    """h5py.
+
+    Raises:
+        L4SError: It is not installed.
+    """
+    try:
+        import h5py
+    except ImportError as error:
+        raise L4SError(f"h5py: cannot be imported ({error}): pip install 'l4s-gym[data]'") from error
+    return h5py
+
+
+def _write_episode(file: Any, number: int, run: Run) -> int:
+    """Write one run as an episode; its number of steps, 0 if there are fewer than two rows (nothing is written)."""
+    with SpooledTemporaryFile(max_size=_IN_MEMORY) as spool:
+        rows = 0
+        for block in run.blocks():
+            spool.write(np.ascontiguousarray(block).view(np.uint8).data)
+            rows += len(block)
+        if rows < 2:
+            return 0
+        spool.seek(0)
+        group = file.create_group(f"episode_{number}")
+        group.attrs.update({"id": number, "total_steps": rows - 1, **run.about})
+        made = {
+            path: group.create_dataset(path, (rows - less, *STEP[name].shape), dtype)
+            for path, (name, dtype, less) in _COLUMNS.items()
+        }
+        applied = group.create_dataset("infos/applied_action", (rows,), "<i8")
+        group.create_dataset("terminations", data=np.zeros(rows - 1, np.bool_))
+        group.create_dataset("truncations", data=np.arange(rows - 1) == rows - 2)
+        at = 0
+        while data := spool.read(_ROWS * STEP.itemsize):
+            part = np.frombuffer(data, STEP)
+            for path, (name, _, less) in _COLUMNS.items():
+                kept = part[: rows - less - at]
+                made[path][at : at + len(kept)] = kept[name]
+            done = part["applied"][: rows - 1 - at]
+            applied[at + 1 : at + 1 + len(done)] = done
+            at += len(part)
+    return rows - 1
+
+
+def write_shard(path: Path, first: int, runs: Iterable[Run]) -> Shard:
+    """Write runs to a file, as a whole or not at all.
+
+    Args:
+        path: The file.
+        first: Number of the first episode.
+        runs: The runs, read as a stream; those of less than two rows are left out.
+    """
+    episodes = steps = 0
+    # h5py reads what it wrote, so it is given the name, not the file.
+    with atomic_write(path) as temporary:
+        options = {"alignment_threshold": 1, "alignment_interval": _ALIGNMENT}
+        with h5py().File(temporary.name, "w", **options) as file:
+            for run in runs:
+                written = _write_episode(file, first + episodes, run)
+                episodes += written > 0
+                steps += written
+            file.attrs.update({"first": first, "episodes": episodes, "steps": steps})
+    return Shard(path.name, first, episodes, steps)
+
+
+def read_shard(path: Path) -> Shard:
+    """What a complete shard holds."""
+    with h5py().File(path, "r") as file:
+        return Shard(path.name, *(int(file.attrs[name]) for name in ("first", "episodes", "steps")))
+
+
+def link_shards(folder: Path, shards: Iterable[Shard]) -> tuple[int, int]:
+    """Write `MAIN` for the shards of a folder.
+
+    Returns:
+        Number of episodes and of steps.
+
+    Raises:
+        L4SError: The numbers of the episodes have gaps.
+    """
+    episodes = steps = 0
+    with h5py().File(folder / MAIN, "w") as main:
+        for shard in shards:
+            if shard.first != episodes:
+                raise L4SError(f"{shard.name}: starts with episode {shard.first}, not {episodes}: build it again")
+            for number in range(episodes, episodes + shard.episodes):
+                main[f"episode_{number}"] = h5py().ExternalLink(shard.name, f"/episode_{number}")
+            episodes += shard.episodes
+            steps += shard.steps
+    with open(folder / MAIN, "rb") as file:
+        os.fsync(file.fileno())
+    return episodes, steps
+
+
+def mapped(dataset: Any) -> npt.NDArray[Any]:
+    """A read-only view of a stored array by memory map, without a copy; of one in several pieces, a copy.
+
+    Args:
+        dataset: An open `h5py.Dataset`; the view outlives its file.
+    """
+    offset = dataset.id.get_offset()
+    if offset is None:
+        copied: npt.NDArray[Any] = dataset[()]
+        return copied
+    return np.memmap(dataset.file.filename, dataset.dtype, "r", offset, dataset.shape)
