@@ -14,7 +14,9 @@ import pytest
 
 from l4s_gym import cli
 from l4s_gym.cli.common import console
-from l4s_gym.data.logs import load_records, read_log
+from l4s_gym.data.logs import read_log
+from l4s_gym.data.pools import load_rows
+from l4s_gym.data.records import load_records
 from l4s_gym.schema import PRINTED
 from l4s_gym.sim import layout, scenario
 
@@ -43,7 +45,18 @@ def refuse(capsys: Capture, *args: object) -> str:
 
 
 @pytest.mark.parametrize(
-    "command", [(), ("scenarios",), ("simulate",), ("log",), ("log", "inspect"), ("evaluate",), ("demo",)]
+    "command",
+    [
+        (),
+        ("scenarios",),
+        ("simulate",),
+        ("log",),
+        ("log", "inspect"),
+        ("log", "convert"),
+        ("log", "audit"),
+        ("evaluate",),
+        ("demo",),
+    ],
 )
 def test_help(command: tuple[str, ...], capsys: Capture) -> None:
     code, out, err = run(capsys, *command, "--help")
@@ -120,7 +133,7 @@ def test_simulate_a_file(tmp_path: Path, capsys: Capture) -> None:
 
 
 def test_logs(tmp_path: Path, capsys: Capture) -> None:
-    text, packed = tmp_path / "run.log", tmp_path / "run.npz"
+    text, packed = tmp_path / "run.log", tmp_path / "run.rec"
     for path in (text, packed):
         code, out, _ = run(capsys, "simulate", "--seconds", 3, "--log", path)
         assert code == 0
@@ -134,6 +147,36 @@ def test_logs(tmp_path: Path, capsys: Capture) -> None:
         assert (code, err) == (0, "")
         assert f"{len(stored)} rows, {fields} of 32 fields" in out
         assert "queue C" in out and "queue L" in out and "as logged" in out
+
+
+def test_convert(tmp_path: Path, capsys: Capture) -> None:
+    text = tmp_path / "run.log.gz"
+    assert run(capsys, "simulate", "--seconds", 2, "--log", text)[0] == 0
+    stored = load_rows(text)
+    for kind, name in (("rec", "run.rec.zst"), ("parquet", "run.parquet"), ("pool", "run.json")):
+        code, out, err = run(capsys, "log", "convert", text, "--to", kind, "--out", tmp_path / name)
+        assert (code, err) == (0, "")
+        assert f"{len(stored)} records (24 fields)" in out
+        assert f"{len(stored)} rows, 1 run: {tmp_path / name}" in out
+        assert len(load_rows(tmp_path / name)) == len(stored)
+        message = refuse(capsys, "log", "convert", text, "--to", kind, "--out", tmp_path / name)
+        assert "--overwrite" in message
+        again = ("log", "convert", text, "--to", kind, "--out", tmp_path / name, "--overwrite")
+        assert run(capsys, *again)[0] == 0
+        assert run(capsys, "log", "inspect", tmp_path / name)[0] == 0
+
+
+def test_convert_to_minari(tmp_path: Path, capsys: Capture, monkeypatch: Any) -> None:
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "sets"))
+    path = tmp_path / "run.rec"
+    assert run(capsys, "simulate", "--seconds", 1, "--log", path)[0] == 0
+    args = ("log", "convert", path, "--to", "minari", "--id", "l4s/dualpi2/cli-v0")
+    code, out, err = run(capsys, *args)
+    assert (code, err) == (0, "")
+    rows = len(load_rows(path))
+    assert f"{rows - 1} steps, 1 episodes: l4s/dualpi2/cli-v0 in {tmp_path / 'sets'}" in out
+    refuse(capsys, *args)
+    assert run(capsys, *args, "--overwrite")[0] == 0
 
 
 def test_picture(tmp_path: Path, capsys: Capture) -> None:
@@ -183,13 +226,21 @@ def test_evaluate_an_agent(capsys: Capture) -> None:
         (("simulate", "--seconds", "nan"), "horizon_s"),
         (("simulate", "--seconds", "-1"), "horizon_s"),
         (("simulate", "--seconds", "0"), "horizon_s"),
+        (("simulate", "--log", "a.parquet"), "l4s-gym log convert"),
         (("simulate", "--seed", "-1"), "seed -1: give 0 or more"),
         (("scenarios", "--suite", "tests"), "did you mean 'test'"),
         (("scenarios", "--name", "wbe"), "did you mean 'web'"),
         (("log", "inspect", "none.log"), "none.log"),
-        (("log", "inspect", "none.npz"), "none.npz"),
+        (("log", "inspect", "none.rec"), "none.rec"),
         (("log", "inspect", "none.pkl"), "none.pkl"),
         (("log", "inspect"), "name at least one"),
+        (("log", "convert", "none.log", "--to", "rec"), "--out PATH"),
+        (("log", "convert", "none.log", "--to", "rec", "--out", "a.rec", "--id", "x"), "no --id"),
+        (("log", "convert", "none.log", "--to", "rec", "--out", "a.json"), "end it in .rec"),
+        (("log", "convert", "none.log", "--to", "parquet", "--out", "a.parquet"), "none.log: cannot be read"),
+        (("log", "convert", "none.log", "--to", "rec", "--out", "a.rec", "--as-logged"), "--as-logged"),
+        (("log", "convert", "none.log", "--to", "minari", "--out", "a"), "--id l4s/dualpi2/NAME-v0"),
+        (("log", "convert", "none.log", "--to", "minari", "--id", "l4s/dualpi2/x-v0"), "none.log: cannot be read"),
         (("evaluate", "native:fif"), "did you mean 'fifo'"),
         (("evaluate", "nobody"), "nobody"),
         (("evaluate", "no.module:Agent"), "no module"),
@@ -206,7 +257,7 @@ def test_bad_input(args: tuple[str, ...], message: str, capsys: Capture, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("option", "name"), [("--log", "a.log"), ("--log", "a.npz"), ("--picture", "a.png")])
+@pytest.mark.parametrize(("option", "name"), [("--log", "a.log"), ("--log", "a.rec"), ("--picture", "a.png")])
 def test_output_that_cannot_be_written(option: str, name: str, tmp_path: Path, capsys: Capture) -> None:
     path = tmp_path / "no" / "such" / name
     code, _, err = run(capsys, "simulate", "--seconds", 0.1, option, path)

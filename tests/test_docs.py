@@ -35,7 +35,7 @@ def commands() -> list[str]:
 @pytest.mark.parametrize("command", commands())
 def test_every_command_of_the_readme_exists(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = command.split()
-    asked = words[:2] if words[0] == "log" else words[:1]
+    asked = words[:2] if words[0] in ("log", "datasets") else words[:1]
     assert main([*asked, "--help"]) == 0
     assert "usage: l4s-gym" in capsys.readouterr().out
 

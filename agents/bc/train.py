@@ -25,7 +25,7 @@ class Options:
     """Train a behaviour-cloning agent; give --rows or --dataset."""
 
     rows: tuple[Path, ...] = ()
-    """Kernel logs, files of records (.npz), pools (.pkl) or csv files."""
+    """Kernel logs, binary records (.rec), pools (.json, .pkl), Parquet or csv files."""
     dataset: str | None = None
     """Id of a Minari dataset, such as l4s/dualpi2/testbed-v0."""
     steps: int = 10_000

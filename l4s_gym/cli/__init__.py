@@ -18,7 +18,7 @@ from l4s_gym.cli.common import console, progress_bar
 from l4s_gym.errors import L4SError
 
 app = tyro.extras.SubcommandApp()
-GROUPS = {"log": "l4s_gym.cli.log"}
+GROUPS = {"log": "l4s_gym.cli.log", "datasets": "l4s_gym.cli.datasets"}
 """Groups of commands, and their modules (each has an `app`)."""
 
 
@@ -69,11 +69,13 @@ def simulate(
         aqm: dualpi2_freebsd, dualpi2_rfc9332, dualpi2_linux, pie, codel, red or fifo; the scenario's by default.
         seed: Seed of the episode.
         seconds: Length of the run instead of the scenario's.
-        log: Write the decision log: text lines of the testbed's kernel, or all fields to a .npz file.
+        log: Write the decision log: text lines of the testbed's kernel, or all fields as binary records (.rec).
         picture: Write a picture of delays, queues, probability and rate (PNG).
     """
     from l4s_gym.data.files import atomic_write
-    from l4s_gym.data.logs import save_records, write_log
+    from l4s_gym.data.logs import write_log
+    from l4s_gym.data.records import save_records
+    from l4s_gym.data.stream import named_kind
     from l4s_gym.evaluation import native
     from l4s_gym.sim import scenario as scenarios_
 
@@ -81,6 +83,9 @@ def simulate(
     for path in (log, picture):
         if path is not None and not path.absolute().parent.is_dir():
             raise L4SError(f"{path}: cannot be written, there is no folder {path.parent}: make it first")
+    kind = None if log is None else named_kind(log)
+    if kind not in (None, "log", "rec"):
+        raise L4SError(f"{log}: is not written by `simulate`: write a .rec file, and `l4s-gym log convert` it")
     chosen = scenarios_.load(scenario)
     if seconds is not None:
         chosen = chosen.replace(horizon_s=seconds)
@@ -88,7 +93,7 @@ def simulate(
         run = native.simulate(chosen, aqm, seed, log=log is not None, progress=report)
     _print_run(run, f"{chosen.name}, {run.batch.aqm}, seed {seed}")
     if log is not None:
-        (save_records if log.suffix == ".npz" else write_log)(log, run.records)
+        (save_records if kind == "rec" else write_log)(log, run.records)
         console.print(f"log: {len(run.records)} records in {log}", highlight=False, soft_wrap=True)
     if picture is not None:
         with atomic_write(picture) as file:
@@ -127,6 +132,11 @@ def _print_run(run: object, title: str) -> None:
 @app.command
 def log() -> None:
     """Work on decision logs: `l4s-gym log --help`."""
+
+
+@app.command
+def datasets() -> None:
+    """List, build, show, download and upload datasets: `l4s-gym datasets --help`."""
 
 
 @app.command

@@ -1,13 +1,14 @@
-"""Work on decision logs: say what is in them."""
+"""Work on decision logs: say what is in them, and convert them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
-from l4s_gym.cli.common import say
+from l4s_gym.cli.common import progress_bar, say
+from l4s_gym.errors import L4SError
 
 app = tyro.extras.SubcommandApp()
 Paths = Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="PATH [PATH ...]")]
@@ -18,17 +19,117 @@ def inspect(paths: Paths) -> None:
     """Say what is in decision logs: rows, what was skipped and why, shares and quantiles, leak of the label.
 
     Args:
-        paths: Kernel logs (plain, .gz, .bz2, .xz, .zst; rotations are put in order), .npz records, .csv rows, or
-            an experience pool (.pkl).
+        paths: Kernel logs or binary records (plain, .gz, .bz2, .xz, .zst; rotations are put in order), an experience
+            pool (.json, .pkl), Parquet (.parquet) or rows (.csv).
     """
     from l4s_gym.data.inspect import inspect_rows
-    from l4s_gym.data.logs import read_log
-    from l4s_gym.data.pools import load_rows, make_rows
+    from l4s_gym.data.pools import rows_of
+    from l4s_gym.data.stream import open_stream
 
-    if len(paths) == 1 and paths[0].suffix in (".pkl", ".csv", ".npz"):
-        rows = load_rows(paths[0])
-    else:
-        records, report = read_log(paths)
-        say(report.summary())
-        rows = make_rows(records, ", ".join(map(str, paths)), None)
+    with progress_bar("reading") as show:
+        stream = open_stream(paths, progress=show)
+        rows = rows_of(stream)
+    if stream.report is not None:
+        say(stream.report.summary())
     say(inspect_rows(rows))
+
+
+@app.command
+def convert(
+    paths: Paths,
+    to: Literal["minari", "pool", "parquet", "rec"],
+    out: Path | None = None,
+    as_logged: bool = False,
+    id: str | None = None,
+    algorithm: str = "dualpi2_freebsd",
+    description: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Convert decision logs of any kind; memory stays bounded.
+
+    Args:
+        paths: Kernel logs or binary records (plain, .gz, .bz2, .xz, .zst; rotations are put in order), an experience
+            pool (.json, .pkl), Parquet (.parquet) or rows (.csv).
+        to: A Minari dataset, an experience pool (JSON), Parquet, or binary records.
+        out: The new file: .json, .parquet or .rec (a pool and records may be packed too: .rec.zst).
+        as_logged: Observe the fields as printed, which give most drops away, instead of those before the decision.
+        id: Of a Minari dataset: l4s/dualpi2/NAME-v0.
+        algorithm: Of a Minari dataset: who decided.
+        description: Of a Minari dataset: what the data is.
+        overwrite: Replace what is there.
+    """
+    from l4s_gym.data.convert import check_target
+    from l4s_gym.data.convert import convert as convert_
+
+    if to == "minari":
+        if id is None or out is not None:
+            raise L4SError("--to minari: goes to Minari's folder: give --id l4s/dualpi2/NAME-v0, and no --out")
+        _to_minari(paths, id, as_logged, algorithm, description, overwrite)
+        return
+    if out is None or id is not None:
+        raise L4SError(f"--to {to}: writes a file: give --out PATH, and no --id")
+    check_target(to, out, as_logged=as_logged, overwrite=overwrite)
+    with progress_bar(f"writing {out.name}") as show:
+        done = convert_(paths, to, out, as_logged=as_logged, overwrite=overwrite, progress=show)
+    if done.report is not None:
+        say(done.report.summary())
+    say(f"{done.rows} rows, {done.runs} {'run' if done.runs == 1 else 'runs'}: {done.path}")
+
+
+def _to_minari(
+    paths: tuple[Path, ...], id: str, as_logged: bool, algorithm: str, description: str | None, overwrite: bool
+) -> None:
+    from l4s_gym.data.minari_io import create_from_stream
+    from l4s_gym.data.stream import open_stream
+
+    with progress_bar(f"writing {id}") as show:
+        stream = open_stream(paths, progress=show)
+        dataset = create_from_stream(
+            id,
+            stream,
+            as_logged=as_logged,
+            description=description or f"Logged decisions: {stream.source}",
+            algorithm_name=algorithm,
+            overwrite=overwrite,
+        )
+    if stream.report is not None:
+        say(stream.report.summary())
+    folder = dataset.storage.data_path
+    say(f"{dataset.total_steps} steps, {dataset.total_episodes} episodes: {id} in {folder}")
+
+
+@app.command
+def audit(
+    paths: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="PATH [PATH ...] | DATASET_ID")],
+    rows: int = 200_000,
+    json: Path | None = None,
+) -> None:
+    """Tell whether the actions of a log, pool or dataset can be read off its features.
+
+    A classifier is asked on rows that it has not seen: of the hits that the discipline leaves to chance, which does
+    it foresee with certainty? It can do so only where a feature was written after the decision.
+
+    Args:
+        paths: Decision logs of any kind, as for `inspect`; or a Minari dataset, l4s/dualpi2/NAME-v0.
+        rows: At most so many rows are used, in evenly spaced stretches.
+        json: Write all figures there.
+    """
+    from json import dumps
+
+    from l4s_gym.data.audit import audit as audit_
+    from l4s_gym.data.files import atomic_write
+    from l4s_gym.data.samples import sample_dataset, sample_stream
+    from l4s_gym.data.stream import open_stream
+
+    if rows < 100:
+        raise L4SError(f"--rows {rows}: give 100 or more")
+    if len(paths) == 1 and paths[0].startswith("l4s/dualpi2/") and not Path(paths[0]).exists():
+        sample = sample_dataset(paths[0], rows)
+    else:
+        with progress_bar("reading") as show:
+            sample = sample_stream(open_stream(paths, progress=show), rows)
+    found = audit_(sample)
+    say(found.table())
+    if json is not None:
+        with atomic_write(json) as file:
+            file.write(dumps(found.as_dict(), indent=2).encode())

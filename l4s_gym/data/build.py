@@ -66,8 +66,14 @@ def _on_ray(todo: Sequence[Task], folder: Path, address: str) -> Iterator[int]:
         import ray
     except ImportError as error:
         raise L4SError(f"ray: cannot be imported ({error}): pip install 'l4s-gym[scale]'") from error
-    ray.init(None if address == "local" else address, ignore_reinit_error=True, log_to_driver=False)
-    made = {ray.remote(_shard_bytes).remote(task): task.shard for task in todo}
+    ours = not ray.is_initialized()
+    try:
+        ray.init(address, ignore_reinit_error=True, log_to_driver=False)
+    except (OSError, ValueError, RuntimeError, SystemExit) as error:  # it exits where nothing answers
+        remedy = "start one (`ray start --head`) and give its HOST:PORT, or give `local`"
+        raise L4SError(f"ray: no cluster at {address!r} ({error}): {remedy}") from error
+    make = ray.remote(_shard_bytes)
+    made = {make.remote(task): task.shard for task in todo}
     try:
         while made:
             (done,), _ = ray.wait(list(made), num_returns=1)
@@ -75,7 +81,8 @@ def _on_ray(todo: Sequence[Task], folder: Path, address: str) -> Iterator[int]:
                 file.write(ray.get(done))
             yield made.pop(done)
     finally:
-        ray.shutdown()
+        if ours:
+            ray.shutdown()
 
 
 @contextmanager

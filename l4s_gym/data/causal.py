@@ -24,6 +24,8 @@ import numpy.typing as npt
 
 from l4s_gym.data.logs import Records
 from l4s_gym.data.pools import Rows
+from l4s_gym.data.stream import join, take
+from l4s_gym.errors import L4SError
 from l4s_gym.schema import (
     ACTIONS,
     BY_NAME,
@@ -53,6 +55,11 @@ _FULL_BURST: Final = BY_NAME["burst_allowance"].scale
 _FLOAT32: Final = 2.0**-22
 """Relative error of a difference of numbers that went through float32."""
 _MOST_STEPS: Final = 8
+_ACCUMULATED: Final = OBSERVED.index("accumulated_probability")
+_DROPS: Final = OBSERVED.index("total_drops")
+
+UNKNOWN: Final = BY_NAME["accumulated_probability_before"].high
+"""Stands in `accumulated_probability_before` for a value that is not known: no sum comes near it."""
 
 
 class _Queue(NamedTuple):
@@ -186,12 +193,14 @@ def _rebuild_queue(rows: Records) -> tuple[Ints, Bools]:
     """`rebuild_accumulated` for the rows of one queue."""
     q = _columns(rows)
     full = guard(q.prob, rows["queue_delay_old"].astype(np.int64), q.queue_bytes, rows["qdelay_ref"].astype(np.int64))
-    state = np.where(q.complete, full, _guard_reduced(q))
+    whole = bool(q.complete.all())  # of a log: the evidence for reduced rows is not needed
+    state = full.astype(np.int8) if whole else np.where(q.complete, full, _guard_reduced(q))
     guarded, stepped, unknown = state == 1, state == 0, state == -1
     hit = q.action != ENQUEUE
 
     previous, known = np.zeros(len(rows), np.int64), np.zeros(len(rows), bool)
-    for value, certain in (_previous_complete(rows, q), _previous_reduced(rows, q)):
+    for look in (_previous_complete,) if whole else (_previous_complete, _previous_reduced):
+        value, certain = look(rows, q)
         previous[1:][certain] = value[certain]
         known[1:] |= certain
 
@@ -235,49 +244,7 @@ def rebuild_accumulated(records: Records) -> tuple[Ints, Bools]:
 
 def causal_accumulated(rows: Rows) -> Floats:
     """The accumulated probability before each decision (T,), recorded or else rebuilt; NaN where missing."""
-    if rows.has_before:
-        return rows.records["accumulated_probability_before"].astype(np.float64)
-    if "accumulated_probability" not in rows.present:
-        return np.full(len(rows), np.nan)
-    before, missing = rebuild_accumulated(rows.records)
-    return np.where(missing, np.nan, before)
-
-
-def interval_drops(rows: Rows) -> Floats:
-    """Drops of the queue since the controller's last update (T,), recorded or else rebuilt from the total.
-
-    An update shows as a change of probability, old delay or burst allowance; one that changes none of them
-    goes unseen. An activation and a renewed allowance change them too, but leave the allowance full, which no
-    update does. NaN if the rows bear no count of drops.
-    """
-    records = rows.records
-    if "interval_drops" in rows.present:
-        return records["interval_drops"].astype(np.float64)
-    drops = np.full(len(records), np.nan)
-    if "total_drops" not in rows.present:
-        return drops
-    for queue in (CLASSIC, L4S):
-        index = np.flatnonzero(records["queue_type"] == queue)
-        part = records[index]
-        total = part["total_drops"].astype(np.int64)
-        first = np.zeros(len(part), bool)
-        for name in ("drop_probability", "queue_delay_old", "burst_allowance"):
-            first[1:] |= part[name][1:] != part[name][:-1]
-        first &= part["burst_allowance"] < np.where(part["max_burst"] > 0, part["max_burst"], _FULL_BURST)
-        first[1:] |= np.diff(total) < 0  # a new run
-        start = np.maximum.accumulate(np.where(first, np.arange(len(part)), 0))
-        drops[index] = total - total[start]
-    return drops
-
-
-def _observation(rows: Rows, replaced: dict[str, Floats]) -> Floats:
-    raw = np.full((len(rows), len(OBSERVED)), np.nan)
-    for column, name in enumerate(OBSERVED):
-        if name in replaced:
-            raw[:, column] = replaced[name]
-        elif name in rows.present:
-            raw[:, column] = rows.records[name]
-    return raw
+    return causal_observation(rows)[:, _ACCUMULATED]
 
 
 def causal_observation(rows: Rows) -> Floats:
@@ -287,9 +254,7 @@ def causal_observation(rows: Rows) -> Floats:
         The `OBSERVED` fields in kernel units, shape (T, 8) float64: the accumulated probability before the
         decision, and the drops of the current control interval. NaN where missing.
     """
-    return _observation(
-        rows, {"accumulated_probability": causal_accumulated(rows), "total_drops": interval_drops(rows)}
-    )
+    return CausalStream(rows.present).observe(rows.records)
 
 
 def as_logged_observation(rows: Rows) -> Floats:
@@ -299,7 +264,105 @@ def as_logged_observation(rows: Rows) -> Floats:
         The `OBSERVED` fields in kernel units, shape (T, 8) float64: the accumulated probability after the
         decision, and the drops since the start. NaN for fields that the source lacks.
     """
-    return _observation(rows, {})
+    return CausalStream(rows.present, as_logged=True).observe(rows.records)
+
+
+def observable(present: frozenset[str], as_logged: bool = False) -> list[str]:
+    """The `OBSERVED` fields that can be told, at least of some rows, from the fields that a source bears."""
+    instead = {"accumulated_probability": "accumulated_probability_before", "total_drops": "interval_drops"}
+    return [name for name in OBSERVED if name in present or (not as_logged and instead.get(name) in present)]
+
+
+class CausalStream:
+    """What the kernel knew before each decision, for rows that come block by block.
+
+    Of a log the values of a row follow from the row and its queue's row before, so the blocks may be cut anywhere.
+    Rows without parameters (pools, csv files) are judged by whole stretches of rows: they must come in one block.
+
+    Args:
+        present: Names of the fields that the source bears.
+        as_logged: Give the fields as printed instead (see `as_logged_observation`).
+    """
+
+    def __init__(self, present: frozenset[str], as_logged: bool = False) -> None:
+        self.present, self.as_logged = present, as_logged
+        rebuilt = "accumulated_probability" in present and "accumulated_probability_before" not in present
+        self._whole = rebuilt and "tupdate" not in present and not as_logged
+        self._rebuilt = rebuilt
+        self._counted = "total_drops" in present and "interval_drops" not in present
+        self._ended = False
+        self._last: dict[int, Records] = {}  # the last row (1,) of each queue
+        self._base: dict[int, int] = {}  # its drops when the control interval started
+
+    def observe(self, records: Records) -> Floats:
+        """The `OBSERVED` fields before each decision, in kernel units.
+
+        Args:
+            records: Records (T,) that follow those of the last call.
+
+        Returns:
+            Shape (T, 8); NaN where missing.
+
+        Raises:
+            L4SError: Rows without parameters came in several blocks.
+        """
+        raw = np.full((len(records), len(OBSERVED)), np.nan)
+        for column, name in enumerate(OBSERVED):
+            if name in self.present:
+                raw[:, column] = records[name]
+        if self.as_logged or not len(records):
+            return raw
+        if self._whole and self._ended:
+            raise L4SError("rows without parameters can be judged as a whole only: give all of them at once")
+        self._ended = True
+        raw[:, [_ACCUMULATED, _DROPS]] = np.nan
+        if "accumulated_probability_before" in self.present:
+            before = records["accumulated_probability_before"]
+            raw[:, _ACCUMULATED] = np.where(before == UNKNOWN, np.nan, before)
+        if "interval_drops" in self.present:
+            raw[:, _DROPS] = records["interval_drops"]
+        for queue in (CLASSIC, L4S) if self._rebuilt or self._counted else ():
+            index = np.flatnonzero(records["queue_type"] == queue)
+            if index.size:
+                self._observe_queue(queue, take(records, index), raw, index)
+        return raw
+
+    def _observe_queue(self, queue: int, part: Records, raw: Floats, index: Ints) -> None:
+        """Set what has to be rebuilt in the rows ``index`` of a queue."""
+        last = self._last.get(queue, part[:0])
+        rows = join([last, part])
+        if self._rebuilt:
+            before, missing = _rebuild_queue(rows)
+            raw[index, _ACCUMULATED] = np.where(missing, np.nan, before)[len(last) :]
+        if self._counted:
+            drops, self._base[queue] = _interval_drops(rows, self._base.get(queue))
+            raw[index, _DROPS] = drops[len(last) :]
+        self._last[queue] = part[-1:].copy()
+
+
+def _interval_drops(part: Records, base: int | None) -> tuple[Ints, int]:
+    """Drops of a queue since the controller's last update, rebuilt from the total.
+
+    An update shows as a change of probability, old delay or burst allowance; one that changes none of them
+    goes unseen. An activation and a renewed allowance change them too, but leave the allowance full, which no
+    update does.
+
+    Args:
+        part: Rows of one queue (n,).
+        base: The total when the first row's interval started; None: it starts with that row.
+
+    Returns:
+        The drops (n,), and the total when the last row's interval started.
+    """
+    total = part["total_drops"].astype(np.int64)
+    first = np.zeros(len(part), bool)
+    for name in ("drop_probability", "queue_delay_old", "burst_allowance"):
+        first[1:] |= part[name][1:] != part[name][:-1]
+    first &= part["burst_allowance"] < np.where(part["max_burst"] > 0, part["max_burst"], _FULL_BURST)
+    first[1:] |= np.diff(total) < 0  # a new run
+    start = np.maximum.accumulate(np.where(first, np.arange(len(part)), 0))
+    bases = np.where(start > 0, total[start], total[0] if base is None else base)
+    return total - bases, int(bases[-1])
 
 
 def leak_share(records: Records, accumulated: npt.ArrayLike) -> dict[str, float]:

@@ -1,5 +1,8 @@
 """Replay buffers for d3rlpy, built from its own episodes so that steps and observations stay together.
 
+For its decision transformer give `replay_buffer` a `ReturnSlicer`: d3rlpy's own sums the rewards to the end of the
+episode again for each window, which takes most of the time, and its timesteps run past the model's `max_timestep`.
+
 (`d3rlpy.datasets.get_minari` of 2.8 joins T + 1 observations per episode with T actions, which shifts the
 k-th episode by k steps.)
 """
@@ -13,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from l4s_gym.data.episodes import Episode
 from l4s_gym.data.minari_io import read_episodes
@@ -67,7 +71,59 @@ def expected_steps(episodes: Iterable[Episode], drop_missing: bool = True) -> It
             yield episode.observations[index], episode.actions[index], episode.rewards[index]
 
 
-def replay_buffer(source: Any, *, drop_missing: bool = True) -> Any:
+class ReturnSlicer:
+    """Windows of episodes for d3rlpy's decision transformers, with returns-to-go that are summed once per episode.
+
+    Windows are those of `d3rlpy.dataset.BasicTrajectorySlicer`, but that the timesteps, which start at 1, start again
+    after `max_timestep`: an episode may be longer than the model has embeddings. The number of a step that an agent
+    gives the model has to be wrapped in the same way.
+
+    Args:
+        max_timestep: That of the algorithm's config.
+    """
+
+    def __init__(self, max_timestep: int) -> None:
+        if max_timestep < 1:
+            raise L4SError(f"max_timestep {max_timestep}: give 1 or more, as in the algorithm's config")
+        self.max_timestep = max_timestep
+        self._window = import_d3rlpy().dataset.PartialTrajectory
+        # By identity, and with the episode, so that the identity stays its own.
+        self._returns: dict[int, tuple[Any, npt.NDArray[np.float32]]] = {}
+
+    def _returns_to_go(self, episode: Any) -> npt.NDArray[np.float32]:
+        """Sum of the rewards from each step to the end of the episode (T, 1)."""
+        held = self._returns.get(id(episode))
+        if held is None:
+            sums = np.cumsum(episode.rewards[::-1], axis=0, dtype=np.float64)[::-1]
+            held = self._returns[id(episode)] = episode, sums.astype(np.float32)
+        return held[1]
+
+    def __call__(self, episode: Any, end_index: int, size: int) -> Any:
+        """The window of `size` steps up to step `end_index`: a `d3rlpy.dataset.PartialTrajectory`."""
+        last = end_index + 1
+        first = max(last - size, 0)
+        padding = size - (last - first)
+
+        def padded(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+            if not padding:
+                return array
+            return np.concatenate([np.zeros((padding, *array.shape[1:]), array.dtype), array])
+
+        terminals = np.zeros((last - first, 1), np.float32)
+        terminals[-1] = episode.terminated and last == episode.size()
+        return self._window(
+            observations=padded(episode.observations[first:last]),
+            actions=padded(episode.actions[first:last]),
+            rewards=padded(episode.rewards[first:last]),
+            returns_to_go=padded(self._returns_to_go(episode)[first:last]),
+            terminals=padded(terminals),
+            timesteps=padded(np.arange(first, last, dtype=np.int64) % self.max_timestep + 1),
+            masks=padded(np.ones(last - first, np.float32)),
+            length=size,
+        )
+
+
+def replay_buffer(source: Any, *, drop_missing: bool = True, slicer: Any = None) -> Any:
     """A d3rlpy replay buffer of three discrete actions.
 
     d3rlpy keeps no final observation: the last step of a truncated episode has no transition.
@@ -76,6 +132,7 @@ def replay_buffer(source: Any, *, drop_missing: bool = True) -> Any:
         source: A `minari.MinariDataset` of `minari_io.create`, or a list of `Episode`.
         drop_missing: Leave out steps whose accumulated probability is unknown. A run is cut there into episodes
             of d3rlpy; rows that are not consecutive are only thinned.
+        slicer: Makes the windows of decision transformers: a `ReturnSlicer`; None: d3rlpy's.
 
     Returns:
         A `d3rlpy.dataset.ReplayBuffer` whose episodes have observations (n, 8) float32, actions (n, 1) int64 and
@@ -105,6 +162,7 @@ def replay_buffer(source: Any, *, drop_missing: bool = True) -> Any:
             episodes=made,
             action_space=d3rlpy.ActionSpace.DISCRETE,
             action_size=len(ACTIONS),
+            trajectory_slicer=slicer,
         )
     check_buffer(buffer, episodes, drop_missing=drop_missing)
     return buffer

@@ -5,21 +5,27 @@ from __future__ import annotations
 import bz2
 import gzip
 import importlib
+import io
 import lzma
 import os
 import re
 import secrets
 import zlib
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, TypeVar
 
 from l4s_gym.errors import L4SError
 
 PathLike = str | os.PathLike[str]
 
 _LONGEST_LINE: Final = 1 << 20
+_BUFFER: Final = 1 << 18
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
 @contextmanager
@@ -75,46 +81,146 @@ def read_error(path: PathLike, error: OSError) -> L4SError:
     return L4SError(f"{path}: cannot be read ({error.strerror or error}): check the path and its permissions")
 
 
+class Meter:
+    """Tells the share of the bytes of some files that was read.
+
+    Args:
+        paths: The files.
+        progress: Called with the share; None: nobody wants to know.
+    """
+
+    def __init__(self, paths: Sequence[PathLike], progress: Callable[[float], None] | None) -> None:
+        self._progress = progress
+        self._total = 0
+        self._read = 0
+        for path in paths:
+            with suppress(OSError):  # whoever reads the file tells what is wrong with it
+                self._total += os.path.getsize(path)
+
+    def add(self, count: int) -> None:
+        """Count bytes."""
+        self._read += count
+        if self._progress is not None and self._total:
+            self._progress(min(self._read / self._total, 1.0))
+
+
+class _Metered(io.RawIOBase):
+    """A file that counts what is read from it."""
+
+    def __init__(self, file: io.FileIO, meter: Meter) -> None:
+        self._file, self._meter = file, meter
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self._file.readinto(buffer)
+        self._meter.add(count or 0)
+        return count or 0
+
+
+def _arrow(path: PathLike) -> Any:
+    """PyArrow, which knows zstandard."""
+    try:
+        return importlib.import_module("pyarrow")
+    except ImportError:
+        raise L4SError(f"{path}: is compressed by zstd: pip install 'l4s-gym[data]', or decompress it") from None
+
+
+def printable(text: object, most: int = 200) -> str:
+    """A text that may hold anything that a file says, as a part of a message of one line."""
+    return "".join(char if char.isprintable() else "?" for char in str(text)[:most])
+
+
 @contextmanager
-def open_compressed(path: PathLike) -> Iterator[BinaryIO]:
-    """Open a file, plain or compressed by gzip, bzip2, xz or zstandard (told by its first bytes)."""
+def open_compressed(path: PathLike, meter: Meter | None = None) -> Iterator[BinaryIO]:
+    """Open a file, plain or compressed by gzip, bzip2, xz or zstandard (told by its first bytes).
+
+    Args:
+        path: The file.
+        meter: Told how many bytes of the file are read.
+
+    Raises:
+        L4SError: The file is damaged, or PyArrow is needed for it and missing.
+        OSError: The file cannot be read.
+    """
+    try:
+        with ExitStack() as stack:
+            raw = stack.enter_context(open(path, "rb", buffering=0))
+            counted: Any = raw if meter is None else _Metered(raw, meter)
+            file: Any = stack.enter_context(io.BufferedReader(counted, _BUFFER))
+            magic = file.peek(6)[:6]
+            if magic[:2] == b"\x1f\x8b":
+                file = stack.enter_context(gzip.GzipFile(fileobj=file))
+            elif magic[:3] == b"BZh":
+                file = stack.enter_context(bz2.BZ2File(file))
+            elif magic == b"\xfd7zXZ\x00":
+                file = stack.enter_context(lzma.LZMAFile(file))
+            elif magic[:4] == b"\x28\xb5\x2f\xfd":
+                file = stack.enter_context(_arrow(path).CompressedInputStream(file, "zstd"))
+            yield file
+    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+        raise L4SError(f"{path}: the compressed file is damaged ({error}): fetch it again") from error
+    except OSError as error:
+        if error.errno is None:  # of a decompressor: not of the system
+            raise L4SError(f"{path}: the compressed file is damaged ({error}): fetch it again") from error
+        raise
+
+
+@contextmanager
+def compressed_write(path: PathLike) -> Iterator[BinaryIO]:
+    """`atomic_write`, compressed if the name ends in .gz, .bz2, .xz or .zst."""
     with ExitStack() as stack:
-        file: Any = stack.enter_context(open(path, "rb"))
-        magic = file.read(6)
-        file.seek(0)
-        if magic[:2] == b"\x1f\x8b":
-            file = stack.enter_context(gzip.GzipFile(fileobj=file))
-        elif magic[:3] == b"BZh":
-            file = stack.enter_context(bz2.BZ2File(file))
-        elif magic == b"\xfd7zXZ\x00":
-            file = stack.enter_context(lzma.LZMAFile(file))
-        elif magic[:4] == b"\x28\xb5\x2f\xfd":
-            try:
-                zstandard = importlib.import_module("zstandard")
-            except ImportError:
-                raise L4SError(f"{path}: is compressed by zstd: pip install zstandard, or decompress it") from None
-            file = stack.enter_context(zstandard.ZstdDecompressor().stream_reader(file))
+        file: Any = stack.enter_context(atomic_write(path))
+        suffix = Path(path).suffix.lower()
+        if suffix == ".gz":
+            # The same content makes the same file: no time, no name.
+            file = stack.enter_context(gzip.GzipFile("", "wb", 6, file, mtime=0))
+        elif suffix == ".bz2":
+            file = stack.enter_context(bz2.BZ2File(file, "wb"))
+        elif suffix == ".xz":
+            file = stack.enter_context(lzma.LZMAFile(file, "wb"))
+        elif suffix == ".zst":
+            # Does not close the file beneath: that is `atomic_write`'s.
+            packer = _arrow(path).CompressedOutputStream(_KeepOpen(file), "zstd")
+            file = stack.enter_context(packer)
         yield file
 
 
-def line_blocks(path: PathLike, size: int) -> Iterator[bytes]:
+class _KeepOpen(io.RawIOBase):
+    """Passes on what is written, but not the closing."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        return self._file.write(data)
+
+
+def line_blocks(path: PathLike, size: int, meter: Meter | None = None) -> Iterator[bytes]:
     """Read a file, plain or compressed, in blocks of whole lines, each line with its newline.
 
     Args:
         path: The file.
-        size: Bytes read at a time.
+        size: Bytes read at a time; a block has at most as many, and those of one line more.
+        meter: Told how many bytes of the file are read.
 
     Raises:
         L4SError: The file cannot be read or decompressed.
     """
     try:
-        with open_compressed(path) as file:
+        with open_compressed(path, meter) as file:
             rest = b""
             while data := file.read(size):
-                head, newline, tail = (rest + data).rpartition(b"\n")
-                rest = tail
-                if newline:
-                    yield head + newline
+                cut = data.rfind(b"\n") + 1
+                if cut:
+                    yield rest + data[:cut]
+                    rest = data[cut:]
+                else:
+                    rest += data
                 if len(rest) > _LONGEST_LINE:  # not a text file: keep memory bounded
                     yield rest + b"\n"
                     rest = b""
@@ -122,11 +228,21 @@ def line_blocks(path: PathLike, size: int) -> Iterator[bytes]:
                 yield rest + b"\n"
     except OSError as error:
         raise read_error(path, error) from error
-    except Exception as error:
-        damage = (EOFError, lzma.LZMAError, zlib.error)  # zstandard has an exception of its own
-        if isinstance(error, damage) or type(error).__name__ == "ZstdError":
-            raise L4SError(f"{path}: the compressed file is damaged ({error}): fetch it again") from error
-        raise
+
+
+def map_ahead(function: Callable[[_T], _R], items: Iterable[_T], workers: int = 2) -> Iterator[_R]:
+    """``map`` in the order of the items, some of them ahead in threads (worth while for what releases the GIL).
+
+    The items are taken in the caller's thread.
+    """
+    with ThreadPoolExecutor(workers) as pool:
+        ahead: deque[Future[_R]] = deque()
+        for item in items:
+            ahead.append(pool.submit(function, item))
+            if len(ahead) > workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
 def order_rotation(paths: Sequence[PathLike]) -> list[Path]:

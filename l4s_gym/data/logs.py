@@ -12,29 +12,22 @@ from __future__ import annotations
 
 import os
 import re
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from l4s_gym.data.files import PathLike, atomic_write, line_blocks, read_error
+from l4s_gym.data.files import Meter, PathLike, compressed_write, line_blocks, map_ahead, order_rotation
+from l4s_gym.data.report import OTHER, REPEATED, LogReport, Tally
+from l4s_gym.data.stream import Blocks, RowStream, as_paths, join, take
 from l4s_gym.errors import L4SError
-from l4s_gym.schema import (
-    EXTENSION,
-    FIELDS,
-    LINE_END,
-    LINE_START,
-    PRINTED,
-    RECORD,
-    SCHEMA_VERSION,
-)
+from l4s_gym.schema import EXTENSION, LINE_END, LINE_START, PRINTED, RECORD
 
 Records = npt.NDArray[np.void]
-Progress = Callable[[int, int], None]
+Progress = Callable[[float], None]
 
 NO_END: Final = "start without end"
 CUT: Final = "next start inside the record"
@@ -43,86 +36,53 @@ COUNT: Final = "wrong number of fields"
 NOT_A_NUMBER: Final = "field is not a number"
 RANGE: Final = "value out of range"
 FORM: Final = "one field less or more than the rest of the file"
-REPEATED: Final = "last message repeated"
-OTHER: Final = "other message"
 
 NAMES_24: Final = tuple(f.name for f in PRINTED)
 NAMES_23: Final = tuple(name for name in NAMES_24 if name != "packet_length")
 _BY_FORM: Final = {24: PRINTED, 23: tuple(f for f in PRINTED if f.name != "packet_length")}
 
-_BOUNDS: Final = np.array(
-    [[[getattr(f, side) for f in (*form, form[-1])[:24]] for side in ("low", "high")] for form in _BY_FORM.values()]
+_OFFSETS: Final = {name: place[1] for name, place in (RECORD.fields or {}).items()}
+_PLACES: Final = np.array(
+    [
+        [
+            (_OFFSETS[f.name], RECORD[f.name].itemsize, f.low, f.high, -(f.name == "action"))
+            for f in (*form, form[-1])[:24]
+        ]
+        for form in _BY_FORM.values()
+    ]
 )
-"""Smallest and largest values of both forms, (2, 2, 24); the last column of the shorter one is not used."""
+"""For `scan`: place, size, smallest and largest value of each field of both forms, and what 0 is stored as."""
 
 _START: Final = LINE_START.encode()
 _END: Final = LINE_END.encode()
 _NUMBER: Final = re.compile(rb"0|[1-9][0-9]{0,18}")
 _TAIL: Final = re.compile(rb"[0-9]" + re.escape(_END))
+_SHORTEST: Final = len(_START) + 2 * len(NAMES_23) - 1 + len(_END)
+"""Bytes of the shortest record."""
 _BLOCK: Final = 1 << 20
-"""Bytes read at a time."""
+"""Bytes read at a time: few, to stay in the processor's cache. With one line more, of `files` at most as long again,
+they hold no more than `stream.BLOCK_ROWS` records."""
 _FAST_FROM: Final = 1 << 18
 """Shorter blocks are parsed sooner than the compiled parser is loaded."""
-_EXAMPLES: Final = 5
-
-
-@dataclass(frozen=True)
-class LogReport:
-    """What was found in a log.
-
-    Attributes:
-        files: The files, in the order in which they were read.
-        lines: Lines read.
-        records: Valid records returned.
-        records_23: Those of the older form without `packet_length` (stored as 0).
-        skipped: Number of skipped lines or fragments, by reason.
-        examples: The first skipped ones that should have been records: (path, line number from 1, reason).
-        gaps: Packets of queues C and L between two successive rows of the queue that have no row.
-        restarts: Times that `total_packets` of queues C and L went back (a new run).
-        duplicates: Times that it stood still.
-    """
-
-    files: tuple[str, ...]
-    lines: int
-    records: int
-    records_23: int
-    skipped: dict[str, int]
-    examples: tuple[tuple[str, int, str], ...]
-    gaps: tuple[int, int]
-    restarts: tuple[int, int]
-    duplicates: tuple[int, int]
-
-    @property
-    def fields(self) -> int:
-        """23 if all records have the older form, else 24."""
-        return 23 if self.records and self.records == self.records_23 else 24
-
-    def summary(self) -> str:
-        """The report as a few lines of text."""
-        text = [f"{self.records} records ({self.fields} fields) in {self.lines} lines of {len(self.files)} file(s)"]
-        if 0 < self.records_23 < self.records:
-            text.append(f"  {self.records_23} of them have 23 fields (no packet_length)")
-        text += [f"  skipped {count}: {reason}" for reason, count in sorted(self.skipped.items())]
-        text += [f"    {path}:{line}: {reason}" for path, line, reason in self.examples]
-        for name, counts in (("lost rows", self.gaps), ("restarts", self.restarts), ("repeated rows", self.duplicates)):
-            if any(counts):
-                text.append(f"  {name}: C {counts[0]}, L {counts[1]}")
-        return "\n".join(text)
+_LEFT: Final = 1 << 12
+"""Lines left to the general parser at a time."""
 
 
 @dataclass
-class _Tally:
-    """The growing parts of a report."""
+class _Parsed:
+    """What a block of lines holds.
 
-    lines: int = 0
-    records_23: int = 0
-    skipped: dict[str, int] = field(default_factory=dict)
-    examples: list[tuple[str, int, str]] = field(default_factory=list)
+    Attributes:
+        records: Records (r,) in the order of the lines.
+        places: Their lines, from 0, and numbers of fields, (r, 2).
+        lines: Number of lines.
+        faults: What was skipped, by line from 0.
+    """
 
-    def skip(self, path: str, line: int, reason: str, count: int = 1) -> None:
-        self.skipped[reason] = self.skipped.get(reason, 0) + count
-        if reason not in (OTHER, REPEATED) and len(self.examples) < _EXAMPLES:
-            self.examples.append((path, line, reason))
+    records: Records
+    places: npt.NDArray[np.int64]
+    lines: int
+    faults: Tally
 
 
 def _parse_body(body: bytes) -> tuple[int, ...] | str:
@@ -166,133 +126,132 @@ def parse_line(line: bytes) -> tuple[list[tuple[int, ...]], list[str]]:
     return records, faults
 
 
-def _to_records(values: npt.NDArray[np.int64], form: int) -> Records:
-    """Records (r,) from printed numbers (form, r)."""
-    records = np.zeros(values.shape[1], RECORD)
-    for column, printed in zip(values, _BY_FORM[form], strict=True):
-        records[printed.name] = column
-    records["action"] -= 1
+def _to_records(found: Sequence[tuple[int, ...]]) -> Records:
+    """Records (r,) from printed numbers."""
+    records = np.zeros(len(found), RECORD)
+    for form, fields in _BY_FORM.items():
+        index = [number for number, values in enumerate(found) if len(values) == form]
+        if index:
+            for printed, column in zip(fields, np.array([found[n] for n in index], np.int64).T, strict=True):
+                records[printed.name][index] = column - (printed.name == "action")
     return records
 
 
-def _scan(block: bytes, lines: int) -> Iterator[tuple[int, Records, npt.NDArray[np.int64]]]:
-    """The well-formed lines of a block: for each form (fields, records (r,), index of their lines (r,))."""
+def _parse_left(block: bytes, left: Iterable[Sequence[int]], tally: Tally) -> tuple[Records, npt.NDArray[np.int64]]:
+    """Parse lines (number, first byte, newline) whatever they hold: records, and their lines and fields (r, 2)."""
+    found, places = [], []
+    for line, first, end in left:
+        records, faults = parse_line(block[first:end])
+        found += records
+        places += [(line, len(record)) for record in records]
+        for reason in faults:
+            tally.skip("", line, reason)
+    return _to_records(found), np.array(places, np.int64).reshape(-1, 2)
+
+
+def _parse_block(block: bytes, fast: bool | None) -> _Parsed:
+    """Parse whole lines; a function of the block alone, so that blocks can be parsed side by side."""
+    tally = Tally()
+    if not fast and (fast is not None or len(block) < _FAST_FROM):
+        stops = [match.start() for match in re.finditer(rb"\n", block)]
+        firsts = [0, *(stop + 1 for stop in stops[:-1])]
+        every = zip(range(len(stops)), firsts, stops, strict=True)
+        return _Parsed(*_parse_left(block, every, tally), len(stops), tally)
     from l4s_gym.data.scan import scan
 
     buffer, start, end = (np.frombuffer(data, np.uint8) for data in (block, _START, _END))
-    values, fields = np.empty((24, lines), np.int64), np.empty(lines, np.int64)
-    scan(buffer, start, end, _BOUNDS, values, fields)
-    for form in _BY_FORM:
-        index = np.flatnonzero(fields == form)
-        if index.size:
-            whole = index.size == lines
-            yield form, _to_records(values[:form] if whole else values[:form, index], form), index
+    rows = np.empty(len(block) // _SHORTEST + 1, RECORD)
+    raw = rows.view(np.uint8).reshape(len(rows), RECORD.itemsize)
+    places, left = np.empty((len(rows), 2), np.int64), np.empty((_LEFT, 3), np.int64)
+    state, at, parts = np.zeros(3, np.int64), 0, []
+    while at < len(block):
+        at = scan(buffer, at, start, end, _PLACES, raw, places, left, state)
+        if state[2]:
+            parts.append(_parse_left(block, left[: state[2]].tolist(), tally))
+            state[2] = 0
+    records, places = rows[: state[1]], places[: state[1]]
+    if any(len(more) for more, _ in parts):
+        records = join([records, *(more for more, _ in parts)])
+        places = np.concatenate([places, *(more for _, more in parts)])
+        order = np.argsort(places[:, 0], kind="stable")
+        records, places = take(records, order), places[order]
+    return _Parsed(records, places, int(state[0]), tally)
 
 
-def _parse_block(block: bytes, path: str, tally: _Tally, fast: bool) -> tuple[Records, Any, Any]:
-    """Parse whole lines.
-
-    Returns:
-        Records (r,), their forms (r,), and their line numbers (r,) from 1, in the order of the file.
-    """
-    stops = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n"))
-    parts: list[tuple[int, Records, npt.NDArray[np.int64]]] = list(_scan(block, len(stops))) if fast else []
-    left = np.ones(len(stops), bool)
-    for _, _, index in parts:
-        left[index] = False
-    slow: dict[int, list[tuple[tuple[int, ...], int]]] = {24: [], 23: []}
-    for line in np.flatnonzero(left).tolist():
-        found, faults = parse_line(block[stops[line - 1] + 1 if line else 0 : stops[line]])
-        for record in found:
-            slow[len(record)].append((record, line))
-        for reason in faults:
-            tally.skip(path, tally.lines + line + 1, reason)
-    for form, rows in slow.items():
-        if rows:
-            values = np.array([record for record, _ in rows], np.int64).T
-            parts.append((form, _to_records(values, form), np.array([line for _, line in rows])))
-    before, tally.lines = tally.lines, tally.lines + len(stops)
-    records = np.concatenate([np.zeros(0, RECORD), *(part for _, part, _ in parts)])
-    forms = np.concatenate([np.zeros(0, np.int64), *(np.full(len(part), form) for form, part, _ in parts)])
-    lines = np.concatenate([np.zeros(0, np.int64), *(index for _, _, index in parts)])
-    if len(parts) > 1:
-        order = np.argsort(lines, kind="stable")
-        records, forms, lines = records[order], forms[order], lines[order]
-    return records, forms, lines + before + 1
+def _form(path: str, fast: bool | None, tally: Tally) -> int:
+    """Number of fields of most records of the first block that has any; 0 without any, and then the faults count."""
+    for parsed in (_parse_block(block, fast) for block in line_blocks(path, _BLOCK)):
+        if len(parsed.records):
+            return 24 if 2 * (parsed.places[:, 1] == 24).sum() >= len(parsed.records) else 23
+        tally.take_faults(parsed.faults, path, 1)
+        tally.lines += parsed.lines
+    return 0
 
 
-def _read_file(path: str, tally: _Tally, progress: Progress | None, fast: bool | None) -> list[Records]:
-    """All records of one file, of the form that most of its records have.
-
-    A 24-field record that lost one field in a torn line looks like a 23-field one; a kernel prints one form.
-    """
-    first: dict[int, int] = {}
-    parts, forms = [], []
-    for block in line_blocks(path, _BLOCK):
-        compiled = len(block) >= _FAST_FROM if fast is None else fast
-        records, form_of, numbers = _parse_block(block, path, tally, compiled)
-        for form in _BY_FORM:
-            seen = numbers[form_of == form]
-            if seen.size:
-                first.setdefault(form, int(seen[0]))
-        parts.append(records)
-        forms.append(form_of)
-        if progress is not None:
-            progress(tally.lines, sum(map(len, parts)))
-    count_23 = sum(int((form_of == 23).sum()) for form_of in forms)
-    count_24 = sum(map(len, parts)) - count_23
-    if count_23 and count_24:
-        kept, other = (24, 23) if count_24 >= count_23 else (23, 24)
-        tally.skip(path, first[other], FORM, min(count_23, count_24))
-        parts = [records[form_of == kept] for records, form_of in zip(parts, forms, strict=True)]
-    if count_23 > count_24:
-        tally.records_23 += count_23
-    return parts
+def _blocks(paths: Sequence[str], forms: Sequence[int], fast: bool | None, progress: Progress | None) -> Blocks:
+    tally, meter = Tally(), Meter(paths, progress)
+    for path, form in zip(paths, forms, strict=True):
+        before = tally.lines
+        for parsed in map_ahead(partial(_parse_block, fast=fast), line_blocks(path, _BLOCK, meter)):
+            first = tally.lines - before + 1
+            tally.take_faults(parsed.faults, path, first)
+            tally.lines += parsed.lines
+            records, kept = parsed.records, parsed.places[:, 1] == form
+            if not kept.all():
+                tally.skip(path, first + int(parsed.places[np.argmin(kept), 0]), FORM, int((~kept).sum()))
+                records = take(records, kept)
+            tally.add(records)
+            tally.records_23 += len(records) * (form == 23)
+            if len(records):
+                yield records
+    return tally.report(paths)
 
 
-def _steps(records: Records) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-    """Gaps, restarts and duplicates of queues C and L, from `total_packets`."""
-    counts = []
-    for queue in (0, 1):
-        step = np.diff(records["total_packets"][records["queue_type"] == queue].astype(np.int64))
-        counts.append((int((step[step > 1] - 1).sum()), int((step < 0).sum()), int((step == 0).sum())))
-    gaps, restarts, duplicates = zip(*counts, strict=True)
-    return gaps, restarts, duplicates
-
-
-def read_log(
+def open_log(
     paths: PathLike | Sequence[PathLike], *, progress: Progress | None = None, fast: bool | None = None
-) -> tuple[Records, LogReport]:
-    """Read one log, or several that follow each other (see `files.order_rotation`).
+) -> RowStream:
+    """Open one log, or several that follow each other, as a stream.
+
+    The kernel prints one form of records; a record that lost a field in a torn line looks like one of the other
+    form. So the form of a file is that of most records in its first block that holds any (some thousand lines), and
+    records of the other form are skipped.
 
     Args:
-        paths: Text files, plain or compressed, in the order of time.
-        progress: Called after each block with the lines read and the records of the current file.
-        fast: Whether to use the compiled parser; by the length of the log if None. The result is the same.
+        paths: Text files, plain or compressed; put in the order of time by `files.order_rotation`.
+        progress: Called with the share of the files' bytes that was read.
+        fast: Whether to use the compiled parser; by the length of the blocks if None. The result is the same.
 
     Returns:
-        The records (T,) in the order of the lines, `action` as 0, 1, 2, our own extension 0; and the report.
+        The stream: `action` is 0, 1, 2, and our own extension 0. Without `packet_length` if a file lacks it.
 
     Raises:
         L4SError: A file cannot be read, or there is no valid record at all.
     """
-    files = tuple(os.fspath(p) for p in ([paths] if isinstance(paths, (str, os.PathLike)) else paths))
-    if not files:
-        raise L4SError("log: no file was named: name at least one")
-    tally = _Tally()
-    parts = [part for path in files for part in _read_file(path, tally, progress, fast)]
-    records = np.concatenate([np.zeros(0, RECORD), *parts])
-    if not len(records):
+    files = [os.fspath(path) for path in order_rotation(as_paths(paths))]
+    tally = Tally()
+    forms = [_form(path, fast, tally) for path in files]
+    if not any(forms):
         found = ", ".join(f"{count} x {reason}" for reason, count in sorted(tally.skipped.items())) or "nothing"
         raise L4SError(
             f"{', '.join(files)}: no valid record in {tally.lines} lines (found {found}): "
             f"expected lines such as {LINE_START}<24 numbers>{LINE_END}"
         )
-    gaps, restarts, duplicates = _steps(records)
-    skipped, examples = tally.skipped, tuple(tally.examples)
-    return records, LogReport(
-        files, tally.lines, len(records), tally.records_23, skipped, examples, gaps, restarts, duplicates
-    )
+    names = ", ".join(os.path.basename(path) for path in files)
+    return RowStream(names, frozenset(NAMES_23 if 23 in forms else NAMES_24), _blocks(files, forms, fast, progress))
+
+
+def read_log(
+    paths: PathLike | Sequence[PathLike], *, progress: Progress | None = None, fast: bool | None = None
+) -> tuple[Records, LogReport]:
+    """Read all of a log; the arguments and errors are those of `open_log`.
+
+    Returns:
+        The records (T,) in the order of the lines, and what was found.
+    """
+    stream = open_log(paths, progress=progress, fast=fast)
+    records = join(stream.blocks())
+    assert stream.report is not None
+    return records, stream.report
 
 
 def _format_rows(records: Records, fields: int) -> Iterator[str]:
@@ -322,7 +281,7 @@ def write_log(path: PathLike, records: Records, *, fields: int = 24, prefix: str
     """Write records as log lines; ``path`` is replaced as a whole or not at all.
 
     Args:
-        path: Text file.
+        path: Text file; compressed if its name ends in .gz, .bz2, .xz or .zst.
         records: Records (T,). Our own extension is not in the printed line and is lost.
         fields: 24, or 23 for the older form without `packet_length`.
         prefix: Put before each line, such as ``"Jul 10 12:00:00 router kernel: "``.
@@ -333,7 +292,7 @@ def write_log(path: PathLike, records: Records, *, fields: int = 24, prefix: str
     if "\n" in prefix or LINE_START in prefix or LINE_END in prefix:
         raise L4SError(f"prefix {prefix!r}: holds a newline or a part of a record: choose another")
     head = prefix + LINE_START
-    with atomic_write(path) as file:
+    with compressed_write(path) as file:
         for start in range(0, len(records), 1 << 16):
             rows = _format_rows(records[start : start + (1 << 16)], fields)
             file.write("".join(f"{head}{row}{LINE_END}\n" for row in rows).encode())
@@ -348,43 +307,3 @@ def known_fields(records: Records) -> frozenset[str]:
     if any(records[extra.name].any() for extra in EXTENSION):
         names |= {extra.name for extra in EXTENSION}
     return frozenset(names)
-
-
-def save_records(path: PathLike, records: Records, *, present: frozenset[str] | None = None) -> None:
-    """Write records with all their fields to an ``.npz`` file; it is replaced as a whole or not at all.
-
-    Args:
-        path: The file.
-        records: Records (T,).
-        present: Names of the fields that the records bear (the others are 0); `known_fields` if None.
-    """
-    names = sorted(known_fields(records) if present is None else present)
-    with atomic_write(path) as file:
-        np.savez_compressed(
-            file, records=records, present=np.array(names, dtype=np.str_), schema_version=np.int64(SCHEMA_VERSION)
-        )
-
-
-def load_stored(path: PathLike) -> tuple[Records, frozenset[str]]:
-    """Read a file of `save_records`: records (T,) and the names of the fields that they bear.
-
-    Raises:
-        L4SError: The file cannot be read or is not such a file.
-    """
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            version, records, names = int(archive["schema_version"]), archive["records"], archive["present"].tolist()
-    except OSError as error:
-        raise read_error(path, error) from error
-    except (ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise L4SError(f"{path}: not a file of records ({error}): write it by save_records") from error
-    if version != SCHEMA_VERSION or records.dtype != RECORD or records.ndim != 1:
-        raise L4SError(f"{path}: has version {version} of the schema, not {SCHEMA_VERSION}: convert the log again")
-    if not {f.name for f in FIELDS}.issuperset(names):
-        raise L4SError(f"{path}: names fields that the schema lacks: convert the log again")
-    return records, frozenset(names)
-
-
-def load_records(path: PathLike) -> Records:
-    """Read the records (T,) of a file of `save_records`; errors as `load_stored`."""
-    return load_stored(path)[0]

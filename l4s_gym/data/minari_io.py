@@ -31,7 +31,7 @@ _NAMESPACE: Final = "Decisions of L4S DualPI2 and other queue disciplines, from 
 _OWN: Final = ("id", "total_steps", "consecutive", "source", "absent")
 
 
-def _import(name: str = "minari") -> Any:
+def import_minari(name: str = "minari") -> Any:
     """Minari or one of its modules.
 
     Raises:
@@ -123,11 +123,11 @@ def _dataset_path(dataset_id: str) -> tuple[str, Path]:
     Raises:
         L4SError: The id is not well-formed, or has no namespace or no version.
     """
-    minari = _import("minari.dataset.minari_dataset")
+    minari = import_minari("minari.dataset.minari_dataset")
     match = minari.DATASET_ID_RE.fullmatch(dataset_id)
     if match is None or not match["namespace"] or not match["version"]:
         raise L4SError(f"dataset id {dataset_id!r}: is not of the form {_ID_FORM} (letters, digits, -, _)")
-    return match["namespace"], _import("minari.storage.datasets_root_dir").get_dataset_path(dataset_id)
+    return match["namespace"], import_minari("minari.storage.datasets_root_dir").get_dataset_path(dataset_id)
 
 
 def dataset_folder(dataset_id: str) -> Path:
@@ -148,7 +148,7 @@ def _metadata(reward: str, extra: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _put(new: Path, target: Path, overwrite: bool) -> None:
+def put_in_place(new: Path, target: Path, overwrite: bool) -> None:
     """Move a finished folder to its place; with `overwrite`, instead of the one that is there."""
     old = new.with_name(f"{new.name}.old")
     if overwrite and target.exists():
@@ -214,7 +214,7 @@ def publish(
     Raises:
         L4SError: Bad id, the id is taken, no episodes, or the environment does not take its arguments.
     """
-    minari = _import()
+    minari = import_minari()
     namespace, target = _dataset_path(dataset_id)
     if target.exists() and not overwrite:
         raise L4SError(f"dataset {dataset_id!r}: exists already: give overwrite=True or another name or version")
@@ -236,7 +236,7 @@ def publish(
         "ref_max_score": about.get("ref_max_score"),
         **about.get("metadata", {}),
     }
-    namespaces = _import("minari.namespace")
+    namespaces = import_minari("minari.namespace")
     if namespace not in namespaces.list_local_namespaces():
         namespaces.create_namespace(namespace, description=_NAMESPACE)
     new = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
@@ -246,7 +246,7 @@ def publish(
         if not episodes:
             raise L4SError(f"dataset {dataset_id!r}: no episodes: give at least one run of two rows")
         (new / "data" / MAIN).replace(new / MAIN)
-        storage = _import("minari.dataset.minari_storage").MinariStorage.new(
+        storage = import_minari("minari.dataset.minari_storage").MinariStorage.new(
             new / "data",
             observation_space=gym.spaces.Box(np.zeros(len(schema.OBSERVED), np.float32), schema.OBS_HIGH),
             action_space=gym.spaces.Discrete(len(schema.ACTIONS)),
@@ -264,7 +264,7 @@ def publish(
                 "dataset_size": storage.get_size(),
             }
         )
-        _put(new, target, overwrite)
+        put_in_place(new, target, overwrite)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
@@ -344,7 +344,7 @@ def load(dataset_id: str) -> Any:
     Raises:
         L4SError: There is none of this id, or its files are damaged.
     """
-    minari = _import()
+    minari = import_minari()
     _, path = _dataset_path(dataset_id)
     if not path.is_dir():
         raise L4SError(f"dataset {dataset_id!r}: not found in {path.parent}: see `minari list local`, or download it")

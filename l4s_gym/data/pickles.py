@@ -16,6 +16,7 @@ from typing import Any, Final, cast
 import numpy as np
 import numpy.typing as npt
 
+from l4s_gym.data.files import printable
 from l4s_gym.errors import L4SError
 
 
@@ -43,7 +44,7 @@ class _Type:
 
     def __init__(self, code: object) -> None:
         if not isinstance(code, str) or not re.fullmatch(r"[fiu][1248]|b1", code):
-            raise L4SError(f"holds an array of type {code!r}: only numbers are read")
+            raise L4SError(f"holds an array of type {printable(code)}: only numbers are read")
         self.code, self.order = code, "="
 
     def build(self, state: Any) -> None:
@@ -175,7 +176,8 @@ class Machine:
         """The stand-in for a global name; all but the six of a pool are refused."""
         found = _GLOBALS.get((str(module), str(name)))
         if found is None:
-            raise L4SError(f"names the global {module}.{name}, which no pool needs: not executed, do not trust it")
+            shown = printable(f"{module}.{name}")
+            raise L4SError(f"names the global {shown}, which no pool needs: not executed, do not trust it")
         return found
 
     def make(self, function: object, arguments: Any) -> Any:

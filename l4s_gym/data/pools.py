@@ -14,18 +14,13 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from l4s_gym.data.files import PathLike, read_error
-from l4s_gym.data.logs import (
-    NAMES_23,
-    NAMES_24,
-    Records,
-    known_fields,
-    load_stored,
-    read_log,
-)
+from l4s_gym.data.files import PathLike, printable, read_error
+from l4s_gym.data.logs import NAMES_24, Records, known_fields
 from l4s_gym.data.pickles import Array, Instance, Machine
+from l4s_gym.data.records import bounds
+from l4s_gym.data.stream import Blocks, Progress, RowStream, join, open_stream
 from l4s_gym.errors import L4SError, unknown
-from l4s_gym.schema import ACTIONS, BY_NAME, FIELDS, OBSERVED, RECORD
+from l4s_gym.schema import BY_NAME, FIELDS, OBSERVED, RECORD
 
 FEATURES: Final = {
     7: tuple(name for name in OBSERVED if name != "total_drops"),
@@ -100,8 +95,7 @@ def _fill(columns: dict[str, npt.NDArray[np.float64]]) -> Records:
     """Records from columns in kernel units, with the schema's bounds checked."""
     records = np.zeros(len(next(iter(columns.values()))), RECORD)
     for name, column in columns.items():
-        spec = BY_NAME[name]
-        low, high = (0, len(ACTIONS) - 1) if name == "action" else (spec.low, spec.high)
+        low, high = bounds(name)
         # The pools are float32: the largest probability is rounded up by 1.
         bad = np.flatnonzero(~((column >= low) & (column <= np.float32(high)) & (column == np.floor(column))))
         if bad.size:
@@ -157,7 +151,7 @@ def load_pool(path: PathLike, *, max_bytes: int = MAX_POOL_BYTES) -> Pool:
     except L4SError as error:
         raise L4SError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from error
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, struct.error) as error:
-        raise L4SError(f"{path}: is not a whole pickle of a pool ({error}): fetch the file again") from error
+        raise L4SError(f"{path}: is not a whole pickle of a pool ({printable(error)}): fetch it again") from error
 
 
 # -- csv, and any source
@@ -188,52 +182,49 @@ def load_rows_csv(path: PathLike) -> Rows:
     try:
         table = np.loadtxt(lines, np.float64, delimiter=",", comments=None, ndmin=2)
     except ValueError as error:
-        raise L4SError(f"{path}: {error}: each row needs {len(names)} numbers") from error
+        raise L4SError(f"{path}: {printable(error)}: each row needs {len(names)} numbers") from error
     if table.shape[1] != len(names):
         raise L4SError(f"{path}: rows of {table.shape[1]} numbers, but {len(names)} names: mend the header")
     try:
         records = _fill(dict(zip(names, table.T, strict=True)))
     except L4SError as error:
         raise L4SError(f"{path}: {error}") from error
-    return Rows(records, frozenset(names), os.fspath(path))
+    return Rows(records, frozenset(names), os.path.basename(path))
 
 
-def _kind(path: PathLike) -> str:
-    """``"pool"``, ``"csv"``, ``"npz"`` or ``"log"``, by the suffix, else by the first bytes."""
-    suffix = os.path.splitext(path)[1].lower()
-    kinds = {".pkl": "pool", ".pickle": "pool", ".csv": "csv", ".npz": "npz"}
-    if suffix in kinds:
-        return kinds[suffix]
-    try:
-        with open(path, "rb") as file:
-            head = file.read(1 << 12)
-    except OSError as error:
-        raise read_error(path, error) from error
-    if head[:4] == b"PK\x03\x04":
-        return "npz"
-    if head[:1] == b"\x80" and b"ExperiencePool" in head:
-        return "pool"
-    header = head.split(b"\n", 1)[0].strip().decode("utf-8", "replace").split(",")
-    return "csv" if len(header) > 1 and set(header) <= set(BY_NAME) else "log"
+def single(rows: Rows, progress: Progress | None) -> RowStream:
+    """Rows that are in memory anyway, as a stream of one block."""
+
+    def blocks() -> Blocks:
+        yield rows.records
+        if progress is not None:
+            progress(1.0)
+        return None
+
+    return RowStream(rows.source, rows.present, blocks())
 
 
-def load_rows(path: PathLike) -> Rows:
-    """Read logged decisions: a pool (.pkl), a csv file, a file of `save_records` (.npz), else a log.
+def open_pickle(paths: Sequence[PathLike], *, progress: Progress | None = None) -> RowStream:
+    """The pool of `load_pool` as a stream."""
+    (path,) = paths
+    pool = load_pool(path)
+    return single(Rows(pool.records, frozenset(pool.present), os.path.basename(path)), progress)
 
-    Raises:
-        L4SError: The file is not what its name or its first bytes say.
-    """
-    kind = _kind(path)
-    source = os.fspath(path)
-    if kind == "pool":
-        pool = load_pool(path)
-        return Rows(pool.records, frozenset(pool.present), source)
-    if kind == "csv":
-        return load_rows_csv(path)
-    if kind == "npz":
-        return Rows(*load_stored(path), source)
-    records, report = read_log(path)
-    return Rows(records, frozenset(NAMES_23 if report.records_23 else NAMES_24), source)
+
+def open_csv(paths: Sequence[PathLike], *, progress: Progress | None = None) -> RowStream:
+    """The rows of `load_rows_csv` as a stream."""
+    (path,) = paths
+    return single(load_rows_csv(path), progress)
+
+
+def rows_of(stream: RowStream) -> Rows:
+    """All rows of a stream, in memory."""
+    return Rows(join(stream.blocks()), stream.present, stream.source)
+
+
+def load_rows(paths: PathLike | Sequence[PathLike]) -> Rows:
+    """Read logged decisions of any kind into memory: all of `stream.open_stream`, with its errors."""
+    return rows_of(open_stream(paths))
 
 
 def make_rows(records: Records, source: str = "records", present: Sequence[str] | None = None) -> Rows:

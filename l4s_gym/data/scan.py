@@ -14,42 +14,55 @@ Ints = npt.NDArray[np.int64]
 
 
 @numba.njit(cache=True, nogil=True)
-def scan(buffer: Bytes, start: Bytes, end: Bytes, bounds: Ints, values: Ints, fields: Ints) -> int:
-    """Parse the lines of a block that are well-formed; the others are left to the general parser.
+def scan(
+    buffer: Bytes, at: int, start: Bytes, end: Bytes, forms: Ints, rows: Bytes, lines: Ints, left: Ints, state: Ints
+) -> int:
+    """Convert the lines of a block that are well-formed; the others are left to the general parser.
+
+    Works until the block ends, or there is no place left for more; then call it again with what it returned.
 
     Args:
         buffer: Whole lines (b,), each with its newline.
+        at: Where to begin, the first byte of a line.
         start: The bytes before a record; the last one is its only comma.
         end: The bytes after a record, of which the first is a comma.
-        bounds: Smallest and largest value of each field for the forms of 24 and 23 fields, (2, 2, 24).
-        values: Set to the numbers as printed, (24, n).
-        fields: Set to the number of fields of each line, 0 if it is left, (n,).
+        forms: Of the forms of 24 and 23 fields, for each field the offset and size in a row, the smallest and the
+            largest value as printed, and what is stored for 0, shape (2, 24, 5).
+        rows: Set to the rows of the records, little-endian, and 0 in the rest of a row, (n, bytes of a row).
+        lines: Set to the line of each row and to the number of its fields, (n, 2).
+        left: Set to the lines that are left: number, first byte and newline, (m, 3).
+        state: Lines, rows, and lines left so far, (3,).
 
     Returns:
-        Number of lines n.
+        Where to go on: the length of the buffer once it is done.
     """
-    line, at = 0, 0
-    while at < len(buffer):
+    numbers = np.empty(24, np.int64)
+    line, row, skipped = state[0], state[1], state[2]
+    size = len(buffer)
+    while at < size and row < len(rows) and skipped < len(left):
         first = at
         while buffer[at] != 44 and buffer[at] != 10:
             at += 1
         good = buffer[at] == 44 and at + 1 - first >= len(start)
-        for offset in range(len(start)):
-            good = good and buffer[at + 1 - len(start) + offset] == start[offset]
+        if good:
+            for offset in range(len(start)):
+                good = good and buffer[at + 1 - len(start) + offset] == start[offset]
         count, parsed = 0, 0
         while good and count <= 24:
             at += 1
             begin, number = at, np.int64(0)
+            digit = np.int64(buffer[at]) - 48
             # 18 digits cannot overflow; longer numbers are left.
-            while 48 <= buffer[at] <= 57 and at - begin < 18:
-                number = number * 10 + np.int64(buffer[at] - 48)
+            while 0 <= digit <= 9 and at - begin < 18:
+                number = number * 10 + digit
                 at += 1
+                digit = np.int64(buffer[at]) - 48
             good = buffer[at] == 44 and at > begin and (buffer[begin] != 48 or at == begin + 1) and count < 24
             if good:
-                values[count, line] = number
+                numbers[count] = number
                 count += 1
                 # What follows the last number is the end and the newline.
-                if buffer[at + 1] > 57 and (count == 24 or count == 23):
+                if count >= 23 and buffer[at + 1] > 57:
                     parsed = count
                     break
         if parsed:
@@ -57,15 +70,27 @@ def scan(buffer: Bytes, start: Bytes, end: Bytes, bounds: Ints, values: Ints, fi
                 good = good and buffer[at] == end[offset]  # a newline stops the match before the buffer ends
                 at += good
             good = good and buffer[at] == 10
-            form = 24 - parsed
-            for column in range(parsed):
-                number = values[column, line]
-                good = good and bounds[form, 0, column] <= number <= bounds[form, 1, column]
-            if not good:
-                parsed = 0
-        fields[line] = parsed
+            form = forms[24 - parsed]
+            for field in range(parsed):
+                good = good and form[field, 2] <= numbers[field] <= form[field, 3]
+            if good:
+                for byte in range(rows.shape[1]):
+                    rows[row, byte] = 0
+                for field in range(parsed):
+                    value = numbers[field] + form[field, 4]
+                    place = form[field, 0]
+                    for byte in range(form[field, 1]):
+                        rows[row, place + byte] = value & 255
+                        value >>= 8
+                lines[row, 0] = line
+                lines[row, 1] = parsed
+                row += 1
         while buffer[at] != 10:
             at += 1
+        if not (parsed and good):
+            left[skipped, 0], left[skipped, 1], left[skipped, 2] = line, first, at
+            skipped += 1
         at += 1
         line += 1
-    return line
+    state[0], state[1], state[2] = line, row, skipped
+    return at

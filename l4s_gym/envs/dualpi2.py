@@ -237,7 +237,7 @@ def _open_replay(log: str | Path | None, reward: str | None, mode: Mode, column:
     from l4s_gym.data.pools import load_rows
 
     if log is None:
-        raise L4SError("backend='replay' needs log=PATH (a kernel log, a .npz of records, a .csv or a pool .pkl)")
+        raise L4SError("backend='replay' needs log=PATH (a kernel log, binary records, a pool, Parquet or csv)")
     if reward not in (None, "l4s_llm"):
         raise L4SError(f"reward {reward!r}: logged rows bear no time, so a replay knows only reward='l4s_llm'")
     return ReplaySource(load_rows(Path(log)), mode=mode, column=column, nearest_every=interval)

@@ -316,11 +316,11 @@ def test_bad_training_is_refused(buffer: Any) -> None:
 
 
 def test_the_script_trains(buffer: Any, tmp_path: Path) -> None:
-    from l4s_gym.data.logs import save_records
+    from l4s_gym.data.records import save_records
 
-    save_records(tmp_path / "rows.npz", simulate_log("l4s-llm-testbed", seconds=2.0))
+    save_records(tmp_path / "rows.rec", simulate_log("l4s-llm-testbed", seconds=2.0))
     script = ROOT / "agents" / "bc" / "train.py"
-    command = [sys.executable, str(script), "--rows", "rows.npz", "--steps", "3", "--out", "trained"]
+    command = [sys.executable, str(script), "--rows", "rows.rec", "--steps", "3", "--out", "trained"]
     environment = {"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

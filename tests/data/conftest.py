@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -93,7 +94,13 @@ class _ModelQueue:
         return (MARK, True) if ecn and self.prob < 819 << 18 else (DROP, True)
 
 
-def make_kernel_log(
+def make_kernel_log(seed: int, count: int = 4000, **options: Any) -> Any:
+    """A copy of the log of `_kernel_log`, which is made once."""
+    return _kernel_log(seed, count, **options).copy()
+
+
+@cache
+def _kernel_log(
     seed: int,
     count: int = 4000,
     *,
@@ -116,7 +123,7 @@ def make_kernel_log(
     """
     rng = np.random.default_rng(seed)
     queues = (_ModelQueue(), _ModelQueue())
-    records = np.zeros(count, RECORD)
+    rows: list[dict[str, int]] = []
     now, next_tick, next_update = 0, 10_000, 15_000
     for number in range(count):
         now += int(rng.exponential(1500 / (load + swing * np.sin(number / 150))))
@@ -132,7 +139,6 @@ def make_kernel_log(
                 next_update += 15_000
         index = int(rng.random() < 0.35)
         q, length = queues[index], int(rng.choice([52, 53, 1500], p=[0.2, 0.1, 0.7]))
-        record = records[number]
         before = q.accu
         printed = {
             "burst_allowance": q.burst, "drop_probability": q.prob, "current_queue_delay": q.delay,
@@ -141,15 +147,14 @@ def make_kernel_log(
             "length_in_bytes": q.bytes, "total_drops": q.drops, "packet_length": length, "queue_type": index,
             "qdelay_ref": 15_000, "tupdate": 15_000, "max_burst": 150_000, "max_ecn_threshold": 819, "alpha": 1024,
             "beta": 10240, "flags": flags, "interval_drops": q.since_update,
+            "sequence": number,
         }  # fmt: skip
         action, applied = q.decide(rng, index == 1, bool(index or rng.random() < 0.1), flags)
         dropped = action == DROP and applied
         if dropped and print_after_reset:
             q.accu = 0
-        for name, value in printed.items():
-            record[name] = value
-        record["accumulated_probability"], record["action"] = q.accu, action
-        record["applied_action"], record["accumulated_probability_before"] = (action if applied else ENQUEUE), before
+        printed |= {"accumulated_probability": q.accu, "action": action, "accumulated_probability_before": before}
+        rows.append(printed | {"applied_action": action if applied else ENQUEUE})
         q.offered += 1
         q.offered_bytes += length
         if dropped:
@@ -170,6 +175,9 @@ def make_kernel_log(
             longer.drops += 1
             longer.since_update += 1
             longer.accu = 0
+    records = np.zeros(count, RECORD)
+    for name in rows[0] if rows else ():
+        records[name] = [row[name] for row in rows]
     return records
 
 

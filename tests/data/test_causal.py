@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from l4s_gym.data.causal import (
+    UNKNOWN,
+    CausalStream,
     as_logged_observation,
     causal_accumulated,
     causal_observation,
     leak_share,
+    observable,
     rebuild_accumulated,
 )
 from l4s_gym.data.inspect import inspect_rows
+from l4s_gym.data.logs import NAMES_23, NAMES_24
 from l4s_gym.data.pools import FEATURES, load_rows, make_rows
-from l4s_gym.schema import DROP, ENQUEUE, MARK, MAX_PROB, OBSERVED, RECORD
+from l4s_gym.errors import L4SError
+from l4s_gym.schema import BY_NAME, DROP, ENQUEUE, MARK, MAX_PROB, OBSERVED, RECORD
+from tests.data.conftest import make_kernel_log
 
 
 def _wrong(records: Any, truth: Any) -> tuple[int, float]:
@@ -207,3 +216,74 @@ def test_real_rows_follow_the_rule(pools_dir: Any) -> None:
     step = rows.records["accumulated_probability"].astype(np.int64) - before
     prob = rows.records["drop_probability"]
     assert ((step == 0) | (step == prob) | (prob == 0))[~missing].all()
+
+
+# -- block by block
+
+
+def observed_in_blocks(rows: Any, cuts: list[int], as_logged: bool) -> Any:
+    """The observations, made in blocks that are cut anywhere."""
+    stream = CausalStream(rows.present, as_logged)
+    blocks = np.split(rows.records, sorted(min(cut, len(rows)) for cut in cuts))
+    return np.concatenate([stream.observe(block) for block in blocks])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 7),
+    st.lists(st.integers(0, 900), max_size=12),
+    st.sampled_from(["recorded", "rebuilt", "lost", "old"]),
+    st.booleans(),
+)
+def test_blocks_change_nothing(seed: int, cuts: list[int], form: str, as_logged: bool) -> None:
+    log = _logs(seed)
+    if form == "lost":
+        log = log[np.random.default_rng(seed).random(len(log)) > 0.2]
+    names = {"recorded": tuple(BY_NAME), "old": NAMES_23}.get(form, NAMES_24)
+    for name in BY_NAME:
+        if name not in names:
+            log[name] = 0
+    rows = make_rows(log, present=names)
+    whole = as_logged_observation(rows) if as_logged else causal_observation(rows)
+    np.testing.assert_array_equal(observed_in_blocks(rows, cuts, as_logged), whole)
+    if form == "rebuilt" and not as_logged:
+        before, missing = rebuild_accumulated(log)
+        np.testing.assert_array_equal(whole[:, 4], np.where(missing, np.nan, before))
+
+
+@cache
+def _made(seed: int) -> Any:
+    return np.concatenate([make_kernel_log(seed + n, 300, load=1.3, swing=0.3 * n, limit=300) for n in range(3)])
+
+
+def _logs(seed: int) -> Any:
+    """Three runs one after the other."""
+    return _made(seed).copy()
+
+
+def test_every_single_row_as_a_block() -> None:
+    rows = make_rows(_logs(1), present=NAMES_24)
+    whole = causal_observation(rows)
+    np.testing.assert_array_equal(observed_in_blocks(rows, list(range(len(rows))), False), whole)
+
+
+def test_rows_without_parameters_come_at_once(kernel_log: Any) -> None:
+    present = frozenset((*FEATURES[7], "action"))
+    rows = make_rows(kernel_log(0, 50), present=tuple(present))
+    stream = CausalStream(present)
+    assert stream.observe(rows.records[:0]).shape == (0, 8)
+    stream.observe(rows.records)
+    with pytest.raises(L4SError, match="as a whole"):
+        stream.observe(rows.records)
+    logged = CausalStream(present, as_logged=True)
+    assert len(logged.observe(rows.records)) == len(logged.observe(rows.records))
+    assert observable(present) == [name for name in OBSERVED if name != "total_drops"]
+
+
+def test_what_is_not_known_stays_so(kernel_log: Any) -> None:
+    log = kernel_log(0, 50)
+    log["accumulated_probability_before"][7] = UNKNOWN
+    assert np.flatnonzero(np.isnan(causal_accumulated(make_rows(log)))).tolist() == [7]
+    present = frozenset({"queue_type", "accumulated_probability_before", "interval_drops"})
+    assert observable(present) == ["queue_type", "accumulated_probability", "total_drops"]
+    assert observable(present, as_logged=True) == ["queue_type"]

@@ -12,8 +12,10 @@ import pytest
 
 from l4s_gym import L4SError
 from l4s_gym.data import minari_io
-from l4s_gym.data.d3rlpy_io import check_buffer, import_d3rlpy, quiet, replay_buffer
-from l4s_gym.data.episodes import Episode
+from l4s_gym.data.d3rlpy_io import ReturnSlicer, check_buffer, import_d3rlpy, quiet, replay_buffer
+from l4s_gym.data.episodes import Episode, episodes_from_rows
+from l4s_gym.data.pools import make_rows
+from l4s_gym.data.simulated import simulate_log
 
 try:
     d3rlpy = import_d3rlpy()
@@ -103,6 +105,117 @@ def test_a_dataset_gives_the_same_buffer(tmp_path: Path, monkeypatch: pytest.Mon
     buffer = replay_buffer(dataset)
     check_buffer(buffer, episodes)
     assert _check_transitions(buffer) == _check_transitions(replay_buffer(episodes))
+
+
+SOURCES = ("simulated", "kernel")
+
+
+@pytest.fixture(params=SOURCES)
+def dataset(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel_log: Any, printed_only: Any
+) -> Any:
+    """A small Minari dataset: of the simulator, and of a kernel log of which rows were lost."""
+    pytest.importorskip("minari", reason="needs Minari: pip install 'l4s-gym[data]'")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    if request.param == "simulated":
+        logs = [simulate_log("l4s-llm-testbed", seed=seed, seconds=1.5) for seed in (0, 1)]
+    else:
+        kept = np.random.default_rng(0).random(700) > 0.02
+        logs = [printed_only(kernel_log(seed, 700))[kept] for seed in (1, 2)]
+    episodes = episodes_from_rows([make_rows(log) for log in logs])
+    name = f"l4s/dualpi2/{request.param}-v0"
+    return minari_io.create(name, episodes, algorithm_name="dualpi2_freebsd", description="for tests")
+
+
+def _train(config: Any, buffer: Any, steps: int) -> Any:
+    """The algorithm after some gradient steps on the CPU."""
+    with quiet():
+        algo = config.create(device=False)
+        log = d3rlpy.logging.NoopAdapterFactory()
+        options = {"n_steps_per_epoch": steps, "show_progress": False, "logger_adapter": log}
+        algo.fit(buffer, n_steps=steps, **options)
+    return algo
+
+
+def _weights(algo: Any) -> list[Any]:
+    return [
+        value.clone()
+        for module in vars(algo.impl.modules).values()
+        if hasattr(module, "parameters")
+        for value in module.state_dict().values()
+    ]
+
+
+@pytest.mark.parametrize("name", ["DiscreteBC", "DiscreteCQL"])
+def test_algorithms_train_on_our_datasets(dataset: Any, name: str) -> None:
+    buffer = replay_buffer(dataset)
+    check_buffer(buffer, list(minari_io.read_episodes(dataset)))
+    config = getattr(d3rlpy.algos, f"{name}Config")(batch_size=16)
+    algo = _train(config, buffer, 5)
+    before = _weights(algo)
+    with quiet():
+        losses = [algo.update(buffer.sample_transition_batch(16)) for _ in range(10)]
+    assert all(np.isfinite(list(loss.values())).all() for loss in losses)
+    assert any((old != new).any() for old, new in zip(before, _weights(algo), strict=True))
+    assert algo.action_size == 3
+    assert set(algo.predict(buffer.episodes[0].observations[:50]).tolist()) <= {0, 1, 2}
+
+
+def test_decision_transformers_train_on_our_datasets(dataset: Any) -> None:
+    longest = max(map(len, (e.actions for e in minari_io.read_episodes(dataset))))
+    config = d3rlpy.algos.DiscreteDecisionTransformerConfig(
+        batch_size=8, context_size=4, max_timestep=100, num_heads=1, num_layers=1,
+        encoder_factory=d3rlpy.models.VectorEncoderFactory([16], exclude_last_activation=True),
+    )  # fmt: skip
+    assert longest > config.max_timestep  # d3rlpy's own slicer would run past the embeddings
+    buffer = replay_buffer(dataset, drop_missing=False, slicer=ReturnSlicer(config.max_timestep))
+    algo = _train(config, buffer, 5)
+    before = _weights(algo)
+    with quiet():
+        losses = [algo.update(buffer.sample_trajectory_batch(8, 4)) for _ in range(5)]
+    assert all(np.isfinite(list(loss.values())).all() for loss in losses)
+    assert any((old != new).any() for old, new in zip(before, _weights(algo), strict=True))
+    actor = algo.as_stateful_wrapper(target_return=1.0, action_sampler=d3rlpy.algos.GreedyTransformerActionSampler())
+    assert actor.predict(buffer.episodes[0].observations[0], 0.0) in {0, 1, 2}
+
+
+def test_the_slicer_is_that_of_d3rlpy_but_for_the_wrapped_timesteps() -> None:
+    buffer = replay_buffer([_episode(0, 12), _episode(100, 30)])
+    ours, theirs = ReturnSlicer(10), d3rlpy.dataset.BasicTrajectorySlicer()
+    for episode in buffer.episodes:
+        for end in range(episode.size()):
+            for size in (1, 5, 20):
+                got, expected = ours(episode, end, size), theirs(episode, end, size)
+                for name in ("observations", "actions", "rewards", "returns_to_go", "terminals", "masks"):
+                    one, other = getattr(got, name), getattr(expected, name)
+                    np.testing.assert_allclose(one, other, rtol=1e-6, err_msg=name)
+                    assert (one.shape, one.dtype) == (other.shape, other.dtype), name
+                wrapped = np.where(expected.masks > 0, (expected.timesteps - 1) % 10 + 1, 0)
+                np.testing.assert_array_equal(got.timesteps, wrapped)
+                assert len(got) == size
+    with pytest.raises(L4SError, match="max_timestep 0"):
+        ReturnSlicer(0)
+
+
+def test_the_reader_of_d3rlpy_shifts_later_episodes(dataset: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reason for our adapter. Should `assert not` fail, d3rlpy has mended it."""
+    import gymnasium as gym
+    import minari
+
+    # It needs an environment with a limit on the steps, which ours has not.
+    monkeypatch.setattr(minari.MinariDataset, "recover_environment", lambda self: gym.make("CartPole-v1"))
+    with quiet():
+        theirs, _ = d3rlpy.datasets.get_minari(dataset.id)
+    ours = replay_buffer(dataset, drop_missing=False)
+    first, second = theirs.episodes
+    np.testing.assert_array_equal(first.observations, ours.episodes[0].observations)
+    np.testing.assert_array_equal(second.actions, ours.episodes[1].actions)
+    source = list(minari_io.read_episodes(dataset))
+    assert not np.array_equal(second.observations, source[1].observations[:-1]), (
+        "d3rlpy.datasets.get_minari no longer shifts: drop the note in l4s_gym/data/d3rlpy_io.py, and this test"
+    )
+    shifted = np.concatenate([source[0].observations[-1:], source[1].observations[:-2]])
+    np.testing.assert_array_equal(second.observations, shifted)
 
 
 def test_d3rlpy_is_quiet_only_meanwhile(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from l4s_gym.data.logs import save_records, write_log
+from l4s_gym.data.logs import write_log
 from l4s_gym.data.pools import FEATURES, load_pool, load_rows, load_rows_csv, make_rows
+from l4s_gym.data.records import save_records
 from l4s_gym.errors import L4SError
 from l4s_gym.schema import MAX_PROB
 
@@ -134,6 +135,21 @@ def test_malicious_pickles(tmp_path: Path) -> None:
         load_pool(save(tmp_path / "evil.pkl", crafted["system"]))
 
 
+def test_messages_are_one_printable_line(tmp_path: Path) -> None:
+    """Whatever a file holds: names with line ends and escapes of terminals, too."""
+    crafted: dict[str, bytes] = {
+        "global.pkl": b"\x80\x04\x8c\x05os\x1b[2\x8c\x05a\nb\nc\x93.",
+        "dtype.pkl": b"cnumpy\ndtype\n(\x8c\x06a\nb\x1b[2tR.",
+        "rows.csv": b"queue_type\n0\n'\x1b[2J\x07'\n",
+        "names.csv": b"queue_type,\x1b[2J\n0,0\n",
+        "pool.json": b'{"format": "l4s-gym experience pool", "a\x7fb": 1}',
+    }
+    for name, data in crafted.items():
+        with pytest.raises(L4SError, match=name) as caught:
+            load_rows(save(tmp_path / name, data))
+        assert str(caught.value).isprintable()
+
+
 def test_bombs(tmp_path: Path) -> None:
     huge = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I1000000000000\nt\x8c\x01btR."
     memo = b"\x80\x02K\x01r\xff\xff\xff\xff0."
@@ -187,10 +203,10 @@ def test_damaged_pools(tmp_path_factory: pytest.TempPathFactory, at: int, insert
         assert "damaged.pkl" in str(error)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
-    for suffix in (".pkl", ".csv", ".npz", ""):
+    for suffix in (".pkl", ".csv", ".rec", ".json", ".parquet", ".log", ""):
         path = tmp_path_factory.getbasetemp() / f"any{suffix}"
         path.write_bytes(data)
         with pytest.raises(L4SError):
@@ -226,7 +242,7 @@ def test_load_rows_by_content(tmp_path: Path, random_records: Any) -> None:
     np.testing.assert_array_equal(load_rows(tmp_path / "messages").records, records)
     assert load_rows(tmp_path / "stored").present == {"action"}
     assert load_rows(tmp_path / "table").records["action"].tolist() == [2]
-    for name in ("wrong.pkl", "wrong.npz", "wrong.csv"):
+    for name in ("wrong.pkl", "wrong.rec", "wrong.csv", "wrong.json", "wrong.parquet"):
         (tmp_path / name).write_bytes((tmp_path / "messages").read_bytes())
         with pytest.raises(L4SError, match=name):
             load_rows(tmp_path / name)

@@ -1,0 +1,206 @@
+"""Work on datasets: list, build, show, download, upload."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.table import Table
+
+from l4s_gym.cli.common import console, progress_bar, say
+from l4s_gym.errors import L4SError
+
+app = tyro.extras.SubcommandApp()
+Names = Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="NAME [NAME ...]")]
+Id = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ID")]
+Size = Literal["small", "full"]
+
+
+def _buildable(folder: Path | None) -> dict[str, tuple[str, str]]:
+    """Recipe and size of each dataset that can be built; none where no folder of recipes is found."""
+    from l4s_gym.data import recipes
+
+    try:
+        every = [recipes.load(name, folder) for name in recipes.names(folder)]
+    except L4SError:
+        if folder is not None:
+            raise
+        return {}
+    return {recipe.dataset_id(size): (recipe.name, size) for recipe in every for size in recipes.SIZES}
+
+
+@app.command(name="list")
+def list_(
+    remote: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="[hf://ORG]")] = None,
+    recipes: Path | None = None,
+) -> None:
+    """List the datasets: those of the recipes, others that are here, and those of a remote.
+
+    Args:
+        remote: Look at a remote too: hf://ORG or gcp://BUCKET; $MINARI_REMOTE if not named.
+        recipes: Folder of recipes instead of ./datasets.
+    """
+    from l4s_gym.data import remote as remotes
+
+    buildable, here = _buildable(recipes), remotes.here()
+    there = {} if remote is None else remotes.listed("".join(remote))
+    table = Table("dataset", "recipe", "steps", "MB", *([] if remote is None else ["remote"]))
+    for each in [*buildable, *sorted({*here, *there} - set(buildable))]:
+        stored = here.get(each)
+        cells = [f"{stored['total_steps']:,}", f"{stored['dataset_size']:,.1f}"] if stored else ["-", "-"]
+        published = [] if remote is None else [f"{there[each]['total_steps']:,} steps" if each in there else "-"]
+        table.add_row(each, " ".join(buildable.get(each, "-")), *cells, *published)
+    console.print(table)
+
+
+@app.command
+def build(
+    names: Names,
+    size: Size = "small",
+    workers: int | None = None,
+    ray: str = "",
+    overwrite: bool = False,
+    record: bool = False,
+    recipes: Path | None = None,
+) -> None:
+    """Build datasets of recipes; a build that was stopped goes on where it was.
+
+    Args:
+        names: Recipes, or `all` for those that are not here yet.
+        size: small (minutes at most) or full (the published size).
+        workers: Processes; one a core by default.
+        ray: Address of a Ray cluster, or `local`, instead of processes.
+        overwrite: Replace datasets that are here.
+        record: Bring card, picture, facts and checksums in the folder of the recipe up to date.
+        recipes: Folder of recipes instead of ./datasets.
+    """
+    from l4s_gym.data import recipes as recipes_
+    from l4s_gym.data import remote as remotes
+
+    if workers is not None and workers < 1:
+        raise L4SError(f"--workers {workers}: give 1 or more")
+    if not names:
+        raise L4SError(f"datasets build: name at least one of {', '.join(recipes_.names(recipes))}, or all")
+    chosen = [recipes_.load(name, recipes) for name in (recipes_.names(recipes) if "all" in names else names)]
+    if "all" in names and not overwrite:
+        here = remotes.here()
+        chosen = [recipe for recipe in chosen if recipe.dataset_id(size) not in here]
+    for recipe in chosen:
+        _build(recipe, size, workers, ray, overwrite, recipes_.folder(recipes) / recipe.name if record else None)
+
+
+def _build(recipe: Any, size: Size, workers: int | None, ray: str, overwrite: bool, record: Path | None) -> None:
+    from l4s_gym.data import build as builder
+    from l4s_gym.data import card, minari_io
+
+    dataset_id, start = recipe.dataset_id(size), time.perf_counter()
+    with progress_bar(f"building {dataset_id}") as show:
+        dataset = builder.build(recipe, size, workers=workers, ray=ray, overwrite=overwrite, progress=show)
+    seconds = max(time.perf_counter() - start, 1e-9)
+    folder = minari_io.dataset_folder(dataset_id)
+    rate = dataset.total_steps / seconds
+    say(f"{dataset_id}: {dataset.total_steps:,} steps in {seconds:.1f} s ({rate:,.0f} steps/s): {folder}")
+    if record is not None:
+        measured = card.facts(recipe, size, folder / "data", dataset.storage.metadata["reference_scores"])
+        card.record(record, recipe, size, measured, builder.checksums(folder / "data", dataset_id))
+        say(f"{record}: card, picture, facts and checksums are up to date")
+
+
+@app.command
+def show(id: Id, verify: bool = False) -> None:
+    """Show what a dataset is: origin, counts, actions, scores, licence.
+
+    Args:
+        id: l4s/dualpi2/NAME-v0.
+        verify: Read all of it: compare it with its checksums, and check alignment, types and ranges.
+    """
+    from l4s_gym.data import minari_io
+    from l4s_gym.data import remote as remotes
+
+    folder = minari_io.dataset_folder(id)
+    if not folder.is_dir():
+        raise L4SError(f"dataset {id!r}: is not in {folder.parent}: {_how_to_get(id)}")
+    dataset = minari_io.load(id)
+    compared = remotes.verify(id) if verify else 0
+    table = Table(title=id, show_header=False)
+    for name, value in _facts(dataset, folder, compared if verify else None).items():
+        table.add_row(name, value)
+    console.print(table)
+
+
+def _how_to_get(dataset_id: str) -> str:
+    """The commands that bring a dataset here."""
+    download = f"l4s-gym datasets download {dataset_id} --remote hf://ORG"
+    if dataset_id in (buildable := _buildable(None)):
+        name, size = buildable[dataset_id]
+        return f"`l4s-gym datasets build {name} --size {size}`, or `{download}` where it is published"
+    return f"`l4s-gym datasets list` tells those that can be built; `{download}` fetches one that is published"
+
+
+def _facts(dataset: Any, folder: Path, compared: int | None) -> dict[str, str]:
+    """Rows of the table; `compared`: number of verified files, None if nothing was verified."""
+    from l4s_gym import schema
+    from l4s_gym.data import remote as remotes
+
+    stored = dataset.storage.metadata
+    actions = remotes.count_actions(folder / "data")
+    total = max(sum(actions), 1)
+    counted = zip(schema.ACTIONS, actions, strict=True)
+    scores = [stored.get("ref_min_score"), stored.get("ref_max_score")]
+    sums = (folder / remotes.SUMS).exists()
+    state = f"{remotes.SUMS}, not compared (--verify)" if sums else "none"
+    specs = {name: json.loads(stored[name])["kwargs"] for name in ("env_spec", "eval_env_spec") if name in stored}
+    rows = {
+        "what": stored.get("description"),
+        "behaviour": stored.get("algorithm_name"),
+        "environment": ", ".join(f"{k}={v}" for k, v in specs.get("env_spec", {}).items()),
+        "evaluated on": ", ".join(f"{k}={v}" for k, v in specs.get("eval_env_spec", {}).items()),
+        "episodes": f"{dataset.total_episodes:,}",
+        "steps": f"{dataset.total_steps:,}",
+        "actions": ", ".join(f"{name} {count:,} ({count / total:.2%})" for name, count in counted),
+        "reward": stored.get("reward"),
+        "random, native": "not measured" if None in scores else f"{scores[0]:.2f}, {scores[1]:.2f} (mean returns)",
+        "size": f"{stored.get('dataset_size', 0):,.1f} MB",
+        "licence": stored.get("licence") or "not stated",
+        "made by": stored.get("code_permalink"),
+        "checksums": f"{compared} files as in {remotes.SUMS}" if compared else state,
+        "content": "valid" if compared is not None else "not checked (--verify)",
+        "folder": str(folder),
+    }
+    return {name: str(value or "-").strip() for name, value in rows.items()}
+
+
+@app.command
+def download(id: Id, remote: str = "", token: str = "", force: bool = False) -> None:
+    """Fetch a dataset and check it; what is damaged or incomplete does not take its place.
+
+    Args:
+        id: l4s/dualpi2/NAME-v0.
+        remote: hf://ORG or gcp://BUCKET; $MINARI_REMOTE by default.
+        token: Token of the hub, for what is not public; that of `hf auth login` by default.
+        force: Replace the dataset that is here.
+    """
+    from l4s_gym.data import minari_io
+    from l4s_gym.data import remote as remotes
+
+    dataset = remotes.download(id, remote, token=token, force=force)
+    say(f"{id}: {dataset.total_steps:,} steps, complete and valid: {minari_io.dataset_folder(id)}")
+
+
+@app.command
+def upload(id: Id, remote: str = "", token: str = "") -> None:
+    """Check a dataset and publish it with its card and checksums.
+
+    Args:
+        id: l4s/dualpi2/NAME-v0.
+        remote: hf://ORG or gcp://BUCKET; $MINARI_REMOTE by default.
+        token: Token of the hub; that of `hf auth login`, or $HF_TOKEN, by default.
+    """
+    from l4s_gym.data import remote as remotes
+
+    remotes.upload(id, remote, token=token)
+    say(f"{id}: is published on {remote or os.environ['MINARI_REMOTE']}")

@@ -1,0 +1,212 @@
+"""Binary records: all fields of the schema, as they lie in memory, behind a header that says which.
+
+A file (`.rec`, also compressed: `.rec.gz`, `.rec.zst`, ...) is a header of 32 bytes and then plain records, all
+little-endian, so that a plain file can be mapped: ``np.memmap(path, schema.RECORD, "r", offset=32)``.
+
+| bytes | header |
+|---|---|
+| 0-7 | ``L4S-REC`` and a newline |
+| 8-9 | size of the header |
+| 10-11 | version of the schema |
+| 12-15 | size of a record |
+| 16-23 | which fields are borne: bit n is the n-th of `schema.FIELDS`; the others are 0 in every record |
+| 24-31 | digest of the layout: names, types and places of the fields |
+
+A record that was torn at the end of the file is dropped, and one with a value out of the schema's bounds is
+skipped; both are counted.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from hashlib import blake2b
+from types import TracebackType
+from typing import BinaryIO, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from l4s_gym.data.files import Meter, PathLike, compressed_write, open_compressed, order_rotation, read_error
+from l4s_gym.data.logs import RANGE, known_fields
+from l4s_gym.data.report import Tally
+from l4s_gym.data.stream import BLOCK_ROWS, Blocks, Progress, Records, RowStream, as_paths, join, take
+from l4s_gym.errors import L4SError
+from l4s_gym.schema import BY_NAME, FIELDS, RECORD, SCHEMA_VERSION
+
+MAGIC: Final = b"L4S-REC\n"
+TORN: Final = "record torn at the end of the file"
+_HEADER: Final = struct.Struct("<8sHHIQ8s")
+_LAYOUT: Final = ";".join(f"{name}:{RECORD[name].str}:{place[1]}" for name, place in (RECORD.fields or {}).items())
+_DIGEST: Final = blake2b(_LAYOUT.encode(), digest_size=8).digest()
+
+
+def bounds(name: str) -> tuple[int, int]:
+    """Smallest and largest value of a field as it is stored: actions are 0, 1, 2."""
+    spec = BY_NAME[name]
+    shift = name == "action"
+    return spec.low - shift, spec.high - shift
+
+
+def out_of_bounds(records: Records, present: frozenset[str]) -> npt.NDArray[np.bool_]:
+    """Which records (T,) have a value out of the schema's bounds, or one in a field that the source does not bear."""
+    bad = np.zeros(len(records), bool)
+    for spec in FIELDS:
+        column = records[spec.name]
+        if spec.name not in present:
+            bad |= column != 0
+            continue
+        low, high = bounds(spec.name)
+        if low > 0:
+            bad |= column < low
+        if high < np.iinfo(column.dtype).max:
+            bad |= column > high
+    return bad
+
+
+def _pack_header(present: frozenset[str]) -> bytes:
+    mask = sum(1 << bit for bit, spec in enumerate(FIELDS) if spec.name in present)
+    return _HEADER.pack(MAGIC, _HEADER.size, SCHEMA_VERSION, RECORD.itemsize, mask, _DIGEST)
+
+
+def _parse_header(path: PathLike, data: bytes) -> frozenset[str]:
+    """Names of the fields that a file bears."""
+    if len(data) < _HEADER.size or not data.startswith(MAGIC):
+        raise L4SError(f"{path}: not a file of binary records: write it by `l4s-gym log convert --to rec`")
+    _, size, version, itemsize, mask, digest = _HEADER.unpack(data)
+    if version != SCHEMA_VERSION:
+        raise L4SError(f"{path}: has version {version} of the schema, not {SCHEMA_VERSION}: convert the log again")
+    if (size, itemsize, digest) != (_HEADER.size, RECORD.itemsize, _DIGEST) or mask >> len(FIELDS):
+        raise L4SError(f"{path}: has records of another layout: convert the log again")
+    return frozenset(spec.name for bit, spec in enumerate(FIELDS) if mask >> bit & 1)
+
+
+class RecordWriter:
+    """Writes binary records block by block; the file appears as a whole when the ``with`` block ends, or not at all.
+
+    Args:
+        path: The file; compressed if its name ends in .gz, .bz2, .xz or .zst.
+        present: Names of the fields that the records bear; the others are written as 0.
+    """
+
+    def __init__(self, path: PathLike, present: frozenset[str]) -> None:
+        self.path, self.present = path, present
+        self.rows = 0
+        self._absent = [spec.name for spec in FIELDS if spec.name not in present]
+        self._stack = ExitStack()
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> RecordWriter:
+        self._file = self._stack.enter_context(compressed_write(self.path))
+        self._file.write(_pack_header(self.present))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file = None
+        self._stack.__exit__(kind, error, trace)
+
+    def write(self, records: Records) -> None:
+        """Append records (T,).
+
+        Raises:
+            L4SError: A value is out of the schema's bounds: it would be skipped by a reader.
+        """
+        assert self._file is not None, "write within `with RecordWriter(...)`"
+        if self._absent:
+            records = join([records])  # a copy
+            for name in self._absent:
+                records[name] = 0
+        bad = np.flatnonzero(out_of_bounds(records, self.present))
+        if bad.size:
+            record = records[bad[0]]
+            for name, (low, high) in ((spec.name, bounds(spec.name)) for spec in FIELDS):
+                if name in self.present and not low <= record[name] <= high:
+                    where, value = f"{self.path}: record {self.rows + bad[0]}", record[name]
+                    raise L4SError(f"{where}: {name} is {value}, outside {low} to {high}: mend the source")
+        self._file.write(np.ascontiguousarray(records).data)
+        self.rows += len(records)
+
+
+def _read_file(path: str, meter: Meter, tally: Tally, present: frozenset[str]) -> Iterator[Records]:
+    before = tally.lines
+    try:
+        with open_compressed(path, meter) as file:
+            _parse_header(path, file.read(_HEADER.size))
+            while data := _read_whole(file, BLOCK_ROWS * RECORD.itemsize):
+                first = tally.lines - before + 1
+                torn = len(data) % RECORD.itemsize
+                records = np.frombuffer(data, RECORD, (len(data) - torn) // RECORD.itemsize)
+                tally.lines += len(records)
+                bad = out_of_bounds(records, present)
+                if bad.any():
+                    for row in np.flatnonzero(bad).tolist():
+                        tally.skip(path, first + row, RANGE)
+                    records = take(records, ~bad)
+                if torn:
+                    tally.lines += 1
+                    tally.skip(path, tally.lines - before, TORN)
+                tally.add(records)
+                if len(records):
+                    yield records
+    except OSError as error:
+        raise read_error(path, error) from error
+
+
+def _read_whole(file: BinaryIO, size: int) -> bytes:
+    """Read ``size`` bytes, or fewer at the end of the file only."""
+    data = file.read(size)
+    if len(data) == size or not data:
+        return data
+    parts = [data]
+    while more := file.read(size - sum(map(len, parts))):
+        parts.append(more)
+    return b"".join(parts)
+
+
+def open_records(paths: PathLike | Sequence[PathLike], *, progress: Progress | None = None) -> RowStream:
+    """Open files of binary records that follow each other, as a stream.
+
+    Raises:
+        L4SError: A file cannot be read, is not such a file, or does not bear the same fields as the first.
+    """
+    files = [os.fspath(path) for path in order_rotation(as_paths(paths))]
+    found = []
+    for path in files:
+        try:
+            with open_compressed(path) as file:
+                found.append(_parse_header(path, file.read(_HEADER.size)))
+        except OSError as error:
+            raise read_error(path, error) from error
+        if found[-1] != found[0]:
+            other = ", ".join(sorted(found[-1] ^ found[0]))
+            raise L4SError(f"{path}: does not bear the same fields as {files[0]} ({other}): read it by itself")
+
+    def blocks() -> Blocks:
+        tally, meter = Tally(), Meter(files, progress)
+        for path in files:
+            yield from _read_file(path, meter, tally, found[0])
+        return tally.report(files, "rows")
+
+    return RowStream(", ".join(map(os.path.basename, files)), found[0], blocks())
+
+
+def save_records(path: PathLike, records: Records, *, present: frozenset[str] | None = None) -> None:
+    """Write records with all their fields to a binary file; it is replaced as a whole or not at all.
+
+    Args:
+        path: The file; compressed if its name ends in .gz, .bz2, .xz or .zst.
+        records: Records (T,).
+        present: Names of the fields that the records bear (the others are written as 0); `known_fields` if None.
+    """
+    with RecordWriter(path, known_fields(records) if present is None else present) as writer:
+        for start in range(0, len(records), BLOCK_ROWS):
+            writer.write(records[start : start + BLOCK_ROWS])
+
+
+def load_records(path: PathLike) -> Records:
+    """All valid records (T,) of a binary file; errors as `open_records`."""
+    return join(open_records(path).blocks())

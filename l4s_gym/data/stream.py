@@ -1,0 +1,267 @@
+"""Logged decisions of any kind as a stream of blocks, so that no log needs to be in memory as a whole."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from l4s_gym.data.files import PathLike, open_compressed, read_error
+from l4s_gym.data.report import LogReport
+from l4s_gym.errors import L4SError
+from l4s_gym.schema import BY_NAME, CLASSIC, L4S, RECORD
+
+Records = npt.NDArray[np.void]
+Progress = Callable[[float], None]
+Blocks = Generator[Records, None, LogReport | None]
+"""Blocks of records, and at the end what was found."""
+
+BLOCK_ROWS: Final = 1 << 16
+PLAIN: Final = np.dtype((np.void, RECORD.itemsize))
+"""A record without its fields. NumPy copies records field by field; these at once, several times faster."""
+
+_KINDS: Final = {
+    "log": "l4s_gym.data.logs:open_log",
+    "rec": "l4s_gym.data.records:open_records",
+    "parquet": "l4s_gym.data.parquet:open_parquet",
+    "pool": "l4s_gym.data.jsonpool:open_pool",
+    "pickle": "l4s_gym.data.pools:open_pickle",
+    "csv": "l4s_gym.data.pools:open_csv",
+}
+"""Kind of file: the function that opens it. A reader is imported when a file needs it."""
+_SUFFIXES: Final = {
+    **{".rec": "rec", ".parquet": "parquet", ".json": "pool", ".csv": "csv"},
+    **{".pkl": "pickle", ".pickle": "pickle", ".log": "log"},
+}
+_SEVERAL: Final = ("log", "rec")
+"""Kinds of which several files may follow each other."""
+_PACKED: Final = (".gz", ".bz2", ".xz", ".zst")
+
+
+@dataclass
+class RowStream:
+    """Logged decisions that are read once, from the first to the last.
+
+    Attributes:
+        source: Where the rows come from: names of the files.
+        present: Names of the fields that the source bears; the others are 0.
+        content: What is read.
+        report: What was read and skipped and why, once the blocks were read to the end; None for kinds without.
+    """
+
+    source: str
+    present: frozenset[str]
+    content: Blocks
+    report: LogReport | None = None
+    _begun: bool = False
+
+    @property
+    def reduced(self) -> bool:
+        """Whether the rows lack what tells them apart one by one (see `causal`), and must stay together."""
+        return "tupdate" not in self.present and "accumulated_probability_before" not in self.present
+
+    def blocks(self) -> Iterator[Records]:
+        """The rows in order, in blocks of at most `BLOCK_ROWS`. Can be called once.
+
+        Rows of pools and csv files (small, and `reduced`) come in one block.
+        """
+        if self._begun:
+            raise RuntimeError("the blocks of a stream can be read once: open the files again")
+        self._begun = True
+        if self.reduced:
+            parts = list(self._read())
+            yield from [join(parts)] if parts else []
+        else:
+            yield from self._read()
+
+    def _read(self) -> Iterator[Records]:
+        self.report = yield from self.content
+
+
+class _Open(Protocol):
+    def __call__(self, paths: Sequence[Path], *, progress: Progress | None) -> RowStream: ...
+
+
+def _by_content(path: Path) -> str:
+    with open_compressed(path) as file:
+        head = file.read(1 << 12)
+    if head[:8] == b"L4S-REC\n":
+        return "rec"
+    if head[:4] == b"PAR1":
+        return "parquet"
+    if head[:1] == b"\x80" and b"ExperiencePool" in head:
+        return "pickle"
+    if head.lstrip()[:1] == b"{" and b"experience pool" in head:
+        return "pool"
+    header = head.split(b"\n", 1)[0].strip().decode("utf-8", "replace").split(",")
+    return "csv" if len(header) > 1 and set(header) <= set(BY_NAME) else "log"
+
+
+def named_kind(path: Path) -> str | None:
+    """Kind of a file by its suffix (before that of a compression), if that says one."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    while suffixes and suffixes[-1] in _PACKED:
+        suffixes.pop()
+    return _SUFFIXES.get(suffixes[-1]) if suffixes else None
+
+
+def kind_of(path: Path) -> str:
+    """Kind of a file by its suffix, else by its first bytes.
+
+    Raises:
+        L4SError: The file cannot be read.
+    """
+    if path.is_dir():
+        raise L4SError(f"{path}: cannot be read as rows, it is a folder: name the files in it")
+    try:
+        return named_kind(path) or _by_content(path)
+    except OSError as error:
+        raise read_error(path, error) from error
+
+
+def as_paths(paths: PathLike | Sequence[PathLike]) -> list[Path]:
+    """One path or several, as a list.
+
+    Raises:
+        L4SError: There is none.
+    """
+    found = [Path(path) for path in ([paths] if isinstance(paths, str | os.PathLike) else paths)]
+    if not found:
+        raise L4SError("no file was named: name at least one")
+    return found
+
+
+def open_stream(paths: PathLike | Sequence[PathLike], *, progress: Progress | None = None) -> RowStream:
+    """Open logged decisions of any kind.
+
+    Args:
+        paths: Kernel logs or binary records (.rec), plain or compressed (.gz, .bz2, .xz, .zst), one or several that
+            follow each other (rotations are put in order); or one experience pool (.json, or the authors' .pkl),
+            Parquet file (ours) or csv file.
+        progress: Called with the share of the files' bytes that was read.
+
+    Returns:
+        The stream, of which the first bytes were read.
+
+    Raises:
+        L4SError: A file cannot be read or is not what its name or its first bytes say.
+    """
+    chosen = as_paths(paths)
+    kinds = {path: kind_of(path) for path in chosen}
+    kind = kinds[chosen[0]]
+    if len(set(kinds.values())) > 1:
+        named = ", ".join(f"{path.name} ({what})" for path, what in kinds.items())
+        raise L4SError(f"{named}: files of several kinds: give those of one kind at a time")
+    if len(chosen) > 1 and kind not in _SEVERAL:
+        raise L4SError(f"{', '.join(path.name for path in chosen)}: give one file of this kind at a time")
+    module, _, name = _KINDS[kind].partition(":")
+    opener: _Open = getattr(importlib.import_module(module), name)
+    return opener(chosen, progress=progress)
+
+
+class RunSplitter:
+    """Tells the runs of a stream apart, block by block.
+
+    A run starts where the sequence number does not go up, or else (in a source that numbers nothing, or has counted
+    0 so far) where `total_packets` of a queue goes back. The other queue's going back belongs to the same start, as
+    long as it is that queue's first row since. Rows without these fields are one run.
+
+    Args:
+        present: Names of the fields that the source bears.
+    """
+
+    def __init__(self, present: frozenset[str]) -> None:
+        self._numbered, self._counted = "sequence" in present, "total_packets" in present
+        self._seen = 0
+        self._sequence: int | None = None
+        self._any = False
+        self._start = 0
+        self._last: dict[int, tuple[int, int]] = {}  # queue: row, total packets
+
+    def starts(self, records: Records) -> list[int]:
+        """Indices of the rows with which runs start, in records (T,) that follow those of the last call."""
+        if not len(records):
+            return []
+        found = [] if self._seen else [0]
+        first = len(records)  # the first row to which the sequence number applies
+        if self._numbered:
+            sequence = records["sequence"].astype(np.int64)
+            nonzero = np.array([0]) if self._any else np.flatnonzero(sequence)[:1]
+            first = int(nonzero[0]) if len(nonzero) else len(records)
+            self._any = self._any or bool(len(nonzero))
+        if self._counted:
+            found += self._fallen(records[:first])
+        if self._numbered:
+            if first < len(records):
+                before = self._sequence if self._sequence is not None else int(sequence[0]) - 1
+                fell = np.flatnonzero(np.diff(sequence, prepend=before) <= 0)
+                found += fell[fell >= first].tolist()
+            self._sequence = int(sequence[-1])
+        self._seen += len(records)
+        return found
+
+    def _fallen(self, records: Records) -> list[int]:
+        """Indices at which the counter of a queue goes back, of each start the first."""
+        back: list[tuple[int, int]] = []  # (row that went back, row of the same queue before it)
+        for queue in (CLASSIC, L4S):
+            index = np.flatnonzero(records["queue_type"] == queue)
+            if not index.size:
+                continue
+            total = records["total_packets"][index].astype(np.int64)
+            rows = index + self._seen
+            if queue in self._last:
+                row, count = self._last[queue]
+                rows, total = np.concatenate([[row], rows]), np.concatenate([[count], total])
+            self._last[queue] = int(rows[-1]), int(total[-1])
+            fell = np.flatnonzero(np.diff(total) < 0)
+            back += zip(rows[fell + 1].tolist(), rows[fell].tolist(), strict=True)
+        found = []
+        for row, before in sorted(back):
+            if before >= self._start:  # else it is the other queue's first row of the same run
+                self._start = row
+                found.append(row - self._seen)
+        return found
+
+
+def join(blocks: Iterable[Records]) -> Records:
+    """`np.concatenate` of records, none or more blocks."""
+    return np.concatenate([np.empty(0, PLAIN), *(block.view(PLAIN) for block in blocks)]).view(RECORD)
+
+
+def take(records: Records, index: npt.NDArray[Any]) -> Records:
+    """``records[index]`` for an array of indices or a mask."""
+    taken: Records = records.view(PLAIN)[index].view(RECORD)
+    return taken
+
+
+def regroup(blocks: Iterable[Any], rows: int = BLOCK_ROWS) -> Iterator[Any]:
+    """The same rows in blocks of just so many rows; the last one may have fewer.
+
+    Args:
+        blocks: Records, or other arrays of one type.
+        rows: Rows of a block.
+    """
+    parts: list[Any] = []
+    count = 0
+    for block in blocks:
+        at = 0
+        while count + len(block) - at >= rows:
+            parts.append(block[at : at + rows - count])
+            at += rows - count
+            yield parts[0] if len(parts) == 1 else _merge(parts)
+            parts, count = [], 0
+        if at < len(block):
+            parts.append(block[at:])
+            count += len(block) - at
+    if parts:
+        yield _merge(parts)
+
+
+def _merge(parts: list[Any]) -> Any:
+    return join(parts) if parts[0].dtype == RECORD else np.concatenate(parts)
