@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,7 +43,38 @@ def test_every_command_of_the_readme_exists(command: str, capsys: pytest.Capture
     assert "usage: l4s-gym" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("path", ["benchmarks/speed.py", "benchmarks/fidelity.py", "benchmarks/peers/ns3.py"])
+@pytest.mark.slow
+@pytest.mark.parametrize(("page", "title"), [("README.md", "Data"), ("datasets/README.md", "Load")])
+def test_what_is_said_of_data_runs_as_written(page: str, title: str, tmp_path: Path) -> None:
+    for extra in ("minari", "torch", "d3rlpy", "sklearn"):
+        pytest.importorskip(extra, reason="needs all extras")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path, "MINARI_DATASETS_PATH": str(tmp_path / "datasets")}
+    text = (ROOT / page).read_text()
+    if title == "Load":
+        text = "```sh\nl4s-gym datasets build testbed\n```\n" + text[text.index(f"## {title}") :]
+    section = text[text.index("```sh") if title == "Load" else text.index(f"## {title}") :]
+    end = section.find("\n## ", 200)
+    script = []
+    for language, block in re.findall(r"```(sh|python)\n(.*?)```", section[:end], re.S):
+        script.append((["bash", "-e", "-c"] if language == "sh" else [sys.executable, "-c"], block))
+    assert {command[0] for command, _ in script} == {"bash", sys.executable}
+    python = "".join(block for command, block in script if command[0] == sys.executable)
+    for command, block in [*(each for each in script if each[0][0] == "bash"), ([sys.executable, "-c"], python)]:
+        done = subprocess.run([*command, block], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "benchmarks/speed.py",
+        "benchmarks/fidelity.py",
+        "benchmarks/peers/ns3.py",
+        "benchmarks/data_speed.py",
+        "benchmarks/sim_to_real.py",
+    ],
+)
 def test_the_readme_names_the_benchmarks(path: str) -> None:
     assert path in (ROOT / "README.md").read_text()
     assert (ROOT / path).is_file()

@@ -227,9 +227,8 @@ def render(recipe: Recipe, by_size: Mapping[str, dict[str, Any]]) -> str:
         *(f"- {fault}" for fault in (*recipe.faults, _SIMULATED)),
         "",
         "## Licence and checksums",
-        f"{LICENCE}. SHA-256 of each file: `SHA256SUMS` beside this card "
-        "(`cd $MINARI_DATASETS_PATH && sha256sum -c SHA256SUMS`). The same recipe, simulator, and version of HDF5 "
-        "give the same bytes.",
+        f"{LICENCE}. SHA-256 of each file: `SHA256SUMS` beside this card, with paths from `$MINARI_DATASETS_PATH`. The "
+        "same recipe, simulator, and version of HDF5 give the same bytes.",
         "",
     ]
     return "\n".join(lines)

@@ -114,7 +114,8 @@ class Batch:
         rows = {
             "queue_at": self.queue, "flow_at": self.flow, "packet_at": self.packet, "score_at": self.score,
             "tree_at": self.tree, "hist_at": self.hist, "log_at": self.log, "rewards_at": self.log_rewards,
-            "obs_at": self.obs, "applied_at": self.applied, "action_at": self.action, "reward_at": self.reward, "status_at": self.status,
+            "obs_at": self.obs, "applied_at": self.applied, "action_at": self.action,
+            "reward_at": self.reward, "status_at": self.status,
         }  # fmt: skip
         self._memory = (parts, rows, self._trace)
         self._places = {name: a.ctypes.data + a.strides[0] * np.arange(n) for name, a in rows.items()}
