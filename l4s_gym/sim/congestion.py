@@ -8,11 +8,13 @@ from l4s_gym.sim.jit import jit, public
 from l4s_gym.sim.layout import CUBIC, DCTCP, PRAGUE
 
 MIN_WINDOW: Final = 2.0
+FREEBSD_TICK_NS: Final = 10_000_000
+"""FreeBSD counts CUBIC's time in ticks; in a virtual machine hz is 100."""
 PRAGUE_REF_RTT_NS: Final = 25_000_000
 """Prague behaves as if its RTT were at least this (UDP Prague's reference RTT)."""
 PRAGUE_MIN_RATE_BPS: Final = 100_000.0
 """UDP Prague's least pacing rate: no mark or loss takes the window below it."""
-_LARGE: Final = 1e9
+LARGE: Final = 1e9
 
 
 @jit
@@ -27,7 +29,7 @@ def _least_window(f: Any) -> float:
 def restart(f: Any) -> None:
     """State of a new connection."""
     f.cwnd = f.initial_window
-    f.ssthresh = _LARGE
+    f.ssthresh = f.initial_ssthresh
     f.srtt_ns = 0.0
     f.rttvar_ns = 0.0
     f.min_rtt_ns = 1 << 62
@@ -53,13 +55,40 @@ def cubic_window(elapsed_s: float, k: float, w_max: float, c: float = 0.4) -> fl
 @jit
 def _cubic_reduce(f: Any, beta: float) -> None:
     """RFC 9438 sections 4.6 and 4.7 (fast convergence)."""
+    first = f.freebsd and f.prior == 0.0
     f.prior = f.cwnd
-    f.w_max = f.cwnd * (1.0 + beta) / 2.0 if f.cwnd < f.w_max else f.cwnd
+    if first:  # FreeBSD's first congestion event (`cubic_ssthresh_update`)
+        f.w_max = f.cwnd * f.beta
+        beta = 0.5
+    else:
+        f.w_max = f.cwnd * (1.0 + beta) / 2.0 if f.cwnd < f.w_max else f.cwnd
     f.cwnd = max(f.cwnd * beta, MIN_WINDOW)
     f.ssthresh = f.cwnd
     f.cubic_k = ((f.w_max - f.cwnd) / f.cubic_c) ** (1.0 / 3.0) if f.w_max > f.cwnd else 0.0
     f.w_est = f.cwnd
     f.epoch_ns = -1
+
+
+@jit
+def _cubic_of_freebsd(f: Any, now_ns: int) -> None:
+    """FreeBSD 14's `cubic_ack_received`: the window is set straight to the larger curve, in time of whole ticks.
+
+    Until the first congestion signal (a slow start that the host cache has ended) the window draws its own plateau
+    along, and runs away after K seconds.
+    """
+    if f.epoch_ns <= 0:
+        if f.epoch_ns == 0:
+            f.w_max = f.cwnd if f.prior > 0.0 else 0.0
+            f.cubic_k = 0.0
+        f.epoch_ns = now_ns
+    elapsed_s = (now_ns - f.epoch_ns) // FREEBSD_TICK_NS * (FREEBSD_TICK_NS * 1e-9)
+    rtt_s = f.srtt_ns * 1e-9
+    friendly = f.w_max * f.beta + f.friendly * elapsed_s / rtt_s
+    cubic = cubic_window(elapsed_s + rtt_s, f.cubic_k, f.w_max, f.cubic_c)
+    f.cwnd = max(f.cwnd, friendly, cubic)
+    if f.prior == 0.0 and f.w_max < f.cwnd:
+        f.w_max = f.cwnd
+        f.cubic_k = (f.w_max * (1.0 - f.beta) / f.cubic_c) ** (1.0 / 3.0)
 
 
 @jit
@@ -102,7 +131,10 @@ def on_ack(f: Any, acked: int, marked: int, now_ns: int) -> None:
         if f.cwnd > f.ssthresh:
             f.cwnd = f.ssthresh
     elif f.cc == CUBIC:
-        _cubic_increase(f, acked, now_ns)
+        if f.freebsd:
+            _cubic_of_freebsd(f, now_ns)
+        else:
+            _cubic_increase(f, acked, now_ns)
     elif f.cc == PRAGUE:
         ratio = f.srtt_ns / prague_vrtt_ns(f.srtt_ns)
         f.cwnd += max(acked - marked, 0) * ratio * ratio / f.cwnd
@@ -127,7 +159,7 @@ def on_loss(f: Any, now_ns: int) -> None:
 def on_timeout(f: Any) -> None:
     """RFC 5681 section 3.1: half the window as threshold, and start again from one packet."""
     if f.cc == CUBIC:
-        _cubic_reduce(f, f.beta)
+        _cubic_reduce(f, 0.5 if f.freebsd else f.beta)
         f.epoch_ns = 0  # RFC 9438 section 4.8: a fresh epoch with K = 0
     else:
         f.ssthresh = max(f.cwnd * f.beta, MIN_WINDOW)
@@ -178,7 +210,7 @@ def on_scalable_ecn(f: Any, now_ns: int) -> bool:
         f.cwnd = max(f.cwnd * (1.0 - f.ce_alpha / 2.0), MIN_WINDOW)
         f.ssthresh = f.cwnd
         return True
-    if f.ssthresh >= _LARGE:
+    if f.ssthresh >= LARGE:
         f.ce_alpha = 1.0
     elif now_ns - f.reduced_ns < prague_vrtt_ns(f.srtt_ns):
         return False

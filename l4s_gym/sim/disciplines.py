@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from l4s_gym.schema import ENQUEUE, MAX_PROB
-from l4s_gym.sim import codel, dualpi2_linux, dualpi2_rfc9332, fifo, pie, red
+from l4s_gym.sim import codel, dualpi2_linux, dualpi2_rfc9332, fifo, pie, red, router
 from l4s_gym.sim import dualpi2_freebsd as freebsd
 from l4s_gym.sim.events import set_time
 from l4s_gym.sim.jit import jit
 from l4s_gym.sim.layout import (
     CODEL,
+    DUMMYNET,
     FREEBSD,
     LINUX,
     NEVER,
@@ -26,7 +27,7 @@ from l4s_gym.sim.memory import packet_at, queue_at
 def clock_ns(env: Any) -> int:
     """The discipline's clock: the kernel's moves by whole ticks (AQM_UNOW), the others' is exact."""
     if env.tick_ns > 0:
-        return env.now_ns - env.now_ns % env.tick_ns
+        return env.clock_ns if env.link == DUMMYNET else env.now_ns - env.now_ns % env.tick_ns
     return env.now_ns
 
 
@@ -84,6 +85,7 @@ def after_decision(w: Any, index: int, applied: int) -> None:
         return
     q = queue_at(w, index)
     if freebsd.after_decision(w, q, clock_ns(w) // 1000, applied):
+        w.late &= ~(1 << index)
         set_time(w, SLOT_UPDATE_C + index, w.now_ns + w.tupdate_us * 1000)
 
 
@@ -156,7 +158,17 @@ def head_delay_ns(w: Any, index: int) -> int:
 
 @jit
 def update(w: Any, slot: int) -> None:
-    """The control timer: one update of the probability, and a new control interval."""
+    """The control timer has fired: an update now, or as soon as the router's `softclock` has the processor."""
+    if w.link == DUMMYNET and router.is_occupied(w):
+        w.late |= 1 << (slot - SLOT_UPDATE_C)
+        set_time(w, slot, NEVER)
+    else:
+        control(w, slot)
+
+
+@jit
+def control(w: Any, slot: int) -> None:
+    """One update of the probability, and a new control interval."""
     index = slot - SLOT_UPDATE_C
     current = 0
     if w.aqm == FREEBSD:

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from l4s_gym.sim import disciplines, link, record, sources, tcp
+from l4s_gym.sim import disciplines, link, record, router, sources, tcp
 from l4s_gym.sim.events import first_slot, first_time, set_time, uniform
 from l4s_gym.sim.jit import entry, jit
 from l4s_gym.sim.layout import (
     AGENT,
     DECISION,
+    DUMMYNET,
     LOG_FULL,
     NEVER,
     NONE,
@@ -106,6 +107,8 @@ def run(w: Any, action: int) -> int:
             if w.log_capacity > 0 and w.log_rows >= w.log_capacity:
                 w.status = LOG_FULL
                 return LOG_FULL
+            if w.link == DUMMYNET and router.waits_in_ring(w):
+                continue
             if w.decider == AGENT:
                 w.until_decision -= 1
                 if w.until_decision <= 0:

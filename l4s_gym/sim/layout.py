@@ -30,7 +30,7 @@ BULK, CBR, ONOFF, WEB = range(4)
 APPS: Final = ("bulk", "cbr", "onoff", "web")
 
 # Links.
-CONSTANT, TRACE, TICK = range(3)
+CONSTANT, TRACE, TICK, DUMMYNET = range(4)
 
 # Who decides.
 NATIVE, AGENT, PROBABILITY = range(3)
@@ -53,7 +53,7 @@ HIST_BINS: Final = 24 << HIST_SHIFT
 """Delay histogram: 32 bins an octave of delay in 256 ns units, so a quantile is right to about 3 %."""
 
 
-def _packed(hot: list[tuple[str, str]], cold: list[tuple[str, str]]) -> np.dtype[np.void]:
+def _packed(hot: list[tuple[str, str]], cold: list[tuple[Any, ...]]) -> np.dtype[np.void]:
     """A record that starts and ends on cache lines of 64 bytes, with what is used together side by side."""
     bare = np.dtype(hot + cold, align=True)
     return np.dtype([*hot, *cold, ("padding", "u1", (-bare.itemsize % 64 or 64,))], align=True)
@@ -89,7 +89,13 @@ ENV: Final = _packed(
         ("red_min", "f8"), ("red_max", "f8"), ("red_max_p", "f8"), ("red_weight", "f8"), ("interval_ns", "i8"),
         ("ecn_threshold", "f8"), ("dropped", "i8"), ("since_ns", "i8"), ("capacity_bytes", "f8"),
         ("capacity_ns", "i8"), ("updates", "i8"), ("update_delay_ns", "f8"), ("log_rows", "i8"), ("sequence", "i8"),
-        ("log_at", "i8"), ("rewards_at", "i8"), ("trace_row", "i8"), ("taken", "f8"), ("explore", "f8"), ("even", "i1"), ("derandomise", "i1"),
+        ("log_at", "i8"), ("rewards_at", "i8"), ("trace_row", "i8"), ("taken", "f8"), ("explore", "f8"),
+        # -- the router of the testbed (`l4s_gym.sim.router`)
+        ("row_ns", "i8"), ("slice_ns", "i8"), ("pipe_ns", "i8"), ("clock_ns", "i8"), ("sched_ns", "i8"),
+        ("idle_at", "i8"), ("serve_at", "i8"), ("task_at", "i8"), ("turn_ns", "i8"), ("ring_head", "i4", (4,)),
+        ("ring_tail", "i4", (4,)), ("ring_size", "i4", (4,)), ("line_head", "i4"), ("line_tail", "i4"),
+        ("out_head", "i4"), ("out_tail", "i4"), ("in_rings", "i4"), ("card", "i4"), ("budget", "i4"),
+        ("even", "i1"), ("derandomise", "i1"), ("called", "i1"), ("late", "i1"),
     ],
 )  # fmt: skip
 
@@ -136,6 +142,8 @@ FLOW: Final = _packed(
         ("epoch_ns", "i8"), ("prior", "f8"), ("round_ns", "i8"), ("reduced_ns", "i8"), ("resent", "i8"),
         ("timeouts", "i8"), ("completed", "i8"), ("completion_s", "f8"), ("began_ns", "i8"), ("drops", "i8"),
         ("marks", "i8"), ("reductions", "i8"), ("resend_from", "i4"), ("block_start", "i4"), ("block_end", "i4"),
+        ("slop_ns", "i8"), ("initial_ssthresh", "f8"), ("filled_ns", "i8"), ("sack_length", "i4"), ("card", "i4"),
+        ("largest_rwnd", "i4"), ("filled", "i4"), ("freebsd", "i1"),
     ],
 )  # fmt: skip
 

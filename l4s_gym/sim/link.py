@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from l4s_gym.schema import CE, DROP, ENQUEUE, MARK, NOT_ECT
-from l4s_gym.sim import disciplines, record, tcp
+from l4s_gym.sim import disciplines, record, router, tcp
 from l4s_gym.sim.events import uniform
 from l4s_gym.sim.jit import jit
 from l4s_gym.sim.layout import (
     AGENT,
+    DUMMYNET,
     HIST_BINS,
     HIST_SHIFT,
     NEVER,
+    SLOT_UPDATE_C,
     TICK,
     TRACE,
 )
@@ -121,10 +124,16 @@ def dequeue(w: Any) -> int:
 
 @jit
 def deliver(w: Any, p: int) -> None:
-    """A packet has crossed the link: on to its next crossing, its receiver, or its sender."""
+    """A packet has crossed the link."""
+    w.delivered += 1
+    _hand_on(w, p)
+
+
+@jit
+def _hand_on(w: Any, p: int) -> None:
+    """On to the packet's next crossing, its receiver, or its sender."""
     a = packet_at(w, p)
     i = a.flow
-    w.delivered += 1
     if a.ack or a.crossing < w.passes:
         push_transit(w, i, p)
     else:
@@ -219,8 +228,85 @@ def _serve_tick(w: Any) -> None:
 
 
 @jit
+def _serve_pipe(w: Any) -> None:
+    """dummynet's `serve_sched`: serve while there is credit, in bits; below zero, the pipe is busy until it is paid."""
+    per_tick = w.tick_ns * 1e-9 * w.rate_bps
+    w.credit += (w.clock_ns - w.sched_ns) / w.tick_ns * per_tick
+    w.sched_ns = w.clock_ns
+    last = -1
+    while w.credit >= 0.0:
+        last = dequeue(w)
+        if last < 0:
+            break
+        w.credit -= packet_at(w, last).len * 8.0
+        router.enter_line(w, last)
+        w.delivered += 1
+    w.busy = 0
+    if w.credit >= 0.0:
+        w.idle_at = w.clock_ns
+        return
+    w.busy = 1
+    ticks = math.ceil(-w.credit / per_tick) * w.tick_ns
+    if last >= 0:
+        packet_at(w, last).due_ns += ticks
+    w.serve_at = w.clock_ns + ticks
+
+
+@jit
+def _run_task(w: Any) -> None:
+    """dummynet's `dummynet_task`, and the controllers' updates that waited: `softclock` has the processor."""
+    w.clock_ns = w.now_ns - w.now_ns % w.tick_ns
+    w.task_at = w.clock_ns + w.tick_ns
+    for index in range(2):
+        if w.late & (1 << index):
+            w.late &= ~(1 << index)
+            if queue_at(w, index).active:
+                disciplines.control(w, SLOT_UPDATE_C + index)
+    if w.busy and w.serve_at <= w.clock_ns:
+        _serve_pipe(w)
+    router.transmit(w)
+
+
+@jit
+def _print_row(w: Any, p: int) -> None:
+    """A packet enters the pipe: the processor is taken until its line is printed."""
+    w.called = 2
+    w.arriving = p
+    w.link_at = w.now_ns + w.row_ns
+
+
+@jit
+def _next_work(w: Any) -> None:
+    """What the router's processor does next (see `router`): up to the next line to print, or to sleep till the tick."""
+    if w.called == 0:
+        w.turn_ns = w.now_ns
+    while True:
+        p = router.leave_out(w)
+        while p >= 0:
+            if packet_at(w, p).crossing < w.passes:
+                _print_row(w, p)
+                return
+            _hand_on(w, p)
+            p = router.leave_out(w)
+        if w.task_at <= w.now_ns and (w.in_rings == 0 or w.now_ns - w.turn_ns >= w.slice_ns):
+            _run_task(w)
+            w.turn_ns = w.now_ns
+            continue
+        p = router.leave_ring(w)
+        if p >= 0:
+            _print_row(w, p)
+            return
+        w.called = 0
+        w.link_at = w.task_at
+        return
+
+
+@jit
 def on_link(w: Any) -> None:
     """The link's slot has fired."""
+    if w.link == DUMMYNET:
+        _next_work(w)
+        return
     if w.link == TRACE:
         _serve_opportunity(w)
     elif w.link == TICK:
@@ -235,6 +321,12 @@ def on_link(w: Any) -> None:
 @jit
 def _wake(w: Any) -> None:
     """A packet waits and the link rests."""
+    if w.link == DUMMYNET:
+        if w.idle_at < w.clock_ns:  # the tick's first packet
+            w.sched_ns = w.clock_ns
+            w.credit = 0.0
+        _serve_pipe(w)
+        return
     w.busy = 1
     if w.link == TRACE:
         _skip_to_now(w)

@@ -36,23 +36,29 @@ class Link(Struct, frozen=True, forbid_unknown_fields=True):
     """The bottleneck.
 
     Attributes:
-        kind: `constant` (with optional `steps`), `trace` (Mahimahi packet-delivery trace) or `tick`
-            (dummynet at `hz`).
+        kind: `constant` (with optional `steps`), `trace` (Mahimahi packet-delivery trace), `tick` (served at the
+            ticks of a kernel) or `dummynet` (the testbed's router, see `l4s_gym.sim.router`).
         rate_mbps: Rate in Mbit/s; for a trace, its mean is taken from the trace instead.
         steps: Pairs (time in s, factor of the rate), in order of time.
         trace: Name of a shipped trace or path of a Mahimahi trace file.
-        hz: Kernel ticks per second, for `tick`.
+        hz: Kernel ticks per second, for `tick` and `dummynet`.
+        pipe_delay_ms: Delay of the pipe at each crossing, for `dummynet`; rounded up to ticks.
+        row_ms: Time that the router's processor takes for each packet offered, for `dummynet`.
+        slice_ms: Longest time for which the network card's thread keeps `softclock` waiting, for `dummynet`.
         passes: How often each packet crosses the queue (2: the testbed's rule matched twice).
         acks_in_queue: Whether the ACKs cross the same queue.
         buffer_ms: Buffer in milliseconds at `rate_mbps` (RFC 9332 recommends 250).
         limit_packets: Buffer in packets; 0: as `buffer_ms` says.
     """
 
-    kind: Literal["constant", "trace", "tick"] = "constant"
+    kind: Literal["constant", "trace", "tick", "dummynet"] = "constant"
     rate_mbps: Positive = 8.0
     steps: tuple[tuple[NonNegative, Positive], ...] = ()
     trace: str = ""
     hz: Annotated[int, Meta(ge=1, le=1_000_000)] = 100
+    pipe_delay_ms: Positive = 10.0
+    row_ms: NonNegative = 0.0
+    slice_ms: NonNegative = 100.0
     passes: Annotated[int, Meta(ge=1, le=4)] = 1
     acks_in_queue: bool = False
     buffer_ms: Positive = 250.0
@@ -83,11 +89,17 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True):
         delayed_ack_ms: Longest delay of an ACK.
         initial_window: Packets.
         min_rto_ms: Least retransmission timeout.
+        rto_slop_ms: Added to the timeout that RFC 6298 computes (FreeBSD: `tcp_rexmit_slop`, 200).
+        sack_length: Length that a SACK option adds to an ACK, bytes; 0: ACKs are of one length.
+        card: Network card of the router at which the source sits, for `dummynet`; the receivers sit at card 0.
+        initial_threshold: Slow-start threshold at the start, packets (FreeBSD's host cache); 0: none.
         beta: Window after a loss, relative; 0: 0.5, CUBIC 0.7.
         beta_ecn: Window after a classic ECN signal, relative; 0: as `beta` (RFC 8511 suggests 0.8).
         friendly: Slope of CUBIC's Reno-friendly window; 0: 3 (1 - beta) / (1 + beta) of RFC 9438.
         slope_one: Whether that slope becomes 1 above the earlier window (RFC 9438 section 4.3).
+        freebsd: Whether CUBIC is that of FreeBSD 14, not RFC 9438's.
         receive_window: Packets; 0: enough for any window that fits path and buffer.
+        largest_window: Up to which the receive window grows by half, as FreeBSD's does; 0: it stays as it is.
         paced: Whether packets are sent at the window's rate instead of as ACKs come in; None: for Prague only.
     """
 
@@ -110,11 +122,17 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True):
     delayed_ack_ms: Positive = 40.0
     initial_window: Annotated[float, Meta(ge=1.0, le=1000.0)] = 10.0
     min_rto_ms: Positive = 200.0
+    rto_slop_ms: NonNegative = 0.0
+    sack_length: Annotated[int, Meta(ge=0, le=36)] = 0
+    card: Annotated[int, Meta(ge=0, le=3)] = 0
+    initial_threshold: Annotated[float, Meta(ge=0.0, le=1e9)] = 0.0
     beta: Fraction = 0.0
     beta_ecn: Fraction = 0.0
     friendly: NonNegative = 0.0
     slope_one: bool = True
+    freebsd: bool = False
     receive_window: Count = 0
+    largest_window: Annotated[int, Meta(ge=0, le=1 << 15)] = 0
     paced: bool | None = None
 
 

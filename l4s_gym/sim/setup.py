@@ -11,10 +11,11 @@ import numpy.typing as npt
 
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.schema import ECT_0, ECT_1, NOT_ECT
+from l4s_gym.sim import congestion, layout, traces
 from l4s_gym.sim import dualpi2_freebsd as freebsd
 from l4s_gym.sim import dualpi2_linux as linux
-from l4s_gym.sim import layout, traces
 from l4s_gym.sim.layout import NEVER
+from l4s_gym.sim.router import CARDS, RING
 from l4s_gym.sim.scenario import AqmOptions, Scenario, Source
 
 ENDLESS = 1 << 30
@@ -22,7 +23,8 @@ ENDLESS = 1 << 30
 _ECN = {"not-ect": NOT_ECT, "ect0": ECT_0, "ect1": ECT_1}
 REFERENCE_NS = (15e6, 1e6)
 """Delays of C and L that the rewards take as the unit: DualPI2's target, and its L step (RFC 9332)."""
-_LINKS = {"constant": layout.CONSTANT, "trace": layout.TRACE, "tick": layout.TICK}
+_LINKS = {"constant": layout.CONSTANT, "trace": layout.TRACE, "tick": layout.TICK, "dummynet": layout.DUMMYNET}
+_TICKING = ("tick", "dummynet")
 _SCALABLE = ("dctcp", "prague")
 MOST_PACKETS = 1 << 24
 """Largest packet pool, 1 GiB an environment."""
@@ -62,8 +64,10 @@ def path_packets(scenario: Scenario) -> int:
     """Full-sized packets that path and buffer hold at most."""
     rtt_s = max(source.rtt_ms for source in scenario.sources) * 1e-3
     peak = max([factor for _, factor in scenario.link.steps], default=1.0) * mean_rate_bps(scenario)
-    if scenario.link.kind == "tick":
+    if scenario.link.kind in _TICKING:
         rtt_s += 8.0 / scenario.link.hz
+    if scenario.link.kind == "dummynet":
+        rtt_s += 4e-3 * scenario.link.pipe_delay_ms
     return math.ceil((peak * rtt_s / 8.0 + buffer_bytes(scenario)) / 1500.0)
 
 
@@ -76,13 +80,17 @@ def sizes(scenario: Scenario) -> Sizes:
     """Array sizes for a scenario."""
     large = scenario.largest()
     flows = large.n_flows
-    window = max(receive_window(large, source) for source in large.sources)
+    windows = [max(receive_window(large, source), source.largest_window) for source in large.sources]
+    window = max(windows)
     # ACKs and unresponsive packets may be short: count the buffer in the shortest packets.
     shortest = min(52 if large.link.acks_in_queue else source.packet_length for source in large.sources)
     stored = int(buffer_bytes(large) / shortest) if not large.link.limit_packets else large.link.limit_packets
     in_path = 4 * path_packets(large) + 64 * flows
-    windows = sum(2 * receive_window(large, s) * s.count for s in large.sources if s.kind not in ("cbr", "onoff"))
-    packets = min(stored + in_path, stored + 2 * windows + 64 * flows) + 256
+    pairs = zip(large.sources, windows, strict=True)
+    in_windows = sum(2 * size * source.count for source, size in pairs if source.kind not in ("cbr", "onoff"))
+    packets = min(stored + in_path, stored + 2 * in_windows + 64 * flows) + 256
+    if large.link.kind == "dummynet":
+        packets += CARDS * RING + path_packets(large)
     if packets > MOST_PACKETS:
         raise L4SError(
             f"scenario {scenario.name!r}: path and buffer hold up to {packets} packets, more than {MOST_PACKETS}; "
@@ -163,6 +171,8 @@ def _source_fields(scenario: Scenario, source: Source) -> dict[str, Any]:
     default_ecn = "ect1" if scalable else ("not-ect" if unresponsive else "ect0")
     accurate = scalable if not source.echo else source.echo == "accurate"
     crossings = scenario.link.passes * (2 if scenario.link.acks_in_queue else 1)
+    if scenario.link.kind == "dummynet":  # between two crossings a packet stays in the router
+        crossings = 2 if scenario.link.acks_in_queue else 1
     finite = source.transfer_bytes >= 0 and not unresponsive and source.kind != "web"
     low, high = source.size_bytes
     return {
@@ -178,6 +188,12 @@ def _source_fields(scenario: Scenario, source: Source) -> dict[str, Any]:
         "delack_ns": round(source.delayed_ack_ms * 1e6),
         "rwnd": receive_window(scenario, source),
         "min_rto_ns": round(source.min_rto_ms * 1e6),
+        "slop_ns": round(source.rto_slop_ms * 1e6),
+        "sack_length": source.sack_length,
+        "card": source.card,
+        "freebsd": int(source.freebsd),
+        "largest_rwnd": source.largest_window,
+        "initial_ssthresh": source.initial_threshold or congestion.LARGE,
         "initial_window": source.initial_window,
         "rate_bps": source.rate_mbps * 1e6,
         "mean_on_ns": source.on_s * 1e9,
@@ -241,7 +257,17 @@ def build(
             "ns_per_byte": 8e9 / rate,
             "sending_packet": -1,
             "link_at": NEVER,
-            "tick_ns": round(1e9 / link.hz) if link.kind == "tick" else 0,
+            "tick_ns": round(1e9 / link.hz) if link.kind in _TICKING else 0,
+            "pipe_ns": math.ceil(link.pipe_delay_ms * link.hz / 1000) * round(1e9 / link.hz),
+            "row_ns": round(link.row_ms * 1e6),
+            "slice_ns": round(link.slice_ms * 1e6),
+            "idle_at": -1,
+            "ring_head": -1,
+            "ring_tail": -1,
+            "line_head": -1,
+            "line_tail": -1,
+            "out_head": -1,
+            "out_tail": -1,
             "passes": link.passes,
             "acks_queued": int(link.acks_in_queue),
             "trace_len": len(trace.opportunities_ns) if trace else len(link.steps),

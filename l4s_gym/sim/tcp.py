@@ -35,7 +35,7 @@ def _fill_ack(w: Any, i: int, p: int, sent_ns: int, sack_seq: int) -> None:
     f = flow_at(w, i)
     a = packet_at(w, p)
     a.flow = i
-    a.len = ACK_LEN
+    a.len = ACK_LEN + (f.sack_length if f.held > 0 else 0)
     a.ecn = NOT_ECT
     a.ack = 1
     a.crossing = 0
@@ -80,6 +80,18 @@ def _extend_block(w: Any, i: int, seq: int) -> None:
 
 
 @jit
+def _grow_window(w: Any, f: Any) -> None:
+    """FreeBSD's `tcp_autorcvbuf`: half as much again where half an RTT brought more than 3/8 of the buffer."""
+    if w.now_ns - f.filled_ns <= f.min_rtt_ns // 2:
+        f.filled += 1
+        return
+    if 8 * f.filled > 3 * f.rwnd:
+        f.rwnd = min(f.rwnd + f.rwnd // 2, f.largest_rwnd)
+    f.filled = 0
+    f.filled_ns = w.now_ns
+
+
+@jit
 def receive(w: Any, i: int, p: int) -> None:
     """A data packet has reached its receiver."""
     f = flow_at(w, i)
@@ -109,6 +121,8 @@ def receive(w: Any, i: int, p: int) -> None:
     if seq == f.rcv_nxt:
         f.goodput_bytes += a.len - HEADER_LEN
         f.rcv_nxt += 1
+        if f.rwnd < f.largest_rwnd:
+            _grow_window(w, f)
         if f.held > 0:
             at_once = True
             while f.held > 0 and board[f.rcv_nxt & mask] & RECEIVED:
@@ -141,7 +155,7 @@ def receive(w: Any, i: int, p: int) -> None:
 @jit
 def rto_ns(f: Any) -> int:
     """Retransmission timeout (RFC 6298), with its backoff."""
-    base = 1e9 if f.srtt_ns == 0.0 else f.srtt_ns + 4.0 * f.rttvar_ns
+    base = 1e9 if f.srtt_ns == 0.0 else f.srtt_ns + 4.0 * f.rttvar_ns + f.slop_ns
     return int(min(max(base, f.min_rto_ns) * f.backoff, MAX_RTO_NS))
 
 

@@ -21,7 +21,7 @@ DECIDERS = (layout.NATIVE, layout.AGENT, layout.PROBABILITY)
 STOPS = 8
 LINK = st.fixed_dictionaries(
     {
-        "kind": st.sampled_from(["constant", "constant", "trace", "tick"]),
+        "kind": st.sampled_from(["constant", "constant", "trace", "tick", "dummynet"]),
         "rate_mbps": st.sampled_from([0.05, 0.5, 2.0, 8.0, 40.0, 120.0]),
         "hz": st.sampled_from([10, 100, 1000]),
         "passes": st.integers(1, 3),
@@ -30,6 +30,9 @@ LINK = st.fixed_dictionaries(
     optional={
         "limit_packets": st.sampled_from([2, 3, 10, 100]),
         "buffer_ms": st.sampled_from([0.1, 5.0, 50.0, 250.0]),
+        "pipe_delay_ms": st.sampled_from([0.5, 25.0]),
+        "row_ms": st.sampled_from([0.01, 2.0]),
+        "slice_ms": st.sampled_from([0.0, 20.0]),
         "steps": st.sampled_from([[[0.0, 0.1]], [[0.05, 0.1], [0.1, 4.0]], [[0.1, 2.0], [0.1, 0.5]]]),
     },
 )
@@ -55,6 +58,12 @@ SOURCE = st.fixed_dictionaries(
         "initial_window": st.sampled_from([1.0, 10.0, 1000.0]),
         "min_rto_ms": st.sampled_from([1.0, 200.0]),
         "receive_window": st.sampled_from([1, 2, 40]),
+        "largest_window": st.just(100),
+        "initial_threshold": st.sampled_from([2.0, 20.0]),
+        "freebsd": st.booleans(),
+        "card": st.integers(0, 3),
+        "sack_length": st.just(12),
+        "rto_slop_ms": st.just(50.0),
     },
 )
 EPISODE = st.fixed_dictionaries(
@@ -111,7 +120,10 @@ def check_state(batch: Batch) -> None:
 
     # Every packet of the pool is in one place.
     travelling = [at for head in flow["transit_head"] for at in walk(packet, int(head))]
-    placed = [*queued[0], *queued[1], *travelling]
+    in_router = [walk(packet, int(head)) for head in (*env["ring_head"], env["line_head"], env["out_head"])]
+    assert [len(ring) for ring in in_router[:4]] == env["ring_size"].tolist()
+    assert sum(env["ring_size"]) == env["in_rings"]
+    placed = [*queued[0], *queued[1], *travelling, *(at for members in in_router for at in members)]
     placed += [int(env[name]) for name in ("sending_packet", "arriving") if env[name] >= 0]
     free = walk(packet, int(env["free"]))
     assert env["in_flight"] == len(placed)

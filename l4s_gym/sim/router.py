@@ -1,0 +1,136 @@
+"""The testbed's router: dummynet's pipe as FreeBSD runs it, on one processor that prints a line for each packet.
+
+The pipe follows `sys/netpfil/ipfw/ip_dn_io.c` of FreeBSD 14 (`dummynet_io`, `serve_sched`, `transmit_event`,
+`dummynet_task`), with `net.inet.ip.dummynet.io_fast` at its default, 0:
+
+- a packet for an idle pipe is served at once; on the first packet of a tick the credit starts at 0, else what
+  is left of it counts, so that some 10 ms worth of packets pass without waiting;
+- the credit is bits; it may fall below zero, and then the pipe is busy for the ticks that pay for it, and the last
+  packet of the batch leaves so much later;
+- a served packet waits `delay` ticks in the delay line, and leaves when the task runs;
+- the task runs once a tick. Where it runs late, its clock (and so every delay in the log) jumps by the ticks that
+  were missed, and the credit grows by as much.
+
+The authors' files do not say what the router's processor did; their log does. Where the consecutive rows that are
+public (`benchmarks/sim_to_real.py`) let the clock be rebuilt, up to some eighty packets enter a pipe that is not
+served for 30 to 190 ms, the controllers' updates (every 15 ms) stand still as well, and then the queue drains at once.
+So it is taken as one processor (VirtualBox's default), shared by three threads of the kernel:
+
+- the network cards' (`taskqgroup`, `PI_SOFT`) takes packets from the rings one by one through ipfw into the pipe,
+  up to 16 of one card, then of the next (`iflib.c`): the hosts, each at a card of its own, have equal shares of it;
+- `softclock` (`PI_SOFT` as well) starts the task and the controllers' updates. Equals do not preempt each other: it
+  waits until the rings are empty or that thread's time slice is over (`sched_ule.c`: a tenth of a second);
+- the task's (`PI_NET`, more urgent) sends what is due, before anything else runs: packets of the first crossing
+  meet the rule again on the way out and enter the pipe once more.
+
+At each entry the modified scheduler prints its log line with the pipe locked; `row_ns` is what that takes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from l4s_gym.sim.jit import jit
+from l4s_gym.sim.memory import flow_at, packet_at
+from l4s_gym.sim.pool import release
+
+CARDS: Final = 4
+RING: Final = 1024
+"""Packets that a network card holds (if_em's default); another one is lost before the queue knows of it."""
+BUDGET: Final = 16
+"""Packets that the thread takes from one network card before it looks at the next (iflib's `rx_budget`)."""
+
+
+@jit
+def waits_in_ring(w: Any) -> bool:
+    """Whether the packet that arrives is new to its network card: it waits there for the processor's call."""
+    if w.called == 2:
+        w.called = 1
+        return False
+    p = w.arriving
+    w.arriving = -1
+    a = packet_at(w, p)
+    k = 0 if a.ack else flow_at(w, a.flow).card
+    if w.ring_size[k] == RING:
+        flow_at(w, a.flow).drops += 1
+        release(w, p)
+        return True
+    a.next = -1
+    if w.ring_tail[k] >= 0:
+        packet_at(w, w.ring_tail[k]).next = p
+    else:
+        w.ring_head[k] = p
+    w.ring_tail[k] = p
+    w.ring_size[k] += 1
+    w.in_rings += 1
+    if w.called == 0:  # an idle processor turns to it at once
+        w.link_at = w.now_ns
+    return True
+
+
+@jit
+def leave_ring(w: Any) -> int:
+    """The next packet from the network cards, or -1: up to `BUDGET` of one, then it is the next one's turn."""
+    if w.in_rings == 0:
+        return -1
+    while w.budget == 0 or w.ring_head[w.card] < 0:
+        w.card = (w.card + 1) % CARDS
+        w.budget = BUDGET
+    w.budget -= 1
+    w.in_rings -= 1
+    k = w.card
+    w.ring_size[k] -= 1
+    p = w.ring_head[k]
+    w.ring_head[k] = packet_at(w, p).next
+    if w.ring_head[k] < 0:
+        w.ring_tail[k] = -1
+    return p
+
+
+@jit
+def enter_line(w: Any, p: int) -> None:
+    """A packet has been served: into the delay line."""
+    a = packet_at(w, p)
+    a.due_ns = w.clock_ns + w.pipe_ns
+    a.next = -1
+    if w.line_tail >= 0:
+        packet_at(w, w.line_tail).next = p
+    else:
+        w.line_head = p
+    w.line_tail = p
+
+
+@jit
+def transmit(w: Any) -> None:
+    """Move what is due from the delay line to the packets to be sent; the first that is not due stops the others."""
+    while w.line_head >= 0:
+        p = w.line_head
+        a = packet_at(w, p)
+        if a.due_ns > w.clock_ns:
+            return
+        w.line_head = a.next
+        if w.line_head < 0:
+            w.line_tail = -1
+        a.next = -1
+        if w.out_tail >= 0:
+            packet_at(w, w.out_tail).next = p
+        else:
+            w.out_head = p
+        w.out_tail = p
+
+
+@jit
+def leave_out(w: Any) -> int:
+    """The next packet that the task sends, or -1."""
+    p = w.out_head
+    if p >= 0:
+        w.out_head = packet_at(w, p).next
+        if w.out_head < 0:
+            w.out_tail = -1
+    return p
+
+
+@jit
+def is_occupied(w: Any) -> bool:
+    """Whether `softclock` has to wait: a line is being printed, or packets wait that go first."""
+    return w.called != 0 and (w.link_at > w.now_ns or w.out_head >= 0 or w.in_rings > 0)
