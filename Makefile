@@ -45,6 +45,8 @@ types: setup
 bench: setup  ## measure speed, and compare the simulator with its peers
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/fidelity.py
+	$(BIN)/python benchmarks/sim_to_real.py
+	$(BIN)/python benchmarks/data_speed.py
 
 clean:  ## remove caches and build outputs
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""How fast logged decisions are read, and in how much memory.
+"""How fast logged decisions are read, datasets are built and windows are drawn, and in how much memory.
 
     python benchmarks/data_speed.py                          # all sections
     python benchmarks/data_speed.py --only text binary       # some
@@ -13,24 +13,31 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import numpy as np
 import tyro
 
+from l4s_gym.data import recipes
+from l4s_gym.data.build import build as build_dataset
 from l4s_gym.data.convert import convert
 from l4s_gym.data.files import atomic_write
 from l4s_gym.data.logs import known_fields, write_log
 from l4s_gym.data.records import RecordWriter
 from l4s_gym.data.simulated import simulate_log
 from l4s_gym.data.stream import open_stream
+from l4s_gym.data.windows import Windows
 from l4s_gym.evaluation.origin import origin
 
 HERE = Path(__file__).resolve().parent
@@ -47,6 +54,10 @@ what, path, out = sys.argv[1:]
 start = time.perf_counter()
 if what == "parquet":
     rows = convert(path, "parquet", out, overwrite=True).rows
+elif what == "minari":
+    from l4s_gym.data.minari_io import create_from_stream
+    about = {"algorithm_name": "none", "description": "for the measurement of speed", "overwrite": True}
+    rows = create_from_stream("l4s/dualpi2/speed-v0", open_stream(path), **about).total_steps
 else:
     stream = open_stream(path)
     splitter, causal, rows = RunSplitter(stream.present), CausalStream(stream.present), 0
@@ -172,7 +183,8 @@ def one_pass(what: str, path: Path) -> dict[str, float]:
     """A full pass in a process of its own."""
     out = path.with_name("pass.parquet")
     command = [sys.executable, "-c", PASS, what, str(path), str(out)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    with datasets(path.parent):
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
     out.unlink(missing_ok=True)
     rows, seconds, peak = map(float, done.stdout.split())
     print(
@@ -183,19 +195,76 @@ def one_pass(what: str, path: Path) -> dict[str, float]:
 
 
 def memory(options: Options, folder: Path) -> dict[str, Any]:
-    """Peak memory of a pass (blocks, runs, causal observations), and of a conversion to Parquet, over the size."""
+    """Peak memory over the size: of a pass (blocks, runs, causal observations), and of conversions."""
     found: dict[str, Any] = {}
     cases = [("log", make_text, rows) for rows in options.text_rows]
     cases += [("rec", make_binary, rows) for rows in options.rows]
     for suffix, make, rows in cases:
         path = make(folder / f"memory.{suffix}", int(rows))
-        passes = ("observe", "parquet") if rows <= 1e7 else ("observe",)
+        passes = ("observe", "parquet", "minari") if rows <= 1e7 else ("observe",)
         found[f"{suffix} {rows:g}"] = {what: one_pass(what, path) for what in passes}
         path.unlink()
     return found
 
 
-SECTIONS: dict[str, Callable[[Options, Path], dict[str, Any]]] = {"text": text, "binary": binary, "memory": memory}
+def build(options: Options, folder: Path) -> dict[str, Any]:
+    """A dataset of 10^7 steps from its recipe, on all cores."""
+    recipe = recipes.load("testbed")
+    rates, steps = [], 0
+    with datasets(folder):
+        for _ in range(3):
+            start = time.perf_counter()
+            steps = build_dataset(recipe, "full", scores=False, overwrite=True).total_steps
+            rates.append(steps / (time.perf_counter() - start))
+    show(f"build of {recipe.dataset_id('full')}, {steps:,} steps", spread(rates), "target 1")
+    return {"dataset": recipe.dataset_id("full"), "steps": steps, "steps_per_s": spread(rates)}
+
+
+def windows(options: Options, folder: Path) -> dict[str, Any]:
+    """Windows of a decision transformer, drawn from a dataset of about 10^6 steps."""
+    recipe = msgspec.structs.replace(recipes.load("testbed"), small=recipes.Size(episodes=23, seconds=60.0))
+
+    def ms(work: Callable[[], Any]) -> float:
+        start = time.perf_counter()
+        work()
+        return 1e3 * (time.perf_counter() - start)
+
+    with datasets(folder):
+        dataset = build_dataset(recipe, "small", scores=False)
+        drawer, rng = Windows(dataset, 20), np.random.default_rng(0)
+        drawn = [rng.integers(len(drawer), size=256) for _ in range(100)]
+        found = {
+            "steps": len(drawer),
+            "episode_steps": len(dataset[7].actions),
+            "minari_episode_ms": statistics.median(ms(lambda: dataset[7]) for _ in range(20)),
+            "open_ms": statistics.median(ms(lambda: Windows(dataset, 20)) for _ in range(5)),
+            "batch_256_ms": statistics.median(ms(lambda i=i: drawer.batch(i)) for i in drawn),
+        }
+    for name, value in found.items():
+        print(f"{'windows: ' + name:<44} {value:,.1f}", flush=True)
+    return found
+
+
+@contextmanager
+def datasets(folder: Path) -> Iterator[None]:
+    """Minari's datasets lie there until the block ends."""
+    before = os.environ.get("MINARI_DATASETS_PATH")
+    os.environ["MINARI_DATASETS_PATH"] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop("MINARI_DATASETS_PATH")
+        if before is not None:
+            os.environ["MINARI_DATASETS_PATH"] = before
+
+
+SECTIONS: dict[str, Callable[[Options, Path], dict[str, Any]]] = {
+    "text": text,
+    "binary": binary,
+    "memory": memory,
+    "build": build,
+    "windows": windows,
+}
 """Name of a section: the function that measures, prints and returns figures for the results file."""
 
 

@@ -221,7 +221,7 @@ EXTENSION: Final[tuple[Field, ...]] = (
         "u8",
         0,
         _I64,
-        "The accumulated probability before this decision.",
+        "The accumulated probability before this decision; the largest value stands for unknown.",
     ),
     Field(
         "interval_drops",

@@ -22,6 +22,7 @@ from l4s_gym.data.files import atomic_write
 from l4s_gym.data.recipes import Recipe, Task, digest, tasks
 from l4s_gym.data.storage import Shard, read_shard, shard_name, write_shard
 from l4s_gym.errors import L4SError
+from l4s_gym.sim.batch import compile_engine
 
 Progress = Callable[[float], None]
 
@@ -49,6 +50,7 @@ def _on_processes(todo: Sequence[Task], folder: Path, workers: int) -> Iterator[
             make_shard(task, folder)
             yield task.shard
         return
+    compile_engine()  # once, not in each process
     # Not forked: this process may hold threads of the simulator.
     with ProcessPoolExecutor(min(workers, len(todo)), mp_context=get_context("spawn")) as pool:
         made = {pool.submit(make_shard, task, folder): task.shard for task in todo}

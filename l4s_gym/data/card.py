@@ -46,6 +46,7 @@ def facts(recipe: Recipe, size: str, folder: Path, scores: Mapping[str, Any] | N
     returns: list[float] = []
     rewards: list[npt.NDArray[np.float64]] = []
     example: dict[str, Any] = {}
+    shown = len(recipe.size(size).scenarios or recipe.scenarios) // 2
     for path in sorted(folder.glob("shard-*.hdf5")):
         size_bytes += path.stat().st_size
         with h5py().File(path, "r") as file:
@@ -61,9 +62,10 @@ def facts(recipe: Recipe, size: str, folder: Path, scores: Mapping[str, Any] | N
                     delays[queue] += np.bincount(np.minimum(bins, len(_EDGES_MS) - 1), minlength=len(_EDGES_MS))
                 steps += len(reward)
                 sums += reward.sum(), np.square(reward).sum()
-                returns.append(float(reward.sum()))
                 rewards.append(reward[:: max(len(reward) // 2000, 1)].copy())
-                example = example or _over_time(episode, observed)
+                if len(returns) == shown:
+                    example = _over_time(episode, observed)
+                returns.append(float(reward.sum()))
     mean = sums[0] / steps
     by_quantile = np.quantile(np.concatenate(rewards), (0.05, 0.5, 0.95))
     return {
@@ -94,7 +96,11 @@ def facts(recipe: Recipe, size: str, folder: Path, scores: Mapping[str, Any] | N
 def _over_time(episode: Any, observed: npt.NDArray[np.float32]) -> dict[str, Any]:
     """Probability of each queue over the time of an episode, thinned."""
     time_s = mapped(episode["infos/time_us"])[:-1] * 1e-6
-    curves: dict[str, Any] = {"scenario": str(episode.attrs["scenario"]), "aqm": str(episode.attrs["aqm"])}
+    curves: dict[str, Any] = {
+        "episode": int(episode.attrs["id"]),
+        "scenario": str(episode.attrs["scenario"]),
+        "aqm": str(episode.attrs["aqm"]),
+    }
     for queue, name in enumerate(QUEUES):
         index = np.flatnonzero(observed[:, 0] == queue)
         index = index[:: max(len(index) // _POINTS, 1)]
@@ -119,12 +125,13 @@ def picture(by_size: Mapping[str, dict[str, Any]]) -> bytes:
     for name, color in zip(QUEUES, ("tab:orange", "tab:blue"), strict=True):
         if shown["delay_ms"][name]:
             axes[0].plot(np.maximum(shown["delay_ms"][name], 0.01), _QUANTILES, color=color, label=name)
-        curve = shown["example"].get(name, {"time_s": [], "probability": []})
+        curve = shown["example"][name]
         axes[1].plot(curve["time_s"], curve["probability"], color=color, lw=0.8, label=name)
     axes[0].set(xscale="log", xlabel="delay at the decision (ms; 0 is shown as 0.01)", ylabel="share of steps")
     axes[0].set_title(f"{shown['id'].rsplit('/', 1)[1]}", fontsize=9)
     axes[1].set(xlabel="time (s)", ylabel="base probability")
-    axes[1].set_title(f"first episode: {shown['example']['scenario']}, {shown['example']['aqm']}", fontsize=9)
+    example = shown["example"]
+    axes[1].set_title(f"episode {example['episode']}: {example['scenario']}, {example['aqm']}", fontsize=9)
     for axis in axes:
         axis.legend(fontsize=8)
         axis.grid(alpha=0.3)
@@ -200,6 +207,7 @@ def render(recipe: Recipe, by_size: Mapping[str, dict[str, Any]]) -> str:
         "",
         "```python",
         "import minari",
+        "",
         f'dataset = minari.load_dataset("{an_id}")  # download=True where it is published',
         "env = dataset.recover_environment(eval_env=True)",
         "```",

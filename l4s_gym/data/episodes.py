@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from l4s_gym.data.causal import observable
 from l4s_gym.data.logs import Records
 from l4s_gym.data.pools import Rows
 from l4s_gym.data.steps import EXTRAS, StepMaker, Steps
@@ -109,14 +110,14 @@ class Continuity:
 class StreamRun:
     """One run of a stream, read as it is stored: `blocks` once, then `about` is complete."""
 
-    def __init__(self, stream: RowStream, pieces: Iterable[tuple[int, Records, Steps]]) -> None:
-        self._stream, self._pieces = stream, pieces
+    def __init__(self, stream: RowStream, pieces: Iterable[tuple[int, Records, Steps]], as_logged: bool) -> None:
+        self._stream, self._pieces, self._as_logged = stream, pieces, as_logged
         self._order = Continuity(stream.present)
 
     @property
     def about(self) -> Mapping[str, Any]:
         """Attributes of the episode."""
-        absent = ",".join(absent_features(self._stream.present))
+        absent = ",".join(absent_features(self._stream.present, self._as_logged))
         return {"consecutive": self._order.whole, "source": self._stream.source, "absent": absent}
 
     def blocks(self) -> Iterator[Steps]:
@@ -142,14 +143,14 @@ def runs_of_stream(stream: RowStream, *, as_logged: bool = False) -> Iterator[St
                     yield number, records[first:end], steps[first:end]
 
     for _, group in groupby(pieces(), itemgetter(0)):
-        yield StreamRun(stream, group)
+        yield StreamRun(stream, group, as_logged)
 
 
 def _split(rows: Rows, as_logged: bool) -> Iterator[Episode]:
     steps = StepMaker(rows.present, as_logged=as_logged, source=rows.source).make(rows.records)
     if not len(rows):
         return
-    absent = absent_features(rows.present)
+    absent = absent_features(rows.present, as_logged)
     starts = run_starts(rows)
     for first, end in zip(starts, [*starts[1:], len(rows)], strict=True):
         if end - first < 2:  # one row is an observation without a step
@@ -170,9 +171,10 @@ def _split(rows: Rows, as_logged: bool) -> Iterator[Episode]:
         )
 
 
-def absent_features(present: frozenset[str]) -> tuple[str, ...]:
+def absent_features(present: frozenset[str], as_logged: bool = False) -> tuple[str, ...]:
     """Observed fields that a source lacks."""
-    return tuple(name for name in OBSERVED if name not in present)
+    told = observable(present, as_logged)
+    return tuple(name for name in OBSERVED if name not in told)
 
 
 def episodes_from_rows(rows: Rows | Sequence[Rows], *, as_logged: bool = False) -> list[Episode]:

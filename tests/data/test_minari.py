@@ -16,7 +16,10 @@ import pytest
 from l4s_gym import L4SError, schema
 from l4s_gym.data import minari_io
 from l4s_gym.data.episodes import Episode, episodes_from_rows
-from l4s_gym.data.pools import make_rows
+from l4s_gym.data.logs import write_log
+from l4s_gym.data.pools import load_rows, make_rows
+from l4s_gym.data.steps import EXTRAS
+from l4s_gym.data.stream import open_stream
 
 minari = pytest.importorskip("minari", reason="needs Minari: pip install 'l4s-gym[data]'")
 pytest.importorskip("h5py", reason="needs h5py: pip install 'l4s-gym[data]'")
@@ -85,6 +88,24 @@ def test_pools_are_not_consecutive(episodes: list[Episode]) -> None:
     made = minari_io.create(ID, iter(loose), **ABOUT)  # an iterator does too
     assert made.storage.metadata["consecutive"] is False
     _same(next(minari_io.read_episodes(made)), loose[0])
+
+
+@pytest.mark.parametrize("as_logged", [False, True])
+def test_a_stream_gives_the_same_episodes(
+    place: Path, kernel_log: Any, as_logged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs = [kernel_log(seed, 3000 + 500 * seed) for seed in (1, 2, 3)]
+    write_log(place / "runs.log", np.concatenate([logs[0], np.delete(logs[1], 1700), logs[2]]))
+    monkeypatch.setattr("l4s_gym.data.logs._BLOCK", 1 << 16)  # several blocks a run
+    whole = episodes_from_rows(load_rows(place / "runs.log"), as_logged=as_logged)
+    made = minari_io.create_from_stream(ID, open_stream(place / "runs.log"), as_logged=as_logged, **ABOUT)
+    minari_io.validate(made)
+    assert [e.consecutive for e in whole] == [True, False, True]
+    for one, other in zip(minari_io.read_episodes(made), whole, strict=True):
+        _same(one, other)
+        for name in EXTRAS:
+            np.testing.assert_array_equal(one.extras[name], other.extras[name])
+    assert made.storage.metadata["as_logged"] is as_logged
 
 
 RECOVER = """
