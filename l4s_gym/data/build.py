@@ -45,7 +45,7 @@ def _shard_bytes(task: Task) -> bytes:
 
 
 def _on_processes(todo: Sequence[Task], folder: Path, workers: int) -> Iterator[int]:
-    if workers == 1 or len(todo) == 1:
+    if workers == 1 or len(todo) <= 1:
         for task in todo:
             make_shard(task, folder)
             yield task.shard

@@ -202,7 +202,8 @@ def test_killing_a_build_at_any_point_leaves_no_half_dataset(recipe: recipes.Rec
     while not ended:
         process = subprocess.Popen([sys.executable, str(script), str(place / "recipes")], start_new_session=True)
         try:
-            ended = process.wait(delay_s) == 0
+            assert process.wait(delay_s) == 0
+            ended = True
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
