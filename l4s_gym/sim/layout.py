@@ -91,7 +91,7 @@ ENV: Final = _packed(
         ("capacity_ns", "i8"), ("updates", "i8"), ("update_delay_ns", "f8"), ("log_rows", "i8"), ("sequence", "i8"),
         ("log_at", "i8"), ("rewards_at", "i8"), ("trace_row", "i8"), ("taken", "f8"), ("explore", "f8"),
         # -- the router of the testbed (`l4s_gym.sim.router`)
-        ("row_ns", "i8"), ("slice_ns", "i8"), ("pipe_ns", "i8"), ("clock_ns", "i8"), ("sched_ns", "i8"),
+        ("row_ns", "i8"), ("slice_ns", "i8"), ("pause_ns", "i8"), ("pause_gap_ns", "i8"), ("pause_at", "i8"), ("pipe_ns", "i8"), ("clock_ns", "i8"), ("sched_ns", "i8"),
         ("idle_at", "i8"), ("serve_at", "i8"), ("task_at", "i8"), ("turn_ns", "i8"), ("ring_head", "i4", (4,)),
         ("ring_tail", "i4", (4,)), ("ring_size", "i4", (4,)), ("line_head", "i4"), ("line_tail", "i4"),
         ("out_head", "i4"), ("out_tail", "i4"), ("in_rings", "i4"), ("card", "i4"), ("budget", "i4"),
@@ -144,6 +144,9 @@ FLOW: Final = _packed(
         ("marks", "i8"), ("reductions", "i8"), ("resend_from", "i4"), ("block_start", "i4"), ("block_end", "i4"),
         ("slop_ns", "i8"), ("initial_ssthresh", "f8"), ("filled_ns", "i8"), ("sack_length", "i4"), ("card", "i4"),
         ("largest_rwnd", "i4"), ("filled", "i4"), ("freebsd", "i1"),
+        # -- FreeBSD: proportional rate reduction, CUBIC's epochs
+        ("rexmit", "i4"), ("prr_delivered", "i4"), ("prr_out", "i4"), ("recover_fs", "i4"), ("phase", "i4"),
+        ("epoch_acks", "i4"), ("epoch_rtt_ns", "f8"), ("mean_rtt_ns", "f8"),
     ],
 )  # fmt: skip
 

@@ -280,6 +280,14 @@ def _next_work(w: Any) -> None:
     """What the router's processor does next (see `router`): up to the next line to print, or to sleep till the tick."""
     if w.called == 0:
         w.turn_ns = w.now_ns
+    if w.now_ns >= w.pause_at:  # the machine stands still
+        begun = w.pause_at >= 0
+        w.pause_at = w.now_ns + int(-math.log(1.0 - uniform(w)) * w.pause_gap_ns)
+        if begun:
+            w.pause_at += w.pause_ns
+            w.called = 1
+            w.link_at = w.now_ns + w.pause_ns
+            return
     while True:
         p = router.leave_out(w)
         while p >= 0:

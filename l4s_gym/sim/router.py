@@ -24,6 +24,10 @@ So it is taken as one processor (VirtualBox's default), shared by three threads 
   meet the rule again on the way out and enter the pipe once more.
 
 At each entry the modified scheduler prints its log line with the pipe locked; `row_ns` is what that takes.
+
+Beside these, the same rows show standstills in which next to nothing is printed: the machine, or its console, pauses.
+They come at no fixed time (`benchmarks/sim_to_real.py` measures length and gaps); `pause_ns` is their length, and the
+gaps are drawn. Nothing runs in a pause, and the clock jumps after it.
 """
 
 from __future__ import annotations

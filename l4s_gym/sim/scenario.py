@@ -45,6 +45,8 @@ class Link(Struct, frozen=True, forbid_unknown_fields=True):
         pipe_delay_ms: Delay of the pipe at each crossing, for `dummynet`; rounded up to ticks.
         row_ms: Time that the router's processor takes for each packet offered, for `dummynet`.
         slice_ms: Longest time for which the network card's thread keeps `softclock` waiting, for `dummynet`.
+        pause_ms: Length of the pauses in which the router's processor stands still, for `dummynet`; 0: none.
+        pause_gap_ms: Mean time from the end of one such pause to the next (exponential).
         passes: How often each packet crosses the queue (2: the testbed's rule matched twice).
         acks_in_queue: Whether the ACKs cross the same queue.
         buffer_ms: Buffer in milliseconds at `rate_mbps` (RFC 9332 recommends 250).
@@ -59,6 +61,8 @@ class Link(Struct, frozen=True, forbid_unknown_fields=True):
     pipe_delay_ms: Positive = 10.0
     row_ms: NonNegative = 0.0
     slice_ms: NonNegative = 100.0
+    pause_ms: NonNegative = 0.0
+    pause_gap_ms: Positive = 400.0
     passes: Annotated[int, Meta(ge=1, le=4)] = 1
     acks_in_queue: bool = False
     buffer_ms: Positive = 250.0
@@ -97,7 +101,8 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True):
         beta_ecn: Window after a classic ECN signal, relative; 0: as `beta` (RFC 8511 suggests 0.8).
         friendly: Slope of CUBIC's Reno-friendly window; 0: 3 (1 - beta) / (1 + beta) of RFC 9438.
         slope_one: Whether that slope becomes 1 above the earlier window (RFC 9438 section 4.3).
-        freebsd: Whether CUBIC is that of FreeBSD 14, not RFC 9438's.
+        freebsd: Whether the sender is FreeBSD 14's base stack (CUBIC, NewReno, DCTCP): its CUBIC, its proportional rate
+            reduction after losses and ECN signals, its timeouts.
         receive_window: Packets; 0: enough for any window that fits path and buffer.
         largest_window: Up to which the receive window grows by half, as FreeBSD's does; 0: it stays as it is.
         paced: Whether packets are sent at the window's rate instead of as ACKs come in; None: for Prague only.

@@ -4,7 +4,8 @@ Segments are numbered. The scoreboard holds a byte a segment: the sender's knowl
 RESENT) and the receiver's (RECEIVED). Sources: RFC 6675 (recovery with SACK, DupThresh 3), RFC 6298
 (timeout), RFC 7323 (timestamps), RFC 5681 (delayed ACKs), RFC 3168 section 6.1 (latched echo),
 RFC 9768 (accurate echo: here a running count of CE packets), RFC 8257 section 3.2 (an ACK at once when
-the CE state changes).
+the CE state changes). A sender of FreeBSD 14 recovers as its base stack does (`_recover_as_freebsd`; read in
+`tcp_input.c`, `tcp_output.c` and `cc_cubic.c` of 14): proportional rate reduction after losses and ECN signals alike.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ def receive(w: Any, i: int, p: int) -> None:
     if seq == f.rcv_nxt:
         f.goodput_bytes += a.len - HEADER_LEN
         f.rcv_nxt += 1
-        if f.rwnd < f.largest_rwnd:
+        if f.rwnd < f.largest_rwnd and f.held == 0:
             _grow_window(w, f)
         if f.held > 0:
             at_once = True
@@ -179,6 +180,8 @@ def _delivered(f: Any, bits: int) -> None:
         f.lost_out -= 1
     else:
         f.pipe -= 1
+        if bits & RESENT:
+            f.rexmit -= 1
 
 
 @jit
@@ -205,20 +208,20 @@ def _mark_sacked(w: Any, i: int, seq: int) -> int:
 
 
 @jit
-def _find_lost(w: Any, i: int) -> int:
-    """Mark as lost what has three sacked segments above it (RFC 6675, IsLost); how many are news."""
+def _find_lost(w: Any, i: int, end: int) -> int:
+    """Mark as lost what is not sacked below `end`; how many are news."""
     f = flow_at(w, i)
     board = board_of(w, i)
     mask = w.window - 1
     news = 0
-    for seq in range(max(f.lost_scan, f.una), f.sack3):
+    for seq in range(max(f.lost_scan, f.una), end):
         bits = board[seq & mask]
         if not bits & (SACKED | LOST):
             board[seq & mask] = bits | LOST
             f.pipe -= 1
             f.lost_out += 1
             news += 1
-    f.lost_scan = max(f.lost_scan, f.sack3)
+    f.lost_scan = max(f.lost_scan, end)
     return news
 
 
@@ -242,6 +245,85 @@ def _react_to_ecn(w: Any, i: int, acked: int, marked: int, echo: bool) -> None:
 
 
 @jit
+def _start_recovery_of_freebsd(w: Any, i: int) -> None:
+    """Three segments are sacked above a hole: the first hole is sent at once, the rest as `proportional_rate` allows.
+
+    In the reduction after an ECN signal, the window is not reduced again. After a timeout, too, recovery may start:
+    then every hole is sent again.
+    """
+    f = flow_at(w, i)
+    board = board_of(w, i)
+    mask = w.window - 1
+    sent = f.nxt - f.una
+    if f.recovery == 2 and f.lost_out > 0:
+        sent = max(f.resend_from - f.una, 1)
+    if f.recovery != 3:
+        congestion.on_loss(f, w.now_ns)
+    for seq in range(f.una, f.sack1):
+        bits = board[seq & mask]
+        if bits & RESENT and not bits & SACKED:
+            board[seq & mask] = (bits & (0xFF ^ RESENT)) | LOST
+            f.pipe -= 1
+            f.rexmit -= 1
+            f.lost_out += 1
+    f.recovery = 1
+    f.recover = f.nxt
+    f.send_cwr = 1
+    f.resend_from = f.una
+    _find_lost(w, i, f.sack1)
+    f.prr_delivered = 1
+    f.recover_fs = sent
+    f.cwnd = f.pipe + 1.0
+
+
+@jit
+def _recover_as_freebsd(w: Any, i: int, advance: int, acked: int, fack: int, a: Any) -> None:
+    """What an ACK means to a sender of FreeBSD 14 (`tcp_do_segment`), its scoreboard being up to date.
+
+    `recovery` is 1 after a loss, 2 after a timeout (which FreeBSD does not count as recovery), 3 after an ECN signal.
+    `pipe` is RFC 6675's; FreeBSD's own (`tcp_compute_pipe`) counts what is lost as in flight, and twice what was sent
+    again. `advance` is what the ACK acknowledges cumulatively, `acked` what is news, `fack` the highest sacked before.
+    """
+    f = flow_at(w, i)
+    congestion.note_rtt_of_freebsd(f)
+    has_sack = a.sack_to > a.seq
+    new_loss = a.sack_seq >= 0 and a.sack_from > max(fack + 1, f.una)
+    if a.echo and f.ecn != NOT_ECT and (f.recovery == 0 or (f.recovery == 3 and f.una >= f.recover)):
+        if f.cc == DCTCP:
+            congestion.on_scalable_ecn(f, w.now_ns)
+        else:
+            congestion.on_classic_ecn(f, w.now_ns)
+        f.recovery = 3
+        f.recover = f.nxt + 1
+        f.send_cwr = 1
+    pipe = f.pipe + f.lost_out + f.rexmit
+    if f.recovery == 1:
+        if f.una >= f.recover:
+            congestion.after_recovery_of_freebsd(f, pipe, True)
+            f.recovery = 0
+        elif acked > 0:
+            _find_lost(w, i, min(f.sack1, f.recover))
+            pipe = f.pipe + f.lost_out + f.rexmit
+            if advance > 0 and not has_sack:  # `tcp_sack_partialack`
+                f.cwnd = f.pipe + min(advance, 2)
+            else:
+                f.cwnd = f.pipe + congestion.proportional_rate(f, pipe, acked, new_loss)
+        return
+    if has_sack and acked > 0 and f.sack3 > f.una:
+        _start_recovery_of_freebsd(w, i)
+    elif f.recovery == 3:
+        if f.una >= f.recover:
+            congestion.after_recovery_of_freebsd(f, pipe, False)
+            f.recovery = 0
+        elif advance > 0:
+            f.cwnd = pipe + congestion.proportional_rate(f, pipe + advance, advance, False)
+    elif advance > 0:
+        if f.recovery == 2 and f.una >= f.recover:
+            f.recovery = 0
+        congestion.on_ack_of_freebsd(f, advance, w.now_ns)
+
+
+@jit
 def on_ack(w: Any, i: int, p: int) -> None:
     """An ACK has reached its sender."""
     f = flow_at(w, i)
@@ -250,6 +332,8 @@ def on_ack(w: Any, i: int, p: int) -> None:
     mask = w.window - 1
     _sample_rtt(f, w.now_ns - a.sent_ns)
     acked = 0
+    advance = max(a.seq - f.una, 0)
+    fack = f.sack1
     if a.seq > f.una:
         for seq in range(f.una, a.seq):
             bits = board[seq & mask]
@@ -269,7 +353,15 @@ def on_ack(w: Any, i: int, p: int) -> None:
         while seq >= low and not board[seq & mask] & SACKED:
             acked += _mark_sacked(w, i, seq)
             seq -= 1
-    news = _find_lost(w, i)
+    if f.freebsd:
+        if f.cc == DCTCP:
+            congestion.count_marks(f, acked, acked if a.echo else 0, w.now_ns)
+        _recover_as_freebsd(w, i, advance, acked, fack, a)
+        f.window_sum += f.cwnd * acked
+        f.window_count += acked
+        release(w, p)
+        return
+    news = _find_lost(w, i, f.sack3)  # three sacked segments above it: RFC 6675, IsLost
     if f.recovery != 0 and f.una >= f.recover:
         f.recovery = 0
     if news > 0 and f.recovery == 0:
@@ -288,13 +380,31 @@ def on_ack(w: Any, i: int, p: int) -> None:
 
 
 @jit
+def _forget_sacked(w: Any, i: int) -> None:
+    """`tcp_free_sackholes`: after a timeout everything is sent again."""
+    f = flow_at(w, i)
+    board = board_of(w, i)
+    mask = w.window - 1
+    for seq in range(f.una, f.nxt):
+        board[seq & mask] &= 0xFF ^ SACKED
+    f.sack1 = -1
+    f.sack2 = -1
+    f.sack3 = -1
+
+
+@jit
 def on_timeout(w: Any, i: int) -> None:
     """The retransmission timer has expired: everything that is not sacked counts as lost (RFC 6298)."""
     f = flow_at(w, i)
     board = board_of(w, i)
     mask = w.window - 1
     f.timeouts += 1
-    if f.recovery != 2 or f.backoff == 1:  # not for the same segment again (RFC 5681, section 3.1)
+    if f.freebsd:
+        _forget_sacked(w, i)
+        if f.recovery == 1:  # `snd_cwnd` in recovery: what was sent again, and what is new since
+            f.cwnd = max(f.nxt - f.recover + f.rexmit, 1.0)
+        congestion.on_timeout(f)
+    elif f.recovery != 2 or f.backoff == 1:  # not for the same segment again (RFC 5681, section 3.1)
         congestion.on_timeout(f)
     f.cwnd = 1.0
     f.recovery = 2
@@ -306,6 +416,7 @@ def on_timeout(w: Any, i: int) -> None:
             board[seq & mask] = (bits & RECEIVED) | LOST
             f.lost_out += 1
     f.pipe = 0
+    f.rexmit = 0
     f.lost_scan = f.nxt
     f.resend_from = f.una
     f.backoff = min(f.backoff * 2, 64)
@@ -348,7 +459,7 @@ def next_packet(w: Any, i: int) -> int:
     """The next packet that flow `i` may send now, or -1 (window, pacing or data exhausted)."""
     f = flow_at(w, i)
     board = board_of(w, i)
-    window = max(f.cwnd, 1.0)
+    window = f.cwnd if f.freebsd and f.recovery == 1 else max(f.cwnd, 1.0)
     if f.pipe + 1 > window:
         f.limited = 1
         return -1
@@ -375,6 +486,7 @@ def next_packet(w: Any, i: int) -> int:
         f.lost_out -= 1
         f.resend_from = seq + 1
         f.resent += 1
+        f.rexmit += 1
         if f.ect_resent == 0:
             a.ecn = NOT_ECT
     else:
@@ -383,6 +495,8 @@ def next_packet(w: Any, i: int) -> int:
             a.cwr = 1
             f.send_cwr = 0
     f.pipe += 1
+    if f.recovery == 1 or f.recovery == 3:
+        f.prr_out += 1
     a.flow = i
     a.len = f.last_len if seq == f.limit_seq - 1 else f.mss
     a.ack = 0

@@ -31,13 +31,10 @@ SCENARIOS = {
 }
 """Scenario and its length, s: long enough for what it is about."""
 
-CHANGES = {"l4s-llm-testbed-vm": {"link.row_ms": 0.9}}
-"""With the testbed's 1 ms its router may keep the queue so short that PIE does nothing: a FIFO."""
-
 
 def golden_run(scenario: str, aqm: str) -> dict[str, int]:
     """The integer counters of one run."""
-    chosen = load(scenario).replace(horizon_s=SCENARIOS[scenario], **CHANGES.get(scenario, {}))
+    chosen = load(scenario).replace(horizon_s=SCENARIOS[scenario])
     batch = Batch(chosen, aqm=aqm)
     batch.reset(0, np.random.default_rng(SEED))
     assert batch.advance_one() == layout.TRUNCATED
