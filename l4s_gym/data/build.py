@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from pathlib import Path
@@ -177,6 +177,7 @@ def build(
     Raises:
         L4SError: The dataset is there already, or another process builds it.
     """
+    card.check_pictures()
     dataset_id = recipe.dataset_id(size)
     target = minari_io.dataset_folder(dataset_id)
     if target.exists() and not overwrite:
@@ -192,13 +193,15 @@ def build(
         for count, _ in enumerate(made, len(done) + 1):
             if progress is not None:
                 progress(count / len(every))
-        facts = card.facts(recipe, size, staging, reference_scores(recipe) if scores else None)
+        with ThreadPoolExecutor(1) as aside:
+            sums = aside.submit(checksums, staging, dataset_id)
+            facts = card.facts(recipe, size, staging, reference_scores(recipe) if scores else None)
 
         def fill(data: Path) -> list[Shard]:
             for task in every:
                 _link(staging / shard_name(task.shard), data)
             card.write(data.parent, recipe, {size: facts})
-            (data.parent / "SHA256SUMS").write_text("\n".join(checksums(data, dataset_id)) + "\n")
+            (data.parent / "SHA256SUMS").write_text("\n".join(sums.result()) + "\n")
             return [read_shard(data / shard_name(task.shard)) for task in every]
 
         made_dataset = minari_io.publish(dataset_id, fill, overwrite=overwrite, **_about(recipe, size, facts))

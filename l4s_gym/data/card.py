@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 from collections.abc import Mapping
@@ -111,13 +112,22 @@ def _over_time(episode: Any, observed: npt.NDArray[np.float32]) -> dict[str, Any
     return curves
 
 
+def check_pictures() -> None:
+    """Tell before the work, not after it, that the card's picture cannot be drawn.
+
+    Raises:
+        L4SError: matplotlib is not installed.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise L4SError("the card's picture is drawn with matplotlib: pip install 'l4s-gym[report]'")
+
+
 def picture(by_size: Mapping[str, dict[str, Any]]) -> bytes:
     """PNG: distribution of the delay of both queues, and the probability over an episode's time."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise L4SError("the card's picture is drawn with matplotlib: pip install 'l4s-gym[report]'") from None
+    check_pictures()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(9, 3), dpi=90, layout="constrained")
     axes: Any = figure.subplots(1, 2)
     size = "full" if "full" in by_size else "small"

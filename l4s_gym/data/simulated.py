@@ -12,7 +12,7 @@ import numpy.typing as npt
 from gymnasium.utils import seeding
 
 from l4s_gym.data.logs import Records
-from l4s_gym.data.steps import REWARD, StepMaker, Steps
+from l4s_gym.data.steps import REWARD, STEP, StepMaker, Steps
 from l4s_gym.schema import BY_NAME, RECORD
 from l4s_gym.sim import layout
 from l4s_gym.sim.batch import Batch
@@ -20,8 +20,9 @@ from l4s_gym.sim.scenario import Scenario, load
 
 Progress = Callable[[float], None]
 
-LOG_ROWS: Final = 1 << 16
-"""Rows that the engine holds at a time; more than any queue of the scenarios holds packets."""
+LOG_ROWS: Final = 1 << 14
+"""Rows that the engine holds at a time: few, to stay in the processor's cache, and more than any queue of the scenarios
+holds packets that are decided when they leave."""
 AT_DEQUEUE: Final = ("codel", "dualpi2_rfc9332", "dualpi2_linux")
 """Disciplines that decide when a packet leaves: rows of packets still queued at the end bear no decision."""
 _REPORTS: Final = 100
@@ -52,16 +53,16 @@ def _run(
     step_ns = max(round(scenario.horizon_s * 1e9 / _REPORTS), 1)
     if progress is not None:
         batch.stop_at(0, step_ns)
-    status = layout.RUNNING
+    status, complete = layout.RUNNING, batch.aqm not in AT_DEQUEUE
     while status not in (layout.TERMINATED, layout.TRUNCATED):
         status = batch.advance_one()
         if status == layout.LOG_FULL:
-            yield batch.drain(0)
+            yield batch.drain(0, everything=complete)
         elif status == layout.STOPPED and progress is not None:
             now_ns = int(batch.env["now_ns"][0])
             progress(now_ns * 1e-9 / scenario.horizon_s)
             batch.stop_at(0, now_ns + step_ns)
-    yield batch.drain(0, everything=batch.aqm not in AT_DEQUEUE)
+    yield batch.drain(0, everything=complete)
     yield np.zeros(0, RECORD), batch.env["taken"].copy()
     if progress is not None:
         progress(1.0)
@@ -141,12 +142,14 @@ class SimulatedRun:
         """Rows `steps.STEP` in order; the reward of a step is what is earned until the next arrival."""
         maker = StepMaker(frozenset(BY_NAME), source=self._scenario.name)
         engine_reward = "balance" if self._reward == REWARD else self._reward
-        held, before = np.zeros(0, RECORD), np.zeros(0)
+        held, before = np.zeros(0, STEP), 0.0
         for records, earned in _run(self._scenario, self._behaviour, self._seed, engine_reward, None):
-            # A step's reward is known once the next packet has come.
-            rewards = np.diff(np.concatenate([before, earned]))
-            before = earned[-1:] if len(earned) else before
-            ready = np.concatenate([held, records])[: len(rewards)]
-            held = records[len(records) - 1 :] if len(records) else held[len(rewards) :]
-            if len(ready):
-                yield maker.make(ready, None if self._reward == REWARD else rewards)
+            if len(held) and len(earned):  # the reward of a step is known once the next packet has come
+                if self._reward != REWARD:
+                    held["reward"] = earned[0] - before
+                yield held
+            if len(records):
+                rewards = None if self._reward == REWARD else np.diff(earned, append=np.nan)
+                steps = maker.make(records, rewards)
+                held, before = steps[-1:], float(earned[-1])
+                yield steps[:-1]
