@@ -87,8 +87,10 @@ def sizes(scenario: Scenario) -> Sizes:
     stored = int(buffer_bytes(large) / shortest) if not large.link.limit_packets else large.link.limit_packets
     in_path = 4 * path_packets(large) + 64 * flows
     pairs = zip(large.sources, windows, strict=True)
-    in_windows = sum(2 * size * source.count for source, size in pairs if source.kind not in ("cbr", "onoff"))
-    packets = min(stored + in_path, stored + 2 * in_windows + 64 * flows) + 256
+    in_windows = sum(2 * size * source.count for source, size in pairs)
+    packets = stored + in_path + 256
+    if all(source.kind not in ("cbr", "onoff") for source in large.sources):  # those keep to no window
+        packets = min(packets, stored + 2 * in_windows + 64 * flows + 256)
     if large.link.kind == "dummynet":
         packets += CARDS * RING + path_packets(large)
     if packets > MOST_PACKETS:

@@ -226,3 +226,12 @@ def test_an_agent_that_always_does_the_same(action: int) -> None:
     else:
         assert delivered > 1000
     assert bool(batch.queue["marked"].any()) == (action == 2)
+
+
+def test_unresponsive_senders_fill_the_paths_of_two_passes() -> None:
+    """They keep to no window: only the link bounds what is under way."""
+    link = {"rate_mbps": 40.0, "passes": 2, "limit_packets": 2, "steps": [[0.05, 0.1], [0.1, 4.0]]}
+    source = {"kind": "cbr", "rtt_ms": 100.0, "count": 2, "rate_mbps": 50.0}
+    batch = Batch(from_dict({"name": "long", "horizon_s": 0.5, "link": link, "sources": [source]}))
+    batch.reset(0, np.random.default_rng(0))
+    assert batch.advance_one() == layout.TRUNCATED
