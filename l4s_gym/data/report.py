@@ -13,7 +13,7 @@ from l4s_gym.schema import CLASSIC, L4S
 
 REPEATED: Final = "last message repeated"
 OTHER: Final = "other message"
-_EXAMPLES: Final = 5
+_EXAMPLES: Final = 20
 
 
 @dataclass(frozen=True)
