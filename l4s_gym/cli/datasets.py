@@ -95,18 +95,18 @@ def build(
 
 def _build(recipe: Any, size: Size, workers: int | None, ray: str, overwrite: bool, record: Path | None) -> None:
     from l4s_gym.data import build as builder
-    from l4s_gym.data import card, minari_io
+    from l4s_gym.data import minari_io
 
     dataset_id, start = recipe.dataset_id(size), time.perf_counter()
     with progress_bar(f"building {dataset_id}") as show:
-        dataset = builder.build(recipe, size, workers=workers, ray=ray, overwrite=overwrite, progress=show)
+        dataset = builder.build(
+            recipe, size, workers=workers, ray=ray, overwrite=overwrite, record=record, progress=show
+        )
     seconds = max(time.perf_counter() - start, 1e-9)
     folder = minari_io.dataset_folder(dataset_id)
     rate = dataset.total_steps / seconds
     say(f"{dataset_id}: {dataset.total_steps:,} steps in {seconds:.1f} s ({rate:,.0f} steps/s): {folder}")
     if record is not None:
-        measured = card.facts(recipe, size, folder / "data", dataset.storage.metadata["reference_scores"])
-        card.record(record, recipe, size, measured, builder.checksums(folder / "data", dataset_id))
         say(f"{record}: card, picture, facts and checksums are up to date")
 
 

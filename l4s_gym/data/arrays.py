@@ -4,33 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from l4s_gym.data.minari_io import load
-from l4s_gym.data.steps import EXTRAS, STEP
-from l4s_gym.data.storage import MAIN, h5py
+from l4s_gym.data.storage import ARRAYS, MAIN, h5py
 from l4s_gym.errors import L4SError
-from l4s_gym.schema import OBSERVED
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Observations = npt.NDArray[np.float32]
-
-ARRAYS: Final[dict[str, tuple[str, tuple[int, ...], int]]] = {
-    # path in the episode's group: type, shape of a row, rows more than there are steps
-    "observations": ("<f4", (len(OBSERVED),), 1),
-    "actions": ("<i8", (), 0),
-    "rewards": ("<f8", (), 0),
-    "terminations": ("|b1", (), 0),
-    "infos/missing": ("|b1", (), 1),
-    "infos/applied_action": ("<i8", (), 1),
-    **{f"infos/{name}": (STEP[name].str, (), 1) for name in EXTRAS},
-}
-"""The arrays of an episode (see `l4s_gym.data.storage`)."""
 
 
 class EpisodeArrays(NamedTuple):

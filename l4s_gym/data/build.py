@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -10,7 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from l4s_gym.data import card, minari_io
-from l4s_gym.data.files import atomic_write
+from l4s_gym.data.files import atomic_write, locked
 from l4s_gym.data.recipes import Recipe, Task, digest, tasks
 from l4s_gym.data.storage import Shard, read_shard, shard_name, write_shard
 from l4s_gym.errors import L4SError
@@ -87,17 +86,6 @@ def _on_ray(todo: Sequence[Task], folder: Path, address: str) -> Iterator[int]:
             ray.shutdown()
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One build of a dataset at a time."""
-    with open(folder / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise L4SError(f"{folder}: another process builds this dataset: wait for it") from error
-        yield
-
-
 def _finished(folder: Path, todo: Sequence[Task]) -> list[Task]:
     """Shards that an earlier build has completed."""
     done = []
@@ -155,6 +143,7 @@ def build(
     ray: str = "",
     overwrite: bool = False,
     scores: bool = True,
+    record: Path | None = None,
     progress: Progress | None = None,
 ) -> Any:
     """Build a dataset of a recipe, or go on with a build that was stopped.
@@ -169,6 +158,7 @@ def build(
         ray: Address of a Ray cluster (or `local`), instead of processes.
         overwrite: Replace the dataset if it is there.
         scores: Whether to measure the reference scores.
+        record: Folder of the recipe, whose card, picture, facts and checksums are brought up to date.
         progress: Called with the share of the shards that are made.
 
     Returns:
@@ -184,7 +174,7 @@ def build(
         raise L4SError(f"dataset {dataset_id!r}: exists already: use it, or give --overwrite")
     staging = target.with_name(f".{target.name}.build")
     staging.mkdir(parents=True, exist_ok=True)
-    with _locked(staging):
+    with locked(staging, f"{staging}: another process builds this dataset: wait for it"):
         _clear(staging, target, digest(recipe, size))
         every = tasks(recipe, size)
         done = _finished(staging, every)
@@ -206,6 +196,8 @@ def build(
 
         made_dataset = minari_io.publish(dataset_id, fill, overwrite=overwrite, **_about(recipe, size, facts))
         shutil.rmtree(staging)
+        if record is not None:
+            card.record(record, recipe, size, facts, sums.result())
     return made_dataset
 
 

@@ -58,6 +58,8 @@ _MOST_STEPS: Final = 8
 _ACCUMULATED: Final = OBSERVED.index("accumulated_probability")
 _DROPS: Final = OBSERVED.index("total_drops")
 
+BEFORE: Final = {"accumulated_probability": "accumulated_probability_before", "total_drops": "interval_drops"}
+"""Observed fields, and where their values before the decision are recorded."""
 UNKNOWN: Final = BY_NAME["accumulated_probability_before"].high
 """Stands in `accumulated_probability_before` for a value that is not known: no sum comes near it."""
 
@@ -269,8 +271,7 @@ def as_logged_observation(rows: Rows) -> Floats:
 
 def observable(present: frozenset[str], as_logged: bool = False) -> list[str]:
     """The `OBSERVED` fields that can be told, at least of some rows, from the fields that a source bears."""
-    instead = {"accumulated_probability": "accumulated_probability_before", "total_drops": "interval_drops"}
-    return [name for name in OBSERVED if name in present or (not as_logged and instead.get(name) in present)]
+    return [name for name in OBSERVED if name in present or (not as_logged and BEFORE.get(name) in present)]
 
 
 class CausalStream:

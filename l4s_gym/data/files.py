@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import fcntl
 import gzip
 import importlib
 import io
@@ -64,6 +65,25 @@ def atomic_write(path: PathLike) -> Iterator[BinaryIO]:
         with suppress(FileNotFoundError):
             temporary.unlink()
     _sync_folder(target.parent)
+
+
+@contextmanager
+def locked(folder: Path, refusal: str) -> Iterator[None]:
+    """Hold a folder for this process until the block ends.
+
+    Args:
+        folder: It exists; a file `lock` is made in it.
+        refusal: The error where another process holds it.
+
+    Raises:
+        L4SError: `refusal`.
+    """
+    with open(folder / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise L4SError(refusal) from error
+        yield
 
 
 def _sync_folder(folder: Path) -> None:

@@ -28,18 +28,16 @@ from typing import IO, Annotated, Any, Final, Literal
 import msgspec
 import numpy as np
 
-from l4s_gym.data.causal import UNKNOWN, CausalStream, Floats, observable
+from l4s_gym.data.causal import BEFORE, UNKNOWN, CausalStream, Floats, observable
 from l4s_gym.data.files import PathLike, compressed_write, open_compressed, printable, read_error
 from l4s_gym.data.pools import MAX_POOL_BYTES, Pool, Rows, single
 from l4s_gym.data.records import bounds
+from l4s_gym.data.steps import logged_rewards
 from l4s_gym.data.stream import Progress, Records, RowStream, RunSplitter
 from l4s_gym.errors import L4SError
 from l4s_gym.schema import OBSERVED, RECORD, SCHEMA_VERSION
 
 FORMAT: Final = "l4s-gym experience pool"
-_CAUSAL: Final = {"accumulated_probability": "accumulated_probability_before", "total_drops": "interval_drops"}
-"""Observed fields, and where their values before the decision are recorded."""
-_REWARD_DELAY_US: Final = 1000.0
 
 _Whole = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
@@ -59,7 +57,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
 
 def _stored_names(features: Sequence[str], as_logged: bool) -> list[str]:
     """Fields of the record in which the features are kept."""
-    return [name if as_logged else _CAUSAL.get(name, name) for name in features]
+    return [name if as_logged else BEFORE.get(name, name) for name in features]
 
 
 def _fill(pool: _File) -> tuple[Records, list[str]]:
@@ -67,7 +65,7 @@ def _fill(pool: _File) -> tuple[Records, list[str]]:
     records = np.zeros(len(pool.states), RECORD)
     for place, name in enumerate([*names, "action"]):
         column = [row[place] for row in pool.states] if place < len(names) else list(pool.actions)
-        missing = None if name != _CAUSAL["accumulated_probability"] else UNKNOWN
+        missing = None if name != BEFORE["accumulated_probability"] else UNKNOWN
         if missing is not None:
             column = [missing if value is None else value for value in column]
         low, high = bounds(name)
@@ -139,7 +137,7 @@ def _states(records: Records, raw: Floats, features: Sequence[str], as_logged: b
     columns = []
     for feature, stored in zip(features, _stored_names(features, as_logged), strict=True):
         # As a float the largest value may have been rounded up, and it stands for `UNKNOWN`.
-        most = bounds(stored)[1] - (stored == _CAUSAL["accumulated_probability"])
+        most = bounds(stored)[1] - (stored == BEFORE["accumulated_probability"])
         values = raw[:, OBSERVED.index(feature)].tolist()
         columns.append([None if math.isnan(value) else min(int(value), most) for value in values])
     return list(zip(*columns, strict=True))
@@ -199,7 +197,7 @@ def write_pool(stream: RowStream, path: PathLike, *, as_logged: bool = False) ->
             dones.extend(ends[0 if rows else 1 : -1].tolist())
             states.extend(_states(block, causal.observe(block), features, as_logged))
             actions.extend(block["action"].tolist())
-            rewards.extend((block["packet_length"] / (block["current_queue_delay"] + _REWARD_DELAY_US)).tolist())
+            rewards.extend(logged_rewards(block).tolist())
             rows, runs = rows + len(block), runs + len(starts)
         if not rows:
             raise L4SError(f"{stream.source}: holds no row: give logged decisions")

@@ -135,6 +135,13 @@ def dataset_folder(dataset_id: str) -> Path:
     return _dataset_path(dataset_id)[1]
 
 
+def ensure_namespace(namespace: str) -> None:
+    """Make a namespace that is not here yet."""
+    namespaces = import_minari("minari.namespace")
+    if namespace not in namespaces.list_local_namespaces():
+        namespaces.create_namespace(namespace, description=_NAMESPACE)
+
+
 def _metadata(reward: str, extra: Mapping[str, Any]) -> dict[str, Any]:
     """What says how to read the numbers, from the schema, and what the caller says; values of None are left out."""
     return {
@@ -236,9 +243,7 @@ def publish(
         "ref_max_score": about.get("ref_max_score"),
         **about.get("metadata", {}),
     }
-    namespaces = import_minari("minari.namespace")
-    if namespace not in namespaces.list_local_namespaces():
-        namespaces.create_namespace(namespace, description=_NAMESPACE)
+    ensure_namespace(namespace)
     new = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
     try:
         (new / "data").mkdir(parents=True)

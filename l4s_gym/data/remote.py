@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 import os
 import shutil
@@ -18,7 +17,7 @@ import numpy as np
 
 from l4s_gym import schema
 from l4s_gym.data import build, minari_io
-from l4s_gym.data.files import atomic_write
+from l4s_gym.data.files import atomic_write, locked
 from l4s_gym.data.minari_io import import_minari, put_in_place
 from l4s_gym.data.storage import MAIN, h5py, mapped
 from l4s_gym.errors import L4SError
@@ -195,11 +194,7 @@ def _staging(target: Path, dataset_id: str) -> Iterator[Path]:
     """A hidden root of datasets beside a dataset's place. After a failure it stays: what has arrived is kept."""
     staging = target.with_name(f".{target.name}.download").absolute()
     staging.mkdir(parents=True, exist_ok=True)
-    with open(staging / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise L4SError(f"dataset {dataset_id!r}: another process downloads it: wait for it") from error
+    with locked(staging, f"dataset {dataset_id!r}: another process downloads it: wait for it"):
         yield staging
         shutil.rmtree(staging)
 
@@ -239,9 +234,7 @@ def download(dataset_id: str, remote: str = "", *, token: str = "", force: bool 
             what = str(error).removesuffix(f": {_ANEW}")
             remedy = "nothing was changed; try again, and if it stays so tell whoever published it"
             raise L4SError(f"{remote}: what arrived is damaged ({what}): {remedy}") from error
-        namespaces = import_minari("minari.namespace")
-        if namespace not in namespaces.list_local_namespaces():
-            namespaces.create_namespace(namespace)
+        minari_io.ensure_namespace(namespace)
         put_in_place(new, target, force)
     return minari_io.load(dataset_id)
 

@@ -46,6 +46,12 @@ STEP: Final[np.dtype[np.void]] = np.dtype(
 the accumulated probability before the decision is unknown (and shown as 0)."""
 
 
+def logged_rewards(records: Records) -> npt.NDArray[np.float64]:
+    """`REWARD` of each record (T,)."""
+    rewards: npt.NDArray[np.float64] = records["packet_length"] / (records["current_queue_delay"] + _REWARD_DELAY_US)
+    return rewards
+
+
 def applied_actions(records: Records, present: frozenset[str]) -> npt.NDArray[np.uint8]:
     """What was done to the packets (T,): recorded, or else the logged action unless the kernel withheld a drop."""
     if "applied_action" in present:
@@ -94,7 +100,7 @@ class StepMaker:
         raw /= OBS_SCALE
         steps["observation"] = np.clip(raw, 0.0, OBS_HIGH, out=raw)
         if rewards is None:
-            rewards = records["packet_length"] / (records["current_queue_delay"] + _REWARD_DELAY_US)
+            rewards = logged_rewards(records)
         steps["reward"] = rewards
         steps["action"] = records["action"]
         steps["applied"] = applied_actions(records, self.present)

@@ -25,14 +25,22 @@ _IN_MEMORY: Final = 64 << 20
 _ROWS: Final = 1 << 16
 _ALIGNMENT: Final = 64
 
-_COLUMNS: Final[dict[str, tuple[str, str, int]]] = {
-    # path in the episode's group: field of STEP, stored type, rows less than there are steps + 1
-    "observations": ("observation", "<f4", 0),
-    "actions": ("action", "<i8", 1),
-    "rewards": ("reward", "<f8", 1),
-    "infos/missing": ("missing", "?", 0),
-    **{f"infos/{name}": (name, "<i8" if STEP[name].itemsize == 8 else "|i1", 0) for name in EXTRAS},
+ARRAYS: Final[dict[str, tuple[str, tuple[int, ...], int]]] = {
+    # path in the episode's group: type, shape of a row, rows more than there are steps
+    "observations": ("<f4", STEP["observation"].shape, 1),
+    "actions": ("<i8", (), 0),
+    "rewards": ("<f8", (), 0),
+    "infos/missing": ("|b1", (), 1),
+    **{f"infos/{name}": (STEP[name].str, (), 1) for name in EXTRAS},
+    "infos/applied_action": ("<i8", (), 1),
+    "terminations": ("|b1", (), 0),
 }
+"""The arrays of an episode, in the order in which they are stored; after them come the truncations."""
+_FIELDS: Final = {
+    **{"observations": "observation", "actions": "action", "rewards": "reward"},
+    **{f"infos/{name}": name for name in ("missing", *EXTRAS)},
+}
+"""Those that are a field of STEP."""
 INFOS: Final = ("applied_action", "missing", *EXTRAS)
 """Infos of each episode, (T + 1,): `applied_action` at t + 1 tells what became of action t, as in the environment."""
 
@@ -90,20 +98,19 @@ def _write_episode(file: Any, number: int, run: Run) -> int:
         group = file.create_group(f"episode_{number}")
         group.attrs.update({"id": number, "total_steps": rows - 1, **run.about})
         made = {
-            path: group.create_dataset(path, (rows - less, *STEP[name].shape), dtype)
-            for path, (name, dtype, less) in _COLUMNS.items()
+            path: group.create_dataset(path, (rows - 1 + more, *row), dtype)
+            for path, (dtype, row, more) in ARRAYS.items()
         }
-        applied = group.create_dataset("infos/applied_action", (rows,), "<i8")
-        group.create_dataset("terminations", data=np.zeros(rows - 1, np.bool_))
+        made["terminations"][:] = False
         group.create_dataset("truncations", data=np.arange(rows - 1) == rows - 2)
         at = 0
         while data := spool.read(_ROWS * STEP.itemsize):
             part = np.frombuffer(data, STEP)
-            for path, (name, _, less) in _COLUMNS.items():
-                kept = part[: rows - less - at]
+            for path, name in _FIELDS.items():
+                kept = part[: rows - 1 + ARRAYS[path][2] - at]
                 made[path][at : at + len(kept)] = kept[name]
             done = part["applied"][: rows - 1 - at]
-            applied[at + 1 : at + 1 + len(done)] = done
+            made["infos/applied_action"][at + 1 : at + 1 + len(done)] = done
             at += len(part)
     return rows - 1
 

@@ -8,7 +8,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from l4s_gym.data.arrays import ARRAYS, Floats, Ints, Layout, open_layout
+from l4s_gym.data.arrays import Floats, Ints, Layout, open_layout
+from l4s_gym.data.storage import ARRAYS
 from l4s_gym.errors import L4SError
 
 try:

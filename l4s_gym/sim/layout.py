@@ -92,9 +92,8 @@ ENV: Final = _packed(
         ("log_at", "i8"), ("rewards_at", "i8"), ("trace_row", "i8"), ("taken", "f8"), ("explore", "f8"),
         # -- the router of the testbed (`l4s_gym.sim.router`)
         ("row_ns", "i8"), ("slice_ns", "i8"), ("pause_ns", "i8"), ("pause_gap_ns", "i8"), ("pause_at", "i8"), ("pipe_ns", "i8"), ("clock_ns", "i8"), ("sched_ns", "i8"),
-        ("idle_at", "i8"), ("serve_at", "i8"), ("task_at", "i8"), ("turn_ns", "i8"), ("ring_head", "i4", (4,)),
-        ("ring_tail", "i4", (4,)), ("ring_size", "i4", (4,)), ("line_head", "i4"), ("line_tail", "i4"),
-        ("out_head", "i4"), ("out_tail", "i4"), ("in_rings", "i4"), ("card", "i4"), ("budget", "i4"),
+        ("idle_at", "i8"), ("serve_at", "i8"), ("task_at", "i8"), ("turn_ns", "i8"), ("list_head", "i4", (6,)),
+        ("list_tail", "i4", (6,)), ("ring_size", "i4", (4,)), ("in_rings", "i4"), ("card", "i4"), ("budget", "i4"),
         ("even", "i1"), ("derandomise", "i1"), ("called", "i1"), ("late", "i1"),
     ],
 )  # fmt: skip

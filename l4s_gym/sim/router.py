@@ -39,10 +39,35 @@ from l4s_gym.sim.memory import flow_at, packet_at
 from l4s_gym.sim.pool import release
 
 CARDS: Final = 4
+LINE: Final = CARDS
+OUT: Final = CARDS + 1
+"""Lists of packets: the rings of the network cards, then the delay line, then what the task sends."""
 RING: Final = 1024
 """Packets that a network card holds (if_em's default); another one is lost before the queue knows of it."""
 BUDGET: Final = 16
 """Packets that the thread takes from one network card before it looks at the next (iflib's `rx_budget`)."""
+
+
+@jit
+def _push(w: Any, k: int, p: int) -> None:
+    """Append a packet to a list."""
+    packet_at(w, p).next = -1
+    if w.list_tail[k] >= 0:
+        packet_at(w, w.list_tail[k]).next = p
+    else:
+        w.list_head[k] = p
+    w.list_tail[k] = p
+
+
+@jit
+def _pull(w: Any, k: int) -> int:
+    """Remove the head of a list, or -1."""
+    p = w.list_head[k]
+    if p >= 0:
+        w.list_head[k] = packet_at(w, p).next
+        if w.list_head[k] < 0:
+            w.list_tail[k] = -1
+    return p
 
 
 @jit
@@ -59,12 +84,7 @@ def waits_in_ring(w: Any) -> bool:
         flow_at(w, a.flow).drops += 1
         release(w, p)
         return True
-    a.next = -1
-    if w.ring_tail[k] >= 0:
-        packet_at(w, w.ring_tail[k]).next = p
-    else:
-        w.ring_head[k] = p
-    w.ring_tail[k] = p
+    _push(w, k, p)
     w.ring_size[k] += 1
     w.in_rings += 1
     if w.called == 0:  # an idle processor turns to it at once
@@ -77,64 +97,36 @@ def leave_ring(w: Any) -> int:
     """The next packet from the network cards, or -1: up to `BUDGET` of one, then it is the next one's turn."""
     if w.in_rings == 0:
         return -1
-    while w.budget == 0 or w.ring_head[w.card] < 0:
+    while w.budget == 0 or w.list_head[w.card] < 0:
         w.card = (w.card + 1) % CARDS
         w.budget = BUDGET
     w.budget -= 1
     w.in_rings -= 1
-    k = w.card
-    w.ring_size[k] -= 1
-    p = w.ring_head[k]
-    w.ring_head[k] = packet_at(w, p).next
-    if w.ring_head[k] < 0:
-        w.ring_tail[k] = -1
-    return p
+    w.ring_size[w.card] -= 1
+    return _pull(w, w.card)
 
 
 @jit
 def enter_line(w: Any, p: int) -> None:
     """A packet has been served: into the delay line."""
-    a = packet_at(w, p)
-    a.due_ns = w.clock_ns + w.pipe_ns
-    a.next = -1
-    if w.line_tail >= 0:
-        packet_at(w, w.line_tail).next = p
-    else:
-        w.line_head = p
-    w.line_tail = p
+    packet_at(w, p).due_ns = w.clock_ns + w.pipe_ns
+    _push(w, LINE, p)
 
 
 @jit
 def transmit(w: Any) -> None:
     """Move what is due from the delay line to the packets to be sent; the first that is not due stops the others."""
-    while w.line_head >= 0:
-        p = w.line_head
-        a = packet_at(w, p)
-        if a.due_ns > w.clock_ns:
-            return
-        w.line_head = a.next
-        if w.line_head < 0:
-            w.line_tail = -1
-        a.next = -1
-        if w.out_tail >= 0:
-            packet_at(w, w.out_tail).next = p
-        else:
-            w.out_head = p
-        w.out_tail = p
+    while w.list_head[LINE] >= 0 and packet_at(w, w.list_head[LINE]).due_ns <= w.clock_ns:
+        _push(w, OUT, _pull(w, LINE))
 
 
 @jit
 def leave_out(w: Any) -> int:
     """The next packet that the task sends, or -1."""
-    p = w.out_head
-    if p >= 0:
-        w.out_head = packet_at(w, p).next
-        if w.out_head < 0:
-            w.out_tail = -1
-    return p
+    return _pull(w, OUT)
 
 
 @jit
 def is_occupied(w: Any) -> bool:
     """Whether `softclock` has to wait: a line is being printed, or packets wait that go first."""
-    return w.called != 0 and (w.link_at > w.now_ns or w.out_head >= 0 or w.in_rings > 0)
+    return w.called != 0 and (w.link_at > w.now_ns or w.list_head[OUT] >= 0 or w.in_rings > 0)

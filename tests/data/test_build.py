@@ -18,6 +18,7 @@ import pytest
 
 from l4s_gym import L4SError, schema
 from l4s_gym.data import build, card, minari_io, recipes
+from l4s_gym.data.files import locked
 from l4s_gym.data.simulated import Behaviour, SimulatedRun
 from l4s_gym.data.storage import h5py, mapped
 from l4s_gym.evaluation.harness import evaluate
@@ -178,7 +179,7 @@ def test_shards_of_another_recipe_are_not_used(recipe: recipes.Recipe, monkeypat
 def test_one_build_at_a_time(recipe: recipes.Recipe) -> None:
     staging = minari_io.dataset_folder(recipe.dataset_id("small")).with_name(".tiny-small-v0.build")
     staging.mkdir(parents=True)
-    with build._locked(staging), pytest.raises(L4SError, match="another process builds this dataset"):
+    with locked(staging, "held by the test"), pytest.raises(L4SError, match="another process builds this dataset"):
         make(recipe)
 
 

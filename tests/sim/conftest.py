@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from gymnasium.utils import seeding
 
+from l4s_gym.schema import ENQUEUE
 from l4s_gym.sim import layout
 from l4s_gym.sim.batch import Batch
 from l4s_gym.sim.scenario import Scenario, from_dict, load
@@ -30,6 +32,15 @@ def run_native(what: str | Scenario, aqm: str | None = None, seed: int = 0, seco
     batch.reset(0, seeding.np_random(seed)[0])
     assert batch.advance_one() in (layout.TERMINATED, layout.TRUNCATED)
     return batch
+
+
+def with_actions(scenario: Scenario, actions: dict[int, int]) -> tuple[Batch, Any]:
+    """Run with an agent that enqueues, but acts on the packets of these numbers; the batch and its log (T,)."""
+    batch = Batch(scenario, decider=layout.AGENT, log_rows=20_000)
+    batch.reset(0, np.random.default_rng(0))
+    while batch.advance_one() == layout.DECISION:
+        batch.action[0] = actions.get(int(batch.env["decisions"][0]), ENQUEUE)
+    return batch, batch.drain_log(0, everything=True)
 
 
 def count(batch: Batch, index: int = 0) -> dict[str, int]:
@@ -58,3 +69,9 @@ def native() -> Run:
 def counters() -> Callable[..., dict[str, int]]:
     """`count`."""
     return count
+
+
+@pytest.fixture(scope="session")
+def acted() -> Callable[..., tuple[Batch, Any]]:
+    """`with_actions`."""
+    return with_actions

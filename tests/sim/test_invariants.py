@@ -120,7 +120,7 @@ def check_state(batch: Batch) -> None:
 
     # Every packet of the pool is in one place.
     travelling = [at for head in flow["transit_head"] for at in walk(packet, int(head))]
-    in_router = [walk(packet, int(head)) for head in (*env["ring_head"], env["line_head"], env["out_head"])]
+    in_router = [walk(packet, int(head)) for head in env["list_head"]]
     assert [len(ring) for ring in in_router[:4]] == env["ring_size"].tolist()
     assert sum(env["ring_size"]) == env["in_rings"]
     placed = [*queued[0], *queued[1], *travelling, *(at for members in in_router for at in members)]

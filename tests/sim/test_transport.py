@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from l4s_gym.evaluation.native import simulate
-from l4s_gym.schema import CE, DROP, ECT_0, ECT_1, ENQUEUE, MARK, NOT_ECT
+from l4s_gym.schema import CE, DROP, ECT_0, ECT_1, MARK, NOT_ECT
 from l4s_gym.sim import layout
 from l4s_gym.sim.batch import Batch
 from l4s_gym.sim.scenario import Scenario
 
 Build = Callable[..., Scenario]
 Run = Callable[..., Batch]
+Acted = Callable[..., tuple[Batch, Any]]
 CONTROLS = ("newreno", "cubic", "dctcp", "prague")
 MSS, ACK = 1500, 52
 
@@ -28,15 +29,6 @@ def with_probabilities(scenario: Scenario, p_l: float, p_c: float, *, even: bool
     batch.env["p_l"], batch.env["p_c"], batch.env["even"] = p_l, p_c, int(even)
     assert batch.advance_one() in (layout.TERMINATED, layout.TRUNCATED)
     return batch
-
-
-def with_actions(scenario: Scenario, actions: dict[int, int]) -> tuple[Batch, Any]:
-    """Run with an agent that enqueues, but acts on the packets of these numbers; the batch and its log (T,)."""
-    batch = Batch(scenario, decider=layout.AGENT, log_rows=20_000)
-    batch.reset(0, np.random.default_rng(0))
-    while batch.advance_one() == layout.DECISION:
-        batch.action[0] = actions.get(int(batch.env["decisions"][0]), ENQUEUE)
-    return batch, batch.drain_log(0, everything=True)
 
 
 def seconds(length: int, mbps: float = 8.0) -> float:
@@ -169,9 +161,9 @@ def test_every_byte_arrives(kind: str, p: float, ecn: str, link: dict[str, Any],
 
 
 @pytest.mark.parametrize("kind", CONTROLS)
-def test_one_loss_is_repaired_without_a_timeout(kind: str, scenario: Build) -> None:
+def test_one_loss_is_repaired_without_a_timeout(kind: str, scenario: Build, acted: Acted) -> None:
     one = {"kind": kind, "transfer_bytes": 100 * 1448, "rtt_ms": 20.0}
-    run, log = with_actions(scenario(one), {30: DROP})
+    run, log = acted(scenario(one), {30: DROP})
     flow = run.flow[0, 0]
     assert (flow["drops"], flow["resent"], flow["timeouts"]) == (1, 1, 0)
     assert flow["reductions"] == 1
@@ -181,9 +173,9 @@ def test_one_loss_is_repaired_without_a_timeout(kind: str, scenario: Build) -> N
 
 @pytest.mark.parametrize(("kind", "first", "again"), [("newreno", ECT_0, NOT_ECT), ("cubic", ECT_0, NOT_ECT),
                                                       ("dctcp", ECT_1, NOT_ECT), ("prague", ECT_1, ECT_1)])  # fmt: skip
-def test_codepoint_of_retransmissions(kind: str, first: int, again: int, scenario: Build) -> None:
+def test_codepoint_of_retransmissions(kind: str, first: int, again: int, scenario: Build, acted: Acted) -> None:
     one = {"kind": kind, "transfer_bytes": 60 * 1448}
-    _, log = with_actions(scenario(one), {20: DROP, 21: DROP, 22: DROP})
+    _, log = acted(scenario(one), {20: DROP, 21: DROP, 22: DROP})
     codes = log["ecn"].tolist()
     assert len(codes) == 63
     assert codes.count(again) == (63 if again == first else 3)
@@ -195,10 +187,10 @@ def test_codepoint_of_retransmissions(kind: str, first: int, again: int, scenari
 
 @pytest.mark.parametrize("echo", ["rfc3168", "accurate"])
 @pytest.mark.parametrize("kind", ["newreno", "cubic"])
-def test_marks_reduce_once_a_round_trip(kind: str, echo: str, scenario: Build) -> None:
+def test_marks_reduce_once_a_round_trip(kind: str, echo: str, scenario: Build, acted: Acted) -> None:
     one = {"kind": kind, "transfer_bytes": 200 * 1448, "echo": echo, "rtt_ms": 50.0, "receive_window": 20}
     for marks in ({40: MARK}, {40: MARK, 41: MARK, 42: MARK}):
-        run, log = with_actions(scenario(one), marks)
+        run, log = acted(scenario(one), marks)
         flow = run.flow[0, 0]
         assert flow["reductions"] == 1
         assert flow["ce_count"] == flow["marks"] == len(marks)
@@ -217,18 +209,18 @@ def test_latched_echo_overestimates_the_marks(scenario: Build) -> None:
     assert alpha["rfc3168"] > 1.5 * alpha["accurate"]
 
 
-def test_a_mark_of_a_not_ect_packet_is_a_drop(scenario: Build) -> None:
+def test_a_mark_of_a_not_ect_packet_is_a_drop(scenario: Build, acted: Acted) -> None:
     one = {"kind": "newreno", "transfer_bytes": 60 * 1448, "ecn": "not-ect"}
-    run, log = with_actions(scenario(one), {20: MARK, 30: MARK})
+    run, log = acted(scenario(one), {20: MARK, 30: MARK})
     assert np.flatnonzero(log["action"] == MARK).tolist() == [20, 30]
     assert log["applied_action"][[20, 30]].tolist() == [DROP, DROP]
     assert (run.env["dropped"][0], run.queue["marked"][0].sum(), run.flow["ce_count"][0, 0]) == (2, 0, 0)
     assert run.flow["goodput_bytes"][0, 0] == 60 * 1448
 
 
-def test_ce_stays_in_the_second_pass(scenario: Build) -> None:
+def test_ce_stays_in_the_second_pass(scenario: Build, acted: Acted) -> None:
     one = {"kind": "dctcp", "transfer_bytes": 20 * 1448, "receive_window": 4}
-    _, log = with_actions(scenario(one, link={"rate_mbps": 8.0, "passes": 2}), {0: MARK})
+    _, log = acted(scenario(one, link={"rate_mbps": 8.0, "passes": 2}), {0: MARK})
     assert (log["ecn"] == CE).sum() == 1
     assert log["queue_type"][log["ecn"] == CE].tolist() == [0]  # the testbed's kernel puts CE into C
 

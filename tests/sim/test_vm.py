@@ -16,17 +16,9 @@ from l4s_gym.sim.scenario import Scenario, load
 
 Build = Callable[..., Scenario]
 Run = Callable[..., Batch]
+Acted = Callable[..., tuple[Batch, Any]]
 PIPE = {"kind": "dummynet", "hz": 100, "rate_mbps": 8.0, "pipe_delay_ms": 10.0, "limit_packets": 10_240}
 ONE = {"kind": "newreno", "rtt_ms": 1.0, "transfer_bytes": 1448, "ack_every": 1, "start_s": 0.003}
-
-
-def with_actions(scenario: Scenario, actions: dict[int, int]) -> tuple[Batch, Any]:
-    """Run with an agent that enqueues, but acts on the packets of these numbers; the batch and its log (T,)."""
-    batch = Batch(scenario, decider=layout.AGENT, log_rows=20_000)
-    batch.reset(0, np.random.default_rng(0))
-    while batch.advance_one() == layout.DECISION:
-        batch.action[0] = actions.get(int(batch.env["decisions"][0]), ENQUEUE)
-    return batch, batch.drain_log(0, everything=True)
 
 
 # -- the pipe
@@ -66,9 +58,9 @@ def test_the_pipe_keeps_its_rate(scenario: Build) -> None:
     assert set((run.records["current_queue_delay"] % 10_000).tolist()) == {0}
 
 
-def test_a_mark_of_the_first_crossing_sends_to_c(scenario: Build) -> None:
+def test_a_mark_of_the_first_crossing_sends_to_c(scenario: Build, acted: Acted) -> None:
     one = {**ONE, "kind": "dctcp"}
-    _, log = with_actions(scenario(one, link={**PIPE, "passes": 2, "acks_in_queue": True}), {0: MARK})
+    _, log = acted(scenario(one, link={**PIPE, "passes": 2, "acks_in_queue": True}), {0: MARK})
     assert log["ecn"][:2].tolist() == [ECT_1, CE]
     assert log["queue_type"].tolist() == [1, 0, 0, 0]
 
@@ -118,10 +110,10 @@ def test_a_full_ring_loses_packets(scenario: Build, native: Run) -> None:
     assert flow["drops"] - env["dropped"] == flow["packets"] - env["sent"] - 1024 > 5_000
 
 
-def test_an_agent_decides_in_the_order_of_the_processor(scenario: Build) -> None:
+def test_an_agent_decides_in_the_order_of_the_processor(scenario: Build, acted: Acted) -> None:
     link = {**PIPE, "passes": 2, "acks_in_queue": True, "row_ms": 0.5}
     chosen = scenario({"kind": "cubic", "count": 2, "rtt_ms": 1.0}, link=link, horizon_s=3.0)
-    _, asked = with_actions(chosen, {})
+    _, asked = acted(chosen, {})
     assert len(asked) > 1000
     assert (np.diff(asked["time_us"].astype(np.int64)) >= 499).all()
     assert (asked["decided_by"] == 1).all()
@@ -141,21 +133,21 @@ def test_pauses(scenario: Build) -> None:
 # -- the hosts
 
 
-def test_slop_of_the_timeout(scenario: Build) -> None:
+def test_slop_of_the_timeout(scenario: Build, acted: Acted) -> None:
     """The last packet is lost: the transfer takes the retransmission timer's slop longer."""
     one = {"kind": "newreno", "rtt_ms": 50.0, "transfer_bytes": 3 * 1448, "ack_every": 1, "min_rto_ms": 1.0}
     took = []
     for slop_ms in (0.0, 200.0):
-        batch, _ = with_actions(scenario({**one, "rto_slop_ms": slop_ms}), {2: DROP})
+        batch, _ = acted(scenario({**one, "rto_slop_ms": slop_ms}), {2: DROP})
         assert batch.flow["timeouts"][0, 0] == 1
         took.append(float(batch.flow["completion_s"][0, 0]))
     assert took[1] - took[0] == pytest.approx(0.2, abs=1e-6)
 
 
 @pytest.mark.parametrize("length", [0, 12])
-def test_sack_option_in_the_queue(length: int, scenario: Build) -> None:
+def test_sack_option_in_the_queue(length: int, scenario: Build, acted: Acted) -> None:
     one = {"kind": "newreno", "rtt_ms": 50.0, "transfer_bytes": 20 * 1448, "sack_length": length}
-    _, log = with_actions(scenario(one, link={"rate_mbps": 8.0, "acks_in_queue": True}), {3: DROP})
+    _, log = acted(scenario(one, link={"rate_mbps": 8.0, "acks_in_queue": True}), {3: DROP})
     assert set(log["packet_length"].tolist()) == {1500, 52, 52 + length}
 
 
@@ -203,9 +195,9 @@ def test_cubic_of_freebsd_before_its_first_loss(scenario: Build) -> None:
 
 
 @pytest.mark.parametrize(("freebsd", "window", "plateau"), [(True, 0.5, 0.7), (False, 0.7, 1.0)])
-def test_first_loss_of_cubic(freebsd: bool, window: float, plateau: float, scenario: Build) -> None:
+def test_first_loss_of_cubic(freebsd: bool, window: float, plateau: float, scenario: Build, acted: Acted) -> None:
     one = {"kind": "cubic", "rtt_ms": 100.0, "initial_threshold": 18.0, "freebsd": freebsd}
-    batch, _ = with_actions(scenario(one, link={"rate_mbps": 100.0}, horizon_s=0.8), {60: DROP})
+    batch, _ = acted(scenario(one, link={"rate_mbps": 100.0}, horizon_s=0.8), {60: DROP})
     flow = batch.flow[0, 0]
     assert flow["reductions"] == 1
     assert flow["ssthresh"] == pytest.approx(window * flow["prior"])
