@@ -14,7 +14,8 @@ from l4s_gym.data.causal import as_logged_observation, causal_observation
 from l4s_gym.data.episodes import episodes_from_rows, run_starts
 from l4s_gym.data.pools import Rows, load_rows, make_rows
 from l4s_gym.data.simulated import simulate_log
-from l4s_gym.schema import OBSERVED, RECORD, scale_observation
+from l4s_gym.data.steps import StepMaker, logged_rewards
+from l4s_gym.schema import BY_NAME, OBSERVED, RECORD, scale_observation
 
 SCENARIO = "l4s-llm-testbed"
 
@@ -156,3 +157,11 @@ def test_unknown_names_are_refused() -> None:
         simulate_log("l4s-llm-testbet")
     with pytest.raises(L4SError, match="unknown discipline"):
         simulate_log(SCENARIO, "dualpi3")
+
+
+@pytest.mark.parametrize("aqm", ["dualpi2_freebsd", "dualpi2_rfc9332"])
+def test_the_compiled_steps_are_those_of_numpy(aqm: str) -> None:
+    """Rewards that are given come with recorded values, which take the compiled way."""
+    log = simulate_log(SCENARIO, aqm, seconds=2.0)
+    compiled = StepMaker(frozenset(BY_NAME)).make(log, logged_rewards(log))
+    np.testing.assert_array_equal(compiled, StepMaker(frozenset(BY_NAME)).make(log))
