@@ -43,6 +43,11 @@ _LAYOUT: Final = ";".join(f"{name}:{RECORD[name].str}:{place[1]}" for name, plac
 _DIGEST: Final = blake2b(_LAYOUT.encode(), digest_size=8).digest()
 
 
+def layout_digest() -> bytes:
+    """Digest of the record's layout, 8 bytes: what a file or a live stream must have been written with."""
+    return _DIGEST
+
+
 def bounds(name: str) -> tuple[int, int]:
     """Smallest and largest value of a field as it is stored: actions are 0, 1, 2."""
     spec = BY_NAME[name]

@@ -1,0 +1,322 @@
+/*
+ * SPDX-License-Identifier: BSD-2-Clause
+ *
+ * DualPI2 in integers: the queues, the control law, the scheduler, and the
+ * place where a decision from outside takes the native law's.
+ *
+ * Two variants: that of RFC 9332 (appendix A), and that of the testbed's
+ * FreeBSD kernel with its quirks, each of which can be switched off. The same
+ * laws in Python are l4s_gym/sim/dualpi2_rfc9332.py and dualpi2_freebsd.py;
+ * tests/kernel holds both to the same records, bit for bit.
+ *
+ * The core allocates nothing, calls nothing, keeps no clock and takes no lock.
+ * The caller gives the time in nanoseconds (it must not run backwards), owns
+ * the packets (each with a `struct l4s_packet` of its own that the core links
+ * into its queues), and keeps calls on one core from overlapping.
+ *
+ * A packet's way:
+ *   l4s_offer()  on arrival: classified, decided, queued or to be freed;
+ *   l4s_evict()  after each offer, until NULL: packets pushed out by a full
+ *                buffer (testbed's variant), to be freed;
+ *   l4s_take()   when the link can send: the next packet, or one to be freed;
+ *   l4s_update() at l4s_next_update(): the control law's interval.
+ * A packet's row is complete when `row_ready` is set: after l4s_offer(), or,
+ * where the law decides at departure (RFC 9332), after l4s_take().
+ */
+#ifndef L4S_CORE_H
+#define L4S_CORE_H
+
+#include "l4s_record.h"
+#include "l4s_types.h"
+
+#define L4S_CLASSIC 0
+#define L4S_L4S 1
+
+#define L4S_NOT_ECT 0
+#define L4S_ECT_1 1
+#define L4S_ECT_0 2
+#define L4S_CE 3
+
+/* Actions, as the records bear them. */
+#define L4S_ENQUEUE 0
+#define L4S_DROP 1
+#define L4S_MARK 2
+
+/* Who decided, as the records bear it. */
+#define L4S_BY_KERNEL 0
+#define L4S_BY_AGENT 1
+#define L4S_BY_FALLBACK 2
+
+#define L4S_NEVER UINT64_MAX
+
+/* Variants. */
+#define L4S_TESTBED 0
+#define L4S_RFC9332 1
+
+#define L4S_MAX_PROB 2147483647	/* probability 1 in the records: 2^31 - 1 */
+#define L4S_ONE 4294967296	/* probability 1 in RFC 9332's variant: 2^32 */
+
+/* Departures of the testbed's kernel from RFC 9332: sim/dualpi2_freebsd.py. */
+#define L4S_DEAD_COUPLING 0x0001
+#define L4S_CE_IN_CLASSIC 0x0002
+#define L4S_NO_L4S_STEP 0x0004
+#define L4S_BURST_ALLOWANCE 0x0008
+#define L4S_DERANDOMISE 0x0010
+#define L4S_ACCU_KEPT 0x0020
+#define L4S_ECN_DROP_THRESHOLD 0x0040
+#define L4S_AUTOTUNE 0x0080
+#define L4S_CAPDROP 0x0100
+#define L4S_IDLE_DECAY 0x0200
+#define L4S_RESTART_ON_DRAIN 0x0400
+#define L4S_SMALL_QUEUE_GUARD 0x0800
+#define L4S_PER_QUEUE_CONTROL 0x1000
+#define L4S_DRR_TWO_TO_ONE 0x2000
+#define L4S_HEAD_DROP 0x4000
+#define L4S_ALL_QUIRKS 0x7fff
+
+/*
+ * Every parameter: X(name, default, lowest, highest, meaning). From this list
+ * come the struct, the defaults, the check, the sysctls of the FreeBSD module
+ * and the keys of the Linux router's configuration.
+ */
+#define L4S_PARAMETERS(X)                                                      \
+	X(variant, 0, 0, 1, "0 the testbed's kernel, 1 RFC 9332")              \
+	X(target_us, 15000, 1, 10000000, "target delay, us")                   \
+	X(tupdate_us, 15000, 100, 10000000, "control interval, us")            \
+	X(limit_packets, 10240, 0, 1048576, "buffer, packets; 0: bytes count") \
+	X(limit_bytes, 0, 0, 4294967295, "buffer, bytes; 0: packets count")    \
+	X(tick_ns, 0, 0, 1000000000, "clock step, ns; 0: as fine as it comes") \
+	X(max_burst_us, 150000, 0, 10000000, "testbed: burst allowance, us")   \
+	X(max_ecn_threshold, 819, 0, 8192,                                     \
+	    "testbed: probability from which ECN drops, 1/8192")               \
+	X(alpha, 1024, 0, 32768, "testbed: integral gain, 1/8192")             \
+	X(beta, 10240, 0, 32768, "testbed: proportional gain, 1/8192")         \
+	X(flags, 19, 0, 255, "testbed: flags, as the rows show them")          \
+	X(quirks, 32767, 0, 32767, "testbed: departures from RFC 9332, bits")  \
+	X(step_ns, 1000000, 0, 10000000000,                                    \
+	    "testbed without no_l4s_step: L step, ns")                         \
+	X(coupling, 512, 1, 65536, "RFC 9332: k, 1/256")                       \
+	X(alpha_q, 45036, 0, 1073741824, "RFC 9332: alpha, 2^-48 per ns")      \
+	X(beta_q, 900720, 0, 1073741824, "RFC 9332: beta, 2^-48 per ns")       \
+	X(min_th_ns, 800000, 0, 10000000000, "RFC 9332: foot of L's ramp, ns") \
+	X(range_ns, 400000, 0, 2147483647, "RFC 9332: width of L's ramp, ns")  \
+	X(th_len, 1, 0, 1048576, "RFC 9332: no L ramp up to so many packets")  \
+	X(p_c_max, 1073741824, 0, 4294967296,                                  \
+	    "RFC 9332: overload threshold on p_C, 2^-32")                      \
+	X(classic_weight, 4096, 0, 65536, "RFC 9332: share of C, 1/65536")     \
+	X(shift_ns, 0, 0, 10000000000,                                         \
+	    "RFC 9332: shift of the time-shifted FIFO, ns; 0: round robin")    \
+	X(lifetime_us, 1000000, 1, 60000000, "longest life of a decision, us") \
+	X(shield_c_us, 150000, 0, 60000000, "shield: delay of C, us; 0: none") \
+	X(shield_l_us, 50000, 0, 60000000, "shield: delay of L, us; 0: none")  \
+	X(shield_drops, 16384, 0, 65536,                                       \
+	    "shield: share that an agent may drop, 1/65536; 65536: all")       \
+	X(shield_window, 128, 16, 65536, "shield: packets of that share")      \
+	X(shield_hold_us, 1000000, 1000, 600000000,                            \
+	    "shield: time for which the native law then decides, us")
+
+struct l4s_params {
+#define L4S_MEMBER(name, normal, low, high, text) uint64_t name;
+	L4S_PARAMETERS(L4S_MEMBER)
+#undef L4S_MEMBER
+};
+
+/* One packet, in the caller's memory for as long as the core has it. */
+struct l4s_packet {
+	struct l4s_packet *next;	/* the core's while queued */
+	uint64_t enqueued_ns;
+	uint32_t length;		/* caller: IP length, bytes */
+	uint32_t flow;			/* caller: any number of its flow */
+	uint8_t ecn;			/* caller: codepoint on arrival */
+	uint8_t queue;			/* L4S_CLASSIC or L4S_L4S */
+	uint8_t decided;		/* at arrival: nothing at departure */
+	uint8_t row_ready;		/* the row is complete */
+	uint8_t asks;			/* a controller is asked about it */
+	struct l4s_record row;
+};
+
+/* What the rewards are made of, counted since the start. */
+struct l4s_totals {
+	uint64_t served_bytes;
+	uint64_t power_bytes;	/* sum of length x (1 - normalised delay), 2^-16 */
+	uint64_t delay_c_ns;	/* integral of C's normalised delay, ns */
+	uint64_t delay_l_ns;	/* the same of L */
+};
+
+/*
+ * An integer decision tree, checked by l4s_model_check(). Node 0 is the root.
+ * A leaf has feature L4S_LEAF and the probabilities of drop and mark (2^-31);
+ * elsewhere the way goes to `low` where value <= threshold, else to `high`,
+ * both of larger numbers than the node's own, so that every way ends. Features
+ * are numbered as in schema.OBSERVED, in the record's units, before the
+ * decision.
+ */
+#define L4S_FEATURES 8
+#define L4S_LEAF 255
+#define L4S_MODEL_NODES 4096
+
+struct l4s_node {
+	uint64_t threshold;
+	uint32_t drop;
+	uint32_t mark;
+	uint16_t low;
+	uint16_t high;
+	uint8_t feature;
+	uint8_t reserved[3];
+};
+
+struct l4s_model {
+	uint32_t count;
+	uint32_t reserved;
+	struct l4s_node node[L4S_MODEL_NODES];
+};
+
+/* A decision from outside. */
+struct l4s_decision {
+	uint64_t sequence;	/* of the row that it answers */
+	uint64_t expires_ns;
+	uint8_t queue;
+	uint8_t action;
+};
+
+/* Why a decision was not taken; L4S_ACCEPTED where it was. */
+enum l4s_refusal {
+	L4S_ACCEPTED,
+	L4S_DETACHED,	/* nobody controls */
+	L4S_MALFORMED,	/* no such queue or action */
+	L4S_EXPIRED,	/* its time is over */
+	L4S_OUT_OF_ORDER, /* not newer than the last one taken for the queue */
+	L4S_UNASKED,	/* answers a row that was not asked about (yet) */
+	L4S_SHIELDED,	/* the shield has handed the queue back */
+	L4S_REFUSALS
+};
+
+/* Events of the shield, for the caller to report. */
+#define L4S_EVENT_NONE 0
+#define L4S_EVENT_SHIELD_DELAY 1	/* value: delay, us */
+#define L4S_EVENT_SHIELD_DROPS 2	/* value: agent's drops in the window */
+#define L4S_EVENT_SHIELD_RELEASE 3	/* the queue may be controlled again */
+
+struct l4s_event {
+	uint64_t time_ns;
+	uint64_t value;
+	uint8_t kind;
+	uint8_t queue;
+};
+
+#define L4S_LATENCY_BINS 192	/* 8 an octave of microseconds */
+
+/* One of the two queues; the caller may read. */
+struct l4s_queue {
+	struct l4s_packet *head, *tail;
+	uint64_t packets, bytes;
+	/* control law; probabilities in the variant's own unit */
+	uint64_t prob;		/* testbed: this queue's, 1/(2^31-1) */
+	uint64_t accu;		/* testbed: 1/(2^31-1); RFC 9332: recur, 2^-32 */
+	uint64_t delay_ns;	/* sojourn of the packet that left last */
+	uint64_t qdelay_us;	/* testbed: the same, 0 after an idle update */
+	uint64_t qdelay_old_us;
+	uint64_t burst_us;
+	uint64_t measurement_start_us;
+	int64_t deficit;
+	uint64_t update_at;	/* testbed: next update */
+	uint8_t active, listed;
+	/* statistics */
+	uint64_t total_packets, total_bytes, drops, marks, interval_drops;
+	uint64_t decided[3];	/* by kernel, agent, fallback */
+	uint64_t normalised;	/* delay / (delay + reference), 2^-16 */
+	/* the decision from outside */
+	uint64_t answer_expires_ns;
+	uint64_t answered;	/* sequence of the last decision taken, + 1 */
+	uint64_t asked;		/* sequence of the last row asked about, + 1 */
+	uint64_t asked_ns;
+	uint8_t answer;		/* action + 1; 0: none */
+	uint8_t waits;		/* the last row asked about was not answered */
+	/* shield */
+	uint64_t held_until_ns;	/* 0: not held */
+	uint64_t window_packets, window_drops, window_decisions;
+	uint64_t trips;
+};
+
+struct l4s_core {
+	struct l4s_params p;
+	struct l4s_queue q[2];
+	uint64_t prob;		/* RFC 9332: p', 2^-32 */
+	uint64_t qdelay_old_ns;	/* RFC 9332 */
+	int64_t credit;		/* RFC 9332: round robin */
+	uint64_t update_at;	/* RFC 9332: next update */
+	uint64_t rng;
+	uint64_t sequence;	/* of the next packet offered */
+	uint64_t integrated_ns;
+	uint64_t refused[L4S_REFUSALS];
+	uint64_t interval;	/* ask about each interval-th packet; 0: detached */
+	uint64_t until_ask;
+	const struct l4s_model *model;
+	struct l4s_totals totals;
+	struct l4s_event event[2];	/* of each queue; kind NONE: none */
+	uint32_t latency[L4S_LATENCY_BINS];
+	int8_t fresh[2], old[2];	/* testbed: lists of the round robin */
+};
+
+/* Defaults of a variant. */
+void l4s_params_default(struct l4s_params *p, uint64_t variant);
+
+/* Index of the first parameter out of its range, or -1. */
+int l4s_params_check(const struct l4s_params *p);
+
+/* Start with empty queues. */
+void l4s_init(struct l4s_core *c, const struct l4s_params *p, uint64_t seed,
+    uint64_t now_ns);
+
+/*
+ * Change parameters under traffic: packets stay queued; where the variant
+ * changes, the control law starts anew. Checked parameters only.
+ */
+void l4s_configure(struct l4s_core *c, const struct l4s_params *p,
+    uint64_t now_ns);
+
+/*
+ * A packet arrives. Returns what was done to it: L4S_ENQUEUE or L4S_MARK (it
+ * is queued; on L4S_MARK the caller sets CE in the header), or L4S_DROP (the
+ * caller frees it). The row is filled, and complete where row_ready is set.
+ */
+int l4s_offer(struct l4s_core *c, struct l4s_packet *packet, uint64_t now_ns);
+
+/* A packet that a full buffer pushed out, to be freed; NULL: none. */
+struct l4s_packet *l4s_evict(struct l4s_core *c, uint64_t now_ns);
+
+/*
+ * The next packet to send, or NULL where all is empty. *action: L4S_ENQUEUE
+ * (send it), L4S_MARK (set CE and send it), L4S_DROP (free it and call again).
+ */
+struct l4s_packet *l4s_take(struct l4s_core *c, uint64_t now_ns, int *action);
+
+/* When l4s_update() is due, or L4S_NEVER. */
+uint64_t l4s_next_update(const struct l4s_core *c);
+
+/* Run the updates that are due. */
+void l4s_update(struct l4s_core *c, uint64_t now_ns);
+
+/* A controller comes: asked about each interval-th packet (1 or more). */
+void l4s_attach(struct l4s_core *c, uint64_t interval);
+
+/* The controller goes: the native law decides, pending decisions are void. */
+void l4s_detach(struct l4s_core *c);
+
+/* A decision for the next packet of a queue; see enum l4s_refusal. */
+enum l4s_refusal l4s_decide(struct l4s_core *c, const struct l4s_decision *d,
+    uint64_t now_ns);
+
+/* Number of the first node that is wrong, or -1. */
+int l4s_model_check(const struct l4s_model *model);
+
+/* Let a checked model decide every packet; NULL: none. The caller keeps it. */
+void l4s_set_model(struct l4s_core *c, const struct l4s_model *model);
+
+/* Brings the totals up to now, and returns them. */
+const struct l4s_totals *l4s_measure(struct l4s_core *c, uint64_t now_ns);
+
+/* Latency of decisions: quantile (in 1/1000) in us, 0 without decisions. */
+uint64_t l4s_latency_us(const struct l4s_core *c, uint64_t per_mille);
+
+#endif

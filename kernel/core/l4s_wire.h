@@ -1,0 +1,157 @@
+/*
+ * SPDX-License-Identifier: BSD-2-Clause
+ *
+ * The wire protocol, the same on /dev/l4s, between the Linux router and the
+ * daemon, and between the daemon and its clients: entries of 192 bytes one
+ * way, commands of 64 bytes the other, both little-endian, nothing else.
+ *
+ * The first entry of every connection is HELLO. A reader sends SUBSCRIBE and
+ * then gets ROW entries; a controller sends ATTACH and then gets an ASK for
+ * each interval-th packet, which it may answer by DECIDE until the ask's
+ * time + lifetime. Nothing ever waits for an answer: the packet that was asked
+ * about has been decided, an answer is used for the queue's next packet, and
+ * where none has come in time the native law decides. DECIDE itself is never
+ * answered; STATUS counts what was refused, and why. Where entries are lost
+ * because a reader is slow, the oldest go, and the next entry that comes tells
+ * how many.
+ */
+#ifndef L4S_WIRE_H
+#define L4S_WIRE_H
+
+#include "l4s_record.h"
+#include "l4s_types.h"
+
+#define L4S_WIRE_MAGIC 0x344c	/* "L4" */
+#define L4S_WIRE_VERSION 1
+#define L4S_ENTRY_SIZE 192
+#define L4S_COMMAND_SIZE 64
+
+enum l4s_entry_kind {
+	L4S_HELLO = 1,
+	L4S_ROW = 2,	/* a finished row */
+	L4S_ASK = 3,	/* a row before its decision; answer by DECIDE */
+	L4S_EVENT = 4,
+	L4S_STATUS = 5,	/* answer to GET_STATUS, ATTACH, DETACH, CONFIGURE */
+	L4S_ERROR = 6	/* answer to a command that was refused */
+};
+
+enum l4s_command_kind {
+	L4S_SUBSCRIBE = 1,	/* args[0]: 1 rows, 0 no rows */
+	L4S_ATTACH = 2,		/* args[0]: decision interval, packets */
+	L4S_DETACH = 3,
+	L4S_DECIDE = 4,		/* sequence, expires_us, queue, action */
+	L4S_CONFIGURE = 5,	/* controller: args[0..4] the five shield_* */
+	L4S_GET_STATUS = 6
+};
+
+enum l4s_event_kind {
+	/* 1, 2, 3: shield tripped by delay, by drops, released (l4s_core.h) */
+	L4S_EVENT_CONTROLLER_CAME = 16,
+	L4S_EVENT_CONTROLLER_LEFT = 17,
+	L4S_EVENT_DEVICE_LOST = 18,	/* the daemon lost the queue */
+	L4S_EVENT_DEVICE_BACK = 19	/* and has it again: new session */
+};
+
+enum l4s_error_code {
+	L4S_E_MALFORMED = 1,	/* magic, version, kind, argument: closed */
+	L4S_E_BUSY = 2,		/* somebody else controls */
+	L4S_E_NOT_CONTROLLER = 3,
+	L4S_E_REFUSED = 4,	/* by user: closed */
+	L4S_E_NO_DEVICE = 5,	/* the daemon has no queue now */
+	L4S_E_TOO_MANY = 6	/* clients: closed */
+};
+
+struct L4S_PACKED l4s_hello {
+	uint16_t schema_version;
+	uint16_t record_size;
+	uint16_t entry_size;
+	uint16_t command_size;
+	uint8_t layout[8];	/* digest of the record's layout */
+	uint64_t session;	/* another number after each start */
+	uint64_t clock_us;	/* the clock of time_us and expires_us, now */
+	uint64_t rate_bps;	/* of the link; 0: not known */
+	uint32_t ring_entries;
+	uint8_t variant;	/* L4S_TESTBED, L4S_RFC9332 */
+	uint8_t reserved[3];
+	char name[32];		/* of the server, NUL-padded */
+};
+
+struct L4S_PACKED l4s_row {
+	struct l4s_record record;
+	uint8_t reserved;
+	uint64_t served_bytes;	/* struct l4s_totals, at the arrival */
+	uint64_t power_bytes;
+	uint64_t delay_c_ns;
+	uint64_t delay_l_ns;
+};
+
+struct L4S_PACKED l4s_event_body {
+	uint64_t time_us;
+	uint64_t value;
+	uint8_t kind;
+	uint8_t queue;
+};
+
+struct L4S_PACKED l4s_status {
+	uint64_t clock_us;
+	uint64_t packets[2];	/* offered to C, L */
+	uint64_t agent[2];	/* of them decided by the controller or model */
+	uint64_t fallback[2];	/* asked about and not answered in time */
+	uint64_t drops[2];
+	uint64_t marks[2];
+	uint64_t lost;		/* rows lost to this reader */
+	uint32_t refused[7];	/* decisions, by enum l4s_refusal */
+	uint32_t trips[2];	/* of the shield */
+	uint32_t interval;	/* 0: nobody controls */
+	uint32_t latency_p50_us;	/* from ask to answer */
+	uint32_t latency_p99_us;
+	uint8_t held;		/* bit 0 C, bit 1 L: held by the shield */
+	uint8_t model;		/* a model is loaded */
+	uint8_t controls;	/* you are the controller */
+	uint8_t reserved;
+};
+
+struct L4S_PACKED l4s_error {
+	uint16_t code;
+	uint8_t command;	/* kind of the command, as far as known */
+	uint8_t reserved;
+	char text[160];		/* NUL-padded */
+};
+
+struct L4S_PACKED l4s_entry {
+	uint16_t magic;
+	uint8_t version;
+	uint8_t kind;
+	uint32_t lost;		/* entries lost just before this one */
+	uint64_t tag;		/* of the command that it answers, or 0 */
+	union {
+		struct l4s_hello hello;
+		struct l4s_row row;	/* ROW and ASK */
+		struct l4s_event_body event;
+		struct l4s_status status;
+		struct l4s_error error;
+		uint8_t bytes[176];
+	} u;
+};
+
+struct L4S_PACKED l4s_command {
+	uint16_t magic;
+	uint8_t version;
+	uint8_t kind;
+	uint8_t queue;
+	uint8_t action;
+	uint16_t reserved;	/* 0 */
+	uint64_t tag;		/* echoed in the answer */
+	uint64_t sequence;
+	uint64_t expires_us;
+	uint32_t args[8];
+};
+
+_Static_assert(sizeof(struct l4s_record) == L4S_RECORD_SIZE, "record");
+_Static_assert(sizeof(struct l4s_row) == 168, "row");
+_Static_assert(sizeof(struct l4s_status) <= 176, "status");
+_Static_assert(sizeof(struct l4s_error) <= 176, "error");
+_Static_assert(sizeof(struct l4s_entry) == L4S_ENTRY_SIZE, "entry");
+_Static_assert(sizeof(struct l4s_command) == L4S_COMMAND_SIZE, "command");
+
+#endif

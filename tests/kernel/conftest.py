@@ -1,0 +1,53 @@
+"""Builds of the kernel side for the tests: made once, with and without sanitizers."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+KERNEL = Path(__file__).parents[2] / "kernel"
+Build = Callable[..., Path]
+
+
+def _make(folder: str, *arguments: str) -> Path:
+    with (KERNEL / ".build.lock").open("w") as lock:  # the processes of pytest-xdist share the folder
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = subprocess.run(
+            ["make", "-C", str(KERNEL), f"BUILD={folder}", *arguments], capture_output=True, text=True, check=False
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return KERNEL / folder
+
+
+@pytest.fixture(scope="session")
+def build() -> Build:
+    """A function that builds everything and gives the folder: ``build()``, or ``build(san=True)`` with sanitizers."""
+    if shutil.which(os.environ.get("CC", "cc")) is None or shutil.which("make") is None:
+        pytest.skip("needs a C compiler and make (Debian: apt-get install build-essential)")
+
+    def made(*, san: bool = False) -> Path:
+        return _make("build-asan", "SAN=1") if san else _make("build")
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def namespaces() -> None:
+    """Skip where this kernel gives no network namespaces or no TUN devices to this user."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root: network namespaces and TUN devices")
+    if not os.access("/dev/net/tun", os.W_OK):
+        pytest.skip("needs /dev/net/tun")
+    if shutil.which("ip") is None:
+        pytest.skip("needs ip (Debian: apt-get install iproute2)")
+    name = f"l4s-probe-{os.getpid()}"
+    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
+    if made.returncode != 0:
+        pytest.skip(f"this kernel gives no network namespaces: {made.stderr.strip()}")
+    subprocess.run(["ip", "netns", "del", name], check=True)
