@@ -10,7 +10,7 @@ EXTRAS := data,baselines,report,dev
 PYTEST := pytest -n 2 --dist loadfile
 NEWEST_TESTS = $(or $(wildcard tests/envs tests/sim),tests)
 
-.PHONY: help setup demo test test-newest test-all check lint types bench clean distclean
+.PHONY: help setup demo test test-newest test-all check lint types kernel kernel-check bench clean distclean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,14 +42,22 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
+kernel: setup  ## build the Linux router, the bridge daemon and the test traffic
+	$(MAKE) -C kernel
+
+kernel-check: setup  ## build the kernel side with gcc, clang, sanitizers and for FreeBSD, and lint it
+	PYTHON=../$(BIN)/python kernel/check.sh
+
 bench: setup  ## measure speed, and compare the simulator with its peers
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/fidelity.py
 	$(BIN)/python benchmarks/sim_to_real.py
 	$(BIN)/python benchmarks/data_speed.py
+	@echo "Real packets, as root: $(BIN)/python benchmarks/live.py"
 
 clean:  ## remove caches and build outputs
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	$(MAKE) -C kernel clean
 	find agents benchmarks datasets l4s_gym tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean  ## remove the virtual environments too

@@ -205,6 +205,7 @@ struct l4s_event {
 };
 
 #define L4S_LATENCY_BINS 192	/* 8 an octave of microseconds */
+#define L4S_ASKS 64		/* asks whose time is kept */
 
 /* One of the two queues; the caller may read. */
 struct l4s_queue {
@@ -229,7 +230,6 @@ struct l4s_queue {
 	uint64_t answer_expires_ns;
 	uint64_t answered;	/* sequence of the last decision taken, + 1 */
 	uint64_t asked;		/* sequence of the last row asked about, + 1 */
-	uint64_t asked_ns;
 	uint8_t answer;		/* action + 1; 0: none */
 	uint8_t waits;		/* the last row asked about was not answered */
 	/* shield */
@@ -255,6 +255,8 @@ struct l4s_core {
 	struct l4s_totals totals;
 	struct l4s_event event[2];	/* of each queue; kind NONE: none */
 	uint32_t latency[L4S_LATENCY_BINS];
+	uint64_t asked[L4S_ASKS];	/* sequence + 1 of recent asks */
+	uint64_t asked_ns[L4S_ASKS];
 	int8_t fresh[2], old[2];	/* testbed: lists of the round robin */
 };
 

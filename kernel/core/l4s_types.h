@@ -8,6 +8,7 @@
 
 #if defined(_KERNEL) && defined(__FreeBSD__)
 #include <sys/types.h>
+#include <sys/stdint.h>
 #else
 #include <stdbool.h>
 #include <stdint.h>

@@ -27,12 +27,13 @@ def _make(folder: str, *arguments: str) -> Path:
 
 @pytest.fixture(scope="session")
 def build() -> Build:
-    """A function that builds everything and gives the folder: ``build()``, or ``build(san=True)`` with sanitizers."""
+    """A function that builds and gives the folder: ``build()`` everything, ``build("l4s-router", san=True)`` one."""
     if shutil.which(os.environ.get("CC", "cc")) is None or shutil.which("make") is None:
         pytest.skip("needs a C compiler and make (Debian: apt-get install build-essential)")
 
-    def made(*, san: bool = False) -> Path:
-        return _make("build-asan", "SAN=1") if san else _make("build")
+    def made(*targets: str, san: bool = False) -> Path:
+        folder = "build-asan" if san else "build"
+        return _make(folder, *(["SAN=1"] if san else []), *(f"{folder}/{target}" for target in targets))
 
     return made
 

@@ -1,0 +1,417 @@
+/*
+ * SPDX-License-Identifier: BSD-2-Clause
+ *
+ * The two queues: arrivals, departures, control intervals, rows.
+ */
+#include "l4s_internal.h"
+
+/* Delays that the rewards take as their unit, ns: DualPI2's target, L's step. */
+static const uint64_t reference_ns[2] = { 15000000, 1000000 };
+
+/* -- parameters */
+
+void
+l4s_params_default(struct l4s_params *p, uint64_t variant)
+{
+#define SET(name, normal, low, high, text) p->name = (normal);
+	L4S_PARAMETERS(SET)
+#undef SET
+	p->variant = variant;
+	if (variant == L4S_RFC9332)
+		p->tupdate_us = 16000;
+}
+
+int
+l4s_params_check(const struct l4s_params *p)
+{
+	int index = 0;
+	/* Both sides are one larger: nothing is below a lowest value of 0. */
+#define CHECK(name, normal, low, high, text)                                   \
+	if (p->name + 1 < (uint64_t)(low) + 1 || p->name > (high))             \
+		return (index);                                                \
+	index++;
+	L4S_PARAMETERS(CHECK)
+#undef CHECK
+	return (-1);
+}
+
+/* -- the generator */
+
+uint64_t
+l4s_random31(struct l4s_core *c)
+{
+	uint64_t z;
+
+	c->rng += 0x9E3779B97F4A7C15;
+	z = c->rng;
+	z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9;
+	z = (z ^ (z >> 27)) * 0x94D049BB133111EB;
+	return ((z ^ (z >> 31)) >> 33);
+}
+
+/* -- start and change */
+
+static void
+start_law(struct l4s_core *c, uint64_t now_ns)
+{
+	uint64_t first = now_ns + c->p.tupdate_us * 1000;
+	bool testbed = c->p.variant == L4S_TESTBED;
+
+	c->prob = 0;
+	c->qdelay_old_ns = 0;
+	c->credit = 0;
+	c->update_at = testbed ? L4S_NEVER : first;
+	for (int i = 0; i < 2; i++) {
+		struct l4s_queue *q = &c->q[i];
+
+		q->prob = q->accu = q->qdelay_old_us = 0;
+		q->burst_us = testbed && q->packets > 0 ? c->p.max_burst_us : 0;
+		q->active = testbed && q->packets > 0;
+		q->update_at = q->active ? first : L4S_NEVER;
+	}
+}
+
+static void
+relist(struct l4s_core *c)
+{
+	c->fresh[0] = c->fresh[1] = c->old[0] = c->old[1] = -1;
+	for (int i = 0; i < 2; i++) {
+		c->q[i].listed = 0;
+		if (c->p.variant == L4S_TESTBED && c->q[i].packets > 0)
+			l4s_testbed_enlist(c, &c->q[i]);
+	}
+}
+
+void
+l4s_init(struct l4s_core *c, const struct l4s_params *p, uint64_t seed,
+    uint64_t now_ns)
+{
+	*c = (struct l4s_core){ .p = *p, .rng = seed, .integrated_ns = now_ns };
+	relist(c);
+	start_law(c, now_ns);
+}
+
+void
+l4s_configure(struct l4s_core *c, const struct l4s_params *p, uint64_t now_ns)
+{
+	uint64_t variant = c->p.variant;
+	bool round_robin = l4s_round_robin(c);
+
+	c->p = *p;
+	if (variant != p->variant)
+		start_law(c, now_ns);
+	if (variant != p->variant || round_robin != l4s_round_robin(c))
+		relist(c);
+}
+
+/* -- measurement */
+
+const struct l4s_totals *
+l4s_measure(struct l4s_core *c, uint64_t now_ns)
+{
+	uint64_t elapsed = now_ns - c->integrated_ns;
+
+	c->integrated_ns = now_ns;
+	if (c->q[0].packets > 0)
+		c->totals.delay_c_ns += (elapsed * c->q[0].normalised) >> 16;
+	if (c->q[1].packets > 0)
+		c->totals.delay_l_ns += (elapsed * c->q[1].normalised) >> 16;
+	return (&c->totals);
+}
+
+/* -- rows */
+
+static uint64_t
+in_records_unit(uint64_t q32)
+{
+	return ((q32 * L4S_MAX_PROB) >> 32);
+}
+
+static uint64_t
+accumulated(const struct l4s_core *c, const struct l4s_queue *q)
+{
+	return (c->p.variant == L4S_TESTBED ? q->accu :
+	    in_records_unit(q->accu));
+}
+
+static void
+write_before(struct l4s_core *c, struct l4s_packet *packet, uint64_t now_ns)
+{
+	const struct l4s_params *p = &c->p;
+	const struct l4s_queue *q = &c->q[packet->queue];
+	bool testbed = p->variant == L4S_TESTBED;
+
+	packet->row = (struct l4s_record){
+		.queue_type = packet->queue,
+		.qdelay_ref = (uint32_t)p->target_us,
+		.tupdate = (uint32_t)p->tupdate_us,
+		.max_burst = (uint32_t)p->max_burst_us,
+		.max_ecn_threshold = (uint16_t)p->max_ecn_threshold,
+		.alpha = testbed ? (uint32_t)p->alpha : 0,
+		.beta = testbed ? (uint32_t)p->beta : 0,
+		.flags = (uint32_t)p->flags,
+		.burst_allowance = (uint32_t)q->burst_us,
+		.drop_probability = (uint32_t)(testbed ? q->prob :
+		    in_records_unit(c->prob)),
+		.current_queue_delay = (uint32_t)(testbed ? q->qdelay_us :
+		    q->delay_ns / 1000),
+		.queue_delay_old = (uint32_t)(testbed ? q->qdelay_old_us :
+		    c->qdelay_old_ns / 1000),
+		.measurement_start = (uint32_t)q->measurement_start_us,
+		.status_flags = q->active ? 3 : 0,
+		.total_packets = q->total_packets,
+		.total_bytes = q->total_bytes,
+		.length_in_packets = (uint32_t)q->packets,
+		.length_in_bytes = (uint32_t)q->bytes,
+		.total_drops = (uint32_t)q->drops,
+		.packet_length = packet->length,
+		.sequence = c->sequence,
+		.time_us = now_ns / 1000,
+		.flow_id = packet->flow,
+		.ecn = packet->ecn,
+		.accumulated_probability_before = accumulated(c, q),
+		.interval_drops = (uint32_t)q->interval_drops,
+	};
+}
+
+/* -- the queues */
+
+static void
+append(struct l4s_queue *q, struct l4s_packet *packet)
+{
+	packet->next = 0;
+	if (q->tail != 0)
+		q->tail->next = packet;
+	else
+		q->head = packet;
+	q->tail = packet;
+	q->packets++;
+	q->bytes += packet->length;
+}
+
+static struct l4s_packet *
+pop(struct l4s_queue *q)
+{
+	struct l4s_packet *packet = q->head;
+
+	q->head = packet->next;
+	if (q->head == 0)
+		q->tail = 0;
+	packet->next = 0;
+	q->packets--;
+	q->bytes -= packet->length;
+	return (packet);
+}
+
+static void
+count_drop(struct l4s_queue *q)
+{
+	q->drops++;
+	q->interval_drops++;
+}
+
+/* Whether the buffer is full; the testbed's kernel looks after the enqueue. */
+static bool
+no_room(const struct l4s_core *c, uint32_t length)
+{
+	const struct l4s_params *p = &c->p;
+	uint64_t reserve = p->variant == L4S_RFC9332 ? L4S_MTU : length;
+
+	if (p->variant == L4S_TESTBED && (p->quirks & L4S_HEAD_DROP) != 0)
+		return (false);
+	if (p->limit_packets > 0 &&
+	    c->q[0].packets + c->q[1].packets + 1 > p->limit_packets)
+		return (true);
+	return (p->limit_bytes > 0 &&
+	    c->q[0].bytes + c->q[1].bytes + reserve > p->limit_bytes);
+}
+
+/* Decide about a packet that arrives: what is logged, and what is done. */
+static void
+decide(struct l4s_core *c, struct l4s_packet *packet, uint64_t now_ns)
+{
+	struct l4s_queue *q = &c->q[packet->queue];
+	bool testbed = c->p.variant == L4S_TESTBED;
+	uint8_t logged = L4S_ENQUEUE, applied = L4S_ENQUEUE;
+	int action = l4s_outside(c, packet, now_ns);
+
+	if (action >= 0) {
+		logged = applied = (uint8_t)action;
+		if (action == L4S_MARK && packet->ecn == L4S_NOT_ECT)
+			applied = L4S_DROP;
+		/* The law goes on as if the decision were its own. */
+		if (testbed) {
+			(void)l4s_testbed_step(c, q);
+			if (applied != L4S_ENQUEUE)
+				q->accu = 0;
+		}
+		packet->decided = 1;
+	} else if (testbed) {
+		l4s_testbed_decide(c, q, packet, &logged, &applied);
+		packet->decided = 1;
+	}
+	if (applied != L4S_DROP && no_room(c, packet->length)) {
+		applied = L4S_DROP;
+		packet->decided = 1;
+	}
+	packet->row.accumulated_probability = accumulated(c, q);
+	packet->row.action = logged;
+	packet->row.applied_action = applied;
+	packet->row_ready = packet->decided;
+}
+
+int
+l4s_offer(struct l4s_core *c, struct l4s_packet *packet, uint64_t now_ns)
+{
+	struct l4s_queue *q;
+	uint8_t applied;
+
+	packet->queue = l4s_classify(&c->p, packet->ecn);
+	packet->decided = packet->row_ready = packet->asks = 0;
+	q = &c->q[packet->queue];
+	write_before(c, packet, now_ns);
+	c->sequence++;
+	decide(c, packet, now_ns);
+	applied = packet->row.applied_action;
+	if (c->p.variant == L4S_TESTBED)
+		l4s_testbed_after(c, q, now_ns, applied);
+	q->total_packets++;
+	q->total_bytes += packet->length;
+	q->decided[packet->row.decided_by]++;
+	if (applied == L4S_DROP) {
+		count_drop(q);
+		return (L4S_DROP);
+	}
+	if (applied == L4S_MARK)
+		q->marks++;
+	packet->enqueued_ns = l4s_clock(c, now_ns);
+	(void)l4s_measure(c, now_ns);
+	append(q, packet);
+	if (c->p.variant == L4S_TESTBED && !q->listed)
+		l4s_testbed_enlist(c, q);
+	return (applied);
+}
+
+struct l4s_packet *
+l4s_evict(struct l4s_core *c, uint64_t now_ns)
+{
+	struct l4s_queue *q = &c->q[c->q[1].packets > c->q[0].packets];
+
+	if (c->p.limit_packets == 0 ||
+	    c->q[0].packets + c->q[1].packets <= c->p.limit_packets)
+		return (0);
+	(void)l4s_measure(c, now_ns);
+	count_drop(q);
+	return (pop(q));
+}
+
+static int
+pick(struct l4s_core *c, uint64_t now_ns)
+{
+	return (c->p.variant == L4S_TESTBED ? l4s_testbed_pick(c, now_ns) :
+	    l4s_rfc9332_pick(c, now_ns));
+}
+
+/* A packet has left its queue: its sojourn is the delay of the queue now. */
+static struct l4s_packet *
+leave(struct l4s_core *c, struct l4s_queue *q, uint64_t now_ns)
+{
+	struct l4s_packet *packet;
+	uint64_t sojourn;
+
+	(void)l4s_measure(c, now_ns);
+	packet = pop(q);
+	sojourn = l4s_clock(c, now_ns) - packet->enqueued_ns;
+	q->delay_ns = sojourn;
+	q->qdelay_us = sojourn / 1000;
+	q->normalised = (sojourn << 16) /
+	    (sojourn + reference_ns[packet->queue]);
+	return (packet);
+}
+
+struct l4s_packet *
+l4s_take(struct l4s_core *c, uint64_t now_ns, int *action)
+{
+	struct l4s_packet *packet;
+	struct l4s_queue *q;
+	uint8_t decision = L4S_ENQUEUE;
+	int index = pick(c, now_ns);
+
+	*action = L4S_ENQUEUE;
+	if (index < 0)
+		return (0);
+	q = &c->q[index];
+	packet = leave(c, q, now_ns);
+	if (!packet->decided && c->p.variant == L4S_RFC9332) {
+		decision = l4s_rfc9332_decide(c, q, packet);
+		packet->row.action = decision;
+		packet->row.applied_action = decision;
+	}
+	packet->row_ready = 1;
+	if (l4s_round_robin(c))
+		q->deficit -= packet->length;
+	else if (decision != L4S_DROP)
+		l4s_rfc9332_charge(c, index, packet->length);
+	*action = decision;
+	if (decision == L4S_DROP) {
+		count_drop(q);
+		return (packet);
+	}
+	if (decision == L4S_MARK)
+		q->marks++;
+	c->totals.served_bytes += packet->length;
+	c->totals.power_bytes += packet->length * (65536 - q->normalised);
+	return (packet);
+}
+
+/* -- control intervals */
+
+static uint64_t
+head_delay(const struct l4s_core *c, int index, uint64_t now_ns)
+{
+	const struct l4s_packet *head = c->q[index].head;
+
+	return (head == 0 ? 0 : l4s_clock(c, now_ns) - head->enqueued_ns);
+}
+
+static uint64_t
+next_after(const struct l4s_core *c, uint64_t due, uint64_t now_ns)
+{
+	uint64_t step = c->p.tupdate_us * 1000;
+
+	/* A caller who is more than an interval late does not catch up. */
+	return (due + step > now_ns ? due + step : now_ns + step);
+}
+
+uint64_t
+l4s_next_update(const struct l4s_core *c)
+{
+	uint64_t next = c->update_at;
+
+	for (int i = 0; i < 2; i++)
+		if (c->q[i].update_at < next)
+			next = c->q[i].update_at;
+	return (next);
+}
+
+void
+l4s_update(struct l4s_core *c, uint64_t now_ns)
+{
+	uint64_t c_delay, l_delay;
+
+	for (int i = 0; i < 2; i++) {
+		struct l4s_queue *q = &c->q[i];
+
+		if (q->update_at > now_ns)
+			continue;
+		q->update_at = next_after(c, q->update_at, now_ns);
+		l4s_testbed_update(c, q);
+	}
+	if (c->update_at > now_ns)
+		return;
+	c->update_at = next_after(c, c->update_at, now_ns);
+	c_delay = head_delay(c, 0, now_ns);
+	l_delay = head_delay(c, 1, now_ns);
+	l4s_rfc9332_update(c, c_delay > l_delay ? c_delay : l_delay);
+	c->q[0].interval_drops = c->q[1].interval_drops = 0;
+}

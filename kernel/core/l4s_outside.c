@@ -1,0 +1,279 @@
+/*
+ * SPDX-License-Identifier: BSD-2-Clause
+ *
+ * Decisions from outside: a controller's, taken if they are fresh, or those of
+ * a loaded tree; and the shield, which hands a queue back to the native law.
+ */
+#include "l4s_internal.h"
+
+#define NONE (-1)
+
+void
+l4s_attach(struct l4s_core *c, uint64_t interval)
+{
+	l4s_detach(c);
+	c->interval = interval;
+	c->until_ask = 1;
+}
+
+void
+l4s_detach(struct l4s_core *c)
+{
+	c->interval = 0;
+	for (int i = 0; i < 2; i++) {
+		struct l4s_queue *q = &c->q[i];
+
+		q->answer = 0;
+		q->waits = 0;
+		/* What was asked before is nobody's to answer any more. */
+		q->answered = q->asked;
+	}
+}
+
+static void
+note_latency(struct l4s_core *c, uint64_t sequence, uint64_t now_ns)
+{
+	uint64_t slot = sequence % L4S_ASKS, us, bin;
+	unsigned shift = 0;
+
+	if (c->asked[slot] != sequence + 1)
+		return;
+	us = (now_ns - c->asked_ns[slot]) / 1000;
+	while ((us >> shift) >= 16)
+		shift++;
+	bin = 8 * (uint64_t)shift + (us >> shift);
+	c->latency[bin < L4S_LATENCY_BINS ? bin : L4S_LATENCY_BINS - 1]++;
+}
+
+uint64_t
+l4s_latency_us(const struct l4s_core *c, uint64_t per_mille)
+{
+	uint64_t all = 0, seen = 0;
+
+	for (int i = 0; i < L4S_LATENCY_BINS; i++)
+		all += c->latency[i];
+	for (unsigned i = 0; i < L4S_LATENCY_BINS; i++) {
+		unsigned shift = i < 16 ? 0 : i / 8 - 1;
+
+		seen += c->latency[i];
+		if (seen > 0 && seen * 1000 >= all * per_mille)
+			return ((uint64_t)(i - 8 * shift) << shift);
+	}
+	return (0);
+}
+
+static enum l4s_refusal
+judge(const struct l4s_core *c, const struct l4s_decision *d, uint64_t now_ns)
+{
+	const struct l4s_queue *q;
+
+	if (c->interval == 0)
+		return (L4S_DETACHED);
+	if (d->queue > L4S_L4S || d->action > L4S_MARK)
+		return (L4S_MALFORMED);
+	q = &c->q[d->queue];
+	if (d->sequence >= q->asked)
+		return (L4S_UNASKED);
+	if (d->sequence < q->answered)
+		return (L4S_OUT_OF_ORDER);
+	if (d->expires_ns <= now_ns)
+		return (L4S_EXPIRED);
+	if (q->held_until_ns != 0)
+		return (L4S_SHIELDED);
+	return (L4S_ACCEPTED);
+}
+
+enum l4s_refusal
+l4s_decide(struct l4s_core *c, const struct l4s_decision *d, uint64_t now_ns)
+{
+	enum l4s_refusal refusal = judge(c, d, now_ns);
+	uint64_t latest = now_ns + c->p.lifetime_us * 1000;
+	struct l4s_queue *q;
+
+	if (refusal != L4S_ACCEPTED) {
+		c->refused[refusal]++;
+		return (refusal);
+	}
+	q = &c->q[d->queue];
+	q->answer = (uint8_t)(d->action + 1);
+	q->answer_expires_ns = d->expires_ns < latest ? d->expires_ns : latest;
+	q->answered = d->sequence + 1;
+	q->waits = 0;
+	note_latency(c, d->sequence, now_ns);
+	return (L4S_ACCEPTED);
+}
+
+static void
+trip(struct l4s_core *c, struct l4s_queue *q, uint8_t kind, uint64_t value,
+    uint64_t now_ns)
+{
+	uint8_t index = q == &c->q[1];
+
+	q->held_until_ns = now_ns + c->p.shield_hold_us * 1000;
+	q->answer = 0;
+	q->trips++;
+	q->window_packets = q->window_drops = q->window_decisions = 0;
+	c->event[index] = (struct l4s_event){ .time_ns = now_ns,
+	    .value = value, .kind = kind, .queue = index };
+}
+
+/* Whether the queue is out of reach from outside, because of the shield. */
+static bool
+shielded(struct l4s_core *c, struct l4s_queue *q, uint64_t now_ns)
+{
+	uint64_t limit_us, delay_ns;
+	uint8_t index = q == &c->q[1];
+
+	if (q->held_until_ns != 0) {
+		if (now_ns < q->held_until_ns)
+			return (true);
+		q->held_until_ns = 0;
+		c->event[index] = (struct l4s_event){ .time_ns = now_ns,
+		    .kind = L4S_EVENT_SHIELD_RELEASE, .queue = index };
+	}
+	if (++q->window_packets > c->p.shield_window) {
+		q->window_packets = 1;
+		q->window_drops = q->window_decisions = 0;
+	}
+	/* Where the native law alone has decided, the delay is its own. */
+	if (q->window_decisions == 0)
+		return (false);
+	delay_ns = q->delay_ns;
+	if (q->packets == 0)
+		delay_ns = 0;
+	else if (l4s_clock(c, now_ns) - q->head->enqueued_ns > delay_ns)
+		delay_ns = l4s_clock(c, now_ns) - q->head->enqueued_ns;
+	limit_us = index == L4S_L4S ? c->p.shield_l_us : c->p.shield_c_us;
+	if (limit_us == 0 || delay_ns <= limit_us * 1000)
+		return (false);
+	trip(c, q, L4S_EVENT_SHIELD_DELAY, delay_ns / 1000, now_ns);
+	return (true);
+}
+
+/* Whether the shield lets one more drop of an agent pass. */
+static bool
+may_drop(struct l4s_core *c, struct l4s_queue *q, uint64_t now_ns)
+{
+	uint64_t drops = q->window_drops + 1;
+
+	if (drops * 65536 <= c->p.shield_drops * c->p.shield_window) {
+		q->window_drops = drops;
+		return (true);
+	}
+	trip(c, q, L4S_EVENT_SHIELD_DROPS, drops, now_ns);
+	return (false);
+}
+
+int
+l4s_model_check(const struct l4s_model *model)
+{
+	if (model->count == 0 || model->count > L4S_MODEL_NODES)
+		return (0);
+	for (uint32_t i = 0; i < model->count; i++) {
+		const struct l4s_node *node = &model->node[i];
+
+		if (node->feature == L4S_LEAF) {
+			if ((uint64_t)node->drop + node->mark > (1U << 31))
+				return ((int)i);
+		} else if (node->feature >= L4S_FEATURES || node->low <= i ||
+		    node->high <= i || node->low >= model->count ||
+		    node->high >= model->count) {
+			return ((int)i);
+		}
+	}
+	return (-1);
+}
+
+void
+l4s_set_model(struct l4s_core *c, const struct l4s_model *model)
+{
+	c->model = model;
+}
+
+static int
+ask_model(struct l4s_core *c, const struct l4s_record *row)
+{
+	const uint64_t value[L4S_FEATURES] = { row->queue_type,
+	    row->burst_allowance, row->drop_probability,
+	    row->current_queue_delay, row->accumulated_probability_before,
+	    row->length_in_bytes, row->interval_drops, row->packet_length };
+	const struct l4s_node *node = &c->model->node[0];
+	uint64_t number;
+
+	while (node->feature != L4S_LEAF)
+		node = &c->model->node[value[node->feature] <= node->threshold ?
+		    node->low : node->high];
+	number = l4s_random31(c);
+	if (number < node->drop)
+		return (L4S_DROP);
+	return (number < (uint64_t)node->drop + node->mark ? L4S_MARK :
+	    L4S_ENQUEUE);
+}
+
+/* The controller's decision for a packet, if there is a fresh one. */
+static int
+take_answer(struct l4s_core *c, struct l4s_queue *q, uint64_t now_ns)
+{
+	int action = q->answer - 1;
+
+	if (q->answer == 0)
+		return (NONE);
+	q->answer = 0;
+	if (now_ns < q->answer_expires_ns)
+		return (action);
+	c->refused[L4S_EXPIRED]++;
+	return (NONE);
+}
+
+/* Whether the packet is asked about; the one before may have gone unanswered. */
+static bool
+ask(struct l4s_core *c, struct l4s_queue *q, struct l4s_packet *packet,
+    uint64_t now_ns)
+{
+	uint64_t sequence = packet->row.sequence;
+	bool missed;
+
+	if (c->interval == 0 || --c->until_ask > 0)
+		return (false);
+	c->until_ask = c->interval;
+	missed = q->waits;
+	packet->asks = 1;
+	q->waits = 1;
+	q->asked = sequence + 1;
+	c->asked[sequence % L4S_ASKS] = sequence + 1;
+	c->asked_ns[sequence % L4S_ASKS] = now_ns;
+	return (missed);
+}
+
+/* The action from outside, or -1; packet->row.decided_by says who decides. */
+int
+l4s_outside(struct l4s_core *c, struct l4s_packet *packet, uint64_t now_ns)
+{
+	struct l4s_queue *q = &c->q[packet->queue];
+	bool missed = ask(c, q, packet, now_ns), wanted;
+	int action = NONE;
+
+	if (c->interval == 0 && c->model == 0) {
+		if (q->held_until_ns != 0)
+			(void)shielded(c, q, now_ns);
+		return (NONE);
+	}
+	if (!shielded(c, q, now_ns)) {
+		action = take_answer(c, q, now_ns);
+		if (action == NONE && c->model != 0)
+			action = ask_model(c, &packet->row);
+	}
+	wanted = action != NONE;
+	if (action == L4S_DROP ||
+	    (action == L4S_MARK && packet->ecn == L4S_NOT_ECT))
+		if (!may_drop(c, q, now_ns))
+			action = NONE;
+	if (action != NONE) {
+		q->window_decisions++;
+		packet->row.decided_by = L4S_BY_AGENT;
+	} else if (missed || wanted || (c->model != 0 &&
+	    q->held_until_ns != 0)) {
+		packet->row.decided_by = L4S_BY_FALLBACK;
+	}
+	return (action);
+}

@@ -1,0 +1,196 @@
+/*
+ * SPDX-License-Identifier: MIT
+ *
+ * The core behind a link of constant rate, for comparison with the simulator:
+ * the same events in the same order, so that every record must be the same.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "l4s_core.h"
+
+/* As l4s_gym.sim.drive.ARRIVAL. */
+struct arrival {
+	int64_t time_ns;
+	int32_t length, flow, ecn, action;
+};
+
+struct run {
+	struct l4s_core core;
+	struct l4s_record *rows;
+	struct l4s_packet *sending;
+	uint64_t link_at;
+	double ns_per_byte;
+};
+
+struct l4s_params *harness_params(uint64_t variant);
+const char *harness_parameter(int index, uint64_t *low, uint64_t *high);
+int64_t harness_drive(const struct l4s_params *p, uint64_t seed,
+    double ns_per_byte, const struct arrival *arrivals, int64_t count,
+    struct l4s_record *rows, const struct l4s_model *model,
+    struct l4s_core *end);
+uint64_t harness_core_size(void);
+
+/* Defaults of a variant, for the caller to free(). */
+struct l4s_params *
+harness_params(uint64_t variant)
+{
+	struct l4s_params *p = malloc(sizeof(*p));
+
+	if (p != NULL)
+		l4s_params_default(p, variant);
+	return (p);
+}
+
+/* Name and range of a parameter, in order; NULL past the last. */
+const char *
+harness_parameter(int index, uint64_t *low, uint64_t *high)
+{
+	static const struct {
+		const char *name;
+		uint64_t low, high;
+	} table[] = {
+#define ROW(name, normal, low, high, text) { #name, low, high },
+		L4S_PARAMETERS(ROW)
+#undef ROW
+	};
+
+	if (index < 0 || (size_t)index >= sizeof(table) / sizeof(table[0]))
+		return (NULL);
+	*low = table[index].low;
+	*high = table[index].high;
+	return (table[index].name);
+}
+
+uint64_t
+harness_core_size(void)
+{
+	return (sizeof(struct l4s_core));
+}
+
+static void
+finish(struct run *r, struct l4s_packet *packet)
+{
+	if (!packet->row_ready)
+		abort();
+	r->rows[packet->row.sequence] = packet->row;
+	free(packet);
+}
+
+/* The link is free: the next packet, if there is one. */
+static void
+serve(struct run *r, uint64_t now)
+{
+	struct l4s_packet *packet;
+	int action;
+
+	r->sending = NULL;
+	r->link_at = L4S_NEVER;
+	while ((packet = l4s_take(&r->core, now, &action)) != NULL) {
+		if (action == L4S_DROP) {
+			finish(r, packet);
+			continue;
+		}
+		r->sending = packet;
+		r->link_at = now +
+		    (uint64_t)((double)packet->length * r->ns_per_byte);
+		return;
+	}
+}
+
+static void
+run_until(struct run *r, uint64_t time, int rest)
+{
+	for (;;) {
+		uint64_t due = l4s_next_update(&r->core);
+
+		if ((due < r->link_at ? due : r->link_at) > time ||
+		    (rest && r->sending == NULL))
+			return;
+		if (r->link_at <= due) {
+			struct l4s_packet *sent = r->sending;
+			uint64_t now = r->link_at;
+
+			finish(r, sent);
+			serve(r, now);
+		} else {
+			l4s_update(&r->core, due);
+		}
+	}
+}
+
+/*
+ * Answer the last ask of the queue that the next packet will go to, so that
+ * the answer is used for it; without an ask yet the law decides.
+ */
+static void
+answer(struct run *r, const struct arrival *a, uint64_t now)
+{
+	const struct l4s_params *p = &r->core.p;
+	int ce_in_c = p->variant == L4S_TESTBED &&
+	    (p->quirks & L4S_CE_IN_CLASSIC) != 0;
+	int queue = a->ecn == L4S_ECT_1 || (a->ecn == L4S_CE && !ce_in_c);
+	const struct l4s_queue *q = &r->core.q[queue];
+	struct l4s_decision d = { .sequence = q->asked - 1,
+	    .expires_ns = now + 1, .queue = (uint8_t)queue,
+	    .action = (uint8_t)a->action };
+
+	if (q->asked > q->answered && l4s_decide(&r->core, &d, now) != 0)
+		abort();
+}
+
+static void
+arrive(struct run *r, const struct arrival *a)
+{
+	struct l4s_packet *packet = calloc(1, sizeof(*packet)), *victim;
+	uint64_t now = (uint64_t)a->time_ns;
+
+	if (packet == NULL)
+		abort();
+	packet->length = (uint32_t)a->length;
+	packet->flow = (uint32_t)a->flow;
+	packet->ecn = (uint8_t)a->ecn;
+	if (a->action >= 0)
+		answer(r, a, now);
+	if (l4s_offer(&r->core, packet, now) == L4S_DROP)
+		finish(r, packet);
+	while ((victim = l4s_evict(&r->core, now)) != NULL)
+		finish(r, victim);
+	if (r->sending == NULL)
+		serve(r, now);
+}
+
+/*
+ * Offer packets; a row for each. Ends with empty queues and a copy of the
+ * core's state. Returns the number of rows, or -1 for parameters out of range.
+ */
+int64_t
+harness_drive(const struct l4s_params *p, uint64_t seed, double ns_per_byte,
+    const struct arrival *arrivals, int64_t count, struct l4s_record *rows,
+    const struct l4s_model *model, struct l4s_core *end)
+{
+	struct run *r = calloc(1, sizeof(*r));
+
+	if (r == NULL || l4s_params_check(p) >= 0 ||
+	    (model != NULL && l4s_model_check(model) >= 0)) {
+		free(r);
+		return (-1);
+	}
+	l4s_init(&r->core, p, seed, 0);
+	r->rows = rows;
+	r->ns_per_byte = ns_per_byte;
+	r->link_at = L4S_NEVER;
+	l4s_set_model(&r->core, model);
+	for (int64_t i = 0; i < count; i++) {
+		if (arrivals[i].action >= 0 && r->core.interval == 0)
+			l4s_attach(&r->core, 1);
+		run_until(r, (uint64_t)arrivals[i].time_ns, 0);
+		arrive(r, &arrivals[i]);
+	}
+	run_until(r, L4S_NEVER, 1);
+	if (end != NULL)
+		*end = r->core;
+	free(r);
+	return (count);
+}

@@ -1,0 +1,68 @@
+"""The C core through ctypes: its parameters, and runs behind a link as `l4s_gym.sim.drive` makes them."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from l4s_gym.schema import RECORD
+from l4s_gym.sim.drive import ARRIVAL
+
+TESTBED, RFC9332 = 0, 1
+AQMS: Final = ("dualpi2_freebsd", "dualpi2_rfc9332")
+UNSHIELDED: Final = {"shield_c_us": 0, "shield_l_us": 0, "shield_drops": 65536}
+
+
+class Core:
+    """`libl4s_core.so`."""
+
+    def __init__(self, path: Path) -> None:
+        self._lib = lib = ctypes.CDLL(str(path))
+        lib.harness_parameter.restype = ctypes.c_char_p
+        lib.harness_parameter.argtypes = [ctypes.c_int, *[ctypes.POINTER(ctypes.c_uint64)] * 2]
+        lib.harness_drive.restype = ctypes.c_int64
+        lib.harness_core_size.restype = ctypes.c_uint64
+        pointer = ctypes.c_void_p
+        lib.harness_drive.argtypes = [
+            pointer, ctypes.c_uint64, ctypes.c_double, pointer, ctypes.c_int64, pointer, pointer, pointer,
+        ]  # fmt: skip
+        lib.l4s_params_default.argtypes = [pointer, ctypes.c_uint64]
+        self.ranges: dict[str, tuple[int, int]] = {}
+        low, high = ctypes.c_uint64(), ctypes.c_uint64()
+        while name := lib.harness_parameter(len(self.ranges), ctypes.byref(low), ctypes.byref(high)):
+            self.ranges[name.decode()] = low.value, high.value
+
+    def params(self, variant: int = 0, /, **changes: int) -> npt.NDArray[np.uint64]:
+        """`struct l4s_params`: the defaults of a variant with changes."""
+        p = np.zeros(len(self.ranges), np.uint64)
+        self._lib.l4s_params_default(p.ctypes.data, variant)
+        for name, value in changes.items():
+            p[list(self.ranges).index(name)] = value
+        return p
+
+    def check(self, p: npt.NDArray[np.uint64]) -> int:
+        """Index of the first parameter out of range, or -1."""
+        return int(self._lib.l4s_params_check(ctypes.c_void_p(p.ctypes.data)))
+
+    def drive(
+        self,
+        p: npt.NDArray[np.uint64],
+        arrivals: npt.NDArray[Any],
+        *,
+        rate_mbps: float,
+        seed: int = 0,
+        model: bytes | None = None,
+    ) -> npt.NDArray[np.void]:
+        """Rows (T,) `schema.RECORD` of packets (T,) `ARRIVAL`."""
+        arrivals = np.ascontiguousarray(arrivals, ARRIVAL)
+        rows = np.zeros(len(arrivals), RECORD)
+        done = self._lib.harness_drive(
+            p.ctypes.data, seed, 8e9 / (rate_mbps * 1e6), arrivals.ctypes.data, len(arrivals), rows.ctypes.data,
+            model, None,
+        )  # fmt: skip
+        assert done == len(arrivals), "parameters out of range, or a wrong model"
+        return rows

@@ -1,0 +1,342 @@
+"""The C core against the simulator: every record of random traffic must be the same; and the core's own parts."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from l4s_gym.bridge.config import parameters
+from l4s_gym.schema import RECORD
+from l4s_gym.sim import dualpi2_freebsd as freebsd
+from l4s_gym.sim.drive import ARRIVAL, offer, open_loop
+from l4s_gym.sim.scenario import AqmOptions, Scenario
+from tests.kernel.core import AQMS, RFC9332, TESTBED, UNSHIELDED, Core
+
+QUIRKS = [quirk.name.lower() for quirk in freebsd.Quirk if quirk.name]
+RATES = (4.0, 8.0, 12.7, 40.0, 200.0, 1000.0)
+
+
+@pytest.fixture(scope="session")
+def core(build: Callable[..., Path]) -> Core:
+    return Core(build("libl4s_core.so") / "libl4s_core.so")
+
+
+@st.composite
+def options(draw: st.DrawFn) -> AqmOptions:
+    """Options of both variants, near their defaults and far from them."""
+    some = st.sampled_from
+    return AqmOptions(
+        target_ms=draw(some([1.0, 5.0, 15.0, 40.0])),
+        tupdate_ms=draw(some([1.0, 15.0, 16.0, 33.3])),
+        max_burst_ms=draw(some([0.0, 20.0, 150.0])),
+        alpha=draw(some([-1.0, 0.0, 1.0, 3.0])),
+        beta=draw(some([-1.0, 2.0, 10.0])),
+        max_ecn_threshold=draw(some([0, 819, 4000, 8192])),
+        quirks_off=tuple(draw(st.lists(some(QUIRKS), unique=True, max_size=len(QUIRKS)))) or draw(some([(), ("all",)])),
+        step_ms=draw(some([0.0, 1.0, 5.0])),
+        coupling=draw(some([1.0, 1.7, 2.0, 4.0])),
+        min_th_us=draw(some([0.0, 800.0, 3000.0])),
+        range_us=draw(some([1.0, 400.0, 5000.0])),
+        th_len=draw(some([0, 1, 5])),
+        p_c_max=draw(some([0.0, 0.25, 1.0])),
+        scheduler=draw(some(["wrr", "time_shifted"])),
+        classic_weight=draw(some([-1.0, 0.0, 0.1, 0.5, 1.0])),
+        shift_ms=draw(some([1.0, 50.0])),
+    )
+
+
+@st.composite
+def scenarios(draw: st.DrawFn) -> Scenario:
+    return open_loop(
+        draw(st.sampled_from(RATES)), options=draw(options()), limit_packets=draw(st.sampled_from([0, 3, 40, 10240]))
+    )
+
+
+@st.composite
+def traffic(draw: st.DrawFn, packets: int) -> tuple[npt.NDArray[Any], float]:
+    """Phases of random arrivals: load, sizes, codepoints and gaps of each; the share of foreign decisions."""
+    phases = draw(
+        st.lists(
+            st.tuples(
+                st.sampled_from([0.3, 0.9, 1.0, 1.1, 2.0, 5.0]),  # load
+                st.sampled_from([(1500,), (100, 1500), (100, 200, 300), (1500, 9000)]),
+                st.lists(st.integers(0, 3), min_size=1, max_size=4),
+                st.sampled_from(["even", "exponential", "bursts"]),
+            ),
+            min_size=1,
+            max_size=6,
+        )
+    )
+    foreign = draw(st.sampled_from([0.0, 0.0, 0.2, 1.0]))
+    rng = np.random.default_rng(draw(st.integers(0, 1 << 32)))
+    each = -(-packets // len(phases))
+    parts = []
+    for load, sizes, codepoints, gaps in phases:
+        part = np.zeros(each, ARRIVAL)
+        part["length"] = rng.choice(sizes, each)
+        part["ecn"] = rng.choice(codepoints, each)
+        part["flow"] = rng.integers(0, 256, each)
+        part["action"] = np.where(rng.random(each) < foreign, rng.choice([0, 1, 2], each, p=[0.9, 0.04, 0.06]), -1)
+        gap = part["length"] / load  # in bytes of link time
+        if gaps == "exponential":
+            gap = gap * rng.exponential(1.0, each)
+        elif gaps == "bursts":
+            gap = np.where(rng.random(each) < 0.05, 20.0 * gap, 0.0)
+        part["time_ns"] = gap * 1000.0
+        parts.append(part)
+    arrivals = np.concatenate(parts)[:packets]
+    return arrivals, foreign
+
+
+def both(
+    core: Core, scenario: Scenario, arrivals: npt.NDArray[Any], variant: int, seed: int
+) -> tuple[npt.NDArray[np.void], npt.NDArray[np.void]]:
+    """Rows of the core and of the simulator, for the same packets."""
+    aqm, rate = AQMS[variant], scenario.link.rate_mbps
+    packets = arrivals.copy()
+    packets["time_ns"] = np.cumsum(arrivals["time_ns"] * (8.0 / rate)).astype(np.int64)
+    values = parameters(scenario, aqm) | UNSHIELDED
+    rows = core.drive(core.params(**values), packets, rate_mbps=rate, seed=seed)
+    # A decision that came before anything was asked was not used; the row says so.
+    used = packets.copy()
+    used["action"] = np.where(rows["decided_by"] == 1, packets["action"], -1)
+    return rows, offer(scenario, used, aqm=aqm, seed=seed)
+
+
+def assert_equal(rows: npt.NDArray[np.void], expected: npt.NDArray[np.void]) -> None:
+    rows = rows.copy()
+    rows["decided_by"][rows["decided_by"] == 2] = 0  # asked about without an answer: the native law
+    for name in RECORD.names or ():
+        wrong = np.flatnonzero(rows[name] != expected[name])
+        where = wrong[:1]
+        assert not wrong.size, f"{name} differs in {wrong.size} rows, first {where}: {rows[where]} {expected[where]}"
+
+
+@pytest.mark.parametrize("variant", [TESTBED, RFC9332])
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data(), seed=st.integers(0, 2**63 - 1))
+def test_every_record_is_the_simulators(core: Core, variant: int, data: st.DataObject, seed: int) -> None:
+    scenario, (arrivals, _) = data.draw(scenarios()), data.draw(traffic(4000))
+    assert_equal(*both(core, scenario, arrivals, variant, seed))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", [TESTBED, RFC9332])
+def test_ten_million_records_are_the_simulators(core: Core, variant: int) -> None:
+    counts = {"rows": 0, "drop": 0, "mark": 0}
+
+    @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @given(data=st.data(), seed=st.integers(0, 2**63 - 1))
+    def compare(data: st.DataObject, seed: int) -> None:
+        scenario, (arrivals, _) = data.draw(scenarios()), data.draw(traffic(100_000))
+        rows, expected = both(core, scenario, arrivals, variant, seed)
+        assert_equal(rows, expected)
+        counts["rows"] += len(rows)
+        counts["drop"] += int((rows["applied_action"] == 1).sum())
+        counts["mark"] += int((rows["applied_action"] == 2).sum())
+
+    while counts["rows"] < 10_000_000:
+        compare()
+    assert min(counts["drop"], counts["mark"]) > 100_000, counts
+
+
+def test_defaults_are_the_simulators(core: Core) -> None:
+    for variant, aqm in enumerate(AQMS):
+        values = parameters(open_loop(8.0, limit_packets=10240), aqm)
+        unread = {"alpha", "beta"} if variant == RFC9332 else {"alpha_q", "beta_q"}
+        defaults = dict(zip(core.ranges, core.params(variant).tolist(), strict=True))
+        assert values == {name: defaults[name] for name in values} | dict.fromkeys(unread, 0)
+
+
+def test_parameters_out_of_range_are_found(core: Core) -> None:
+    for index, (name, (low, high)) in enumerate(core.ranges.items()):
+        for value in (low, high):
+            assert core.check(core.params(TESTBED, **{name: value})) == -1
+        for value in {low - 1, high + 1, 2**64 - 1} - {-1}:
+            assert core.check(core.params(TESTBED, **{name: value})) == index
+
+
+def test_core_calls_nothing(build: Callable[..., Path]) -> None:
+    shown = subprocess.run(["nm", "-u", build("core.o") / "core.o"], capture_output=True, text=True, check=True)
+    assert set(shown.stdout.replace("U ", "").split()) <= {"memcpy", "memset"}
+
+
+def test_core_has_no_floating_point(build: Callable[..., Path]) -> None:
+    if os.uname().machine != "x86_64":
+        pytest.skip("reads x86-64 instructions")
+    flags = ["-mno-sse", "-mno-mmx", "-mno-80387"]
+    sources = sorted((Path(__file__).parents[2] / "kernel" / "core").glob("*.c"))
+    for source in sources:
+        command = ["cc", "-std=c11", "-O2", "-ffreestanding", *flags, "-I", source.parent, "-S", "-o", "-", source]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert not any(word in done.stdout for word in ("xmm", "%st", "__float", "__add", "__mul", "__div"))
+
+
+# -- decisions from outside, through the structs of the C headers
+
+
+class Link:
+    """A core that the test drives by hand: one packet at a time, no link."""
+
+    def __init__(self, core: Core, **values: int) -> None:
+        self.lib, self.now = core._lib, 1_000_000_000
+        self.core = ctypes.create_string_buffer(int(self.lib.harness_core_size()))
+        self.packets: list[Any] = []
+        self.lib.l4s_init(self.core, core.params(TESTBED, **values).ctypes.data_as(ctypes.c_void_p),
+                          ctypes.c_uint64(1), ctypes.c_uint64(self.now))  # fmt: skip
+
+    def offer(self, ecn: int = 2, length: int = 1500, after_ns: int = 1_000_000) -> Any:
+        self.now += after_ns
+        packet = ctypes.create_string_buffer(256)
+        ctypes.c_uint32.from_buffer(packet, 16).value = length
+        ctypes.c_uint8.from_buffer(packet, 24).value = ecn
+        self.lib.l4s_offer(self.core, packet, ctypes.c_uint64(self.now))
+        self.packets.append(packet)
+        return np.frombuffer(packet.raw, RECORD, 1, 29)[0]
+
+    def attach(self, interval: int = 1) -> None:
+        self.lib.l4s_attach(self.core, ctypes.c_uint64(interval))
+
+    def detach(self) -> None:
+        self.lib.l4s_detach(self.core)
+
+    def decide(self, sequence: int, action: int, *, queue: int = 0, lives_ns: int = 10_000_000) -> int:
+        decision = np.zeros(1, [("sequence", "u8"), ("expires_ns", "u8"), ("queue", "u1"), ("action", "u1"), ("", "V6")])
+        decision[0] = (sequence, self.now + lives_ns, queue, action, b"")
+        return int(self.lib.l4s_decide(self.core, decision.ctypes.data_as(ctypes.c_void_p), ctypes.c_uint64(self.now)))
+
+
+ACCEPTED, DETACHED, MALFORMED, EXPIRED, OUT_OF_ORDER, UNASKED, SHIELDED = range(7)
+FREE = {"shield_c_us": 0, "shield_l_us": 0, "shield_drops": 65536}
+
+
+def test_a_decision_is_used_once_for_the_next_packet_of_its_queue(core: Core) -> None:
+    link = Link(core, **FREE)
+    link.attach()
+    first = link.offer()
+    assert link.decide(int(first["sequence"]), 2) == ACCEPTED
+    other = link.offer(ecn=1)  # of L: not its queue
+    assert (other["decided_by"], other["action"]) == (0, 0)
+    assert (link.offer()["decided_by"], link.offer()["decided_by"]) == (1, 2)
+
+
+def test_decisions_that_are_refused(core: Core) -> None:
+    link = Link(core, **FREE)
+    assert link.decide(0, 1) == DETACHED
+    link.attach()
+    row = link.offer()
+    at = int(row["sequence"])
+    assert link.decide(at, 3) == MALFORMED
+    assert link.decide(at, 0, queue=2) == MALFORMED
+    assert link.decide(at + 1, 0) == UNASKED
+    assert link.decide(at, 0, queue=1) == UNASKED
+    assert link.decide(at, 0, lives_ns=0) == EXPIRED
+    assert link.decide(at, 0) == ACCEPTED
+    assert link.decide(at, 0) == OUT_OF_ORDER
+    later = link.offer()
+    assert later["decided_by"] == 1
+    link.detach()
+    assert link.decide(int(later["sequence"]), 1) == DETACHED
+    link.attach()
+    assert link.decide(int(later["sequence"]), 1) == OUT_OF_ORDER  # asked of the controller before
+
+
+def test_a_decision_that_expires_in_its_slot_is_not_used(core: Core) -> None:
+    link = Link(core, **FREE)
+    link.attach()
+    row = link.offer()
+    assert link.decide(int(row["sequence"]), 1, lives_ns=500_000) == ACCEPTED
+    late = link.offer()
+    assert (late["decided_by"], late["action"]) == (0, 0)
+
+
+def test_a_decision_lives_no_longer_than_lifetime(core: Core) -> None:
+    link = Link(core, **FREE, lifetime_us=400)
+    link.attach()
+    assert link.decide(int(link.offer()["sequence"]), 1, lives_ns=10**12) == ACCEPTED
+    assert link.offer()["decided_by"] == 0
+
+
+def test_interval_asks_about_each_nth_packet(core: Core) -> None:
+    link = Link(core, **FREE)
+    link.attach(10)
+    rows = [link.offer() for _ in range(31)]
+    assert [k for k, row in enumerate(rows) if row["decided_by"] == 2] == [10, 20, 30]  # 0 was the first ask
+    assert link.decide(int(rows[-1]["sequence"]), 2) == ACCEPTED
+    after = [link.offer()["decided_by"] for _ in range(11)]
+    assert after == [1] + [0] * 10
+
+
+def test_shield_bounds_the_drops_of_an_agent(core: Core) -> None:
+    link = Link(core, shield_c_us=0, shield_window=16, shield_drops=65536 // 4, shield_hold_us=50_000)
+    link.attach()
+    rows = [link.offer()]
+    for _ in range(12):
+        link.decide(int(rows[-1]["sequence"]), 1)
+        rows.append(link.offer())
+    assert sum(int(row["applied_action"] == 1) for row in rows) == 4  # a quarter of sixteen
+    assert link.decide(int(rows[-1]["sequence"]), 1) == SHIELDED
+    held = link.offer(after_ns=60_000_000)  # its time is over
+    assert link.decide(int(held["sequence"]), 1) == ACCEPTED
+
+
+def test_shield_bounds_the_delay_under_an_agent(core: Core) -> None:
+    link = Link(core, shield_c_us=20_000)
+    link.attach()
+    row = link.offer()
+    seen = []
+    for _ in range(40):  # nothing leaves: the head grows old
+        seen.append(link.decide(int(row["sequence"]), 0))
+        row = link.offer()
+    assert seen[0] == ACCEPTED and seen[-1] == SHIELDED
+    assert seen.index(SHIELDED) in range(19, 24)
+
+
+def pack_model(nodes: list[tuple[int, int, int, int, int, int]]) -> bytes:
+    """`struct l4s_model` of (threshold, drop, mark, low, high, feature)."""
+    node = np.dtype([("threshold", "u8"), ("drop", "u4"), ("mark", "u4"), ("low", "u2"), ("high", "u2"), ("feature", "u1"), ("", "V3")])  # fmt: skip
+    table = np.zeros(4096, node)
+    for k, values in enumerate(nodes):
+        for name, value in zip(node.names or (), values, strict=False):
+            table[name][k] = value
+    return np.array([len(nodes), 0], np.uint32).tobytes() + table.tobytes()
+
+
+LEAF = 255
+ALL = 1 << 31
+
+
+def test_a_tree_decides_every_packet(core: Core) -> None:
+    tree = pack_model([(1000, 0, 0, 1, 2, 7), (0, 0, 0, 0, 0, LEAF), (0, 0, ALL, 0, 0, LEAF)])
+    arrivals = np.zeros(1000, ARRIVAL)
+    arrivals["time_ns"] = np.arange(1000) * 2_000_000
+    arrivals["length"] = np.where(np.arange(1000) % 3 == 0, 1500, 300)
+    arrivals["ecn"], arrivals["action"] = 2, -1
+    rows = core.drive(core.params(TESTBED, **FREE), arrivals, rate_mbps=8.0, model=tree)
+    assert (rows["decided_by"] == 1).all()
+    assert (rows["action"] == np.where(arrivals["length"] > 1000, 2, 0)).all()
+
+
+@pytest.mark.parametrize(
+    ("nodes", "wrong"),
+    [
+        ([], 0),
+        ([(0, 0, 0, 0, 1, 0), (0, 0, 0, 0, 0, LEAF)], 0),  # a way back
+        ([(0, 0, 0, 1, 2, 0), (0, 0, 0, 0, 0, LEAF)], 0),  # out of the tree
+        ([(0, 0, 0, 1, 2, 8), (0, 0, 0, 0, 0, LEAF), (0, 0, 0, 0, 0, LEAF)], 0),  # no such feature
+        ([(0, 0, 0, 1, 2, 7), (0, 0, 0, 0, 0, LEAF), (0, ALL, 1, 0, 0, LEAF)], 2),  # more than certain
+        ([(0, 0, 0, 1, 2, 7), (0, 0, 0, 0, 0, LEAF), (0, ALL, 0, 0, 0, LEAF)], -1),
+    ],
+)
+def test_models_are_checked(core: Core, nodes: list[tuple[int, int, int, int, int, int]], wrong: int) -> None:
+    assert core._lib.l4s_model_check(pack_model(nodes)) == wrong
