@@ -23,6 +23,7 @@ import numpy.typing as npt
 import tyro
 
 from l4s_gym.data.files import atomic_write
+from l4s_gym.envs.rendering import probability
 from l4s_gym.evaluation.origin import origin
 from l4s_gym.sim import layout, scenario
 from l4s_gym.sim.batch import Batch
@@ -115,8 +116,7 @@ def finish_watching(batch: Batch) -> tuple[Summary, npt.NDArray[np.float64]]:
         batch.stop_at(0, k * UPDATE_NS + 1)
         if batch.advance_one() != layout.STOPPED:
             break
-        linux = batch.aqm == "dualpi2_linux"
-        seen.append(batch.env["prob_fixed"][0] / (2**32 - 1) if linux else batch.env["prob"][0])
+        seen.append(probability(batch.env[0], batch.queue[0]))
     return finish(batch), np.array(seen, np.float64)
 
 

@@ -20,7 +20,7 @@ def probability(env: Any, queue: Any) -> float:
     if env["aqm"] == layout.LINUX:
         return float(env["prob_fixed"]) / (2**32 - 1)
     if env["aqm"] == layout.RFC9332:
-        return float(env["prob"])
+        return float(env["prob"]) / 2**32
     return float(queue["prob"].max())
 
 

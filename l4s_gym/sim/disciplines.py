@@ -178,7 +178,7 @@ def control(w: Any, slot: int) -> None:
         current = max(head_delay_ns(w, 0), head_delay_ns(w, 1))
         if w.aqm == RFC9332:
             w.prob = dualpi2_rfc9332.update_probability(
-                w.prob, current, w.qdelay_old_ns, w.target_us * 1000, w.alpha_hz, w.beta_hz
+                w.prob, current, w.qdelay_old_ns, w.target_us * 1000, w.alpha_q, w.beta_q
             )
             w.qdelay_old_ns = current
         elif w.aqm == LINUX:
@@ -190,7 +190,7 @@ def control(w: Any, slot: int) -> None:
                 w.alpha,
                 w.beta,
                 w.drop_on_overload != 0,
-                int(w.coupling),
+                w.coupling,
             )
             w.qdelay_old_ns = current
         elif w.aqm == PIE:
@@ -210,7 +210,7 @@ def base_probability(env: Any, q: Any) -> int:
     if env.aqm == LINUX:
         return env.prob_fixed >> 1
     if env.aqm == RFC9332:
-        return int(env.prob * MAX_PROB)
+        return dualpi2_rfc9332.in_records(env.prob)
     if env.aqm == PIE or env.aqm == RED:
         return int(q.prob * MAX_PROB)
     return 0
@@ -222,7 +222,7 @@ def accumulated_probability(env: Any, q: Any) -> int:
     if env.aqm == FREEBSD:
         return q.accu_prob
     if env.aqm == RFC9332:
-        return int(q.recur * MAX_PROB)
+        return dualpi2_rfc9332.in_records(q.recur)
     if env.aqm == PIE:
         return int(q.accu * MAX_PROB)
     return 0

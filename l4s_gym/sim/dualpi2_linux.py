@@ -93,12 +93,13 @@ def decide(env: Any, index: int, sojourn_ns: int, ecn: int, step_ok: bool, lengt
     action = ENQUEUE
     # The kernel tests the backlog before the packet leaves it.
     if queue_at(env, 0).bytes + queue_at(env, 1).bytes + length >= 2 * PSCHED_MTU:
-        coupling = int(env.coupling)
-        overload = env.prob_fixed * coupling > MAX_PROB
+        overload = env.prob_fixed * env.coupling > MAX_PROB
         if index == 0:
             action = decide_classic(env.prob_fixed, ecn, overload, random_1, random_2)
         else:
-            action = decide_l4s(env.prob_fixed, ecn, overload, random_1, random_2, coupling, env.drop_on_overload != 0)
+            action = decide_l4s(
+                env.prob_fixed, ecn, overload, random_1, random_2, env.coupling, env.drop_on_overload != 0
+            )
     if index == 1 and action != DROP and step_ok and sojourn_ns > env.step_ns:
         action = DROP if ecn == NOT_ECT else MARK
     return action
@@ -107,7 +108,7 @@ def decide(env: Any, index: int, sojourn_ns: int, ecn: int, step_ok: bool, lengt
 @jit
 def pick(env: Any) -> int:
     """Credit-based weighted round robin (`dequeue_packet`); -1 where all is empty."""
-    if queue_at(env, 1).packets > 0 and (queue_at(env, 0).packets == 0 or env.wrr_credit <= 0.0):
+    if queue_at(env, 1).packets > 0 and (queue_at(env, 0).packets == 0 or env.wrr_credit <= 0):
         return 1
     if queue_at(env, 0).packets > 0:
         return 0
@@ -116,16 +117,16 @@ def pick(env: Any) -> int:
 
 @jit
 def charge(env: Any, index: int, length: int) -> None:
-    """Account a served packet: L adds wc x len, C subtracts wl x len, only while the other queue waits."""
+    """Account a served packet: L adds wc x len, C subtracts wl x len (percent), only while the other queue waits."""
     wc = env.classic_weight
     if queue_at(env, 1 - index).packets > 0:
         if index == 1:
             env.wrr_credit += wc * length
         else:
-            env.wrr_credit -= (100.0 - wc) * length
+            env.wrr_credit -= (100 - wc) * length
 
 
 @jit
 def reset_credit(env: Any) -> None:
     """Both queues are empty: the credit starts anew, in favour of L."""
-    env.wrr_credit = PSCHED_MTU * (2.0 * env.classic_weight - 100.0)
+    env.wrr_credit = PSCHED_MTU * (2 * env.classic_weight - 100)

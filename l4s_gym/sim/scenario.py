@@ -148,19 +148,20 @@ class AqmOptions(Struct, frozen=True, forbid_unknown_fields=True):
         target_ms: Target delay (15; CoDel 5).
         tupdate_ms: Control interval (15 for the testbed's kernel and PIE, 16 else).
         max_burst_ms: Burst allowance of the testbed's kernel and of PIE.
-        alpha: Integral gain: kernel integer of 1/8192 (FreeBSD), Hz (RFC 9332, PIE), 1/256 Hz (Linux).
+        alpha: Integral gain: kernel integer of 1/8192 (FreeBSD), Hz (RFC 9332: rounded to 2^-48 per ns; PIE), 1/256 Hz
+            (Linux).
         beta: Proportional gain, likewise.
         max_ecn_threshold: FreeBSD: probability (1/8192) from which ECN packets are dropped.
         quirks_off: FreeBSD: names of `Quirk` to switch off; "all" for all of them.
         step_ms: Step threshold of L (Linux; FreeBSD without `no_l4s_step`).
         min_qlen_step: Linux: least queue length for the step, packets.
-        coupling: k.
+        coupling: k (RFC 9332: rounded to 1/256; Linux: whole).
         min_th_us: RFC 9332: foot of the L ramp.
         range_us: RFC 9332: width of the L ramp.
         th_len: RFC 9332: no native L mark while L holds at most so many packets.
         p_c_max: RFC 9332: overload threshold on p_C.
         scheduler: RFC 9332: `wrr` or `time_shifted`.
-        classic_weight: Share of C in the round robin (RFC 1/16, Linux 10 %).
+        classic_weight: Share of C in the round robin (RFC 9332: 1/16, rounded to 1/65536; Linux: 10 %, whole percent).
         shift_ms: Time shift of the `time_shifted` scheduler.
         drop_on_overload: Linux: drop L too in overload.
         red_min_ms: RED's thresholds, as delays at the link's rate.

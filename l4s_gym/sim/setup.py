@@ -14,6 +14,7 @@ from l4s_gym.schema import ECT_0, ECT_1, NOT_ECT
 from l4s_gym.sim import congestion, layout, traces
 from l4s_gym.sim import dualpi2_freebsd as freebsd
 from l4s_gym.sim import dualpi2_linux as linux
+from l4s_gym.sim import dualpi2_rfc9332 as rfc9332
 from l4s_gym.sim.layout import NEVER
 from l4s_gym.sim.router import CARDS, RING
 from l4s_gym.sim.scenario import AqmOptions, Scenario, Source
@@ -117,11 +118,9 @@ def _aqm_fields(scenario: Scenario, aqm: str) -> dict[str, Any]:
         "max_ecn_threshold": o.max_ecn_threshold,
         "step_ns": round(1e6 * o.step_ms),
         "min_qlen_step": o.min_qlen_step,
-        "coupling": o.coupling,
         "min_th_ns": round(1e3 * o.min_th_us),
         "range_ns": round(1e3 * o.range_us),
         "th_len": o.th_len,
-        "p_c_max": o.p_c_max,
         "shift_ns": round(1e6 * o.shift_ms) if o.scheduler == "time_shifted" else 0,
         "drop_on_overload": int(o.drop_on_overload),
         "red_min": o.red_min_ms * 1e-3 / packet_s,
@@ -131,7 +130,7 @@ def _aqm_fields(scenario: Scenario, aqm: str) -> dict[str, Any]:
         "interval_ns": round(1e6 * o.interval_ms),
         "derandomise": int(o.derandomise),
         "ecn_threshold": o.ecn_threshold,
-        "classic_weight": _or(o.classic_weight, 1 / 16),
+        "classic_weight": round(rfc9332.WEIGHT_ONE * _or(o.classic_weight, 1 / 16)),
         "quirks": _quirks(o.quirks_off),
         "flags": 19,
         "alpha": 0,
@@ -143,11 +142,38 @@ def _aqm_fields(scenario: Scenario, aqm: str) -> dict[str, Any]:
     elif aqm == "dualpi2_linux":
         fields["alpha"] = linux.scale_gain(round(_or(o.alpha, 41)))
         fields["beta"] = linux.scale_gain(round(_or(o.beta, 819)))
-        fields["classic_weight"] = 100.0 * _or(o.classic_weight, 0.1)
-        fields["wrr_credit"] = linux.PSCHED_MTU * (2.0 * fields["classic_weight"] - 100.0)
-    else:
-        fields["alpha_hz"] = _or(o.alpha, 0.125 if aqm == "pie" else 0.16)
-        fields["beta_hz"] = _or(o.beta, 1.25 if aqm == "pie" else 3.2)
+        fields["coupling"] = int(o.coupling)
+        fields["classic_weight"] = round(100 * _or(o.classic_weight, 0.1))
+        fields["wrr_credit"] = linux.PSCHED_MTU * (2 * fields["classic_weight"] - 100)
+    elif aqm == "dualpi2_rfc9332":
+        fields |= _rfc9332_fields(scenario)
+    elif aqm == "pie":
+        fields["alpha_hz"] = _or(o.alpha, 0.125)
+        fields["beta_hz"] = _or(o.beta, 1.25)
+    return fields
+
+
+def _rfc9332_fields(scenario: Scenario) -> dict[str, int]:
+    """The parameters of RFC 9332's discipline that are fixed-point numbers, within what its arithmetic holds."""
+    o = scenario.options
+    fields = {
+        "alpha_q": rfc9332.scale_gain(_or(o.alpha, 0.16)),
+        "beta_q": rfc9332.scale_gain(_or(o.beta, 3.2)),
+        "coupling": round(256 * o.coupling),
+        "p_c_max": round(rfc9332.ONE * o.p_c_max),
+    }
+    most_hz = int(rfc9332.MOST_GAIN * 1e9 / (1 << 48))
+    most_ms = (1 << 62) / max(fields["alpha_q"], 1) * 1e-6  # so that both products together stay below 2^63
+    for name, fits, remedy in (
+        ("alpha", fields["alpha_q"] <= rfc9332.MOST_GAIN, f"at most {most_hz} Hz"),
+        ("beta", fields["beta_q"] <= rfc9332.MOST_GAIN, f"at most {most_hz} Hz"),
+        ("coupling", 1 <= fields["coupling"] <= rfc9332.MOST_COUPLING, "1/256 to 256"),
+        ("range_us", round(1e3 * o.range_us) <= rfc9332.LONGEST_NS, f"at most {rfc9332.LONGEST_NS // 1000} us"),
+        ("target_ms", _or(o.target_ms, 15.0) <= most_ms, f"at most {most_ms:.0f} ms with this alpha"),
+    ):
+        if not fits:
+            given = getattr(o, name)
+            raise L4SError(f"scenario {scenario.name!r}: options.{name} = {given:g}: for RFC 9332 give {remedy}")
     return fields
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import math
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l4s_gym.schema import DROP, ECT_0, ECT_1, ENQUEUE, MARK, MAX_PROB, NOT_ECT
-from l4s_gym.sim import codel, congestion, dualpi2_linux, dualpi2_rfc9332, fifo, pie, red, sources
+from l4s_gym.sim import codel, congestion, dualpi2_linux, fifo, pie, red, sources
 from l4s_gym.sim import dualpi2_freebsd as freebsd
 
 MS = 1_000_000
@@ -207,92 +206,6 @@ def test_linux_roll_hits_with_probability_zero() -> None:
 def test_linux_overload_without_drops_marks_all() -> None:
     full = dualpi2_linux.MAX_PROB
     assert dualpi2_linux.decide_l4s(full, ECT_1, True, 0, 0, drop_overload=False) == MARK
-
-
-# -- RFC 9332
-
-
-@many
-@given(st.floats(0, 1), DELAYS_NS, DELAYS_NS)
-def test_rfc_update(prob: float, current: int, old: int) -> None:
-    new = dualpi2_rfc9332.update_probability(prob, current, old)
-    exact = prob + 0.16 * (current - 15 * MS) / 1e9 + 3.2 * (current - old) / 1e9
-    assert new == pytest.approx(min(max(exact, 0.0), 1.0), abs=1e-12)
-    assert 0.0 <= new <= 1.0
-
-
-def test_rfc_update_clamps() -> None:
-    assert dualpi2_rfc9332.update_probability(0.0, 0, 0) == 0.0
-    assert dualpi2_rfc9332.update_probability(0.01, 0, 50 * MS) == 0.0
-    assert dualpi2_rfc9332.update_probability(0.99, 900 * MS, 0) == 1.0
-    assert dualpi2_rfc9332.update_probability(0.3, 15 * MS, 15 * MS) == 0.3
-
-
-@pytest.mark.parametrize(
-    ("delay_us", "expected"),
-    [(0, 0.0), (799, 0.0), (800, 0.0), (900, 0.25), (1000, 0.5), (1100, 0.75), (1200, 1.0), (9000, 1.0)],
-)
-def test_laqm(delay_us: int, expected: float) -> None:
-    assert dualpi2_rfc9332.laqm(delay_us * 1000) == pytest.approx(expected)
-
-
-@many
-@given(st.integers(0, 5 * MS), st.integers(0, 5 * MS))
-def test_laqm_is_monotone(first: int, second: int) -> None:
-    low, high = sorted((first, second))
-    assert 0.0 <= dualpi2_rfc9332.laqm(low) <= dualpi2_rfc9332.laqm(high) <= 1.0
-
-
-def test_recur_is_strict() -> None:
-    assert dualpi2_rfc9332.recur(0.5, 0.5) == (False, 1.0)
-    assert dualpi2_rfc9332.recur(1.0, 0.0) == (False, 1.0)
-    hit, rest = dualpi2_rfc9332.recur(1.0, 0.25)
-    assert hit
-    assert rest == 0.25
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.floats(0, 1), st.integers(1, 2000))
-def test_recur_share_is_the_likelihood(likelihood: float, packets: int) -> None:
-    rest, hits, at = 0.0, 0, []
-    for number in range(packets):
-        hit, rest = dualpi2_rfc9332.recur(rest, likelihood)
-        hits += hit
-        if hit:
-            at.append(number)
-    assert abs(hits - likelihood * packets) <= 1.0 + 1e-9 * packets
-    # Evenly spread: two gaps differ by one packet at most.
-    gaps = {later - earlier for earlier, later in pairwise(at)}
-    assert not gaps or max(gaps) - min(gaps) <= 1
-
-
-@many
-@given(st.floats(0, 1), st.integers(0, 3 * MS), st.integers(0, 5), st.floats(0, 1), st.sampled_from([NOT_ECT, ECT_1]))
-def test_rfc_l4s_decision(prob: float, delay: int, packets: int, count: float, ecn: int) -> None:
-    action, rest = dualpi2_rfc9332.decide_l4s(prob, delay, packets, count, ecn)
-    if 2 * prob < 1.0:
-        native = dualpi2_rfc9332.laqm(delay) if packets > 1 else 0.0
-        hit, expected = dualpi2_rfc9332.recur(count, max(native, 2 * prob))
-        assert rest == expected
-        assert action == ((MARK if ecn else DROP) if hit else ENQUEUE)
-    else:  # saturated: drops by p_C, all survivors that add up are marked
-        dropped, after = dualpi2_rfc9332.recur(count, prob * prob)
-        if dropped:
-            assert (action, rest) == (DROP, after)
-        else:
-            hit, after = dualpi2_rfc9332.recur(after, 1.0)
-            assert (action, rest) == ((MARK if ecn else DROP) if hit else ENQUEUE, after)
-
-
-@pytest.mark.parametrize(
-    ("prob", "ecn", "expected"),
-    [(0.4, ECT_0, MARK), (0.4, NOT_ECT, DROP), (0.5, ECT_0, DROP), (0.6, ECT_0, DROP)],
-)
-def test_rfc_classic_decision(prob: float, ecn: int, expected: int) -> None:
-    action, rest = dualpi2_rfc9332.decide_classic(prob, 1.0, ecn)
-    assert action == expected
-    assert rest == pytest.approx(prob * prob)
-    assert dualpi2_rfc9332.decide_classic(prob, 0.0, ecn) == (ENQUEUE, prob * prob)
 
 
 # -- PIE, RED, CoDel, FIFO

@@ -135,7 +135,8 @@ def check_state(batch: Batch) -> None:
     for name in ("drop_prob", "prob"):
         assert (queue[name] >= 0).all()
     assert (queue["drop_prob"] <= MAX_PROB).all() and (queue["prob"] <= 1.0).all()
-    assert 0.0 <= env["prob"] <= 1.0 and 0 <= env["prob_fixed"] < 1 << 32
+    assert 0 <= env["prob"] <= 1 << 32 and ((queue["recur"] >= 0) & (queue["recur"] <= 1 << 32)).all()
+    assert 0 <= env["prob_fixed"] < 1 << 32
     assert (queue["accu_prob"] >= 0).all() and (queue["burst_us"] >= 0).all()
     assert (queue["delay_ns"] >= 0).all()
 
