@@ -86,7 +86,11 @@ void
 l4s_init(struct l4s_core *c, const struct l4s_params *p, uint64_t seed,
     uint64_t now_ns)
 {
-	*c = (struct l4s_core){ .p = *p, .rng = seed, .integrated_ns = now_ns };
+	/* Not by a compound literal: it may pass over a small kernel stack. */
+	__builtin_memset(c, 0, sizeof(*c));
+	c->p = *p;
+	c->rng = seed;
+	c->integrated_ns = now_ns;
 	relist(c);
 	start_law(c, now_ns);
 }
