@@ -8,6 +8,8 @@
 /* Delays that the rewards take as their unit, ns: DualPI2's target, L's step. */
 static const uint64_t reference_ns[2] = { 15000000, 1000000 };
 
+#define TARGET_US 1	/* its place in L4S_PARAMETERS */
+
 /* -- parameters */
 
 void
@@ -32,6 +34,9 @@ l4s_params_check(const struct l4s_params *p)
 	index++;
 	L4S_PARAMETERS(CHECK)
 #undef CHECK
+	/* What the update of RFC 9332 adds must stay below 2^63. */
+	if (p->alpha_q * p->target_us > (1ULL << 62) / 1000)
+		return (TARGET_US);
 	return (-1);
 }
 

@@ -1,0 +1,528 @@
+"""/dev/l4s in the simulated kernel: descriptors, the ring, commands, decisions, the model, poll and kqueue."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from l4s_gym.bridge import protocol
+from l4s_gym.bridge.protocol import ASK, ERROR, EVENT, HELLO, ROW, STATUS
+from l4s_gym.data.records import layout_digest
+from l4s_gym.schema import ECT_1, RECORD
+from tests.kernel.module import (
+    BY_OTHER,
+    BY_PACKET,
+    BY_SIGNAL,
+    CDEVPRIV,
+    COPY,
+    POLLIN,
+    POLLOUT,
+    READ,
+    READ_FILTER,
+    WRITE_FILTER,
+    Device,
+    Module,
+    command,
+)
+
+IN, OUT = 0x80000000, 0x40000000
+DECIDE = IN | 64 << 16 | ord("L") << 8 | 1
+GET_STATUS = OUT | protocol.STATUS_BODY.itemsize << 16 | ord("L") << 8 | 2
+MODEL = IN | 16 << 16 | ord("L") << 8 | 3
+FIONBIO = IN | 4 << 16 | ord("f") << 8 | 126
+NODE = np.dtype(
+    [
+        ("threshold", "<u8"), ("drop", "<u4"), ("mark", "<u4"), ("low", "<u2"), ("high", "<u2"), ("feature", "u1"),
+        ("reserved", "u1", (3,)),
+    ]
+)  # fmt: skip
+LEAF = 255
+Nodes = npt.NDArray[np.void]
+KEPT: list[Nodes] = []
+SURE = 1 << 31
+"""Probability 1 of a leaf."""
+
+
+@pytest.fixture(scope="session")
+def library(build: Callable[..., Path]) -> Path:
+    return build("libl4s_module.so") / "libl4s_module.so"
+
+
+@pytest.fixture
+def module(library: Path) -> Iterator[Module]:
+    """The module, loaded, with one scheduler; at the end nothing may be left."""
+    with Module(library) as loaded:
+        loaded.config()
+        yield loaded
+        loaded.delete()
+
+
+@pytest.fixture
+def device(module: Module) -> Iterator[Device]:
+    """A descriptor whose HELLO has been read."""
+    opened = module.open()
+    assert opened.read()["kind"].tolist() == [HELLO]
+    yield opened
+    opened.close()
+
+
+def kinds(device: Device) -> list[int]:
+    return [int(kind) for kind in device.read_all()["kind"]]
+
+
+def lengths(device: Device) -> list[int]:
+    entries = device.read_all()
+    return [int(length) for length in entries[entries["kind"] == ROW]["row"]["record"]["packet_length"]]
+
+
+# -- reading
+
+
+def test_the_greeting(module: Module) -> None:
+    module.random(77)
+    module.arrive()
+    module.advance(3_000_000)
+    device = module.open()
+    entry = device.read()[0]
+    hello = entry["hello"]
+    assert (entry["magic"], entry["version"], entry["kind"], entry["lost"]) == (protocol.MAGIC, 1, HELLO, 0)
+    assert hello["layout"].tobytes() == layout_digest()
+    assert (hello["record_size"], hello["entry_size"], hello["command_size"]) == (RECORD.itemsize, 192, 64)
+    assert (hello["clock_us"], hello["rate_bps"], hello["ring_entries"]) == (3000, 8_000_000, 8192)
+    assert hello["name"] == b"dn_sched_l4s"
+    device.close()
+
+
+def test_each_load_is_another_session(library: Path) -> None:
+    seen = set()
+    for number in (1, 2):
+        module = Module(library)
+        module.random(number)
+        with module:
+            device = module.open()
+            seen.add(int(device.read()[0]["hello"]["session"]))
+            device.close()
+    assert seen == {1, 2}
+
+
+def test_rows_come_to_subscribers_alone(module: Module, device: Device) -> None:
+    module.arrive(101)
+    assert kinds(device) == []
+    device.write(command(protocol.SUBSCRIBE, 1))
+    module.arrive(102)
+    device.write(command(protocol.SUBSCRIBE, 1))
+    module.arrive(103)
+    device.write(command(protocol.SUBSCRIBE, 0))
+    module.arrive(104)
+    device.write(command(protocol.SUBSCRIBE, 1))
+    module.arrive(105)
+    assert lengths(device) == [105]  # what waited went with the subscription
+    assert module.sysctl("rows") == 3
+
+
+def test_a_row_has_the_totals_of_its_arrival(module: Module, device: Device) -> None:
+    device.write(command(protocol.SUBSCRIBE, 1))
+    for _ in range(3):
+        module.arrive(1000)
+        module.advance(5_000_000)
+        module.dequeue()
+    rows = device.read_all()["row"]
+    assert rows["served_bytes"].tolist() == [0, 1000, 2000]
+    assert rows["power_bytes"].tolist() == sorted(set(rows["power_bytes"].tolist()))
+
+
+def test_every_descriptor_has_its_own_place(module: Module, device: Device) -> None:
+    other = module.open(READ)
+    for each in (device, other):
+        each.write(command(protocol.SUBSCRIBE, 1))
+    module.arrive(200)
+    assert lengths(device) == [200]
+    late = module.open()
+    late.write(command(protocol.SUBSCRIBE, 1))
+    module.arrive(201)
+    assert (lengths(device), lengths(other), lengths(late)) == ([201], [200, 201], [201])
+    other.close()
+    late.close()
+
+
+def test_a_slow_reader_loses_the_oldest_and_is_told(module: Module, device: Device) -> None:
+    module.sysctl("ring_entries", 16)
+    quick = module.open()
+    for each in (device, quick):
+        each.write(command(protocol.SUBSCRIBE, 1))
+    for number in range(50):
+        module.arrive(100 + number)
+        entries = quick.read_all()
+        assert entries["lost"].tolist() == [0] * len(entries)
+    entries = device.read_all()
+    assert entries["row"]["record"]["packet_length"].tolist() == list(range(134, 150))
+    assert entries["lost"].tolist() == [34] + [0] * 15
+    module.arrive(99)
+    assert device.read()["lost"].tolist() == [0]
+    assert device.ask(protocol.GET_STATUS)[0]["status"]["lost"] == 34
+    assert quick.ask(protocol.GET_STATUS)[0]["status"]["lost"] == 0
+    assert module.sysctl("rows_lost") == 34
+    quick.close()
+
+
+def test_another_ring_loses_what_is_unread(module: Module, device: Device) -> None:
+    device.write(command(protocol.SUBSCRIBE, 1))
+    for number in range(5):
+        module.arrive(100 + number)
+    module.sysctl("ring_entries", 64)
+    module.arrive(105)
+    entries = device.read_all()
+    assert entries["row"]["record"]["packet_length"].tolist() == [105] and entries["lost"].tolist() == [5]
+
+
+def test_reads_give_whole_entries(module: Module, device: Device) -> None:
+    device.write(command(protocol.SUBSCRIBE, 1))
+    for number in range(100):
+        module.arrive(100 + number)
+    for size in (0, 1, 191):
+        with pytest.raises(OSError, match="EINVAL"):
+            device.read(size)
+    assert [len(device.read(size)) for size in (192, 383, 384)] == [1, 1, 2]
+    assert len(device.read(1000 * 192)) == 64  # a batch
+    assert len(device.read_all()) == 32
+
+
+def test_a_reader_sleeps_until_something_comes(module: Module, device: Device) -> None:
+    module.sleeper(BY_SIGNAL)
+    with pytest.raises(InterruptedError):
+        device.read(blocking=True)
+    module.sleeper(BY_OTHER)  # a packet that it has not asked for
+    with pytest.raises(InterruptedError):
+        device.read(blocking=True)
+    device.write(command(protocol.SUBSCRIBE, 1))
+    module.sleeper(BY_PACKET)
+    assert device.read(blocking=True)["kind"].tolist() == [ROW]
+
+
+def test_a_failing_copy_is_an_error(module: Module, device: Device) -> None:
+    module.fail(COPY)
+    with pytest.raises(OSError, match="EFAULT"):
+        device.write(command(protocol.SUBSCRIBE, 1))
+    device.write(command(protocol.SUBSCRIBE, 1))
+    module.arrive()
+    module.fail(COPY)
+    with pytest.raises(OSError, match="EFAULT"):
+        device.read()
+    module.arrive()
+    assert len(device.read_all()) == 1
+
+
+def test_opening(module: Module) -> None:
+    opened = [module.open() for _ in range(32)]
+    with pytest.raises(OSError, match="EMFILE"):
+        module.open()
+    for each in opened:
+        each.close()
+    module.fail(CDEVPRIV)
+    with pytest.raises(OSError, match="ENOENT"):
+        module.open()
+    module.open().close()
+
+
+# -- poll and kqueue
+
+
+def test_poll(module: Module, device: Device) -> None:
+    assert device.poll(POLLIN | POLLOUT) == POLLOUT
+    module.arrive()
+    assert device.poll(POLLIN) == 0 and device.woken() == 0
+    device.write(command(protocol.SUBSCRIBE, 1))
+    assert device.poll(POLLIN) == 0
+    module.arrive()
+    assert device.woken() == 1
+    assert device.poll(POLLIN | POLLOUT) == POLLIN | POLLOUT
+    module.arrive()
+    assert device.woken() == 1  # nobody waits
+    device.read_all()
+    assert device.poll(POLLIN) == 0
+
+
+def test_kqueue(module: Module, device: Device) -> None:
+    reads, writes = device.kevent(READ_FILTER), device.kevent(WRITE_FILTER)
+    with pytest.raises(OSError, match="EINVAL"):
+        device.kevent(-3)
+    assert device.filter(reads) == (-1, 0) and device.filter(writes)[0] == 64
+    device.write(command(protocol.SUBSCRIBE, 1))
+    for fired in (1, 2):
+        module.arrive()
+        assert device.filter(reads) == (192 * fired, fired)
+    device.read_all()
+    assert device.filter(reads) == (-1, 2)
+
+
+# -- commands
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"", b"x" * 63, b"x" * 64, b"x" * 65, command(99), command(0),
+        command(protocol.GET_STATUS, magic=1), command(protocol.GET_STATUS, version=2),
+        command(protocol.GET_STATUS, reserved=1), command(protocol.SUBSCRIBE, 2), command(protocol.ATTACH, 0),
+        command(protocol.GET_STATUS) + b"x" * 64,
+    ],
+)  # fmt: skip
+def test_malformed_commands_are_refused(device: Device, data: bytes) -> None:
+    with pytest.raises(OSError, match="EINVAL"):
+        device.write(data)
+    assert device.ask(protocol.GET_STATUS, tag=7)[-1]["tag"] == 7
+
+
+def test_several_commands_in_one_write(device: Device) -> None:
+    assert device.write(b"".join(command(protocol.GET_STATUS, tag=tag) for tag in range(5))) == 320
+    assert device.read_all()["tag"].tolist() == list(range(5))
+
+
+def test_who_reads_no_answers_gets_no_more(device: Device) -> None:
+    for _ in range(8):
+        device.write(command(protocol.GET_STATUS))
+    with pytest.raises(OSError, match="ENOBUFS"):
+        device.write(command(protocol.GET_STATUS))
+    device.write(command(protocol.DECIDE))
+    assert len(device.read_all()) == 8
+    assert len(device.ask(protocol.GET_STATUS)) == 1
+
+
+def test_one_controls_at_a_time(module: Module, device: Device) -> None:
+    other = module.open()
+    other.read_all()
+    answer = device.ask(protocol.ATTACH, 2, tag=5)
+    assert answer["kind"].tolist() == [STATUS] and answer["tag"].tolist() == [5]
+    assert (answer[0]["status"]["controls"], answer[0]["status"]["interval"]) == (1, 2)
+    assert module.sysctl("controlled") == 1
+    for kind, code in (
+        (protocol.ATTACH, protocol.E_BUSY),
+        (protocol.DETACH, protocol.E_NOT_CONTROLLER),
+        (protocol.CONFIGURE, protocol.E_NOT_CONTROLLER),
+    ):
+        error = other.ask(kind, 1, 1, 1, 20, 2000, tag=9)[0]
+        assert (error["kind"], error["tag"]) == (ERROR, 9)
+        assert (error["error"]["code"], error["error"]["command"]) == (code, kind) and error["error"]["text"]
+    assert device.ask(protocol.DETACH)[0]["status"]["interval"] == 0
+    assert other.ask(protocol.ATTACH, 1)[0]["kind"] == STATUS
+    other.close()
+    assert module.sysctl("controlled") == 0  # a close detaches
+    assert device.ask(protocol.ATTACH, 3)[0]["status"]["interval"] == 3
+
+
+def test_each_nth_packet_is_asked_about(module: Module, device: Device) -> None:
+    device.ask(protocol.ATTACH, 3)
+    for number in range(9):
+        module.arrive(100 + number)
+    asks = device.read_all()
+    assert set(asks["kind"].tolist()) == {ASK}
+    records = asks["row"]["record"]
+    assert records["packet_length"].tolist() == [100, 103, 106]
+    assert records["sequence"].tolist() == [0, 3, 6]
+    assert not records["action"].any() and not records["decided_by"].any()
+    device.write(command(protocol.DETACH))
+    module.arrive()
+    assert kinds(device) == [STATUS]
+
+
+def test_a_new_controller_gets_no_old_asks(module: Module, device: Device) -> None:
+    first = module.open()
+    first.ask(protocol.ATTACH, 1)
+    module.arrive()
+    first.close()
+    device.write(command(protocol.ATTACH, 1))
+    module.arrive(300)
+    entries = device.read_all()
+    assert entries["kind"].tolist() == [STATUS, ASK]
+    assert entries[1]["row"]["record"]["packet_length"] == 300
+
+
+# -- decisions
+
+
+def last_ask(device: Device) -> Any:
+    entries = device.read_all()
+    return entries[entries["kind"] == ASK][-1]["row"]["record"]
+
+
+def answer(record: Any, action: int, /, **changes: int) -> bytes:
+    fields = {
+        "sequence": int(record["sequence"]), "expires_us": int(record["time_us"]) + 100_000,
+        "queue": int(record["queue_type"]), "action": action,
+    }  # fmt: skip
+    return command(protocol.DECIDE, **(fields | changes))
+
+
+@pytest.mark.parametrize("action", [0, 1, 2])
+def test_a_decision_is_used_once_for_the_queues_next_packet(module: Module, device: Device, action: int) -> None:
+    device.write(command(protocol.ATTACH, 1) + command(protocol.SUBSCRIBE, 1))
+    module.arrive(ecn=ECT_1)
+    device.write(answer(last_ask(device), action))
+    module.arrive()  # the other queue's
+    queued = [module.arrive(ecn=ECT_1), module.arrive(ecn=ECT_1)]
+    entries = device.read_all()
+    rows = entries[entries["kind"] == ROW]["row"]["record"]
+    assert queued == [action != 1, True]
+    assert rows["applied_action"].tolist() == [0, action, 0]
+    assert rows["decided_by"].tolist() == [0, 1, 2]  # the kernel, the agent, and unanswered: fallback
+
+
+REFUSED = {
+    "expired": ({"expires_us": 0}, "ETIMEDOUT"),
+    "malformed": ({"action": 3}, "EINVAL"),
+    "unasked": ({"sequence": 99}, "ESRCH"),
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_refused_decisions_are_counted_and_do_nothing(module: Module, device: Device, reason: str) -> None:
+    changes, error = REFUSED[reason]
+    device.write(command(protocol.ATTACH, 1))
+    module.arrive()
+    wrong = answer(last_ask(device), 1, **changes)
+    device.write(wrong)  # DECIDE is never answered
+    with pytest.raises(OSError, match=error):
+        device.ioctl(DECIDE, wrong)
+    assert module.arrive()
+    status = device.ask(protocol.GET_STATUS)[0]["status"]
+    expected = [2 * (name == reason) for name in protocol.REFUSALS]
+    assert status["refused"].tolist() == expected and not status["agent"].any()
+
+
+def test_decisions_out_of_order_are_refused(module: Module, device: Device) -> None:
+    device.write(command(protocol.ATTACH, 1))
+    module.arrive()
+    old = last_ask(device)
+    module.arrive()
+    device.ioctl(DECIDE, answer(last_ask(device), 0))
+    with pytest.raises(OSError, match="ESTALE"):
+        device.ioctl(DECIDE, answer(old, 1))
+    assert module.arrive()
+
+
+def test_a_decision_grows_old(module: Module, device: Device) -> None:
+    device.write(command(protocol.ATTACH, 1))
+    module.arrive()
+    device.ioctl(DECIDE, answer(last_ask(device), 1))
+    module.advance(100_000_001)
+    assert module.arrive()
+
+
+def test_only_the_controller_decides(module: Module, device: Device) -> None:
+    other = module.open()
+    device.write(command(protocol.ATTACH, 1))
+    module.arrive()
+    drop = answer(last_ask(device), 1)
+    with pytest.raises(PermissionError):
+        other.ioctl(DECIDE, drop)
+    other.write(drop)
+    device.close()
+    reopened = module.open()
+    with pytest.raises(PermissionError):
+        reopened.ioctl(DECIDE, drop)  # the decision was asked of a descriptor that is closed
+    assert module.arrive()
+    reader = module.open(READ)
+    with pytest.raises(OSError, match="EBADF"):
+        reader.ioctl(DECIDE, drop)
+    module.delete()
+    with pytest.raises(OSError, match="ENXIO"):
+        reopened.ioctl(DECIDE, drop)
+    module.config()
+    for each in (other, reopened, reader):
+        each.close()
+    device.fd = module.open().fd  # for the fixture to close
+
+
+def test_the_shield_takes_the_queue_back_and_says_so(module: Module, device: Device) -> None:
+    device.write(command(protocol.ATTACH, 1))
+    status = device.ask(protocol.CONFIGURE, 0, 0, 512, 128, 50_000)[-1]
+    assert status["kind"] == STATUS and module.sysctl("shield_drops") == 512
+    with pytest.raises(OSError, match="EINVAL"):
+        device.write(command(protocol.CONFIGURE, 0, 0, 512, 1, 50_000))
+    module.arrive()
+    for queued in (False, True):  # one drop of 128 packets is allowed
+        device.write(answer(last_ask(device), 1))
+        assert module.arrive() == queued
+    entries = device.ask(protocol.GET_STATUS)
+    event = entries[entries["kind"] == EVENT][0]["event"]
+    assert (event["kind"], event["queue"]) == (2, 0)
+    status = entries[0]["status"]
+    assert status["held"] == 1 and status["trips"].tolist() == [1, 0] and status["agent"][0] == 1
+
+
+# -- ioctl
+
+
+def test_status_by_ioctl(module: Module, device: Device) -> None:
+    module.arrive(ecn=ECT_1)
+    room = ctypes.create_string_buffer(protocol.STATUS_BODY.itemsize)
+    device.ioctl(GET_STATUS, room)
+    status = np.frombuffer(room.raw, protocol.STATUS_BODY)[0]
+    assert status["packets"].tolist() == [0, 1] and not status["controls"]
+    device.ioctl(FIONBIO, ctypes.create_string_buffer(4))
+    with pytest.raises(OSError, match="ENOTTY"):
+        device.ioctl(IN | 4 << 16 | ord("L") << 8 | 77)
+
+
+def request(nodes: Nodes, **changes: int) -> bytes:
+    KEPT.append(nodes)  # the request has its address
+    fields = {"address": nodes.ctypes.data, "count": len(nodes), "reserved": 0} | changes
+    return struct.pack("<QII", fields["address"], fields["count"], fields["reserved"])
+
+
+def leaf(drop: int, mark: int = 0) -> Nodes:
+    nodes = np.zeros(1, NODE)
+    nodes["feature"], nodes["drop"], nodes["mark"] = LEAF, drop, mark
+    return nodes
+
+
+def test_a_model_decides(module: Module, device: Device) -> None:
+    module.set_all({"shield_drops": 65536, "shield_c_us": 0})
+    nodes = np.concatenate([np.zeros(1, NODE), leaf(0), leaf(SURE)])
+    nodes[0] = (999, 0, 0, 1, 2, 7, (0, 0, 0))  # packets of more than 999 B are dropped
+    device.ioctl(MODEL, request(nodes))
+    assert [module.arrive(length) for length in (999, 1000, 500)] == [True, False, True]
+    status = device.ask(protocol.GET_STATUS)[0]["status"]
+    assert status["model"] == 1 and status["agent"].tolist() == [3, 0]
+    device.ioctl(MODEL, request(leaf(0)))  # another one
+    assert module.arrive(1000)
+    device.ioctl(MODEL, request(leaf(SURE)))
+    while module.dequeue():
+        pass
+    module.expire()
+    assert not module.arrive()  # of the next instance too
+    device.ioctl(MODEL, request(leaf(0), count=0))
+    assert module.arrive()
+    assert device.ask(protocol.GET_STATUS)[0]["status"]["model"] == 0
+
+
+def test_a_wrong_model_is_refused_and_the_old_one_stays(module: Module, device: Device) -> None:
+    module.set_all({"shield_drops": 65536})
+    device.ioctl(MODEL, request(leaf(SURE)))
+    loop = np.zeros(2, NODE)
+    for wrong in (request(loop), request(leaf(SURE, 1)), request(leaf(0), count=4097), request(leaf(0), reserved=1)):
+        with pytest.raises(OSError, match="EINVAL"):
+            device.ioctl(MODEL, wrong)
+    module.fail(COPY)
+    with pytest.raises(OSError, match="EFAULT"):
+        device.ioctl(MODEL, request(leaf(0)))
+    other = module.open()
+    other.ask(protocol.ATTACH, 1)
+    with pytest.raises(OSError, match="EBUSY"):
+        device.ioctl(MODEL, request(leaf(0)))
+    other.close()
+    assert not module.arrive()
+
+
+def test_a_loaded_model_goes_with_the_module(library: Path) -> None:
+    with Module(library) as module:
+        device = module.open()
+        device.ioctl(MODEL, request(leaf(0)))
+        device.close()
