@@ -133,9 +133,9 @@ provision_system() { # MACHINE
 }
 
 provision_router() {
-	copy_to "$ROUTER" /root/l4s "$KERNEL/core" "$KERNEL/freebsd" "$KERNEL/bridge"
-	[ -z "$cfg_src" ] || copy_to "$ROUTER" /root/l4s "$cfg_src"
-	[ -z "$cfg_module" ] || copy_to "$ROUTER" /root/l4s "$cfg_module"
+	copy_to "$ROUTER" /var/l4s/src "$KERNEL/core" "$KERNEL/freebsd" "$KERNEL/bridge"
+	[ -z "$cfg_src" ] || copy_to "$ROUTER" /var/l4s/src "$cfg_src"
+	[ -z "$cfg_module" ] || copy_to "$ROUTER" /var/l4s/src "$cfg_module"
 	on "$ROUTER" module "MODULE=${cfg_module##*/}" "SOURCES=${cfg_src##*/}"
 }
 
@@ -147,7 +147,7 @@ command_provision() {
 		on -w 300 "$host" booted
 	done
 	for host in server source1 source2; do
-		[ -z "$cfg_packages" ] || copy_to "$host" /root/l4s "$cfg_packages"
+		[ -z "$cfg_packages" ] || copy_to "$host" /var/l4s/src "$cfg_packages"
 		on "$host" packages "PACKAGES=${cfg_packages##*/}"
 	done
 	provision_router

@@ -7,7 +7,7 @@ cannot do is refused by name; what it does in another way is said in the notes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -31,7 +31,8 @@ UNSHAPED: Final = 0
 
 _COMMON: Final = ("target_us", "tupdate_us", "limit_packets", "limit_bytes")
 _TESTBED: Final = ("max_burst_us", "max_ecn_threshold", "alpha", "beta", "flags", "quirks", "step_ns")
-_RFC9332: Final = ("min_th_ns", "range_ns", "th_len", "shift_ns")
+_ROUND_ROBIN: Final = ("classic_weight", "shift_ns")
+_RFC9332: Final = ("coupling", "alpha_q", "beta_q", "min_th_ns", "range_ns", "th_len", "p_c_max")
 _TCP: Final = {"cubic": "cubic", "newreno": "reno"}
 _ECN: Final = {"": "none", "not-ect": "none", "ect0": "ect0", "ect1": "ect1"}
 
@@ -119,25 +120,11 @@ class LiveConfig:
         return tuple(self.router.delays_ns)
 
 
-def _fixed_point(values: dict[str, Any]) -> dict[str, int]:
-    """RFC 9332's real numbers in the core's units; gone where the simulator keeps them as these integers already."""
-    if "alpha_q" in values:
-        return {name: int(values[name]) for name in ("coupling", "alpha_q", "beta_q", "p_c_max", "classic_weight")}
-    return {
-        "coupling": round(values["coupling"] * 256),
-        "alpha_q": round(values["alpha_hz"] * 2**48 / 1e9),
-        "beta_q": round(values["beta_hz"] * 2**48 / 1e9),
-        "p_c_max": round(values["p_c_max"] * 2**32),
-        "classic_weight": round(values["classic_weight"] * 65536),
-    }
-
-
 def parameters(scenario: Scenario, aqm: str) -> dict[str, int]:
     """Parameters of the core for a scenario, as the simulator has them."""
     env = build(scenario, aqm, scenario.n_flows)[0][0]
-    fields: dict[str, Any] = {name: env[name].item() for name in env.dtype.names if env[name].ndim == 0}
-    values = {"variant": VARIANTS[aqm]} | {name: int(fields[name]) for name in _COMMON + _TESTBED + _RFC9332}
-    return values | _fixed_point(fields)
+    names = _COMMON + _TESTBED + _ROUND_ROBIN + (_RFC9332 if aqm == "dualpi2_rfc9332" else ())
+    return {"variant": VARIANTS[aqm]} | {name: int(env[name]) for name in names}
 
 
 def _check_link(scenario: Scenario, aqm: str) -> None:
@@ -151,7 +138,9 @@ def _check_link(scenario: Scenario, aqm: str) -> None:
             "set link.kind to 'constant' (the paper's flows: l4s-llm-testbed), or simulate it"
         )
     if link.passes != 1 or link.acks_in_queue:
-        raise L4SError(f"{place}: data crosses the router's queue once and ACKs do not; set passes 1, acks_in_queue off")
+        raise L4SError(
+            f"{place}: data crosses the router's queue once and ACKs do not; set passes 1, acks_in_queue off"
+        )
     if len(scenario.sources) > MOST_SOURCES or scenario.n_flows > MOST_FLOWS:
         raise L4SError(f"{place}: at most {MOST_SOURCES} sources and {MOST_FLOWS} flows")
 
@@ -160,7 +149,9 @@ def _sender(source: Source, index: int, place: str, notes: dict[str, None]) -> t
     """Label, command and options of a source's flows."""
     where = f"{place}: sources.{index} ({source.kind})"
     if source.kind in ("onoff", "web"):
-        raise L4SError(f"{where}: there is no such sender here; use cubic, newreno, prague, dctcp or cbr, or simulate it")
+        raise L4SError(
+            f"{where}: there is no such sender here; use cubic, newreno, prague, dctcp or cbr, or simulate it"
+        )
     if source.kind == "cbr":
         pps = max(round(source.rate_mbps * 1e6 / (8 * source.packet_length)), 1)
         options = ("--pps", str(pps), "--size", str(source.packet_length), "--ecn", _ECN[source.ecn])
@@ -172,7 +163,7 @@ def _sender(source: Source, index: int, place: str, notes: dict[str, None]) -> t
             raise L4SError(f"{where}: the scalable sender sends ECT(1); leave ecn out")
         what = "the DCTCP flows: Linux has none here, so" if source.kind == "dctcp" else "the Prague flows:"
         notes[f"{what} a paced Prague-like UDP source of our own sends in their place (test traffic, not TCP)"] = None
-        return "prague-like", "prague-like", ()
+        return "prague-like", "prague-like", ("--size", str(source.packet_length))
     if source.ecn == "ect1":
         raise L4SError(f"{where}: Linux's TCP sends ECT(0); leave ecn out, or use prague for ECT(1)")
     notes["TCP is Linux's: its windows, timers and delayed ACKs, not those of the scenario"] = None

@@ -18,7 +18,7 @@ from l4s_gym.cli.common import console, progress_bar
 from l4s_gym.errors import L4SError
 
 app = tyro.extras.SubcommandApp()
-GROUPS = {"log": "l4s_gym.cli.log", "datasets": "l4s_gym.cli.datasets"}
+GROUPS = {"log": "l4s_gym.cli.log", "datasets": "l4s_gym.cli.datasets", "live": "l4s_gym.cli.live"}
 """Groups of commands, and their modules (each has an `app`)."""
 
 
@@ -137,6 +137,11 @@ def log() -> None:
 @app.command
 def datasets() -> None:
     """List, build, show, download and upload datasets: `l4s-gym datasets --help`."""
+
+
+@app.command
+def live() -> None:
+    """Run, control, record and examine a real queue: `l4s-gym live --help`."""
 
 
 @app.command

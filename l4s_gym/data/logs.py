@@ -277,6 +277,12 @@ def format_record(record: np.void, fields: int = 24) -> str:
     return f"{LINE_START}{next(_format_rows(np.asarray(record).reshape(1), fields))}{LINE_END}"
 
 
+def log_lines(records: Records, *, fields: int = 24, prefix: str = "") -> bytes:
+    """The log lines of records (T,), each with its newline; arguments and errors as `write_log`."""
+    head = prefix + LINE_START
+    return "".join(f"{head}{row}{LINE_END}\n" for row in _format_rows(records, fields)).encode()
+
+
 def write_log(path: PathLike, records: Records, *, fields: int = 24, prefix: str = "") -> None:
     """Write records as log lines; ``path`` is replaced as a whole or not at all.
 
@@ -291,11 +297,9 @@ def write_log(path: PathLike, records: Records, *, fields: int = 24, prefix: str
     """
     if "\n" in prefix or LINE_START in prefix or LINE_END in prefix:
         raise L4SError(f"prefix {prefix!r}: holds a newline or a part of a record: choose another")
-    head = prefix + LINE_START
     with compressed_write(path) as file:
         for start in range(0, len(records), 1 << 16):
-            rows = _format_rows(records[start : start + (1 << 16)], fields)
-            file.write("".join(f"{head}{row}{LINE_END}\n" for row in rows).encode())
+            file.write(log_lines(records[start : start + (1 << 16)], fields=fields, prefix=prefix))
 
 
 def known_fields(records: Records) -> frozenset[str]:

@@ -80,7 +80,7 @@ def test_registration_is_idempotent() -> None:
         warnings.simplefilter("error")
         importlib.reload(l4s_gym)
         importlib.reload(l4s_gym)
-    assert [env_id for env_id in registry if env_id.startswith("L4S-")] == list(l4s_gym.ENV_IDS)
+    assert [env_id for env_id in registry if env_id.startswith("L4S-")] == [*l4s_gym.ENV_IDS, l4s_gym.LIVE_ID]
 
 
 def fresh_process(code: str) -> str:

@@ -16,6 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from l4s_gym.bridge.config import parameters
+from l4s_gym.bridge.model import LEAF, MAX_NODES, NODE, Model, distil, export_tree, training_rows
+from l4s_gym.data.causal import CausalStream
 from l4s_gym.schema import RECORD
 from l4s_gym.sim import dualpi2_freebsd as freebsd
 from l4s_gym.sim.drive import ARRIVAL, offer, open_loop
@@ -177,7 +179,19 @@ def test_core_has_no_floating_point(build: Callable[..., Path]) -> None:
     flags = ["-mno-sse", "-mno-mmx", "-mno-80387"]
     sources = sorted((Path(__file__).parents[2] / "kernel" / "core").glob("*.c"))
     for source in sources:
-        command = ["cc", "-std=c11", "-O2", "-ffreestanding", *flags, "-I", source.parent, "-S", "-o", "-", source]
+        command = [
+            "cc",
+            "-std=c11",
+            "-O2",
+            "-ffreestanding",
+            *flags,
+            "-I",
+            str(source.parent),
+            "-S",
+            "-o",
+            "-",
+            str(source),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         assert not any(word in done.stdout for word in ("xmm", "%st", "__float", "__add", "__mul", "__div"))
 
@@ -312,15 +326,18 @@ def test_shield_bounds_the_delay_under_an_agent(core: Core) -> None:
 
 def pack_model(nodes: list[tuple[int, int, int, int, int, int]]) -> bytes:
     """`struct l4s_model` of (threshold, drop, mark, low, high, feature)."""
-    node = np.dtype([("threshold", "u8"), ("drop", "u4"), ("mark", "u4"), ("low", "u2"), ("high", "u2"), ("feature", "u1"), ("", "V3")])  # fmt: skip
-    table = np.zeros(4096, node)
+    table = np.zeros(len(nodes), NODE)
     for k, values in enumerate(nodes):
-        for name, value in zip(node.names or (), values, strict=False):
+        for name, value in zip(NODE.names or (), values, strict=False):
             table[name][k] = value
-    return np.array([len(nodes), 0], np.uint32).tobytes() + table.tobytes()
+    return whole(Model(table))
 
 
-LEAF = 255
+def whole(model: Model) -> bytes:
+    """A packed model in a struct of full size."""
+    return model.pack().ljust(8 + MAX_NODES * NODE.itemsize, b"\0")
+
+
 ALL = 1 << 31
 
 
@@ -333,6 +350,25 @@ def test_a_tree_decides_every_packet(core: Core) -> None:
     rows = core.drive(core.params(TESTBED, **FREE), arrivals, rate_mbps=8.0, model=tree)
     assert (rows["decided_by"] == 1).all()
     assert (rows["action"] == np.where(arrivals["length"] > 1000, 2, 0)).all()
+
+
+@pytest.mark.parametrize("variant", [TESTBED, RFC9332])
+def test_a_distilled_tree_decides_as_the_python_one(core: Core, variant: int) -> None:
+    pytest.importorskip("sklearn", reason="needs l4s-gym[data]")
+    rng = np.random.default_rng(0)
+    arrivals = np.zeros(10_000, ARRIVAL)
+    arrivals["time_ns"] = np.cumsum(rng.exponential(1.2e6, len(arrivals)).astype(np.int64))
+    arrivals["length"], arrivals["ecn"] = rng.choice([100, 1500], len(arrivals)), rng.integers(0, 4, len(arrivals))
+    arrivals["action"] = -1
+    rows = core.drive(core.params(variant, **FREE), arrivals, rate_mbps=5.0)
+    model = export_tree(distil(*training_rows([rows], frozenset(RECORD.names or ())), max_leaf_nodes=200))
+    turn = np.arange(len(model.nodes)) % 3  # every leaf is certain, so that no draw is left
+    model.nodes["drop"], model.nodes["mark"] = np.where(turn == 1, ALL, 0), np.where(turn == 2, ALL, 0)
+    found = core.drive(core.params(variant, **FREE), arrivals, rate_mbps=5.0, model=whole(model))
+    raw = CausalStream(frozenset(RECORD.names or ())).observe(found).astype(np.uint64)
+    drop, mark = (model.probabilities(raw) > 0).T
+    assert (found["action"] == np.where(drop, 1, np.where(mark, 2, 0))).all()
+    assert min(drop.sum(), mark.sum()) > 20
 
 
 @pytest.mark.parametrize(

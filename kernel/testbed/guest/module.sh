@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 # The scheduler's module and the daemon, on the router.
 
-cd /root/l4s || exit
+cd /var/l4s/src || exit
 if [ -n "$MODULE" ]; then
 	install -m 0555 "$MODULE" /boot/modules/dn_sched_l4s.ko
 else

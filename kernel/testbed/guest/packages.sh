@@ -5,7 +5,7 @@
 if command -v iperf3 >/dev/null; then
 	echo "already there: iperf3"
 elif [ -n "$PACKAGES" ]; then
-	pkg add /root/l4s/"$PACKAGES"/*.pkg
+	pkg add /var/l4s/src/"$PACKAGES"/*.pkg
 else
 	env ASSUME_ALWAYS_YES=yes pkg install -y iperf3
 fi

@@ -20,10 +20,10 @@ else
 	echo "nameserver $GATEWAY" >/etc/resolv.conf
 fi
 
-mkdir -p /root/.ssh
-chmod 0700 /root/.ssh
-printf '%s\n' "$PUBLIC_KEY" >/root/.ssh/authorized_keys
-chmod 0600 /root/.ssh/authorized_keys
+mkdir -p ~root/.ssh
+chmod 0700 ~root/.ssh
+printf '%s\n' "$PUBLIC_KEY" >~root/.ssh/authorized_keys
+chmod 0600 ~root/.ssh/authorized_keys
 # The image's own user has a password that everybody knows.
 sed -i '' -E '/^#?(PermitRootLogin|PasswordAuthentication|KbdInteractiveAuthentication)[[:space:]]/d' \
 	/etc/ssh/sshd_config

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 # Names, addresses, routes, boot settings of one machine. Restarts it where something had to be changed.
 
-mkdir -p /root/l4s /var/l4s/results
+mkdir -p /var/l4s/src /var/l4s/results
 changed=no
 
 want_rc() { # NAME VALUE

@@ -1,0 +1,336 @@
+"""A connection to a live queue: the daemon `l4s-bridged`, or the router's own socket.
+
+The socket is a Unix socket, guarded by the permissions of its file. Across machines SSH forwards it:
+``ssh -N -L /tmp/live.sock:/run/l4s-gym/live.sock router``, and then connect to `/tmp/live.sock`.
+
+```python
+with Client("/run/l4s-gym/live.sock") as client:
+    client.subscribe(True)
+    rows = protocol.records_of(protocol.select(client.entries(timeout_s=1.0), protocol.ROW))
+```
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from l4s_gym.bridge import protocol as p
+from l4s_gym.bridge.protocol import Entries, Hello, Status
+from l4s_gym.errors import L4SError
+
+ADDRESS: Final = "/run/l4s-gym/live.sock"
+"""Where the daemon listens unless told otherwise."""
+VARIABLE: Final = "L4S_GYM_SOCKET"
+TIMEOUT_S: Final = 5.0
+
+_CHUNK: Final = 1 << 18
+_MOST: Final = 1 << 22
+"""Bytes taken in one go, and bytes that wait in this process: a reader that is slower loses rows at the server."""
+_START: Final = "start it: `sudo l4s-gym live up`, or the daemon `l4s-bridged`"
+
+_REMEDIES: Final = {
+    p.E_MALFORMED: "l4s_gym and the server are of different versions: install those that belong together",
+    p.E_BUSY: "somebody else controls the queue: end that controller first (reading is free for all)",
+    p.E_NOT_CONTROLLER: "attach first",
+    p.E_REFUSED: "run as the user that the socket is for, or change who may use it (l4s-bridged --help)",
+    p.E_NO_DEVICE: "the daemon has no queue now: start the router, or load the kernel module",
+    p.E_TOO_MANY: "too many clients: end one",
+}
+_FATAL: Final = (p.E_MALFORMED, p.E_REFUSED, p.E_TOO_MANY)
+
+
+class BridgeError(L4SError):
+    """Something is wrong with a live queue or the way to it.
+
+    Attributes:
+        code: The server's code (`protocol.E_BUSY`, ...); 0 where it sent none.
+        closed: Whether the connection is over.
+    """
+
+    def __init__(self, text: str, code: int = 0, *, closed: bool = False) -> None:
+        super().__init__(text)
+        self.code, self.closed = code, closed
+
+
+def default_address(address: str | os.PathLike[str] | None = None) -> str:
+    """The socket: as given, or else `$L4S_GYM_SOCKET`, or else `ADDRESS`."""
+    return os.fspath(address) if address is not None else os.environ.get(VARIABLE) or ADDRESS
+
+
+def _connect_error(address: str, error: OSError) -> BridgeError:
+    if error.errno == errno.ENOENT:
+        return BridgeError(f"{address}: no such socket: {_START}", closed=True)
+    if error.errno == errno.ECONNREFUSED:
+        return BridgeError(f"{address}: nobody listens: {_START}", closed=True)
+    if error.errno == errno.EACCES:
+        return BridgeError(f"{address}: permission denied: {_REMEDIES[p.E_REFUSED]}", closed=True)
+    if isinstance(error, TimeoutError) or error.errno == errno.EAGAIN:
+        return BridgeError(f"{address}: takes no connection in time: is the server stopped or overrun?", closed=True)
+    reason = error.strerror or str(error)
+    return BridgeError(f"{address}: cannot connect ({reason}): give the path of a Unix socket", closed=True)
+
+
+class Client:
+    """One connection. Nothing waits for longer than the timeout.
+
+    Args:
+        address: Path of the socket; None: `default_address`.
+        timeout_s: How long the server may take to let in, to say HELLO, to take a command and to answer it.
+
+    Attributes:
+        address: Path of the socket.
+        hello: What the server said last; another one when the queue was started anew.
+        lost: Entries that the server lost because this reader was slow.
+
+    Raises:
+        BridgeError: By `connect`, where there is no such server, or one that does not fit. By any method where the
+            connection is over, or something was refused.
+    """
+
+    hello: Hello
+
+    def __init__(self, address: str | os.PathLike[str] | None = None, *, timeout_s: float = TIMEOUT_S) -> None:
+        if not timeout_s > 0:
+            raise L4SError(f"timeout_s={timeout_s!r}: give a positive number of seconds")
+        self.address, self.timeout_s = default_address(address), timeout_s
+        self.lost = 0
+        self._socket: socket.socket | None = None
+        self._bytes = bytearray()
+        self._waiting: list[Entries] = []  # entries that came while an answer was waited for
+        self._failure: BridgeError | None = None
+        self._tag = 0
+
+    def __enter__(self) -> Client:
+        self.connect()
+        return self
+
+    def connect(self) -> None:
+        """Connect, and wait for HELLO; for a ``with`` block that is done on entry."""
+        if self._socket is not None:
+            raise RuntimeError("the client is connected already")
+        self._bytes.clear()
+        self._waiting.clear()
+        self._failure = None
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._socket.settimeout(self.timeout_s)
+            try:
+                self._socket.connect(self.address)
+            except OSError as error:
+                raise _connect_error(self.address, error) from error
+            first = self._until(lambda entries: np.ones(len(entries), bool), "said no HELLO")
+            if first["kind"] != p.HELLO:
+                raise self._over("does not speak the protocol: give the socket of l4s-bridged or l4s-router")
+        except BaseException:
+            self.close()
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; a controller that goes is a controller that has detached."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection, as far as known."""
+        return self._socket is not None
+
+    # -- commands
+
+    def subscribe(self, rows: bool) -> None:
+        """Ask for each finished row, or for none; then take them from `entries`."""
+        self._send(p.command(p.SUBSCRIBE, int(rows)))
+
+    def attach(self, interval: int) -> Status:
+        """Become the controller: get an ASK for each interval-th packet."""
+        if not 1 <= interval < 1 << 32:
+            raise L4SError(f"interval {interval!r}: give a whole number of packets, 1 or more")
+        return self._ask(p.ATTACH, interval)
+
+    def detach(self) -> Status:
+        """Leave the queue to its native law."""
+        return self._ask(p.DETACH)
+
+    def decide(self, sequence: int, queue: int, action: int, expires_us: int) -> None:
+        """Answer an ASK: what to do with the next packet of its queue. Never answered; `status` counts refusals.
+
+        Args:
+            sequence: Of the ASK.
+            queue: Of the ASK, 0 C or 1 L.
+            action: 0 enqueue, 1 drop, 2 mark.
+            expires_us: On the queue's clock: the ASK's `time_us` plus a lifetime.
+        """
+        self._send(p.command(p.DECIDE, sequence=sequence, queue=queue, action=action, expires_us=expires_us))
+
+    def status(self) -> Status:
+        """Counters of the queue."""
+        return self._ask(p.GET_STATUS)
+
+    def configure_shield(
+        self, *, c_us: int, l_us: int, drops: float, window: int = 128, hold_us: int = 1_000_000
+    ) -> Status:
+        """Set the bounds on what a controller may do; only the controller can.
+
+        Args:
+            c_us: Delay of queue C from which the native law takes it back, us; 0: no bound.
+            l_us: The same of L.
+            drops: Share of the packets that an agent may drop, 0 to 1 (1: all).
+            window: Packets over which that share is counted.
+            hold_us: Time for which the native law then decides, us.
+        """
+        if not 0 <= drops <= 1:
+            raise L4SError(f"drops={drops!r}: give a share from 0 to 1")
+        args = (c_us, l_us, round(drops * 65536), window, hold_us)
+        for name, value in zip(p.SHIELD, args, strict=True):
+            if not 0 <= value < 1 << 32:
+                raise L4SError(f"{name}={value!r}: give a whole number from 0 to {(1 << 32) - 1}")
+        return self._ask(p.CONFIGURE, *args)
+
+    # -- entries
+
+    def entries(self, timeout_s: float = 0.0) -> Entries:
+        """What has come, in order: ROW, ASK, EVENT, HELLO of a queue started anew, and answers nobody waits for.
+
+        Args:
+            timeout_s: How long to wait where nothing has come yet.
+
+        Returns:
+            Entries (n,); none where the time is over.
+        """
+        deadline = time.monotonic() + timeout_s
+        found = self._waiting
+        self._waiting = []
+        try:
+            found.append(self._take(0.0 if found else timeout_s))
+        except BridgeError as error:
+            if not found:
+                raise
+            self._failure = error  # told by the next call
+        while not any(map(len, found)) and (left := deadline - time.monotonic()) > 0:
+            found.append(self._take(left))
+        return p.join(found)
+
+    def _ask(self, kind: int, *args: int) -> Status:
+        """Send a command and wait for its answer; what else comes meanwhile is kept for `entries`."""
+        self._tag += 1
+        tag = self._tag
+        self._send(p.command(kind, *args, tag=tag))
+        name = p.COMMANDS[kind]
+
+        def answers(entries: Entries) -> npt.NDArray[np.bool_]:
+            kinds = entries["kind"]
+            mine: npt.NDArray[np.bool_] = (entries["tag"] == tag) & ((kinds == p.STATUS) | (kinds == p.ERROR))
+            return mine
+
+        found = self._until(answers, f"did not answer {name}")
+        if found["kind"] == p.ERROR:
+            raise self._refused(found, name)
+        return p.read_status(found)
+
+    def _until(self, which: Callable[[Entries], npt.NDArray[np.bool_]], fault: str) -> Any:
+        """The first entry of the mask `which`; all others wait for `entries`."""
+        deadline = time.monotonic() + self.timeout_s
+        while (left := deadline - time.monotonic()) > 0:
+            came = self._take(left)
+            chosen = np.flatnonzero(which(came))
+            others = np.arange(len(came)) != (chosen[0] if len(chosen) else -1)
+            if others.any():
+                self._waiting.append(p.take(came, others))
+            if len(chosen):
+                return came[chosen[0]]
+        raise self._over(f"{fault} in {self.timeout_s:g} s: is the server stopped or overrun?")
+
+    # -- bytes
+
+    def _over(self, text: str, code: int = 0) -> BridgeError:
+        self.close()
+        return BridgeError(f"{self.address}: {text}", code, closed=True)
+
+    def _refused(self, entry: Any, name: str) -> BridgeError:
+        code = int(entry["error"]["code"])
+        said = p.text_of(entry["error"]["text"]) or f"error {code}"
+        text = f"{name} was refused ({said}): {_REMEDIES.get(code, 'see what the server says')}"
+        return self._over(text, code) if code in _FATAL else BridgeError(f"{self.address}: {text}", code)
+
+    def _send(self, data: bytes) -> None:
+        if self._socket is None:
+            raise BridgeError(f"{self.address}: not connected: use `with Client(...)`", closed=True)
+        try:
+            self._socket.settimeout(self.timeout_s)
+            self._socket.sendall(data)
+        except TimeoutError as error:
+            raise self._over(f"took no command in {self.timeout_s:g} s: is the server stopped or overrun?") from error
+        except OSError as error:
+            self._last_words()
+            raise self._over(f"the server has closed the connection ({error.strerror}): {_START}") from error
+
+    def _last_words(self) -> None:
+        """Why the server closed the connection, where it said so before."""
+        try:
+            while len(self._take(0.1)):
+                pass
+        except BridgeError as error:
+            if error.code:
+                raise
+
+    def _take(self, timeout_s: float) -> Entries:
+        """Whole entries (n,) that have come, waiting for the first byte for a time; checked."""
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+        if self._socket is None:
+            raise BridgeError(f"{self.address}: not connected: use `with Client(...)`", closed=True)
+        fault: str | None = None
+        try:
+            self._socket.settimeout(max(timeout_s, 0.0))
+            while len(self._bytes) < _MOST:
+                data = self._socket.recv(_CHUNK)
+                if not data:
+                    fault = f"the server has closed the connection: {_START}"
+                    break
+                self._bytes += data
+                self._socket.settimeout(0.0)
+        except (BlockingIOError, TimeoutError):
+            pass
+        except OSError as error:
+            fault = f"the connection was lost ({error.strerror}): {_START}"
+        whole = len(self._bytes) // p.ENTRY_SIZE * p.ENTRY_SIZE
+        if fault is not None and not whole:
+            raise self._over(fault)
+        found = p.decode(bytes(memoryview(self._bytes)[:whole]))
+        del self._bytes[:whole]
+        return self._checked(found)
+
+    def _checked(self, found: Entries) -> Entries:
+        if not len(found):
+            return found
+        kinds = found["kind"]
+        # A HELLO of another version may have another layout: it comes before the check of the rest.
+        for hello in p.select(found, p.HELLO) if (kinds == p.HELLO).any() else ():
+            if (fault := p.hello_fault(hello)) is not None:
+                raise self._over(f"the server {fault}: {_REMEDIES[p.E_MALFORMED]}")
+            self.hello = p.read_hello(hello)
+        if ((found["magic"] != p.MAGIC) | (found["version"] != p.VERSION)).any():
+            raise self._over("sent what is no entry: give the socket of l4s-bridged or l4s-router")
+        self.lost += int(found["lost"].sum())
+        for entry in p.select(found, p.ERROR) if (kinds == p.ERROR).any() else ():
+            code = int(entry["error"]["code"])
+            if code in _FATAL and entry["tag"] == 0:
+                kind = int(entry["error"]["command"])
+                raise self._refused(entry, p.COMMANDS[kind if kind < len(p.COMMANDS) else 0])
+        return found

@@ -1,0 +1,318 @@
+"""An agent in control of a live queue.
+
+The queue never waits: an answer is used for the next packet of the queue that was asked about, and where none comes
+in time the native law decides. So an agent that is slow or gone costs decisions, never packets.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from l4s_gym.agents import Agent
+from l4s_gym.bridge import protocol as p
+from l4s_gym.bridge.client import BridgeError, Client
+from l4s_gym.bridge.protocol import Entries, Status
+from l4s_gym.data.causal import BEFORE, UNKNOWN
+from l4s_gym.errors import L4SError, unknown
+from l4s_gym.schema import DECIDED_BY, OBSERVED, scale_observation
+from l4s_gym.sim.layout import REWARDS
+
+Progress = Callable[[float], None]
+
+DELAY_WEIGHT: Final = 0.25
+"""The simulator's, which is not imported here: it takes a second."""
+LIFETIME_MS: Final = 100.0
+PATIENCE_S: Final = 10.0
+_COLUMNS: Final = tuple(BEFORE.get(name, name) for name in OBSERVED)
+_WAIT_S: Final = 0.2
+"""How often a loop that waits for packets looks at the clock."""
+
+
+def raw_observations(asks: Entries) -> npt.NDArray[np.float64]:
+    """The observed features of ASK (or ROW) entries before their decisions, in kernel units, (n, 8)."""
+    records = asks["row"]["record"]
+    raw = np.empty((len(asks), len(_COLUMNS)))
+    for column, name in enumerate(_COLUMNS):
+        raw[:, column] = records[name]
+    raw[raw == float(UNKNOWN)] = 0.0
+    return raw
+
+
+def observations(asks: Entries) -> npt.NDArray[np.float32]:
+    """What an agent sees of ASK entries: the observations (n, 8) of the simulator."""
+    return scale_observation(raw_observations(asks))
+
+
+def newest(asks: Entries) -> list[int]:
+    """Indices of the newest ASK of each queue, in order: an answer to an older one would come too late."""
+    last = {queue: at for at, queue in enumerate(asks["row"]["record"]["queue_type"].tolist())}
+    return sorted(last.values())
+
+
+class RewardMeter:
+    """The simulator's rewards, from the totals in the rows.
+
+    Args:
+        kind: `balance`, `power` or `l4s_llm`, as `L4S-DualPI2-v0` describes them.
+        rate_bps: Of the link; 0 where it is not known.
+
+    Raises:
+        L4SError: No such reward, or the rate is needed and not known.
+    """
+
+    def __init__(self, kind: str, rate_bps: int) -> None:
+        if kind not in REWARDS:
+            raise unknown("reward", kind, REWARDS)
+        if kind != "l4s_llm" and rate_bps <= 0:
+            raise L4SError(
+                f"reward {kind!r}: the server does not know the rate of the link: "
+                "configure it there, or use reward='l4s_llm'"
+            )
+        self.kind = kind
+        self._s_per_byte = 8.0 / rate_bps if rate_bps > 0 else 0.0
+
+    def between(self, before: Any, after: Any) -> float:
+        """What was earned from one ASK (that was answered) to a later one.
+
+        Args:
+            before: An element of `Entries`.
+            after: Another one, of the same session.
+        """
+        old, new = before["row"], after["row"]
+        if self.kind == "l4s_llm":
+            record = old["record"]
+            return float(record["packet_length"]) / (float(record["current_queue_delay"]) + 1000.0)
+        if self.kind == "power":
+            return (int(new["power_bytes"]) - int(old["power_bytes"])) / 65536 * self._s_per_byte
+        served_s = (int(new["served_bytes"]) - int(old["served_bytes"])) * self._s_per_byte
+        delay_ns = sum(int(new[name]) - int(old[name]) for name in ("delay_c_ns", "delay_l_ns"))
+        return served_s - DELAY_WEIGHT * 1e-9 * delay_ns
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What happened between two looks at the counters.
+
+    Attributes:
+        packets: Offered.
+        by_agent: Of them decided by the agent (or a loaded model).
+        decided_by: Share of them by who decided: `schema.DECIDED_BY`.
+        marks: Share that was marked.
+        drops: Share that was dropped.
+        refused: Decisions that were refused, by reason.
+        shield_trips: How often the shield took a queue back.
+        latency_p50_us: From ask to answer, as the server counts it: median.
+        latency_p99_us: The same, 99th percentile.
+    """
+
+    packets: int
+    by_agent: int
+    decided_by: dict[str, float]
+    marks: float
+    drops: float
+    refused: dict[str, int]
+    shield_trips: int
+    latency_p50_us: int
+    latency_p99_us: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def shares(before: Status, after: Status) -> Shares:
+    """What happened between two looks at the counters of one session; of a new session, all that it counted."""
+    if sum(after.packets) < sum(before.packets):
+        before = Status(
+            **{**asdict(after), "packets": (0, 0), "agent": (0, 0), "fallback": (0, 0), "drops": (0, 0)}
+            | {"marks": (0, 0), "trips": (0, 0), "refused": dict.fromkeys(after.refused, 0)}
+        )
+
+    def grown(name: str) -> int:
+        total: int = sum(getattr(after, name)) - sum(getattr(before, name))
+        return total
+
+    packets, agent, fallback = grown("packets"), grown("agent"), grown("fallback")
+    whole = max(packets, 1)
+    refused = {name: count - before.refused[name] for name, count in after.refused.items()}
+    by = ((packets - agent - fallback) / whole, agent / whole, fallback / whole)
+    return Shares(
+        packets=packets,
+        by_agent=agent,
+        decided_by=dict(zip(DECIDED_BY, by, strict=True)),
+        marks=grown("marks") / whole,
+        drops=grown("drops") / whole,
+        refused=refused,
+        shield_trips=grown("trips"),
+        latency_p50_us=after.latency_p50_us,
+        latency_p99_us=after.latency_p99_us,
+    )
+
+
+@dataclass
+class Run:
+    """What a controller did.
+
+    Attributes:
+        agent: Its name.
+        interval: Asked about each interval-th packet.
+        asks: Asks that came.
+        answered: Of them answered; the others were older than another one of the same queue when they were read.
+        lost: Entries lost on the way because this process was slow.
+        sessions: How often it attached: more than once where daemon or queue were started anew.
+        seconds: For how long.
+        shares: Of the last session; None where the counters could not be read at the end.
+    """
+
+    agent: str
+    interval: int
+    asks: int = 0
+    answered: int = 0
+    lost: int = 0
+    sessions: int = 0
+    seconds: float = 0.0
+    shares: Shares | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+class Controller:
+    """Runs an agent on a live queue.
+
+    Args:
+        client: Not connected yet: `run` does that.
+        agent: Of the agents protocol.
+        interval: Ask about each interval-th packet.
+        lifetime_ms: For how long after the ask an answer may still be used.
+        reward: What the agent is told; None: nothing, zeros.
+        patience_s: For how long a server that has gone is looked for.
+        seed: Of the agent.
+
+    Attributes:
+        done: What it did so far.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        agent: Agent,
+        *,
+        interval: int = 1,
+        lifetime_ms: float = LIFETIME_MS,
+        reward: str | None = None,
+        patience_s: float = PATIENCE_S,
+        seed: int = 0,
+    ) -> None:
+        if not lifetime_ms > 0:
+            raise L4SError(f"lifetime_ms={lifetime_ms!r}: give a positive number of milliseconds")
+        if reward is not None and reward not in REWARDS:
+            raise unknown("reward", reward, REWARDS)
+        self._client, self._agent = client, agent
+        self._interval, self._lifetime_us = interval, max(round(lifetime_ms * 1e3), 1)
+        self._reward, self._patience_s, self._seed = reward, patience_s, seed
+        self._stopped = False
+        self._meter: RewardMeter | None = None
+        self._last: Any = None
+        self._before: Status | None = None
+        self.done = Run(agent.name, interval)
+
+    def stop(self) -> None:
+        """Let `run` detach and come back, soon; to be called by a handler of signals, or another thread."""
+        self._stopped = True
+
+    def run(self, seconds: float | None = None, progress: Progress | None = None) -> Run:
+        """Control until the time is over, or `stop`; the queue is detached then, also after an exception.
+
+        Raises:
+            BridgeError: The server is gone, or somebody else controls.
+        """
+        started = time.monotonic()
+        self._agent.reset(1, self._seed)
+        try:
+            self._connect()
+            while not self._stopped and (seconds is None or time.monotonic() - started < seconds):
+                self._turn(_WAIT_S if seconds is None else min(_WAIT_S, seconds))
+                if progress is not None and seconds is not None:
+                    progress((time.monotonic() - started) / seconds)
+        finally:
+            self.done.seconds = time.monotonic() - started
+            self._end()
+        return self.done
+
+    def _turn(self, timeout_s: float) -> None:
+        try:
+            entries = self._client.entries(timeout_s)
+            kinds = entries["kind"]
+            anew = (kinds == p.HELLO) | ((kinds == p.EVENT) & (entries["event"]["kind"] == p.DEVICE_BACK))
+            if anew.any():  # what came before is of another clock
+                entries = p.take(entries, np.arange(len(entries)) > np.flatnonzero(anew)[-1])
+                self._attach()
+            elif ((kinds == p.ERROR) & (entries["error"]["code"] == p.E_NOT_CONTROLLER)).any():
+                self._attach()
+            asks = p.select(entries, p.ASK)
+            if len(asks):
+                self._answer(asks)
+        except BridgeError as error:
+            if error.code == p.E_NO_DEVICE:
+                time.sleep(min(timeout_s, self._patience_s))  # until the daemon has its queue again, and says HELLO
+            elif error.closed and not error.code:
+                self._connect()
+            else:
+                raise
+
+    def _answer(self, asks: Entries) -> None:
+        chosen = newest(asks)
+        self.done.asks += len(asks)
+        seen = observations(p.take(asks, np.array(chosen)))
+        for place, at in enumerate(chosen):
+            ask = asks[at]
+            earned = 0.0
+            if self._meter is not None and self._last is not None:
+                earned = self._meter.between(self._last, ask)
+            action = int(self._agent.act(seen[place : place + 1], np.array([earned]))[0])
+            record = ask["row"]["record"]
+            expires_us = int(record["time_us"]) + self._lifetime_us
+            self._client.decide(int(record["sequence"]), int(record["queue_type"]), action, expires_us)
+            self._last = ask
+            self.done.answered += 1
+
+    def _connect(self) -> None:
+        """Connect and attach; where there was a connection before, wait for a server that is being restarted."""
+        again = self.done.sessions > 0
+        deadline = time.monotonic() + self._patience_s
+        while True:
+            try:
+                self._client.connect()
+                self._attach()
+                return
+            except BridgeError as error:
+                self._client.close()
+                # Busy: the old connection may not have been noticed to be gone yet.
+                passing = error.code in (0, p.E_NO_DEVICE, p.E_BUSY)
+                if not again or not passing or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.1)
+
+    def _attach(self) -> None:
+        self._last = None
+        self._before = self._client.attach(self._interval)
+        self._meter = None if self._reward is None else RewardMeter(self._reward, self._client.hello.rate_bps)
+        self.done.sessions += 1
+
+    def _end(self) -> None:
+        self.done.lost = self._client.lost
+        try:
+            if self._client.connected and self._before is not None:
+                self.done.shares = shares(self._before, self._client.detach())
+        except BridgeError:
+            pass  # gone: a controller that goes has detached
+        finally:
+            self._client.close()

@@ -1,0 +1,254 @@
+"""Work with a real queue: bring one up, let an agent control it, record it, say what is wrong with it."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from rich.table import Table
+
+from l4s_gym.cli.common import console, progress_bar, say
+from l4s_gym.cli.live_up import up
+from l4s_gym.errors import L4SError
+
+if TYPE_CHECKING:
+    from l4s_gym.bridge.control import Run
+    from l4s_gym.bridge.doctor import Evidence, Finding
+
+app = tyro.extras.SubcommandApp()
+
+app.command(up)
+
+
+@contextmanager
+def _stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM lets the work finish properly; a second one interrupts it."""
+
+    def handle(number: int, frame: Any) -> None:
+        for each, handler in before.items():
+            signal.signal(each, signal.default_int_handler if each == signal.SIGINT else handler)
+        stop()
+
+    before: dict[int, Any] = {}
+    for number in (int(signal.SIGINT), int(signal.SIGTERM)):
+        before[number] = signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@app.command
+def control(
+    agent: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="AGENT")],
+    socket: Path | None = None,
+    interval: int = 1,
+    seconds: float | None = None,
+    lifetime_ms: float = 100.0,
+    reward: str | None = None,
+    seed: int = 0,
+    out: Path | None = None,
+) -> None:
+    """Let an agent control a real queue; Ctrl-C hands it back to the native law.
+
+    Args:
+        agent: random, threshold, enqueue, bc:FOLDER, or module:attribute of your own.
+        socket: Of the queue; $L4S_GYM_SOCKET, or /run/l4s-gym/live.sock.
+        interval: Ask about each interval-th packet (1, 10, 100).
+        seconds: For how long; until Ctrl-C by default.
+        lifetime_ms: For how long after the ask an answer may still be used.
+        reward: Tell the agent this reward (balance, power, l4s_llm) instead of 0.
+        seed: Of the agent.
+        out: Write what happened as JSON there.
+    """
+    from l4s_gym import agents
+    from l4s_gym.bridge.client import Client
+    from l4s_gym.bridge.control import Controller
+
+    if seconds is not None and not seconds > 0:
+        raise L4SError(f"--seconds {seconds:g}: give a positive number")
+    _check_folder(out)
+    made = agents.make(agent)
+    controller = Controller(Client(socket), made, interval=interval, lifetime_ms=lifetime_ms, reward=reward, seed=seed)
+    with _stopped_by_signals(controller.stop), progress_bar(f"{agent} controls") as show:
+        done = controller.run(seconds, show)
+    _print_run(done)
+    if out is not None:
+        _write_json(out, done.as_dict())
+
+
+def _check_folder(out: Path | None) -> None:
+    if out is not None and not out.absolute().parent.is_dir():
+        raise L4SError(f"{out}: cannot be written, there is no folder {out.parent}: make it first")
+
+
+def _write_json(out: Path, data: dict[str, Any]) -> None:
+    import json
+
+    from l4s_gym.data.files import atomic_write
+    from l4s_gym.evaluation.origin import origin
+
+    with atomic_write(out) as file:
+        file.write((json.dumps({**origin(), **data}, indent=1) + "\n").encode())
+    say(f"results: {out}")
+
+
+def _print_run(done: Run) -> None:
+    table = Table(title=f"{done.agent}, each {done.interval}. packet, {done.seconds:.1f} s")
+    table.add_column("what")
+    table.add_column("value", justify="right")
+    table.add_row("asks, answered", f"{done.asks}, {done.answered}")
+    table.add_row("lost on the way", str(done.lost))
+    table.add_row("sessions", str(done.sessions))
+    s = done.shares
+    if s is None:
+        table.add_row("counters of the queue", "not to be had: it was gone at the end")
+    else:
+        table.add_row("packets", str(s.packets))
+        for who, share in s.decided_by.items():
+            table.add_row(f"decided by {who}", f"{100 * share:.2f} %")
+        table.add_row("marked, dropped", f"{100 * s.marks:.2f} %, {100 * s.drops:.2f} %")
+        table.add_row("ask to answer, p50, p99", f"{s.latency_p50_us} us, {s.latency_p99_us} us")
+        refused = ", ".join(f"{count} {reason}" for reason, count in s.refused.items() if count)
+        table.add_row("decisions refused", refused or "0")
+        table.add_row("shield trips", str(s.shield_trips))
+    console.print(table)
+
+
+@app.command
+def record(
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")],
+    socket: Path | None = None,
+    seconds: float | None = None,
+    rows: int | None = None,
+    rotate_mb: float | None = None,
+) -> None:
+    """Record the rows of a real queue; Ctrl-C finishes the file.
+
+    Args:
+        out: The file: binary records (.rec, packed too: .rec.zst) with all fields, or log lines of the testbed's
+            kernel (.log) with 24 of them.
+        socket: Of the queue; $L4S_GYM_SOCKET, or /run/l4s-gym/live.sock.
+        seconds: For how long; until Ctrl-C by default.
+        rows: How many rows at most.
+        rotate_mb: Start another file (OUT-0001.rec, OUT-0002.rec, ...) after so many MB of rows.
+    """
+    from l4s_gym.bridge.client import Client
+    from l4s_gym.bridge.recorder import Recorder
+
+    recorder = Recorder(Client(socket), out, rotate_mb=rotate_mb)
+    with _stopped_by_signals(recorder.stop), progress_bar(f"recording {out.name}") as show:
+        done = recorder.run(seconds, rows, show)
+    say(done.summary())
+    if done.failed:
+        raise SystemExit(1)
+
+
+@app.command
+def doctor(
+    socket: Path | None = None,
+    seconds: float = 5.0,
+    log: tuple[Path, ...] = (),
+    namespace: str | None = None,
+    interface: str | None = None,
+) -> None:
+    """Say why a testbed gives no marks: exit status 0 where nothing is to be done, else 1.
+
+    Args:
+        socket: Of the queue; $L4S_GYM_SOCKET, or /run/l4s-gym/live.sock.
+        seconds: For how long to watch it.
+        log: Examine these logs instead (kernel logs, binary records, ...).
+        namespace: Look at the settings of this network namespace too.
+        interface: And at the offloads of this interface.
+    """
+    from l4s_gym.bridge import doctor as checks
+    from l4s_gym.bridge import machine
+
+    if not seconds > 0:
+        raise L4SError(f"--seconds {seconds:g}: give a positive number")
+    if log:
+        found = checks.examine(_logged(log))
+    else:
+        with progress_bar("watching the queue") as show:
+            found = _watched(socket, seconds, show)
+    if not log or namespace or interface:
+        ecn_seen = namespace is None and any(each.name == "ECN" and each.verdict == "ok" for each in found)
+        found += machine.local_checks(namespace=namespace, interface=interface, ecn_seen=ecn_seen)
+    _print_findings(found)
+    if not checks.healthy(found):
+        raise SystemExit(1)
+
+
+def _logged(log: tuple[Path, ...]) -> Evidence:
+    from l4s_gym.bridge.doctor import MOST_ROWS, Evidence
+    from l4s_gym.data.stream import join, open_stream
+
+    stream = open_stream(log)
+    parts, count = [], 0
+    for block in stream.blocks():
+        if count < MOST_ROWS:
+            parts.append(block.copy())
+            count += len(block)
+    return Evidence(join(parts), stream.present)
+
+
+def _watched(socket: Path | None, seconds: float, show: Callable[[float], None]) -> list[Finding]:
+    from l4s_gym.bridge import doctor as checks
+    from l4s_gym.bridge.client import Client
+
+    with Client(socket) as client:
+        records = checks.watch(client, seconds, show)
+        status = client.status()
+        return checks.examine(records, hello=client.hello, status=status, lost=client.lost)
+
+
+def _print_findings(found: list[Finding]) -> None:
+    table = Table("check", "", "seen", "remedy")
+    for each in found:
+        colour = {"ok": "green", "warn": "yellow", "fail": "red"}.get(each.verdict, "dim")
+        table.add_row(each.name, f"[{colour}]{each.verdict}[/{colour}]", _plain(each.seen), _plain(each.remedy))
+    console.print(table)
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+@app.command
+def model(
+    rows: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="ROWS [ROWS ...]")],
+    out: Path,
+    leaves: int = 256,
+) -> None:
+    """Distil logged decisions into an integer tree that a queue can run by itself (l4s-router --model FILE).
+
+    Args:
+        rows: Kernel logs, binary records (.rec) or Parquet files that follow each other.
+        out: The file.
+        leaves: At most so many leaves (2048 fit).
+    """
+    from l4s_gym.bridge import model as trees
+    from l4s_gym.data.files import atomic_write
+    from l4s_gym.data.stream import open_stream
+    from l4s_gym.schema import DROP, MARK
+
+    _check_folder(out)
+    with progress_bar("reading") as show:
+        stream = open_stream(rows, progress=show)
+        raw, actions = trees.training_rows(stream.blocks(), stream.present)
+    made = trees.export_tree(trees.distil(raw, actions, max_leaf_nodes=leaves))
+    with atomic_write(out) as file:
+        file.write(made.pack())
+    drop, mark = made.probabilities(raw).mean(axis=0) / trees.ONE
+    say(
+        f"{len(raw)} rows with {100 * (actions == DROP).mean():.2f} % drops and {100 * (actions == MARK).mean():.2f} % "
+        f"marks, the tree {100 * drop:.2f} % and {100 * mark:.2f} %"
+    )
+    say(f"{len(made.nodes)} nodes, {made.leaves} leaves: {out}")

@@ -1,0 +1,204 @@
+"""`l4s-gym live up`: a live queue on this machine, until it is over or Ctrl-C; then all of it goes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from l4s_gym.cli.common import console, say
+from l4s_gym.errors import L4SError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from l4s_gym.bridge.figures import Figures
+    from l4s_gym.bridge.testbed import LiveResult, LiveTestbed
+
+
+def up(
+    scenario: str = "l4s-llm-testbed",
+    aqm: str | None = None,
+    seconds: float | None = None,
+    seed: int = 1,
+    socket: Path | None = None,
+    flows: bool = True,
+    kernel: Path | None = None,
+    spin: bool = False,
+    out: Path | None = None,
+    dry_run: bool = False,
+) -> None:
+    """Bring up a live queue on this machine: namespaces, router, daemon, test traffic. Needs Linux and root.
+
+    Everything is taken down at the end: after the scenario's time, by Ctrl-C, when the terminal goes, and even when
+    this process is killed.
+
+    Args:
+        scenario: Name of a scenario, or path of a TOML file.
+        aqm: dualpi2_freebsd or dualpi2_rfc9332; the scenario's by default.
+        seconds: How long, instead of the scenario's horizon.
+        seed: Of the scenario's draws, the starts of the flows, and the router's random numbers.
+        socket: Where agents and readers connect, /run/l4s-gym/live.sock by default.
+        flows: Whether the scenario's flows send; else the queue waits for traffic of your own.
+        kernel: Folder of the programs; $L4S_GYM_KERNEL, the checkout (built if need be) or PATH by default.
+        spin: Let the router spin instead of sleeping: a whole core for the finest timing.
+        out: Folder for the results as JSON (live.json).
+        dry_run: Print every command that would be run, and run none.
+    """
+    from l4s_gym.bridge.client import default_address
+    from l4s_gym.bridge.testbed import LiveTestbed
+
+    if seed < 0:
+        raise L4SError(f"--seed {seed}: give 0 or more")
+    bed = LiveTestbed(
+        scenario,
+        aqm=aqm,
+        seconds=seconds,
+        seed=seed,
+        address=Path(socket or default_address()),
+        group=os.environ.get("SUDO_GID", ""),
+        kernel=kernel,
+        spin=spin,
+        dry_run=dry_run,
+    )
+    if dry_run:
+        say(bed.plan.text(bed.seconds, flows=flows))
+        return
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    with _ended_by_signals(), bed:
+        for note in bed.config.notes:
+            say(f"note: {note}")
+        say(f"{bed.config.scenario.name}, {bed.config.aqm}, for {bed.seconds:g} s: agents and readers at {bed.socket}")
+        if flows:
+            bed.start_flows()
+        else:
+            names = bed.plan.names
+            say(f"senders: ip netns exec {names.senders} COMMAND")
+            say(f"receivers, at {bed.receiver}: ip netns exec {names.receivers} COMMAND")
+        with suppress(KeyboardInterrupt):
+            _watch(bed)
+        result = bed.finish()
+    _print(result)
+    if out is not None:
+        path = _write(result, out)
+        say(f"results: {path}")
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the block as an exception does: what was made is taken down."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        for each in before:  # a second one does not disturb the taking down
+            signal.signal(each, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number in before:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _watch(bed: LiveTestbed) -> None:
+    """Wait for the end; on a terminal, with a line that tells what goes on."""
+    from rich.live import Live
+    from rich.text import Text
+
+    from l4s_gym.bridge.figures import read
+
+    limit = time.monotonic() + bed.seconds
+    if not console.is_terminal:
+        bed.wait(bed.seconds)
+        return
+    before = read(bed.stats())
+    with Live(Text("..."), console=console, transient=True, auto_refresh=False) as live:
+        while (left := limit - time.monotonic()) > 0.0:
+            bed.wait(min(left, 1.0))
+            now = read(bed.stats())
+            live.update(Text(status_line(before, now, limit - time.monotonic())), refresh=True)
+            before = now
+
+
+def status_line(before: Figures, now: Figures, left: float) -> str:
+    """What went on between two readings: rate, delay and marks of each queue, and who decided."""
+    elapsed = max(now.seconds - before.seconds, 1e-9)
+    parts = []
+    for name, a, b in zip(("C", "L"), before.classes, now.classes, strict=True):
+        rate = (b.served_bytes - a.served_bytes) * 8e-6 / elapsed
+        served = b.served_packets - a.served_packets
+        delay = (b.delay_sum_ms - a.delay_sum_ms) / served if served else 0.0
+        marks = 100.0 * (b.marks - a.marks) / max(b.packets - a.packets, 1)
+        parts.append(f"{name} {rate:6.2f} Mbit/s {delay:6.2f} ms {marks:5.1f} % marked {b.drops - a.drops} dropped")
+    decided = {who: now.decided[who] - before.decided[who] for who in now.decided}
+    total = max(sum(decided.values()), 1)
+    parts.append("decided by " + ", ".join(f"{who} {100 * n / total:.0f} %" for who, n in decided.items() if n))
+    return " | ".join([*parts, f"{max(left, 0.0):.0f} s left"])
+
+
+def _print(result: LiveResult) -> None:
+    from l4s_gym.bridge.figures import read
+
+    figures = read(result.router)
+    console.print(class_table(figures, f"{result.scenario}, {result.aqm}, {result.seconds:.0f} s"))
+    if result.flows:
+        console.print(flow_table(result))
+    total = max(sum(figures.decided.values()), 1)
+    shares = ", ".join(f"{who} {100 * count / total:.1f} %" for who, count in figures.decided.items())
+    say(f"decided by: {shares}; rows lost: {figures.rows_lost}")
+
+
+def class_table(figures: Figures, title: str) -> Table:
+    """Delays, marks and drops of each class."""
+    from rich.table import Table
+
+    table = Table(title=title)
+    for column in ("class", "packets", "mean ms", "p50", "p95", "p99", "max", "mark %", "drop %"):
+        table.add_column(column, justify="right")
+    for name, c in zip(("C", "L"), figures.classes, strict=True):
+        delays = [f"{d:.2f}" for d in (c.mean_ms, c.p50_ms, c.p95_ms, c.p99_ms, c.max_ms)]
+        offered = max(c.packets, 1)
+        rates = [f"{100 * c.marks / offered:.2f}", f"{100 * c.drops / offered:.2f}"]
+        table.add_row(name, str(c.packets), *delays, *rates)
+    return table
+
+
+def flow_table(result: LiveResult) -> Table:
+    """What each sender says of itself."""
+    from rich.table import Table
+
+    table = Table(title="flows")
+    for column in ("flow", "started s", "Mbit/s", "RTT ms", "marks echoed"):
+        table.add_column(column, justify="right")
+    for flow in result.flows:
+        rate, rtt, marks = (flow.get(name) for name in ("goodput_mbps", "srtt_us", "delivered_ce"))
+        table.add_row(
+            str(flow["label"]),
+            f"{flow['start_s']:.2f}",
+            "-" if rate is None else f"{rate:.3f}",
+            "-" if rtt is None else f"{rtt * 1e-3:.1f}",
+            "-" if marks is None else str(marks),
+        )
+    return table
+
+
+def _write(result: LiveResult, folder: Path) -> Path:
+    import msgspec
+
+    from l4s_gym.data.files import atomic_write
+    from l4s_gym.evaluation.origin import origin
+
+    path = folder / "live.json"
+    text = msgspec.json.format(msgspec.json.encode(origin() | result.as_dict()))
+    with atomic_write(path) as file:
+        file.write(text + b"\n")
+    return path

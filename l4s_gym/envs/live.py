@@ -1,0 +1,222 @@
+"""`L4S-DualPI2-Live-v0`: the environment's contract on a real queue."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final, SupportsFloat
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+
+from l4s_gym.bridge import protocol as p
+from l4s_gym.bridge.client import TIMEOUT_S, BridgeError, Client
+from l4s_gym.bridge.control import LIFETIME_MS, RewardMeter, observations, raw_observations, shares
+from l4s_gym.envs.dualpi2 import Observation, check_interval, observation_space
+from l4s_gym.errors import L4SError, unknown
+from l4s_gym.schema import OBSERVED
+from l4s_gym.sim.layout import REWARDS
+
+_NOBODY: Final = "another controller came, or the queue was started anew"
+
+
+class DualPI2LiveEnv(gym.Env[Observation, int]):
+    """
+    ## Description
+
+    `L4S-DualPI2-v0` on a real queue: the FreeBSD module through the daemon `l4s-bridged`, or the Linux router
+    (`sudo l4s-gym live up`). A step answers the last packet that the queue asked about, and waits for the next.
+
+    Nothing on the other side waits for the agent. The packet that is observed has been decided by then; the
+    action is used for the *next* packet of the same queue, if it is there in time (`lifetime_ms` after the ask),
+    and else the native law decides. The queue's own shield bounds delays and drops, and may take the queue back.
+    `info["statistics"]` tells at the end which share of the packets the agent decided.
+
+    ## Action space, observation space
+
+    As `L4S-DualPI2-v0`: `Discrete(3)` (0 enqueue, 1 drop, 2 mark), and `Box(8,) float32` from the state before
+    the decision. With `info_record=True`, `info["record"]` has the raw integers by name.
+
+    ## Rewards
+
+    As `L4S-DualPI2-v0`: `balance`, `power`, `l4s_llm`, from the totals that the queue counts. The first two need
+    the rate of the link, which the server tells.
+
+    ## Starting state
+
+    Whatever the queue is in. `reset` becomes the controller and waits for the first packet; `seed` changes
+    nothing (registered as nondeterministic).
+
+    ## Episode end
+
+    Never `terminated`. `truncated` after `horizon_s` on the queue's clock, and where no packet came for `timeout_s`,
+    the connection was lost, or the queue was started anew: `info["reason"]` says which. The queue is then detached
+    (the native law decides) until the next `reset`. `info["statistics"]` has packets, shares by who decided (kernel,
+    agent, fallback: asked about and not answered in time), refused decisions by reason, trips of the shield,
+    latency from ask to answer in us (p50, p99).
+
+    ## Info of a step
+
+    | key | meaning |
+    |---|---|
+    | `skipped` | asks that had come while the agent decided, and were older than the one observed |
+    | `lost` | entries lost on the way in this episode, because the agent was slow |
+
+    ## Arguments
+
+    | argument | meaning |
+    |---|---|
+    | `socket` | path of the Unix socket; None: `$L4S_GYM_SOCKET`, or `/run/l4s-gym/live.sock` |
+    | `decision_interval` | be asked about every n-th packet (1, 10, 100); the queue decides the others |
+    | `reward` | `balance`, `power`, `l4s_llm` |
+    | `horizon_s` | length of an episode |
+    | `lifetime_ms` | for how long after the ask an action may still be used |
+    | `timeout_s` | how long to wait for the server and for packets |
+    | `info_record` | put the raw record into `info` |
+
+    Across machines forward the socket: `ssh -N -L /tmp/live.sock:/run/l4s-gym/live.sock router`.
+
+    ## Version history
+
+    - v0: first version.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}
+
+    def __init__(
+        self,
+        socket: str | None = None,
+        decision_interval: int = 1,
+        reward: str = "balance",
+        horizon_s: float = 60.0,
+        lifetime_ms: float = LIFETIME_MS,
+        timeout_s: float = TIMEOUT_S,
+        info_record: bool = False,
+    ) -> None:
+        if reward not in REWARDS:
+            raise unknown("reward", reward, REWARDS)
+        for name, value in (("horizon_s", horizon_s), ("lifetime_ms", lifetime_ms), ("timeout_s", timeout_s)):
+            if not 0.0 < value < 1e9:
+                raise L4SError(f"{name}={value!r}: give a positive number")
+        self.render_mode = None
+        self.action_space = gym.spaces.Discrete(3)  # type: ignore[assignment]  # its elements are int64
+        self.observation_space = observation_space()
+        self._client = Client(socket, timeout_s=timeout_s)
+        self._interval, self._reward = check_interval(decision_interval), reward
+        self._horizon_us, self._lifetime_us = round(horizon_s * 1e6), max(round(lifetime_ms * 1e3), 1)
+        self._timeout_s, self._info_record = timeout_s, info_record
+        self._ask: Any = None  # the entry that is observed; None: no episode
+        self._over = False
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Become the controller, and wait for the first packet.
+
+        Raises:
+            BridgeError: There is no server, somebody else controls, or no packet comes.
+        """
+        super().reset(seed=seed)
+        if self._ask is not None and not self._over:
+            self._leave()
+        self._ask, self._over = None, False
+        self._reconnect()
+        self._before = self._client.attach(self._interval)
+        try:
+            self._meter = RewardMeter(self._reward, self._client.hello.rate_bps)
+        except L4SError:
+            self._leave()
+            raise
+        self._session, self._lost = self._client.hello.session, self._client.lost
+        ask, skipped, reason = self._next()
+        if ask is None:
+            self._leave()
+            raise BridgeError(
+                f"{self._client.address}: {reason}: see that traffic flows through the queue (l4s-gym live doctor)"
+            )
+        self._ask, self._start_us = ask, int(ask["row"]["record"]["time_us"])
+        return self._observation(), self._info(skipped)
+
+    def _reconnect(self) -> None:
+        """Connect where there is no connection; where there is one, forget what came since the last episode."""
+        if self._client.connected:
+            try:
+                self._client.entries()
+            except BridgeError:
+                self._client.close()
+        if not self._client.connected:
+            self._client.connect()
+
+    def step(
+        self, action: int | np.integer | npt.NDArray[np.integer]
+    ) -> tuple[Observation, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Answer the packet that is observed, and wait for the next one."""
+        if (isinstance(action, np.ndarray) and action.ndim > 0) or (action != 0 and action != 1 and action != 2):
+            raise L4SError(f"action {action!r}: give 0 (enqueue), 1 (drop) or 2 (mark)")
+        if self._ask is None or self._over:
+            what = "the episode has ended" if self._over else "the environment has not been started"
+            raise gym.error.ResetNeeded(f"step: {what}; call reset() first")
+        record = self._ask["row"]["record"]
+        try:
+            expires_us = int(record["time_us"]) + self._lifetime_us
+            self._client.decide(int(record["sequence"]), int(record["queue_type"]), int(action), expires_us)
+            ask, skipped, reason = self._next()
+        except BridgeError as error:
+            ask, skipped, reason = None, 0, str(error)
+        reward = 0.0
+        if ask is not None:
+            reward = self._meter.between(self._ask, ask)
+            self._ask = ask
+            if int(ask["row"]["record"]["time_us"]) - self._start_us >= self._horizon_us:
+                reason = "horizon"
+        info = self._info(skipped)
+        if reason is not None:
+            self._over = True
+            info["reason"], info["statistics"] = reason, self._leave()
+        return self._observation(), reward, False, self._over, info
+
+    def _next(self) -> tuple[Any, int, str | None]:
+        """The newest ASK, and how many older ones came with it; or None, and why there is none."""
+        deadline = time.monotonic() + self._timeout_s
+        while (left := deadline - time.monotonic()) > 0:
+            entries = self._client.entries(left)
+            lost = (entries["kind"] == p.ERROR) & (entries["error"]["code"] == p.E_NOT_CONTROLLER)
+            lost |= (entries["kind"] == p.EVENT) & (entries["event"]["kind"] == p.DEVICE_LOST)
+            if lost.any() or self._client.hello.session != self._session:
+                return None, 0, _NOBODY
+            asks = p.select(entries, p.ASK)
+            if len(asks):
+                return asks[-1], len(asks) - 1, None
+        return None, 0, f"no packet came in {self._timeout_s:g} s"
+
+    def _leave(self) -> dict[str, Any] | None:
+        """Detach; what happened since the reset, or None where the server cannot tell."""
+        try:
+            return shares(self._before, self._client.detach()).as_dict()
+        except BridgeError:
+            self._client.close()
+            return None
+
+    def _observation(self) -> Observation:
+        seen: Observation = observations(self._ask.reshape(1))[0]
+        return seen
+
+    def _info(self, skipped: int) -> dict[str, Any]:
+        info: dict[str, Any] = {"skipped": skipped, "lost": self._client.lost - self._lost}
+        if self._info_record:
+            info["record"] = self.record()
+        return info
+
+    def record(self) -> dict[str, int]:
+        """The observed features of the packet that was asked about, in kernel units."""
+        if self._ask is None:
+            raise gym.error.ResetNeeded("record: the environment has not been started; call reset() first")
+        raw = raw_observations(self._ask.reshape(1))[0]
+        return {name: int(value) for name, value in zip(OBSERVED, raw, strict=True)}
+
+    def close(self) -> None:
+        """Detach and close the connection."""
+        if self._ask is not None and not self._over and self._client.connected:
+            self._leave()
+        self._ask = None
+        self._client.close()

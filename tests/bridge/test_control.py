@@ -1,0 +1,179 @@
+"""An agent in control: what it answers, what is counted, and that it lets go whatever happens."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from l4s_gym import agents
+from l4s_gym.bridge import protocol as p
+from l4s_gym.bridge.client import BridgeError, Client
+from l4s_gym.bridge.control import Controller, newest, observations, shares
+from l4s_gym.errors import L4SError
+from tests.bridge.conftest import Serve
+from tests.bridge.server import Server, log_of
+
+
+class Spy:
+    """An agent that keeps what it sees, and may do something at some decision."""
+
+    name, rule = "spy", "-"
+
+    def __init__(self, at: int = -1, then: Any = None) -> None:
+        self.seen: list[Any] = []
+        self.rewards: list[float] = []
+        self._at, self.then = at, then
+
+    def reset(self, n: int, seed: int) -> None:
+        assert n == 1
+
+    def act(self, obs: Any, rewards: Any) -> Any:
+        assert obs.shape == (1, 8) and rewards.shape == (1,)
+        self.seen.append(obs[0].copy())
+        self.rewards.append(float(rewards[0]))
+        if len(self.seen) == self._at:
+            self.then()
+        return np.array([len(self.seen) % 3])
+
+    def cost(self) -> dict[str, float]:
+        return {}
+
+
+def test_an_agent_controls(serve: Serve) -> None:
+    records = log_of(300)
+    server = serve(records, patience_s=None)
+    spy = Spy(at=50)
+    controller = Controller(Client(server.path), spy, interval=4, lifetime_ms=30, reward="power")
+    spy.then = controller.stop
+    done = controller.run()
+    assert (done.agent, done.asks, done.answered, done.sessions, done.lost) == ("spy", 50, 50, 1, 0)
+    np.testing.assert_array_equal(spy.seen, observations(p.rows(records[0:200:4])))
+    assert spy.rewards[0] == 0 and spy.rewards[1] == pytest.approx(4 * 1500 * 8 / server.rate_bps / 2)
+    sequences, queues, actions, expiries = zip(*server.queue.decisions, strict=True)
+    assert sequences == tuple(range(0, 200, 4))
+    assert queues == tuple(records["queue_type"][0:200:4].tolist())
+    assert actions == tuple(n % 3 for n in range(1, 51))
+    assert expiries == tuple(1000 * n + 30_000 for n in range(0, 200, 4))
+    assert done.shares is not None and server.queue.refused[0] == 50 and done.shares.by_agent in (48, 49, 50)
+    assert done.shares.decided_by["agent"] > 0.1
+    assert server.queue.interval == 0 and server.controller is None
+
+
+def test_only_the_newest_ask_of_each_queue_is_answered(serve: Serve) -> None:
+    asks = p.rows(log_of(10), p.ASK)
+    asks["row"]["record"]["queue_type"] = [0, 1, 0, 0, 0, 1, 0, 0, 0, 0]
+    assert newest(asks) == [5, 9]
+    assert newest(asks[:1]) == [0]
+    server = serve(asks_at_once=40, patience_s=None)
+    spy = Spy()
+    done = Controller(Client(server.path), spy).run(0.3)
+    assert done.asks > done.answered == len(spy.seen) > 0
+    assert done.shares is not None and done.shares.refused["out_of_order"] == 0
+
+
+def test_an_agent_that_is_slow_costs_decisions_alone(serve: Serve) -> None:
+    server = serve(patience_s=0.001)
+    done = Controller(Client(server.path), Spy(at=1, then=lambda: time.sleep(0.4))).run(0.2)
+    assert done.shares is not None and done.shares.packets > done.answered
+    assert done.shares.decided_by["fallback"] > 0
+
+
+def test_an_agent_that_breaks_lets_go(serve: Serve) -> None:
+    server = serve()
+    client = Client(server.path)
+
+    def fail() -> None:
+        raise ZeroDivisionError("agent")
+
+    with pytest.raises(ZeroDivisionError):
+        Controller(client, Spy(at=5, then=fail)).run()
+    assert not client.connected and server.queue.interval == 0
+
+
+def test_a_queue_started_anew(serve: Serve) -> None:
+    server = serve(patience_s=None)
+
+    def restart() -> None:
+        with server.lock:
+            server.restart()
+
+    done = Controller(Client(server.path), Spy(at=20, then=restart), reward="balance").run(0.6)
+    assert done.sessions == 2 and done.answered > 20
+    assert done.shares is not None and 0 < done.shares.by_agent < done.shares.packets
+
+
+def test_the_daemon_is_restarted(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    result: list[Any] = []
+    first, second = Server(path, log_of(50), patience_s=None), Server(path, log_of(50), patience_s=None)
+    controller = Controller(Client(path), agents.make("threshold"), patience_s=20)
+    with first:
+        thread = threading.Thread(target=lambda: result.append(controller.run()))
+        thread.start()
+        while not first.queue.decisions:
+            time.sleep(0.01)
+    with second:
+        while not second.queue.decisions:
+            time.sleep(0.01)
+        controller.stop()
+        thread.join()
+    assert result[0].sessions == 2 and result[0].shares.by_agent > 0
+
+
+def test_a_server_that_stays_away(tmp_path: Path) -> None:
+    server = Server(tmp_path / "s", log_of(50), patience_s=None)
+    spy = Spy(at=3, then=lambda: server.__exit__(None, None, None))
+    server.__enter__()
+    controller = Controller(Client(tmp_path / "s"), spy, patience_s=0.2)
+    with pytest.raises(BridgeError, match="no such socket"):
+        controller.run()
+    assert controller.done.shares is None and controller.done.answered >= 2
+
+
+def test_a_daemon_that_loses_its_queue(serve: Serve) -> None:
+    server = serve(patience_s=None)
+
+    def lose() -> None:
+        with server.lock:
+            server.queue.interval = 0
+            if server.controller is not None:
+                server.controller.controls = False
+            server.controller = None
+
+    done = Controller(Client(server.path), Spy(at=10, then=lose)).run(0.6)
+    assert done.sessions == 2 and done.answered > 10  # told by an ERROR that it is the controller no more
+
+
+def test_busy(serve: Serve) -> None:
+    server = serve()
+    with Client(server.path) as other:
+        other.attach(1)
+        with pytest.raises(BridgeError, match="somebody else controls"):
+            Controller(Client(server.path), Spy()).run()
+
+
+def test_arguments() -> None:
+    with pytest.raises(L4SError, match="lifetime_ms=0"):
+        Controller(Client("x"), Spy(), lifetime_ms=0)
+    with pytest.raises(L4SError, match="unknown reward"):
+        Controller(Client("x"), Spy(), reward="no")
+
+
+def test_shares_of_a_new_session() -> None:
+    def status(**changes: Any) -> p.Status:
+        entry = p.entry(p.STATUS)
+        for name, value in changes.items():
+            entry["status"][name] = value
+        return p.read_status(entry[0])
+
+    old = status(packets=(900, 100), agent=(10, 0), refused=[5] * 7)
+    new = status(packets=(10, 10), agent=(4, 1), fallback=(0, 5), marks=(1, 1), trips=(0, 3), refused=[1] * 7)
+    found = shares(old, new)
+    assert found.packets == 20 and found.decided_by == {"kernel": 0.5, "agent": 0.25, "fallback": 0.25}
+    assert found.by_agent == 5 and found.refused["expired"] == 1 and found.shield_trips == 3 and found.marks == 0.1
+    assert shares(old, old).packets == 0
