@@ -362,8 +362,10 @@ def test_a_distilled_tree_decides_as_the_python_one(core: Core, variant: int) ->
     arrivals["action"] = -1
     rows = core.drive(core.params(variant, **FREE), arrivals, rate_mbps=5.0)
     model = export_tree(distil(*training_rows([rows], frozenset(RECORD.names or ())), max_leaf_nodes=200))
-    turn = np.arange(len(model.nodes)) % 3  # every leaf is certain, so that no draw is left
-    model.nodes["drop"], model.nodes["mark"] = np.where(turn == 1, ALL, 0), np.where(turn == 2, ALL, 0)
+    # Every leaf certain, so that no draw is left: those that act at times act always, one drops, the next marks.
+    acts = model.nodes["drop"].astype(np.int64) + model.nodes["mark"] > ALL // 50
+    odd = np.arange(len(acts)) % 2 == 1
+    model.nodes["drop"], model.nodes["mark"] = np.where(acts & odd, ALL, 0), np.where(acts & ~odd, ALL, 0)
     found = core.drive(core.params(variant, **FREE), arrivals, rate_mbps=5.0, model=whole(model))
     raw = CausalStream(frozenset(RECORD.names or ())).observe(found).astype(np.uint64)
     drop, mark = (model.probabilities(raw) > 0).T

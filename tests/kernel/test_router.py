@@ -92,7 +92,9 @@ def test_cubic_gets_the_rate_and_hears_its_marks(bed: Bed) -> None:
     assert classic["served_bytes"] * 8 / 1.5 < 8.3e6  # what the link can carry, and what is under way
 
 
-@pytest.mark.parametrize("bed", [TESTBED, RFC9332], indirect=True, ids=["testbed", "rfc9332"])
+@pytest.mark.parametrize(
+    "bed", [pytest.param(TESTBED, marks=pytest.mark.slow), RFC9332], indirect=True, ids=["testbed", "rfc9332"]
+)
 def test_prague_like_is_in_l(bed: Bed) -> None:
     sink = bed.sink()
     (flow,) = bed.traffic("prague-like", 2.0 if bed.config.read_text().startswith("variant 0") else 1.0)
@@ -224,7 +226,9 @@ def test_packets_that_do_not_fit_are_counted(bed: Bed) -> None:
 # -- the socket: rows
 
 
-@pytest.mark.parametrize("bed", [TESTBED, RFC9332], indirect=True, ids=["testbed", "rfc9332"])
+@pytest.mark.parametrize(
+    "bed", [pytest.param(TESTBED, marks=pytest.mark.slow), RFC9332], indirect=True, ids=["testbed", "rfc9332"]
+)
 def test_rows_stream_without_gaps(bed: Bed) -> None:
     bed.sink()
     with Device(bed.socket) as device:

@@ -70,6 +70,7 @@ def test_prague_like_shares_between_its_flows(build: Build, tmp_path: Path) -> N
         assert said["ect1"] + said["ce"] == said["udp"] and said["ect0"] == said["not_ect"] == 0
 
 
+@pytest.mark.slow
 def test_prague_like_slows_down_by_losses(build: Build, tmp_path: Path) -> None:
     """A queue without marks and a short buffer: it must live by its losses, far below what it started to try."""
     config = NARROW | {"variant": 0, "limit_packets": 20, "alpha": 0, "beta": 0}

@@ -1,0 +1,255 @@
+/*
+ * SPDX-License-Identifier: MIT
+ *
+ * l4s-router: real packets between two network namespaces through the core.
+ */
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+
+#include <errno.h>
+#include <getopt.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "router.h"
+
+#define SPIN_NS 500000	/* --spin: from so long before a deadline */
+
+struct options {
+	const char *config, *senders, *receivers, *device, *stats, *model;
+	int spin;
+};
+
+static const char usage[] =
+    "usage: l4s-router --config FILE --senders NETNS:IFNAME\n"
+    "           --receivers NETNS:IFNAME --device PATH [--spin]\n"
+    "           [--stats FILE] [--model FILE]\n"
+    "\n"
+    "Makes a TUN device in each of two network namespaces and carries packets\n"
+    "between them: from senders to receivers through DualPI2 and a link of a\n"
+    "set rate, and after a delay; back after the delay alone. Prints `ready`\n"
+    "when both devices exist; addresses and routes are the caller's to set.\n"
+    "\n"
+    "  --config FILE      lines of `key value`: the parameters of DualPI2,\n"
+    "                     rate_bps RATE (0: unshaped), rate_at NS RATE,\n"
+    "                     delay ADDRESS|default NS, packets N, ring N, mtu N,\n"
+    "                     seed N\n"
+    "  --senders, --receivers  namespace (name or path) and device to make\n"
+    "  --device PATH      socket for records and decisions\n"
+    "  --spin             burn a core to be on time\n"
+    "  --stats FILE       write statistics (JSON) at the end and on SIGUSR1\n"
+    "  --model FILE       let an integer decision tree decide\n";
+
+/* A descriptor among the others: signals are never lost in a busy loop. */
+static int
+catch_signals(void)
+{
+	sigset_t ours;
+
+	sigemptyset(&ours);
+	sigaddset(&ours, SIGTERM);
+	sigaddset(&ours, SIGINT);
+	sigaddset(&ours, SIGUSR1);
+	sigprocmask(SIG_BLOCK, &ours, NULL);
+	return (signalfd(-1, &ours, SFD_NONBLOCK | SFD_CLOEXEC));
+}
+
+/* Writes the statistics where asked to; 1: the end was asked for. */
+static int
+read_signals(const struct router *router, int fd, const char *stats)
+{
+	struct signalfd_siginfo what;
+	int end = 0;
+
+	while (read(fd, &what, sizeof(what)) == (ssize_t)sizeof(what)) {
+		if (what.ssi_signo != SIGUSR1)
+			end = 1;
+		else if (stats != NULL)
+			(void)stats_write(router, stats);
+	}
+	return (end);
+}
+
+static int
+parse_options(struct options *options, int argc, char **argv)
+{
+	static const struct option known[] = {
+		{ "config", required_argument, NULL, 'c' },
+		{ "senders", required_argument, NULL, 's' },
+		{ "receivers", required_argument, NULL, 'r' },
+		{ "device", required_argument, NULL, 'd' },
+		{ "stats", required_argument, NULL, 'o' },
+		{ "model", required_argument, NULL, 'm' },
+		{ "spin", no_argument, NULL, 'x' },
+		{ "help", no_argument, NULL, 'h' },
+		{ NULL, 0, NULL, 0 },
+	};
+	int found;
+
+	while ((found = getopt_long(argc, argv, "", known, NULL)) != -1) {
+		switch (found) {
+		case 'c': options->config = optarg; break;
+		case 's': options->senders = optarg; break;
+		case 'r': options->receivers = optarg; break;
+		case 'd': options->device = optarg; break;
+		case 'o': options->stats = optarg; break;
+		case 'm': options->model = optarg; break;
+		case 'x': options->spin = 1; break;
+		case 'h':
+			fputs(usage, stdout);
+			exit(0);
+		default:
+			return (-1);
+		}
+	}
+	if (optind == argc && options->config != NULL &&
+	    options->senders != NULL && options->receivers != NULL &&
+	    options->device != NULL)
+		return (0);
+	fprintf(stderr, "l4s-router: --config, --senders, --receivers and "
+	    "--device are needed, see --help\n");
+	return (-1);
+}
+
+static int
+prepare(struct router *router, const struct options *options)
+{
+	static struct l4s_model model;
+
+	if (config_read(&router->config, options->config) != 0 ||
+	    (options->model != NULL &&
+	    config_model(&model, options->model) != 0) ||
+	    pool_make(&router->forward, router->config.packets,
+	    router->config.mtu) != 0 ||
+	    pool_make(&router->reverse, router->config.packets,
+	    router->config.mtu) != 0)
+		return (-1);
+	router->senders = tun_open(options->senders);
+	if (router->senders < 0)
+		return (-1);
+	router->receivers = tun_open(options->receivers);
+	if (router->receivers < 0)
+		return (-1);
+	router->pipe.rate_bps = router->config.rate_bps;
+	router->stats.started_ns = clock_ns();
+	l4s_init(&router->core, &router->config.params, router->config.seed,
+	    router->stats.started_ns);
+	if (options->model != NULL)
+		l4s_set_model(&router->core, &model);
+	return (device_listen(&router->device, options->device,
+	    router->config.ring));
+}
+
+/* How long to wait: until the next deadline, or not at all when spinning. */
+static struct timespec
+patience(const struct router *router, int spin)
+{
+	uint64_t now_ns = clock_ns(), next = pipe_next(router), ns;
+
+	if (next == L4S_NEVER)
+		next = now_ns + 3600000000000u;
+	ns = next > now_ns ? next - now_ns : 0;
+	if (spin)
+		ns = ns > SPIN_NS ? ns - SPIN_NS : 0;
+	return ((struct timespec){ .tv_sec = (time_t)(ns / 1000000000u),
+	    .tv_nsec = (long)(ns % 1000000000u) });
+}
+
+enum { SENDERS, RECEIVERS, LISTENER, SIGNALS, PEER, SOURCES };
+
+static int
+turn(struct router *router, const struct pollfd *ready)
+{
+	uint64_t now_ns = clock_ns();
+
+	pipe_advance(router, now_ns);
+	pipe_release(router, now_ns);
+	if ((ready[SENDERS].revents != 0 && pipe_read_forward(router) < 0) ||
+	    (ready[RECEIVERS].revents != 0 && pipe_read_reverse(router) < 0)) {
+		fprintf(stderr, "l4s-router: a TUN device has gone: %s\n",
+		    strerror(errno));
+		return (-1);
+	}
+	now_ns = clock_ns();
+	pipe_advance(router, now_ns);
+	pipe_release(router, now_ns);
+	if (ready[PEER].revents & (POLLIN | POLLHUP | POLLERR))
+		device_read(router);
+	if (ready[LISTENER].revents != 0)
+		device_accept(router);
+	if (router->device.peer >= 0 &&
+	    (!router->device.blocked || ready[PEER].revents & POLLOUT))
+		device_flush(router);
+	return (0);
+}
+
+static int
+run(struct router *router, const struct options *options, int signals)
+{
+	struct pollfd source[SOURCES] = {
+		[SENDERS] = { .fd = router->senders, .events = POLLIN },
+		[RECEIVERS] = { .fd = router->receivers, .events = POLLIN },
+		[LISTENER] = { .fd = router->device.listener,
+		    .events = POLLIN },
+		[SIGNALS] = { .fd = signals, .events = POLLIN },
+	};
+	struct timespec wait;
+
+	for (;;) {
+		source[PEER].fd = router->device.peer;
+		source[PEER].events = device_wants(&router->device);
+		wait = patience(router, options->spin);
+		if (ppoll(source, SOURCES, &wait, NULL) < 0) {
+			perror("l4s-router: ppoll");
+			return (1);
+		}
+		if (source[SIGNALS].revents != 0 &&
+		    read_signals(router, signals, options->stats))
+			return (0);
+		if (turn(router, source) != 0)
+			return (1);
+	}
+}
+
+int
+main(int argc, char **argv)
+{
+	static struct router router;
+	struct options options = { 0 };
+	int signals, status = 1;
+
+	router.senders = router.receivers = -1;
+	router.device.listener = router.device.peer = -1;
+	if (parse_options(&options, argc, argv) != 0)
+		return (2);
+	signals = catch_signals();
+	/* On time, as far as it goes: a late packet is an error of the path. */
+	(void)prctl(PR_SET_TIMERSLACK, 1);
+	if (!options.spin)	/* who never sleeps must not starve others */
+		(void)setpriority(PRIO_PROCESS, 0, -20);
+	if (signals >= 0 && prepare(&router, &options) == 0) {
+		puts("ready");
+		fflush(stdout);
+		status = run(&router, &options, signals);
+		if (options.stats != NULL &&
+		    stats_write(&router, options.stats) != 0)
+			status = 1;
+	}
+	device_close(&router.device);
+	if (signals >= 0)
+		close(signals);
+	if (router.senders >= 0)
+		close(router.senders);
+	if (router.receivers >= 0)
+		close(router.receivers);
+	free(router.config.step);
+	free(router.device.rows.entry);
+	free(router.device.answers.entry);
+	return (status);
+}
