@@ -370,7 +370,7 @@ def test_a_distilled_tree_decides_as_the_python_one(core: Core, variant: int) ->
     raw = CausalStream(frozenset(RECORD.names or ())).observe(found).astype(np.uint64)
     drop, mark = (model.probabilities(raw) > 0).T
     assert (found["action"] == np.where(drop, 1, np.where(mark, 2, 0))).all()
-    assert min(drop.sum(), mark.sum()) > 20
+    assert 20 < (drop | mark).sum() < len(arrivals) - 20
 
 
 @pytest.mark.parametrize(
