@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -49,6 +50,12 @@ class Statistics(NamedTuple):
     drops: int
     same_in_queue: int
     io_pkt_drop: int
+
+
+def built(build: Callable[..., Path]) -> Path:
+    """The library; the one that the environment names, such as a build with sanitizers."""
+    named = os.environ.get("L4S_MODULE")
+    return Path(named) if named else build("libl4s_module.so") / "libl4s_module.so"
 
 
 def command(kind: int, *args: int, **fields: int) -> bytes:

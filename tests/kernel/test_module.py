@@ -18,6 +18,8 @@ from l4s_gym.data.logs import read_log
 from l4s_gym.schema import CE, ECT_0, ECT_1, NOT_ECT, PRINTED, RECORD
 from l4s_gym.sim import engine, layout
 from l4s_gym.sim.batch import Batch
+from l4s_gym.sim.drive import ARRIVAL as OFFERED
+from l4s_gym.sim.drive import offer, open_loop
 from l4s_gym.sim.scenario import load
 from tests.kernel.core import UNSHIELDED, Core
 from tests.kernel.module import (
@@ -32,6 +34,7 @@ from tests.kernel.module import (
     SHORT,
     SPLIT,
     Module,
+    built,
     command,
 )
 
@@ -40,7 +43,7 @@ FORMS = [0, IP6, LAYER2, IP6 | LAYER2, SPLIT, IP6 | SPLIT, LAYER2 | SPLIT, INTER
 
 @pytest.fixture(scope="session")
 def library(build: Callable[..., Path]) -> Path:
-    return build("libl4s_module.so") / "libl4s_module.so"
+    return built(build)
 
 
 @pytest.fixture
@@ -110,6 +113,31 @@ def test_a_million_rows_are_the_simulators(library: Path) -> None:
         for seed in seeds
     )
     assert count >= 1_000_000
+
+
+@pytest.mark.parametrize("aqm", ["dualpi2_freebsd", "dualpi2_rfc9332"])
+def test_rows_of_random_traffic_are_the_simulators(library: Path, aqm: str) -> None:
+    rng = np.random.default_rng(11)
+    scenario = open_loop(8.0, limit_packets=200)
+    packets = np.zeros(8000, ARRIVAL)
+    packets["time_ns"] = np.cumsum(rng.exponential(1e6, len(packets)))
+    packets["time_ns"][0] = 0  # dummynet makes the instance, and its control law begins, with the first packet
+    packets["length"] = rng.choice([100, 1500], len(packets), p=[0.2, 0.8])
+    packets["flow"], packets["ecn"] = rng.integers(0, 9, len(packets)), rng.integers(0, 4, len(packets))
+    offered = np.zeros(len(packets), OFFERED)
+    for name in ("time_ns", "length", "flow", "ecn"):
+        offered[name] = packets[name]
+    offered["action"] = -1
+    expected = offer(scenario, offered, aqm=aqm, seed=99)
+    with Module(library) as module:
+        module.set_all(parameters(scenario, aqm) | UNSHIELDED)
+        module.random(99)
+        module.config()
+        rows = module.drive(packets, 8e9 / 8e6)  # rows of RFC 9332 are complete at departure
+        module.delete()
+    assert set(rows["applied_action"]) == {0, 1, 2}
+    expected["flow_id"] = rows["flow_id"]
+    assert (rows == expected).all()
 
 
 # -- packets

@@ -29,6 +29,7 @@ from tests.kernel.module import (
     WRITE_FILTER,
     Device,
     Module,
+    built,
     command,
 )
 
@@ -52,7 +53,7 @@ SURE = 1 << 31
 
 @pytest.fixture(scope="session")
 def library(build: Callable[..., Path]) -> Path:
-    return build("libl4s_module.so") / "libl4s_module.so"
+    return built(build)
 
 
 @pytest.fixture

@@ -1,0 +1,32 @@
+/*
+ * SPDX-License-Identifier: BSD-2-Clause
+ *
+ * What ioctl(2) does on /dev/l4s. All else goes by read(2) and write(2):
+ * l4s_wire.h.
+ */
+#ifndef L4S_IOCTL_H
+#define L4S_IOCTL_H
+
+#include <sys/ioccom.h>
+
+#include "l4s_core.h"
+#include "l4s_wire.h"
+
+/* A model in the caller's memory: `count` nodes at `nodes`; 0: unload it. */
+struct l4s_model_request {
+	uint64_t nodes;
+	uint32_t count;
+	uint32_t reserved;	/* 0 */
+};
+
+/*
+ * DECIDE is the command of this name with an answer. Its errors: EPERM, this
+ * descriptor does not control the queue; EINVAL, malformed; ETIMEDOUT, expired;
+ * ESTALE, out of order; ESRCH, not asked; EACCES, the shield holds the queue;
+ * ENXIO, there is no queue.
+ */
+#define L4SIOC_DECIDE _IOW('L', 1, struct l4s_command)
+#define L4SIOC_STATUS _IOR('L', 2, struct l4s_status)
+#define L4SIOC_MODEL _IOW('L', 3, struct l4s_model_request)
+
+#endif
