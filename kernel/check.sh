@@ -18,7 +18,7 @@ if have clang "build with clang"; then
     make -s CC=clang BUILD=build-clang
     if make -s CC=clang SAN=1 BUILD=build-clang-asan 2>build-clang/asan.log; then
         :
-    elif grep -q "libclang_rt" build-clang/asan.log; then
+    elif grep -q "cannot find.*libclang_rt" build-clang/asan.log; then
         skipped+=("clang with sanitizers (no libclang-rt)")
     else
         cat build-clang/asan.log >&2
