@@ -248,7 +248,7 @@ struct l4s_core {
 	uint64_t rng;
 	uint64_t sequence;	/* of the next packet offered */
 	uint64_t integrated_ns;
-	uint64_t refused[L4S_REFUSALS];
+	uint64_t refused[L4S_REFUSALS];	/* [L4S_ACCEPTED]: taken */
 	uint64_t interval;	/* ask about each interval-th packet; 0: detached */
 	uint64_t until_ask;
 	const struct l4s_model *model;

@@ -90,10 +90,9 @@ l4s_decide(struct l4s_core *c, const struct l4s_decision *d, uint64_t now_ns)
 	uint64_t latest = now_ns + c->p.lifetime_us * 1000;
 	struct l4s_queue *q;
 
-	if (refusal != L4S_ACCEPTED) {
-		c->refused[refusal]++;
+	c->refused[refusal]++;
+	if (refusal != L4S_ACCEPTED)
 		return (refusal);
-	}
 	q = &c->q[d->queue];
 	q->answer = (uint8_t)(d->action + 1);
 	q->answer_expires_ns = d->expires_ns < latest ? d->expires_ns : latest;
