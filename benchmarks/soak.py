@@ -314,8 +314,6 @@ FAULTS: Final[dict[str, Callable[[LiveTestbed], dict[str, Any]]]] = {
 }
 RESTARTS: Final = ("daemon killed", "socket removed")
 """Of them those after which another daemon runs."""
-SETTLE_S: Final = {"all enqueued": 1.5}
-"""The native law has learnt a high probability from the queue that the agent made, and needs time to forget it."""
 
 
 # -- what it does
@@ -331,7 +329,6 @@ def suffer(bed: LiveTestbed, name: str, window_s: float = 1.0) -> Outcome:
     """Let a fault happen under traffic; what was served during it, and in the window after it."""
     start = read(bed.stats())
     facts = FAULTS[name](bed)
-    bed.wait(SETTLE_S.get(name, 0.0))
     end = read(bed.stats())
     bed.wait(window_s)
     after = read(bed.stats())

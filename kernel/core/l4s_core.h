@@ -235,6 +235,8 @@ struct l4s_queue {
 	/* shield */
 	uint64_t held_until_ns;	/* 0: not held */
 	uint64_t window_packets, window_drops, window_decisions;
+	uint64_t before_decisions;	/* in the window before */
+	uint64_t calm_prob;	/* testbed: prob when nobody else decided */
 	uint64_t trips;
 };
 
@@ -242,6 +244,7 @@ struct l4s_core {
 	struct l4s_params p;
 	struct l4s_queue q[2];
 	uint64_t prob;		/* RFC 9332: p', 2^-32 */
+	uint64_t calm_prob;	/* the same when nobody else decided */
 	uint64_t qdelay_old_ns;	/* RFC 9332 */
 	int64_t credit;		/* RFC 9332: round robin */
 	uint64_t update_at;	/* RFC 9332: next update */
