@@ -100,7 +100,7 @@ struct L4S_PACKED l4s_status {
 	uint64_t drops[2];
 	uint64_t marks[2];
 	uint64_t lost;		/* rows lost to this reader */
-	uint32_t refused[7];	/* decisions, by enum l4s_refusal */
+	uint32_t refused[7];	/* decisions by enum l4s_refusal; [0] taken */
 	uint32_t trips[2];	/* of the shield */
 	uint32_t interval;	/* 0: nobody controls */
 	uint32_t latency_p50_us;	/* from ask to answer */

@@ -372,7 +372,7 @@ def test_decisions_that_cannot_be_used_are_counted(bed: Bed) -> None:
         device.send(DECIDE, sequence=last, expires_us=(1 << 64) - 1)  # this one is good
         device.send(DECIDE, sequence=first, expires_us=LATER_US)
         status = device.status()
-        assert status["refused"] == (0, 1, 2, 1, 1, 1, 0)
+        assert status["refused"] == (1, 1, 2, 1, 1, 1, 0)
         flow.kill()
         flow.wait()
     assert bed.stats()["decisions"]["agent"] <= 1
