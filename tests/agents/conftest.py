@@ -14,11 +14,12 @@ from l4s_gym.data.pools import make_rows
 from l4s_gym.data.simulated import simulate_log
 
 DATASET = "l4s/dualpi2/tiny-v0"
+_SHORT = {"steps": 12, "batch_size": 16, "hidden": [16]}
 TINY: dict[str, dict[str, Any]] = {
-    **{kind: {"hidden": [16]} for kind in ("bc", "bcq", "cql", "dqn", "double_dqn", "sac")},
-    "dt": {"hidden": [16], "algorithm": {"num_layers": 1, "context_size": 4, "max_timestep": 50}},
+    **dict.fromkeys(("bc", "bcq", "cql", "dqn", "double_dqn", "sac"), _SHORT),
+    "dt": {**_SHORT, "algorithm": {"num_layers": 1, "context_size": 4, "max_timestep": 50}},
 }
-"""Kinds of saved agents that can be trained, and what makes them tiny; 12 steps of 16 samples beside."""
+"""Kinds of saved agents that can be trained, and the configuration of a tiny one, which trains in a second."""
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +61,7 @@ def trained(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[
 
     def get(kind: str) -> Path:
         if kind not in held:
-            config = {"steps": 12, "batch_size": 16, **TINY[kind]}
-            training.learner(kind).train(dataset, config, root / kind)
+            training.learner(kind).train(dataset, TINY[kind], root / kind)
             held[kind] = root / kind
         return held[kind]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -187,7 +188,7 @@ def test_other_versions_and_shapes_are_refused(kind: str, trained: Trained, tmp_
 def test_a_dataset_of_another_schema_is_refused(kind: str, dataset: str, tmp_path: Path) -> None:
     from l4s_gym.data import minari_io
 
-    config = {"steps": 1, "batch_size": 4, **TINY[kind]}
+    config = TINY[kind]
     store = minari_io.load(dataset).storage
     was = store.metadata
     for name, value in (("schema_version", 99), ("observation_fields", ["queue_type"])):
@@ -202,6 +203,40 @@ def test_a_dataset_of_another_schema_is_refused(kind: str, dataset: str, tmp_pat
         training.learner(kind).train("l4s/dualpi2/nowhere-v0", config, tmp_path / "nowhere")
     with pytest.raises(L4SError, match="no_such_key"):
         training.learner(kind).train(dataset, config | {"no_such_key": 1}, tmp_path / "key")
+
+
+@pytest.mark.parametrize("kind", TINY)
+def test_an_interrupted_training_goes_on_as_if_nothing_had_been(
+    kind: str, dataset: str, trained: Trained, tmp_path: Path
+) -> None:
+    learner, out = training.learner(kind), tmp_path / "stopped"
+    shares: list[float] = []
+
+    def press_ctrl_c(share: float) -> None:
+        shares.append(share)
+        if share >= 0.4 and len(shares) < 1000:
+            shares.extend([0.0] * 1000)
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        learner.train(dataset, TINY[kind], out, progress=press_ctrl_c)
+    assert signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(L4SError, match="--resume"):
+        agents.make(str(out))
+    with pytest.raises(L4SError, match="--resume"):
+        learner.train(dataset, TINY[kind], out)
+    with pytest.raises(L4SError, match="another config"):
+        learner.train(dataset, TINY[kind] | {"seed": 7}, out, resume=True)
+    done = learner.train(dataset, TINY[kind], out, resume=True)
+    whole, resumed = saved.read(trained(kind)), saved.read(out)
+    assert whole.tensors.keys() == resumed.tensors.keys()
+    for name, tensor in whole.tensors.items():
+        assert tensor.equal(resumed.tensors[name]), name
+    assert done["metrics"] == whole.training["metrics"]
+    assert not [path for path in out.iterdir() if path.name.startswith(saved.CHECKPOINT)]
+    with pytest.raises(L4SError, match="no checkpoint"):
+        learner.train(dataset, TINY[kind], out, resume=True)
 
 
 def test_every_kind_is_tested() -> None:
