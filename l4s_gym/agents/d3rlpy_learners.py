@@ -128,7 +128,7 @@ class D3RLPyLearner:
             wanted = type(table[name])
             fits = isinstance(value, int | float if wanted is float else wanted) and not isinstance(value, bool)
             if not fits:
-                raise L4SError(f"configuration of {self.kind}: algorithm.{name} = {value!r}: give a {wanted.__name__}")
+                raise L4SError(f"configuration of {self.kind}: algorithm.{name} = {value!r} is no {wanted.__name__}")
             table[name] = wanted(value)
         return table
 

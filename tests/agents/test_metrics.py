@@ -71,6 +71,6 @@ def test_missing_classes_and_certainty() -> None:
         (np.full((1, 3), 1 / 3), [3]),
     ],
 )
-def test_what_is_no_prediction_is_refused(p: np.ndarray, a: list[int]) -> None:  # type: ignore[type-arg]
+def test_what_is_no_prediction_is_refused(p: np.ndarray, a: list[int]) -> None:
     with pytest.raises(L4SError, match="metrics"):
         classification(p, a)
