@@ -18,6 +18,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -61,7 +62,6 @@ class Saved:
         kind: Which of `KINDS`.
         config: Its configuration, plain.
         training: How it was trained: dataset, steps, seed, metrics, ...
-        tensors: By name.
         path: The folder.
         version: Of l4s_gym that wrote it.
     """
@@ -69,9 +69,27 @@ class Saved:
     kind: str
     config: dict[str, Any]
     training: dict[str, Any]
-    tensors: dict[str, torch.Tensor]
     path: Path
     version: str
+
+    @cached_property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors by name, read when first asked for.
+
+        Raises:
+            L4SError: The file is damaged.
+        """
+        path = self.path / WEIGHTS
+        store = _safetensors()
+        try:
+            found: dict[str, torch.Tensor] = store.load_file(path)
+        except OSError as error:
+            raise read_error(path, error) from error
+        except Exception as error:
+            if type(error).__name__ != "SafetensorError":
+                raise
+            raise L4SError(f"{path}: is damaged ({error}): fetch it again, or train it again") from error
+        return found
 
 
 def _safetensors() -> Any:
@@ -212,13 +230,13 @@ def read(folder: PathLike) -> Saved:
     if about["kind"] not in KINDS:
         raise L4SError(f"{path}: {unknown('kind of agent', about['kind'], tuple(KINDS))}")
     try:
-        if _digest(path / WEIGHTS) != about["weights_sha256"]:
+        digest = about.get("weights_sha256")
+        if digest is not None and digest != _digest(path / WEIGHTS):
             raise L4SError(f"{path / WEIGHTS}: is damaged (checksum differs): fetch it again, or train it again")
-        tensors = _safetensors().load_file(path / WEIGHTS)
     except OSError as error:
         raise read_error(path / WEIGHTS, error) from error
     kept = {name: about[name] for name in ("kind", "config", "training", "version")}
-    return Saved(**kept, tensors=tensors, path=path)
+    return Saved(**kept, path=path)
 
 
 def _about(path: Path) -> dict[str, Any]:
@@ -241,7 +259,6 @@ def _about(path: Path) -> dict[str, Any]:
         "version": str,
         "config": dict,
         "training": dict,
-        "weights_sha256": str,
     }
     if not isinstance(about, dict):
         about = {}

@@ -52,11 +52,12 @@ def train(
             words += (["--set", *settings] if settings else []) + (["--small"] if small else []) + ["--resume"]
             say(f"stopped; the checkpoint is in {folder}. To go on: {shlex.join(words)}")
         raise
-    metrics = done.get("metrics", {})
-    if metrics:
+    metrics = done.get("metrics") or {}
+    if "accuracy" in metrics:
         console.print(_metrics_table({agent: metrics}, f"{agent} on {dataset}, held out: {metrics['steps']:,} steps"))
+    steps = f", {done['steps']:,} steps" if "steps" in done else ""
     took = f" in {done['seconds']:.0f} s" if "seconds" in done else ""
-    say(f"{folder}: {agent}, {done['steps']:,} steps{took}")
+    say(f"{folder}: {agent}{steps}{took}")
 
 
 def examine(
@@ -128,12 +129,15 @@ def _offline(agent: Any, dataset: str | None, steps: int) -> dict[str, Any] | No
     from l4s_gym.agents.training import read_dataset
 
     training = getattr(agent, "training", {})
-    chosen = dataset or training.get("dataset")
+    trained_on = training.get("dataset")
+    if isinstance(trained_on, list):  # a corpus of several has no part that is held out of all of them
+        trained_on = trained_on[0] if len(trained_on) == 1 else None
+    chosen = dataset or trained_on
     if chosen is None:
         return None
     episodes = read_dataset(chosen)
     stretches = [logged_.Stretch(*each) for each in training.get("held_out", ())]
-    own = chosen == training.get("dataset") and bool(stretches)
+    own = chosen == trained_on and bool(stretches)
     if own:
         if any(s.episode >= len(episodes) or s.stop > len(episodes[s.episode]) for s in stretches):
             raise L4SError(f"dataset {chosen!r}: is not what {agent.name} was trained on: it has other episodes")

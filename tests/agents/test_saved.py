@@ -160,6 +160,17 @@ def test_what_is_not_read(damage: Any, message: str, tmp_path: Path) -> None:
         agents.make(str(folder))
 
 
+def test_without_a_checksum_the_file_itself_has_to_be_whole(tmp_path: Path) -> None:
+    folder = write(tmp_path / "agent")
+    about = json.loads((folder / saved.ABOUT).read_text())
+    del about["weights_sha256"]
+    (folder / saved.ABOUT).write_text(json.dumps(about))
+    assert saved.read(folder).tensors["w"].eq(1).all()
+    (folder / saved.WEIGHTS).write_bytes((folder / saved.WEIGHTS).read_bytes()[:-1])
+    with pytest.raises(L4SError, match="is damaged"):
+        saved.read(folder).tensors  # noqa: B018
+
+
 def test_wrong_specs(tmp_path: Path) -> None:
     write(tmp_path / "agent")
     with pytest.raises(L4SError, match="'fast' is not name=value"):
