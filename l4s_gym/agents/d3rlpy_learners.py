@@ -271,7 +271,6 @@ class D3RLPyLearner:
         """See `l4s_gym.agents.training.Learner`."""
         chosen = self.configure(config)
         import_d3rlpy()
-        path = shared.start_folder(out, resume=resume)
         episodes = shared.read_dataset(dataset_id)
         parts = split([len(episode) for episode in episodes], chosen.held_out, chosen.seed)
         try:
@@ -281,6 +280,7 @@ class D3RLPyLearner:
             )
         except L4SError as error:
             raise L4SError(f"dataset {dataset_id!r}: {error}") from error
+        path = shared.start_folder(out, resume=resume)
         about = {"kind": self.kind, "dataset": dataset_id, "config": self.plain(chosen)}
         state = shared.load_checkpoint(path, **about) if resume else None
         report = None if progress is None else (lambda step, steps: progress(step / steps))

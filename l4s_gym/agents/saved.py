@@ -291,7 +291,8 @@ def load(folder: PathLike, options: Mapping[str, str] | None = None, *, kind: st
         agent: Any = loader(saved, **(options or {}))
     except (KeyError, RuntimeError) as error:
         raise L4SError(f"{folder}: does not fit the installed version ({error}): train it again") from error
-    agent.name = f"{saved.kind}:{os.path.basename(os.path.realpath(folder))}"
+    shown = [f",{option}={value}" for option, value in (options or {}).items() if option != "rule"]
+    agent.name = f"{saved.kind}:{os.path.basename(os.path.realpath(folder))}{''.join(shown)}"
     agent.training = saved.training
     made: Agent = agent
     return made

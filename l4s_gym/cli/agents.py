@@ -105,7 +105,8 @@ def examine(
         agent = agents_.make(spec)
         found = _offline(agent, dataset, steps)
         if found is not None:
-            offline[f"{agent.name} ({agent.rule})"] = found
+            label = f"{agent.name} ({agent.rule})"
+            offline[spec if label in offline else label] = found
         with progress_bar(f"evaluating {agent.name}") as show:
             results += harness.evaluate(
                 agent, chosen, seeds=seeds, aqm=aqm, reward=reward, interval=interval, progress=show

@@ -64,7 +64,7 @@ def test_by_path(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for place in (tmp_path / "runs" / "x", "runs/x", "./runs/x/", "x"):
         monkeypatch.chdir(tmp_path / "runs" if place == "x" else tmp_path)
         agent: Any = agents.make(spec.format(place))
-        assert agent.name == "named:x"
+        assert agent.name == ("named:x,speed=3" if "speed" in spec else "named:x")
         assert agent.options == ({"speed": "3", "rule": "x"} if "speed" in spec else {})
 
 

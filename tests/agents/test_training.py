@@ -18,7 +18,7 @@ from l4s_gym.agents import saved, training
 from l4s_gym.agents.logged import Logged, Stretch, cut, offline_decisions, split
 from l4s_gym.cli.common import console
 from l4s_gym.data.episodes import Episode
-from tests.agents.conftest import TINY
+from tests.agents.conftest import DATASET, TINY
 
 ROOT = Path(__file__).parents[2]
 Capture = pytest.CaptureFixture[str]
@@ -304,7 +304,7 @@ def test_ctrl_c_says_how_to_go_on(
         (("train", "cqll", "--dataset", "x"), "did you mean 'cql'"),
         (("train", "bc", "--dataset", "l4s/dualpi2/nowhere-v0"), "not found"),
         (("train", "bc", "--dataset", "x", "--set", "steps"), "give key=value"),
-        (("train", "bc", "--dataset", "x", "--resume"), "holds no checkpoint"),
+        (("train", "bc", "--dataset", DATASET, "--resume"), "holds no checkpoint"),
         (("test",), "name at least one agent"),
         (("test", "random", "--seeds", "-1"), "0 or more"),
         (("test", "no/such/folder"), "name the folder of an agent"),
@@ -317,3 +317,4 @@ def test_refused(
     code, out, err = run(capsys, *words)
     assert (code, out) == (2, "")
     assert message in err and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
