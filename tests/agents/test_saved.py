@@ -137,6 +137,12 @@ def change(**values: Any) -> Any:
     return edit
 
 
+def flip(folder: Path) -> None:
+    """Change a bit of the last weight."""
+    whole = (folder / saved.WEIGHTS).read_bytes()
+    (folder / saved.WEIGHTS).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -146,6 +152,7 @@ def change(**values: Any) -> Any:
         (lambda f: (f / saved.ABOUT).unlink(), "name the folder of an agent"),
         (lambda f: (f / saved.WEIGHTS).unlink(), "weights.safetensors: cannot be read"),
         (lambda f: (f / saved.WEIGHTS).write_bytes(b""), "weights.safetensors: is damaged"),
+        (flip, r"damaged \(checksum differs\)"),
         (change(schema_version=0), "version 0 of the schema, not 1: train it again"),
         (change(kind="nomed"), "did you mean 'named'"),
         (change(training=None), "training is missing"),
