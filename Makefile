@@ -7,7 +7,8 @@ SHELL := /bin/bash
 BIN := .venv/bin
 EXTRAS := data,baselines,report,dev
 # One file stays in one process: fixtures and compiled code are made once a file.
-PYTEST := pytest -n 2 --dist loadfile
+# What was skipped, and why, is said where nobody watches.
+PYTEST := pytest -n 2 --dist loadfile $(if $(CI),-rs)
 NEWEST_TESTS = $(or $(wildcard tests/envs tests/sim),tests)
 
 .PHONY: help setup demo test test-newest test-all check lint types kernel kernel-check bench clean distclean

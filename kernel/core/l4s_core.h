@@ -235,6 +235,8 @@ struct l4s_queue {
 	/* shield */
 	uint64_t held_until_ns;	/* 0: not held */
 	uint64_t window_packets, window_drops, window_decisions;
+	uint64_t before_decisions;	/* in the window before */
+	uint64_t calm_prob;	/* testbed: prob when nobody else decided */
 	uint64_t trips;
 };
 
@@ -242,13 +244,14 @@ struct l4s_core {
 	struct l4s_params p;
 	struct l4s_queue q[2];
 	uint64_t prob;		/* RFC 9332: p', 2^-32 */
+	uint64_t calm_prob;	/* the same when nobody else decided */
 	uint64_t qdelay_old_ns;	/* RFC 9332 */
 	int64_t credit;		/* RFC 9332: round robin */
 	uint64_t update_at;	/* RFC 9332: next update */
 	uint64_t rng;
 	uint64_t sequence;	/* of the next packet offered */
 	uint64_t integrated_ns;
-	uint64_t refused[L4S_REFUSALS];
+	uint64_t refused[L4S_REFUSALS];	/* [L4S_ACCEPTED]: taken */
 	uint64_t interval;	/* ask about each interval-th packet; 0: detached */
 	uint64_t until_ask;
 	const struct l4s_model *model;

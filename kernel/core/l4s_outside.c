@@ -16,18 +16,54 @@ l4s_attach(struct l4s_core *c, uint64_t interval)
 	c->until_ask = 1;
 }
 
+static bool
+undisturbed(const struct l4s_queue *q)
+{
+	return (q->window_decisions == 0 && q->before_decisions == 0);
+}
+
+/*
+ * The law goes on learning while somebody else decides, and then learns from
+ * delays that it did not make: its integral winds up. So it gets its queue back
+ * with the probability that it had before.
+ */
+static void
+remember(struct l4s_core *c, struct l4s_queue *q)
+{
+	if (undisturbed(q))
+		q->calm_prob = q->prob;
+	if (undisturbed(&c->q[0]) && undisturbed(&c->q[1]))
+		c->calm_prob = c->prob;
+}
+
+static void
+hand_back(struct l4s_core *c, struct l4s_queue *q)
+{
+	/* Where most packets were its own to decide, it knows best. */
+	if (2 * (q->window_decisions + q->before_decisions) >
+	    q->window_packets +
+	    (q->before_decisions > 0 ? c->p.shield_window : 0)) {
+		q->prob = q->calm_prob;
+		c->prob = c->calm_prob;
+	}
+	q->window_packets = q->window_drops = 0;
+	q->window_decisions = q->before_decisions = 0;
+}
+
 void
 l4s_detach(struct l4s_core *c)
 {
-	c->interval = 0;
 	for (int i = 0; i < 2; i++) {
 		struct l4s_queue *q = &c->q[i];
 
+		if (c->interval > 0)
+			hand_back(c, q);
 		q->answer = 0;
 		q->waits = 0;
 		/* What was asked before is nobody's to answer any more. */
 		q->answered = q->asked;
 	}
+	c->interval = 0;
 }
 
 static void
@@ -90,10 +126,9 @@ l4s_decide(struct l4s_core *c, const struct l4s_decision *d, uint64_t now_ns)
 	uint64_t latest = now_ns + c->p.lifetime_us * 1000;
 	struct l4s_queue *q;
 
-	if (refusal != L4S_ACCEPTED) {
-		c->refused[refusal]++;
+	c->refused[refusal]++;
+	if (refusal != L4S_ACCEPTED)
 		return (refusal);
-	}
 	q = &c->q[d->queue];
 	q->answer = (uint8_t)(d->action + 1);
 	q->answer_expires_ns = d->expires_ns < latest ? d->expires_ns : latest;
@@ -112,7 +147,7 @@ trip(struct l4s_core *c, struct l4s_queue *q, uint8_t kind, uint64_t value,
 	q->held_until_ns = now_ns + c->p.shield_hold_us * 1000;
 	q->answer = 0;
 	q->trips++;
-	q->window_packets = q->window_drops = q->window_decisions = 0;
+	hand_back(c, q);
 	c->event[index] = (struct l4s_event){ .time_ns = now_ns,
 	    .value = value, .kind = kind, .queue = index };
 }
@@ -133,8 +168,10 @@ shielded(struct l4s_core *c, struct l4s_queue *q, uint64_t now_ns)
 	}
 	if (++q->window_packets > c->p.shield_window) {
 		q->window_packets = 1;
+		q->before_decisions = q->window_decisions;
 		q->window_drops = q->window_decisions = 0;
 	}
+	remember(c, q);
 	/* Where the native law alone has decided, the delay is its own. */
 	if (q->window_decisions == 0)
 		return (false);

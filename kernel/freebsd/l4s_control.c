@@ -11,49 +11,17 @@ static struct l4s_softc *const sc = &l4s_softc;
 void
 l4s_hello(struct l4s_client *client)
 {
-	static const uint8_t layout[] = L4S_LAYOUT;
 	struct l4s_entry *entry = l4s_reply(client, L4S_HELLO, 0);
 	struct l4s_hello *hello = &entry->u.hello;
 	const struct l4s_si *si = sc->current;
 
-	hello->schema_version = L4S_SCHEMA_VERSION;
-	hello->record_size = L4S_RECORD_SIZE;
-	hello->entry_size = L4S_ENTRY_SIZE;
-	hello->command_size = L4S_COMMAND_SIZE;
-	memcpy(hello->layout, layout, sizeof(hello->layout));
+	l4s_entry_hello(hello);
 	hello->session = sc->session;
 	hello->clock_us = l4s_now() / 1000;
 	hello->rate_bps = si != NULL ? si->rate_bps : 0;
 	hello->ring_entries = sc->ring_entries;
 	hello->variant = (uint8_t)sc->params.variant;
 	strlcpy(hello->name, "dn_sched_l4s", sizeof(hello->name));
-}
-
-static uint32_t
-fit(uint64_t value)
-{
-	return (value < UINT32_MAX ? (uint32_t)value : UINT32_MAX);
-}
-
-static void
-core_status(const struct l4s_core *c, struct l4s_status *status)
-{
-	for (int i = 0; i < 2; i++) {
-		const struct l4s_queue *q = &c->q[i];
-
-		status->packets[i] = q->total_packets;
-		status->agent[i] = q->decided[L4S_BY_AGENT];
-		status->fallback[i] = q->decided[L4S_BY_FALLBACK];
-		status->drops[i] = q->drops;
-		status->marks[i] = q->marks;
-		status->trips[i] = fit(q->trips);
-		if (q->held_until_ns != 0)
-			status->held |= (uint8_t)(1U << i);
-	}
-	for (int i = 0; i < L4S_REFUSALS; i++)
-		status->refused[i] = fit(c->refused[i]);
-	status->latency_p50_us = fit(l4s_latency_us(c, 500));
-	status->latency_p99_us = fit(l4s_latency_us(c, 990));
 }
 
 void
@@ -64,11 +32,11 @@ l4s_status(const struct l4s_client *client, struct l4s_status *status)
 	bzero(status, sizeof(*status));
 	status->clock_us = l4s_now() / 1000;
 	status->lost = client->lost_total;
-	status->interval = sc->controller != NULL ? fit(sc->interval) : 0;
+	status->interval = sc->controller != NULL ? l4s_fit(sc->interval) : 0;
 	status->model = sc->model != NULL;
 	status->controls = client == sc->controller;
 	if (c != NULL)
-		core_status(c, status);
+		l4s_entry_status(status, c);
 }
 
 static int
@@ -142,12 +110,7 @@ configure(struct l4s_client *client, const struct l4s_command *command)
 	if (sc->controller != client)
 		return (refuse(client, command, L4S_E_NOT_CONTROLLER,
 		    "CONFIGURE is the controller's: ATTACH first"));
-	params.shield_c_us = command->args[0];
-	params.shield_l_us = command->args[1];
-	params.shield_drops = command->args[2];
-	params.shield_window = command->args[3];
-	params.shield_hold_us = command->args[4];
-	if (l4s_params_check(&params) >= 0)
+	if (!l4s_command_shield(command, &params))
 		return (EINVAL);
 	l4s_apply(&params);
 	return (answer_status(client, command));
@@ -166,13 +129,7 @@ l4s_decide_now(struct l4s_client *client, const struct l4s_command *command)
 		[L4S_UNASKED] = ESRCH,
 		[L4S_SHIELDED] = EACCES,
 	};
-	const struct l4s_decision decision = {
-		.sequence = command->sequence,
-		.expires_ns = command->expires_us < UINT64_MAX / 1000 ?
-		    command->expires_us * 1000 : UINT64_MAX,
-		.queue = command->queue,
-		.action = command->action,
-	};
+	const struct l4s_decision decision = l4s_command_decision(command);
 	struct l4s_core *c = l4s_current();
 
 	if (c == NULL)
@@ -193,8 +150,7 @@ int
 l4s_command(struct l4s_client *client, const struct l4s_command *command)
 {
 	mtx_assert(&l4s_mtx, MA_OWNED);
-	if (command->magic != L4S_WIRE_MAGIC ||
-	    command->version != L4S_WIRE_VERSION || command->reserved != 0)
+	if (!l4s_command_valid(command))
 		return (EINVAL);
 	if (command->kind == L4S_DECIDE) {
 		(void)l4s_decide_now(client, command);

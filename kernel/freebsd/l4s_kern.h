@@ -19,8 +19,7 @@
 #ifndef L4S_KERN_H
 #define L4S_KERN_H
 
-#include "l4s_core.h"
-#include "l4s_wire.h"
+#include "l4s_entry.h"
 
 #define L4S_REPLIES 8		/* entries kept for one descriptor alone */
 #define L4S_OPENS 32

@@ -57,16 +57,6 @@ l4s_wake(struct l4s_client *client)
 	KNOTE_LOCKED(&client->select.si_note, 0);
 }
 
-static void
-start_entry(struct l4s_entry *entry, uint8_t kind, uint64_t tag)
-{
-	bzero(entry, sizeof(*entry));
-	entry->magic = L4S_WIRE_MAGIC;
-	entry->version = L4S_WIRE_VERSION;
-	entry->kind = kind;
-	entry->tag = tag;
-}
-
 /* The place of the next entry; whoever has not read the oldest one loses it. */
 static struct l4s_entry *
 begin(uint8_t kind)
@@ -82,7 +72,7 @@ begin(uint8_t kind)
 			lose(client);
 		client->cursor++;
 	}
-	start_entry(entry, kind, 0);
+	l4s_entry_start(entry, kind, 0);
 	return (entry);
 }
 
@@ -95,16 +85,6 @@ end(const struct l4s_entry *entry)
 	LIST_FOREACH(client, &sc->clients, link)
 		if (wants(client, entry, sc->head - 1))
 			l4s_wake(client);
-}
-
-static void
-fill_row(struct l4s_row *row, const struct l4s_item *item)
-{
-	row->record = item->packet.row;
-	row->served_bytes = item->totals.served_bytes;
-	row->power_bytes = item->totals.power_bytes;
-	row->delay_c_ns = item->totals.delay_c_ns;
-	row->delay_l_ns = item->totals.delay_l_ns;
 }
 
 /* The line of the testbed's kernel, for its tools; action counts from 1. */
@@ -135,7 +115,7 @@ l4s_report_row(const struct l4s_item *item)
 	if (sc->subscribers == 0)
 		return;
 	entry = begin(L4S_ROW);
-	fill_row(&entry->u.row, item);
+	l4s_entry_row(&entry->u.row, &item->packet, &item->totals);
 	end(entry);
 }
 
@@ -144,16 +124,11 @@ void
 l4s_report_ask(const struct l4s_item *item)
 {
 	struct l4s_entry *entry;
-	struct l4s_record *record;
 
 	if (sc->controller == NULL)
 		return;
 	entry = begin(L4S_ASK);
-	fill_row(&entry->u.row, item);
-	record = &entry->u.row.record;
-	record->accumulated_probability =
-	    record->accumulated_probability_before;
-	record->action = record->applied_action = record->decided_by = 0;
+	l4s_entry_ask(&entry->u.row, &item->packet, &item->totals);
 	end(entry);
 }
 
@@ -169,10 +144,7 @@ l4s_report_events(struct l4s_core *c)
 		if (event->kind == L4S_EVENT_NONE)
 			continue;
 		entry = begin(L4S_EVENT);
-		entry->u.event.time_us = event->time_ns / 1000;
-		entry->u.event.value = event->value;
-		entry->u.event.kind = event->kind;
-		entry->u.event.queue = event->queue;
+		l4s_entry_event(&entry->u.event, event);
 		end(entry);
 		event->kind = L4S_EVENT_NONE;
 	}
@@ -189,7 +161,7 @@ l4s_reply(struct l4s_client *client, uint8_t kind, uint64_t tag)
 	entry = &client->reply[(client->first_reply + client->replies) %
 	    L4S_REPLIES];
 	client->replies++;
-	start_entry(entry, kind, tag);
+	l4s_entry_start(entry, kind, tag);
 	l4s_wake(client);
 	return (entry);
 }

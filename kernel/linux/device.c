@@ -282,11 +282,11 @@ device_flush(struct router *router)
 	}
 }
 
-static struct l4s_entry *
-push_row(struct device *device, const struct packet *packet, unsigned kind)
+/* Room for one more row; the oldest goes where there is none. */
+static struct l4s_row *
+push_row(struct device *device, uint8_t kind)
 {
 	struct l4s_entry *entry = ring_push(&device->rows);
-	struct l4s_row *row;
 
 	if (entry == NULL) {
 		(void)ring_pop(&device->rows);
@@ -295,30 +295,16 @@ push_row(struct device *device, const struct packet *packet, unsigned kind)
 		device->rows_lost++;
 		entry = ring_push(&device->rows);
 	}
-	entry_start(entry, kind, 0);
-	row = &entry->u.row;
-	row->record = packet->core.row;
-	row->served_bytes = packet->totals.served_bytes;
-	row->power_bytes = packet->totals.power_bytes;
-	row->delay_c_ns = packet->totals.delay_c_ns;
-	row->delay_l_ns = packet->totals.delay_l_ns;
-	return (entry);
+	l4s_entry_start(entry, kind, 0);
+	return (&entry->u.row);
 }
 
 void
 device_ask(struct router *router, const struct packet *packet)
 {
-	struct l4s_entry *entry;
-	struct l4s_record *record;
-
-	if (router->device.peer < 0 || !router->device.attached)
-		return;
-	entry = push_row(&router->device, packet, L4S_ASK);
-	/* Nothing in it may tell what was decided about this packet. */
-	record = &entry->u.row.record;
-	record->accumulated_probability =
-	    record->accumulated_probability_before;
-	record->action = record->applied_action = record->decided_by = 0;
+	if (router->device.peer >= 0 && router->device.attached)
+		l4s_entry_ask(push_row(&router->device, L4S_ASK),
+		    &packet->core, &packet->totals);
 }
 
 void
@@ -327,7 +313,8 @@ device_row(struct router *router, struct packet *packet)
 	struct device *device = &router->device;
 
 	if (device->subscribed && packet->reader == device->connection)
-		(void)push_row(device, packet, L4S_ROW);
+		l4s_entry_row(push_row(device, L4S_ROW), &packet->core,
+		    &packet->totals);
 	packet->reader = 0;
 }
 
@@ -346,11 +333,8 @@ device_events(struct router *router)
 		if (device->subscribed || device->attached) {
 			entry = ring_push(&device->answers);
 			if (entry != NULL) {
-				entry_start(entry, L4S_EVENT, 0);
-				entry->u.event.time_us = event->time_ns / 1000;
-				entry->u.event.value = event->value;
-				entry->u.event.kind = event->kind;
-				entry->u.event.queue = event->queue;
+				l4s_entry_start(entry, L4S_EVENT, 0);
+				l4s_entry_event(&entry->u.event, event);
 			}
 		}
 		event->kind = L4S_EVENT_NONE;

@@ -11,8 +11,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "l4s_core.h"
-#include "l4s_wire.h"
+#include "l4s_entry.h"
 
 #define ROUTER_BATCH 64		/* packets read of a device in one turn */
 #define ROUTER_DELAYS 256	/* addresses with a delay of their own */
@@ -181,7 +180,6 @@ void device_events(struct router *router);
 void device_hello(struct router *router, struct l4s_entry *entry);
 void device_error(struct l4s_entry *entry, unsigned code, unsigned command,
     const char *text);
-void entry_start(struct l4s_entry *entry, unsigned kind, uint64_t tag);
 /* 0, or -1: answered by an error, and the connection must be closed. */
 int device_command(struct router *router, const struct l4s_command *command,
     uint64_t now_ns);

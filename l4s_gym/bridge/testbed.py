@@ -83,7 +83,9 @@ def check_host() -> None:
 
 
 def check_free(path: Path) -> None:
-    """Raise where somebody serves that socket."""
+    """Raise where somebody serves that socket, or something else is there: what is stale there is removed later."""
+    if path.exists() and not path.is_socket():
+        raise L4SError(f"{path}: is there, and is no socket: give another path")
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(1.0)
         try:
@@ -160,8 +162,8 @@ class LiveTestbed:
         """
         self.config: LiveConfig = live_config(load(scenario), aqm, seed, **dict(values or {}))
         self.seconds = self.config.scenario.horizon_s if seconds is None else seconds
-        if not 0.0 < self.seconds <= 1e6:
-            raise L4SError(f"seconds {self.seconds:g}: give a positive number")
+        if not 0.0 < self.seconds <= 86400.0:
+            raise L4SError(f"seconds {self.seconds:g}: give a positive number, of at most a day")
         tag = f"l4s-{os.getpid()}-{next(_numbers)}"
         if dry_run:
             paths = {name: name for name in programs.PROGRAMS}

@@ -11,7 +11,9 @@ import pytest
 from l4s_gym import cli
 from l4s_gym.bridge import programs
 from l4s_gym.bridge.config import RFC9332, TESTBED, UNSHAPED, live_config
+from l4s_gym.bridge.figures import read
 from l4s_gym.bridge.testbed import LiveTestbed
+from l4s_gym.cli.live_up import status_line
 from l4s_gym.errors import L4SError
 from l4s_gym.sim import scenario
 
@@ -169,3 +171,61 @@ def test_programs_are_found_where_they_are_said_to_be(tmp_path: Path, monkeypatc
     monkeypatch.setenv(programs.FOLDER, str(tmp_path))
     with pytest.raises(L4SError, match="l4s-traffic"):
         programs.find()
+
+
+def test_a_checkout_builds_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(programs, "source", lambda: tmp_path)
+    monkeypatch.delenv(programs.FOLDER, raising=False)
+    makefile = tmp_path / "Makefile"
+    makefile.write_text("all:\n\tmkdir build\n\tfor name in router bridged traffic; do \\\n")
+    makefile.write_text(makefile.read_text() + "\t    printf '#!/bin/sh\\n' >build/l4s-$$name; \\\n")
+    makefile.write_text(makefile.read_text() + "\t    chmod +x build/l4s-$$name; done\n")
+    assert programs.find() == {name: tmp_path / "build" / name for name in programs.PROGRAMS}
+    makefile.write_text("all:\n\tfalse\n")  # not run again: everything is there
+    assert set(programs.find()) == set(programs.PROGRAMS)
+    (tmp_path / "build" / "l4s-router").unlink()
+    with pytest.raises(L4SError, match="C compiler"):
+        programs.find()
+
+
+def stats(**changes: Any) -> dict[str, Any]:
+    """The router's statistics, as it writes them."""
+    hist = {"count": 100, "mean": 2_000_000, "p50": 1_000_000, "p95": 4_000_000, "p99": 5_000_000, "max": 9_000_000}
+    way = dict.fromkeys(("packets", "bytes", "delivered", "delivered_bytes"), 0)
+    way |= {"malformed": 1, "oversized": 0, "pool_missed": 2, "write_failed": 0}
+    one = {"packets": 110, "bytes": 0, "marks": 11, "drops": 10, "served_packets": 100, "served_bytes": 125_000}
+    return {
+        "seconds": 1.0,
+        "variant": 1,
+        "rate_bps": 8_000_000,
+        "forward": way,
+        "reverse": way,
+        "classic": one | {"sojourn_ns": hist},
+        "l4s": one | {"sojourn_ns": hist},
+        "late_ns": hist,
+        "decisions": {"native": 150, "agent": 50, "fallback": 20, "refused": {"expired": 3}, "shield_trips": 1}
+        | {"latency_p50_us": 400, "latency_p99_us": 900},
+        "device": {"connections": 1, "refused": 0, "rows_sent": 5, "asks_sent": 0, "rows_lost": 7},
+    } | changes
+
+
+def test_figures_have_the_units_that_they_say() -> None:
+    figures = read(stats())
+    assert figures.classes[0].mean_ms == pytest.approx(2.0) and figures.classes[1].p99_ms == pytest.approx(5.0)
+    assert figures.served_bytes == 250_000
+    assert figures.decided == {"native": 150, "agent": 50, "fallback": 20}
+    assert figures.late_us["max"] == pytest.approx(9000.0)
+    assert (figures.lost_outside, figures.rows_lost, figures.trips) == (6, 7, 1)
+    with pytest.raises(L4SError, match="make -C kernel"):
+        read({name: value for name, value in stats().items() if name != "l4s"})
+
+
+def test_the_status_line_tells_what_went_on_since_the_last_one() -> None:
+    before, now = stats(), stats(seconds=3.0)
+    now["classic"] = now["classic"] | {"served_bytes": 1_125_000, "served_packets": 200, "packets": 220, "marks": 33}
+    now["classic"]["sojourn_ns"] = now["classic"]["sojourn_ns"] | {"mean": 6_000_000}
+    now["decisions"] = now["decisions"] | {"agent": 125, "fallback": 45}
+    line = status_line(read(before), read(now), 7.4)
+    assert "C   4.00 Mbit/s  10.00 ms  20.0 % marked 0 dropped" in line
+    assert "L   0.00 Mbit/s   0.00 ms" in line
+    assert "decided by agent 75 %, fallback 25 %" in line and line.endswith("7 s left")

@@ -220,9 +220,14 @@ class Link:
         packet = ctypes.create_string_buffer(256)
         ctypes.c_uint32.from_buffer(packet, 16).value = length
         ctypes.c_uint8.from_buffer(packet, 24).value = ecn
+        self.lib.l4s_update(self.core, ctypes.c_uint64(self.now))
         self.lib.l4s_offer(self.core, packet, ctypes.c_uint64(self.now))
         self.packets.append(packet)
         return np.frombuffer(packet.raw, RECORD, 1, 29)[0]
+
+    def take(self) -> None:
+        action = ctypes.c_int()
+        self.lib.l4s_take(self.core, ctypes.c_uint64(self.now), ctypes.byref(action))
 
     def attach(self, interval: int = 1) -> None:
         self.lib.l4s_attach(self.core, ctypes.c_uint64(interval))
@@ -336,6 +341,40 @@ def pack_model(nodes: list[tuple[int, int, int, int, int, int]]) -> bytes:
 def whole(model: Model) -> bytes:
     """A packed model in a struct of full size."""
     return model.pack().ljust(8 + MAX_NODES * NODE.itemsize, b"\0")
+
+
+@pytest.mark.parametrize("how", ["shield", "detach"])
+@pytest.mark.parametrize("variant", [TESTBED, RFC9332])
+def test_the_law_gets_its_queue_back_as_it_was(core: Core, variant: int, how: str) -> None:
+    link = Link(core, quirks=0, shield_c_us=300_000, shield_hold_us=2_000, variant=variant)
+
+    def offer() -> int:
+        row = link.offer()
+        decided.append(link.decide(int(row["sequence"]), 0))
+        if len(decided) % 2:
+            link.take()  # one of two: the queue grows, and the law's probability rises
+        return int(row["drop_probability"])
+
+    decided: list[int] = []
+    calm = [offer() for _ in range(60)][-1]
+    link.attach()
+    while decided[-1] != SHIELDED and len(decided) < (300 if how == "detach" else 1000):
+        wound_up = offer()
+    if how == "detach":
+        link.detach()
+    back = offer()
+    assert 0 < calm < wound_up / 3
+    assert calm / 2 < back < wound_up / 2
+
+
+def test_a_controller_that_decides_little_leaves_the_law_alone(core: Core) -> None:
+    link = Link(core, variant=RFC9332, shield_c_us=0)
+    link.attach(10)
+    for _ in range(300):
+        row = link.offer()
+        link.decide(int(row["sequence"]), 0)
+    link.detach()
+    assert link.offer()["drop_probability"] >= row["drop_probability"]
 
 
 ALL = 1 << 31

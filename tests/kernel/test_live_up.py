@@ -104,7 +104,7 @@ def test_up_runs_prints_and_leaves_nothing(start: Start, tmp_path: Path) -> None
     assert gone(process.pid, socket)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
 def test_a_signal_ends_it_and_leaves_nothing(start: Start, tmp_path: Path, number: signal.Signals) -> None:
     socket = tmp_path / "live.sock"
     process = start("--seconds", "60", "--socket", str(socket))
@@ -135,12 +135,15 @@ def test_what_a_killed_testbed_left_is_removed_by_the_next() -> None:
     name = f"l4s-{int(done.stdout)}-0-snd"  # of a process that has ended
     subprocess.run(["ip", "netns", "add", name], check=True)
     holder = subprocess.Popen(["ip", "netns", "exec", name, "sleep", "60"])
-    until(lambda: processes_of(int(done.stdout)) or holder.poll() is not None)
-    time.sleep(0.1)
-    assert name in testbed.leftovers()
-    assert name in testbed.remove_leftovers()
-    assert name not in testbed.leftovers()
-    assert holder.wait(5.0) == -signal.SIGKILL
+    try:
+        until(lambda: pids_in(name))
+        assert name in testbed.leftovers()
+        assert name in testbed.remove_leftovers()
+        assert name not in testbed.leftovers()
+        assert holder.wait(5.0) == -signal.SIGKILL
+    finally:
+        holder.kill()
+        holder.wait()
 
 
 def test_an_exception_inside_takes_it_down(kernel: Path) -> None:
@@ -174,6 +177,17 @@ def test_a_socket_that_another_testbed_serves_is_not_taken(kernel: Path, tmp_pat
             pass
         assert where.exists()
     assert not where.exists()
+
+
+def test_a_file_in_the_place_of_the_socket_stays(kernel: Path, tmp_path: Path) -> None:
+    where = tmp_path / "precious"
+    where.write_text("kept")
+    with (
+        pytest.raises(L4SError, match="no socket"),
+        LiveTestbed(scenario.from_dict(TREE), kernel=kernel, address=where),
+    ):
+        pass
+    assert where.read_text() == "kept"
 
 
 def test_an_unshaped_router_carries_what_is_sent(kernel: Path) -> None:
