@@ -54,6 +54,8 @@ def refuse(capsys: Capture, *args: object) -> str:
         ("log", "inspect"),
         ("log", "convert"),
         ("log", "audit"),
+        ("train",),
+        ("test",),
         ("evaluate",),
         ("demo",),
     ],

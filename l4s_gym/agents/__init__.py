@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+from pathlib import Path
 from typing import Any, Final
 
 from l4s_gym.agents.protocol import (
@@ -25,7 +27,7 @@ __all__ = [
     "make",
 ]
 
-NAMES: Final = ("random", "threshold", "enqueue", "bc:FOLDER", "MODULE:ATTRIBUTE")
+NAMES: Final = ("random", "threshold", "enqueue", "FOLDER", "KIND:FOLDER", "MODULE:ATTRIBUTE")
 _PLAIN: Final[dict[str, type[Any]]] = {"random": RandomAgent, "threshold": ThresholdAgent, "enqueue": EnqueueAgent}
 
 
@@ -62,6 +64,26 @@ def _foreign(spec: str, module: str, attribute: str) -> Agent:
     return found
 
 
+def _saved(spec: str) -> Agent | None:
+    """A saved agent, if the spec names one: ``[KIND:]FOLDER[,option=value...]``."""
+    from l4s_gym.agents import saved
+
+    kind, colon, rest = spec.partition(":")
+    known = bool(colon) and kind in saved.KINDS
+    folder, *parts = (rest if known else spec).split(",")
+    if not known and not (folder and (os.sep in folder or Path(folder).is_dir())):
+        return None
+    if not folder:
+        raise L4SError(f"agent {spec!r}: names no folder: give {kind}:FOLDER")
+    options = {}
+    for part in parts:
+        name, equals, value = part.partition("=")
+        if not equals or not name or not value:
+            raise L4SError(f"agent {spec!r}: {part!r} is not name=value")
+        options[name] = value
+    return saved.load(folder, options, kind=kind if known else None)
+
+
 def make(spec: str) -> Agent:
     """An agent by name.
 
@@ -69,8 +91,11 @@ def make(spec: str) -> Agent:
     |---|---|
     | `random`, `enqueue`, `threshold` | the rules |
     | `threshold:l_us=500,c_us=10000` | with thresholds of its own |
-    | `bc:FOLDER`, `bc:FOLDER,rule=diffuse` | a trained imitator, sampling or by another decision rule |
+    | `runs/x`, `bc:runs/x` | a saved agent by its folder, of any kind or of the one that is named |
+    | `runs/x,rule=diffuse` | with another decision rule (and other options of its kind) |
     | `MODULE:ATTRIBUTE` | anybody's own: an object, or a class or function without arguments that makes it |
+
+    A folder in the current one that is named like a rule is written `./random`.
 
     Raises:
         L4SError: There is no such agent, or it cannot be made.
@@ -80,15 +105,11 @@ def make(spec: str) -> Agent:
         names = ("l_us", "c_us") if name == "threshold" else ()
         made: Agent = _PLAIN[name](**_options(spec, rest, names))
         return made
-    if name == "bc":
-        from l4s_gym.agents.bc import BCAgent
-
-        folder, _, rule = rest.partition(",rule=")
-        if not folder:
-            raise L4SError(f"agent {spec!r}: names no folder: give bc:FOLDER")
-        return BCAgent.load(folder, rule or "sample")
     if name == "native":
         raise L4SError(f"agent {spec!r}: runs inside the engine: give it to the evaluation, there is nothing to make")
+    found = _saved(spec)
+    if found is not None:
+        return found
     if not colon or not rest or not name:
         raise unknown("agent", spec, NAMES)
     return _foreign(spec, name, rest)

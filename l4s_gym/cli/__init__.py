@@ -14,6 +14,7 @@ from typing import Annotated
 import tyro
 from rich.table import Table
 
+from l4s_gym.cli import agents as _agents
 from l4s_gym.cli.common import console, progress_bar
 from l4s_gym.errors import L4SError
 
@@ -158,7 +159,7 @@ def evaluate(
     """Evaluate agents in closed loop and print a leaderboard.
 
     Args:
-        agents: native:AQM, random, threshold, enqueue, bc:FOLDER, or module:attribute of your own.
+        agents: native:AQM, random, threshold, enqueue, the folder of a saved agent, or module:attribute of your own.
         scenario: Name or path.
         seeds: Seeds of the episodes.
         aqm: Discipline underneath the agents; the scenario's by default.
@@ -186,6 +187,10 @@ def evaluate(
     if out is not None:
         report.write_json(out, results)
         console.print(f"results: {out}", highlight=False, soft_wrap=True)
+
+
+app.command(_agents.train)
+app.command(name="test")(_agents.examine)
 
 
 @app.command

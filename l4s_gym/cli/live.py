@@ -57,7 +57,7 @@ def control(
     """Let an agent control a real queue; Ctrl-C hands it back to the native law.
 
     Args:
-        agent: random, threshold, enqueue, bc:FOLDER, or module:attribute of your own.
+        agent: random, threshold, enqueue, the folder of a saved agent, or module:attribute of your own.
         socket: Of the queue; $L4S_GYM_SOCKET, or /run/l4s-gym/live.sock.
         interval: Ask about each interval-th packet (1, 10, 100).
         seconds: For how long; until Ctrl-C by default.

@@ -1,0 +1,338 @@
+"""Agents of d3rlpy: an imitator (`bc`), and learners of values (`cql`, `bcq`, `dqn`, `double_dqn`, `sac`).
+
+An imitator gives probabilities, which a decision rule turns into decisions; `sample` by default. The learners of
+values decide greedily by default (`argmax`), as d3rlpy does. With ``rule=sample`` or ``rule=diffuse`` their values
+become probabilities: ``(1 - epsilon) * softmax(Q / temperature) + epsilon / 3``; these say which action is better,
+not how often the discipline took it. `bcq` gives 0 to an action that its imitator finds too unlikely, and `sac` has
+a policy of its own in the place of the softmax.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, Final, Self
+
+import numpy as np
+
+from l4s_gym.agents import saved
+from l4s_gym.agents.imbalance import Imbalance
+from l4s_gym.agents.logged import Ints, Logged
+from l4s_gym.agents.protocol import Actions, DecisionRule, Floats, Observations, check_batch
+from l4s_gym.data.d3rlpy_io import import_d3rlpy, quiet
+from l4s_gym.data.files import PathLike
+from l4s_gym.errors import L4SError, unknown
+from l4s_gym.schema import ACTIONS, OBSERVED
+
+MODULES: Final = {
+    "bc": ("imitator",),
+    "bcq": ("q_funcs", "imitator"),
+    "cql": ("q_funcs",),
+    "dqn": ("q_funcs",),
+    "double_dqn": ("q_funcs",),
+    "sac": ("policy",),
+    "dt": ("transformer",),
+}
+"""What of an algorithm takes part in decisions, by kind: that is saved and counted."""
+_CHUNK: Final = 4096
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed PyTorch and let it run on one thread (faster for such small batches), until the block ends."""
+    import torch
+
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+def number(spec: str, name: str, value: object) -> float:
+    """A finite number that an option gives.
+
+    Raises:
+        L4SError: It is none.
+    """
+    try:
+        found = float(str(value))
+    except ValueError:
+        found = math.nan
+    if not math.isfinite(found):
+        raise L4SError(f"{spec}: {name}={value}: give a number")
+    return found
+
+
+class D3RLPyAgent:
+    """A trained algorithm of d3rlpy that decides by the observation alone.
+
+    Attributes:
+        algo: The algorithm, built.
+        kind: Kind of the saved agent.
+        rule: Decision rule.
+        name: Name in results.
+        imbalance: How rare actions were dealt with; undone in the probabilities of imitators.
+        training: How it was trained.
+        settings: Configuration of the training, plain.
+    """
+
+    options: ClassVar[tuple[str, ...]] = ()
+    default_rule: ClassVar[str] = "sample"
+
+    def __init__(
+        self,
+        algo: Any,
+        kind: str,
+        rule: str | None = None,
+        *,
+        imbalance: Imbalance | None = None,
+        settings: Mapping[str, Any] | None = None,
+        training: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        if algo.impl is None:
+            raise L4SError(f"{kind}: the algorithm is not built: train it or load it")
+        for option in options or {}:
+            if option not in self.options:
+                raise unknown(f"option of {kind}", option, ("rule", *self.options))
+        self.rule = rule or self.default_rule
+        self._rule = DecisionRule(self.rule)
+        self.algo, self.kind, self.name = algo, kind, kind
+        self.imbalance = imbalance or Imbalance()
+        self.settings, self.training = dict(settings or {}), dict(training or {})
+        self._modules = {name: algo.impl.modules.get_torch_modules()[name] for name in MODULES[kind]}
+
+    def reset(self, n: int, seed: int) -> None:
+        """Start `n` episodes. PyTorch then runs on one thread: more are slower for such small batches."""
+        import torch
+
+        torch.set_num_threads(1)
+        for module in self._modules.values():
+            module.eval()
+        self._rule.reset(n, seed)
+
+    def _learnt(self, x: Any) -> Any:
+        """Probabilities (n, 3) for standardised observations (n, 8), as tensors."""
+        raise NotImplementedError
+
+    def probabilities(self, obs: Observations) -> Floats:
+        """Probabilities of the actions (n, 3) for observations (n, 8)."""
+        import torch
+
+        with torch.no_grad():
+            x = torch.from_numpy(np.array(obs, np.float32))  # a copy: the caller's array may be read-only
+            return np.asarray(self._learnt(self.algo.observation_scaler.transform(x)).double().numpy(), np.float64)
+
+    def logged_probabilities(self, logged: Logged, index: Ints) -> Floats:
+        """Probabilities (B, 3) at logged steps (B,)."""
+        for module in self._modules.values():
+            module.eval()
+        found = [
+            self.probabilities(logged.observations[index[at : at + _CHUNK]]) for at in range(0, len(index), _CHUNK)
+        ]
+        return np.concatenate([np.zeros((0, len(ACTIONS))), *found])
+
+    def act(self, obs: Observations, rewards: Floats) -> Actions:
+        """Actions (n,) by the decision rule; rewards are not used."""
+        check_batch(obs, self._rule.n)
+        return self._rule.decide(self.probabilities(obs), obs[:, 0])
+
+    def cost(self) -> dict[str, float]:
+        """Numbers of parameters of what takes part in decisions."""
+        held = {id(p): p for module in self._modules.values() for p in module.parameters()}.values()
+        return {
+            "parameters": float(sum(p.numel() for p in held)),
+            "trainable_parameters": float(sum(p.numel() for p in held if p.requires_grad)),
+        }
+
+    def extra_config(self) -> dict[str, Any]:
+        """What the loader needs beside the algorithm."""
+        return {}
+
+    def save(self, folder: PathLike) -> Path:
+        """Write it to a folder, which is replaced as a whole or not at all.
+
+        Returns:
+            The folder.
+
+        Raises:
+            L4SError: The folder cannot be written.
+        """
+        from d3rlpy.base import LearnableConfigWithShape
+
+        described = LearnableConfigWithShape(
+            observation_shape=self.algo.impl.observation_shape,
+            action_size=self.algo.impl.action_size,
+            config=self.algo.config,
+        )
+        config = {
+            "d3rlpy": json.loads(described.serialize()),
+            "imbalance": self.imbalance.as_dict(),
+            "rule": self.rule,
+            "settings": self.settings,
+            **self.extra_config(),
+        }
+        tensors = {
+            f"{name}.{key}": value
+            for name, module in self._modules.items()
+            for key, value in module.state_dict().items()
+        }
+        text = card(self.kind, self.training, self.cost(), self.rule)
+        return saved.write(folder, kind=self.kind, config=config, tensors=tensors, training=self.training, card=text)
+
+    @classmethod
+    def of(cls, stored: saved.Saved, rule: str | None = None, **options: Any) -> Self:
+        """The agent from what was saved.
+
+        Raises:
+            L4SError: It does not fit the installed d3rlpy, or an option makes no sense.
+        """
+        return cls(
+            restore(stored),
+            stored.kind,
+            rule or stored.config.get("rule"),
+            imbalance=Imbalance.of(stored.config["imbalance"]),
+            settings=stored.config["settings"],
+            training=stored.training,
+            options=options,
+        )
+
+
+class BCAgent(D3RLPyAgent):
+    """A trained imitator, `d3rlpy.algos.DiscreteBC`."""
+
+    def __init__(self, algo: Any, kind: str = "bc", rule: str | None = None, **more: Any) -> None:
+        super().__init__(algo, kind, rule, **more)
+
+    def _learnt(self, x: Any) -> Any:
+        return self._modules["imitator"](x).probs
+
+    def probabilities(self, obs: Observations) -> Floats:
+        """Probabilities of the actions (n, 3) for observations (n, 8), calibrated to the data."""
+        return self.imbalance.correct(super().probabilities(obs))
+
+    @classmethod
+    def load(cls, folder: PathLike, rule: str = "sample") -> BCAgent:
+        """Read an agent that was saved; nothing in the folder is executed.
+
+        Args:
+            folder: Its folder.
+            rule: `sample`, `argmax` or `diffuse`.
+
+        Raises:
+            L4SError: There is no such agent, it is damaged, or d3rlpy is not installed.
+        """
+        agent = saved.load(folder, {"rule": rule}, kind="bc")
+        assert isinstance(agent, BCAgent)
+        return agent
+
+
+class ValueAgent(D3RLPyAgent):
+    """A trained learner of values.
+
+    Attributes:
+        temperature: Of the softmax over the values, in units of the scaled rewards.
+        epsilon: Share of the decisions that is drawn evenly.
+    """
+
+    options: ClassVar[tuple[str, ...]] = ("temperature", "epsilon")
+    default_rule: ClassVar[str] = "argmax"
+
+    def __init__(self, algo: Any, kind: str, rule: str | None = None, **more: Any) -> None:
+        super().__init__(algo, kind, rule, **more)
+        given = {"temperature": 1.0, "epsilon": 0.0}
+        given |= {name: self.settings[name] for name in given if name in self.settings}
+        given |= {name: number(kind, name, value) for name, value in (more.get("options") or {}).items()}
+        self.temperature, self.epsilon = given["temperature"], given["epsilon"]
+        if not self.temperature > 0.0 or not 0.0 <= self.epsilon <= 1.0:
+            raise L4SError(
+                f"{kind}: temperature={self.temperature:g}, epsilon={self.epsilon:g}: give more than 0, and 0 to 1"
+            )
+
+    def extra_config(self) -> dict[str, Any]:
+        """How values become probabilities."""
+        return {"temperature": self.temperature, "epsilon": self.epsilon}
+
+    def values(self, x: Any) -> Any:
+        """Values of the actions (n, 3) for standardised observations (n, 8): the mean of the critics', as d3rlpy's."""
+        import torch
+
+        return torch.stack([critic(x).q_value for critic in self._modules["q_funcs"]]).mean(dim=0)
+
+    def _learnt(self, x: Any) -> Any:
+        import torch
+
+        if self.kind == "sac":
+            p = self._modules["policy"](x).probs.double()
+        else:
+            logits = self.values(x).double() / self.temperature
+            if self.kind == "bcq":
+                log_p = self._modules["imitator"](x).logits
+                unlikely = log_p - log_p.max(dim=1, keepdim=True).values <= math.log(
+                    self.algo.config.action_flexibility
+                )
+                logits = logits.masked_fill(unlikely, -torch.inf)
+            p = torch.softmax(logits, dim=1)
+        return (1.0 - self.epsilon) * p + self.epsilon / len(ACTIONS)
+
+
+def restore(stored: saved.Saved) -> Any:
+    """The algorithm of d3rlpy, with its weights.
+
+    Raises:
+        L4SError: It does not fit the installed d3rlpy.
+    """
+    import_d3rlpy()
+    import torch
+    from d3rlpy.base import LearnableConfigWithShape
+
+    try:
+        with quiet(), torch.random.fork_rng(devices=[]):
+            algo = LearnableConfigWithShape.deserialize(json.dumps(stored.config["d3rlpy"])).create(device=False)
+        shape, size = tuple(algo.impl.observation_shape), algo.impl.action_size
+        if shape != (len(OBSERVED),) or size != len(ACTIONS):
+            raise L4SError(f"{stored.path}: is for {shape} features and {size} actions: train it again")
+        modules = algo.impl.modules.get_torch_modules()
+        for name in MODULES[stored.kind]:
+            prefix = f"{name}."
+            own = {key.removeprefix(prefix): v for key, v in stored.tensors.items() if key.startswith(prefix)}
+            modules[name].load_state_dict(own)
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        if isinstance(error, L4SError):
+            raise
+        reason = str(error).splitlines()[0]
+        raise L4SError(f"{stored.path}: does not fit the installed d3rlpy ({reason}): train it again") from error
+    return algo
+
+
+def load(stored: saved.Saved, **options: Any) -> D3RLPyAgent:
+    """The loader in `l4s_gym.agents.saved.KINDS`: options `rule`; of learners of values `temperature`, `epsilon`."""
+    return (BCAgent if stored.kind == "bc" else ValueAgent).of(stored, **options)
+
+
+def card(kind: str, training: Mapping[str, Any], cost: Mapping[str, float], rule: str) -> str:
+    """The card of a saved agent."""
+    lines = [f"# {kind}", 'An agent of l4s-gym: `agents.make("FOLDER")`, or `l4s-gym evaluate FOLDER`.', ""]
+    lines += ["| | |", "|---|---|"]
+    lines += [f"| {name} | {training[name]} |" for name in ("dataset", "steps", "seed", "seconds") if name in training]
+    lines += [f"| {name.replace('_', ' ')} | {value:,.0f} |" for name, value in cost.items()]
+    lines += [f"| decision rule | {rule} |"]
+    metrics = training.get("metrics")
+    if metrics:
+        lines += ["", f"On {metrics['steps']:,} held-out steps ({training.get('held_out_by', 'by episode')}):", ""]
+        lines += ["| | |", "|---|---|"]
+        lines += [
+            f"| {name.replace('_', ' ')} | {metrics[name]:.4f} |"
+            for name in ("cross_entropy", "constant_cross_entropy", "accuracy", "majority", "macro_f1", "brier")
+            if name in metrics
+        ]
+        recalls = {name: value for name, value in metrics["recall"].items() if value is not None}
+        lines += [f"| recall of {name} | {value:.4f} |" for name, value in recalls.items()]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,390 @@
+"""Training of d3rlpy's algorithms: mini-batches of our own, checkpoints, metrics on what was held out.
+
+d3rlpy's `fit` draws each batch step by step in Python, which takes as long as the gradient, and cannot be resumed.
+Here a batch is drawn by indexing whole arrays, and handed to the algorithm's `update`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from l4s_gym.agents import training as shared
+from l4s_gym.agents.d3rlpy_agents import BCAgent, D3RLPyAgent, ValueAgent, seeded
+from l4s_gym.agents.imbalance import Imbalance
+from l4s_gym.agents.logged import Ints, Logged, Stretch, cut, split
+from l4s_gym.agents.metrics import classification
+from l4s_gym.agents.protocol import RULES
+from l4s_gym.data.d3rlpy_io import import_d3rlpy, quiet
+from l4s_gym.errors import L4SError, unknown
+from l4s_gym.schema import ACTIONS, OBSERVED
+
+Report = Callable[[int, int], None]
+_LEAST: Final = 1e-9
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Configuration of a training; a file in `agents/<name>/config.toml` says what is different.
+
+    Attributes:
+        steps: Gradient steps.
+        batch_size: Steps, or windows, in a batch.
+        seed: Of weights, batches and the held-out part.
+        hidden: Units of the layers of the perceptron.
+        rule: Decision rule of the agent, unless it is loaded with another.
+        imbalance: As `l4s_gym.agents.imbalance.Imbalance`.
+        held_out: Share of the episodes that is held out for the metrics.
+        held_out_steps: The metrics are of at most so many steps.
+        drop_missing: Leave out steps whose accumulated probability is unknown.
+        allow_gaps: Take episodes that are not consecutive too.
+        checkpoint_every: Steps between checkpoints.
+        algorithm: Fields of d3rlpy's configuration.
+        temperature: Of learners of values; see `d3rlpy_agents`.
+        epsilon: Of learners of values.
+        target_return: Of `dt`: the return that it is asked for; None: the largest of the training's episodes.
+    """
+
+    steps: int
+    batch_size: int = 256
+    seed: int = 0
+    hidden: tuple[int, ...] = (256, 256)
+    rule: str = "argmax"
+    imbalance: dict[str, Any] = msgspec.field(default_factory=lambda: {"kind": "none"})
+    held_out: float = 0.2
+    held_out_steps: int = 20_000
+    drop_missing: bool = True
+    allow_gaps: bool = False
+    checkpoint_every: int = 1000
+    algorithm: dict[str, Any] = msgspec.field(default_factory=dict)
+    temperature: float = 1.0
+    epsilon: float = 0.0
+    target_return: float | None = None
+
+
+class D3RLPyLearner:
+    """Trains one of d3rlpy's algorithms.
+
+    Args:
+        kind: Kind of the agent.
+        algorithm: Name of the configuration class in `d3rlpy.algos`.
+        defaults: The full setting.
+        lacks: Keys of `Config` that mean nothing to it.
+        able: Kinds of imbalance that it can apply.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        algorithm: str,
+        defaults: Config,
+        *,
+        lacks: tuple[str, ...] = ("target_return",),
+        able: tuple[str, ...] = ("none", "sample"),
+    ) -> None:
+        self.kind, self.algorithm, self.defaults, self.able = kind, algorithm, defaults, able
+        self._lacks = lacks
+
+    # -- configuration
+
+    def configure(self, given: Mapping[str, Any]) -> Config:
+        """The configuration, complete and checked.
+
+        Raises:
+            L4SError: A key or value makes no sense.
+        """
+        keys = tuple(name for name in Config.__struct_fields__ if name not in self._lacks)
+        for name in given:
+            if name not in keys:
+                raise unknown(f"key of the configuration of {self.kind}", name, keys)
+        full = msgspec.to_builtins(self.defaults) | dict(given)
+        full["algorithm"] = self._algorithm_table(given.get("algorithm", {}))
+        if isinstance(full["imbalance"], str):
+            full["imbalance"] = {"kind": full["imbalance"]}
+        try:
+            config = msgspec.convert(full, Config)
+        except msgspec.ValidationError as error:
+            raise L4SError(f"configuration of {self.kind}: {error}") from error
+        Imbalance.of(config.imbalance).check(self.kind, *self.able)
+        counts = (config.steps, config.batch_size, config.held_out_steps, config.checkpoint_every, *config.hidden)
+        if min(counts) < 1 or not config.hidden or config.seed < 0:
+            raise L4SError(f"configuration of {self.kind}: counts and sizes have to be 1 or more, and seed 0 or more")
+        if config.rule not in RULES:
+            raise unknown("decision rule", config.rule, RULES)
+        return config
+
+    def _algorithm_table(self, given: Any) -> dict[str, Any]:
+        table = dict(self.defaults.algorithm)
+        if not isinstance(given, Mapping):
+            raise L4SError(f"configuration of {self.kind}: algorithm is a table, not {given!r}")
+        for name, value in given.items():
+            if name not in table:
+                raise unknown(f"option of algorithm {self.kind}", name, tuple(table))
+            wanted = type(table[name])
+            fits = isinstance(value, int | float if wanted is float else wanted) and not isinstance(value, bool)
+            if not fits:
+                raise L4SError(f"configuration of {self.kind}: algorithm.{name} = {value!r} is no {wanted.__name__}")
+            table[name] = wanted(value)
+        return table
+
+    # -- what differs between the algorithms
+
+    def steps_to_draw(self, logged: Logged) -> Ints:
+        """Indices of the steps that a batch is drawn from."""
+        return np.arange(len(logged)) if self.kind == "bc" else logged.followed
+
+    def batch(self, logged: Logged, index: Ints, config: Config) -> Any:
+        """A mini-batch of steps (B,)."""
+        after = index if self.kind == "bc" else index + 1
+        return import_d3rlpy().dataset.TransitionMiniBatch(
+            observations=logged.observations[index],
+            actions=logged.actions[index, None].astype(np.float32),
+            rewards=logged.rewards[index, None].astype(np.float32),
+            next_observations=logged.observations[after],
+            next_actions=logged.actions[after, None].astype(np.float32),
+            terminals=np.zeros((len(index), 1), np.float32),  # an episode ends with its log, not in the network
+            intervals=np.ones((len(index), 1), np.float32),
+            transitions=[],
+        )
+
+    def more_fields(self, logged: Logged, config: Config) -> dict[str, Any]:
+        """Further fields of d3rlpy's configuration, which depend on the data."""
+        d3rlpy = import_d3rlpy()
+        if self.kind == "bc":
+            return {}
+        mean = float(np.abs(logged.rewards).mean())
+        return {"reward_scaler": d3rlpy.preprocessing.MultiplyRewardScaler(multiplier=1.0 / max(mean, _LEAST))}
+
+    def set_loss(self, algo: Any, imbalance: Imbalance, config: Config) -> None:
+        """Replace the algorithm's loss by one that knows weights, where it is asked for."""
+        if imbalance.kind not in ("weights", "focal"):
+            return
+        from d3rlpy.models.torch.imitators import ImitationLoss
+
+        loss = imitation_loss(imbalance)
+        policy = algo.impl.modules.imitator
+        algo.impl.compute_loss = lambda x, action: ImitationLoss(loss=loss(policy(x).logits, action.view(-1)).mean())
+
+    def agent(self, algo: Any, config: Config, imbalance: Imbalance, logged: Logged) -> D3RLPyAgent:
+        """The agent of a trained algorithm."""
+        made = BCAgent if self.kind == "bc" else ValueAgent
+        return made(algo, self.kind, config.rule, imbalance=imbalance, settings=self.plain(config))
+
+    # -- the same for all
+
+    def plain(self, config: Config) -> dict[str, Any]:
+        """A configuration as plain data."""
+        found: dict[str, Any] = msgspec.to_builtins(config)
+        return {name: value for name, value in found.items() if name not in self._lacks}
+
+    def build(self, logged: Logged, config: Config) -> Any:
+        """The algorithm, with fresh weights; observations are standardised as those of the training."""
+        d3rlpy = import_d3rlpy()
+        encoder = d3rlpy.models.VectorEncoderFactory(hidden_units=list(config.hidden))
+        names = ("actor_encoder_factory", "critic_encoder_factory") if self.kind == "sac" else ("encoder_factory",)
+        fields = {
+            "batch_size": config.batch_size,
+            "observation_scaler": d3rlpy.preprocessing.StandardObservationScaler(
+                mean=logged.observations.mean(axis=0, dtype=np.float64).astype(np.float32),
+                std=logged.observations.std(axis=0, dtype=np.float64).astype(np.float32),
+            ),
+            **dict.fromkeys(names, encoder),
+            **config.algorithm,
+            **self.more_fields(logged, config),
+        }
+        algo = getattr(d3rlpy.algos, self.algorithm)(**fields).create(device=False)
+        algo.create_impl((len(OBSERVED),), len(ACTIONS))
+        return algo
+
+    def fit(
+        self,
+        logged: Logged,
+        config: Config,
+        *,
+        report: Report | None = None,
+        checkpoint: Path | None = None,
+        state: Mapping[str, Any] | None = None,
+        about: Mapping[str, Any] | None = None,
+    ) -> tuple[D3RLPyAgent, float]:
+        """Train on the CPU; the same steps, configuration and seed give the same agent.
+
+        Args:
+            logged: The steps.
+            config: Of `configure`.
+            report: Called after each gradient step with its number and their number.
+            checkpoint: File to write checkpoints to; None: none.
+            state: A checkpoint to go on from.
+            about: Further entries of the checkpoints.
+
+        Returns:
+            The agent, and the seconds that its training took (those before the checkpoint too).
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C; the checkpoint is written.
+            L4SError: The loss is not finite.
+        """
+        imbalance = Imbalance.of(config.imbalance).fitted(logged.actions)
+        steps = self.steps_to_draw(logged)
+        chances = imbalance.step_probabilities(logged.actions[steps])
+        edges = None if chances is None else np.cumsum(chances) / chances.sum()
+        rng = np.random.default_rng(config.seed)
+        with quiet(), seeded(config.seed), shared.interruptible() as stop:
+            algo = self.build(logged, config)
+            self.set_loss(algo, imbalance, config)
+            done, seconds = 0, 0.0
+            if state is not None:
+                done, seconds = _restore(algo, rng, state)
+            start = time.monotonic() - seconds
+            for step in range(done + 1, config.steps + 1):
+                if edges is None:
+                    drawn = rng.integers(len(steps), size=config.batch_size)
+                else:
+                    drawn = np.searchsorted(edges, rng.random(config.batch_size), side="right")
+                losses = algo.update(self.batch(logged, steps[drawn], config))
+                if not all(np.isfinite(value) for value in losses.values()):
+                    raise L4SError(f"train {self.kind}: the loss of step {step} is not finite: lower the learning rate")
+                if report is not None:
+                    report(step, config.steps)
+                last = step == config.steps
+                if checkpoint is not None and not last and (stop.asked or step % config.checkpoint_every == 0):
+                    entries = _state(algo, rng, step, time.monotonic() - start) | dict(about or {})
+                    shared.save_checkpoint(checkpoint, entries)
+                if stop.asked and not last:
+                    raise KeyboardInterrupt
+            seconds = time.monotonic() - start
+        return self.agent(algo, config, imbalance, logged), seconds
+
+    def train(
+        self,
+        dataset_id: str,
+        config: Mapping[str, Any],
+        out: Path,
+        *,
+        resume: bool = False,
+        progress: shared.Progress | None = None,
+    ) -> dict[str, Any]:
+        """See `l4s_gym.agents.training.Learner`."""
+        chosen = self.configure(config)
+        import_d3rlpy()
+        episodes = shared.read_dataset(dataset_id)
+        parts = split([len(episode) for episode in episodes], chosen.held_out, chosen.seed)
+        try:
+            logged, held = (
+                Logged.of(cut(episodes, part), drop_missing=chosen.drop_missing, allow_gaps=chosen.allow_gaps)
+                for part in parts
+            )
+        except L4SError as error:
+            raise L4SError(f"dataset {dataset_id!r}: {error}") from error
+        path = shared.start_folder(out, resume=resume)
+        about = {"kind": self.kind, "dataset": dataset_id, "config": self.plain(chosen)}
+        state = shared.load_checkpoint(path, **about) if resume else None
+        report = None if progress is None else (lambda step, steps: progress(step / steps))
+        agent, seconds = self.fit(logged, chosen, report=report, checkpoint=path, state=state, about=about)
+        index = held.some(chosen.held_out_steps)
+        agent.training = {
+            "dataset": dataset_id,
+            "dataset_steps": len(logged),
+            "steps": chosen.steps,
+            "seed": chosen.seed,
+            "seconds": round(seconds, 3),
+            "held_out": [list(stretch) for stretch in parts[1]],
+            "held_out_by": held_out_by(parts[1], len(episodes)),
+            "metrics": classification(agent.logged_probabilities(held, index), held.actions[index]),
+        }
+        agent.save(out)
+        return agent.training
+
+
+def held_out_by(stretches: list[Stretch], episodes: int) -> str:
+    """How steps were held out, in words."""
+    if episodes == 1:
+        return f"the last {stretches[0].stop - stretches[0].start:,} steps of the only episode"
+    return f"{len(stretches)} of {episodes} episodes"
+
+
+def imitation_loss(imbalance: Imbalance) -> Callable[[Any, Any], Any]:
+    """Cross-entropy of each step (N,) from logits (N, 3) and actions (N,), weighted as `imbalance` says."""
+    import torch
+
+    weights = torch.tensor(imbalance.weights if imbalance.kind == "weights" else np.ones(len(ACTIONS)))
+
+    def loss(logits: Any, actions: Any) -> Any:
+        chosen = actions.long()
+        log_p = torch.log_softmax(logits, dim=-1).gather(1, chosen[:, None])[:, 0]
+        found = -log_p * weights.to(log_p.dtype)[chosen]
+        return found if imbalance.kind != "focal" else found * (1.0 - log_p.exp()).clamp(min=0.0) ** imbalance.gamma
+
+    return loss
+
+
+def _state(algo: Any, rng: np.random.Generator, step: int, seconds: float) -> dict[str, Any]:
+    """All that a training goes on from."""
+    import torch
+
+    modules = algo.impl.modules.create_checkpointer("cpu").modules
+    return {
+        "step": step,
+        "seconds": seconds,
+        "grad_step": algo.grad_step,
+        "tokens": getattr(algo.impl, "_tokens", 0),
+        "numpy": json.dumps(rng.bit_generator.state),
+        "torch": torch.get_rng_state(),
+        "modules": {name: module.state_dict() for name, module in modules.items()},
+    }
+
+
+def _restore(algo: Any, rng: np.random.Generator, state: Mapping[str, Any]) -> tuple[int, float]:
+    """Put a training where it was; its step and seconds."""
+    import torch
+
+    try:
+        for name, module in algo.impl.modules.create_checkpointer("cpu").modules.items():
+            module.load_state_dict(state["modules"][name])
+        algo.set_grad_step(state["grad_step"])
+        if hasattr(algo.impl, "_tokens"):
+            algo.impl._tokens = state["tokens"]  # counts for the learning rate; d3rlpy does not save it
+        rng.bit_generator.state = json.loads(state["numpy"])
+        torch.set_rng_state(state["torch"])
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise L4SError(f"checkpoint: does not fit ({str(error).splitlines()[0]}): remove it and train anew") from error
+    return int(state["step"]), float(state["seconds"])
+
+
+_VALUES: Final[dict[str, Any]] = {"learning_rate": 3e-4, "gamma": 0.99, "n_critics": 1, "target_update_interval": 1000}
+
+BC = D3RLPyLearner(
+    "bc",
+    "DiscreteBCConfig",
+    Config(steps=20_000, rule="sample", allow_gaps=True, algorithm={"learning_rate": 1e-3, "beta": 0.0}),
+    lacks=("target_return", "temperature", "epsilon"),
+    able=("none", "weights", "focal", "sample"),
+)
+CQL = D3RLPyLearner("cql", "DiscreteCQLConfig", Config(steps=100_000, algorithm={**_VALUES, "alpha": 1.0}))
+BCQ = D3RLPyLearner(
+    "bcq",
+    "DiscreteBCQConfig",
+    Config(steps=100_000, algorithm={**_VALUES, "action_flexibility": 0.3, "beta": 0.0}),
+)
+DQN = D3RLPyLearner("dqn", "DQNConfig", Config(steps=100_000, algorithm=_VALUES))
+DOUBLE_DQN = D3RLPyLearner("double_dqn", "DoubleDQNConfig", Config(steps=100_000, algorithm=_VALUES))
+SAC = D3RLPyLearner(
+    "sac",
+    "DiscreteSACConfig",
+    Config(
+        steps=100_000,
+        algorithm={
+            "actor_learning_rate": 3e-4,
+            "critic_learning_rate": 3e-4,
+            "temp_learning_rate": 3e-4,
+            "gamma": 0.99,
+            "n_critics": 2,
+            "initial_temperature": 1.0,
+            "target_update_interval": 1000,
+        },
+    ),
+)

@@ -1,0 +1,264 @@
+"""What all trainings share: configurations, the registry of learners, interruption and checkpoints.
+
+A learner is a module (or object) with a function `train`, as `Learner` describes it. Its configuration is a TOML file
+in `agents/<name>/config.toml`: the keys are the full setting, the table `[small]` holds what is different in the
+small one. The learner writes the agent's folder by `l4s_gym.agents.saved.write`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import signal
+import threading
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import l4s_gym
+from l4s_gym.agents import saved
+from l4s_gym.data.episodes import Episode
+from l4s_gym.data.files import atomic_write, read_error
+from l4s_gym.errors import L4SError, unknown
+
+Progress = Callable[[float], None]
+Plain = dict[str, Any]
+
+FILE: Final = "config.toml"
+CHECKPOINT: Final = "checkpoint.pt"
+"""Name of the checkpoint in the folder of the agent that is to be; it goes when the agent is written."""
+
+LEARNERS: dict[str, str] = {
+    "bc": "l4s_gym.agents.d3rlpy_learners:BC",
+    "bcq": "l4s_gym.agents.d3rlpy_learners:BCQ",
+    "cql": "l4s_gym.agents.d3rlpy_learners:CQL",
+    "dqn": "l4s_gym.agents.d3rlpy_learners:DQN",
+    "double_dqn": "l4s_gym.agents.d3rlpy_learners:DOUBLE_DQN",
+    "sac": "l4s_gym.agents.d3rlpy_learners:SAC",
+    "dt": "l4s_gym.agents.transformer:DT",
+    "llm": "l4s_gym.agents.llm.train",
+}
+"""Name of what can be trained: MODULE, or MODULE:OBJECT, which is a `Learner`. Others add their own."""
+
+
+class Learner(Protocol):
+    """Trains an agent offline, from a dataset."""
+
+    def train(
+        self,
+        dataset_id: str,
+        config: Plain,
+        out: Path,
+        *,
+        resume: bool = False,
+        progress: Progress | None = None,
+    ) -> Plain:
+        """Train, and write the agent's folder.
+
+        Args:
+            dataset_id: Of a Minari dataset on this machine.
+            config: Of this learner; a key that it does not know is refused.
+            out: Folder of the agent. A training that is interrupted leaves a checkpoint in it.
+            resume: Go on from the checkpoint in `out`; the result is that of an uninterrupted training.
+            progress: Called with the share of the training that is done.
+
+        Returns:
+            What is written as `training` into the folder: dataset, steps, seconds, and `metrics` on the held-out
+            part as `l4s_gym.agents.metrics.classification` gives them.
+
+        Raises:
+            KeyboardInterrupt: It was interrupted; the checkpoint is written.
+            L4SError: The configuration, dataset or folder does not do.
+        """
+        ...
+
+
+def learner(name: str) -> Learner:
+    """A learner by its name in `LEARNERS`.
+
+    Raises:
+        L4SError: There is none, or what it needs is not installed.
+    """
+    if name not in LEARNERS:
+        raise unknown("agent to train", name, tuple(LEARNERS))
+    module, _, attribute = LEARNERS[name].partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise L4SError(f"train {name}: no module {error.name!r}: pip install 'l4s-gym[all]'") from error
+    return found if not attribute else getattr(found, attribute)  # type: ignore[no-any-return]
+
+
+def config_file(name: str) -> Path | None:
+    """The configuration that ships with a checkout: in `./agents`, or beside this package; None: there is none."""
+    places = (Path("agents"), Path(l4s_gym.__file__).resolve().parents[1] / "agents")
+    return next((path for place in places if (path := place / name / FILE).is_file()), None)
+
+
+def _merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> Plain:
+    """`base`, with what `more` says instead; tables are merged."""
+    found = dict(base)
+    for name, value in more.items():
+        both = isinstance(value, Mapping) and isinstance(found.get(name), Mapping)
+        found[name] = _merged(found[name], value) if both else value
+    return found
+
+
+def _setting(text: str) -> Plain:
+    """``a.b=value`` as a table; the value is TOML, or else a word."""
+    name, equals, value = text.partition("=")
+    keys = [key.strip() for key in name.split(".")]
+    if not equals or not all(keys):
+        raise L4SError(f"--set {text}: give key=value, such as steps=1000 or imbalance.kind=sample")
+    try:
+        parsed: Any = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    for key in reversed(keys):
+        parsed = {key: parsed}
+    table: Plain = parsed
+    return table
+
+
+def load_config(name: str, path: Path | None = None, *, small: bool = False, settings: Sequence[str] = ()) -> Plain:
+    """The configuration of a training.
+
+    Args:
+        name: Of the learner.
+        path: A TOML file; None: `config_file`, and without it the learner's own defaults.
+        small: With what the table `[small]` says.
+        settings: ``key=value`` each, which come last.
+
+    Raises:
+        L4SError: The file cannot be read, or has no `[small]`; a setting has no such form.
+    """
+    if name not in LEARNERS:
+        raise unknown("agent to train", name, tuple(LEARNERS))
+    chosen = path or config_file(name)
+    config: Plain = {}
+    if chosen is not None:
+        try:
+            config = tomllib.loads(chosen.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise read_error(chosen, error) from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise L4SError(f"{chosen}: is not TOML ({error}): correct it") from error
+    different = config.pop("small", None)
+    if small:
+        if not isinstance(different, dict):
+            raise L4SError(f"--small: {chosen or 'without a checkout there'} has no [small]: give --config FILE")
+        config = _merged(config, different)
+    for text in settings:
+        config = _merged(config, _setting(text))
+    return config
+
+
+def read_dataset(dataset_id: str, progress: Progress | None = None) -> list[Episode]:
+    """All episodes of a dataset, checked: it has to be of this version of the schema.
+
+    Raises:
+        L4SError: There is none of this id, or something is wrong with it.
+    """
+    from l4s_gym.data import minari_io
+
+    dataset = minari_io.load(dataset_id)
+    minari_io.validate(dataset)
+    return list(minari_io.read_episodes(dataset))
+
+
+class Stop:
+    """Whether somebody pressed Ctrl-C since."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+
+@contextmanager
+def interruptible() -> Iterator[Stop]:
+    """Let Ctrl-C (and SIGTERM) only ask to stop, so that a step is done wholly or not at all; the second one kills.
+
+    Outside of the main thread nothing changes.
+    """
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, _: object) -> None:
+        if stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = True
+
+    try:
+        for number in before:
+            signal.signal(number, ask)
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def start_folder(out: Path, *, resume: bool) -> Path:
+    """Prepare the folder of a training; the path of its checkpoint.
+
+    Raises:
+        L4SError: It holds something else; there is a checkpoint and `resume` is not asked for, or the other way round.
+    """
+    saved.check_target(out)
+    path = out / CHECKPOINT
+    if resume and not path.is_file():
+        raise L4SError(f"{out}: holds no checkpoint to go on from: train without --resume")
+    if path.is_file() and not resume:
+        raise L4SError(f"{out}: holds an unfinished training: go on by --resume, or remove {path}")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise L4SError(f"{out}: cannot be made ({error.strerror}): choose another folder") from error
+    return path
+
+
+def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint: tensors and plain data, by `torch.save`; the last one stays until this one is whole."""
+    import torch
+
+    try:
+        with atomic_write(path) as file:
+            torch.save(dict(state), file)
+    except OSError as error:
+        remedy = "free some space; the last checkpoint is as it was"
+        raise L4SError(f"{path}: cannot be written ({error.strerror or error}): {remedy}") from error
+    except RuntimeError as error:  # of PyTorch's writer, where the disk is full
+        raise L4SError(f"{path}: cannot be written ({error}): free some space") from error
+
+
+def load_checkpoint(path: Path, **same: Any) -> Plain:
+    """Read a checkpoint; nothing in it is executed.
+
+    Args:
+        path: The file.
+        same: Entries that have to be as they were, such as ``config=...``.
+
+    Raises:
+        L4SError: It is damaged, or of another training.
+    """
+    import pickle
+
+    import torch
+
+    try:
+        state: Plain = torch.load(path, map_location="cpu", weights_only=True)
+        for name, value in same.items():
+            if _text(state[name]) != _text(value):
+                raise L4SError(f"{path}: is of a training with another {name}: resume with the same, or start anew")
+    except OSError as error:
+        raise read_error(path, error) from error
+    except (RuntimeError, KeyError, EOFError, pickle.UnpicklingError, TypeError) as error:
+        raise L4SError(f"{path}: is damaged ({error}): remove it and train anew") from error
+    return state
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)

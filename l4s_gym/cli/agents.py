@@ -1,0 +1,179 @@
+"""Train agents offline, and test them: offline metrics and the closed loop."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.table import Table
+
+from l4s_gym.cli.common import console, progress_bar, say
+from l4s_gym.errors import L4SError
+
+Name = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="AGENT")]
+Settings = Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="KEY=VALUE [KEY=VALUE ...]")]
+
+
+def train(
+    agent: Name,
+    dataset: str,
+    config: Path | None = None,
+    out: Path | None = None,
+    settings: Settings = (),
+    small: bool = False,
+    resume: bool = False,
+) -> None:
+    """Train an agent offline on a dataset; Ctrl-C leaves a checkpoint to go on from.
+
+    Args:
+        agent: bc, cql, bcq, dqn, double_dqn, sac, dt or llm.
+        dataset: Id of a Minari dataset, such as l4s/dualpi2/testbed-small-v0.
+        config: TOML file instead of agents/AGENT/config.toml.
+        out: Folder of the agent; runs/AGENT by default.
+        settings: Keys of the configuration, such as steps=2000 or imbalance.kind=sample.
+        small: The small setting, minutes on two cores.
+        resume: Go on from the checkpoint in the folder; the result is that of an uninterrupted training.
+    """
+    from l4s_gym.agents import training
+
+    learner = training.learner(agent)
+    chosen = training.load_config(agent, config, small=small, settings=settings)
+    folder = out or Path("runs") / agent
+    try:
+        with progress_bar(f"training {agent}") as show:
+            done = learner.train(dataset, chosen, folder, resume=resume, progress=show)
+    except KeyboardInterrupt:
+        if folder.is_dir() and any(entry.name.startswith("checkpoint") for entry in folder.iterdir()):
+            words = ["l4s-gym", "train", agent, "--dataset", dataset, "--out", str(folder)]
+            words += [] if config is None else ["--config", str(config)]
+            words += (["--set", *settings] if settings else []) + (["--small"] if small else []) + ["--resume"]
+            say(f"stopped; the checkpoint is in {folder}. To go on: {shlex.join(words)}")
+        raise
+    metrics = done.get("metrics") or {}
+    if "accuracy" in metrics:
+        console.print(_metrics_table({agent: metrics}, f"{agent} on {dataset}, held out: {metrics['steps']:,} steps"))
+    steps = f", {done['steps']:,} steps" if "steps" in done else ""
+    took = f" in {done['seconds']:.0f} s" if "seconds" in done else ""
+    say(f"{folder}: {agent}{steps}{took}")
+
+
+def examine(
+    agents: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="AGENT [AGENT ...]")],
+    dataset: str | None = None,
+    scenario: str = "l4s-llm-testbed",
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
+    aqm: str | None = None,
+    reward: str = "balance",
+    interval: int = 1,
+    seconds: float | None = None,
+    steps: int = 20_000,
+    out: Path | None = None,
+) -> None:
+    """Test agents: how well they foresee logged decisions, and what they do in the closed loop.
+
+    Args:
+        agents: The folder of a saved agent, random, threshold, enqueue, or module:attribute of your own.
+        dataset: Logged decisions for the offline metrics; that of the agent's training by default. On the dataset of
+            its own training an agent is asked about the held-out part alone.
+        scenario: Of the closed loop: name or path.
+        seeds: Of the closed loop.
+        aqm: Discipline underneath the agents; the scenario's by default.
+        reward: balance, power or l4s_llm.
+        interval: Ask the agent at each interval-th packet.
+        seconds: Length of the episodes instead of the scenario's.
+        steps: The offline metrics are of at most so many steps.
+        out: Write everything as JSON there.
+    """
+    from l4s_gym import agents as agents_
+    from l4s_gym.evaluation import harness, report
+    from l4s_gym.evaluation.origin import origin
+    from l4s_gym.sim import scenario as scenarios
+
+    if not agents:
+        raise L4SError("test: name at least one agent")
+    if min(seeds, default=0) < 0 or interval < 1 or steps < 1:
+        raise L4SError("test: --seeds takes numbers of 0 or more, --interval and --steps 1 or more")
+    chosen = scenarios.load(scenario)
+    if seconds is not None:
+        chosen = chosen.replace(horizon_s=seconds)
+    offline: dict[str, dict[str, Any]] = {}
+    results: list[harness.Result] = []
+    for spec in agents:
+        agent = agents_.make(spec)
+        found = _offline(agent, dataset, steps)
+        if found is not None:
+            label = f"{agent.name} ({agent.rule})"
+            offline[spec if label in offline else label] = found
+        with progress_bar(f"evaluating {agent.name}") as show:
+            results += harness.evaluate(
+                agent, chosen, seeds=seeds, aqm=aqm, reward=reward, interval=interval, progress=show
+            )
+    if offline:
+        console.print(_metrics_table(offline, "logged decisions"))
+    console.print(report.table(results, f"{chosen.name}, {len(seeds)} seeds, reward {reward}"))
+    if out is not None:
+        from l4s_gym.data.files import atomic_write
+
+        body = origin() | {"offline": offline, "closed_loop": [result.as_dict() for result in results]}
+        with atomic_write(out) as file:
+            file.write(json.dumps(body, indent=2).encode() + b"\n")
+        say(f"results: {out}")
+
+
+def _offline(agent: Any, dataset: str | None, steps: int) -> dict[str, Any] | None:
+    """Offline metrics of an agent; None: there is no dataset to ask about."""
+    from l4s_gym.agents import logged as logged_
+    from l4s_gym.agents import metrics
+    from l4s_gym.agents.training import read_dataset
+
+    training = getattr(agent, "training", {})
+    trained_on = training.get("dataset")
+    if isinstance(trained_on, list):  # a corpus of several has no part that is held out of all of them
+        trained_on = trained_on[0] if len(trained_on) == 1 else None
+    chosen = dataset or trained_on
+    if chosen is None:
+        return None
+    episodes = read_dataset(chosen)
+    stretches = [logged_.Stretch(*each) for each in training.get("held_out", ())]
+    own = chosen == trained_on and bool(stretches)
+    if own:
+        if any(s.episode >= len(episodes) or s.stop > len(episodes[s.episode]) for s in stretches):
+            raise L4SError(f"dataset {chosen!r}: is not what {agent.name} was trained on: it has other episodes")
+        episodes = logged_.cut(episodes, stretches)
+    logged = logged_.Logged.of(episodes)
+    index = logged.some(steps)
+    probabilities = logged_.offline_probabilities(agent, logged, index)
+    if probabilities is None:
+        found = metrics.decisions(*logged_.offline_decisions(agent, logged, steps))
+    else:
+        found = metrics.classification(probabilities, logged.actions[index])
+    return {"dataset": chosen, "part": "held out" if own else "all", **found}
+
+
+def _metrics_table(rows: dict[str, dict[str, Any]], title: str) -> Table:
+    table = Table(title=title)
+    heads = ("cross-entropy", "constant", "accuracy %", "majority %", "macro-F1", "recall enqueue", "drop", "mark")
+    for column in ("agent", *heads, "ECE drop", "mark", "Brier"):
+        table.add_column(column, justify="left" if column == "agent" else "right")
+
+    def cell(value: float | None, form: str = ".4f") -> str:
+        return "-" if value is None else format(value, form)
+
+    for name, m in rows.items():
+        ece = m.get("ece", {})
+        table.add_row(
+            name,
+            cell(m.get("cross_entropy")),
+            cell(m.get("constant_cross_entropy")),
+            cell(100 * m["accuracy"], ".2f"),
+            cell(100 * m["majority"], ".2f"),
+            cell(m["macro_f1"], ".3f"),
+            *(cell(m["recall"][action], ".3f") for action in ("enqueue", "drop", "mark")),
+            cell(ece.get("drop")),
+            cell(ece.get("mark")),
+            cell(m.get("brier")),
+        )
+    return table

@@ -1,0 +1,68 @@
+"""A tiny simulated dataset, and agents of every kind that were trained on it for a moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from l4s_gym import L4SError
+from l4s_gym.data.episodes import Episode, episodes_from_rows
+from l4s_gym.data.pools import make_rows
+from l4s_gym.data.simulated import simulate_log
+
+DATASET = "l4s/dualpi2/tiny-v0"
+_SHORT = {"steps": 12, "batch_size": 16, "hidden": [16]}
+TINY: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("bc", "bcq", "cql", "dqn", "double_dqn", "sac"), _SHORT),
+    "dt": {**_SHORT, "algorithm": {"num_layers": 1, "context_size": 4, "max_timestep": 50}},
+}
+"""Kinds of saved agents that can be trained, and the configuration of a tiny one, which trains in a second."""
+
+
+@pytest.fixture(scope="module")
+def episodes() -> list[Episode]:
+    """Three runs, of a second each, in which every action is taken."""
+    return [e for seed in range(3) for e in episodes_from_rows(make_rows(simulate_log("web", seed=seed, seconds=1.0)))]
+
+
+@pytest.fixture(scope="module")
+def dataset(episodes: list[Episode], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Id of a dataset of these runs; the test is skipped without Minari or d3rlpy."""
+    from l4s_gym.data import minari_io
+    from l4s_gym.data.d3rlpy_io import import_d3rlpy
+
+    try:
+        import_d3rlpy()
+        minari_io.import_minari()
+    except L4SError as error:
+        pytest.skip(str(error))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINARI_DATASETS_PATH", str(tmp_path_factory.mktemp("datasets")))
+        minari_io.create(
+            DATASET,
+            episodes,
+            env_kwargs={"scenario": "web", "aqm": "dualpi2_freebsd"},
+            algorithm_name="dualpi2_freebsd",
+            description="For tests.",
+        )
+        yield DATASET
+
+
+@pytest.fixture(scope="module")
+def trained(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny agent of a kind, trained when it is first asked for."""
+    from l4s_gym.agents import training
+
+    held: dict[str, Path] = {}
+    root = tmp_path_factory.mktemp("agents")
+
+    def get(kind: str) -> Path:
+        if kind not in held:
+            training.learner(kind).train(dataset, TINY[kind], root / kind)
+            held[kind] = root / kind
+        return held[kind]
+
+    return get

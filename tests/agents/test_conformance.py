@@ -1,0 +1,260 @@
+"""What every agent has to do, of whatever kind. A new kind of saved agent is added to `TINY` in conftest.py."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from l4s_gym import L4SError, agents
+from l4s_gym.agents import Agent, saved, training
+from l4s_gym.agents.logged import Logged, offline_probabilities
+from l4s_gym.data.episodes import Episode
+from l4s_gym.schema import OBS_HIGH
+from tests.agents.conftest import TINY
+
+OWN = """
+import numpy as np
+class Own:
+    name, rule = "own", "-"
+    def reset(self, n, seed): self.n = n
+    def act(self, obs, rewards): return np.ones(self.n, np.int64)
+    def cost(self): return {"parameters": 0.0, "trainable_parameters": 0.0}
+"""
+UNTRAINED = ("random", "enqueue", "threshold", "threshold:l_us=500,c_us=10000", "conforming_agent:Own")
+SPECS = (
+    *UNTRAINED,
+    *(f"{kind}:{{}}" for kind in TINY),
+    *(f"{kind}:{{}},rule={rule}" for kind in ("bc", "dt", "cql") for rule in agents.RULES),
+)
+Trained = Callable[[str], Path]
+
+
+@pytest.fixture
+def make(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], tuple[str, Agent]]:
+    """Makes the agent of a spec, ``KIND:{}`` with the folder of the tiny agent of this kind."""
+    (tmp_path / "conforming_agent.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "conforming_agent", raising=False)
+
+    def build(spec: str) -> tuple[str, Agent]:
+        if "{}" in spec:
+            spec = spec.format(request.getfixturevalue("trained")(spec.partition(":")[0]))
+        return spec, agents.make(spec)
+
+    return build
+
+
+def observations(seed: int, step: int) -> npt.NDArray[np.float32]:
+    """An observation (8,) that depends on the environment's own seed and the step only."""
+    obs = np.random.default_rng([seed, step]).random(8).astype(np.float32)
+    obs[0] = (seed + step) % 2
+    return obs
+
+
+def play(agent: Agent, n: int, seed: int, steps: int = 60) -> npt.NDArray[np.int64]:
+    """Actions (steps, n)."""
+    agent.reset(n, seed)
+    taken = []
+    for step in range(steps):
+        obs = np.stack([observations(seed + i, step) for i in range(n)])
+        rewards = np.array([0.01 * ((seed + i + step) % 3) for i in range(n)])
+        obs.flags.writeable = rewards.flags.writeable = False
+        action = agent.act(obs, rewards)
+        assert action.shape == (n,)
+        assert action.dtype == np.int64
+        assert set(action.tolist()) <= {0, 1, 2}
+        taken.append(action.copy())
+    return np.stack(taken)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_decisions(spec: str, make: Callable[[str], tuple[str, Agent]]) -> None:
+    spec, agent = make(spec)
+    assert isinstance(agent, Agent)
+    assert agent.name and agent.rule in (*agents.RULES, agents.NO_RULE)
+    first = play(agent, 3, 5)
+    np.testing.assert_array_equal(play(agent, 3, 5), first)  # deterministic
+    for i in range(3):  # a batch of one equals a batch of many
+        np.testing.assert_array_equal(play(agent, 1, 5 + i)[:, 0], first[:, i])
+    play(agent, 2, 9, steps=7)  # another batch size in the middle of an episode leaves nothing behind
+    np.testing.assert_array_equal(play(agent, 3, 5), first)
+    np.testing.assert_array_equal(play(agents.make(spec), 3, 5), first)  # made anew
+    agent.reset(1, 0)
+    assert np.isin(agent.act(OBS_HIGH[None], np.zeros(1)), [0, 1, 2]).all()
+    if not spec.startswith("conforming_agent"):
+        with pytest.raises(L4SError, match="reset"):
+            agent.act(np.zeros((2, 8), np.float32), np.zeros(2))
+        with pytest.raises(L4SError, match="1 or more"):
+            agent.reset(0, 0)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_cost(spec: str, make: Callable[[str], tuple[str, Agent]]) -> None:
+    cost = make(spec)[1].cost()
+    assert cost["parameters"] >= cost["trainable_parameters"] >= 0.0
+    assert (cost["parameters"] > 0.0) == (spec not in UNTRAINED)
+
+
+def test_own_arrays_are_not_kept(make: Callable[[str], tuple[str, Agent]]) -> None:
+    """The caller's arrays change after the call, and no agent may look at them then."""
+    for kind in TINY:
+        agent = make(f"{kind}:{{}}")[1]
+        kept = play(agent, 1, 3)
+        obs, rewards = np.zeros((1, 8), np.float32), np.zeros(1)
+        agent.reset(1, 3)
+        for step in range(len(kept)):
+            obs[0], rewards[0] = observations(3, step), 0.01 * ((3 + step) % 3)
+            assert agent.act(obs, rewards)[0] == kept[step, 0]
+            obs[:], rewards[:] = 7.0, 7.0
+
+
+# -- saved agents
+
+
+@pytest.mark.parametrize("kind", TINY)
+def test_save_and_load(kind: str, trained: Trained, tmp_path: Path) -> None:
+    agent: Any = agents.make(str(trained(kind)))
+    assert agent.name == f"{kind}:{kind}"
+    if hasattr(agent, "save"):
+        agent.save(tmp_path / "again")
+    else:
+        shutil.copytree(trained(kind), tmp_path / "again")
+    loaded = agents.make(f"{tmp_path / 'again'}")
+    assert loaded.name == f"{kind}:again"
+    np.testing.assert_array_equal(play(loaded, 3, 1), play(agent, 3, 1))
+    np.testing.assert_array_equal(play(agents.make(f"{kind}:{tmp_path / 'again'}"), 3, 1), play(agent, 3, 1))
+    assert loaded.cost() == agent.cost()
+    about = json.loads((tmp_path / "again" / saved.ABOUT).read_text())
+    assert about["training"]["metrics"]["steps"] > 0
+    assert {path.name for path in (tmp_path / "again").iterdir()} >= {saved.ABOUT, saved.WEIGHTS, saved.CARD}
+
+
+@pytest.mark.parametrize("kind", TINY)
+def test_logged_probabilities(kind: str, trained: Trained, episodes: list[Episode]) -> None:
+    logged = Logged.of(episodes)
+    index = np.array([0, 1, 2, 500, logged.starts[1] - 1, logged.starts[1], len(logged) - 1])
+    agent = agents.make(str(trained(kind)))
+    found = offline_probabilities(agent, logged, index)
+    assert found is not None
+    np.testing.assert_allclose(found.sum(axis=1), 1.0, atol=1e-6)
+    for k, step in enumerate(index):
+        alone = offline_probabilities(agent, logged, np.array([step]))
+        assert alone is not None
+        np.testing.assert_allclose(alone[0], found[k], atol=1e-5)
+    # What is known of a step does not depend on its own action, nor on other episodes.
+    changed = Logged(logged.observations.copy(), logged.actions.copy(), logged.rewards, logged.starts)
+    changed.actions[index] = (changed.actions[index] + 1) % 3
+    changed.observations[: logged.starts[1]] = 9.0
+    later = index >= logged.starts[1]
+    alone = np.concatenate([offline_probabilities(agent, changed, np.array([step])) for step in index[later]])
+    np.testing.assert_allclose(alone, found[later], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", TINY)
+def test_other_versions_and_shapes_are_refused(kind: str, trained: Trained, tmp_path: Path) -> None:
+    folder = tmp_path / "changed"
+    shutil.copytree(trained(kind), folder)
+    about = json.loads((folder / saved.ABOUT).read_text())
+    (folder / saved.ABOUT).write_text(json.dumps(about | {"schema_version": 99}))
+    with pytest.raises(L4SError, match="version 99 of the schema"):
+        agents.make(str(folder))
+    (folder / saved.ABOUT).write_text(json.dumps(about | {"config": {}}))
+    with pytest.raises(L4SError, match="train it again"):
+        agents.make(str(folder))
+    (folder / saved.ABOUT).write_text(json.dumps(about))
+    whole = (folder / saved.WEIGHTS).read_bytes()
+    (folder / saved.WEIGHTS).write_bytes(whole[:-1])
+    with pytest.raises(L4SError, match="damaged"):
+        agents.make(str(folder))
+    with pytest.raises(L4SError, match="speed"):
+        agents.make(f"{trained(kind)},speed=3")
+    with pytest.raises(L4SError, match="decision rule"):
+        agents.make(f"{trained(kind)},rule=most")
+    other = next(each for each in TINY if each != kind)
+    with pytest.raises(L4SError, match=f"of kind '{kind}', not '{other}'"):
+        agents.make(f"{other}:{trained(kind)}")
+
+
+@pytest.mark.parametrize("kind", TINY)
+def test_a_dataset_of_another_schema_is_refused(kind: str, dataset: str, tmp_path: Path) -> None:
+    from l4s_gym.data import minari_io
+
+    config = TINY[kind]
+    store = minari_io.load(dataset).storage
+    was = store.metadata
+    for name, value in (("schema_version", 99), ("observation_fields", ["queue_type"])):
+        store.update_metadata({name: value})
+        try:
+            with pytest.raises(L4SError, match=f"dataset {dataset!r}: .*(schema|fields)"):
+                training.learner(kind).train(dataset, config, tmp_path / name)
+        finally:
+            store.update_metadata({name: was[name]})
+        assert not (tmp_path / name / saved.ABOUT).exists()
+    with pytest.raises(L4SError, match="not found"):
+        training.learner(kind).train("l4s/dualpi2/nowhere-v0", config, tmp_path / "nowhere")
+    with pytest.raises(L4SError, match="no_such_key"):
+        training.learner(kind).train(dataset, config | {"no_such_key": 1}, tmp_path / "key")
+
+
+def with_seed(config: dict[str, Any], seed: int) -> dict[str, Any]:
+    """The configuration with another seed, which some keep in the table `train`."""
+    if "train" in config:
+        return config | {"train": config["train"] | {"seed": seed}}
+    return config | {"seed": seed}
+
+
+@pytest.mark.parametrize("kind", TINY)
+def test_an_interrupted_training_goes_on_as_if_nothing_had_been(
+    kind: str, dataset: str, trained: Trained, tmp_path: Path
+) -> None:
+    learner, out = training.learner(kind), tmp_path / "stopped"
+    shares: list[float] = []
+
+    def press_ctrl_c(share: float) -> None:
+        shares.append(share)
+        if share >= 0.4 and len(shares) < 1000:
+            shares.extend([0.0] * 1000)
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        learner.train(dataset, TINY[kind], out, progress=press_ctrl_c)
+    assert signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(L4SError, match="--resume"):
+        agents.make(str(out))
+    with pytest.raises(L4SError, match="--resume"):
+        learner.train(dataset, TINY[kind], out)
+    with pytest.raises(L4SError, match="another config"):
+        learner.train(dataset, with_seed(TINY[kind], 7), out, resume=True)
+    done = learner.train(dataset, TINY[kind], out, resume=True)
+    whole, resumed = saved.read(trained(kind)), saved.read(out)
+    assert whole.tensors.keys() == resumed.tensors.keys()
+    for name, tensor in whole.tensors.items():
+        assert tensor.equal(resumed.tensors[name]), name
+    assert done["metrics"] == whole.training["metrics"]
+    assert not [path for path in out.iterdir() if path.name.startswith(saved.CHECKPOINT)]
+    with pytest.raises(L4SError, match="no checkpoint"):
+        learner.train(dataset, TINY[kind], out, resume=True)
+
+
+def test_every_kind_is_tested() -> None:
+    """Whatever can be loaded or trained here is in `TINY`."""
+    for registry in (saved.KINDS, training.LEARNERS):
+        for kind, where in registry.items():
+            try:
+                importlib.import_module(where.partition(":")[0])
+            except (ImportError, L4SError):
+                continue
+            assert kind in TINY
