@@ -16,8 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from l4s_gym.agents.llm.attention import banded, ragged, single
+from l4s_gym.agents.llm.backbones import Backbone
 from l4s_gym.agents.llm.config import LLMConfig
+from l4s_gym.agents.llm.encoders import StateEncoder, expand
+from l4s_gym.errors import L4SError
 
 
 @dataclass
@@ -31,6 +36,7 @@ class State:
         known: Which of their features are known (n, reach, features), bool.
         groups: Groups in the cache.
         position: Next position, in tokens, of backbones whose positions are relative.
+        ragged: For so many steps to come, queues with fewer steps than others are in the batch.
     """
 
     cache: Any
@@ -39,6 +45,7 @@ class State:
     known: Tensor
     groups: int = 0
     position: int = 0
+    ragged: int = 0
 
 
 class DecisionModel(nn.Module):
@@ -51,13 +58,60 @@ class DecisionModel(nn.Module):
     def __init__(self, config: LLMConfig) -> None:
         """Build it: a random backbone from its seed, or a pretrained one from the hub or a folder.
 
-        Encoders, projections and head are drawn from PyTorch's global generator (`torch.manual_seed`).
+        Encoders, projections, adapters and head are drawn from PyTorch's global generator (`torch.manual_seed`).
 
         Raises:
             L4SError: transformers or peft is missing, or the backbone does not exist or cannot be used.
         """
         super().__init__()
         self.config = config
+        self.backbone = Backbone(config.backbone, config.lora)
+        width = self.backbone.width
+        self.encoder = StateEncoder(config.encoder, width)
+        self.embed_return = nn.Linear(2, width)
+        self.embed_action = nn.Embedding(config.actions + 1, width)  # the last one: none
+        self.embed_time = nn.Embedding(config.encoder.max_timestep, width)
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, config.actions)
+        tokens, limit = config.step_tokens, self.backbone.limit
+        self._cycle = limit // tokens if self.backbone.positions == "learned" else 0
+        if self.backbone.positions == "learned" and self._cycle < config.window:
+            need = config.window * tokens
+            raise L4SError(f"llm: the window takes {need} positions, the backbone has {limit}: shorten the window")
+        self._limit = max(limit, 4 * config.window * tokens)
+        self._single: Tensor | None = None
+
+    def _embed(
+        self, returns: Tensor, values: Tensor, known: Tensor, previous: Tensor, timesteps: Tensor
+    ) -> Tensor:
+        """The tokens of steps.
+
+        Args:
+            returns: (B, K).
+            values: (B, reach + K, F), 0 where they are not known.
+            known: (B, reach + K, features).
+            previous: The actions before (B, K); `config.actions` for none.
+            timesteps: (B, K).
+
+        Returns:
+            (B, K, tokens of a step, width).
+        """
+        state = self.encoder(values, known)  # (B, K, features, width)
+        if self.config.layout == "fused":
+            state = state.sum(2, keepdim=True)
+        to_go = self.embed_return(expand(returns / self.config.return_scale))
+        tokens = torch.cat((self.embed_action(previous)[:, :, None], to_go[:, :, None], state), 2)
+        time = self.embed_time(timesteps % self.config.encoder.max_timestep)
+        embedded: Tensor = self.norm(tokens + time[:, :, None])
+        return embedded
+
+    def _positions(self, timesteps: Tensor, first: int) -> Tensor:
+        """Positions (B or 1, K * tokens) of steps at timesteps (B, K), or counted from `first`."""
+        tokens, steps = self.config.step_tokens, timesteps.shape[1]
+        if self._cycle:
+            offset = torch.arange(tokens, device=timesteps.device)
+            return (timesteps[..., None] % self._cycle * tokens + offset).flatten(1)
+        return torch.arange(first, first + steps * tokens, device=timesteps.device)[None]
 
     def forward(
         self,
@@ -81,12 +135,52 @@ class DecisionModel(nn.Module):
         Returns:
             (B, K, 3) float32; those of hidden steps mean nothing.
         """
-        raise NotImplementedError
+        reach, none = self.encoder.reach, self.config.actions
+        known = self.encoder.known(mask, missing)
+        values = self.encoder.clean(observations, known)
+        values, known = F.pad(values, (0, 0, reach, 0)), F.pad(known, (0, 0, reach, 0))
+        acted = F.pad(mask[:, :-1], (1, 0))  # whether the step before is there
+        previous = torch.where(acted, F.pad(actions[:, :-1], (1, 0)), none)
+        tokens = self._embed(torch.where(mask, returns, 0.0), values, known, previous, timesteps)
+        shown = mask[..., None].repeat(1, 1, tokens.shape[2])  # (B, K, tokens)
+        shown[..., 0] |= acted
+        dtype = self.backbone.dtype
+        attention = banded(shown.flatten(1), tokens.shape[2], self.config.window, dtype)
+        hidden = self.backbone(tokens.flatten(1, 2), attention, self._positions(timesteps, 0))
+        logits: Tensor = self.head(hidden.view(tokens.shape)[:, :, -1])
+        return logits
 
     def start(self, n: int) -> State:
         """Begin with `n` queues, each at timestep 0."""
-        raise NotImplementedError
+        device, encoder = self.head.weight.device, self.config.encoder
+        return State(
+            cache=self.backbone.new_cache(),
+            steps=torch.zeros(n, dtype=torch.long, device=device),
+            values=torch.zeros(n, self.encoder.reach, encoder.size, device=device),
+            known=torch.zeros(n, self.encoder.reach, len(encoder.features), dtype=torch.bool, device=device),
+        )
 
+    def _reset(self, state: State, reset: Tensor) -> None:
+        """Let queues begin anew."""
+        state.steps = torch.where(reset, 0, state.steps)
+        state.values = torch.where(reset[:, None, None], 0.0, state.values)
+        state.known = state.known & ~reset[:, None, None]
+        if bool(reset.any()):
+            state.ragged = self.config.window
+
+    def _step_mask(self, state: State) -> Tensor:
+        """The mask (n or 1, 1, tokens, cached and new tokens) of the next step."""
+        tokens, window = self.config.step_tokens, self.config.window
+        device, dtype = state.steps.device, self.backbone.dtype
+        if self._single is None or self._single.device != device or self._single.dtype != dtype:
+            self._single = single(tokens, window, dtype, device)
+        mask = self._single[..., -(state.groups + 1) * tokens :]
+        if state.ragged:
+            state.ragged -= 1
+            return ragged(mask, state.steps, tokens)
+        return mask
+
+    @torch.no_grad()
     def step(
         self,
         state: State,
@@ -109,11 +203,33 @@ class DecisionModel(nn.Module):
         Returns:
             (n, 3) float32: those of `forward` over all steps since the reset.
         """
-        raise NotImplementedError
+        config, tokens = self.config, self.config.step_tokens
+        if reset is not None:
+            self._reset(state, reset)
+        known = self.encoder.known(torch.ones_like(state.steps, dtype=torch.bool), missing)
+        values = torch.cat((state.values, self.encoder.clean(observations, known)[:, None]), 1)
+        known = torch.cat((state.known, known[:, None]), 1)
+        previous = torch.where(state.steps > 0, previous_actions, config.actions)
+        timesteps = state.steps[:, None]
+        embedded = self._embed(returns[:, None], values, known, previous[:, None], timesteps)[:, 0]
+        if self.backbone.positions == "rotary" and state.position + tokens > self._limit:
+            first = state.position - state.groups * tokens
+            if state.groups:
+                self.backbone.shift(state.cache, first)
+            state.position -= first
+        positions = self._positions(timesteps, state.position)
+        hidden = self.backbone(embedded, self._step_mask(state), positions, state.cache)
+        state.groups = min(state.groups + 1, config.window - 1)
+        state.cache = self.backbone.forget(state.cache, state.groups * tokens)
+        state.position += tokens
+        state.steps = state.steps + 1
+        state.values, state.known = values[:, 1:], known[:, 1:]
+        logits: Tensor = self.head(hidden[:, -1])
+        return logits
 
     def merge(self) -> None:
         """Merge LoRA's adapters into the weights, for use; training ends with this. Without adapters: nothing."""
-        raise NotImplementedError
+        self.backbone.merge()
 
     def parameters_to_train(self) -> list[nn.Parameter]:
         """Those that are not frozen."""
