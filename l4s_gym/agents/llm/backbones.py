@@ -41,7 +41,7 @@ def import_transformers() -> Any:
     return transformers
 
 
-def _random_config(config: BackboneConfig) -> Any:
+def random_config(config: BackboneConfig) -> Any:
     """A configuration of transformers of the given family and size."""
     transformers = import_transformers()
     wide, heads = config.feedforward or 4 * config.hidden, config.heads
@@ -104,7 +104,7 @@ def _make(config: BackboneConfig) -> tuple[Any, str]:
     if config.pretrained:
         return _load(config)
     transformers = import_transformers()
-    sizes = _random_config(config)
+    sizes = random_config(config)
     dtype = getattr(torch, config.dtype)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
