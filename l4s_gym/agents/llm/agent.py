@@ -1,0 +1,255 @@
+"""The LLM agent in use: one pass of the last step's tokens per decision, for a batch of queues.
+
+It is asked for the return that it shall reach. From then on it is told what is left of it: after reward r, the
+return-to-go R becomes (R - r) / gamma, as in the training data, and is kept within the returns-to-go that it was
+trained on: an episode that goes worse or longer than any of them would else ask for something it has never seen.
+With `fixed` the target stays as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from l4s_gym.agents.llm import storage
+from l4s_gym.agents.llm.losses import Correction, no_correction
+from l4s_gym.agents.llm.model import DecisionModel, State
+from l4s_gym.agents.protocol import Actions, DecisionRule, Floats, Observations, check_batch
+from l4s_gym.data.files import PathLike
+from l4s_gym.errors import L4SError, unknown
+
+DTYPES: Final = {"": None, "fp32": torch.float32, "bf16": torch.bfloat16}
+_TRUE, _FALSE = ("1", "true", "yes"), ("0", "false", "no")
+
+
+@dataclass(frozen=True)
+class Target:
+    """The return that the agent is to reach.
+
+    Attributes:
+        value: At the start of an episode, in the reward's unit.
+        low: Smallest return-to-go that the model is told.
+        high: Largest return-to-go that the model is told.
+        fixed: Whether it stays as it is, whatever is received.
+    """
+
+    value: float
+    low: float = -np.inf
+    high: float = np.inf
+    fixed: bool = False
+
+    def __post_init__(self) -> None:
+        if not np.isfinite(self.value):
+            raise L4SError(f"llm: target={self.value}: give a finite return")
+
+
+class LLMAgent:
+    """A trained decision transformer.
+
+    Attributes:
+        model: In `eval` mode.
+        target: What it is to reach.
+        correction: From the model's probabilities to the data's.
+        training: What is known about its training.
+    """
+
+    def __init__(
+        self,
+        model: DecisionModel,
+        target: Target,
+        *,
+        rule: str = "sample",
+        correction: Correction | None = None,
+        name: str = "llm",
+        dtype: str = "",
+        device: str = "cpu",
+        compiled: bool = False,
+        trainable: int | None = None,
+        training: dict[str, Any] | None = None,
+    ) -> None:
+        """Wrap a model.
+
+        Args:
+            model: The model; merge its adapters for speed.
+            target: What it is to reach.
+            rule: `sample`, `argmax` or `diffuse`.
+            correction: From the model's probabilities to the data's; None: they are taken as they are.
+            name: Name in results.
+            dtype: Of the backbone: `fp32` or `bf16`; empty: as it is.
+            device: Of PyTorch.
+            compiled: Whether `torch.compile` compiles the step; worth its minutes for long runs at one batch size.
+            trainable: Number of parameters that were trained; None: of those that still can be.
+            training: What is known about its training.
+        """
+        if dtype not in DTYPES:
+            raise unknown("dtype", dtype, tuple(filter(None, DTYPES)))
+        if model.config.head != "linear":
+            raise L4SError(f"llm: head {model.config.head!r} writes its answers: use it by l4s_gym.agents.llm.text")
+        self._rule = DecisionRule(rule)
+        self.rule, self.name, self.target = rule, name, target
+        self.correction = no_correction() if correction is None else correction
+        self.training = {} if training is None else training
+        self._trainable = len_of(model, trained=True) if trainable is None else trainable
+        try:
+            model = model.to(device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise L4SError(f"llm: device {device!r} cannot be used ({reason}): give another, such as cpu") from error
+        self.model = model.eval()
+        if DTYPES[dtype] is not None:
+            model.backbone.to(DTYPES[dtype])
+        self._device = torch.device(device)
+        self._step: Any = torch.compile(self.model.step) if compiled else self.model.step
+        self._state: State | None = None
+
+    def reset(self, n: int, seed: int) -> None:
+        """Start `n` episodes."""
+        self._rule.reset(n, seed)
+        self.model.eval()
+        self._state = self.model.start(n)
+        self._left = np.full(n, self.target.value)
+        self._previous = np.zeros(n, np.int64)
+        self._first = True
+
+    def probabilities(self, obs: Observations, rewards: Floats) -> Floats:
+        """Probabilities of the actions (n, 3) at the next step; it then waits for `took`.
+
+        Args:
+            obs: Observations (n, 8).
+            rewards: Since the last decision (n,); those before the first are not part of the target.
+        """
+        if self._state is None:
+            raise L4SError("llm: has not been started: call reset with the number of episodes")
+        check_batch(obs, len(self._left))
+        if not self._first and not self.target.fixed:
+            gamma = self.model.config.gamma
+            left = (self._left - np.asarray(rewards, np.float64)) / gamma if gamma else self._left
+            self._left = np.clip(left, self.target.low, self.target.high)
+        self._first = False
+        with torch.inference_mode():
+            logits = self._step(
+                self._state,
+                torch.as_tensor(self._left, dtype=torch.float32, device=self._device),
+                torch.from_numpy(np.array(obs, np.float32)).to(self._device),  # a copy: it belongs to the caller
+                torch.from_numpy(self._previous.copy()).to(self._device),
+            )
+            p = torch.softmax(logits.double(), -1).cpu().numpy()
+        return self.correction(p)
+
+    def took(self, actions: Actions) -> None:
+        """Tell what was decided (n,)."""
+        self._previous = np.array(actions, np.int64)
+
+    def act(self, obs: Observations, rewards: Floats) -> Actions:
+        """Actions (n,) by the decision rule."""
+        actions = self._rule.decide(self.probabilities(obs, rewards), obs[:, 0])
+        self.took(actions)
+        return actions
+
+    def cost(self) -> dict[str, float]:
+        """Numbers of parameters, and the bytes that they take."""
+        size = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        return {
+            "parameters": float(len_of(self.model)),
+            "trainable_parameters": float(self._trainable),
+            "weight_bytes": float(size),
+            "window": float(self.model.config.window),
+        }
+
+
+def len_of(model: torch.nn.Module, *, trained: bool = False) -> int:
+    """Number of parameters; of those that are trained."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trained)
+
+
+def _flag(name: str, value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    if str(value).lower() in _TRUE + _FALSE:
+        return str(value).lower() in _TRUE
+    raise L4SError(f"llm: {name}={value}: give 1 or 0")
+
+
+def open_agent(
+    folder: PathLike,
+    *,
+    rule: str = "sample",
+    target: str | float | None = None,
+    fixed: str | bool = False,
+    dtype: str = "",
+    device: str = "cpu",
+    compile: str | bool = False,
+    correct: str | bool = True,
+) -> LLMAgent:
+    """Read a saved agent, with its adapters merged.
+
+    Args:
+        folder: Where it is.
+        rule: `sample`, `argmax` or `diffuse`.
+        target: Return of an episode that it is to reach, in the reward's unit; None: a high quantile of its training
+            episodes' (`quantile` in its configuration).
+        fixed: Keep the target as it is, instead of taking off what is received.
+        dtype: Of the backbone: `fp32` or `bf16`; empty: as it was saved.
+        device: Of PyTorch.
+        compile: Compile the step.
+        correct: Undo the shift of a training that let rare actions count more.
+
+    Raises:
+        L4SError: The folder holds no such agent, or an option makes no sense.
+    """
+    loaded = storage.load(folder, merge=True)
+    training = loaded.training
+    returns = training.get("returns") or {"target": 0.0, "low": -np.inf, "high": np.inf}
+    try:
+        value = float(returns["target"] if target is None else target)
+    except ValueError:
+        raise L4SError(f"llm: target={target}: give a return") from None
+    # A target beyond all that was seen is the user's wish, and bounds what follows.
+    low, high = min(float(returns["low"]), value), max(float(returns["high"]), value)
+    correction = training.get("correction") if _flag("correct", correct) else None
+    return LLMAgent(
+        loaded.model,
+        Target(value, low, high, _flag("fixed", fixed)),
+        rule=rule,
+        correction=None if correction is None else Correction.from_dict(correction),
+        name=f"llm:{loaded.path.resolve().name}",
+        dtype=dtype,
+        device=device,
+        compiled=_flag("compile", compile),
+        trainable=training.get("trainable_parameters"),
+        training=training,
+    )
+
+
+OPTIONS: Final = ("rule", "target", "fixed", "dtype", "device", "compile", "correct")
+
+
+def from_spec(text: str) -> LLMAgent:
+    """An agent from ``FOLDER[,rule=..][,target=..][,fixed=1][,dtype=bf16][,device=..][,compile=1][,correct=0]``.
+
+    Raises:
+        L4SError: As `open_agent`, or there is no such option.
+    """
+    folder, *parts = text.split(",")
+    options: dict[str, str] = {}
+    for part in parts:
+        name, _, value = part.partition("=")
+        if name not in OPTIONS:
+            raise unknown(f"option of 'llm:{text}'", name, OPTIONS)
+        options[name] = value
+    if not folder:
+        raise L4SError(f"agent 'llm:{text}': names no folder: give llm:FOLDER")
+    return open_agent(folder, **options)  # type: ignore[arg-type]  # strings, which it takes
+
+
+def load(saved: Any, **options: str) -> LLMAgent:
+    """The loader of saved agents of kind `llm`: a `saved.Saved` (its `path` is read), and options as written."""
+    for name in options:
+        if name not in OPTIONS:
+            raise unknown("option of an agent of kind 'llm'", name, OPTIONS)
+    return open_agent(saved.path, **options)  # type: ignore[arg-type]  # strings, which it takes
+
+
