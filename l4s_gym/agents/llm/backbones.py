@@ -160,7 +160,8 @@ class Backbone(nn.Module):
         embedding.weight.requires_grad_(False)  # words are never read
         self.width = int(embedding.weight.shape[1])
         if config.checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            newer = getattr(model, "activation_checkpointing_enable", None)  # the newer name
+            (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
         self.model = attach(model, lora, self.family) if lora.rank else model
         self._tell_positions()
         if self.family not in FAMILIES and not embedding.weight.is_meta:

@@ -51,7 +51,7 @@ def make_model(config: LLMConfig | str = "gpt2", **options: Any) -> DecisionMode
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.startswith("backbone") and parameter.ndim > 1:
-                parameter.normal_(std=0.5 if parameter.shape[0] < 100 else 0.1)
+                parameter.normal_(std=0.25)
     return model
 
 
