@@ -144,7 +144,7 @@ class Trainer:
         if "return_scale" not in resolved(given)["model"]:
             llm = replace(llm, return_scale=self.corpus.scale)
         self.llm = llm
-        self.plain = {"model": config.to_dict(llm), "train": _plain(asdict(self.train))}
+        self.plain = _plain({"model": config.to_dict(llm), "train": asdict(self.train)})
         torch.manual_seed(self.train.seed)
         model = DecisionModel(llm)
         self.counts = {
