@@ -8,9 +8,7 @@ from torch import Tensor
 
 def _additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where allowed, the most negative number elsewhere (not -inf: a row without any would become NaN)."""
-    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(
-        ~allowed, torch.finfo(dtype).min
-    )
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, torch.finfo(dtype).min)
 
 
 def banded(visible: Tensor, tokens: int, window: int, dtype: torch.dtype) -> Tensor:

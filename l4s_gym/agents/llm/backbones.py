@@ -13,6 +13,7 @@ it had. So a position may depend on nothing but the step's own number:
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any, Final
 
 import torch
@@ -71,30 +72,39 @@ def random_config(config: BackboneConfig) -> Any:
     try:
         return transformers.AutoConfig.for_model(config.family, **tokens, **special)
     except ValueError as error:
-        reason = str(error).split("\n", maxsplit=1)[0][:200]
-        if "Unrecognized model" in reason:
+        if "Unrecognized model" in str(error):
             raise L4SError(
                 f"backbone: unknown family {config.family!r}: choose one of {', '.join(FAMILIES)}, "
                 "or another model_type of transformers"
             ) from None
-        raise L4SError(f"backbone: {config.family!r} of this size: {reason}: choose another size") from None
+        raise L4SError(f"backbone: {config.family!r} of this size: {one_line(error)}: choose another size") from None
+
+
+def _build(make: Callable[[str], Any]) -> Any:
+    """A model with fused attention, or, where its kind has none (Gemma 2 caps its scores), the plain one."""
+    try:
+        return make("sdpa")
+    except ValueError as error:
+        if "scaled_dot_product_attention" not in str(error):
+            raise
+        return make("eager")
 
 
 def _load(config: BackboneConfig) -> tuple[Any, str]:
     """A pretrained model, and the commit that it has on the hub."""
     transformers = import_transformers()
-    name, revision = config.pretrained, config.revision or "main"
-    options = {"revision": revision, "attn_implementation": "sdpa", "dtype": getattr(torch, config.dtype)}
+    name, revision, dtype = config.pretrained, config.revision or "main", getattr(torch, config.dtype)
     try:
         found = transformers.AutoConfig.from_pretrained(name, revision=revision)
         t5_encoder = found.model_type == "t5" and not config.decoder
         kind = transformers.T5EncoderModel if t5_encoder else transformers.AutoModel
-        model = kind.from_pretrained(name, **options)
+        model = _build(
+            lambda attention: kind.from_pretrained(name, revision=revision, attn_implementation=attention, dtype=dtype)
+        )
     except (OSError, ValueError) as error:  # not found, hub unreachable, damaged; of no known type
-        reason = " ".join(str(error).split())[:200]
         raise L4SError(
-            f"backbone {name!r}: cannot be loaded ({reason}): give the folder of a downloaded model, or check name "
-            "and connection"
+            f"backbone {name!r}: cannot be loaded ({one_line(error)}): give the folder of a downloaded model, or "
+            "check name and connection"
         ) from error
     return model, str(getattr(found, "_commit_hash", None) or "")
 
@@ -105,29 +115,37 @@ def _make(config: BackboneConfig) -> tuple[Any, str]:
         return _load(config)
     transformers = import_transformers()
     sizes = random_config(config)
-    dtype = getattr(torch, config.dtype)
+    t5_encoder = sizes.model_type == "t5" and not config.decoder
+    if t5_encoder:
+        sizes.use_cache = False
+    kind = transformers.T5EncoderModel._from_config if t5_encoder else transformers.AutoModel.from_config
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         try:
-            if sizes.model_type == "t5" and not config.decoder:
-                sizes.use_cache = False
-                model = transformers.T5EncoderModel._from_config(sizes, attn_implementation="sdpa")
-            else:
-                model = transformers.AutoModel.from_config(sizes, attn_implementation="sdpa")
+            model = _build(lambda attention: kind(sizes, attn_implementation=attention))
         except (ValueError, TypeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise L4SError(f"backbone {config.family!r}: cannot be used ({reason}): choose another family") from error
-    return model.to(dtype), ""
+            raise L4SError(
+                f"backbone {config.family!r}: cannot be used ({one_line(error)}): choose another family"
+            ) from error
+    return model.to(getattr(torch, config.dtype)), ""
+
+
+def one_line(error: BaseException) -> str:
+    """The start of an error's message, on one line."""
+    return " ".join(str(error).split())[:200]
 
 
 def _cut(model: nn.Module, last: int, layers: int) -> None:
     """Leave after layer `last`: what lies behind is taken out; the final normalisation stays."""
     if last > layers:
         raise L4SError(f"backbone: exit_layer={last}: there are {layers} layers: give less")
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.ModuleList) and len(child) == layers:
-                setattr(parent, name, child[:last])
+    done: list[str] = []
+    for name, module in list(model.named_modules()):
+        inside = any(name.startswith(f"{outer}.") for outer in done)  # a layer may be a list, too
+        if isinstance(module, nn.ModuleList) and len(module) == layers and not inside:
+            done.append(name)
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, module[:last])
 
 
 class Backbone(nn.Module):
@@ -157,6 +175,8 @@ class Backbone(nn.Module):
             _cut(model, config.exit_layer, int(sizes.num_hidden_layers))
         model.requires_grad_(not config.frozen)
         embedding = model.get_input_embeddings()
+        if not isinstance(embedding, nn.Embedding):
+            raise L4SError(f"backbone {self.family!r}: cannot be used (it reads no words): choose another family")
         embedding.weight.requires_grad_(False)  # words are never read
         self.width = int(embedding.weight.shape[1])
         if config.checkpointing:
@@ -266,7 +286,7 @@ class Backbone(nn.Module):
 
     def shift(self, cache: Any, distance: int) -> None:
         """Turn the keys of rotary positions back, as if each token's position had been less by `distance`."""
-        angle = distance * getattr(self._rotary, "inv_freq").double()  # (D / 2,)
+        angle = distance * self._rotary.inv_freq.double()  # (D / 2,)
         angle = torch.cat((angle, angle))
         for layer in _layers(cache):
             size = len(angle)  # some models rotate a part of the head only
@@ -296,10 +316,9 @@ class Backbone(nn.Module):
                 cache = self.forget(cache, 2)
             same = torch.allclose(whole, torch.cat(parts, 1), atol=_SAME if self.dtype == torch.float32 else 0.1)
         except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError) as error:
-            reason = " ".join(str(error).split())[:200]
             raise L4SError(
-                f"backbone {self.family!r}: does not take embeddings, mask and cache as others do ({reason}): choose "
-                "another family"
+                f"backbone {self.family!r}: does not take embeddings, mask and cache as others do ({one_line(error)}): "
+                "choose another family"
             ) from error
         if not same:
             raise L4SError(f"backbone {self.family!r}: step by step it differs from one pass: choose another family")

@@ -245,11 +245,8 @@ class StateEncoder(nn.Module):
         features = config.features
         names = [feature.name for feature in features]
         self.unknown_index = names.index(config.unknown) if config.unknown else -1
-        sizes = torch.tensor([feature.size for feature in features])
-        # Buffers are made on the CPU even under another default device: they are small, and no weights.
-        self.register_buffer(
-            "feature_of_column", torch.arange(len(features)).repeat_interleave(sizes.cpu()), persistent=False
-        )
+        owner = [index for index, feature in enumerate(features) for _ in range(feature.size)]
+        self.register_buffer("feature_of_column", torch.tensor(owner), persistent=False)
         starts = [sum(feature.size for feature in features[:index]) for index in range(len(features))]
         self.encoders = nn.ModuleList()
         self._groups: list[tuple[list[int], list[int], tuple[int, ...]]] = []  # features, columns, shape of each

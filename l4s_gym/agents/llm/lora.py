@@ -102,4 +102,4 @@ def attach(model: Any, config: LoraConfig, family: str) -> Any:
 
 
 def _adaptable(module: nn.Module) -> bool:
-    return isinstance(getattr(module, "weight", None), nn.Parameter) and getattr(module, "weight").ndim == 2
+    return isinstance(getattr(module, "weight", None), nn.Parameter) and module.weight.ndim == 2

@@ -71,6 +71,8 @@ class DecisionModel(nn.Module):
         self.embed_return = nn.Linear(2, width)
         self.embed_action = nn.Embedding(config.actions + 1, width)  # the last one: none
         self.embed_time = nn.Embedding(config.encoder.max_timestep, width)
+        for table in (self.embed_action, self.embed_time):  # of variance 1 they would drown the state: learning stalls
+            nn.init.normal_(table.weight, std=0.02)
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, config.actions)
         tokens, limit = config.step_tokens, self.backbone.limit
@@ -81,9 +83,7 @@ class DecisionModel(nn.Module):
         self._limit = max(limit, 4 * config.window * tokens)
         self._single: Tensor | None = None
 
-    def _embed(
-        self, returns: Tensor, values: Tensor, known: Tensor, previous: Tensor, timesteps: Tensor
-    ) -> Tensor:
+    def _embed(self, returns: Tensor, values: Tensor, known: Tensor, previous: Tensor, timesteps: Tensor) -> Tensor:
         """The tokens of steps.
 
         Args:

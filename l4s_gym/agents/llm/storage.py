@@ -30,6 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import l4s_gym
+from l4s_gym.agents.llm.backbones import one_line
 from l4s_gym.agents.llm.config import LLMConfig, from_dict, to_dict
 from l4s_gym.agents.llm.lora import count, import_peft
 from l4s_gym.agents.llm.model import DecisionModel
@@ -82,7 +83,9 @@ def set_own_tensors(model: DecisionModel, tensors: Mapping[str, Tensor]) -> None
         if not name.startswith("backbone."):
             names[name] = name
     core = model.backbone.core
-    inner = {name: "backbone." + name.replace(".base_layer.", ".") for name in core.state_dict() if ".lora_" not in name}
+    inner = {
+        name: "backbone." + name.replace(".base_layer.", ".") for name in core.state_dict() if ".lora_" not in name
+    }
     backbone = model.config.backbone
     expected = set(names) | (set() if backbone.pretrained and backbone.frozen else set(inner.values()))
     if expected != set(tensors):
@@ -169,9 +172,7 @@ def _write(model: DecisionModel, folder: Path, training: Mapping[str, Any], text
                 os.fsync(opened.fileno())
 
 
-def save(
-    model: DecisionModel, folder: PathLike, *, training: Mapping[str, Any] | None = None, card: str = ""
-) -> Path:
+def save(model: DecisionModel, folder: PathLike, *, training: Mapping[str, Any] | None = None, card: str = "") -> Path:
     """Write a model to a folder, which is replaced as a whole or not at all.
 
     Args:
@@ -266,8 +267,7 @@ def load(folder: PathLike, *, merge: bool = False) -> Loaded:
         if config.lora.rank:
             set_adapter_tensors(model, _read(path / ADAPTER / "adapter_model.safetensors"))
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise L4SError(f"{path}: weights do not fit the configuration ({reason}): train it again") from error
+        raise L4SError(f"{path}: weights do not fit the configuration ({one_line(error)}): train it again") from error
     model.eval()
     if merge:
         model.merge()
@@ -308,6 +308,5 @@ def push_to_hub(
             url = api.create_repo(repo_id, private=private, exist_ok=True)
             api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
         except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise L4SError(f"hub: {repo_id}: {reason}: check name, token and connection") from error
+            raise L4SError(f"hub: {repo_id}: {one_line(error)}: check name, token and connection") from error
     return str(url)

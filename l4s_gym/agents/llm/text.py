@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from l4s_gym.agents.llm.backbones import import_transformers, random_config
+from l4s_gym.agents.llm.backbones import import_transformers, one_line, random_config
 from l4s_gym.agents.llm.config import LLMConfig
 from l4s_gym.agents.llm.lora import attach
 from l4s_gym.errors import L4SError
@@ -76,8 +76,7 @@ class PretrainedTokenizer:
         try:
             self._inner = import_transformers().AutoTokenizer.from_pretrained(name, revision=revision or "main")
         except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise L4SError(f"tokenizer of {name!r}: cannot be loaded ({reason}): check the folder") from error
+            raise L4SError(f"tokenizer of {name!r}: cannot be loaded ({one_line(error)}): check the folder") from error
         self.size = len(self._inner)
         self.end = int(self._inner.eos_token_id)
         self.pad = self.end if self._inner.pad_token_id is None else int(self._inner.pad_token_id)
@@ -169,8 +168,9 @@ class TextModel(nn.Module):
                     backbone.pretrained, revision=backbone.revision or "main", dtype=getattr(torch, backbone.dtype)
                 )
             except (OSError, ValueError) as error:
-                reason = " ".join(str(error).split())[:200]
-                raise L4SError(f"backbone {backbone.pretrained!r}: cannot be loaded ({reason}): check it") from error
+                raise L4SError(
+                    f"backbone {backbone.pretrained!r}: cannot be loaded ({one_line(error)}): check it"
+                ) from error
         else:
             self.tokenizer = ByteTokenizer()
             sizes = random_config(replace(backbone, vocabulary=self.tokenizer.size))

@@ -65,7 +65,9 @@ def test_scalars_see_their_step_and_series_the_past() -> None:
 
 def test_series_are_convolutions_of_all_lengths() -> None:
     """The one operation is equal to PyTorch's convolutions of each length."""
-    config = EncoderConfig(features=(Feature("a", "series"), Feature("b", "series")), hidden=6, kernels=(2, 3, 5), unknown="")
+    config = EncoderConfig(
+        features=(Feature("a", "series"), Feature("b", "series")), hidden=6, kernels=(2, 3, 5), unknown=""
+    )
     encoder = encoders.SeriesEncoder(config.features, config)
     values, known = torch.rand(2, 4 + 7, 2), torch.rand(2, 4 + 7, 2) < 0.8
     got = encoder(values, known)
@@ -117,7 +119,11 @@ def test_small_probabilities_are_told_apart() -> None:
 
 @pytest.mark.parametrize(
     ("feature", "relevant"),
-    [(Feature("view", "image", (6, 5)), 30), (Feature("view", "image", (2, 4, 4)), 32), (Feature("net", "graph", (3, 5)), 15)],
+    [
+        (Feature("view", "image", (6, 5)), 30),
+        (Feature("view", "image", (2, 4, 4)), 32),
+        (Feature("net", "graph", (3, 5)), 15),
+    ],
 )
 def test_images_and_graphs(feature: Feature, relevant: int, make_model: Any) -> None:
     """Modalities that L4S does not use, beside one that it does: all columns reach the logits, and train."""
@@ -165,7 +171,9 @@ def test_a_modality_from_outside(registry: None, make_model: Any, stream: Any, t
             return self.net(values.unfold(1, 3, 1).flatten(-2))
 
     register("spectrum", Spectrum)
-    config = EncoderConfig(features=(Feature("radio", "spectrum", (4,)), Feature("load", "series")), hidden=8, unknown="")
+    config = EncoderConfig(
+        features=(Feature("radio", "spectrum", (4,)), Feature("load", "series")), hidden=8, unknown=""
+    )
     model = make_model(encoder=config)
     rows = (torch.randn(2, 12), torch.rand(2, 12, 5), torch.randint(0, 3, (2, 12)))
     time, mask = torch.arange(12).repeat(2, 1), torch.ones(2, 12, dtype=torch.bool)

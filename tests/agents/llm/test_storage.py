@@ -69,6 +69,7 @@ def test_the_commit_of_a_model_from_the_hub_is_kept(make_model: Any, tmp_path: P
     assert meta["config"]["backbone"]["revision"] == "0123abc"
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # names that peft takes from transformers
 def test_peft_reads_the_adapter(make_model: Any, tmp_path: Path) -> None:
     import peft
 
@@ -85,9 +86,16 @@ def test_peft_reads_the_adapter(make_model: Any, tmp_path: Path) -> None:
 def test_the_folder(make_model: Any, tmp_path: Path) -> None:
     """What is in it, and what the card says; nothing else is left behind when it is replaced."""
     for seed in (1, 2):
-        storage.save(make_model(), tmp_path / "deep" / "agent", training={"dataset": "l4s/x-v0", "seed": seed}, card="More.\n")
+        storage.save(
+            make_model(), tmp_path / "deep" / "agent", training={"dataset": "l4s/x-v0", "seed": seed}, card="More.\n"
+        )
     folder = tmp_path / "deep" / "agent"
-    assert sorted(each.name for each in folder.iterdir()) == ["README.md", "adapter", "agent.json", "weights.safetensors"]
+    assert sorted(each.name for each in folder.iterdir()) == [
+        "README.md",
+        "adapter",
+        "agent.json",
+        "weights.safetensors",
+    ]
     assert sorted(each.name for each in (folder / "adapter").iterdir()) == [
         "adapter_config.json", "adapter_model.safetensors",
     ]  # fmt: skip

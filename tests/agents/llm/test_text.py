@@ -69,12 +69,14 @@ def test_training_makes_answers_valid(family: str, make_config: Any) -> None:
     prompts, actions = _prompts(), [0, 2, 0, 2]
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     first = loss = model.loss(prompts, actions)
-    for _ in range(70):
+    for _ in range(300):
         loss = model.loss(prompts, actions)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert loss < 0.2 * first
+        if loss < 0.03:
+            break
+    assert loss < 0.1 * first
     answers = model.eval().ask(prompts)
     assert answers.valid.all() and answers.actions.tolist() == actions
     assert answers.tokens == len(" enqueue") + 1
@@ -105,7 +107,9 @@ def test_a_pretrained_model_brings_its_tokenizer(make_config: Any, tmp_path: Pat
     inner = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<end>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     transformers.PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<end>").save_pretrained(tmp_path)
-    sizes = transformers.GPT2Config(vocab_size=len(words), n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
+    sizes = transformers.GPT2Config(
+        vocab_size=len(words), n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
+    )
     transformers.GPT2LMHeadModel(sizes).save_pretrained(tmp_path)
     model = TextModel(make_config(pretrained=str(tmp_path))).eval()
     assert parse(model.tokenizer.decode(model.tokenizer.encode(answer(2)))) == 2
