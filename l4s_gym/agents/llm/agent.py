@@ -242,7 +242,7 @@ def from_spec(text: str) -> LLMAgent:
         options[name] = value
     if not folder:
         raise L4SError(f"agent 'llm:{text}': names no folder: give llm:FOLDER")
-    return open_agent(folder, **options)  # type: ignore[arg-type]  # strings, which it takes
+    return open_agent(folder, **options)
 
 
 def load(saved: Any, **options: str) -> LLMAgent:
@@ -250,6 +250,4 @@ def load(saved: Any, **options: str) -> LLMAgent:
     for name in options:
         if name not in OPTIONS:
             raise unknown("option of an agent of kind 'llm'", name, OPTIONS)
-    return open_agent(saved.path, **options)  # type: ignore[arg-type]  # strings, which it takes
-
-
+    return open_agent(saved.path, **options)

@@ -181,15 +181,15 @@ def adapt(
     return open_agent(out, **options)
 
 
-def test(
+def test(  # not one of pytest's, whatever its name
     agent: str | PathLike | Agent,
     suite: str | Sequence[str],
     *,
-    seeds: Sequence[int] = (0, 1, 2, 3, 4),
-    reward: str = "balance",
-    interval: int = 1,
-    seconds: float | None = None,
-    progress: Progress | None = None,
+    seeds: Sequence[int] = (0, 1, 2, 3, 4),  # noqa: PT028
+    reward: str = "balance",  # noqa: PT028
+    interval: int = 1,  # noqa: PT028
+    seconds: float | None = None,  # noqa: PT028
+    progress: Progress | None = None,  # noqa: PT028
 ) -> list[Result]:
     """Evaluate an agent in closed loop.
 

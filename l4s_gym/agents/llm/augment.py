@@ -12,7 +12,7 @@ The labels, rewards and returns are never changed.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from l4s_gym.agents.llm.schedule import Augment
 from l4s_gym.schema import OBS_HIGH, OBSERVED
 
-Batch = dict[str, npt.NDArray[np.generic]]
+Batch = dict[str, npt.NDArray[Any]]
 
 CONTINUOUS: Final = np.array([name != "queue_type" for name in OBSERVED])
 """Features that noise is put on (8,)."""

@@ -123,7 +123,9 @@ class Corpus:
         self.imbalance = replace(config.imbalance, shares=tuple(self.shares.tolist()))
         wanted = self.imbalance.weights * self.shares
         self._classes = wanted / wanted.sum()
-        self.returns = np.concatenate([_returns(part, part.windows.starts[part.train[:, 0]] + part.train[:, 1]) for part in self.parts])
+        self.returns = np.concatenate(
+            [_returns(part, part.windows.starts[part.train[:, 0]] + part.train[:, 1]) for part in self.parts]
+        )
         looks = [self.returns] + [
             _returns(part, part.index(np.linspace(0, part.ends[-1] - 1, _LOOKS).astype(np.int64)))
             for part in self.parts
@@ -220,7 +222,8 @@ class Corpus:
                 "train_steps": int(part.ends[-1]),
                 "train_stretches": len(part.train),
                 "held_out": [
-                    [int(part.windows.layout.numbers[episode]), start, stop] for episode, start, stop in part.held.tolist()
+                    [int(part.windows.layout.numbers[episode]), start, stop]
+                    for episode, start, stop in part.held.tolist()
                 ],
             }
             for part in self.parts

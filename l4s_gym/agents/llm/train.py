@@ -135,7 +135,7 @@ class Trainer:
     def __init__(self, sources: Any, given: Mapping[str, Any], out: PathLike, say: Say | None = None) -> None:
         llm, self.train = settings(given)
         if llm.head != "linear":
-            raise L4SError(f"model: head {llm.head!r} has no logits of actions: give head = \"linear\"")
+            raise L4SError(f'model: head {llm.head!r} has no logits of actions: give head = "linear"')
         self.accelerator: Any = _accelerate().Accelerator()
         self.main = bool(self.accelerator.is_main_process)
         self.out, self._say = Path(out), say

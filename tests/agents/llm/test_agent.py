@@ -12,18 +12,18 @@ import pytest
 for _name in ("torch", "transformers", "peft", "accelerate", "h5py", "minari"):
     pytest.importorskip(_name, reason=f"needs {_name}: pip install 'l4s-gym[llm,data]'")
 
-import torch
+import torch  # noqa: E402
 
-from l4s_gym import L4SError, agents
-from l4s_gym.agents import Agent
-from l4s_gym.agents.imbalance import Imbalance
-from l4s_gym.agents.llm import storage
-from l4s_gym.agents.llm.agent import LLMAgent, Target, open_agent
-from l4s_gym.agents.llm.config import from_dict
-from l4s_gym.agents.llm.losses import Correction
-from l4s_gym.agents.llm.model import DecisionModel
-from l4s_gym.agents.llm.train import train
-from tests.agents.llm.toys import MODEL, config, dataset, seldom
+from l4s_gym import L4SError, agents  # noqa: E402
+from l4s_gym.agents import Agent  # noqa: E402
+from l4s_gym.agents.imbalance import Imbalance  # noqa: E402
+from l4s_gym.agents.llm import storage  # noqa: E402
+from l4s_gym.agents.llm.agent import LLMAgent, Target, open_agent  # noqa: E402
+from l4s_gym.agents.llm.config import from_dict  # noqa: E402
+from l4s_gym.agents.llm.losses import Correction  # noqa: E402
+from l4s_gym.agents.llm.model import DecisionModel  # noqa: E402
+from l4s_gym.agents.llm.train import train  # noqa: E402
+from tests.agents.llm.toys import MODEL, config, dataset, seldom  # noqa: E402
 
 STEPS = 25
 """More than the window, so that what is cached is evicted."""

@@ -12,13 +12,13 @@ import pytest
 for _name in ("torch", "transformers", "peft", "accelerate", "h5py", "minari"):
     pytest.importorskip(_name, reason=f"needs {_name}: pip install 'l4s-gym[llm,data]'")
 
-from l4s_gym import L4SError
-from l4s_gym.agents.llm import api
-from l4s_gym.data.arrays import episodes
-from l4s_gym.data.minari_io import validate
-from l4s_gym.evaluation.harness import evaluate
-from l4s_gym.sim.scenario import load
-from tests.agents.llm.toys import config
+from l4s_gym import L4SError  # noqa: E402
+from l4s_gym.agents.llm import api  # noqa: E402
+from l4s_gym.data.arrays import episodes  # noqa: E402
+from l4s_gym.data.minari_io import validate  # noqa: E402
+from l4s_gym.evaluation.harness import evaluate  # noqa: E402
+from l4s_gym.sim.scenario import load  # noqa: E402
+from tests.agents.llm.toys import config  # noqa: E402
 
 SECONDS = 2.0
 

@@ -32,9 +32,9 @@ def _batch(sequences: int = 400, length: int = 10) -> dict[str, Any]:
 
 
 def _same(changed: dict[str, Any], batch: dict[str, Any], *but: str) -> None:
-    for name in batch:
+    for name, values in batch.items():
         if name not in but:
-            np.testing.assert_array_equal(changed[name], batch[name])
+            np.testing.assert_array_equal(changed[name], values)
 
 
 def test_nothing_is_changed_by_default() -> None:

@@ -52,14 +52,17 @@ def dataset(folder: Path, lengths: list[int], act: Rule, *, seed: int = 0, name:
         rows["action"] = act(rows["observation"], rng)
         rows["reward"] = number + 1
         runs.append(rows)
-    about = {"consecutive": True}
-    made = write_shard(
-        folder / shard_name(0), 0, [SimpleNamespace(about=about, blocks=lambda r=r: iter([r])) for r in runs]
-    )
-    link_shards(folder, [made])
+    store(folder, runs)
     return SimpleNamespace(
         id=name, episode_indices=list(range(len(runs))), spec=SimpleNamespace(data_path=folder), runs=runs
     )
+
+
+def store(folder: Path, runs: list[Any]) -> None:
+    """Write runs of rows `STEP` to a folder."""
+    about = {"consecutive": True}
+    stored: Any = [SimpleNamespace(about=about, blocks=lambda r=r: iter([r])) for r in runs]
+    link_shards(folder, [write_shard(folder / shard_name(0), 0, stored)])
 
 
 def by_feature(observations: Any, rng: np.random.Generator) -> Any:
