@@ -208,7 +208,7 @@ class Backbone(nn.Module):
         core = self.core
         count = int(getattr(core.config, "max_position_embeddings", 0) or 0)
         names = {name.rsplit(".", 1)[-1]: module for name, module in core.named_modules()}
-        self._rotary = names.get("rotary_emb")
+        self._rotary: Any = names.get("rotary_emb")
         if self.family == "t5":
             self.positions, self.limit = "bias", 0
         elif self._rotary is not None and hasattr(self._rotary, "inv_freq"):

@@ -33,6 +33,7 @@ from l4s_gym.schema import ACTIONS, OBSERVED
 
 Positive = Annotated[int, Meta(ge=1, le=1 << 20)]
 Count = Annotated[int, Meta(ge=0, le=1 << 20)]
+_ACTIONS: Final = len(ACTIONS)
 Share = Annotated[float, Meta(ge=0.0, lt=1.0)]
 
 FAMILIES: Final = ("gpt2", "opt", "llama", "mistral", "qwen2", "qwen3", "t5")
@@ -205,7 +206,7 @@ class LLMConfig:
     gamma: Annotated[float, Meta(ge=0.0, le=1.0)] = 1.0
     return_scale: Annotated[float, Meta(gt=0.0)] = 1.0
     head: Literal["linear", "text"] = "linear"
-    actions: Positive = len(ACTIONS)
+    actions: Positive = _ACTIONS
 
     @property
     def step_tokens(self) -> int:

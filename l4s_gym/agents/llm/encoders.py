@@ -74,13 +74,17 @@ def register(kind: str, factory: Factory) -> None:
 
 def expand(values: Tensor) -> Tensor:
     """Values (...) as they are, and on a logarithmic scale: (..., 2). Probabilities differ by orders of magnitude."""
-    logarithm = torch.sign(values) * torch.log1p(_MAGNITUDE * values.abs()) / math.log1p(_MAGNITUDE)
-    return torch.stack((values, logarithm), -1)
+    return torch.stack((values, _logarithm(values)), -1)
+
+
+def _logarithm(values: Tensor) -> Tensor:
+    """Logarithmic on both sides of 0, and linear about it; 1 stays 1."""
+    return torch.asinh(_MAGNITUDE * values) * (1 / math.asinh(_MAGNITUDE))
 
 
 def _channels(values: Tensor, known: Tensor) -> Tensor:
     """Values (B, K, G) as (B, K, G, 3): twice the value, and whether it is known."""
-    return torch.cat((expand(values), known[..., None].to(values.dtype)), -1)
+    return torch.stack((values, _logarithm(values), known.to(values.dtype)), -1)
 
 
 def _scalar_only(features: tuple[Feature, ...]) -> None:
@@ -226,10 +230,11 @@ class StateEncoder(nn.Module):
 
     Attributes:
         reach: Number of earlier steps that it looks back at.
-        unknown_index: Index of the feature that may be missing; -1: none.
     """
 
     feature_of_column: Tensor
+    may_miss: Tensor
+    order: Tensor
 
     def __init__(self, config: EncoderConfig, width: int) -> None:
         """Make it.
@@ -243,13 +248,11 @@ class StateEncoder(nn.Module):
         """
         super().__init__()
         features = config.features
-        names = [feature.name for feature in features]
-        self.unknown_index = names.index(config.unknown) if config.unknown else -1
         owner = [index for index, feature in enumerate(features) for _ in range(feature.size)]
         self.register_buffer("feature_of_column", torch.tensor(owner), persistent=False)
         starts = [sum(feature.size for feature in features[:index]) for index in range(len(features))]
         self.encoders = nn.ModuleList()
-        self._groups: list[tuple[list[int], list[int], tuple[int, ...]]] = []  # features, columns, shape of each
+        self._shapes: list[tuple[int, ...]] = []
         order = sorted(range(len(features)), key=lambda index: (features[index].kind, features[index].shape))
         for (kind, shape), found in groupby(order, key=lambda index: (features[index].kind, features[index].shape)):
             members = list(found)
@@ -259,23 +262,27 @@ class StateEncoder(nn.Module):
             self.encoders.append(cast(nn.Module, encoder))
             columns = [start + offset for start in (starts[index] for index in members)
                        for offset in range(features[members[0]].size)]  # fmt: skip
-            self._groups.append((members, columns, shape))
+            index = len(self._shapes)
+            self.register_buffer(f"members{index}", torch.tensor(members), persistent=False)
+            self.register_buffer(f"columns{index}", torch.tensor(columns), persistent=False)
+            self._shapes.append(shape)
         self.reach = max(int(cast(Encoder, encoder).reach) for encoder in self.encoders)
-        self._order = [order.index(index) for index in range(len(features))]
+        self.register_buffer("order", torch.tensor(order).argsort(), persistent=False)
+        may_miss = torch.tensor([feature.name == config.unknown for feature in features])
+        self.register_buffer("may_miss", may_miss, persistent=False)
         self.projection = _uniform((len(features), config.hidden, width), config.hidden)
         self.projection_bias = nn.Parameter(torch.zeros(len(features), width))
         self.unknown = nn.Parameter(torch.randn(width) * 0.02) if config.unknown else None
 
     def known(self, mask: Tensor, missing: Tensor | None) -> Tensor:
         """Which features are known (..., features) at steps that are shown (...) and have one missing (...)."""
-        known = mask[..., None].repeat(*[1] * mask.ndim, len(self._order))
-        if missing is not None and self.unknown_index >= 0:
-            known[..., self.unknown_index] &= ~missing
-        return known
+        if missing is None:
+            return mask[..., None].expand(*mask.shape, len(self.order))
+        return mask[..., None] & ~(missing[..., None] & self.may_miss)
 
     def clean(self, values: Tensor, known: Tensor) -> Tensor:
         """Values (..., F) with 0 where they are not known, whatever stood there."""
-        return torch.where(known[..., self.feature_of_column], values, 0.0)
+        return torch.where(known.index_select(-1, self.feature_of_column), values, 0.0)
 
     def forward(self, values: Tensor, known: Tensor) -> Tensor:
         """Embeddings of the features.
@@ -288,18 +295,15 @@ class StateEncoder(nn.Module):
             (B, K, features, width).
         """
         codes = []
-        for encoder, (members, columns, shape) in zip(self.encoders, self._groups, strict=True):
+        for index, (encoder, shape) in enumerate(zip(self.encoders, self._shapes, strict=True)):
             skip = self.reach - int(cast(Encoder, encoder).reach)
-            part = values[:, skip:, columns].view(values.shape[0], -1, len(members), *shape)
-            codes.append(encoder(part, known[:, skip:, members]))
-        code = torch.cat(codes, 2)[:, :, self._order]  # (B, K, features, hidden)
+            members, columns = getattr(self, f"members{index}"), getattr(self, f"columns{index}")
+            part = values[:, skip:].index_select(2, columns)
+            part = part.view(values.shape[0], -1, len(members), *shape)
+            codes.append(encoder(part, known[:, skip:].index_select(2, members)))
+        code = torch.cat(codes, 2).index_select(2, self.order)  # (B, K, features, hidden)
         embedded: Tensor = torch.einsum("bkfh,fhw->bkfw", code, self.projection) + self.projection_bias
         if self.unknown is not None:
-            shown = known[:, self.reach :, self.unknown_index, None]  # (B, K, 1)
-            own = torch.where(shown, embedded[:, :, self.unknown_index], self.unknown)
-            embedded = embedded.index_copy(2, _index(self.unknown_index, own.device), own[:, :, None])
+            lacks = self.may_miss & ~known[:, self.reach :]  # (B, K, features)
+            embedded = torch.where(lacks[..., None], self.unknown, embedded)
         return embedded
-
-
-def _index(value: int, device: torch.device) -> Tensor:
-    return torch.tensor([value], device=device)

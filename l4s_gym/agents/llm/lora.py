@@ -102,4 +102,5 @@ def attach(model: Any, config: LoraConfig, family: str) -> Any:
 
 
 def _adaptable(module: nn.Module) -> bool:
-    return isinstance(getattr(module, "weight", None), nn.Parameter) and module.weight.ndim == 2
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, nn.Parameter) and weight.ndim == 2

@@ -14,6 +14,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from l4s_gym.agents.llm import backbones  # noqa: E402
+from l4s_gym.agents.llm.attention import banded  # noqa: E402
 from l4s_gym.agents.llm.backbones import Backbone  # noqa: E402
 
 NONE = LoraConfig()
@@ -23,7 +24,7 @@ TINY = {"hidden": 16, "layers": 3, "heads": 2, "positions": 48, "dropout": 0.0}
 def _pass(backbone: Backbone, seed: int = 0) -> Any:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(2, 6, backbone.width, generator=generator)
-    mask = backbones.banded(torch.ones(2, 6, dtype=torch.bool), 3, 2, backbone.dtype)
+    mask = banded(torch.ones(2, 6, dtype=torch.bool), 3, 2, backbone.dtype)
     with torch.no_grad():
         return backbone.eval()(x, mask, torch.arange(6)[None])
 
@@ -45,7 +46,7 @@ def test_it_is_the_model_of_transformers(family: str) -> None:
     config = BackboneConfig(family=family.rstrip("d"), decoder=family == "t5d", **size)  # type: ignore[arg-type]
     backbone = Backbone(config, NONE).eval()
     x = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(0))
-    mask = backbones.banded(torch.ones(2, 6, dtype=torch.bool), 1, 6, torch.float32)
+    mask = banded(torch.ones(2, 6, dtype=torch.bool), 1, 6, torch.float32)
     with torch.no_grad():
         got = backbone(x, mask, torch.arange(6)[None])
         if family == "t5d":

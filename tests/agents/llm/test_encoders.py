@@ -191,7 +191,7 @@ def test_a_modality_from_outside(registry: None, make_model: Any, stream: Any, t
 
 
 def test_errors(registry: None) -> None:
-    with pytest.raises(L4SError, match="unknown kind of encoder .* 'serie': did you mean 'series'"):
+    with pytest.raises(L4SError, match=r"unknown kind of encoder .* 'serie': did you mean 'series'"):
         StateEncoder(EncoderConfig(features=(Feature("a", "serie"),), unknown=""), 8)
     with pytest.raises(L4SError, match="registered already"):
         register("scalar", encoders.ImageEncoder)

@@ -20,7 +20,8 @@ def _logits(model: Any, batch: Any) -> Any:
 
 def _moved(a: Any, b: Any) -> list[bool]:
     """Steps at which logits differ."""
-    return ((a - b).abs().amax((0, 2)) > 1e-5).tolist()
+    moved: list[bool] = ((a - b).abs().amax((0, 2)) > 1e-5).tolist()
+    return moved
 
 
 @pytest.mark.parametrize("layout", ["fused", "features"])
@@ -52,7 +53,12 @@ def test_gradients_do_not_leak(family: str, make_model: Any, make_batch: Any) ->
     returns = batch.returns.clone().requires_grad_()
     observations = batch.observations.nan_to_num(0.0).requires_grad_()
     embedded: list[Any] = []
-    model.embed_action.register_forward_hook(lambda _, __, out: (out.retain_grad(), embedded.append(out)) and None)
+
+    def keep(_: Any, __: Any, output: Any) -> None:
+        output.retain_grad()
+        embedded.append(output)
+
+    model.embed_action.register_forward_hook(keep)
     model(returns, observations, *batch[2:])[:, 4].sum().backward()
     for gradient in (returns.grad, observations.grad, embedded[0].grad):
         assert gradient is not None

@@ -116,10 +116,10 @@ def test_failing_to_save_leaves_the_old(make_model: Any, tmp_path: Path, monkeyp
 
     with monkeypatch.context() as patch:
         patch.setattr(storage, "save_file", full)
-        with pytest.raises(L4SError, match="No space left on device.*make room"):
+        with pytest.raises(L4SError, match=r"No space left on device.*make room"):
             storage.save(model, tmp_path / "agent", training={"seed": 2})
     for bad in (float("nan"), object()):
-        with pytest.raises(L4SError, match="training: .*: give finite numbers"):
+        with pytest.raises(L4SError, match=r"training: .*: give finite numbers"):
             storage.save(model, tmp_path / "agent", training={"seed": bad})
     assert storage.load(tmp_path / "agent").training == {"seed": 1}
     assert [each.name for each in tmp_path.iterdir()] == ["agent"]
@@ -218,7 +218,7 @@ def test_sending_to_a_hub(make_model: Any, make_batch: Any, tmp_path: Path, monk
         raise OSError("401 Client Error.\nUnauthorized")
 
     monkeypatch.setattr(Api, "create_repo", refuse)
-    with pytest.raises(L4SError, match="hub: me/agent: 401 Client Error. Unauthorized: check name, token"):
+    with pytest.raises(L4SError, match=r"hub: me/agent: 401 Client Error. Unauthorized: check name, token"):
         storage.push_to_hub(model, "me/agent")
 
 

@@ -72,7 +72,7 @@ def test_training_makes_answers_valid(family: str, make_config: Any) -> None:
     for _ in range(300):
         loss = model.loss(prompts, actions)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
         optimizer.step()
         if loss < 0.03:
             break
@@ -106,7 +106,8 @@ def test_a_pretrained_model_brings_its_tokenizer(make_config: Any, tmp_path: Pat
     words = ["<end>", *sorted({word for each in _prompts() for word in each.replace(":", " :").split()} | {*ACTIONS})]
     inner = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<end>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    transformers.PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<end>").save_pretrained(tmp_path)
+    fast: Any = transformers.PreTrainedTokenizerFast
+    fast(tokenizer_object=inner, eos_token="<end>").save_pretrained(tmp_path)
     sizes = transformers.GPT2Config(
         vocab_size=len(words), n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
     )
