@@ -65,7 +65,7 @@ class DecisionModel(nn.Module):
         """
         super().__init__()
         self.config = config
-        self.backbone = Backbone(config.backbone, config.lora)
+        self.backbone: Any = Backbone(config.backbone, config.lora)
         width = self.backbone.width
         self.encoder = StateEncoder(config.encoder, width)
         self.embed_return = nn.Linear(2, width)
@@ -230,6 +230,25 @@ class DecisionModel(nn.Module):
     def merge(self) -> None:
         """Merge LoRA's adapters into the weights, for use; training ends with this. Without adapters: nothing."""
         self.backbone.merge()
+
+    def optimize(self, precision: str = "float32") -> None:
+        """Make deciding fast: adapters merged, and GPT-2 in fewer operations; training and saving end with this.
+
+        Args:
+            precision: `float32`, `bfloat16` or `int8` (GPT-2 only; int8 on the CPU).
+
+        Raises:
+            L4SError: Another family in another precision than it has.
+        """
+        from l4s_gym.agents.llm.fast import FastGPT2
+
+        self.requires_grad_(False)
+        self.eval()
+        if precision == "float32" and self.backbone.family != "gpt2":
+            self.merge()
+            return
+        self.backbone = FastGPT2(self.backbone, precision)
+        self._single = None
 
     def parameters_to_train(self) -> list[nn.Parameter]:
         """Those that are not frozen."""

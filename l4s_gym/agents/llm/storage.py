@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import l4s_gym
-from l4s_gym.agents.llm.backbones import one_line
+from l4s_gym.agents.llm.backbones import Backbone, one_line
 from l4s_gym.agents.llm.config import LLMConfig, from_dict, to_dict
 from l4s_gym.agents.llm.lora import count, import_peft
 from l4s_gym.agents.llm.model import DecisionModel
@@ -187,8 +187,8 @@ def save(model: DecisionModel, folder: PathLike, *, training: Mapping[str, Any] 
     Raises:
         L4SError: The folder cannot be written, or the model is merged.
     """
-    if model.config.lora.rank and not model.backbone.adapted:
-        raise L4SError(f"{folder}: the model's adapters are merged: save it before merging")
+    if (model.config.lora.rank and not model.backbone.adapted) or not isinstance(model.backbone, Backbone):
+        raise L4SError(f"{folder}: the model is merged or optimized: save it before")
     target = Path(os.path.realpath(folder))
     if target.exists() and not (target / META).is_file() and not _empty(target):
         raise L4SError(f"{folder}: holds something else: choose another folder")

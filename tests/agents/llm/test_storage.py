@@ -131,8 +131,12 @@ def test_failing_to_save_leaves_the_old(make_model: Any, tmp_path: Path, monkeyp
     with pytest.raises(L4SError, match="holds something else"):
         storage.save(model, tmp_path / "home")
     model.merge()
-    with pytest.raises(L4SError, match="save it before merging"):
+    with pytest.raises(L4SError, match="save it before"):
         storage.save(model, tmp_path / "agent")
+    plain = make_model(lora=LoraConfig())
+    plain.optimize()
+    with pytest.raises(L4SError, match="save it before"):
+        storage.save(plain, tmp_path / "agent")
 
 
 def _damage(folder: Path, what: str) -> None:
