@@ -25,7 +25,7 @@ __all__ = [
     "make",
 ]
 
-NAMES: Final = ("random", "threshold", "enqueue", "bc:FOLDER", "llm:FOLDER", "MODULE:ATTRIBUTE")
+NAMES: Final = ("random", "threshold", "enqueue", "bc:FOLDER", "MODULE:ATTRIBUTE")
 _PLAIN: Final[dict[str, type[Any]]] = {"random": RandomAgent, "threshold": ThresholdAgent, "enqueue": EnqueueAgent}
 
 
@@ -70,7 +70,6 @@ def make(spec: str) -> Agent:
     | `random`, `enqueue`, `threshold` | the rules |
     | `threshold:l_us=500,c_us=10000` | with thresholds of its own |
     | `bc:FOLDER`, `bc:FOLDER,rule=diffuse` | a trained imitator, sampling or by another decision rule |
-    | `llm:FOLDER`, `llm:FOLDER,rule=diffuse,target=30` | an LLM agent, see `llm.agent.from_spec` |
     | `MODULE:ATTRIBUTE` | anybody's own: an object, or a class or function without arguments that makes it |
 
     Raises:
@@ -88,10 +87,6 @@ def make(spec: str) -> Agent:
         if not folder:
             raise L4SError(f"agent {spec!r}: names no folder: give bc:FOLDER")
         return BCAgent.load(folder, rule or "sample")
-    if name == "llm":
-        from l4s_gym.agents.llm.agent import from_spec
-
-        return from_spec(rest)
     if name == "native":
         raise L4SError(f"agent {spec!r}: runs inside the engine: give it to the evaluation, there is nothing to make")
     if not colon or not rest or not name:

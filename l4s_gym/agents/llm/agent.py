@@ -12,16 +12,19 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from l4s_gym.agents.llm import storage
 from l4s_gym.agents.llm.losses import Correction, no_correction
 from l4s_gym.agents.llm.model import DecisionModel, State
+from l4s_gym.agents.logged import Logged
 from l4s_gym.agents.protocol import Actions, DecisionRule, Floats, Observations, check_batch
 from l4s_gym.data.files import PathLike
 from l4s_gym.errors import L4SError, unknown
 
 DTYPES: Final = {"": None, "fp32": torch.float32, "bf16": torch.bfloat16}
+_SEQUENCES: Final = 64
 _TRUE, _FALSE = ("1", "true", "yes"), ("0", "false", "no")
 
 
@@ -54,6 +57,7 @@ class LLMAgent:
         target: What it is to reach.
         correction: From the model's probabilities to the data's.
         training: What is known about its training.
+        length: Steps of the sequences that it is shown of logged data: as in its training.
     """
 
     def __init__(
@@ -90,8 +94,10 @@ class LLMAgent:
             raise L4SError(f"llm: head {model.config.head!r} writes its answers: use it by l4s_gym.agents.llm.text")
         self._rule = DecisionRule(rule)
         self.rule, self.name, self.target = rule, name, target
-        self.correction = no_correction() if correction is None else correction
         self.training = {} if training is None else training
+        settings = self.training.get("config", {}).get("train", {})
+        self.length = int(settings.get("length", 2 * model.config.window))
+        self.correction = no_correction() if correction is None else correction
         self._trainable = len_of(model, trained=True) if trainable is None else trainable
         try:
             model = model.to(device)
@@ -149,6 +155,31 @@ class LLMAgent:
         self.took(actions)
         return actions
 
+    def logged_probabilities(self, logged: Logged, index: npt.NDArray[np.int64]) -> Floats:
+        """What it would do at logged steps, given what was logged before them and the return that followed.
+
+        Args:
+            logged: The steps.
+            index: Which of them (B,).
+
+        Returns:
+            Probabilities (B, 3).
+        """
+        length = self.length
+        ends, tile = _tiles(np.asarray(index), logged.starts, max(length // 2, 1))
+        returns = _returns(logged, self.model.config.gamma)
+        found = np.zeros((len(ends), length, 3))
+        self.model.eval()
+        for at in range(0, len(ends), _SEQUENCES):
+            batch = logged.windows(ends[at : at + _SEQUENCES], length)
+            rows = np.maximum(ends[at : at + _SEQUENCES, None] + np.arange(1 - length, 1), 0)
+            batch["returns_to_go"] = np.where(batch["mask"], returns[rows], 0.0).astype(np.float32)
+            names = ("returns_to_go", "observations", "actions", "timesteps", "mask")
+            with torch.inference_mode():
+                logits = self.model(*(torch.from_numpy(batch[name]).to(self._device) for name in names))
+            found[at : at + _SEQUENCES] = torch.softmax(logits.double(), -1).cpu().numpy()
+        return self.correction(found[tile, length - 1 - (ends[tile] - index)])
+
     def cost(self) -> dict[str, float]:
         """Numbers of parameters, and the bytes that they take."""
         size = sum(p.numel() * p.element_size() for p in self.model.parameters())
@@ -158,6 +189,31 @@ class LLMAgent:
             "weight_bytes": float(size),
             "window": float(self.model.config.window),
         }
+
+
+def _tiles(
+    index: npt.NDArray[np.int64], starts: npt.NDArray[np.int64], most: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Sequences that end with at most so many of the steps (B,): their last steps (n,), and which one each is of."""
+    stops = starts[np.searchsorted(starts, index, side="right")] - 1
+    ends, tile = [-1], np.zeros(len(index), np.int64)
+    for place in np.argsort(index, kind="stable").tolist():
+        step = int(index[place])
+        if step > ends[-1]:
+            ends.append(min(step + most - 1, int(stops[place])))
+        tile[place] = len(ends) - 2
+    return np.array(ends[1:], np.int64), tile
+
+
+def _returns(logged: Logged, gamma: float) -> Floats:
+    """Discounted return-to-go of each step (T,)."""
+    if gamma == 1.0:
+        return logged.returns
+    found = logged.rewards.copy()
+    for start, stop in zip(logged.starts[:-1].tolist(), logged.starts[1:].tolist(), strict=True):
+        for step in range(stop - 2, start - 1, -1):
+            found[step] += gamma * found[step + 1]
+    return found
 
 
 def len_of(model: torch.nn.Module, *, trained: bool = False) -> int:
@@ -225,24 +281,6 @@ def open_agent(
 
 
 OPTIONS: Final = ("rule", "target", "fixed", "dtype", "device", "compile", "correct")
-
-
-def from_spec(text: str) -> LLMAgent:
-    """An agent from ``FOLDER[,rule=..][,target=..][,fixed=1][,dtype=bf16][,device=..][,compile=1][,correct=0]``.
-
-    Raises:
-        L4SError: As `open_agent`, or there is no such option.
-    """
-    folder, *parts = text.split(",")
-    options: dict[str, str] = {}
-    for part in parts:
-        name, _, value = part.partition("=")
-        if name not in OPTIONS:
-            raise unknown(f"option of 'llm:{text}'", name, OPTIONS)
-        options[name] = value
-    if not folder:
-        raise L4SError(f"agent 'llm:{text}': names no folder: give llm:FOLDER")
-    return open_agent(folder, **options)
 
 
 def load(saved: Any, **options: str) -> LLMAgent:

@@ -356,8 +356,9 @@ class Trainer:
             precision = "fp32" if context is None else "bf16"
         held = self.history[-1]["metrics"] if self.history else {}
         result: dict[str, Any] = {
-            "dataset": [part.name for part in self.corpus.parts],
+            "dataset": ", ".join(part.name for part in self.corpus.parts),
             "datasets": self.corpus.about(),
+            "held_out": self.corpus.parts[0].held.tolist() if len(self.corpus.parts) == 1 else [],
             "config": self.plain,
             "steps": self.step,
             "seed": self.train.seed,

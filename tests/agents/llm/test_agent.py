@@ -23,6 +23,7 @@ from l4s_gym.agents.llm.config import from_dict  # noqa: E402
 from l4s_gym.agents.llm.losses import Correction  # noqa: E402
 from l4s_gym.agents.llm.model import DecisionModel  # noqa: E402
 from l4s_gym.agents.llm.train import train  # noqa: E402
+from l4s_gym.agents.logged import Logged  # noqa: E402
 from tests.agents.llm.toys import MODEL, config, dataset, seldom  # noqa: E402
 
 STEPS = 25
@@ -187,6 +188,35 @@ def test_misuse_is_refused(folder: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(L4SError, match=message):
             agents.make(spec)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.8])
+def test_of_logged_steps_it_says_what_it_says_when_it_decides(gamma: float) -> None:
+    """Where a sequence reaches back to the start; and each step is told of its own episode alone."""
+    model = _model(gamma=gamma)
+    agent = LLMAgent(model, Target(0.0))
+    agent.length = 2 * STEPS
+    rng = np.random.default_rng(0)
+    lengths = [STEPS, 9, STEPS]
+    starts = np.cumsum([0, *lengths])
+    steps = int(starts[-1])
+    obs = np.concatenate([_observations(1, step) for step in range(steps)])
+    logged = Logged(obs, rng.integers(0, 3, steps), rng.random(steps), starts)
+    expected = np.zeros((steps, 3))
+    for start, stop in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+        weights = gamma ** np.arange(stop - start)
+        returns = [float(logged.rewards[t:stop] @ weights[: stop - t]) for t in range(start, stop)]
+        agent.target = Target(returns[0])
+        agent.reset(1, 0)
+        for t in range(start, stop):
+            expected[t] = agent.probabilities(obs[t : t + 1], logged.rewards[t - 1 : t] if t > start else np.zeros(1))[
+                0
+            ]
+            agent.took(logged.actions[t : t + 1])
+    index = rng.permutation(steps)
+    np.testing.assert_allclose(agent.logged_probabilities(logged, index), expected[index], atol=1e-5)
+    few = np.array([30, 3, 3])
+    np.testing.assert_allclose(agent.logged_probabilities(logged, few), expected[few], atol=1e-5)
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ def test_collect_adapt_test(root: Path) -> None:
     assert one.actions.size != two.actions.size or not np.array_equal(one.observations, two.observations)
     agent = api.adapt("l4s/dualpi2/native-v0", config(steps=4, held_out=0.5), root / "agent", rule="diffuse")
     assert agent.rule == "diffuse"
-    assert agent.training["dataset"] == ["l4s/dualpi2/native-v0"]
+    assert agent.training["dataset"] == "l4s/dualpi2/native-v0"
     assert 0 < agent.target.value <= SECONDS
     results = api.test(agent, ["l4s-llm-testbed", "steps"], seeds=(0, 1), seconds=0.2)
     assert [(r.scenario, r.seed) for r in results] == [(s, k) for s in ("l4s-llm-testbed", "steps") for k in (0, 1)]

@@ -91,7 +91,7 @@ def test_the_label_does_not_reach_its_own_input(tmp_path: Path) -> None:
     losses = []
     for rule in (by_chance, repeats):
         data = dataset(tmp_path / rule.__name__, [1500] * 4, rule)
-        given = config(steps=60, learning_rate=1e-2, held_out=0.25)
+        given = config(steps=60, learning_rate=1e-2, held_out=0.25, eval_every=60)
         losses.append(train(data, given, tmp_path / f"out-{rule.__name__}")["metrics"]["cross_entropy"])
     assert losses[0] > LOG3 - 0.01
     assert losses[1] < 0.6
@@ -286,7 +286,7 @@ def test_weights_raise_the_recall_of_rare_actions(tmp_path: Path) -> None:
     data = dataset(tmp_path / "data", [1200] * 4, seldom)
     found = {}
     for name, imbalance in (("none", {}), ("weights", {"kind": "weights", "correction": False})):
-        given = config(steps=40, learning_rate=1e-2, imbalance=imbalance)
+        given = config(steps=40, learning_rate=1e-2, imbalance=imbalance, eval_every=40)
         found[name] = train(data, given, tmp_path / name)["metrics"]
     assert found["none"]["recall"]["mark"] == found["none"]["recall"]["drop"] == 0.0
     assert sum(found["weights"]["recall"][name] for name in ("mark", "drop")) > 0.3
