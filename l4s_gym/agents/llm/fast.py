@@ -8,7 +8,7 @@ measure.
 from __future__ import annotations
 
 import warnings
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from l4s_gym.agents.llm.backbones import Backbone
 from l4s_gym.errors import L4SError
 
-Precision = Literal["float32", "bfloat16", "int8"]
 PRECISIONS: Final = ("float32", "bfloat16", "int8")
 
 
@@ -80,7 +79,7 @@ class FastGPT2(nn.Module):
     adapted = False
     commit = ""
 
-    def __init__(self, backbone: Backbone, precision: Precision = "float32") -> None:
+    def __init__(self, backbone: Backbone, precision: str = "float32") -> None:
         """Take over the weights.
 
         Args:
@@ -139,4 +138,5 @@ def _quantized(module: Any) -> Any:
     """Linear layers in 8-bit integers."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch names torchao as the successor, which is no faster on CPUs
-        return torch.ao.quantization.quantize_dynamic(module, {nn.Linear}, dtype=torch.qint8)
+        quantization: Any = torch.ao.quantization
+        return quantization.quantize_dynamic(module, {nn.Linear}, dtype=torch.qint8)

@@ -186,6 +186,20 @@ def test_half_precision(make_model: Any, make_batch: Any, stream: Any) -> None:
     torch.testing.assert_close(stream(model, batch), logits, atol=0.15, rtol=0)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama", "t5"])
+def test_mixed_precision(family: str, make_model: Any, make_batch: Any) -> None:
+    """Under autocast, as training uses it: the mask still hides what it should, and nothing overflows."""
+    model, batch = make_model(family), make_batch(steps=9)
+    exact = _logits(model, batch)
+    actions = batch.actions.clone()
+    actions[:, 5] = (actions[:, 5] + 1) % 3
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = _logits(model, batch)
+        moved = _moved(_logits(model, batch._replace(actions=actions)), logits)
+    assert moved[:6] == [False] * 6 and any(moved[6:])
+    assert (logits.float() - exact).abs().mean() < 0.2 * exact.std()
+
+
 def test_the_window_must_fit_the_positions(make_config: Any) -> None:
     from l4s_gym.agents.llm.model import DecisionModel
 
