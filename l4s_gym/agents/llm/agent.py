@@ -23,7 +23,8 @@ from l4s_gym.agents.protocol import Actions, DecisionRule, Floats, Observations,
 from l4s_gym.data.files import PathLike
 from l4s_gym.errors import L4SError, unknown
 
-DTYPES: Final = {"": None, "fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES: Final = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8"}
+"""Precisions, and their names in `DecisionModel.optimize`."""
 _SEQUENCES: Final = 64
 _TRUE, _FALSE = ("1", "true", "yes"), ("0", "false", "no")
 
@@ -68,10 +69,9 @@ class LLMAgent:
         rule: str = "sample",
         correction: Correction | None = None,
         name: str = "llm",
-        dtype: str = "",
         device: str = "cpu",
         compiled: bool = False,
-        trainable: int | None = None,
+        parameters: tuple[int, int] | None = None,
         training: dict[str, Any] | None = None,
     ) -> None:
         """Wrap a model.
@@ -82,14 +82,11 @@ class LLMAgent:
             rule: `sample`, `argmax` or `diffuse`.
             correction: From the model's probabilities to the data's; None: they are taken as they are.
             name: Name in results.
-            dtype: Of the backbone: `fp32` or `bf16`; empty: as it is.
             device: Of PyTorch.
             compiled: Whether `torch.compile` compiles the step; worth its minutes for long runs at one batch size.
-            trainable: Number of parameters that were trained; None: of those that still can be.
+            parameters: How many it had in training, and how many of them were trained; None: those of the model.
             training: What is known about its training.
         """
-        if dtype not in DTYPES:
-            raise unknown("dtype", dtype, tuple(filter(None, DTYPES)))
         if model.config.head != "linear":
             raise L4SError(f"llm: head {model.config.head!r} writes its answers: use it by l4s_gym.agents.llm.text")
         self._rule = DecisionRule(rule)
@@ -98,15 +95,13 @@ class LLMAgent:
         settings = self.training.get("config", {}).get("train", {})
         self.length = int(settings.get("length", 2 * model.config.window))
         self.correction = no_correction() if correction is None else correction
-        self._trainable = len_of(model, trained=True) if trainable is None else trainable
+        self._parameters = (len_of(model), len_of(model, trained=True)) if parameters is None else parameters
         try:
             model = model.to(device)
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise L4SError(f"llm: device {device!r} cannot be used ({reason}): give another, such as cpu") from error
         self.model = model.eval()
-        if DTYPES[dtype] is not None:
-            model.backbone.to(DTYPES[dtype])
         self._device = torch.device(device)
         self._step: Any = torch.compile(self.model.step) if compiled else self.model.step
         self._state: State | None = None
@@ -181,12 +176,11 @@ class LLMAgent:
         return self.correction(found[tile, length - 1 - (ends[tile] - index)])
 
     def cost(self) -> dict[str, float]:
-        """Numbers of parameters, and the bytes that they take."""
-        size = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        """Numbers of parameters, and the steps that it remembers."""
+        parameters, trainable = self._parameters
         return {
-            "parameters": float(len_of(self.model)),
-            "trainable_parameters": float(self._trainable),
-            "weight_bytes": float(size),
+            "parameters": float(parameters),
+            "trainable_parameters": float(trainable),
             "window": float(self.model.config.window),
         }
 
@@ -229,6 +223,17 @@ def _flag(name: str, value: object) -> bool:
     raise L4SError(f"llm: {name}={value}: give 1 or 0")
 
 
+def _make_fast(model: DecisionModel, dtype: str) -> None:
+    """Merge the adapters, and bring the backbone into a precision."""
+    if model.backbone.family == "gpt2" or dtype == "int8":
+        now = "bf16" if model.backbone.dtype == torch.bfloat16 else "fp32"
+        model.optimize(DTYPES[dtype or now])
+        return
+    model.optimize()
+    if dtype:
+        model.backbone.to(getattr(torch, DTYPES[dtype]))
+
+
 def open_agent(
     folder: PathLike,
     *,
@@ -240,7 +245,7 @@ def open_agent(
     compile: str | bool = False,
     correct: str | bool = True,
 ) -> LLMAgent:
-    """Read a saved agent, with its adapters merged.
+    """Read a saved agent, made fast: its adapters are merged, and GPT-2 takes fewer operations.
 
     Args:
         folder: Where it is.
@@ -248,7 +253,7 @@ def open_agent(
         target: Return of an episode that it is to reach, in the reward's unit; None: a high quantile of its training
             episodes' (`quantile` in its configuration).
         fixed: Keep the target as it is, instead of taking off what is received.
-        dtype: Of the backbone: `fp32` or `bf16`; empty: as it was saved.
+        dtype: Of the backbone: `fp32`, `bf16` or `int8` (GPT-2 on a CPU); empty: as it was saved.
         device: Of PyTorch.
         compile: Compile the step.
         correct: Undo the shift of a training that let rare actions count more.
@@ -256,8 +261,12 @@ def open_agent(
     Raises:
         L4SError: The folder holds no such agent, or an option makes no sense.
     """
-    loaded = storage.load(folder, merge=True)
-    training = loaded.training
+    if dtype and dtype not in DTYPES:
+        raise unknown("dtype", dtype, tuple(DTYPES))
+    loaded = storage.load(folder)
+    model, training = loaded.model, loaded.training
+    parameters = len_of(model), int(training.get("trainable_parameters", len_of(model, trained=True)))
+    _make_fast(model, dtype)
     returns = training.get("returns") or {"target": 0.0, "low": -np.inf, "high": np.inf}
     try:
         value = float(returns["target"] if target is None else target)
@@ -267,15 +276,14 @@ def open_agent(
     low, high = min(float(returns["low"]), value), max(float(returns["high"]), value)
     correction = training.get("correction") if _flag("correct", correct) else None
     return LLMAgent(
-        loaded.model,
+        model,
         Target(value, low, high, _flag("fixed", fixed)),
         rule=rule,
         correction=None if correction is None else Correction.from_dict(correction),
         name=f"llm:{loaded.path.resolve().name}",
-        dtype=dtype,
         device=device,
         compiled=_flag("compile", compile),
-        trainable=training.get("trainable_parameters"),
+        parameters=parameters,
         training=training,
     )
 

@@ -158,12 +158,30 @@ def test_cost(folder: Path) -> None:
     cost = agent.cost()
     assert cost["parameters"] > cost["trainable_parameters"] > 0
     assert cost["trainable_parameters"] == agent.training["trainable_parameters"]
-    half = open_agent(folder, dtype="bf16")
-    assert half.cost()["weight_bytes"] < cost["weight_bytes"]
-    for each in (agent, half):
-        each.reset(1, 0)
+    agent.reset(1, 0)
     given = _observations(1, 0), np.zeros(1)
-    np.testing.assert_allclose(half.probabilities(*given), agent.probabilities(*given), atol=0.03)
+    p = agent.probabilities(*given)
+    for dtype in ("bf16", "int8"):
+        less = open_agent(folder, dtype=dtype)
+        assert less.cost() == cost
+        less.reset(1, 0)
+        found = less.probabilities(*given)
+        np.testing.assert_allclose(found, p, atol=0.03)
+        assert not np.array_equal(found, p)
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_other_backbones_decide_too(family: str, tmp_path: Path) -> None:
+    model = _model(backbone=MODEL["backbone"] | {"family": family}, lora={"rank": 2})
+    storage.save(model, tmp_path / "agent")
+    plain, half = LLMAgent(model, Target(0.0)), open_agent(tmp_path / "agent", dtype="bf16")
+    for agent in (plain, half):
+        agent.reset(2, 0)
+    for step in range(3):
+        given = _observations(2, step), np.zeros(2)
+        np.testing.assert_allclose(half.probabilities(*given), plain.probabilities(*given), atol=0.03)
+    with pytest.raises(L4SError, match="fast form"):
+        open_agent(tmp_path / "agent", dtype="int8")
 
 
 def test_misuse_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -220,6 +238,7 @@ def test_of_logged_steps_it_says_what_it_says_when_it_decides(gamma: float) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch's own modules
 def test_compiled_it_decides_the_same(folder: Path) -> None:
     plain, compiled = open_agent(folder, rule="argmax"), open_agent(folder, rule="argmax", compile=True)
     np.testing.assert_array_equal(_play(plain, 1), _play(compiled, 1))
