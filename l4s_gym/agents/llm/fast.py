@@ -17,20 +17,50 @@ from torch.nn import functional as F
 from l4s_gym.agents.llm.backbones import Backbone
 from l4s_gym.errors import L4SError
 
+_ROOM: Final = 3
+"""A strip holds this many windows."""
 PRECISIONS: Final = ("float32", "bfloat16", "int8")
 
 
 class KeysValues:
-    """What a `FastGPT2` remembers: keys and values (2, B, heads, S, D) of each layer; None: nothing yet."""
+    """What a `FastGPT2` remembers: a strip of memory for each layer, in which the window moves on.
+
+    Only when its end is reached is the window copied back to the start: not at every step, as by joining tensors.
+
+    Attributes:
+        start: First token that is remembered.
+        end: First token that is not there yet.
+    """
 
     def __init__(self, layers: int) -> None:
         """Empty."""
-        self.layers: list[Tensor | None] = [None] * layers
+        self._strips: list[Tensor | None] = [None] * layers  # (2, B, heads, room, D)
+        self.start = self.end = 0
 
     def get_seq_length(self) -> int:
-        """Tokens in it."""
-        first = self.layers[0]
-        return 0 if first is None else first.shape[3]
+        """Tokens that are remembered."""
+        return self.end - self.start
+
+    def extend(self, layer: int, fresh: Tensor) -> Tensor:
+        """Keys and values of a layer (2, B, heads, S, D), the new ones (2, B, heads, N, D) last."""
+        count, strip = fresh.shape[3], self._strips[layer]
+        stale = strip is not None and strip.is_inference() and not torch.is_inference_mode_enabled()
+        if strip is None or stale or self.end + count > strip.shape[3]:
+            self._move(count, fresh)
+            strip = self._strips[layer]
+        assert strip is not None
+        strip[:, :, :, self.end : self.end + count] = fresh
+        return strip[:, :, :, self.start : self.end + count]
+
+    def _move(self, count: int, like: Tensor) -> None:
+        """Copy the window of every layer to the start of a new strip."""
+        length = self.get_seq_length()
+        for layer, strip in enumerate(self._strips):
+            room = like.new_empty(*like.shape[:3], _ROOM * (length + count), like.shape[4])
+            if strip is not None:
+                room[:, :, :, :length] = strip[:, :, :, self.start : self.end]
+            self._strips[layer] = room
+        self.start, self.end = 0, length
 
 
 def _linear(layer: Any) -> nn.Linear:
@@ -52,14 +82,15 @@ class _Block(nn.Module):
         self.attend, self.project = _linear(block.attn.c_attn), _linear(block.attn.c_proj)
         self.widen, self.narrow = _linear(block.mlp.c_fc), _linear(block.mlp.c_proj)
 
-    def forward(self, x: Tensor, mask: Tensor, earlier: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Hidden states (B, N, width), and keys and values with the earlier ones (2, B, heads, S, D)."""
+    def forward(self, x: Tensor, mask: Tensor, cache: KeysValues | None, index: int) -> Tensor:
+        """Hidden states (B, N, width)."""
         batch, length, width = x.shape
         both = self.attend(self.first_norm(x)).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        kept = both[1:] if earlier is None else torch.cat((earlier, both[1:]), 3)
+        kept = both[1:] if cache is None else cache.extend(index, both[1:])
         mixed = F.scaled_dot_product_attention(both[0], kept[0], kept[1], mask)
         x = x + self.project(mixed.transpose(1, 2).reshape(batch, length, width))
-        return x + self.narrow(F.gelu(self.widen(self.second_norm(x)), approximate="tanh")), kept
+        more: Tensor = self.narrow(F.gelu(self.widen(self.second_norm(x)), approximate="tanh"))
+        return x + more
 
 
 class FastGPT2(nn.Module):
@@ -116,18 +147,15 @@ class FastGPT2(nn.Module):
         """Hidden states, as those of `Backbone.forward`."""
         x = embeddings.to(self.dtype) + F.embedding(positions, self.places)
         for index, block in enumerate(self.blocks):
-            x, kept = block(x, mask, None if cache is None else cache.layers[index])
-            if cache is not None:
-                cache.layers[index] = kept
+            x = block(x, mask, cache, index)
+        if cache is not None:
+            cache.end += embeddings.shape[1]
         hidden: Tensor = self.norm(x).float()
         return hidden
 
     def forget(self, cache: KeysValues, keep: int) -> KeysValues:
         """The cache with its last `keep` tokens."""
-        if keep == 0:
-            return self.new_cache()
-        if cache.get_seq_length() > keep:
-            cache.layers = [None if layer is None else layer[:, :, :, -keep:] for layer in cache.layers]
+        cache.start = max(cache.start, cache.end - keep)
         return cache
 
     def merge(self) -> None:

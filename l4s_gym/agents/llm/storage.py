@@ -13,6 +13,7 @@ seed is known: generators of random numbers differ between versions of PyTorch.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -42,6 +43,7 @@ KIND: Final = "llm"
 META: Final = "agent.json"
 WEIGHTS: Final = "weights.safetensors"
 ADAPTER: Final = "adapter"
+ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"  # peft's name
 CARD: Final = "README.md"
 
 
@@ -151,21 +153,24 @@ def _write(model: DecisionModel, folder: Path, training: Mapping[str, Any], text
     config = model.config
     if model.backbone.commit and not config.backbone.revision:
         config = replace(config, backbone=replace(config.backbone, revision=model.backbone.commit))
-    meta = {
-        "kind": KIND,
-        "schema_version": SCHEMA_VERSION,
-        "version": l4s_gym.__version__,
-        "config": to_dict(config),
-        "training": dict(training),
-    }
-    (folder / META).write_text(json.dumps(meta, indent=2, allow_nan=False) + "\n", "utf-8")
-    (folder / CARD).write_text(card(config, model, training, text), "utf-8")
     save_file(own_tensors(model), folder / WEIGHTS)
     if model.backbone.adapted:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that a random backbone has no name
             model.backbone.model.save_pretrained(folder / ADAPTER, save_embedding_layers=False)
         (folder / ADAPTER / CARD).unlink(missing_ok=True)  # an empty form
+    meta = {
+        "kind": KIND,
+        "schema_version": SCHEMA_VERSION,
+        "version": l4s_gym.__version__,
+        "config": to_dict(config),
+        "training": dict(training),
+        "weights_sha256": _digest(folder / WEIGHTS),
+    }
+    if model.backbone.adapted:
+        meta["adapter_sha256"] = _digest(folder / ADAPTER / ADAPTER_WEIGHTS)
+    (folder / META).write_text(json.dumps(meta, indent=2, allow_nan=False) + "\n", "utf-8")
+    (folder / CARD).write_text(card(config, model, training, text), "utf-8")
     for file in folder.rglob("*"):
         if file.is_file():
             with open(file, "rb") as opened:
@@ -189,6 +194,9 @@ def save(model: DecisionModel, folder: PathLike, *, training: Mapping[str, Any] 
     """
     if (model.config.lora.rank and not model.backbone.adapted) or not isinstance(model.backbone, Backbone):
         raise L4SError(f"{folder}: the model is merged or optimized: save it before")
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
+            raise L4SError(f"{folder}: is not written, {name} is not finite: train with a smaller learning rate")
     target = Path(os.path.realpath(folder))
     if target.exists() and not (target / META).is_file() and not _empty(target):
         raise L4SError(f"{folder}: holds something else: choose another folder")
@@ -236,8 +244,16 @@ def _meta(folder: Path) -> dict[str, Any]:
     return meta
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read(path: Path, digest: str | None = None) -> dict[str, Tensor]:
+    """Tensors of a file whose checksum is known, or not."""
     try:
+        if digest is not None and digest != _digest(path):
+            raise L4SError(f"{path}: is damaged (checksum differs): fetch it again, or train it again")
         tensors: dict[str, Tensor] = load_file(path)
     except OSError as error:
         raise read_error(path, error) from error
@@ -259,13 +275,13 @@ def load(folder: PathLike, *, merge: bool = False) -> Loaded:
     path = Path(folder)
     meta = _meta(path)
     config = from_dict(meta["config"], str(path / META))
-    tensors = _read(path / WEIGHTS)
+    tensors = _read(path / WEIGHTS, meta.get("weights_sha256"))
     with torch.random.fork_rng(devices=[]):
         model = DecisionModel(config)
     try:
         set_own_tensors(model, tensors)
         if config.lora.rank:
-            set_adapter_tensors(model, _read(path / ADAPTER / "adapter_model.safetensors"))
+            set_adapter_tensors(model, _read(path / ADAPTER / ADAPTER_WEIGHTS, meta.get("adapter_sha256")))
     except RuntimeError as error:
         raise L4SError(f"{path}: weights do not fit the configuration ({one_line(error)}): train it again") from error
     model.eval()

@@ -46,6 +46,19 @@ def test_the_window_of_one_step(make_model: Any, make_batch: Any, stream: Any) -
     torch.testing.assert_close(stream(model, batch), exact, atol=1e-4, rtol=0)
 
 
+def test_inference_mode_comes_and_goes(make_model: Any, make_batch: Any, stream: Any) -> None:
+    """Memory that was made in PyTorch's inference mode cannot be written outside; the model sees to that."""
+    model, batch = make_model(), make_batch(steps=12)
+    model.optimize()
+    exact = stream(model, batch)
+    state = model.start(2)
+    for k in range(12):
+        with torch.inference_mode(k % 3 == 0):
+            values = (batch.returns[:, k], batch.observations[:, k], batch.actions[:, k - 1])
+            logits = model.step(state, *values, missing=batch.missing[:, k])
+    torch.testing.assert_close(logits, exact[:, -1], atol=1e-4, rtol=0)
+
+
 def test_other_families_are_merged(make_model: Any, make_batch: Any, stream: Any) -> None:
     model, batch = make_model("llama"), make_batch(steps=6)
     exact = stream(model, batch)

@@ -123,6 +123,12 @@ def test_failing_to_save_leaves_the_old(make_model: Any, tmp_path: Path, monkeyp
             storage.save(model, tmp_path / "agent", training={"seed": bad})
     assert storage.load(tmp_path / "agent").training == {"seed": 1}
     assert [each.name for each in tmp_path.iterdir()] == ["agent"]
+    spoiled = make_model()
+    with torch.no_grad():
+        spoiled.head.bias[1] = torch.inf
+    with pytest.raises(L4SError, match=r"head.bias is not finite"):
+        storage.save(spoiled, tmp_path / "agent")
+    assert storage.load(tmp_path / "agent").training == {"seed": 1}
     other = tmp_path / "other"
     other.mkdir()
     storage.save(model, other)  # empty
@@ -162,6 +168,10 @@ def _damage(folder: Path, what: str) -> None:
             meta.write_text(json.dumps(plain))
         case "cut":
             weights.write_bytes(weights.read_bytes()[:-10])
+        case "flip" | "flip adapter":
+            path = weights if what == "flip" else adapter
+            data = path.read_bytes()
+            path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
         case "no weights":
             weights.unlink()
         case "no adapter":
@@ -179,6 +189,8 @@ def _damage(folder: Path, what: str) -> None:
         ("size", "do not fit the configuration"),
         ("rank", "do not fit the configuration"),
         ("cut", "weights.safetensors: is damaged"),
+        ("flip", "weights.safetensors: is damaged .checksum differs"),
+        ("flip adapter", "adapter_model.safetensors: is damaged .checksum differs"),
         ("no weights", "weights.safetensors: cannot be read"),
         ("no adapter", "adapter_model.safetensors: cannot be read"),
     ],
