@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,14 +30,17 @@ from l4s_gym.agents.llm.corpus import Corpus  # noqa: E402
 from l4s_gym.agents.llm.losses import Correction, sequence_loss  # noqa: E402
 from l4s_gym.agents.llm.schedule import TrainConfig, from_dict, warmup_cosine  # noqa: E402
 from l4s_gym.agents.llm.train import RESULT, Trainer, logits_of, settings, tensors, train  # noqa: E402
+from l4s_gym.agents.training import load_config  # noqa: E402
 from tests.agents.llm.toys import MODEL, TRAIN, by_chance, by_feature, config, dataset, seldom, store  # noqa: E402
 
+ROOT = Path(__file__).parents[3]
 LOG3 = float(np.log(3.0))
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    """Small models are slower on more threads."""
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """On the CPU, where sums are the same each time; small models are slower on more threads."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -482,6 +486,57 @@ def test_a_preset_comes_last() -> None:
     }
     llm, training = settings(given)
     assert (llm.window, llm.backbone.family, llm.backbone.hidden, training.steps) == (7, "opt", 64, 5)
+
+
+@pytest.mark.parametrize("small", [False, True])
+@pytest.mark.parametrize("preset", ["", "gpt2", "opt", "llama", "t5", "paper", "paper-shape"])
+def test_the_configuration_that_ships(preset: str, small: bool) -> None:
+    path = ROOT / "agents" / "llm" / "config.toml"
+    llm, training = settings(load_config("llm", path, small=small, settings=[f"preset={preset}"]))
+    if preset.startswith("paper"):
+        assert (llm.backbone.family, llm.lora.rank, llm.backbone.frozen, training.precision) == (
+            "llama",
+            128,
+            True,
+            "bf16",
+        )
+        assert bool(llm.backbone.pretrained) == (preset == "paper")
+    else:
+        assert llm.backbone.family == (preset or "gpt2")
+        assert llm.backbone.hidden == (64 if small else 256)
+    assert llm.window == 20
+    assert training.length > llm.window
+
+
+@pytest.mark.slow
+def test_the_script_trains(tmp_path: Path) -> None:
+    """Two datasets by weights."""
+    from l4s_gym.agents.llm.api import rl_collect
+
+    env = {**os.environ, "MINARI_DATASETS_PATH": str(tmp_path), "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+        for name in ("one", "two"):
+            rl_collect("steps", "native:pie", 2, f"l4s/dualpi2/{name}-v0", seconds=0.5)
+    script = [sys.executable, str(ROOT / "agents" / "llm" / "train.py"), "--out", "out", "--small"]
+    options = ["--dataset", "l4s/dualpi2/one-v0=3", "l4s/dualpi2/two-v0", "--set", "train.steps=3"]
+
+    def run(*more: str) -> subprocess.CompletedProcess[str]:
+        command = [*script, *options, *more]
+        return subprocess.run(command, cwd=tmp_path, env=env, check=False, capture_output=True, text=True)
+
+    done = run()
+    assert done.returncode == 0, done.stderr
+    assert "held out: cross-entropy" in done.stdout
+    weights = [each["weight"] for each in json.loads((tmp_path / "out" / RESULT).read_text())["datasets"]]
+    assert weights == [0.75, 0.25]
+    done = run("train.stepz=4")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: unknown setting of [train] 'stepz': did you mean 'steps'? choose one of "
+        + ", ".join(sorted(TrainConfig.__dataclass_fields__))
+        + "\n",
+    )
 
 
 def test_a_head_that_writes_is_refused(small: Any, tmp_path: Path) -> None:
