@@ -61,20 +61,20 @@ def test_an_untrained_model_babbles(make_config: Any) -> None:
     assert answers.tokens == text.ANSWER_TOKENS and answers.seconds > 0 and len(answers.texts) == 4
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("family", ["gpt2", pytest.param("llama", marks=pytest.mark.slow)])
 def test_training_makes_answers_valid(family: str, make_config: Any) -> None:
     """It learns to write words, and which: the action follows the queue. A batch answers as each alone."""
     torch.manual_seed(0)
     model = TextModel(make_config(family, positions=512, hidden=32, lora=LoraConfig()))
     prompts, actions = _prompts(), [0, 2, 0, 2]
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    optimizer = torch.optim.Adam(model.parameters(), 4e-3)
     first = loss = model.loss(prompts, actions)
     for _ in range(300):
         loss = model.loss(prompts, actions)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call, unused-ignore]
         optimizer.step()
-        if loss < 0.03:
+        if loss < 0.03:  # undecided between two words would be 0.08
             break
     assert loss < 0.1 * first
     answers = model.eval().ask(prompts)
