@@ -123,10 +123,12 @@ def test_rows_do_not_see_each_other(make_model: Any, make_batch: Any) -> None:
 
 
 def test_timesteps_and_return_scale_are_read(make_model: Any, make_batch: Any) -> None:
-    model, batch = make_model(), make_batch()
+    """By a backbone that knows no absolute positions."""
+    model, batch = make_model("llama"), make_batch()
     before = _logits(model, batch)
-    assert any(_moved(_logits(model, batch._replace(timesteps=batch.timesteps + 5)), before))
-    scaled = make_model(return_scale=4.0)
+    assert all(_moved(_logits(model, batch._replace(timesteps=batch.timesteps + 5)), before))
+    assert not any(_moved(_logits(model, batch._replace(timesteps=batch.timesteps + 1024)), before))
+    scaled = make_model("llama", return_scale=4.0)
     torch.testing.assert_close(_logits(scaled, batch._replace(returns=batch.returns * 4)), before)
 
 
