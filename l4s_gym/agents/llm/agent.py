@@ -83,7 +83,7 @@ class LLMAgent:
             correction: From the model's probabilities to the data's; None: they are taken as they are.
             name: Name in results.
             device: Of PyTorch.
-            compiled: Whether `torch.compile` compiles the step; worth its minutes for long runs at one batch size.
+            compiled: Whether `torch.compile` compiles the step: the first decisions then take minutes.
             parameters: How many it had in training, and how many of them were trained; None: those of the model.
             training: What is known about its training.
         """
@@ -103,7 +103,7 @@ class LLMAgent:
             raise L4SError(f"llm: device {device!r} cannot be used ({reason}): give another, such as cpu") from error
         self.model = model.eval()
         self._device = torch.device(device)
-        self._step: Any = torch.compile(self.model.step) if compiled else self.model.step
+        self._step: Any = torch.compile(self.model.step, dynamic=True) if compiled else self.model.step
         self._state: State | None = None
 
     def reset(self, n: int, seed: int) -> None:
@@ -255,7 +255,7 @@ def open_agent(
         fixed: Keep the target as it is, instead of taking off what is received.
         dtype: Of the backbone: `fp32`, `bf16` or `int8` (GPT-2 on a CPU); empty: as it was saved.
         device: Of PyTorch.
-        compile: Compile the step.
+        compile: Compile the step; the first decisions then take minutes.
         correct: Undo the shift of a training that let rare actions count more.
 
     Raises:
