@@ -1,0 +1,226 @@
+"""The three calls of NetLLM: collect experience with a policy, adapt a model to it, test the agent.
+
+```python
+from l4s_gym.agents.llm import api
+
+dataset = api.rl_collect("l4s-llm-testbed", "native:dualpi2_freebsd", episodes=4, dataset_id="l4s/dualpi2/mine-v0")
+agent = api.adapt(dataset, {"train": {"steps": 500}}, "runs/mine")
+results = api.test(agent, ["l4s-llm-testbed"], seeds=(0, 1))
+```
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from l4s_gym import agents
+from l4s_gym.agents.llm.agent import LLMAgent, open_agent
+from l4s_gym.agents.llm.train import Progress, Say, train
+from l4s_gym.agents.protocol import Agent
+from l4s_gym.data import minari_io
+from l4s_gym.data.episodes import Episode
+from l4s_gym.data.files import PathLike
+from l4s_gym.data.simulated import Behaviour, SimulatedRun
+from l4s_gym.data.steps import EXTRAS, STEP
+from l4s_gym.data.storage import Shard, shard_name, write_shard
+from l4s_gym.envs.dualpi2 import DualPI2Env, load_scenario
+from l4s_gym.errors import L4SError, unknown
+from l4s_gym.evaluation.harness import NATIVE_PREFIX, Result, evaluate
+from l4s_gym.schema import DECIDED_BY
+from l4s_gym.sim import layout, scenario
+
+
+def rl_collect(
+    env_or_scenario: Any,
+    policy: str | Agent,
+    episodes: int,
+    dataset_id: str,
+    *,
+    seed: int = 0,
+    reward: str = "balance",
+    seconds: float | None = None,
+    overwrite: bool = False,
+    description: str | None = None,
+) -> Any:
+    """Let a policy decide, and write what happened as a Minari dataset.
+
+    Args:
+        env_or_scenario: Name, path, fields or `Scenario`; or a Gymnasium environment of 8 features and 3 actions.
+        policy: `native:AQM` (a scenario's discipline decides by itself, in the engine), a spec of `agents.make`, or
+            an agent.
+        episodes: How many.
+        dataset_id: ``l4s/dualpi2/NAME-v0``.
+        seed: Of the first episode; each next one has the next.
+        reward: Of a scenario; an environment has its own.
+        seconds: Length of an episode instead of the scenario's.
+        overwrite: Replace the dataset of this id.
+        description: What the data is.
+
+    Returns:
+        The `minari.MinariDataset`.
+
+    Raises:
+        L4SError: An argument makes no sense, or the dataset exists.
+    """
+    if episodes < 1 or seed < 0:
+        raise L4SError(f"rl_collect: episodes={episodes}, seed={seed}: give 1 or more, and 0 or more")
+    name = policy if isinstance(policy, str) else policy.name
+    about: minari_io.About = {
+        "algorithm_name": name,
+        "description": description or f"{episodes} episodes decided by {name}",
+        "reward": reward,
+    }
+    seeds = range(seed, seed + episodes)
+    if hasattr(env_or_scenario, "step"):
+        about["reward"] = _reward_of(env_or_scenario, reward)
+        played = _played(env_or_scenario, _agent(policy), seeds, "environment")
+        return minari_io.create(dataset_id, played, overwrite=overwrite, **about)
+    chosen = load_scenario(env_or_scenario)
+    if seconds is not None:
+        chosen = chosen.replace(horizon_s=seconds)
+    plain = msgspec.to_builtins(chosen)
+    about["env_kwargs"] = {"scenario": plain}
+    if not isinstance(policy, str) or not policy.startswith(NATIVE_PREFIX):
+        env = DualPI2Env(plain, reward=reward)
+        played = _played(env, _agent(policy), seeds, chosen.name)
+        return minari_io.create(dataset_id, played, overwrite=overwrite, **about)
+    aqm = policy.removeprefix(NATIVE_PREFIX)
+    if aqm not in layout.AQMS:
+        raise unknown("discipline", aqm, layout.AQMS)
+    runs = [SimulatedRun(chosen, Behaviour(aqm), each, reward) for each in seeds]
+
+    def fill(data: Path) -> list[Shard]:
+        return [write_shard(data / shard_name(0), 0, runs)]
+
+    return minari_io.publish(dataset_id, fill, overwrite=overwrite, **about)
+
+
+def _agent(policy: str | Agent) -> Agent:
+    if not isinstance(policy, str):
+        return policy
+    if policy.startswith(NATIVE_PREFIX):
+        raise L4SError(f"{policy}: decides in the engine: give a scenario, not an environment")
+    return agents.make(policy)
+
+
+def _reward_of(env: Any, reward: str) -> str:
+    """The reward of one of our environments; of another, what the caller says."""
+    spec = getattr(env, "spec", None)
+    kwargs = {} if spec is None else spec.kwargs
+    return str(kwargs.get("reward") or reward)
+
+
+def _played(env: Any, agent: Agent, seeds: range, source: str) -> Iterator[Episode]:
+    """Episodes of an environment, one after the other."""
+    for seed in seeds:
+        agent.reset(1, seed)
+        observation, _ = env.reset(seed=seed)
+        observations, actions, rewards, applied = [np.array(observation, np.float32)], [], [], []
+        reward, over = 0.0, False
+        while not over:
+            action = int(agent.act(observations[-1][None], np.array([reward]))[0])
+            observation, earned, terminated, truncated, info = env.step(action)
+            reward, over = float(earned), bool(terminated or truncated)
+            observations.append(np.array(observation, np.float32))
+            actions.append(action)
+            rewards.append(reward)
+            applied.append(int(info.get("applied_action", action)))
+        yield Episode(
+            observations=np.stack(observations),
+            actions=np.array(actions, np.int64),
+            rewards=np.array(rewards),
+            missing=np.zeros(len(observations), bool),
+            consecutive=True,
+            source=source,
+            applied=np.array(applied, np.int64),
+            extras=_extras(len(observations)),
+            about={"seed": seed, "policy": agent.name},
+        )
+
+
+def _extras(rows: int) -> dict[str, Any]:
+    """What an environment does not tell is 0; all was decided by the agent."""
+    extras = {name: np.zeros(rows, STEP[name]) for name in EXTRAS}
+    extras["decided_by"][:-1] = DECIDED_BY.index("agent")
+    return extras
+
+
+def adapt(
+    dataset: Any,
+    config: Mapping[str, Any],
+    out: PathLike,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+    say: Say | None = None,
+    **options: Any,
+) -> LLMAgent:
+    """Train an agent on experience.
+
+    Args:
+        dataset: A dataset, several, or a mapping of ids to weights.
+        config: The tables `model` and `train`, see `train.settings`.
+        out: Folder of the agent.
+        resume: Go on from the checkpoint in `out`.
+        progress: Called with the share of the training that is done.
+        say: Told what happens, line by line.
+        **options: Of `agent.open_agent`, such as ``rule="diffuse"``.
+
+    Returns:
+        The agent, as it is loaded from `out`.
+
+    Raises:
+        L4SError: As `train.train`.
+    """
+    train(dataset, config, out, resume=resume, progress=progress, say=say)
+    return open_agent(out, **options)
+
+
+def test(  # not one of pytest's, whatever its name
+    agent: str | PathLike | Agent,
+    suite: str | Sequence[str],
+    *,
+    seeds: Sequence[int] = (0, 1, 2, 3, 4),  # noqa: PT028
+    reward: str = "balance",  # noqa: PT028
+    interval: int = 1,  # noqa: PT028
+    seconds: float | None = None,  # noqa: PT028
+    progress: Progress | None = None,  # noqa: PT028
+) -> list[Result]:
+    """Evaluate an agent in closed loop.
+
+    Args:
+        agent: An agent, a spec of `agents.make`, or the folder of an LLM agent.
+        suite: `train`, `test` or `shift`, or names of scenarios.
+        seeds: Of the episodes in each scenario.
+        reward: Name of the reward.
+        interval: Ask the agent at each interval-th packet.
+        seconds: Length of the episodes instead of the scenarios'.
+        progress: Called with the share of the scenarios that is done.
+
+    Returns:
+        A result for each scenario and seed.
+
+    Raises:
+        L4SError: There is no such agent, suite or scenario.
+    """
+    names = scenario.suite(suite) if isinstance(suite, str) else tuple(suite)
+    who: Any = agent
+    if not isinstance(agent, Agent):
+        who = open_agent(agent) if Path(agent).is_dir() else agents.make(str(agent))
+    results: list[Result] = []
+    for done, name in enumerate(names, 1):
+        chosen = scenario.load(name)
+        if seconds is not None:
+            chosen = chosen.replace(horizon_s=seconds)
+        results += evaluate(who, chosen, seeds=seeds, reward=reward, interval=interval)
+        if progress is not None:
+            progress(done / len(names))
+    return results
+
+
+test.__test__ = False  # type: ignore[attr-defined]  # pytest would take it for one of its own

@@ -1,0 +1,347 @@
+"""Backbones: models of transformers that take embeddings and a mask of ours, in one pass or step by step.
+
+Positions. A stream never ends, a table of positions does; and what is in the cache was computed at the position that
+it had. So a position may depend on nothing but the step's own number:
+
+- learned positions (GPT-2, OPT): the step's number modulo as many whole steps as the table holds. A window that
+  contains the wrap sees high positions before low ones, in training as in use.
+- rotary positions (Llama, Mistral, Qwen): only differences matter, so they count up, and before they grow past a
+  limit all keys in the cache are rotated back.
+- relative biases (T5): nothing to do.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from l4s_gym.agents.llm.attention import banded, single
+from l4s_gym.agents.llm.config import FAMILIES, BackboneConfig, LoraConfig
+from l4s_gym.agents.llm.lora import attach
+from l4s_gym.errors import L4SError
+
+_LIMIT: Final = 1024
+"""Rotary positions are kept below this (or four windows), where their angles are exact to about 1e-4."""
+_SAME: Final = 1e-3
+
+
+def import_transformers() -> Any:
+    """The module.
+
+    Raises:
+        L4SError: It is not installed.
+    """
+    try:
+        import transformers
+    except ImportError:
+        raise L4SError("llm: needs transformers: pip install 'l4s-gym[llm]'") from None
+    return transformers
+
+
+def random_config(config: BackboneConfig) -> Any:
+    """A configuration of transformers of the given family and size."""
+    transformers = import_transformers()
+    wide, heads = config.feedforward or 4 * config.hidden, config.heads
+    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "vocab_size": config.vocabulary}
+    size = {
+        "hidden_size": config.hidden,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": heads,
+        "max_position_embeddings": config.positions,
+    }
+    head = config.hidden // heads
+    if config.family == "gpt2":
+        dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout)
+        special: dict[str, Any] = size | {"n_inner": wide} | dropout
+    elif config.family == "opt":
+        special = size | {"ffn_dim": wide, "word_embed_proj_dim": config.hidden, "dropout": config.dropout}
+    elif config.family == "t5":
+        special = {"d_model": config.hidden, "d_ff": wide, "d_kv": head, "num_heads": heads}
+        special |= {"num_layers": config.layers, "dropout_rate": config.dropout, "decoder_start_token_id": 0}
+    else:
+        special = size | {"intermediate_size": wide, "attention_dropout": config.dropout}
+        special |= {"num_key_value_heads": config.kv_heads or heads}
+        if config.family in FAMILIES:
+            special |= {"head_dim": head, "sliding_window": None}  # the window is that of our mask
+    if config.family in ("llama", "opt", "gpt2", "t5"):
+        special.pop("sliding_window", None)
+    try:
+        return transformers.AutoConfig.for_model(config.family, **tokens, **special)
+    except ValueError as error:
+        if "Unrecognized model" in str(error):
+            raise L4SError(
+                f"backbone: unknown family {config.family!r}: choose one of {', '.join(FAMILIES)}, "
+                "or another model_type of transformers"
+            ) from None
+        raise L4SError(f"backbone: {config.family!r} of this size: {one_line(error)}: choose another size") from None
+
+
+def _build(make: Callable[[str], Any]) -> Any:
+    """A model with fused attention, or, where its kind has none (Gemma 2 caps its scores), the plain one."""
+    try:
+        return make("sdpa")
+    except ValueError as error:
+        if "scaled_dot_product_attention" not in str(error):
+            raise
+        return make("eager")
+
+
+def _load(config: BackboneConfig) -> tuple[Any, str]:
+    """A pretrained model, and the commit that it has on the hub."""
+    transformers = import_transformers()
+    name, revision, dtype = config.pretrained, config.revision or "main", getattr(torch, config.dtype)
+    try:
+        found = transformers.AutoConfig.from_pretrained(name, revision=revision)
+        t5_encoder = found.model_type == "t5" and not config.decoder
+        kind = transformers.T5EncoderModel if t5_encoder else transformers.AutoModel
+        model = _build(
+            lambda attention: kind.from_pretrained(name, revision=revision, attn_implementation=attention, dtype=dtype)
+        )
+    except (OSError, ValueError) as error:  # not found, hub unreachable, damaged; of no known type
+        raise L4SError(
+            f"backbone {name!r}: cannot be loaded ({one_line(error)}): give the folder of a downloaded model, or "
+            "check name and connection"
+        ) from error
+    return model, str(getattr(found, "_commit_hash", None) or "")
+
+
+def _make(config: BackboneConfig) -> tuple[Any, str]:
+    """The model of transformers, and the commit of a pretrained one."""
+    if config.pretrained:
+        return _load(config)
+    transformers = import_transformers()
+    sizes = random_config(config)
+    t5_encoder = sizes.model_type == "t5" and not config.decoder
+    if t5_encoder:
+        sizes.use_cache = False
+    kind = transformers.T5EncoderModel._from_config if t5_encoder else transformers.AutoModel.from_config
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        try:
+            model = _build(lambda attention: kind(sizes, attn_implementation=attention))
+        except (ValueError, TypeError) as error:
+            raise L4SError(
+                f"backbone {config.family!r}: cannot be used ({one_line(error)}): choose another family"
+            ) from error
+    return model.to(getattr(torch, config.dtype)), ""
+
+
+def one_line(error: BaseException) -> str:
+    """The start of an error's message, on one line."""
+    return " ".join(str(error).split())[:200]
+
+
+def _cut(model: nn.Module, last: int, layers: int) -> None:
+    """Leave after layer `last`: what lies behind is taken out; the final normalisation stays."""
+    if last > layers:
+        raise L4SError(f"backbone: exit_layer={last}: there are {layers} layers: give less")
+    done: list[str] = []
+    for name, module in list(model.named_modules()):
+        inside = any(name.startswith(f"{outer}.") for outer in done)  # a layer may be a list, too
+        if isinstance(module, nn.ModuleList) and len(module) == layers and not inside:
+            done.append(name)
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, module[:last])
+
+
+class Backbone(nn.Module):
+    """A transformer between embeddings and hidden states.
+
+    Attributes:
+        family: Its `model_type`.
+        model: The model of transformers, or the `peft.PeftModel` around it.
+        width: Of embeddings and hidden states.
+        commit: Of a pretrained model on the hub; else empty.
+        positions: `learned`, `rotary` or `bias`.
+        limit: Number of positions.
+    """
+
+    def __init__(self, config: BackboneConfig, lora: LoraConfig) -> None:
+        """Build or load it.
+
+        Raises:
+            L4SError: It does not exist, or cannot be used; or a library is missing.
+        """
+        super().__init__()
+        self.config = config
+        model, self.commit = _make(config)
+        sizes = copy.deepcopy(model.config)
+        self.family: str = sizes.model_type
+        if config.exit_layer:
+            _cut(model, config.exit_layer, int(sizes.num_hidden_layers))
+        model.requires_grad_(not config.frozen)
+        embedding = model.get_input_embeddings()
+        if not isinstance(embedding, nn.Embedding):
+            raise L4SError(f"backbone {self.family!r}: cannot be used (it reads no words): choose another family")
+        embedding.weight.requires_grad_(False)  # words are never read
+        self.width = int(embedding.weight.shape[1])
+        if config.checkpointing:
+            newer = getattr(model, "activation_checkpointing_enable", None)  # the newer name
+            (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
+        self.model = attach(model, lora, self.family) if lora.rank else model
+        self._tell_positions()
+        if self.family not in FAMILIES and not embedding.weight.is_meta:
+            self._check()
+
+    @property
+    def core(self) -> Any:
+        """The model of transformers, with adapters in it if there are any."""
+        inner = getattr(self.model, "base_model", None)
+        return inner.model if type(self.model).__name__.startswith("Peft") and inner is not None else self.model
+
+    @property
+    def adapted(self) -> bool:
+        """Whether there are adapters, not merged."""
+        return self.core is not self.model
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of embeddings and masks."""
+        weight: Tensor = self.core.get_input_embeddings().weight
+        return weight.dtype
+
+    def _tell_positions(self) -> None:
+        core = self.core
+        count = int(getattr(core.config, "max_position_embeddings", 0) or 0)
+        names = {name.rsplit(".", 1)[-1]: module for name, module in core.named_modules()}
+        self._rotary: Any = names.get("rotary_emb")
+        if self.family == "t5":
+            self.positions, self.limit = "bias", 0
+        elif self._rotary is not None and hasattr(self._rotary, "inv_freq"):
+            self.positions, self.limit = "rotary", min(count or _LIMIT, _LIMIT)
+        elif any(isinstance(names.get(name), nn.Embedding) for name in ("wpe", "embed_positions")):
+            self.positions, self.limit = "learned", count
+        else:
+            raise L4SError(f"backbone {self.family!r}: its positions are of no known kind: choose another family")
+
+    def merge(self) -> None:
+        """Merge the adapters into the weights, if there are any."""
+        if self.adapted:
+            self.model = self.model.merge_and_unload()
+
+    def new_cache(self) -> Any:
+        """An empty cache of keys and values."""
+        cache = import_transformers().DynamicCache
+        if self.family == "t5" and self.config.decoder:
+            return cache(), import_transformers().EncoderDecoderCache(cache(), cache())
+        return cache()  # without a configuration: Mistral's would forget by a window of its own
+
+    def forward(self, embeddings: Tensor, mask: Tensor, positions: Tensor, cache: Any = None) -> Tensor:
+        """Hidden states.
+
+        Args:
+            embeddings: (B, N, width).
+            mask: Additive (B or 1, 1, N, S); S counts the cached tokens and the new ones.
+            positions: (B or 1, N) int64.
+            cache: Of `new_cache`, to which the new tokens are added; None: there are no earlier tokens.
+
+        Returns:
+            (B, N, width) float32.
+        """
+        embeddings = embeddings.to(self.dtype)
+        if self.family == "t5":
+            hidden = self._t5(embeddings, mask, cache)
+        else:
+            # Not through peft's wrapper: the adapters are in the model, and the wrapper costs time.
+            hidden = self.core(
+                inputs_embeds=embeddings,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=cache is not None,
+            ).last_hidden_state
+        return hidden.float()
+
+    def _t5(self, embeddings: Tensor, mask: Tensor, cache: Any) -> Tensor:
+        core = self.core
+        encoder_cache, decoder_cache = cache if self.config.decoder and cache is not None else (cache, None)
+        encoded = _t5_stack(core.encoder, embeddings, mask, encoder_cache)
+        if not self.config.decoder:
+            return encoded
+        if decoder_cache is not None:
+            decoder_cache.is_updated = {}  # what the encoder gives grows, unlike that of a sentence
+        mask = mask.expand(embeddings.shape[0], -1, -1, -1)
+        hidden: Tensor = core.decoder(
+            inputs_embeds=embeddings,
+            attention_mask=mask,
+            encoder_hidden_states=encoded,
+            encoder_attention_mask=mask,
+            past_key_values=decoder_cache,
+            use_cache=decoder_cache is not None,
+        ).last_hidden_state
+        return hidden
+
+    def forget(self, cache: Any, keep: int) -> Any:
+        """The cache with its last `keep` tokens."""
+        if keep == 0:
+            return self.new_cache()
+        for layer in _layers(cache):
+            if layer.keys.shape[-2] > keep:
+                layer.keys, layer.values = layer.keys[:, :, -keep:], layer.values[:, :, -keep:]
+        return cache
+
+    def shift(self, cache: Any, distance: int) -> None:
+        """Turn the keys of rotary positions back, as if each token's position had been less by `distance`."""
+        angle = distance * self._rotary.inv_freq.double()  # (D / 2,)
+        angle = torch.cat((angle, angle))
+        for layer in _layers(cache):
+            size = len(angle)  # some models rotate a part of the head only
+            keys, rest = layer.keys[..., :size].float(), layer.keys[..., size:]
+            first, second = keys.chunk(2, -1)
+            turned = keys * angle.cos().float() - torch.cat((-second, first), -1) * angle.sin().float()
+            layer.keys = torch.cat((turned.to(rest.dtype), rest), -1)
+
+    @torch.no_grad()
+    def _check(self) -> None:
+        """Try whether an untested model respects mask, positions and cache: else it would decide by something else."""
+        training = self.training
+        self.eval()
+        device = self.core.get_input_embeddings().weight.device
+        x = torch.linspace(-2, 2, 6 * self.width, device=device).sin().view(1, 6, self.width)
+        visible = torch.ones(1, 6, dtype=torch.bool, device=device)
+        position = torch.arange(6, device=device)[None]
+        try:
+            whole = self(x, banded(visible, 2, 2, self.dtype), position)
+            cache, step, parts = self.new_cache(), single(2, 2, self.dtype, device), []
+            for start in (0, 2, 4):
+                if start == 4 and self.positions == "rotary":
+                    self.shift(cache, 1)
+                    position = position - 1
+                seen = min(start, 2) + 2
+                parts.append(self(x[:, start : start + 2], step[..., -seen:], position[:, start : start + 2], cache))
+                cache = self.forget(cache, 2)
+            same = torch.allclose(whole, torch.cat(parts, 1), atol=_SAME if self.dtype == torch.float32 else 0.1)
+        except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError) as error:
+            raise L4SError(
+                f"backbone {self.family!r}: does not take embeddings, mask and cache as others do ({one_line(error)}): "
+                "choose another family"
+            ) from error
+        if not same:
+            raise L4SError(f"backbone {self.family!r}: step by step it differs from one pass: choose another family")
+        self.train(training)
+
+
+def _layers(cache: Any) -> list[Any]:
+    """The layers of all parts of a cache."""
+    if isinstance(cache, tuple):
+        encoder, both = cache
+        return [*encoder.layers, *both.self_attention_cache.layers, *both.cross_attention_cache.layers]
+    return list(cache.layers)
+
+
+def _t5_stack(stack: Any, embeddings: Tensor, mask: Tensor, cache: Any) -> Tensor:
+    """T5's encoder with a causal mask; transformers gives it no cache, though its layers can use one."""
+    if cache is None:
+        whole: Tensor = stack(
+            inputs_embeds=embeddings, attention_mask=mask.expand(embeddings.shape[0], -1, -1, -1)
+        ).last_hidden_state
+        return whole
+    hidden, bias = stack.dropout(embeddings), None
+    for block in stack.block:
+        hidden, bias, _ = block(hidden, mask, bias, None, None, None, past_key_values=cache)
+    last: Tensor = stack.dropout(stack.final_layer_norm(hidden))
+    return last

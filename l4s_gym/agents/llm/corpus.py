@@ -1,0 +1,262 @@
+"""Several datasets as one: weights between them, what is held out, and batches that depend on their number alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from l4s_gym.agents.llm.augment import Batch
+from l4s_gym.agents.llm.schedule import TrainConfig
+from l4s_gym.agents.logged import Stretch, split
+from l4s_gym.data.windows import Windows
+from l4s_gym.errors import L4SError
+from l4s_gym.schema import ACTIONS, ENQUEUE, SCHEMA_VERSION
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+_DRAW: Final = 0x647261
+_LOOKS: Final = 4096
+
+
+@dataclass(frozen=True)
+class Part:
+    """One dataset.
+
+    Attributes:
+        name: Its id.
+        windows: Its sequences.
+        weight: Its share of the draws.
+        train: Stretches to train on, in order: (n, 3), episode, first step, and the step after the last.
+        held: Stretches held out, likewise.
+        ends: Number of the training steps up to and with each of `train` (n,).
+        rare: Steps of the training episodes at which each action was taken, for those that are not `enqueue`; only
+            where they are drawn by.
+    """
+
+    name: str
+    windows: Windows
+    weight: float
+    train: Ints
+    held: Ints
+    ends: Ints
+    rare: Mapping[int, Ints]
+
+    def index(self, step: Ints) -> Ints:
+        """Indices among all steps of the dataset, of numbers (n,) among its training steps."""
+        place = np.searchsorted(self.ends, step, side="right")
+        episode, _, stop = self.train[place].T
+        found: Ints = self.windows.starts[episode] + stop - (self.ends[place] - step)
+        return found
+
+    def last(self, index: Ints) -> Ints:
+        """Index of the last step to train on in the episode of each training step (n,)."""
+        at = self.windows.starts[self.train[:, 0]]
+        place = np.searchsorted(at + self.train[:, 1], index, side="right") - 1
+        found: Ints = (at + self.train[:, 2])[place] - 1
+        return found
+
+
+def _name(source: Any) -> str:
+    return source if isinstance(source, str) else str(source.id)
+
+
+def _check(source: Any, rewards: dict[str, str]) -> Any:
+    """A dataset whose schema is ours; its reward is put into `rewards`."""
+    from l4s_gym.data.minari_io import load
+
+    dataset = load(source) if isinstance(source, str) else source
+    stored = getattr(getattr(dataset, "storage", None), "metadata", None)
+    if stored is not None:
+        version = stored.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise L4SError(
+                f"dataset {dataset.id!r}: is of version {version} of the schema, not {SCHEMA_VERSION}: "
+                "convert its rows again"
+            )
+        rewards[dataset.id] = str(stored.get("reward"))
+    return dataset
+
+
+class Corpus:
+    """Training sequences and held-out episodes of one or several datasets.
+
+    Batch number s of process p is drawn by a generator of its own, of seed, s and p: nothing else has to be kept to go
+    on with a run as if it had not been stopped.
+
+    Args:
+        sources: Datasets (ids or `minari.MinariDataset`), or a mapping of ids to weights; alike if none are given.
+        config: Length of the sequences, split, what is done about rare actions, seed.
+        gamma: Discount of the returns-to-go.
+
+    Attributes:
+        parts: The datasets.
+        shares: Of the actions among the training steps, weighted as the datasets are (3,).
+        imbalance: The configured one, with these shares.
+        scale: The largest return-to-go, in size, of the training data: the model sees returns divided by it.
+        low: Smallest return-to-go of the training data.
+        high: Largest return-to-go of the training data.
+        returns: Returns of the training episodes (E,).
+
+    Raises:
+        L4SError: A dataset cannot be used, or the rewards differ.
+    """
+
+    def __init__(self, sources: Any, config: TrainConfig, gamma: float) -> None:
+        weights = _weights(sources)
+        self.config = config
+        rewards: dict[str, str] = {}
+        self.parts: list[Part] = []
+        for source, weight in weights:
+            dataset = _check(source, rewards)
+            windows = Windows(dataset, config.length, gamma=gamma, allow_gaps=config.allow_gaps)
+            self.parts.append(self._part(_name(source), windows, weight))
+        if len(set(rewards.values())) > 1:
+            which = ", ".join(f"{name}: {reward}" for name, reward in rewards.items())
+            raise L4SError(f"datasets of different rewards cannot be mixed ({which}): build them with the same one")
+        counts = [self._counts(part) for part in self.parts]
+        self.shares: Floats = sum(part.weight * c / c.sum() for part, c in zip(self.parts, counts, strict=True))
+        self.imbalance = replace(config.imbalance, shares=tuple(self.shares.tolist()))
+        wanted = self.imbalance.weights * self.shares
+        self._classes = wanted / wanted.sum()
+        self.returns = np.concatenate(
+            [_returns(part, part.windows.starts[part.train[:, 0]] + part.train[:, 1]) for part in self.parts]
+        )
+        looks = [self.returns] + [
+            _returns(part, part.index(np.linspace(0, part.ends[-1] - 1, _LOOKS).astype(np.int64)))
+            for part in self.parts
+        ]
+        every = np.concatenate(looks)
+        if not np.isfinite(every).all():
+            raise L4SError("rewards of the training data are not all finite: write the dataset again")
+        self.low, self.high = float(every.min()), float(every.max())
+        self.scale = float(np.abs(every).max()) or 1.0
+
+    def _part(self, name: str, windows: Windows, weight: float) -> Part:
+        steps = windows.layout.steps.tolist()
+        if self.config.held_out:
+            chosen = split(steps, self.config.held_out, self.config.seed)
+        else:
+            chosen = [Stretch(number, 0, length) for number, length in enumerate(steps)], []
+        train, held = (np.array(each, np.int64).reshape(-1, 3) for each in chosen)
+        rare: dict[int, Ints] = {}
+        if self.config.imbalance.kind == "sample":
+            for action in range(len(ACTIONS)):
+                if action != ENQUEUE:
+                    found = [
+                        windows.starts[episode]
+                        + start
+                        + np.flatnonzero(windows.episode_actions(episode)[start:stop] == action)
+                        for episode, start, stop in train.tolist()
+                    ]
+                    rare[action] = np.concatenate(found)
+        return Part(name, windows, weight, train, held, np.cumsum(train[:, 2] - train[:, 1]), rare)
+
+    def _counts(self, part: Part) -> Floats:
+        counts = [
+            np.bincount(part.windows.episode_actions(episode)[start:stop], minlength=len(ACTIONS))
+            for episode, start, stop in part.train.tolist()
+        ]
+        total: Floats = np.sum(counts, axis=0, dtype=np.float64)
+        if total[len(ACTIONS) :].any() or not total.sum():
+            raise L4SError(f"dataset {part.name!r}: has no steps, or actions other than 0, 1, 2: write it again")
+        return total
+
+    def draw(self, step: int, process: int = 0) -> tuple[Batch, np.random.Generator]:
+        """Batch `step` (B, K, ...) of a process, and the generator that goes on from there."""
+        rng = np.random.default_rng([self.config.seed, step, process, _DRAW])
+        of = rng.choice(len(self.parts), self.config.batch_size, p=[part.weight for part in self.parts])
+        found: list[Batch] = []
+        for number in np.unique(of).tolist():
+            part = self.parts[number]
+            ends = self._ends(part, int((of == number).sum()), rng)
+            found.append(part.windows.arrays(ends))
+        batch = {name: np.concatenate([each[name] for each in found]) for name in found[0]}
+        return batch, rng
+
+    def _ends(self, part: Part, size: int, rng: np.random.Generator) -> Ints:
+        """Last steps of `size` sequences."""
+        index = part.index(rng.integers(part.ends[-1], size=size))
+        if not part.rare:
+            return index
+        wanted = rng.choice(len(ACTIONS), size, p=self._classes)
+        later = rng.integers(self.config.length, size=size)  # so that it may stand anywhere in the sequence
+        for action, steps in part.rare.items():
+            chosen = np.flatnonzero(wanted == action)
+            if len(steps) and len(chosen):
+                hit = steps[rng.integers(len(steps), size=len(chosen))]
+                index[chosen] = np.minimum(hit + later[chosen], part.last(hit))
+        return index
+
+    def held_out(self, size: int) -> Iterator[tuple[Batch, npt.NDArray[np.bool_]]]:
+        """Batches of at most `size` sequences over the held-out episodes, and which of their steps are to be looked at.
+
+        Each step is looked at at most once, with at least half a sequence before it where its episode has as many.
+        At most about `eval_steps` steps, evenly spaced over the tiles of a dataset.
+        """
+        length = self.config.length
+        stride = max(length // 2, 1)
+        whole = sum(int((part.held[:, 2] - part.held[:, 1]).sum()) for part in self.parts)
+        for part in self.parts:
+            ends, fresh = _tiles(part, length, stride)
+            share = (part.held[:, 2] - part.held[:, 1]).sum() / max(whole, 1)
+            most = max(int(self.config.eval_steps * share) // stride, 1)
+            if len(ends) > most:
+                kept = np.linspace(0, len(ends) - 1, most).astype(np.int64)
+                ends, fresh = ends[kept], fresh[kept]
+            for at in range(0, len(ends), size):
+                batch: Batch = dict(part.windows.arrays(ends[at : at + size]))
+                new = np.arange(length) >= length - fresh[at : at + size, None]
+                yield batch, new & batch["mask"].astype(bool)
+
+    def about(self) -> list[dict[str, Any]]:
+        """Plain data on the datasets, for the agent's card."""
+        return [
+            {
+                "dataset": part.name,
+                "weight": part.weight,
+                "train_steps": int(part.ends[-1]),
+                "train_stretches": len(part.train),
+                "held_out": [
+                    [int(part.windows.layout.numbers[episode]), start, stop]
+                    for episode, start, stop in part.held.tolist()
+                ],
+            }
+            for part in self.parts
+        ]
+
+
+def _weights(sources: Any) -> list[tuple[Any, float]]:
+    """Datasets with their shares of the draws."""
+    if isinstance(sources, Mapping):
+        pairs = [(source, float(weight)) for source, weight in sources.items()]
+    elif isinstance(sources, Sequence) and not isinstance(sources, str):
+        pairs = [(source, 1.0) for source in sources]
+    else:
+        pairs = [(sources, 1.0)]
+    total = sum(weight for _, weight in pairs)
+    if not pairs or not all(weight > 0 for _, weight in pairs) or not np.isfinite(total):
+        raise L4SError("datasets: give at least one, and weights of more than 0")
+    return [(source, weight / total) for source, weight in pairs]
+
+
+def _returns(part: Part, index: Ints) -> Floats:
+    """Returns-to-go at steps (n,)."""
+    parts = [part.windows.arrays(index[at : at + 256])["returns_to_go"][:, -1] for at in range(0, len(index), 256)]
+    found: Floats = np.concatenate(parts).astype(np.float64)
+    return found
+
+
+def _tiles(part: Part, length: int, stride: int) -> tuple[Ints, Ints]:
+    """Last steps of the sequences that cover the held-out episodes, and how many steps at the end of each are new."""
+    ends, fresh = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for episode, start, stop in part.held.tolist():
+        first = min(start + (length if start == 0 else stride), stop)  # the first sequence has nothing before it
+        last = np.unique(np.minimum(np.arange(first, stop + stride, stride), stop))
+        ends.append(part.windows.starts[episode] + last - 1)
+        fresh.append(np.diff(last, prepend=start))
+    return np.concatenate(ends), np.concatenate(fresh)

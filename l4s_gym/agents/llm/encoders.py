@@ -1,0 +1,309 @@
+"""Encoders of states, one kind for each modality, and the registry to which others are added from outside.
+
+An encoder takes all features of its kind and shape at once, with weights of their own for each: one operation for
+eight small paths instead of eight. It is causal: what it gives for a step depends on that step and on `reach` steps
+before it. It reads `reach` steps more than it writes, so training (zeros before the start) and deciding step by step
+(the last steps of the stream) are the same operation.
+
+```python
+class Spectrum(nn.Module):
+    reach = 0
+    def __init__(self, features, config): ...
+    def forward(self, values, known):  # (B, K, G, *shape), (B, K, G) -> (B, K, G, config.hidden)
+        ...
+
+register("spectrum", Spectrum)
+EncoderConfig(features=(Feature("load", "scalar"), Feature("radio", "spectrum", (64,))), unknown="")
+```
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import groupby
+from typing import Final, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from l4s_gym.agents.llm.config import EncoderConfig, Feature
+from l4s_gym.errors import L4SError, unknown
+
+_MAGNITUDE: Final = 1000.0
+"""Values from about 1 / _MAGNITUDE on are told apart by their logarithm."""
+
+
+class Encoder(Protocol):
+    """What encodes the features of one kind; a `torch.nn.Module`.
+
+    Attributes:
+        reach: Number of earlier steps that it looks back at.
+    """
+
+    reach: int
+
+    def __call__(self, values: Tensor, known: Tensor) -> Tensor:
+        """Encode.
+
+        Args:
+            values: (B, reach + K, G, *shape) float32 of G features; 0 where they are not known.
+            known: (B, reach + K, G) bool.
+
+        Returns:
+            (B, K, G, hidden).
+        """
+        ...
+
+
+Factory = Callable[[tuple[Feature, ...], EncoderConfig], Encoder]
+ENCODERS: Final[dict[str, Factory]] = {}
+"""The registry: kind -> what makes its encoder from the features (all of one shape) and the configuration."""
+
+
+def register(kind: str, factory: Factory) -> None:
+    """Add a kind of encoder; a model that uses it can be loaded only where this was done before.
+
+    Raises:
+        L4SError: Another one has the name.
+    """
+    if ENCODERS.setdefault(kind, factory) is not factory:
+        raise L4SError(f"encoder {kind!r}: is registered already: choose another name")
+
+
+def expand(values: Tensor) -> Tensor:
+    """Values (...) as they are, and on a logarithmic scale: (..., 2). Probabilities differ by orders of magnitude."""
+    return torch.stack((values, _logarithm(values)), -1)
+
+
+def _logarithm(values: Tensor) -> Tensor:
+    """Logarithmic on both sides of 0, and linear about it; 1 stays 1."""
+    return torch.asinh(_MAGNITUDE * values) * (1 / math.asinh(_MAGNITUDE))
+
+
+def _channels(values: Tensor, known: Tensor) -> Tensor:
+    """Values (B, K, G) as (B, K, G, 3): twice the value, and whether it is known."""
+    return torch.stack((values, _logarithm(values), known.to(values.dtype)), -1)
+
+
+def _scalar_only(features: tuple[Feature, ...]) -> None:
+    for feature in features:
+        if feature.shape:
+            raise L4SError(f"feature {feature.name!r}: shape {feature.shape}: a {feature.kind} has none, leave it out")
+
+
+def _uniform(shape: tuple[int, ...], fan_in: int) -> nn.Parameter:
+    """A parameter drawn as those of `nn.Linear`."""
+    return nn.Parameter(torch.empty(shape).uniform_(-1, 1) / math.sqrt(fan_in))
+
+
+class ScalarEncoder(nn.Module):
+    """One fully connected path for each scalar."""
+
+    reach = 0
+
+    def __init__(self, features: tuple[Feature, ...], config: EncoderConfig) -> None:
+        """Make it."""
+        super().__init__()
+        _scalar_only(features)
+        self.weight = _uniform((len(features), 3, config.hidden), 3)  # (G, channels, hidden)
+        self.bias = _uniform((len(features), config.hidden), 3)
+
+    def forward(self, values: Tensor, known: Tensor) -> Tensor:
+        """(B, K, G) -> (B, K, G, hidden)."""
+        return F.gelu(torch.einsum("bkgc,gch->bkgh", _channels(values, known), self.weight) + self.bias)
+
+
+class SeriesEncoder(nn.Module):
+    """Causal convolutions of several lengths over each time series.
+
+    The channels are shared out among the lengths. All of them are one convolution of the greatest length, in
+    which the shorter ones have zeros for older steps.
+    """
+
+    mask: Tensor
+
+    def __init__(self, features: tuple[Feature, ...], config: EncoderConfig) -> None:
+        """Make it.
+
+        Raises:
+            L4SError: There are fewer channels than lengths, or a feature is no single number.
+        """
+        super().__init__()
+        _scalar_only(features)
+        kernels, hidden = config.kernels, config.hidden
+        if hidden < len(kernels):
+            raise L4SError(f"encoder: hidden={hidden} is less than the {len(kernels)} kernels: raise it")
+        self.length = max(kernels)
+        self.reach = self.length - 1
+        lengths = [kernels[channel * len(kernels) // hidden] for channel in range(hidden)]
+        mask = torch.zeros(self.length, 3, hidden)
+        for channel, length in enumerate(lengths):
+            mask[self.length - length :, :, channel] = 1.0
+        scale = mask.sum((0, 1)).rsqrt()  # of each channel's own fan-in
+        self.register_buffer("mask", mask, persistent=False)
+        self.weight = nn.Parameter(torch.empty(len(features), *mask.shape).uniform_(-1, 1) * scale)
+        self.bias = nn.Parameter(torch.empty(len(features), hidden).uniform_(-1, 1) * scale)
+
+    def forward(self, values: Tensor, known: Tensor) -> Tensor:
+        """(B, reach + K, G) -> (B, K, G, hidden)."""
+        windows = _channels(values, known).unfold(1, self.length, 1)  # (B, K, G, 3, length)
+        return F.gelu(torch.einsum("bkgcl,glch->bkgh", windows, self.weight * self.mask) + self.bias)
+
+
+class ImageEncoder(nn.Module):
+    """A small convolutional network for each image of shape (height, width) or (channels, height, width)."""
+
+    reach = 0
+
+    def __init__(self, features: tuple[Feature, ...], config: EncoderConfig) -> None:
+        """Make it.
+
+        Raises:
+            L4SError: The shape is not that of an image.
+        """
+        super().__init__()
+        shape = features[0].shape
+        if len(shape) not in (2, 3):
+            raise L4SError(f"feature {features[0].name!r}: shape {shape}: give (height, width) or (channels, ...)")
+        self.shape = (1, *shape) if len(shape) == 2 else shape
+        self.nets = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(self.shape[0], config.hidden, 3, 2, 1),
+                nn.GELU(),
+                nn.Conv2d(config.hidden, config.hidden, 3, 2, 1),
+                nn.GELU(),
+                nn.AdaptiveAvgPool2d(1),
+                nn.Flatten(),
+            )
+            for _ in features
+        )
+
+    def forward(self, values: Tensor, known: Tensor) -> Tensor:
+        """(B, K, G, *shape) -> (B, K, G, hidden)."""
+        batch, steps = values.shape[:2]
+        images = values.reshape(batch * steps, len(self.nets), *self.shape)
+        codes = [net(images[:, index]) for index, net in enumerate(self.nets)]
+        return torch.stack(codes, 1).view(batch, steps, len(self.nets), -1)
+
+
+class GraphEncoder(nn.Module):
+    """Two rounds of messages on each graph of shape (nodes, nodes + values): adjacency, then the nodes' values."""
+
+    reach = 0
+
+    def __init__(self, features: tuple[Feature, ...], config: EncoderConfig) -> None:
+        """Make it.
+
+        Raises:
+            L4SError: The shape is not that of a graph.
+        """
+        super().__init__()
+        shape = features[0].shape
+        if len(shape) != 2 or shape[1] <= shape[0]:
+            raise L4SError(f"feature {features[0].name!r}: shape {shape}: give (nodes, nodes + values of a node)")
+        self.nodes = shape[0]
+        size, hidden, count = shape[1] - shape[0], config.hidden, len(features)
+        self.first = _uniform((count, size, hidden), size)
+        self.second = _uniform((count, hidden, hidden), hidden)
+        self.bias = nn.Parameter(torch.zeros(2, count, 1, hidden))
+
+    def forward(self, values: Tensor, known: Tensor) -> Tensor:
+        """(B, K, G, nodes, nodes + values) -> (B, K, G, hidden)."""
+        adjacency, x = values[..., : self.nodes], values[..., self.nodes :]
+        adjacency = adjacency + torch.eye(self.nodes, device=values.device)
+        adjacency = adjacency / adjacency.sum(-1, keepdim=True).clamp_min(1e-6)
+        x = F.gelu(torch.einsum("bkgnm,bkgmc,gch->bkgnh", adjacency, x, self.first) + self.bias[0])
+        x = F.gelu(torch.einsum("bkgnm,bkgmc,gch->bkgnh", adjacency, x, self.second) + self.bias[1])
+        return x.mean(-2)
+
+
+register("scalar", ScalarEncoder)
+register("series", SeriesEncoder)
+register("image", ImageEncoder)
+register("graph", GraphEncoder)
+
+
+class StateEncoder(nn.Module):
+    """All features of a step: each by the encoder of its kind, then by a projection of its own.
+
+    Attributes:
+        reach: Number of earlier steps that it looks back at.
+    """
+
+    feature_of_column: Tensor
+    may_miss: Tensor
+    order: Tensor
+
+    def __init__(self, config: EncoderConfig, width: int) -> None:
+        """Make it.
+
+        Args:
+            config: Features and sizes.
+            width: Of the embeddings.
+
+        Raises:
+            L4SError: A kind is not in the registry.
+        """
+        super().__init__()
+        features = config.features
+        owner = [index for index, feature in enumerate(features) for _ in range(feature.size)]
+        self.register_buffer("feature_of_column", torch.tensor(owner), persistent=False)
+        starts = [sum(feature.size for feature in features[:index]) for index in range(len(features))]
+        self.encoders = nn.ModuleList()
+        self._shapes: list[tuple[int, ...]] = []
+        order = sorted(range(len(features)), key=lambda index: (features[index].kind, features[index].shape))
+        for (kind, shape), found in groupby(order, key=lambda index: (features[index].kind, features[index].shape)):
+            members = list(found)
+            if kind not in ENCODERS:
+                raise unknown("kind of encoder (register it first)", kind, tuple(ENCODERS))
+            encoder = ENCODERS[kind](tuple(features[index] for index in members), config)
+            self.encoders.append(cast(nn.Module, encoder))
+            columns = [start + offset for start in (starts[index] for index in members)
+                       for offset in range(features[members[0]].size)]  # fmt: skip
+            index = len(self._shapes)
+            self.register_buffer(f"members{index}", torch.tensor(members), persistent=False)
+            self.register_buffer(f"columns{index}", torch.tensor(columns), persistent=False)
+            self._shapes.append(shape)
+        self.reach = max(int(cast(Encoder, encoder).reach) for encoder in self.encoders)
+        self.register_buffer("order", torch.tensor(order).argsort(), persistent=False)
+        may_miss = torch.tensor([feature.name == config.unknown for feature in features])
+        self.register_buffer("may_miss", may_miss, persistent=False)
+        self.projection = _uniform((len(features), config.hidden, width), config.hidden)
+        self.projection_bias = nn.Parameter(torch.zeros(len(features), width))
+        self.unknown = nn.Parameter(torch.randn(width) * 0.02) if config.unknown else None
+
+    def known(self, mask: Tensor, missing: Tensor | None) -> Tensor:
+        """Which features are known (..., features) at steps that are shown (...) and have one missing (...)."""
+        if missing is None:
+            return mask[..., None].expand(*mask.shape, len(self.order))
+        return mask[..., None] & ~(missing[..., None] & self.may_miss)
+
+    def clean(self, values: Tensor, known: Tensor) -> Tensor:
+        """Values (..., F) with 0 where they are not known, whatever stood there."""
+        return torch.where(known.index_select(-1, self.feature_of_column), values, 0.0)
+
+    def forward(self, values: Tensor, known: Tensor) -> Tensor:
+        """Embeddings of the features.
+
+        Args:
+            values: (B, reach + K, F), of `clean`.
+            known: (B, reach + K, features).
+
+        Returns:
+            (B, K, features, width).
+        """
+        codes = []
+        for index, (encoder, shape) in enumerate(zip(self.encoders, self._shapes, strict=True)):
+            skip = self.reach - int(cast(Encoder, encoder).reach)
+            members, columns = getattr(self, f"members{index}"), getattr(self, f"columns{index}")
+            part = values[:, skip:].index_select(2, columns)
+            part = part.view(values.shape[0], -1, len(members), *shape)
+            codes.append(encoder(part, known[:, skip:].index_select(2, members)))
+        code = torch.cat(codes, 2).index_select(2, self.order)  # (B, K, features, hidden)
+        embedded: Tensor = torch.einsum("bkfh,fhw->bkfw", code, self.projection) + self.projection_bias
+        if self.unknown is not None:
+            lacks = self.may_miss & ~known[:, self.reach :]  # (B, K, features)
+            embedded = torch.where(lacks[..., None], self.unknown, embedded)
+        return embedded
