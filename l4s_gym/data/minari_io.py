@@ -142,7 +142,7 @@ def ensure_namespace(namespace: str) -> None:
         namespaces.create_namespace(namespace, description=_NAMESPACE)
 
 
-def _metadata(reward: str, extra: Mapping[str, Any]) -> dict[str, Any]:
+def schema_metadata(reward: str, extra: Mapping[str, Any]) -> dict[str, Any]:
     """What says how to read the numbers, from the schema, and what the caller says; values of None are left out."""
     return {
         "schema_version": schema.SCHEMA_VERSION,
@@ -386,6 +386,16 @@ def read_episodes(dataset: Any) -> Iterator[Episode]:
         )
 
 
+def check_schema(dataset: Any) -> None:
+    """Raise where a dataset (`minari.MinariDataset`) says of its numbers something else than this version's schema."""
+    stored = dataset.storage.metadata
+    for name, value in schema_metadata(str(stored.get("reward")), {}).items():
+        if stored.get(name) != value:
+            raise L4SError(
+                f"dataset {dataset.id!r}: {name} is {stored.get(name)!r}, not {value!r}: convert its rows again"
+            )
+
+
 def validate(dataset: Any) -> None:
     """Check a dataset: the schema, counts, alignment (T + 1 observations and infos), types, ranges, ends.
 
@@ -396,10 +406,7 @@ def validate(dataset: Any) -> None:
         L4SError: The first thing that is wrong.
     """
     where = f"dataset {dataset.id!r}"
-    stored = dataset.storage.metadata
-    for name, value in _metadata(str(stored.get("reward")), {}).items():
-        if stored.get(name) != value:
-            raise L4SError(f"{where}: {name} is {stored.get(name)!r}, not {value!r}: convert its rows again")
+    check_schema(dataset)
     steps = 0
     for data, episode in zip(dataset.iterate_episodes(), read_episodes(dataset), strict=True):
         place = f"{where}, episode {data.id}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,15 @@ TINY: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("bc", "bcq", "cql", "dqn", "double_dqn", "sac"), _SHORT),
     "dt": {**_SHORT, "algorithm": {"num_layers": 1, "context_size": 4, "max_timestep": 50}},
 }
+if importlib.util.find_spec("transformers") and importlib.util.find_spec("peft"):
+    TINY["llm"] = {
+        "model": {
+            "window": 4,
+            "backbone": {"hidden": 16, "layers": 1, "heads": 2, "positions": 48},
+            "encoder": {"hidden": 8},
+        },
+        "train": {"steps": 12, "batch_size": 8, "length": 8, "eval_every": 12, "eval_steps": 500},
+    }
 """Kinds of saved agents that can be trained, and the configuration of a tiny one, which trains in a second."""
 
 

@@ -14,7 +14,7 @@ from l4s_gym.agents.llm.schedule import TrainConfig
 from l4s_gym.agents.logged import Stretch, split
 from l4s_gym.data.windows import Windows
 from l4s_gym.errors import L4SError
-from l4s_gym.schema import ACTIONS, ENQUEUE, SCHEMA_VERSION
+from l4s_gym.schema import ACTIONS, ENQUEUE
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -67,18 +67,12 @@ def _name(source: Any) -> str:
 
 def _check(source: Any, rewards: dict[str, str]) -> Any:
     """A dataset whose schema is ours; its reward is put into `rewards`."""
-    from l4s_gym.data.minari_io import load
+    from l4s_gym.data.minari_io import check_schema, load
 
     dataset = load(source) if isinstance(source, str) else source
-    stored = getattr(getattr(dataset, "storage", None), "metadata", None)
-    if stored is not None:
-        version = stored.get("schema_version")
-        if version != SCHEMA_VERSION:
-            raise L4SError(
-                f"dataset {dataset.id!r}: is of version {version} of the schema, not {SCHEMA_VERSION}: "
-                "convert its rows again"
-            )
-        rewards[dataset.id] = str(stored.get("reward"))
+    if getattr(getattr(dataset, "storage", None), "metadata", None) is not None:
+        check_schema(dataset)
+        rewards[dataset.id] = str(dataset.storage.metadata.get("reward"))
     return dataset
 
 

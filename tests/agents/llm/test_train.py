@@ -31,6 +31,7 @@ from l4s_gym.agents.llm.losses import Correction, sequence_loss  # noqa: E402
 from l4s_gym.agents.llm.schedule import TrainConfig, from_dict, warmup_cosine  # noqa: E402
 from l4s_gym.agents.llm.train import RESULT, Trainer, logits_of, settings, tensors, train  # noqa: E402
 from l4s_gym.agents.training import load_config  # noqa: E402
+from l4s_gym.data.minari_io import schema_metadata
 from tests.agents.llm.toys import MODEL, TRAIN, by_chance, by_feature, config, dataset, seldom, store  # noqa: E402
 
 ROOT = Path(__file__).parents[3]
@@ -193,7 +194,9 @@ def test_datasets_are_mixed_by_their_weights(tmp_path: Path, monkeypatch: pytest
 
 
 def _with_metadata(data: Any, **metadata: Any) -> Any:
-    return SimpleNamespace(**vars(data) | {"storage": SimpleNamespace(metadata={"schema_version": 1} | metadata)})
+    return SimpleNamespace(
+        **vars(data) | {"storage": SimpleNamespace(metadata=schema_metadata("balance", {}) | metadata)}
+    )
 
 
 def test_datasets_that_do_not_fit_are_refused(small: Any) -> None:
@@ -201,7 +204,7 @@ def test_datasets_that_do_not_fit_are_refused(small: Any) -> None:
     power = SimpleNamespace(**vars(_with_metadata(small, reward="power")) | {"id": "other"})
     with pytest.raises(L4SError, match="different rewards cannot be mixed"):
         corpus([balance, power])
-    with pytest.raises(L4SError, match="version 0 of the schema"):
+    with pytest.raises(L4SError, match="schema_version is 0"):
         corpus(_with_metadata(small, schema_version=0))
 
 
