@@ -262,7 +262,7 @@ def publish(
         notes = storage.get_episode_metadata(range(episodes))
         storage.update_metadata(
             {
-                **_metadata(reward, extra),
+                **schema_metadata(reward, extra),
                 "total_episodes": episodes,
                 "total_steps": steps,
                 "consecutive": all(bool(note["consecutive"]) for note in notes),

@@ -31,7 +31,7 @@ from l4s_gym.agents.llm.losses import Correction, sequence_loss  # noqa: E402
 from l4s_gym.agents.llm.schedule import TrainConfig, from_dict, warmup_cosine  # noqa: E402
 from l4s_gym.agents.llm.train import RESULT, Trainer, logits_of, settings, tensors, train  # noqa: E402
 from l4s_gym.agents.training import load_config  # noqa: E402
-from l4s_gym.data.minari_io import schema_metadata
+from l4s_gym.data.minari_io import schema_metadata  # noqa: E402
 from tests.agents.llm.toys import MODEL, TRAIN, by_chance, by_feature, config, dataset, seldom, store  # noqa: E402
 
 ROOT = Path(__file__).parents[3]
