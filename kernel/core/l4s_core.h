@@ -321,7 +321,10 @@ void l4s_set_model(struct l4s_core *c, const struct l4s_model *model);
 /* Brings the totals up to now, and returns them. */
 const struct l4s_totals *l4s_measure(struct l4s_core *c, uint64_t now_ns);
 
-/* Latency of decisions: quantile (in 1/1000) in us, 0 without decisions. */
+/*
+ * Latency of decisions, from ask to answer, since the controller came: quantile
+ * (in 1/1000) in us, 0 without decisions.
+ */
 uint64_t l4s_latency_us(const struct l4s_core *c, uint64_t per_mille);
 
 #endif

@@ -14,6 +14,7 @@ l4s_attach(struct l4s_core *c, uint64_t interval)
 	l4s_detach(c);
 	c->interval = interval;
 	c->until_ask = 1;
+	__builtin_memset(c->latency, 0, sizeof(c->latency));
 }
 
 static bool

@@ -294,6 +294,21 @@ def test_a_decision_lives_no_longer_than_lifetime(core: Core) -> None:
     assert link.offer()["decided_by"] == 0
 
 
+def test_latency_is_that_of_the_controller_that_is_there(core: Core) -> None:
+    link = Link(core, **FREE)
+    latency = core._lib.l4s_latency_us
+    latency.restype = ctypes.c_uint64
+    for delay_us in (5000, 100):
+        link.attach()
+        for _ in range(20):
+            row = link.offer()
+            link.now += delay_us * 1000
+            assert link.decide(int(row["sequence"]), 0) == ACCEPTED
+        assert 0.85 * delay_us < latency(link.core, ctypes.c_uint64(500)) <= delay_us
+    link.detach()
+    assert latency(link.core, ctypes.c_uint64(990)) > 0  # who asks afterwards is told too
+
+
 def test_interval_asks_about_each_nth_packet(core: Core) -> None:
     link = Link(core, **FREE)
     link.attach(10)
