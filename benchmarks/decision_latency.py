@@ -1,0 +1,161 @@
+"""How long the LLM agent takes for a decision, by backbone, precision and batch; and what low precision changes.
+
+    python benchmarks/decision_latency.py                              # on this CPU, some minutes; appends a run
+    python benchmarks/decision_latency.py --shapes llama-2-7b --device cuda
+
+All backbones have random weights of the named shape: a decision costs the same with others, but what it is means
+nothing, so the changes in decisions are those of an untrained head on random observations. `full` forwards the whole
+window again, as a decision transformer without a cache does; the others keep keys and values (20 steps of 3 tokens).
+Figures of a shared machine vary between runs, and nothing here is asserted.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from l4s_gym.agents.llm.config import BackboneConfig, LLMConfig, LoraConfig
+from l4s_gym.agents.llm.model import DecisionModel
+from l4s_gym.data.files import atomic_write
+from l4s_gym.evaluation.origin import origin
+
+RESULTS: Final = Path(__file__).resolve().parent / "results" / "decision_latency.json"
+Shape = Literal["small", "gpt2-124m", "llama-2-7b"]
+SHAPES: Final[dict[str, LLMConfig]] = {
+    "small": LLMConfig(),
+    "gpt2-124m": LLMConfig(backbone=BackboneConfig(hidden=768, layers=12, heads=12, vocabulary=50257)),
+    "llama-2-7b": LLMConfig(
+        backbone=BackboneConfig(
+            family="llama", hidden=4096, layers=32, heads=32, feedforward=11008, vocabulary=32000, dtype="bfloat16"
+        ),
+        lora=LoraConfig(rank=128),
+    ),
+}
+TARGETS_MS: Final = {("small", 1): 1.0, ("gpt2-124m", 1): 15.0, ("llama-2-7b", 1): 8.0}
+"""For the median."""
+WAYS: Final = ("full", "float32", "bfloat16", "int8")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure.
+
+    Attributes:
+        shapes: Shapes of the backbone.
+        batches: Queues that are decided at once.
+        threads: Threads of PyTorch on a CPU.
+        steps: Decisions of each measurement, after a window of others.
+        device: `cpu` or `cuda`.
+        out: JSON file to which this run is appended.
+    """
+
+    shapes: tuple[Shape, ...] = ("small", "gpt2-124m")
+    batches: tuple[int, ...] = (1, 64)
+    threads: tuple[int, ...] = (1, 2)
+    steps: int = 200
+    device: Literal["cpu", "cuda"] = "cpu"
+    out: Path = RESULTS
+
+
+def stream(n: int, steps: int) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Random returns-to-go (n,), observations (n, 8) and previous actions (n,), of each step."""
+    g = torch.Generator().manual_seed(0)
+    return [
+        (torch.rand(n, generator=g), torch.rand(n, 8, generator=g), torch.randint(3, (n,), generator=g))
+        for _ in range(steps)
+    ]
+
+
+@torch.inference_mode()
+def decide(model: DecisionModel, way: str, n: int, steps: int, device: str) -> tuple[list[float], torch.Tensor]:
+    """Milliseconds of each decision after the first window, and all their logits (steps, n, 3)."""
+    window, state = model.config.window, model.start(n)
+    data = [tuple(x.to(device) for x in step) for step in stream(n, window + steps)]
+    took, logits = [], []
+    for k, (returns, observations, previous) in enumerate(data):
+        start = time.perf_counter()
+        if way == "full":
+            rows = data[max(k + 1 - window, 0) : k + 1]
+            r, o, a = (torch.stack([row[i] for row in rows], 1) for i in range(3))
+            mask = torch.ones(r.shape, dtype=torch.bool, device=device)
+            found = model(r, o, a, torch.arange(len(rows), device=device).expand(n, -1), mask)[:, -1]
+        else:
+            found = model.step(state, returns, observations, previous)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        took.append(1e3 * (time.perf_counter() - start))
+        logits.append(found.float().cpu())
+    return took[window:], torch.stack(logits[window:])
+
+
+def measure(shape: str, way: str, n: int, steps: int, device: str) -> tuple[dict[str, Any], torch.Tensor]:
+    """Figures of one setting, and its logits."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = DecisionModel(SHAPES[shape]).to(device).eval()
+    parameters = sum(p.numel() for p in model.parameters())
+    if way != "full":
+        model.optimize("float32" if shape == "llama-2-7b" else way)
+    took, logits = decide(model, way, n, steps, device)
+    p50, p99 = np.percentile(took, [50, 99])
+    return {"p50_ms": p50, "p99_ms": p99, "min_ms": min(took), "parameters": parameters}, logits
+
+
+def changed(logits: torch.Tensor, reference: torch.Tensor) -> dict[str, float]:
+    """What another precision makes of decisions: share of other likeliest actions, mean distance of probabilities."""
+    distance = (logits.softmax(-1) - reference.softmax(-1)).abs().sum(-1) / 2
+    return {
+        "other_argmax": float((logits.argmax(-1) != reference.argmax(-1)).float().mean()),
+        "total_variation": float(distance.mean()),
+    }
+
+
+def main(options: Options) -> None:
+    """Measure, print, append."""
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("error: no GPU here: leave --device out, or run this where PyTorch finds one")
+    if "llama-2-7b" in options.shapes and options.device == "cpu":
+        raise SystemExit("error: llama-2-7b on a CPU takes seconds a decision and 14 GB: give --device cuda")
+    table = Table("shape", "batch", "threads", "way", "p50 ms", "p99 ms", "target", "other argmax %", "TV distance")
+    results = []
+    for shape in options.shapes:
+        for n in options.batches:
+            for threads in options.threads if options.device == "cpu" else (1,):
+                torch.set_num_threads(threads)
+                reference = None
+                for way in ("bfloat16",) if shape == "llama-2-7b" else WAYS:
+                    steps = max(options.steps // (10 if way == "full" or n > 1 else 1), 5)
+                    row, logits = measure(shape, way, n, steps, options.device)
+                    row = {"shape": shape, "batch": n, "threads": threads, "way": way, "steps": steps, **row}
+                    if way == "float32":
+                        reference = logits
+                    elif reference is not None:
+                        row |= changed(logits, reference)
+                    results.append(row)
+                    target = TARGETS_MS.get((shape, n))
+                    low = [f"{100 * row['other_argmax']:.2f}", f"{row['total_variation']:.4f}"] if "other_argmax" in row else []  # noqa: E501  # fmt: skip
+                    shown = [f"{row[name]:.2f}" for name in ("p50_ms", "p99_ms")]
+                    table.add_row(shape, str(n), str(threads), way, *shown, f"{target:g}" if target else "-", *low)
+                    print(f"{shape} batch {n}, {threads} threads, {way}: p50 {row['p50_ms']:.2f} ms", flush=True)
+    Console(width=120).print(table)
+    run = {**origin(), "device": options.device, "weights": "random", "results": results}
+    if options.device == "cuda":
+        run["gpu"] = torch.cuda.get_device_name()
+        run["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+    runs = [*(json.loads(options.out.read_text()) if options.out.exists() else []), run]  # appended, never edited
+    with atomic_write(options.out) as file:
+        file.write(json.dumps(runs, indent=1).encode() + b"\n")
+    print(options.out.name)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
