@@ -24,24 +24,11 @@ struct run {
 	double ns_per_byte;
 };
 
-struct l4s_params *harness_params(uint64_t variant);
 const char *harness_parameter(int index, uint64_t *low, uint64_t *high);
 int64_t harness_drive(const struct l4s_params *p, uint64_t seed,
     double ns_per_byte, const struct arrival *arrivals, int64_t count,
-    struct l4s_record *rows, const struct l4s_model *model,
-    struct l4s_core *end);
+    struct l4s_record *rows, const struct l4s_model *model);
 uint64_t harness_core_size(void);
-
-/* Defaults of a variant, for the caller to free(). */
-struct l4s_params *
-harness_params(uint64_t variant)
-{
-	struct l4s_params *p = malloc(sizeof(*p));
-
-	if (p != NULL)
-		l4s_params_default(p, variant);
-	return (p);
-}
 
 /* Name and range of a parameter, in order; NULL past the last. */
 const char *
@@ -162,13 +149,13 @@ arrive(struct run *r, const struct arrival *a)
 }
 
 /*
- * Offer packets; a row for each. Ends with empty queues and a copy of the
- * core's state. Returns the number of rows, or -1 for parameters out of range.
+ * Offer packets; a row for each. Ends with empty queues. Returns the number of
+ * rows, or -1 for parameters out of range.
  */
 int64_t
 harness_drive(const struct l4s_params *p, uint64_t seed, double ns_per_byte,
     const struct arrival *arrivals, int64_t count, struct l4s_record *rows,
-    const struct l4s_model *model, struct l4s_core *end)
+    const struct l4s_model *model)
 {
 	struct run *r = calloc(1, sizeof(*r));
 
@@ -189,8 +176,6 @@ harness_drive(const struct l4s_params *p, uint64_t seed, double ns_per_byte,
 		arrive(r, &arrivals[i]);
 	}
 	run_until(r, L4S_NEVER, 1);
-	if (end != NULL)
-		*end = r->core;
 	free(r);
 	return (count);
 }

@@ -28,7 +28,7 @@ class Core:
         lib.harness_core_size.restype = ctypes.c_uint64
         pointer = ctypes.c_void_p
         lib.harness_drive.argtypes = [
-            pointer, ctypes.c_uint64, ctypes.c_double, pointer, ctypes.c_int64, pointer, pointer, pointer,
+            pointer, ctypes.c_uint64, ctypes.c_double, pointer, ctypes.c_int64, pointer, pointer,
         ]  # fmt: skip
         lib.l4s_params_default.argtypes = [pointer, ctypes.c_uint64]
         self.ranges: dict[str, tuple[int, int]] = {}
@@ -62,7 +62,7 @@ class Core:
         rows = np.zeros(len(arrivals), RECORD)
         done = self._lib.harness_drive(
             p.ctypes.data, seed, 8e9 / (rate_mbps * 1e6), arrivals.ctypes.data, len(arrivals), rows.ctypes.data,
-            model, None,
+            model,
         )  # fmt: skip
         assert done == len(arrivals), "parameters out of range, or a wrong model"
         return rows
