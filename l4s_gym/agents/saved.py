@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from l4s_gym.data.files import PathLike, atomic_folder, read_error
 from l4s_gym.errors import L4SError, unknown
+from l4s_gym.extras import optional
 from l4s_gym.schema import SCHEMA_VERSION
 
 if TYPE_CHECKING:
@@ -105,11 +106,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _safetensors() -> Any:
-    try:
-        return importlib.import_module("safetensors.torch")
-    except ImportError as error:
-        remedy = "pip install 'l4s-gym[baselines]' or 'l4s-gym[llm]'"
-        raise L4SError(f"safetensors: cannot be imported ({error}): {remedy}") from error
+    return optional("safetensors.torch", "baselines", "llm")
 
 
 def _digest(path: Path) -> str:

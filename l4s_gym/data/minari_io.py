@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Final, Required, TypedDict, Unpack
@@ -17,6 +16,7 @@ from l4s_gym.data.files import atomic_folder
 from l4s_gym.data.steps import EXTRAS, REWARD, STEP, Steps
 from l4s_gym.data.storage import INFOS, MAIN, Shard, link_shards, shard_name, write_shard
 from l4s_gym.errors import L4SError
+from l4s_gym.extras import optional
 
 if TYPE_CHECKING:
     from l4s_gym.data.stream import RowStream
@@ -35,10 +35,7 @@ def import_minari(name: str = "minari") -> Any:
     Raises:
         L4SError: It is not installed.
     """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise L4SError(f"{name}: cannot be imported ({error}): pip install 'l4s-gym[data]'") from error
+    return optional(name, "data")
 
 
 def check_episode(episode: Episode, where: str) -> None:
