@@ -19,6 +19,7 @@ from typing import Any, Final, Protocol
 
 import l4s_gym
 from l4s_gym.agents import saved
+from l4s_gym.agents.config import read_toml
 from l4s_gym.data.episodes import Episode
 from l4s_gym.data.files import atomic_write, read_error
 from l4s_gym.errors import L4SError, unknown
@@ -97,12 +98,12 @@ def config_file(name: str) -> Path | None:
     return next((path for place in places if (path := place / name / FILE).is_file()), None)
 
 
-def _merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> Plain:
+def merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> Plain:
     """`base`, with what `more` says instead; tables are merged."""
     found = dict(base)
     for name, value in more.items():
         both = isinstance(value, Mapping) and isinstance(found.get(name), Mapping)
-        found[name] = _merged(found[name], value) if both else value
+        found[name] = merged(found[name], value) if both else value
     return found
 
 
@@ -137,21 +138,14 @@ def load_config(name: str, path: Path | None = None, *, small: bool = False, set
     if name not in LEARNERS:
         raise unknown("agent to train", name, tuple(LEARNERS))
     chosen = path or config_file(name)
-    config: Plain = {}
-    if chosen is not None:
-        try:
-            config = tomllib.loads(chosen.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise read_error(chosen, error) from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise L4SError(f"{chosen}: is not TOML ({error}): correct it") from error
+    config = {} if chosen is None else read_toml(chosen)
     different = config.pop("small", None)
     if small:
         if not isinstance(different, dict):
             raise L4SError(f"--small: {chosen or 'without a checkout there'} has no [small]: give --config FILE")
-        config = _merged(config, different)
+        config = merged(config, different)
     for text in settings:
-        config = _merged(config, _setting(text))
+        config = merged(config, _setting(text))
     return config
 
 

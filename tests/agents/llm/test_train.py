@@ -24,12 +24,14 @@ for _name in ("torch", "transformers", "peft", "accelerate", "h5py", "minari"):
 import torch  # noqa: E402
 
 from l4s_gym import L4SError  # noqa: E402
+from l4s_gym.agents.config import convert  # noqa: E402
 from l4s_gym.agents.imbalance import Imbalance  # noqa: E402
 from l4s_gym.agents.llm import checkpoint, storage  # noqa: E402
 from l4s_gym.agents.llm.corpus import Corpus  # noqa: E402
 from l4s_gym.agents.llm.losses import Correction, sequence_loss  # noqa: E402
-from l4s_gym.agents.llm.schedule import TrainConfig, from_dict, warmup_cosine  # noqa: E402
-from l4s_gym.agents.llm.train import RESULT, Trainer, logits_of, settings, tensors, train  # noqa: E402
+from l4s_gym.agents.llm.schedule import TrainConfig, warmup_cosine  # noqa: E402
+from l4s_gym.agents.llm.train import RESULT, Trainer, settings, train  # noqa: E402
+from l4s_gym.agents.llm.trainer import logits_of, tensors  # noqa: E402
 from l4s_gym.agents.training import load_config  # noqa: E402
 from l4s_gym.data.minari_io import schema_metadata  # noqa: E402
 from tests.agents.llm.toys import MODEL, TRAIN, by_chance, by_feature, config, dataset, seldom, store  # noqa: E402
@@ -55,7 +57,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def corpus(sources: Any, gamma: float = 1.0, **changes: Any) -> Corpus:
-    return Corpus(sources, from_dict(TrainConfig, TRAIN | changes, "train"), gamma)
+    return Corpus(sources, convert(TrainConfig, TRAIN | changes, "train"), gamma)
 
 
 # -- what is learnt
@@ -102,8 +104,8 @@ def test_the_label_does_not_reach_its_own_input(tmp_path: Path) -> None:
     assert losses[1] < 0.6
 
 
-def test_logits_do_not_depend_on_labels_of_the_same_step_or_later(small: Any, tmp_path: Path) -> None:
-    trainer = Trainer(small, config(), tmp_path)
+def test_logits_do_not_depend_on_labels_of_the_same_step_or_later(small: Any) -> None:
+    trainer = Trainer(small, config())
     trainer.model.eval()
     batch = tensors(trainer.corpus.draw(0)[0], "cpu")
     step = TRAIN["length"] // 2
@@ -393,19 +395,19 @@ def test_there_has_to_be_something_to_go_on_from(small: Any, tmp_path: Path) -> 
 # -- how it is trained
 
 
-def test_parts_of_a_batch_add_up_to_its_gradient(small: Any, tmp_path: Path) -> None:
+def test_parts_of_a_batch_add_up_to_its_gradient(small: Any) -> None:
     model = MODEL | {"backbone": MODEL["backbone"] | {"dropout": 0.0}}
     found = []
     for accumulate in (1, 3):
         given = config(accumulate=accumulate, learning_rate=1e-2, warmup=0) | {"model": model}
-        trainer = Trainer(small, given, tmp_path / str(accumulate))
+        trainer = Trainer(small, given)
         figures = [trainer.update() for _ in range(3)]
         found.append([figure["loss"] for figure in figures] + [figure["gradient_norm"] for figure in figures])
     assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
-def test_frozen_weights_stay_and_are_not_in_the_checkpoint(small: Any, tmp_path: Path) -> None:
-    trainer = Trainer(small, config() | WITH_LORA, tmp_path)
+def test_frozen_weights_stay_and_are_not_in_the_checkpoint(small: Any) -> None:
+    trainer = Trainer(small, config() | WITH_LORA)
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     frozen = {name for name, p in trainer.model.named_parameters() if not p.requires_grad}
     assert frozen
@@ -419,7 +421,7 @@ def test_frozen_weights_stay_and_are_not_in_the_checkpoint(small: Any, tmp_path:
     assert sum(not torch.equal(before[name], after[name]) for name in moved) > 0.7 * len(moved)
 
 
-def test_the_learning_rate(small: Any, tmp_path: Path) -> None:
+def test_the_learning_rate(small: Any) -> None:
     share = warmup_cosine(100, 10, 0.1)
     rates = [share(step) for step in range(101)]
     assert rates[:10] == pytest.approx(np.arange(1, 11) / 11)
@@ -427,7 +429,7 @@ def test_the_learning_rate(small: Any, tmp_path: Path) -> None:
     assert rates[55] == pytest.approx(0.55)
     assert rates[100] == pytest.approx(0.1)
     assert (np.diff(rates[10:]) <= 0).all()
-    trainer = Trainer(small, config(), tmp_path)
+    trainer = Trainer(small, config())
     assert trainer.update()["learning_rate"] == pytest.approx(3e-3 / 4)
 
 
@@ -442,11 +444,11 @@ def test_missing_values_are_no_part_of_the_loss(tmp_path: Path) -> None:
     for run in data.runs:
         run["missing"][::2] = True
     store(tmp_path / "data", data.runs)
-    trainer = Trainer(data, config(), tmp_path / "out")
+    trainer = Trainer(data, config())
     batch = tensors(trainer.corpus.draw(0)[0], "cpu")
     assert batch["missing"].any()
     assert torch.equal(trainer.counted(batch), batch["mask"] & ~batch["missing"])
-    kept = Trainer(data, config(drop_missing=False), tmp_path / "kept")
+    kept = Trainer(data, config(drop_missing=False))
     assert torch.equal(kept.counted(batch), batch["mask"])
 
 
@@ -463,14 +465,18 @@ def test_without_tensorboard_it_says_so(small: Any, tmp_path: Path, monkeypatch:
     [
         ({"models": {}}, "did you mean 'model'"),
         ({"train": {"step": 3}}, "did you mean 'steps'"),
-        ({"train": {"steps": 0}}, "steps=0: give 1 or more"),
-        ({"train": {"steps": "many"}}, "train.steps: give a value of type int"),
+        ({"train": {"steps": 0}}, "train: steps: Expected `int` >= 1"),
+        ({"train": {"steps": "many"}}, "train: steps: Expected `int`, got `str`"),
         ({"train": {"accumulate": 9, "batch_size": 8}}, "only 8 sequences"),
         ({"train": {"precision": "fp8"}}, "unknown precision 'fp8'"),
         ({"train": {"augment": {"noise": -1}}}, "noise and offset of 0 or more"),
-        ({"train": {"augment": 3}}, "train.augment: give a table"),
+        ({"train": {"augment": 3}}, "train: augment: Expected `object`, got `int`"),
         ({"train": {"imbalance": {"kind": "focus"}}}, "unknown kind of imbalance 'focus'"),
-        ({"train": {"held_out": 1.0}}, "held_out=1.0"),
+        ({"train": {"held_out": 1.0}}, "train: held_out: Expected `float` < 1.0"),
+        (
+            {"train": {"imbalance": {"kind": "sample", "powr": 1}}},
+            "unknown setting of imbalance 'powr': did you mean 'power'",
+        ),
         ({"model": {"layout": "fuzed"}}, "model"),
         ({"preset": "opt"}, "unknown preset 'opt'"),
         ({"model": 3}, "model = 3: give a table"),
@@ -536,12 +542,12 @@ def test_the_script_trains(tmp_path: Path) -> None:
     done = run("train.stepz=4")
     assert (done.returncode, done.stderr) == (
         1,
-        "error: unknown setting of [train] 'stepz': did you mean 'steps'? choose one of "
+        "error: unknown setting of train 'stepz': did you mean 'steps'? choose one of "
         + ", ".join(sorted(TrainConfig.__dataclass_fields__))
         + "\n",
     )
 
 
-def test_a_head_that_writes_is_refused(small: Any, tmp_path: Path) -> None:
+def test_a_head_that_writes_is_refused(small: Any) -> None:
     with pytest.raises(L4SError, match='head = "linear"'):
-        Trainer(small, {"model": MODEL | {"head": "text"}}, tmp_path)
+        Trainer(small, {"model": MODEL | {"head": "text"}})
