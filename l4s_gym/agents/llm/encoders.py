@@ -20,7 +20,7 @@ EncoderConfig(features=(Feature("load", "scalar"), Feature("radio", "spectrum", 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import groupby
 from typing import Final, Protocol, cast
 
@@ -152,6 +152,39 @@ class SeriesEncoder(nn.Module):
         return F.gelu(torch.einsum("bkgcl,glch->bkgh", windows, self.weight * self.mask) + self.bias)
 
 
+class FoldedEncoder(nn.Module):
+    """Scalars and time series in one operation, for deciding only: a scalar's earlier steps have weights of 0."""
+
+    def __init__(self, parts: Iterable[tuple[nn.Module, Tensor]], features: int, reach: int) -> None:
+        """Take over the weights.
+
+        Args:
+            parts: `ScalarEncoder` and `SeriesEncoder`, and the numbers of their features.
+            features: Number of features.
+            reach: Number of earlier steps that the longest looks back at.
+        """
+        super().__init__()
+        self.reach = reach
+        for part, members in parts:
+            assert isinstance(part, ScalarEncoder | SeriesEncoder)
+            steps = part.weight[:, None] if isinstance(part, ScalarEncoder) else part.weight * part.mask
+            if not hasattr(self, "weight"):
+                self.weight = nn.Parameter(steps.new_zeros(features, reach + 1, *steps.shape[2:]), False)
+                self.bias = nn.Parameter(steps.new_zeros(features, 1, steps.shape[3]), False)
+            self.weight[members, -steps.shape[1] :] = steps.detach()  # (G, length, channels, hidden)
+            self.bias[members, 0] = part.bias.detach()
+        self.weight.data = self.weight.transpose(1, 2).flatten(1, 2).contiguous()  # as `forward` has its windows
+
+    def forward(self, values: Tensor, known: Tensor) -> Tensor:
+        """(B, reach + K, G) -> (B, K, G, hidden)."""
+        batch, steps, count = values.shape
+        seen = torch.cat((values, _logarithm(values), known.to(values.dtype)), 2)  # (B, reach + K, 3 * G)
+        windows = seen.unfold(1, self.reach + 1, 1).reshape(-1, 3, count, self.reach + 1)
+        windows = windows.permute(2, 0, 1, 3).reshape(count, -1, self.weight.shape[1])  # (G, B * K, channels * length)
+        code = F.gelu(torch.baddbmm(self.bias, windows, self.weight))
+        return code.transpose(0, 1).view(batch, steps - self.reach, count, -1)
+
+
 class ImageEncoder(nn.Module):
     """A small convolutional network for each image of shape (height, width) or (channels, height, width)."""
 
@@ -274,6 +307,14 @@ class StateEncoder(nn.Module):
         self.projection_bias = nn.Parameter(torch.zeros(len(features), width))
         self.unknown = nn.Parameter(torch.randn(width) * 0.02) if config.unknown else None
 
+    def fold(self) -> None:
+        """Encode scalars and time series in one operation, if there is nothing else; training ends with this."""
+        members = [getattr(self, f"members{index}") for index in range(len(self.encoders))]
+        if not all(isinstance(encoder, ScalarEncoder | SeriesEncoder) for encoder in self.encoders):
+            return
+        parts = zip(self.encoders, members, strict=True)
+        self.encoders = nn.ModuleList([FoldedEncoder(parts, len(self.order), self.reach)])
+
     def known(self, mask: Tensor, missing: Tensor | None) -> Tensor:
         """Which features are known (..., features) at steps that are shown (...) and have one missing (...)."""
         if missing is None:
@@ -284,16 +325,12 @@ class StateEncoder(nn.Module):
         """Values (..., F) with 0 where they are not known, whatever stood there."""
         return torch.where(known.index_select(-1, self.feature_of_column), values, 0.0)
 
-    def forward(self, values: Tensor, known: Tensor) -> Tensor:
-        """Embeddings of the features.
-
-        Args:
-            values: (B, reach + K, F), of `clean`.
-            known: (B, reach + K, features).
-
-        Returns:
-            (B, K, features, width).
-        """
+    def _codes(self, values: Tensor, known: Tensor) -> Tensor:
+        """What the encoders give (B, K, features, hidden)."""
+        first = self.encoders[0]
+        if isinstance(first, FoldedEncoder):
+            folded: Tensor = first(values, known)
+            return folded
         codes = []
         for index, (encoder, shape) in enumerate(zip(self.encoders, self._shapes, strict=True)):
             skip = self.reach - int(cast(Encoder, encoder).reach)
@@ -301,9 +338,23 @@ class StateEncoder(nn.Module):
             part = values[:, skip:].index_select(2, columns)
             part = part.view(values.shape[0], -1, len(members), *shape)
             codes.append(encoder(part, known[:, skip:].index_select(2, members)))
-        code = torch.cat(codes, 2).index_select(2, self.order)  # (B, K, features, hidden)
-        embedded: Tensor = torch.einsum("bkfh,fhw->bkfw", code, self.projection) + self.projection_bias
-        if self.unknown is not None:
-            lacks = self.may_miss & ~known[:, self.reach :]  # (B, K, features)
-            embedded = torch.where(lacks[..., None], self.unknown, embedded)
+        return torch.cat(codes, 2).index_select(2, self.order)
+
+    def forward(self, values: Tensor, known: Tensor, missing: Tensor | None = None) -> Tensor:
+        """Embeddings of the features.
+
+        Args:
+            values: (B, reach + K, F), of `clean`.
+            known: (B, reach + K, features).
+            missing: Steps that have one missing (B, K); None: no step.
+
+        Returns:
+            (B, K, features, width).
+        """
+        code = self._codes(values, known)
+        rows = code.flatten(0, 1).transpose(0, 1)  # (features, B * K, hidden)
+        embedded = torch.baddbmm(self.projection_bias[:, None], rows, self.projection).transpose(0, 1)
+        embedded = embedded.unflatten(0, code.shape[:2])
+        if self.unknown is not None and missing is not None:
+            embedded = torch.where((missing[..., None] & self.may_miss)[..., None], self.unknown, embedded)
         return embedded
