@@ -31,8 +31,8 @@ from torch.nn import functional as F
 from l4s_gym.agents.llm.config import EncoderConfig, Feature
 from l4s_gym.errors import L4SError, unknown
 
-_MAGNITUDE: Final = 1000.0
-"""Values from about 1 / _MAGNITUDE on are told apart by their logarithm."""
+MAGNITUDE: Final = 1000.0
+"""Values from about 1 / MAGNITUDE on are told apart by their logarithm."""
 
 
 class Encoder(Protocol):
@@ -79,7 +79,7 @@ def expand(values: Tensor) -> Tensor:
 
 def _logarithm(values: Tensor) -> Tensor:
     """Logarithmic on both sides of 0, and linear about it; 1 stays 1."""
-    return torch.asinh(_MAGNITUDE * values) * (1 / math.asinh(_MAGNITUDE))
+    return torch.asinh(MAGNITUDE * values) * (1 / math.asinh(MAGNITUDE))
 
 
 def _channels(values: Tensor, known: Tensor) -> Tensor:

@@ -157,6 +157,7 @@ class FastGPT2(nn.Module):
             raise L4SError(f"llm: no fast form of {backbone.family!r} with its options: leave `optimize` out")
         backbone.merge()
         core = backbone.core
+        self.precision = precision
         self.width, self.limit = backbone.width, backbone.limit
         self.dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
         self.places = nn.Parameter(core.wpe.weight.detach().clone(), requires_grad=False)

@@ -22,6 +22,7 @@ from l4s_gym.agents.llm.attention import banded, ragged, single
 from l4s_gym.agents.llm.backbones import Backbone
 from l4s_gym.agents.llm.config import LLMConfig
 from l4s_gym.agents.llm.encoders import StateEncoder, expand
+from l4s_gym.agents.llm.small import Small, fits
 from l4s_gym.errors import L4SError
 
 
@@ -164,8 +165,15 @@ class DecisionModel(nn.Module):
         logits: Tensor = self.head(hidden.view(tokens.shape)[:, :, -1])
         return logits
 
-    def start(self, n: int) -> State:
-        """Begin with `n` queues, each at timestep 0."""
+    def start(self, n: int, *, small: bool = True) -> State | Small:
+        """Begin with `n` queues, each at timestep 0.
+
+        Args:
+            n: Number of queues.
+            small: A small model that was made fast decides for a few queues in compiled code; False: in PyTorch.
+        """
+        if small and fits(self, n):
+            return Small(self, n)
         device, encoder, reach = self.head.weight.device, self.config.encoder, self.encoder.reach
         count = len(encoder.features)
         return State(
@@ -199,7 +207,7 @@ class DecisionModel(nn.Module):
     @torch.no_grad()
     def step(
         self,
-        state: State,
+        state: State | Small,
         returns: Tensor,
         observations: Tensor,
         previous_actions: Tensor,
@@ -219,6 +227,8 @@ class DecisionModel(nn.Module):
         Returns:
             (n, 3) float32: those of `forward` over all steps since the reset.
         """
+        if isinstance(state, Small):
+            return state.step(returns, observations, previous_actions, reset, missing)
         config, tokens = self.config, self.config.step_tokens
         if reset is not None:
             self._reset(state, reset)
