@@ -354,7 +354,7 @@ class StateEncoder(nn.Module):
         code = self._codes(values, known)
         rows = code.flatten(0, 1).transpose(0, 1)  # (features, B * K, hidden)
         embedded = torch.baddbmm(self.projection_bias[:, None], rows, self.projection).transpose(0, 1)
-        embedded = embedded.unflatten(0, code.shape[:2])
+        embedded = embedded.view(*code.shape[:3], -1)
         if self.unknown is not None and missing is not None:
             embedded = torch.where((missing[..., None] & self.may_miss)[..., None], self.unknown, embedded)
         return embedded
