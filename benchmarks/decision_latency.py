@@ -13,6 +13,7 @@ Figures of a shared machine vary between runs, and nothing here is asserted.
 from __future__ import annotations
 
 import json
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,7 +148,7 @@ def main(options: Options) -> None:
     if "llama-2-7b" in options.shapes and options.device == "cpu":
         raise SystemExit("error: llama-2-7b on a CPU takes seconds a decision and 14 GB: give --device cuda")
     table = Table("shape", "batch", "threads", "way", "p50 ms", "p99 ms", "act p50", "target", "other argmax %", "TV")
-    results = []
+    load, results = os.getloadavg()[0], []  # of the minute before: whoever else used the cores
     for shape in options.shapes:
         for n in options.batches:
             for threads in options.threads if options.device == "cpu" else (1,):
@@ -174,7 +175,7 @@ def main(options: Options) -> None:
                         flush=True,
                     )
     Console(width=120).print(table)
-    run = {**origin(), "device": options.device, "weights": "random", "results": results}
+    run = {**origin(), "device": options.device, "load": load, "weights": "random", "results": results}
     if options.device == "cuda":
         run["gpu"] = torch.cuda.get_device_name()
         run["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9

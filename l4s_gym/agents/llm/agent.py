@@ -136,9 +136,9 @@ class LLMAgent:
                 self._state,
                 torch.as_tensor(self._left, dtype=torch.float32, device=self._device),
                 torch.from_numpy(np.array(obs, np.float32)).to(self._device),  # a copy: it belongs to the caller
-                torch.from_numpy(self._previous.copy()).to(self._device),
+                torch.from_numpy(self._previous).to(self._device),
             )
-            p = torch.softmax(logits.double(), -1).cpu().numpy()
+            p = torch.softmax(logits, -1, dtype=torch.float64).cpu().numpy()
         return self.correction(p)
 
     def took(self, actions: Actions) -> None:

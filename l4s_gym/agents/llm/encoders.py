@@ -20,7 +20,7 @@ EncoderConfig(features=(Feature("load", "scalar"), Feature("radio", "spectrum", 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import groupby
 from typing import Final, Protocol, cast
 
@@ -155,7 +155,7 @@ class SeriesEncoder(nn.Module):
 class FoldedEncoder(nn.Module):
     """Scalars and time series in one operation, for deciding only: a scalar's earlier steps have weights of 0."""
 
-    def __init__(self, parts: Iterable[tuple[nn.Module, Tensor]], features: int, reach: int) -> None:
+    def __init__(self, parts: list[tuple[ScalarEncoder | SeriesEncoder, Tensor]], features: int, reach: int) -> None:
         """Take over the weights.
 
         Args:
@@ -165,15 +165,15 @@ class FoldedEncoder(nn.Module):
         """
         super().__init__()
         self.reach = reach
+        like = parts[0][0].weight.detach()
+        weight = like.new_zeros(features, reach + 1, *like.shape[-2:])  # (G, length, channels, hidden)
+        bias = like.new_zeros(features, 1, like.shape[-1])
         for part, members in parts:
-            assert isinstance(part, ScalarEncoder | SeriesEncoder)
             steps = part.weight[:, None] if isinstance(part, ScalarEncoder) else part.weight * part.mask
-            if not hasattr(self, "weight"):
-                self.weight = nn.Parameter(steps.new_zeros(features, reach + 1, *steps.shape[2:]), False)
-                self.bias = nn.Parameter(steps.new_zeros(features, 1, steps.shape[3]), False)
-            self.weight[members, -steps.shape[1] :] = steps.detach()  # (G, length, channels, hidden)
-            self.bias[members, 0] = part.bias.detach()
-        self.weight.data = self.weight.transpose(1, 2).flatten(1, 2).contiguous()  # as `forward` has its windows
+            weight[members, -steps.shape[1] :] = steps.detach()
+            bias[members, 0] = part.bias.detach()
+        self.weight = nn.Parameter(weight.transpose(1, 2).flatten(1, 2), False)  # as `forward` has its windows
+        self.bias = nn.Parameter(bias, False)
 
     def forward(self, values: Tensor, known: Tensor) -> Tensor:
         """(B, reach + K, G) -> (B, K, G, hidden)."""
@@ -309,11 +309,13 @@ class StateEncoder(nn.Module):
 
     def fold(self) -> None:
         """Encode scalars and time series in one operation, if there is nothing else; training ends with this."""
-        members = [getattr(self, f"members{index}") for index in range(len(self.encoders))]
-        if not all(isinstance(encoder, ScalarEncoder | SeriesEncoder) for encoder in self.encoders):
-            return
-        parts = zip(self.encoders, members, strict=True)
-        self.encoders = nn.ModuleList([FoldedEncoder(parts, len(self.order), self.reach)])
+        parts = [
+            (encoder, cast(Tensor, getattr(self, f"members{index}")))
+            for index, encoder in enumerate(self.encoders)
+            if isinstance(encoder, ScalarEncoder | SeriesEncoder)
+        ]
+        if len(parts) == len(self.encoders):
+            self.encoders = nn.ModuleList([FoldedEncoder(parts, len(self.order), self.reach)])
 
     def known(self, mask: Tensor, missing: Tensor | None) -> Tensor:
         """Which features are known (..., features) at steps that are shown (...) and have one missing (...)."""
@@ -353,8 +355,7 @@ class StateEncoder(nn.Module):
         """
         code = self._codes(values, known)
         rows = code.flatten(0, 1).transpose(0, 1)  # (features, B * K, hidden)
-        embedded = torch.baddbmm(self.projection_bias[:, None], rows, self.projection).transpose(0, 1)
-        embedded = embedded.view(*code.shape[:3], -1)
+        embedded = torch.bmm(rows, self.projection).transpose(0, 1).view(*code.shape[:3], -1) + self.projection_bias
         if self.unknown is not None and missing is not None:
             embedded = torch.where((missing[..., None] & self.may_miss)[..., None], self.unknown, embedded)
         return embedded
