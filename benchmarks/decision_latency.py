@@ -6,12 +6,14 @@
 All backbones have random weights of the named shape: a decision costs the same with others, but what it is means
 nothing, so the changes in decisions are those of an untrained head on random observations. `full` forwards the whole
 window again, as a decision transformer without a cache does; the others keep keys and values (20 steps of 3 tokens).
+`act` is the agent's whole decision: from an observation of NumPy's to an action, with the decision rule `sample`.
 Figures of a shared machine vary between runs, and nothing here is asserted.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from l4s_gym.agents.llm.agent import LLMAgent, Target
 from l4s_gym.agents.llm.config import BackboneConfig, LLMConfig, LoraConfig
 from l4s_gym.agents.llm.model import DecisionModel
 from l4s_gym.data.files import atomic_write
@@ -97,6 +100,25 @@ def decide(model: DecisionModel, way: str, n: int, steps: int, device: str) -> t
     return took[window:], torch.stack(logits[window:])
 
 
+def act(model: DecisionModel, n: int, steps: int, device: str) -> list[float]:
+    """Milliseconds of each decision of the agent after the first window."""
+    agent, window = LLMAgent(model, Target(0.0), device=device), model.config.window
+    agent.reset(n, 0)
+    took = []
+    for returns, observations, _ in stream(n, window + steps):
+        given = observations.numpy(), returns.double().numpy()
+        start = time.perf_counter()
+        agent.act(*given)
+        took.append(1e3 * (time.perf_counter() - start))
+    return took[window:]
+
+
+def figures(took: list[float], name: str = "") -> dict[str, float]:
+    """Median, 99th percentile and least of some milliseconds."""
+    p50, p99 = np.percentile(took, [50, 99])
+    return {f"{name}p50_ms": p50, f"{name}p99_ms": p99, f"{name}min_ms": min(took)}
+
+
 def measure(shape: str, way: str, n: int, steps: int, device: str) -> tuple[dict[str, Any], torch.Tensor]:
     """Figures of one setting, and its logits."""
     torch.manual_seed(0)
@@ -106,8 +128,8 @@ def measure(shape: str, way: str, n: int, steps: int, device: str) -> tuple[dict
     if way != "full":
         model.optimize("float32" if shape == "llama-2-7b" else way)
     took, logits = decide(model, way, n, steps, device)
-    p50, p99 = np.percentile(took, [50, 99])
-    return {"p50_ms": p50, "p99_ms": p99, "min_ms": min(took), "parameters": parameters}, logits
+    whole = {} if way == "full" else figures(act(model, n, steps, device), "act_")
+    return {**figures(took), **whole, "parameters": parameters}, logits
 
 
 def changed(logits: torch.Tensor, reference: torch.Tensor) -> dict[str, float]:
@@ -125,8 +147,8 @@ def main(options: Options) -> None:
         raise SystemExit("error: no GPU here: leave --device out, or run this where PyTorch finds one")
     if "llama-2-7b" in options.shapes and options.device == "cpu":
         raise SystemExit("error: llama-2-7b on a CPU takes seconds a decision and 14 GB: give --device cuda")
-    table = Table("shape", "batch", "threads", "way", "p50 ms", "p99 ms", "target", "other argmax %", "TV distance")
-    results = []
+    table = Table("shape", "batch", "threads", "way", "p50 ms", "p99 ms", "act p50", "target", "other argmax %", "TV")
+    load, results = os.getloadavg()[0], []  # of the minute before: whoever else used the cores
     for shape in options.shapes:
         for n in options.batches:
             for threads in options.threads if options.device == "cpu" else (1,):
@@ -145,11 +167,15 @@ def main(options: Options) -> None:
                     low = []
                     if "other_argmax" in row:
                         low = [f"{100 * row['other_argmax']:.2f}", f"{row['total_variation']:.4f}"]
-                    shown = [f"{row[name]:.2f}" for name in ("p50_ms", "p99_ms")]
+                    shown = [f"{row[name]:.2f}" if name in row else "-" for name in ("p50_ms", "p99_ms", "act_p50_ms")]
                     table.add_row(shape, str(n), str(threads), way, *shown, f"{target:g}" if target else "-", *low)
-                    print(f"{shape} batch {n}, {threads} threads, {way}: p50 {row['p50_ms']:.2f} ms", flush=True)
+                    print(
+                        f"{shape} batch {n}, {threads} threads, {way}: p50 {row['p50_ms']:.2f} ms, "
+                        f"least {row['min_ms']:.2f} ms, act p50 {shown[2]} ms",
+                        flush=True,
+                    )
     Console(width=120).print(table)
-    run = {**origin(), "device": options.device, "weights": "random", "results": results}
+    run = {**origin(), "device": options.device, "load": load, "weights": "random", "results": results}
     if options.device == "cuda":
         run["gpu"] = torch.cuda.get_device_name()
         run["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9

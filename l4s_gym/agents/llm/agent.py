@@ -17,7 +17,7 @@ import torch
 
 from l4s_gym.agents.llm import storage
 from l4s_gym.agents.llm.losses import Correction, no_correction
-from l4s_gym.agents.llm.model import DecisionModel, State
+from l4s_gym.agents.llm.model import DecisionModel
 from l4s_gym.agents.logged import Logged
 from l4s_gym.agents.protocol import Actions, DecisionRule, Floats, Observations, check_batch
 from l4s_gym.data.files import PathLike
@@ -103,14 +103,15 @@ class LLMAgent:
             raise L4SError(f"llm: device {device!r} cannot be used ({reason}): give another, such as cpu") from error
         self.model = model.eval()
         self._device = torch.device(device)
+        self._compiled = compiled
         self._step: Any = torch.compile(self.model.step, dynamic=True) if compiled else self.model.step
-        self._state: State | None = None
+        self._state: Any = None
 
     def reset(self, n: int, seed: int) -> None:
         """Start `n` episodes."""
         self._rule.reset(n, seed)
         self.model.eval()
-        self._state = self.model.start(n)
+        self._state = self.model.start(n, small=not self._compiled)
         self._left = np.full(n, self.target.value)
         self._previous = np.zeros(n, np.int64)
         self._first = True
@@ -135,9 +136,9 @@ class LLMAgent:
                 self._state,
                 torch.as_tensor(self._left, dtype=torch.float32, device=self._device),
                 torch.from_numpy(np.array(obs, np.float32)).to(self._device),  # a copy: it belongs to the caller
-                torch.from_numpy(self._previous.copy()).to(self._device),
+                torch.from_numpy(self._previous).to(self._device),
             )
-            p = torch.softmax(logits.double(), -1).cpu().numpy()
+            p = torch.softmax(logits, -1, dtype=torch.float64).cpu().numpy()
         return self.correction(p)
 
     def took(self, actions: Actions) -> None:

@@ -31,8 +31,8 @@ from torch.nn import functional as F
 from l4s_gym.agents.llm.config import EncoderConfig, Feature
 from l4s_gym.errors import L4SError, unknown
 
-_MAGNITUDE: Final = 1000.0
-"""Values from about 1 / _MAGNITUDE on are told apart by their logarithm."""
+MAGNITUDE: Final = 1000.0
+"""Values from about 1 / MAGNITUDE on are told apart by their logarithm."""
 
 
 class Encoder(Protocol):
@@ -79,7 +79,7 @@ def expand(values: Tensor) -> Tensor:
 
 def _logarithm(values: Tensor) -> Tensor:
     """Logarithmic on both sides of 0, and linear about it; 1 stays 1."""
-    return torch.asinh(_MAGNITUDE * values) * (1 / math.asinh(_MAGNITUDE))
+    return torch.asinh(MAGNITUDE * values) * (1 / math.asinh(MAGNITUDE))
 
 
 def _channels(values: Tensor, known: Tensor) -> Tensor:
@@ -150,6 +150,39 @@ class SeriesEncoder(nn.Module):
         """(B, reach + K, G) -> (B, K, G, hidden)."""
         windows = _channels(values, known).unfold(1, self.length, 1)  # (B, K, G, 3, length)
         return F.gelu(torch.einsum("bkgcl,glch->bkgh", windows, self.weight * self.mask) + self.bias)
+
+
+class FoldedEncoder(nn.Module):
+    """Scalars and time series in one operation, for deciding only: a scalar's earlier steps have weights of 0."""
+
+    def __init__(self, parts: list[tuple[ScalarEncoder | SeriesEncoder, Tensor]], features: int, reach: int) -> None:
+        """Take over the weights.
+
+        Args:
+            parts: `ScalarEncoder` and `SeriesEncoder`, and the numbers of their features.
+            features: Number of features.
+            reach: Number of earlier steps that the longest looks back at.
+        """
+        super().__init__()
+        self.reach = reach
+        like = parts[0][0].weight.detach()
+        weight = like.new_zeros(features, reach + 1, *like.shape[-2:])  # (G, length, channels, hidden)
+        bias = like.new_zeros(features, 1, like.shape[-1])
+        for part, members in parts:
+            steps = part.weight[:, None] if isinstance(part, ScalarEncoder) else part.weight * part.mask
+            weight[members, -steps.shape[1] :] = steps.detach()
+            bias[members, 0] = part.bias.detach()
+        self.weight = nn.Parameter(weight.transpose(1, 2).flatten(1, 2), False)  # as `forward` has its windows
+        self.bias = nn.Parameter(bias, False)
+
+    def forward(self, values: Tensor, known: Tensor) -> Tensor:
+        """(B, reach + K, G) -> (B, K, G, hidden)."""
+        batch, steps, count = values.shape
+        seen = torch.cat((values, _logarithm(values), known.to(values.dtype)), 2)  # (B, reach + K, 3 * G)
+        windows = seen.unfold(1, self.reach + 1, 1).reshape(-1, 3, count, self.reach + 1)
+        windows = windows.permute(2, 0, 1, 3).reshape(count, -1, self.weight.shape[1])  # (G, B * K, channels * length)
+        code = F.gelu(torch.baddbmm(self.bias, windows, self.weight))
+        return code.transpose(0, 1).view(batch, steps - self.reach, count, -1)
 
 
 class ImageEncoder(nn.Module):
@@ -274,6 +307,16 @@ class StateEncoder(nn.Module):
         self.projection_bias = nn.Parameter(torch.zeros(len(features), width))
         self.unknown = nn.Parameter(torch.randn(width) * 0.02) if config.unknown else None
 
+    def fold(self) -> None:
+        """Encode scalars and time series in one operation, if there is nothing else; training ends with this."""
+        parts = [
+            (encoder, cast(Tensor, getattr(self, f"members{index}")))
+            for index, encoder in enumerate(self.encoders)
+            if isinstance(encoder, ScalarEncoder | SeriesEncoder)
+        ]
+        if len(parts) == len(self.encoders):
+            self.encoders = nn.ModuleList([FoldedEncoder(parts, len(self.order), self.reach)])
+
     def known(self, mask: Tensor, missing: Tensor | None) -> Tensor:
         """Which features are known (..., features) at steps that are shown (...) and have one missing (...)."""
         if missing is None:
@@ -284,16 +327,12 @@ class StateEncoder(nn.Module):
         """Values (..., F) with 0 where they are not known, whatever stood there."""
         return torch.where(known.index_select(-1, self.feature_of_column), values, 0.0)
 
-    def forward(self, values: Tensor, known: Tensor) -> Tensor:
-        """Embeddings of the features.
-
-        Args:
-            values: (B, reach + K, F), of `clean`.
-            known: (B, reach + K, features).
-
-        Returns:
-            (B, K, features, width).
-        """
+    def _codes(self, values: Tensor, known: Tensor) -> Tensor:
+        """What the encoders give (B, K, features, hidden)."""
+        first = self.encoders[0]
+        if isinstance(first, FoldedEncoder):
+            folded: Tensor = first(values, known)
+            return folded
         codes = []
         for index, (encoder, shape) in enumerate(zip(self.encoders, self._shapes, strict=True)):
             skip = self.reach - int(cast(Encoder, encoder).reach)
@@ -301,9 +340,22 @@ class StateEncoder(nn.Module):
             part = values[:, skip:].index_select(2, columns)
             part = part.view(values.shape[0], -1, len(members), *shape)
             codes.append(encoder(part, known[:, skip:].index_select(2, members)))
-        code = torch.cat(codes, 2).index_select(2, self.order)  # (B, K, features, hidden)
-        embedded: Tensor = torch.einsum("bkfh,fhw->bkfw", code, self.projection) + self.projection_bias
-        if self.unknown is not None:
-            lacks = self.may_miss & ~known[:, self.reach :]  # (B, K, features)
-            embedded = torch.where(lacks[..., None], self.unknown, embedded)
+        return torch.cat(codes, 2).index_select(2, self.order)
+
+    def forward(self, values: Tensor, known: Tensor, missing: Tensor | None = None) -> Tensor:
+        """Embeddings of the features.
+
+        Args:
+            values: (B, reach + K, F), of `clean`.
+            known: (B, reach + K, features).
+            missing: Steps that have one missing (B, K); None: no step.
+
+        Returns:
+            (B, K, features, width).
+        """
+        code = self._codes(values, known)
+        rows = code.flatten(0, 1).transpose(0, 1)  # (features, B * K, hidden)
+        embedded = torch.bmm(rows, self.projection).transpose(0, 1).view(*code.shape[:3], -1) + self.projection_bias
+        if self.unknown is not None and missing is not None:
+            embedded = torch.where((missing[..., None] & self.may_miss)[..., None], self.unknown, embedded)
         return embedded

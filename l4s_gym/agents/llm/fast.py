@@ -23,7 +23,7 @@ PRECISIONS: Final = ("float32", "bfloat16", "int8")
 
 
 class KeysValues:
-    """What a `FastGPT2` remembers: a strip of memory for each layer, in which the window moves on.
+    """What a `FastGPT2` remembers: a strip of memory in which the window moves on.
 
     Only when its end is reached is the window copied back to the start: not at every step, as by joining tensors.
 
@@ -32,35 +32,45 @@ class KeysValues:
         end: First token that is not there yet.
     """
 
-    def __init__(self, layers: int) -> None:
+    def __init__(self) -> None:
         """Empty."""
-        self._strips: list[Tensor | None] = [None] * layers  # (2, B, heads, room, D)
+        self._strip: Tensor | None = None  # (layers, 2, B, heads, room, D)
         self.start = self.end = 0
 
     def get_seq_length(self) -> int:
         """Tokens that are remembered."""
         return self.end - self.start
 
-    def extend(self, layer: int, fresh: Tensor) -> Tensor:
-        """Keys and values of a layer (2, B, heads, S, D), the new ones (2, B, heads, N, D) last."""
-        count, strip = fresh.shape[3], self._strips[layer]
-        stale = strip is not None and strip.is_inference() and not torch.is_inference_mode_enabled()
-        if strip is None or stale or self.end + count > strip.shape[3]:
-            self._move(count, fresh)
-            strip = self._strips[layer]
-        assert strip is not None
-        strip[:, :, :, self.end : self.end + count] = fresh
-        return strip[:, :, :, self.start : self.end + count]
+    def extend(self, count: int, *sizes: int, like: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Make room for tokens.
 
-    def _move(self, count: int, like: Tensor) -> None:
-        """Copy the window of every layer to the start of a new strip."""
-        length = self.get_seq_length()
-        for layer, strip in enumerate(self._strips):
-            room = like.new_empty(*like.shape[:3], _ROOM * (length + count), like.shape[4])
-            if strip is not None:
-                room[:, :, :, :length] = strip[:, :, :, self.start : self.end]
-            self._strips[layer] = room
-        self.start, self.end = 0, length
+        Args:
+            count: Number of tokens, N.
+            sizes: Layers, queues B, heads, width D of a head.
+            like: A tensor of the same device and type.
+
+        Returns:
+            Where each layer has to write its keys and values (2, B, heads, N, D); and where they then stand, with
+            those before them: keys of the first layer, its values, keys of the second ..., each (B * heads, S, D).
+        """
+        strip, end = self._strip, self.end + count
+        stale = strip is not None and strip.is_inference() and not torch.is_inference_mode_enabled()
+        if strip is None or stale or end > strip.shape[4]:
+            strip, end = self._move(count, *sizes, like=like), self.end + count
+        layers, batch, heads, width = sizes
+        kept = strip[..., self.start : end, :].view(2 * layers, batch * heads, end - self.start, width)
+        fresh = strip[..., self.end : end, :]
+        self.end = end
+        return fresh.unbind(0), kept.unbind(0)
+
+    def _move(self, count: int, layers: int, *sizes: int, like: Tensor) -> Tensor:
+        """Copy the window to the start of a new strip."""
+        length, (*batch, width) = self.get_seq_length(), sizes
+        strip = like.new_empty(layers, 2, *batch, _ROOM * (length + count), width)
+        if self._strip is not None:
+            strip[..., :length, :] = self._strip[..., self.start : self.end, :]
+        self._strip, self.start, self.end = strip, 0, length
+        return strip
 
 
 def _linear(layer: Any) -> nn.Linear:
@@ -82,15 +92,33 @@ class _Block(nn.Module):
         self.attend, self.project = _linear(block.attn.c_attn), _linear(block.attn.c_proj)
         self.widen, self.narrow = _linear(block.mlp.c_fc), _linear(block.mlp.c_proj)
 
-    def forward(self, x: Tensor, mask: Tensor, cache: KeysValues | None, index: int) -> Tensor:
-        """Hidden states (B, N, width)."""
-        batch, length, width = x.shape
-        both = self.attend(self.first_norm(x)).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        kept = both[1:] if cache is None else cache.extend(index, both[1:])
-        mixed = F.scaled_dot_product_attention(both[0], kept[0], kept[1], mask)
-        x = x + self.project(mixed.transpose(1, 2).reshape(batch, length, width))
+    def forward(self, x: Tensor, mask: Tensor, batch: int, memory: tuple[Tensor, ...]) -> Tensor:
+        """Hidden states.
+
+        Args:
+            x: (B * N, width).
+            mask: With memory (1 or B * heads, N, S), without (1 or B, 1, N, N).
+            batch: B.
+            memory: Where to write keys and values, all keys, all values, as `KeysValues.extend` has them; or nothing.
+        """
+        rows, width = x.shape
+        both = self.attend(self.first_norm(x)).view(batch, -1, 3, self.heads, width // self.heads)
+        both = both.permute(2, 0, 3, 1, 4)  # (3, B, heads, N, D)
+        if memory:
+            fresh, keys, values = memory
+            fresh.copy_(both[1:])
+            mixed = _attend(both[0].flatten(0, 1), keys, values, mask).view(both.shape[1:])
+        else:
+            mixed = F.scaled_dot_product_attention(both[0], both[1], both[2], mask)
+        x = x + self.project(mixed.transpose(1, 2).reshape(rows, width))
         more: Tensor = self.narrow(F.gelu(self.widen(self.second_norm(x)), approximate="tanh"))
         return x + more
+
+
+def _attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """Attention of a few queries (B * heads, N, D): for them PyTorch's fused operation takes longer than its parts."""
+    scores = torch.baddbmm(mask, queries, keys.transpose(1, 2), alpha=queries.shape[2] ** -0.5)
+    return torch.bmm(scores.softmax(-1), values)
 
 
 class FastGPT2(nn.Module):
@@ -129,10 +157,12 @@ class FastGPT2(nn.Module):
             raise L4SError(f"llm: no fast form of {backbone.family!r} with its options: leave `optimize` out")
         backbone.merge()
         core = backbone.core
+        self.precision = precision
         self.width, self.limit = backbone.width, backbone.limit
         self.dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
         self.places = nn.Parameter(core.wpe.weight.detach().clone(), requires_grad=False)
-        self.blocks = nn.ModuleList(_Block(block, sizes.num_attention_heads) for block in core.h)
+        self.heads = sizes.num_attention_heads
+        self.blocks = nn.ModuleList(_Block(block, self.heads) for block in core.h)
         self.norm = core.ln_f
         self.requires_grad_(False)
         self.to(self.dtype).eval()
@@ -141,16 +171,20 @@ class FastGPT2(nn.Module):
 
     def new_cache(self) -> KeysValues:
         """An empty cache."""
-        return KeysValues(len(self.blocks))
+        return KeysValues()
 
     def forward(self, embeddings: Tensor, mask: Tensor, positions: Tensor, cache: KeysValues | None = None) -> Tensor:
         """Hidden states, as those of `Backbone.forward`."""
-        x = embeddings.to(self.dtype) + F.embedding(positions, self.places)
-        for index, block in enumerate(self.blocks):
-            x = block(x, mask, cache, index)
+        batch, length, width = embeddings.shape
+        x = (embeddings.to(self.dtype) + F.embedding(positions, self.places)).view(-1, width)
+        memories: Any = [()] * len(self.blocks)
         if cache is not None:
-            cache.end += embeddings.shape[1]
-        hidden: Tensor = self.norm(x).float()
+            fresh, kept = cache.extend(length, len(self.blocks), batch, self.heads, width // self.heads, like=x)
+            memories = zip(fresh, kept[::2], kept[1::2], strict=True)
+            mask = mask[:, 0] if len(mask) == 1 else mask.expand(-1, self.heads, -1, -1).flatten(0, 1)
+        for block, memory in zip(self.blocks, memories, strict=True):
+            x = block(x, mask, batch, memory)
+        hidden: Tensor = self.norm(x).float().view(embeddings.shape)
         return hidden
 
     def forget(self, cache: KeysValues, keep: int) -> KeysValues:

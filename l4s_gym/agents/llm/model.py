@@ -22,6 +22,7 @@ from l4s_gym.agents.llm.attention import banded, ragged, single
 from l4s_gym.agents.llm.backbones import Backbone
 from l4s_gym.agents.llm.config import LLMConfig
 from l4s_gym.agents.llm.encoders import StateEncoder, expand
+from l4s_gym.agents.llm.small import Small, fits
 from l4s_gym.errors import L4SError
 
 
@@ -34,6 +35,7 @@ class State:
         steps: Steps since each queue's start or reset (n,), int64: the next step's timestep.
         values: Last observations that the encoders look back at (n, reach, F), 0 where there were none.
         known: Which of their features are known (n, reach, features), bool.
+        complete: Those of a step that has none missing (n, 1, features): True.
         groups: Groups in the cache.
         position: Next position, in tokens, of backbones whose positions are relative.
         ragged: For so many steps to come, queues with fewer steps than others are in the batch.
@@ -43,6 +45,7 @@ class State:
     steps: Tensor
     values: Tensor
     known: Tensor
+    complete: Tensor
     groups: int = 0
     position: int = 0
     ragged: int = 0
@@ -54,6 +57,8 @@ class DecisionModel(nn.Module):
     Attributes:
         config: What it is made of.
     """
+
+    places: Tensor
 
     def __init__(self, config: LLMConfig) -> None:
         """Build it: a random backbone from its seed, or a pretrained one from the hub or a folder.
@@ -80,10 +85,20 @@ class DecisionModel(nn.Module):
         if self.backbone.positions == "learned" and self._cycle < config.window:
             need = config.window * tokens
             raise L4SError(f"llm: the window takes {need} positions, the backbone has {limit}: shorten the window")
+        places = torch.arange(self._cycle * tokens).view(-1, tokens)
+        self.register_buffer("places", places, persistent=False)
         self._limit = max(limit, 4 * config.window * tokens)
         self._single: Tensor | None = None
 
-    def _embed(self, returns: Tensor, values: Tensor, known: Tensor, previous: Tensor, timesteps: Tensor) -> Tensor:
+    def _embed(
+        self,
+        returns: Tensor,
+        values: Tensor,
+        known: Tensor,
+        previous: Tensor,
+        timesteps: Tensor,
+        missing: Tensor | None,
+    ) -> Tensor:
         """The tokens of steps.
 
         Args:
@@ -92,11 +107,12 @@ class DecisionModel(nn.Module):
             known: (B, reach + K, features).
             previous: The actions before (B, K); `config.actions` for none.
             timesteps: (B, K).
+            missing: (B, K), or None.
 
         Returns:
             (B, K, tokens of a step, width).
         """
-        state = self.encoder(values, known)  # (B, K, features, width)
+        state = self.encoder(values, known, missing)  # (B, K, features, width)
         if self.config.layout == "fused":
             state = state.sum(2, keepdim=True)
         to_go = self.embed_return(expand(returns / self.config.return_scale))
@@ -109,8 +125,7 @@ class DecisionModel(nn.Module):
         """Positions (B or 1, K * tokens) of steps at timesteps (B, K), or counted from `first`."""
         tokens, steps = self.config.step_tokens, timesteps.shape[1]
         if self._cycle:
-            offset = torch.arange(tokens, device=timesteps.device)
-            return (timesteps[..., None] % self._cycle * tokens + offset).flatten(1)
+            return F.embedding(timesteps % self._cycle, self.places).flatten(1)
         return torch.arange(first, first + steps * tokens, device=timesteps.device)[None]
 
     def forward(
@@ -141,7 +156,7 @@ class DecisionModel(nn.Module):
         values, known = F.pad(values, (0, 0, reach, 0)), F.pad(known, (0, 0, reach, 0))
         acted = F.pad(mask[:, :-1], (1, 0))  # whether the step before is there
         previous = torch.where(acted, F.pad(actions[:, :-1], (1, 0)), none)
-        tokens = self._embed(torch.where(mask, returns, 0.0), values, known, previous, timesteps)
+        tokens = self._embed(torch.where(mask, returns, 0.0), values, known, previous, timesteps, missing)
         shown = mask[..., None].repeat(1, 1, tokens.shape[2])  # (B, K, tokens)
         shown[..., 0] |= acted
         dtype = self.backbone.dtype
@@ -150,14 +165,23 @@ class DecisionModel(nn.Module):
         logits: Tensor = self.head(hidden.view(tokens.shape)[:, :, -1])
         return logits
 
-    def start(self, n: int) -> State:
-        """Begin with `n` queues, each at timestep 0."""
-        device, encoder = self.head.weight.device, self.config.encoder
+    def start(self, n: int, *, small: bool = True) -> State | Small:
+        """Begin with `n` queues, each at timestep 0.
+
+        Args:
+            n: Number of queues.
+            small: A small model that was made fast decides for a few queues in compiled code; False: in PyTorch.
+        """
+        if small and fits(self, n):
+            return Small(self, n)
+        device, encoder, reach = self.head.weight.device, self.config.encoder, self.encoder.reach
+        count = len(encoder.features)
         return State(
             cache=self.backbone.new_cache(),
             steps=torch.zeros(n, dtype=torch.long, device=device),
-            values=torch.zeros(n, self.encoder.reach, encoder.size, device=device),
-            known=torch.zeros(n, self.encoder.reach, len(encoder.features), dtype=torch.bool, device=device),
+            values=torch.zeros(n, reach, encoder.size, device=device),
+            known=torch.zeros(n, reach, count, dtype=torch.bool, device=device),
+            complete=torch.ones(n, 1, count, dtype=torch.bool, device=device),
         )
 
     def _reset(self, state: State, reset: Tensor) -> None:
@@ -183,7 +207,7 @@ class DecisionModel(nn.Module):
     @torch.no_grad()
     def step(
         self,
-        state: State,
+        state: State | Small,
         returns: Tensor,
         observations: Tensor,
         previous_actions: Tensor,
@@ -203,15 +227,21 @@ class DecisionModel(nn.Module):
         Returns:
             (n, 3) float32: those of `forward` over all steps since the reset.
         """
+        if isinstance(state, Small):
+            return state.step(returns, observations, previous_actions, reset, missing)
         config, tokens = self.config, self.config.step_tokens
         if reset is not None:
             self._reset(state, reset)
-        known = self.encoder.known(torch.ones_like(state.steps, dtype=torch.bool), missing)
-        values = torch.cat((state.values, self.encoder.clean(observations, known)[:, None]), 1)
-        known = torch.cat((state.known, known[:, None]), 1)
-        previous = torch.where(state.steps > 0, previous_actions, config.actions)
-        timesteps = state.steps[:, None]
-        embedded = self._embed(returns[:, None], values, known, previous[:, None], timesteps)[:, 0]
+        values, known, timesteps = observations[:, None], state.complete, state.steps[:, None]
+        if missing is not None:
+            missing = missing[:, None]
+            known = self.encoder.known(known[..., 0], missing)
+            values = self.encoder.clean(values, known)
+        values, known = torch.cat((state.values, values), 1), torch.cat((state.known, known), 1)
+        previous = previous_actions[:, None]
+        if reset is not None or not state.groups:
+            previous = torch.where(timesteps > 0, previous, config.actions)
+        embedded = self._embed(returns[:, None], values, known, previous, timesteps, missing)[:, 0]
         if self.backbone.positions == "rotary" and state.position + tokens > self._limit:
             first = state.position - state.groups * tokens
             if state.groups:
@@ -244,6 +274,7 @@ class DecisionModel(nn.Module):
 
         self.requires_grad_(False)
         self.eval()
+        self.encoder.fold()
         if precision == "float32" and self.backbone.family != "gpt2":
             self.merge()
             return

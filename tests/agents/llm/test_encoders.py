@@ -32,7 +32,7 @@ def _encode(encoder: StateEncoder, values: Any, mask: Any = None, missing: Any =
     pad = (0, 0, encoder.reach, 0)
     values = torch.nn.functional.pad(encoder.clean(values, known), pad)
     with torch.no_grad():
-        return encoder(values, torch.nn.functional.pad(known, pad))
+        return encoder(values, torch.nn.functional.pad(known, pad), missing)
 
 
 def test_each_feature_has_weights_of_its_own() -> None:

@@ -1,0 +1,110 @@
+"""What the training of the LLM agent costs: tokens/s, peak memory, hours for passes over a dataset.
+
+    python benchmarks/training_cost.py --dataset l4s/dualpi2/testbed-v0                  # paper-shape, on a GPU
+    python benchmarks/training_cost.py --dataset l4s/dualpi2/testbed-small-v0 --small    # on a CPU too
+
+It makes some steps of the training as it is (LoRA of rank 128 on frozen Llama-2-7B in bfloat16, with random weights:
+they cost the same) and saves no agent. Beside the figures it prints those of the L4S-LLM paper, of other hardware.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+import tyro
+
+from l4s_gym.agents.llm.train import Trainer
+from l4s_gym.agents.training import load_config
+from l4s_gym.data.files import atomic_write
+from l4s_gym.errors import L4SError
+from l4s_gym.evaluation.origin import origin
+
+RESULTS: Final = Path(__file__).resolve().parent / "results" / "training_cost.json"
+PAPER: Final = "the paper, Llama-2-7B with LoRA on two A40: 23.9 GB, 22.3 h"
+_WARM_UP: Final = 2
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure.
+
+    Attributes:
+        dataset: Id of a Minari dataset.
+        small: The small agent, which a CPU trains, instead of the paper's.
+        set: Settings that come last, such as train.batch_size=16.
+        steps: Optimiser steps that are measured, after two others.
+        passes: Passes over the dataset's training part for which the hours are told.
+        out: JSON file to which this run is appended.
+    """
+
+    dataset: str
+    small: bool = False
+    set: tuple[str, ...] = ()
+    steps: int = 20
+    passes: float = 1.0
+    out: Path = RESULTS
+
+
+def measure(options: Options, source: Any) -> dict[str, Any]:
+    """Figures of some steps on a dataset."""
+    preset = () if options.small else ("preset=paper-shape",)
+    config = load_config("llm", None, small=options.small, settings=(*preset, *options.set))
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(source, config, folder)
+        took = []
+        for step in range(_WARM_UP + options.steps):
+            if step == _WARM_UP:
+                tokens = trainer.tokens
+            start = time.perf_counter()
+            trainer.update()  # it reads the loss, so the GPU is done
+            took.append(time.perf_counter() - start)
+    train, seconds = trainer.train, took[_WARM_UP:]
+    data = sum(int(part["train_steps"]) for part in trainer.corpus.about())
+    each = train.batch_size * train.length
+    return {
+        **trainer.counts,
+        "config": trainer.plain,
+        "step_s": float(np.median(seconds)),
+        "tokens_per_s": (trainer.tokens - tokens) / sum(seconds),
+        "steps_of_a_pass": data / each,
+        "passes": options.passes,
+        "hours": options.passes * data / each * float(np.median(seconds)) / 3600,
+    }
+
+
+def main(options: Options, source: Any = None) -> dict[str, Any]:
+    """Measure, print, append."""
+    gpu = torch.cuda.is_available()
+    if not gpu and not options.small:
+        raise L4SError("no GPU here: the paper's shape takes one of some 24 GB: give --small, or run this where one is")
+    found = measure(options, options.dataset if source is None else source)
+    device = torch.cuda.get_device_name() if gpu else "cpu"
+    memory = torch.cuda.max_memory_allocated() / 1e9 if gpu else None
+    run = {**origin(), "device": device, "peak_memory_gb": memory, **found}
+    run["options"] = {name: value for name, value in asdict(options).items() if name != "out"}
+    runs = [*(json.loads(options.out.read_text()) if options.out.exists() else []), run]  # appended, never edited
+    with atomic_write(options.out) as file:
+        file.write(json.dumps(runs, indent=1).encode() + b"\n")
+    print(
+        f"{device}: {found['trainable_parameters']:,} of {found['parameters']:,} parameters are trained, "
+        f"{found['step_s']:.2f} s a step, {found['tokens_per_s']:,.0f} tokens/s, "
+        + (f"at most {memory:.1f} GB, " if memory is not None else "")
+        + f"{found['hours']:.2f} h for {options.passes:g} passes of {found['steps_of_a_pass']:,.0f} steps"
+    )
+    print(PAPER)
+    return run
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Options))
+    except L4SError as error:
+        sys.exit(f"error: {error}")
