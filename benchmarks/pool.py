@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -33,13 +32,13 @@ from matplotlib.figure import Figure
 
 from l4s_gym.agents.metrics import classification, reliability
 from l4s_gym.agents.training import load_config
-from l4s_gym.cli.common import progress_bar
 from l4s_gym.data.causal import as_logged_observation
 from l4s_gym.data.files import atomic_write
 from l4s_gym.data.pools import Rows, load_rows
-from l4s_gym.errors import L4SError
+from l4s_gym.errors import L4SError, unknown
 from l4s_gym.evaluation import offline
 from l4s_gym.evaluation.demo import POOL_FILES, find_pools
+from l4s_gym.evaluation.jobs import kept, spread, workers
 from l4s_gym.evaluation.offline import Blocks
 from l4s_gym.evaluation.origin import origin
 from l4s_gym.schema import ACTIONS, ENQUEUE, OBSERVED
@@ -68,14 +67,13 @@ WITH_ACTIONS: Final = f"causal, and the last {PAST} actions"
 RULE: Final = "the kernel's rule"
 
 Floats = npt.NDArray[np.float64]
-T = TypeVar("T")
 
 
 class Run(NamedTuple):
-    """Where trainings are kept, and how many run at once."""
+    """Where answers are kept, and the processes that find them."""
 
     work: Path
-    processes: int
+    pool: Executor | None
 
 
 class Answer(NamedTuple):
@@ -129,38 +127,6 @@ def answer(cell: Cell, blocks: Blocks, work: Path) -> Floats:
     return offline.agent_probabilities(cell.kind, cell.config(), blocks, cell.held, ids, work / cell.name)
 
 
-def kept(path: Path, job: Callable[[], Floats]) -> Floats:
-    """What a job gives, from its file where it was done before."""
-    if not path.is_file():
-        found = job()
-        with atomic_write(path) as file:
-            np.save(file, found)
-    return np.asarray(np.load(path), np.float64)
-
-
-def spread(what: str, jobs: Sequence[Callable[[], T]], processes: int) -> list[T]:
-    """Results of jobs, some at a time. Ctrl-C stops at once."""
-    found: dict[int, T] = {}
-    with progress_bar(f"{len(jobs)} {what}") as progress:
-        if processes == 1:
-            for number, job in enumerate(jobs):
-                found[number] = job()
-                progress(len(found) / len(jobs))
-            return list(found.values())
-        # Not by fork: PyTorch's threads do not survive it.
-        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-            waiting = {pool.submit(job): number for number, job in enumerate(jobs)}
-            try:
-                for done in as_completed(waiting):
-                    found[waiting[done]] = done.result()
-                    progress(len(found) / len(jobs))
-            except BaseException:
-                for child in multiprocessing.active_children():
-                    child.kill()
-                raise
-    return [found[number] for number in range(len(jobs))]
-
-
 def train_all(cells: Sequence[Cell], data: Mapping[str, Blocks], run: Run) -> dict[Cell, Floats]:
     """What the agents answer; what was trained before is not trained again."""
     for name, blocks in data.items():
@@ -168,7 +134,7 @@ def train_all(cells: Sequence[Cell], data: Mapping[str, Blocks], run: Run) -> di
     jobs = [
         partial(kept, run.work / f"{cell.name}.npy", partial(answer, cell, data[cell.data], run.work)) for cell in cells
     ]
-    return dict(zip(cells, spread("trainings", jobs, run.processes), strict=True))
+    return dict(zip(cells, spread("trainings", jobs, run.pool), strict=True))
 
 
 def curve(blocks: Blocks, agents: Sequence[str], plan: Mapping[str, Sequence[int]], run: Run) -> list[dict[str, Any]]:
@@ -218,6 +184,18 @@ def trained(data: Mapping[str, Blocks], repeats: Mapping[str, int], steps: Mappi
 # -- models of one row, and what else tells the decision
 
 
+def tabular_answers(asked: Sequence[tuple[str, str, Floats]], blocks: Blocks, run: Run) -> list[Answer]:
+    """What models answer on readings (T, d)."""
+    jobs = []
+    for kind, _, values in asked:
+        digest = hashlib.sha256(kind.encode() + values.tobytes()).hexdigest()[:16]
+        jobs.append(
+            partial(kept, run.work / f"{digest}.npy", partial(offline.tabular_probabilities, kind, values, blocks))
+        )
+    found = zip(asked, spread("models of one row", jobs, run.pool), strict=True)
+    return [Answer(kind, reading, p[None]) for (kind, reading, _), p in found]
+
+
 def untrained(rows: Rows, keep: npt.NDArray[np.bool_], data: Mapping[str, Blocks], run: Run) -> list[Answer]:
     """Answers of scikit-learn's models, and of the controls."""
     causal = data["causal"]
@@ -226,22 +204,13 @@ def untrained(rows: Rows, keep: npt.NDArray[np.bool_], data: Mapping[str, Blocks
     asked = [(kind, reading, tables[reading]) for reading in data for kind in offline.TABULAR]
     asked += [(kind, WITHOUT, offline.without_accumulated(causal)) for kind in offline.TABULAR[1:]]
     asked += [(BOOSTING, ACTIONS_ALONE, past), (BOOSTING, WITH_ACTIONS, np.hstack([tables["causal"], past]))]
-    jobs = [partial(offline.tabular_probabilities, kind, values, causal) for kind, _, values in asked]
-    found = zip(asked, spread("models of one row", jobs, run.processes), strict=True)
-    answers = [Answer(kind, reading, p[None]) for (kind, reading, _), p in found]
+    answers = tabular_answers(asked, causal, run)
     return [*answers, Answer(RULE, "causal", offline.kernel_rule(rows, keep, causal)[None])]
-
-
-def figures_of_all(file: str, kind: str, reading: str, values: Floats, blocks: Blocks) -> dict[str, Any]:
-    """What can be compared with earlier figures."""
-    figures = classification(offline.tabular_probabilities(kind, values, blocks), blocks.actions)
-    chosen = {name: figures[name] for name in ("steps", "accuracy", "majority", "macro_f1", "recall")}
-    return {"file": file, "model": kind, "reading": reading, **chosen}
 
 
 def all_rows(folder: Path, run: Run) -> list[dict[str, Any]]:
     """Two models on all rows and in kernel units, as the same figures were taken before; no row is left out."""
-    jobs = []
+    found = []
     for file in (POOL_FILES[0], OTHER_POOL):
         if not (folder / file).is_file():
             continue
@@ -251,50 +220,64 @@ def all_rows(folder: Path, run: Run) -> list[dict[str, Any]]:
         names = [name for name, column in zip(OBSERVED, logged.T, strict=True) if not np.isnan(column).any()]
         known = logged[:, [OBSERVED.index(name) for name in names]]
         readings = {"as logged": known, WITHOUT: np.delete(known, names.index("accumulated_probability"), axis=1)}
-        for reading, values in readings.items():
-            jobs += [partial(figures_of_all, file, kind, reading, values, blocks) for kind in offline.TABULAR[1:]]
-    return spread("models on all rows", jobs, run.processes)
+        asked = [(kind, reading, values) for reading, values in readings.items() for kind in offline.TABULAR[1:]]
+        for model, reading, p in tabular_answers(asked, blocks, run):
+            each = [blocks.block == block for block in range(BLOCKS)]
+            parts = [classification(p[0, held], blocks.actions[held]) for held in each]
+            mean = {name: float(np.mean([part[name] for part in parts])) for name in ("accuracy", "macro_f1")}
+            mean |= {name: float(np.mean([part["recall"][name] for part in parts])) for name in ACTIONS}
+            found.append({"file": file, "model": model, "reading": reading, "rows": len(rows), "of_blocks": mean})
+    return found
 
 
 # -- results
 
 
-def judged(
-    answer: Answer, actions: npt.NDArray[np.int64], base: Floats, causal: Floats | None, draws: int
-) -> dict[str, Any]:
+class Truth(NamedTuple):
+    """What answers are judged by: actions (T,), the majority model's answer (T, 3), rows left to chance (T,) bool."""
+
+    actions: npt.NDArray[np.int64]
+    base: Floats
+    chance: npt.NDArray[np.bool_]
+
+
+def judged(answer: Answer, truth: Truth, causal: Floats | None, draws: int) -> dict[str, Any]:
     """The figures of an answer with their intervals, and the reliability diagram of a hit: a drop or a mark.
 
     Args:
         answer: The answer.
-        actions: What was decided (T,).
-        base: What the majority model answers (T, 3).
+        truth: What it is judged by.
         causal: What the same model answers on the causal reading, to compare the accuracy with; None: no comparison.
         draws: Of the bootstrap; the same stretches for each answer.
     """
     model, reading, p = answer
-    sure = partial(offline.with_intervals, p, actions, length=STRETCH, draws=draws)
+    actions, base, chance = truth
+
+    def sure(rows: Any, beside: Floats) -> Mapping[str, Mapping[str, float]]:
+        rng = np.random.default_rng(SEED)
+        return offline.with_intervals(p[:, rows], actions[rows], beside[rows], length=STRETCH, draws=draws, rng=rng)
+
     hits = reliability(1.0 - p[:, :, ENQUEUE].ravel(), np.tile(actions != ENQUEUE, len(p)), 10)
     found = {
         "model": model,
         "reading": reading,
         "repeats": len(p),
-        "figures": sure(base, rng=np.random.default_rng(SEED)),
+        "figures": sure(slice(None), base),
+        "chance": sure(chance, base)["accuracy_gain"],
         "hits": [values.tolist() for values in hits],
     }
     if causal is not None:
-        found["column"] = sure(causal, rng=np.random.default_rng(SEED))["accuracy_gain"]
+        found["column"] = sure(slice(None), causal)["accuracy_gain"]
     return found
 
 
-def judge_all(answers: Sequence[Answer], actions: npt.NDArray[np.int64], draws: int, run: Run) -> list[dict[str, Any]]:
+def judge_all(answers: Sequence[Answer], truth: Truth, draws: int, run: Run) -> list[dict[str, Any]]:
     """`judged` of each."""
-    base = next(a for a in answers if a.model == "majority").probabilities[0]
     causal = {a.model: a.probabilities[0] for a in answers if a.reading == "causal" and a.model in offline.TABULAR[1:]}
     jobs = [
-        partial(judged, a, actions, base, causal.get(a.model) if a.reading == "as logged" else None, draws)
-        for a in answers
+        partial(judged, a, truth, causal.get(a.model) if a.reading == "as logged" else None, draws) for a in answers
     ]
-    return spread("intervals", jobs, run.processes)
+    return spread("intervals", jobs, run.pool)
 
 
 def interval(figure: Mapping[str, float], digits: int = 3) -> str:
@@ -330,37 +313,60 @@ def conclusions(data: Mapping[str, Any]) -> list[str]:
                 f"  - {model}: accuracy {compared(f['accuracy_gain'], 'the majority')}; "
                 f"cross-entropy {compared(f['cross_entropy_gain'], 'the shares')}."
             )
+    pool, chance = data["pool"]["actions"], data["chance"]
+    settled = ", ".join(f"{pool[name] - chance[name]:,} of {pool[name]:,} {name}" for name in ACTIONS)
+    lines.append(
+        f"- **What the rule settles can be foreseen.** The kernel never acts while its sum is below 0.85 and "
+        f"always acts from 8.5 on: so {settled} rows were certain before they were decided. On the other "
+        f"{sum(chance.values()):,} rows, which it leaves to chance, accuracy against the majority is:"
+    )
+    for model in (*offline.TABULAR[1:], "bc"):
+        if (model, "causal") in found:
+            lines.append(f"  - {model}: {compared(found[model, 'causal']['chance'], 'the majority')}.")
     alone = found[BOOSTING, ACTIONS_ALONE]["figures"]
     lines.append(
-        f"- **The pool tells its actions by its make-up.** Its rows were chosen around changes of action, in groups. "
-        f"Gradient boosting on {ACTIONS_ALONE}, without any state, has accuracy {interval(alone['accuracy'])}, "
-        f"{compared(alone['accuracy_gain'], 'the majority')}. So whatever sees past actions learns how the rows were "
-        f"chosen, in either reading; its figures are no evidence that it foresees the kernel."
+        f"- **The pool's make-up.** Its rows were chosen around changes of action, in groups. Gradient boosting on "
+        f"{ACTIONS_ALONE}, without any state, has accuracy {interval(alone['accuracy'])}, "
+        f"{compared(alone['accuracy_gain'], 'the majority')}."
     )
+    if alone["accuracy_gain"]["low"] > 0.0:
+        lines[-1] += (
+            " So whatever sees past actions can learn how the rows were chosen, in either reading, and its accuracy "
+            "is no evidence that it foresees the kernel:"
+        )
     for model in MEMORY:
         if (model, "causal") in found:
             f, g = (found[model, reading]["figures"] for reading in ("causal", "as logged"))
-            less = " less than the actions alone have" if f["accuracy"]["mean"] < alone["accuracy"]["mean"] else ""
             lines.append(
-                f"  - {model}: accuracy {interval(f['accuracy'])} causal{less}, {interval(g['accuracy'])} as logged."
+                f"  - {model}: accuracy {interval(f['accuracy'])} causal, {interval(g['accuracy'])} as logged."
             )
     return lines
 
 
+TITLES: Final = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+    **{f"recall_{name}": f"recall {name}" for name in ACTIONS},
+    "cross_entropy": "cross-entropy",
+    "ece": "ECE",
+    "brier": "Brier",
+}
+
+
 def table(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """Rows of Markdown."""
-    names = ("accuracy", "macro_f1", *(f"recall_{name}" for name in ACTIONS), "cross_entropy", "ece", "brier")
-    lines = ["| model | trainings | " + " | ".join(name.replace("_", " ") for name in names) + " |"]
-    lines.append("|---" * (2 + len(names)) + "|")
+    lines = ["| model | trainings | " + " | ".join(TITLES.values()) + " |", "|---" * (2 + len(TITLES)) + "|"]
     for r in results:
         title = r["model"] if r["reading"] in READINGS else f"{r['model']}: {r['reading']}"
-        cells = [interval(r["figures"][name]) for name in names]
-        lines.append(f"| {title} | {BLOCKS * r['repeats']} | " + " | ".join(cells) + " |")
+        cells = [interval(r["figures"][name]) if name in r["figures"] else "-" for name in TITLES]
+        lines.append(
+            f"| {title} | {'-' if r['model'] == RULE else BLOCKS * r['repeats']} | " + " | ".join(cells) + " |"
+        )
     return lines
 
 
 PAPER: Final = """\
-| reported elsewhere | accuracy | macro-F1 |
+| reported, not measured here | accuracy | macro-F1 |
 |---|---|---|
 | the paper: Llama-2-7B, a *training* accuracy | 0.9756 | - |
 | the paper: three other models | 0.82 to 0.83 | - |
@@ -403,14 +409,11 @@ def markdown(data: Mapping[str, Any]) -> str:
         lines += ["", f"## {reading.capitalize()}", *table([r for r in results if r["reading"] == reading])]
     lines += ["", "## Controls", *table([r for r in results if r["reading"] not in READINGS])]
     lines += ["", READ_SO, "## Beside it", PAPER]
-    lines += ["The same models now, on all rows in kernel units, defaults of scikit-learn:", ""]
-    lines += ["| file | model | reading | rows | accuracy | macro-F1 | recall enqueue, drop, mark |", "|---" * 7 + "|"]
+    lines += ["The same now, on all rows, in kernel units; means over the blocks:", ""]
+    lines += ["| file | model | reading | accuracy | macro-F1 | recall enqueue, drop, mark |", "|---" * 6 + "|"]
     for r in data["all_rows"]:
-        recall = " ".join(f"{value:.3f}" for value in r["recall"].values())
-        lines.append(
-            f"| {r['file']} | {r['model']} | {r['reading']} | {r['steps']} | {r['accuracy']:.3f} | "
-            f"{r['macro_f1']:.3f} | {recall} |"
-        )
+        accuracy, macro_f1, *recall = (f"{value:.3f}" for value in r["of_blocks"].values())
+        lines.append(f"| {r['file']} | {r['model']} | {r['reading']} | {accuracy} | {macro_f1} | {' '.join(recall)} |")
     lines += [
         "",
         "## Number of gradient steps",
@@ -485,6 +488,7 @@ def main(
     pools: Path | None = None,
     work: Path = Path("runs/pool"),
     out: Path | None = None,
+    agents: tuple[str, ...] = AGENTS,
     repeats: int = 3,
     memory_repeats: int = 1,
     processes: int = 2,
@@ -497,6 +501,7 @@ def main(
         pools: Folder of the authors' pools; else $L4S_GYM_POOLS, or a usual place.
         work: Folder of finished trainings, which are not done again.
         out: Folder of pool.json (appended), pool.md and pool.png; `results` beside this script by default.
+        agents: Which agents; a later run takes up what is in `work`.
         repeats: Of bc.
         memory_repeats: Of dt and llm.
         processes: Trainings at a time, each on one thread.
@@ -506,12 +511,15 @@ def main(
     folder = find_pools(pools)
     if folder is None:
         raise L4SError("pool: the authors' pools are not here: give their folder by --pools or in $L4S_GYM_POOLS")
+    for agent in agents:
+        if agent not in AGENTS:
+            raise unknown("agent", agent, AGENTS)
     out = out or (None if quick else RESULTS)
     rows = load_rows(folder / POOL_FILES[0])
     digest = hashlib.sha256((folder / POOL_FILES[0]).read_bytes()).hexdigest()
-    run = Run(work / digest[:8], processes)
-    run.work.mkdir(parents=True, exist_ok=True)
-    os.environ["MINARI_DATASETS_PATH"] = str(run.work.resolve() / "datasets")
+    place = work / digest[:8]
+    place.mkdir(parents=True, exist_ok=True)
+    os.environ["MINARI_DATASETS_PATH"] = str(place.resolve() / "datasets")
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")  # of the processes that are started
 
@@ -519,7 +527,7 @@ def main(
     keep = ~np.logical_or.reduce(list(reasons.values()))
     data = {r: offline.read_blocks(rows, BLOCKS, as_logged=r == "as logged", keep=keep) for r in READINGS}
     actions = data["causal"].actions
-    count = {agent: memory_repeats if agent in MEMORY else repeats for agent in AGENTS}
+    count = {agent: memory_repeats if agent in MEMORY else repeats for agent in agents}
     steps, plan = STEPS, CURVE
     if quick:
         count, steps, draws = {"bc": 1, "llm-llama": 1}, dict.fromkeys(STEPS, 2), 5
@@ -541,11 +549,16 @@ def main(
         "steps": steps,
         "configs": {agent: Cell(agent, "", (), 0, steps[agent.partition("-")[0]]).config() for agent in count},
     }
-    answers = untrained(rows, keep, data, run) + trained(data, count, steps, run)
-    curved = tuple(agent for agent in count if agent in CURVED)
-    result["curve"] = curve(data["causal"], curved, plan, run)
-    result["results"] = judge_all(answers, actions, draws, run)
-    result["all_rows"] = all_rows(folder, run)
+    with workers(processes) as pool:
+        run = Run(place, pool)
+        answers = untrained(rows, keep, data, run) + trained(data, count, steps, run)
+        curved = tuple(agent for agent in count if agent in CURVED)
+        result["curve"] = curve(data["causal"], curved, plan, run)
+        base, rule = (next(a for a in answers if a.model == model).probabilities[0] for model in ("majority", RULE))
+        chance = (rule[:, ENQUEUE] > 0.0) & (rule[:, ENQUEUE] < 1.0)
+        result["chance"] = {name: int((chance & (actions == k)).sum()) for k, name in enumerate(ACTIONS)}
+        result["results"] = judge_all(answers, Truth(actions, base, chance), draws, run)
+        result["all_rows"] = all_rows(folder, run)
     if out is not None:
         write(result, out)
 
