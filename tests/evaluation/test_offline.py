@@ -153,7 +153,7 @@ def test_resampled_rows_are_stretches() -> None:
 def interval(p: np.ndarray, actions: np.ndarray, length: int) -> tuple[float, float, float]:
     base = np.tile([0.5, 0.3, 0.2], (len(actions), 1))
     rng = np.random.default_rng(0)
-    found = offline.with_intervals(p, actions, base, length=length, draws=200, rng=rng)["accuracy"]
+    found = offline.with_intervals(p, actions, base, length=length, draws=100, rng=rng)["accuracy"]
     return found["mean"], found["low"], found["high"]
 
 
