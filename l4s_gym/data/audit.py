@@ -154,7 +154,7 @@ class Audit:
         return {"source": self.source, "findings": findings}
 
 
-def _probabilities(model: Any, values: Floats) -> Floats:
+def probabilities_of(model: Any, values: Floats) -> Floats:
     """Probabilities of all actions (n, 3), of those too that the model has not seen."""
     found = np.zeros((len(values), len(ACTIONS)))
     found[:, model.classes_] = model.predict_proba(values)
@@ -190,12 +190,12 @@ def _held_out(values: Floats, actions: Ints, shuffle: bool) -> list[Floats]:
         stopping: Any = "auto" if counts.min() > 1 else False
         model = boosting(random_state=0, early_stopping=stopping).fit(train[:, useful], told)
         test = values[held]
-        found = [_probabilities(model, test[:, useful])]
+        found = [probabilities_of(model, test[:, useful])]
         rng = np.random.default_rng(0)
         for column in range(values.shape[1]) if shuffle else ():
             mixed = test.copy()
             mixed[:, column] = rng.permutation(mixed[:, column])
-            found.append(_probabilities(model, mixed[:, useful]))
+            found.append(probabilities_of(model, mixed[:, useful]))
         return found
 
     return [np.concatenate(parts) for parts in zip(*_each_fold(len(values), work), strict=True)]

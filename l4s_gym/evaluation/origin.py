@@ -17,7 +17,7 @@ from l4s_gym import __version__
 def origin() -> dict[str, Any]:
     """Where a result comes from: versions, host, command, time."""
     versions = {"l4s-gym": __version__, "python": platform.python_version()}
-    for name in ("numpy", "numba", "gymnasium", "torch", "d3rlpy", "minari"):
+    for name in ("numpy", "numba", "gymnasium", "torch", "d3rlpy", "minari", "scikit-learn", "transformers"):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
