@@ -97,12 +97,12 @@ def config_file(name: str) -> Path | None:
     return next((path for place in places if (path := place / name / FILE).is_file()), None)
 
 
-def _merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> Plain:
+def merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> Plain:
     """`base`, with what `more` says instead; tables are merged."""
     found = dict(base)
     for name, value in more.items():
         both = isinstance(value, Mapping) and isinstance(found.get(name), Mapping)
-        found[name] = _merged(found[name], value) if both else value
+        found[name] = merged(found[name], value) if both else value
     return found
 
 
@@ -149,9 +149,9 @@ def load_config(name: str, path: Path | None = None, *, small: bool = False, set
     if small:
         if not isinstance(different, dict):
             raise L4SError(f"--small: {chosen or 'without a checkout there'} has no [small]: give --config FILE")
-        config = _merged(config, different)
+        config = merged(config, different)
     for text in settings:
-        config = _merged(config, _setting(text))
+        config = merged(config, _setting(text))
     return config
 
 

@@ -29,7 +29,8 @@ from l4s_gym.agents.llm import checkpoint, storage  # noqa: E402
 from l4s_gym.agents.llm.corpus import Corpus  # noqa: E402
 from l4s_gym.agents.llm.losses import Correction, sequence_loss  # noqa: E402
 from l4s_gym.agents.llm.schedule import TrainConfig, from_dict, warmup_cosine  # noqa: E402
-from l4s_gym.agents.llm.train import RESULT, Trainer, logits_of, settings, tensors, train  # noqa: E402
+from l4s_gym.agents.llm.train import RESULT, Trainer, settings, train  # noqa: E402
+from l4s_gym.agents.llm.trainer import logits_of, tensors  # noqa: E402
 from l4s_gym.agents.training import load_config  # noqa: E402
 from l4s_gym.data.minari_io import schema_metadata  # noqa: E402
 from tests.agents.llm.toys import MODEL, TRAIN, by_chance, by_feature, config, dataset, seldom, store  # noqa: E402
@@ -102,8 +103,8 @@ def test_the_label_does_not_reach_its_own_input(tmp_path: Path) -> None:
     assert losses[1] < 0.6
 
 
-def test_logits_do_not_depend_on_labels_of_the_same_step_or_later(small: Any, tmp_path: Path) -> None:
-    trainer = Trainer(small, config(), tmp_path)
+def test_logits_do_not_depend_on_labels_of_the_same_step_or_later(small: Any) -> None:
+    trainer = Trainer(small, config())
     trainer.model.eval()
     batch = tensors(trainer.corpus.draw(0)[0], "cpu")
     step = TRAIN["length"] // 2
@@ -393,19 +394,19 @@ def test_there_has_to_be_something_to_go_on_from(small: Any, tmp_path: Path) -> 
 # -- how it is trained
 
 
-def test_parts_of_a_batch_add_up_to_its_gradient(small: Any, tmp_path: Path) -> None:
+def test_parts_of_a_batch_add_up_to_its_gradient(small: Any) -> None:
     model = MODEL | {"backbone": MODEL["backbone"] | {"dropout": 0.0}}
     found = []
     for accumulate in (1, 3):
         given = config(accumulate=accumulate, learning_rate=1e-2, warmup=0) | {"model": model}
-        trainer = Trainer(small, given, tmp_path / str(accumulate))
+        trainer = Trainer(small, given)
         figures = [trainer.update() for _ in range(3)]
         found.append([figure["loss"] for figure in figures] + [figure["gradient_norm"] for figure in figures])
     assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
-def test_frozen_weights_stay_and_are_not_in_the_checkpoint(small: Any, tmp_path: Path) -> None:
-    trainer = Trainer(small, config() | WITH_LORA, tmp_path)
+def test_frozen_weights_stay_and_are_not_in_the_checkpoint(small: Any) -> None:
+    trainer = Trainer(small, config() | WITH_LORA)
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     frozen = {name for name, p in trainer.model.named_parameters() if not p.requires_grad}
     assert frozen
@@ -419,7 +420,7 @@ def test_frozen_weights_stay_and_are_not_in_the_checkpoint(small: Any, tmp_path:
     assert sum(not torch.equal(before[name], after[name]) for name in moved) > 0.7 * len(moved)
 
 
-def test_the_learning_rate(small: Any, tmp_path: Path) -> None:
+def test_the_learning_rate(small: Any) -> None:
     share = warmup_cosine(100, 10, 0.1)
     rates = [share(step) for step in range(101)]
     assert rates[:10] == pytest.approx(np.arange(1, 11) / 11)
@@ -427,7 +428,7 @@ def test_the_learning_rate(small: Any, tmp_path: Path) -> None:
     assert rates[55] == pytest.approx(0.55)
     assert rates[100] == pytest.approx(0.1)
     assert (np.diff(rates[10:]) <= 0).all()
-    trainer = Trainer(small, config(), tmp_path)
+    trainer = Trainer(small, config())
     assert trainer.update()["learning_rate"] == pytest.approx(3e-3 / 4)
 
 
@@ -442,11 +443,11 @@ def test_missing_values_are_no_part_of_the_loss(tmp_path: Path) -> None:
     for run in data.runs:
         run["missing"][::2] = True
     store(tmp_path / "data", data.runs)
-    trainer = Trainer(data, config(), tmp_path / "out")
+    trainer = Trainer(data, config())
     batch = tensors(trainer.corpus.draw(0)[0], "cpu")
     assert batch["missing"].any()
     assert torch.equal(trainer.counted(batch), batch["mask"] & ~batch["missing"])
-    kept = Trainer(data, config(drop_missing=False), tmp_path / "kept")
+    kept = Trainer(data, config(drop_missing=False))
     assert torch.equal(kept.counted(batch), batch["mask"])
 
 
@@ -542,6 +543,6 @@ def test_the_script_trains(tmp_path: Path) -> None:
     )
 
 
-def test_a_head_that_writes_is_refused(small: Any, tmp_path: Path) -> None:
+def test_a_head_that_writes_is_refused(small: Any) -> None:
     with pytest.raises(L4SError, match='head = "linear"'):
-        Trainer(small, {"model": MODEL | {"head": "text"}}, tmp_path)
+        Trainer(small, {"model": MODEL | {"head": "text"}})
