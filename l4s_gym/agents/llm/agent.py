@@ -9,7 +9,7 @@ With `fixed` the target stays as it is.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +22,6 @@ from l4s_gym.agents.logged import Logged
 from l4s_gym.agents.protocol import Actions, DecisionRule, Floats, Observations, check_batch
 from l4s_gym.data.files import PathLike
 from l4s_gym.errors import L4SError, unknown
-
-if TYPE_CHECKING:
-    from l4s_gym.agents.llm.text_agent import TextAgent
 
 DTYPES: Final = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8"}
 """Precisions, and their names in `DecisionModel.optimize`."""
@@ -261,14 +258,12 @@ def open_agent(
     device: str = "cpu",
     compile: str | bool = False,
     correct: str | bool = True,
-) -> LLMAgent | TextAgent:
+) -> Any:
     """Read a saved agent, made fast: its adapters are merged, and GPT-2 takes fewer operations.
-
-    With the text head it is as slow as writing is: `dtype` and `compile` are not for it.
 
     Args:
         folder: Where it is.
-        rule: `sample`, `argmax` or `diffuse`; the text head has no `diffuse`.
+        rule: `sample`, `argmax` or `diffuse`; an agent that writes has no `diffuse`.
         target: Return of an episode that it is to reach, in the reward's unit; None: a high quantile of its training
             episodes' (`quantile` in its configuration).
         fixed: Keep the target as it is, instead of taking off what is received.
@@ -276,6 +271,9 @@ def open_agent(
         device: Of PyTorch.
         compile: Compile the step; the first decisions then take minutes.
         correct: Undo the shift of a training that let rare actions count more.
+
+    Returns:
+        An `LLMAgent`, or of the text head a `TextAgent`, which has no `dtype` and is not compiled.
 
     Raises:
         L4SError: The folder holds no such agent, or an option makes no sense.
@@ -298,10 +296,8 @@ def open_agent(
 
         if dtype or _flag("compile", compile):
             raise L4SError("llm: dtype and compile are not for an agent that writes: leave them out")
-        model.backbone.merge()
-        return TextAgent(
-            model, goal, rule=rule, name=name, device=device, parameters=parameters, training=training
-        )
+        model.merge()
+        return TextAgent(model, goal, rule=rule, name=name, device=device, parameters=parameters, training=training)
     _make_fast(model, dtype)
     correction = training.get("correction") if _flag("correct", correct) else None
     return LLMAgent(
@@ -320,7 +316,7 @@ def open_agent(
 OPTIONS: Final = ("rule", "target", "fixed", "dtype", "device", "compile", "correct")
 
 
-def load(saved: Any, **options: str) -> LLMAgent | TextAgent:
+def load(saved: Any, **options: str) -> Any:
     """The loader of saved agents of kind `llm`: a `saved.Saved` (its `path` is read), and options as written."""
     for name in options:
         if name not in OPTIONS:

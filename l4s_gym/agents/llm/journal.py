@@ -63,4 +63,6 @@ class Journal:
                 f"; held out: cross-entropy {held_out['cross_entropy']:.4f}, accuracy {held_out['accuracy']:.4f} "
                 f"(majority {held_out['majority']:.4f}), macro-F1 {held_out['macro_f1']:.3f}, recall {recall}"
             )
+            if "valid" in held_out:
+                text += f", valid answers {100 * held_out['valid']:.2f} %"
         self.say(f"{text}; {left_s:.0f} s left")

@@ -11,14 +11,14 @@ from typing import Any, Final
 
 from l4s_gym.agents.llm import storage
 from l4s_gym.agents.llm.journal import LOGS
-from l4s_gym.agents.llm.model import DecisionModel
+from l4s_gym.agents.llm.text import Model
 from l4s_gym.data.files import atomic_write
 from l4s_gym.data.minari_io import put_in_place
 
 RESULT: Final = "result.json"
 
 
-def place(out: Path, model: DecisionModel, result: Mapping[str, Any]) -> None:
+def place(out: Path, model: Model, result: Mapping[str, Any]) -> None:
     """Put the agent's folder, with logs and result, in the place of the checkpoint's."""
     target = Path(os.path.realpath(out))
     new = target.with_name(f".{target.name}.agent")

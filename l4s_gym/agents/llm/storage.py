@@ -34,7 +34,7 @@ import l4s_gym
 from l4s_gym.agents.llm.backbones import Backbone, one_line
 from l4s_gym.agents.llm.config import LLMConfig, from_dict, to_dict
 from l4s_gym.agents.llm.lora import count, import_peft
-from l4s_gym.agents.llm.model import DecisionModel
+from l4s_gym.agents.llm.text import Model, build
 from l4s_gym.data.files import PathLike, read_error
 from l4s_gym.errors import L4SError
 from l4s_gym.schema import SCHEMA_VERSION
@@ -52,17 +52,17 @@ class Loaded:
     """A saved model.
 
     Attributes:
-        model: In `eval` mode.
+        model: A `DecisionModel` or `TextModel`, in `eval` mode.
         training: What was told about its training (plain values).
         path: Its folder.
     """
 
-    model: DecisionModel
+    model: Any
     training: dict[str, Any]
     path: Path
 
 
-def own_tensors(model: DecisionModel) -> dict[str, Tensor]:
+def own_tensors(model: Model) -> dict[str, Tensor]:
     """What `weights.safetensors` holds: names are the same with and without adapters."""
     tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("backbone.")}
     backbone = model.config.backbone
@@ -74,7 +74,7 @@ def own_tensors(model: DecisionModel) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
 
 
-def set_own_tensors(model: DecisionModel, tensors: Mapping[str, Tensor]) -> None:
+def set_own_tensors(model: Model, tensors: Mapping[str, Tensor]) -> None:
     """Put `own_tensors` back.
 
     Raises:
@@ -97,7 +97,7 @@ def set_own_tensors(model: DecisionModel, tensors: Mapping[str, Tensor]) -> None
         core.load_state_dict({name: tensors[stored] for name, stored in inner.items()}, strict=False)
 
 
-def adapter_tensors(model: DecisionModel) -> dict[str, Tensor]:
+def adapter_tensors(model: Model) -> dict[str, Tensor]:
     """LoRA's weights, named as peft names them; none without adapters."""
     if not model.backbone.adapted:
         return {}
@@ -108,7 +108,7 @@ def adapter_tensors(model: DecisionModel) -> dict[str, Tensor]:
     return state
 
 
-def set_adapter_tensors(model: DecisionModel, tensors: Mapping[str, Tensor]) -> None:
+def set_adapter_tensors(model: Model, tensors: Mapping[str, Tensor]) -> None:
     """Put `adapter_tensors` back.
 
     Raises:
@@ -123,7 +123,7 @@ def set_adapter_tensors(model: DecisionModel, tensors: Mapping[str, Tensor]) -> 
     set_peft_model_state_dict(model.backbone.model, dict(tensors))
 
 
-def card(config: LLMConfig, model: DecisionModel, training: Mapping[str, Any], text: str) -> str:
+def card(config: LLMConfig, model: Model, training: Mapping[str, Any], text: str) -> str:
     """The model card."""
     backbone = config.backbone
     base = f"base_model: {backbone.pretrained}\n" if backbone.pretrained.count("/") == 1 else ""
@@ -133,7 +133,8 @@ def card(config: LLMConfig, model: DecisionModel, training: Mapping[str, Any], t
         ("backbone", f"{name} {backbone.revision}".strip()),
         ("adapters", f"LoRA of rank {config.lora.rank}" if config.lora.rank else "none"),
         ("parameters", str(count(model))),
-        ("layout", f"{config.layout}, window of {config.window} steps"),
+        ("head", config.head),
+        *([("layout", f"{config.layout}, window of {config.window} steps")] if config.head == "linear" else []),
         ("schema", f"version {SCHEMA_VERSION}"),
         *((key, str(value)) for key, value in sorted(shown.items())),
     ]
@@ -148,7 +149,7 @@ def card(config: LLMConfig, model: DecisionModel, training: Mapping[str, Any], t
     )
 
 
-def _write(model: DecisionModel, folder: Path, training: Mapping[str, Any], text: str) -> None:
+def _write(model: Model, folder: Path, training: Mapping[str, Any], text: str) -> None:
     """All files, into an empty folder."""
     config = model.config
     if model.backbone.commit and not config.backbone.revision:
@@ -177,7 +178,7 @@ def _write(model: DecisionModel, folder: Path, training: Mapping[str, Any], text
                 os.fsync(opened.fileno())
 
 
-def save(model: DecisionModel, folder: PathLike, *, training: Mapping[str, Any] | None = None, card: str = "") -> Path:
+def save(model: Model, folder: PathLike, *, training: Mapping[str, Any] | None = None, card: str = "") -> Path:
     """Write a model to a folder, which is replaced as a whole or not at all.
 
     Args:
@@ -277,7 +278,7 @@ def load(folder: PathLike, *, merge: bool = False) -> Loaded:
     config = from_dict(meta["config"], str(path / META))
     tensors = _read(path / WEIGHTS, meta.get("weights_sha256"))
     with torch.random.fork_rng(devices=[]):
-        model = DecisionModel(config)
+        model = build(config)
     try:
         set_own_tensors(model, tensors)
         if config.lora.rank:
@@ -291,7 +292,7 @@ def load(folder: PathLike, *, merge: bool = False) -> Loaded:
 
 
 def push_to_hub(
-    model: DecisionModel,
+    model: Model,
     repo_id: str,
     *,
     training: Mapping[str, Any] | None = None,

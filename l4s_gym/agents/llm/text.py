@@ -29,6 +29,9 @@ from l4s_gym.schema import ACTIONS, BY_NAME, ENQUEUE, OBSERVED, unscale_observat
 
 ANSWER_TOKENS: Final = 12
 """An answer is cut off here."""
+_WORDS: Final = dict(
+    zip(OBSERVED, ("queue", "burst", "p", "delay", "sum of p", "length", "drops", "packet"), strict=True)
+)
 
 
 class Tokenizer(Protocol):
@@ -98,19 +101,19 @@ def prompt(observation: npt.ArrayLike, return_to_go: float, missing: bool = Fals
         return_to_go: What shall be reached.
         missing: Whether the accumulated probability is unknown.
     """
-    raw = unscale_observation(observation)
     parts = []
-    for name, value in zip(OBSERVED, raw, strict=True):
-        field = BY_NAME[name]
-        if missing and name == UNKNOWN:
-            parts.append(f"{name} unknown")
-        elif field.unit.startswith("1/"):
-            parts.append(f"{name} {value / (2**31 - 1):.4f}")
-        elif name == "queue_type":
-            parts.append(f"queue {'L' if value > 0.5 else 'C'}")
+    for name, value in zip(OBSERVED, unscale_observation(observation), strict=True):
+        unit = BY_NAME[name].unit
+        if name == "queue_type":
+            said = "L" if value > 0.5 else "C"
+        elif missing and name == UNKNOWN:
+            said = "unknown"
+        elif unit.startswith("1/"):
+            said = f"{value / (2**31 - 1):.4f}"
         else:
-            parts.append(f"{name} {value:.0f} {field.unit}")
-    return f"{'; '.join(parts)}; return to go {return_to_go:.3g}. {', '.join(ACTIONS)}? Answer:"
+            said = f"{value:.0f}" + f" {unit}" * (unit in ("us", "B"))
+        parts.append(f"{_WORDS[name]} {said}")
+    return f"{'; '.join(parts)}; return {return_to_go:.3g}. {', '.join(ACTIONS)}?"
 
 
 def answer(action: int) -> str:
@@ -205,7 +208,7 @@ class TextModel(nn.Module):
         del actions, timesteps, mask
         unknown = torch.zeros_like(returns, dtype=torch.bool) if missing is None else missing
         rows = zip(*(each.flatten(0, 1).cpu().numpy() for each in (observations, returns, unknown)), strict=True)
-        return self.scores([prompt(*row) for row in rows]).unflatten(0, returns.shape)
+        return self.scores([prompt(*row) for row in rows]).view(*returns.shape, len(ACTIONS))
 
     def scores(self, prompts: Sequence[str]) -> Tensor:
         """Log-probabilities (n, 3) with which the model writes each of the three answers.
@@ -236,6 +239,10 @@ class TextModel(nn.Module):
         before = torch.where(place == 0, 0, torch.arange(len(answers), device=of.device))
         told = torch.log_softmax(logits[:, before].float(), -1).gather(2, answers.expand(n, -1)[..., None])[..., 0]
         return told.new_zeros(n, len(ACTIONS)).index_add(1, of, told)
+
+    def merge(self) -> None:
+        """Merge LoRA's adapters into the weights, for use; training ends with this. Without adapters: nothing."""
+        self.backbone.merge()
 
     @torch.no_grad()
     def ask(self, prompts: Sequence[str], draws: npt.NDArray[np.float64] | None = None) -> Answers:
@@ -287,6 +294,9 @@ def _until(tokens: list[int], end: int) -> list[int]:
     return tokens[: tokens.index(end)] if end in tokens else tokens
 
 
-def build(config: LLMConfig) -> DecisionModel | TextModel:
+Model = DecisionModel | TextModel
+
+
+def build(config: LLMConfig) -> Model:
     """The model of a configuration, by its head."""
     return TextModel(config) if config.head == "text" else DecisionModel(config)

@@ -6,6 +6,7 @@ what came before. An answer that names no action counts as "enqueue", and is cou
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, Final
 
 import numpy as np
@@ -31,9 +32,8 @@ class TextAgent:
         model: In `eval` mode.
         target: What it is to reach.
         training: What is known about its training.
-        asked: Decisions since `reset`.
-        invalid: How many of them had an answer that names no action.
-        written: Tokens of all their answers.
+        counts: Since `reset`: decisions (`asked`), those whose answer named no action (`invalid`), and the `tokens` of
+            all answers. Each `reset` begins a new one.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class TextAgent:
         self.model.eval()
         self._draws = [np.random.default_rng([seed + i, _STREAM]) for i in range(n)]
         self._left, self._first = np.full(n, self.target.value), True
-        self.asked = self.invalid = self.written = 0
+        self.counts = Counter[str]()
 
     def act(self, obs: Observations, rewards: Floats) -> Actions:
         """Actions (n,) as they are written."""
@@ -74,9 +74,8 @@ class TextAgent:
         prompts = [prompt(row, left) for row, left in zip(obs, self._left.tolist(), strict=True)]
         draws = np.stack([rng.random(ANSWER_TOKENS) for rng in self._draws]) if self.rule == "sample" else None
         answers = self.model.ask(prompts, draws)
-        self.asked += len(prompts)
-        self.invalid += int((~answers.valid).sum())
-        self.written += int(answers.tokens.sum())
+        invalid, tokens = int((~answers.valid).sum()), int(answers.tokens.sum())
+        self.counts.update(asked=len(prompts), invalid=invalid, tokens=tokens)
         return answers.actions
 
     def logged_probabilities(self, logged: Logged, index: npt.NDArray[np.int64]) -> Floats:
