@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from l4s_gym.agents import training as shared
+from l4s_gym.agents.config import convert
 from l4s_gym.agents.d3rlpy_agents import BCAgent, D3RLPyAgent, ValueAgent, seeded
 from l4s_gym.agents.imbalance import Imbalance
 from l4s_gym.agents.logged import Ints, Logged, Stretch, cut, split
@@ -106,10 +107,7 @@ class D3RLPyLearner:
         full["algorithm"] = self._algorithm_table(given.get("algorithm", {}))
         if isinstance(full["imbalance"], str):
             full["imbalance"] = {"kind": full["imbalance"]}
-        try:
-            config = msgspec.convert(full, Config)
-        except msgspec.ValidationError as error:
-            raise L4SError(f"configuration of {self.kind}: {error}") from error
+        config = convert(Config, full, self.kind)
         Imbalance.of(config.imbalance).check(self.kind, *self.able)
         counts = (config.steps, config.batch_size, config.held_out_steps, config.checkpoint_every, *config.hidden)
         if min(counts) < 1 or not config.hidden or config.seed < 0:
@@ -125,11 +123,7 @@ class D3RLPyLearner:
         for name, value in given.items():
             if name not in table:
                 raise unknown(f"option of algorithm {self.kind}", name, tuple(table))
-            wanted = type(table[name])
-            fits = isinstance(value, int | float if wanted is float else wanted) and not isinstance(value, bool)
-            if not fits:
-                raise L4SError(f"configuration of {self.kind}: algorithm.{name} = {value!r} is no {wanted.__name__}")
-            table[name] = wanted(value)
+            table[name] = convert(type(table[name]), value, f"{self.kind}: algorithm.{name}")
         return table
 
     # -- what differs between the algorithms

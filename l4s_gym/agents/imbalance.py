@@ -16,13 +16,14 @@ undoes just that (logit adjustment, Menon et al. 2021; for `focal` the inverse o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from l4s_gym.agents.config import convert
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.schema import ACTIONS
 
@@ -64,16 +65,7 @@ class Imbalance:
         Raises:
             L4SError: There is no such kind or option, or a value makes no sense.
         """
-        if isinstance(given, Imbalance):
-            return given
-        table = {"kind": given} if isinstance(given, str) else dict(given)
-        for name, value in table.items():
-            if name not in cls.__dataclass_fields__:
-                raise unknown("option of imbalance", name, tuple(cls.__dataclass_fields__))
-            wanted: Any = {"kind": str, "correction": bool, "shares": Sequence}.get(name, int | float)
-            if not isinstance(value, wanted) or (name != "correction" and isinstance(value, bool)):
-                raise L4SError(f"imbalance: {name} = {value!r}: is of the wrong type")
-        return cls(**table | {"shares": tuple(table.get("shares", ()))})
+        return given if isinstance(given, Imbalance) else convert(cls, given, "imbalance")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, which `of` takes."""

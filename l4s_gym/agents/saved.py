@@ -4,6 +4,7 @@
 |---|---|
 | `agent.json` | kind, versions, configuration, how it was trained, checksum of the weights |
 | `weights.safetensors` | the tensors; reading them runs no code |
+| `adapter/` | LoRA's weights and configuration as peft writes them, if the agent has any |
 | `README.md` | the card |
 """
 
@@ -13,17 +14,15 @@ import hashlib
 import importlib
 import json
 import os
-import secrets
-import shutil
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from l4s_gym.data.files import PathLike, read_error
+from l4s_gym.data.files import PathLike, atomic_folder, read_error
 from l4s_gym.errors import L4SError, unknown
+from l4s_gym.extras import optional
 from l4s_gym.schema import SCHEMA_VERSION
 
 if TYPE_CHECKING:
@@ -33,10 +32,16 @@ if TYPE_CHECKING:
 
 ABOUT: Final = "agent.json"
 WEIGHTS: Final = "weights.safetensors"
+ADAPTER: Final = "adapter"
+ADAPTER_WEIGHTS: Final = f"{ADAPTER}/adapter_model.safetensors"
+"""peft's name."""
 CARD: Final = "README.md"
 CHECKPOINT: Final = "checkpoint"
 """What begins with this in the folder belongs to an unfinished training, and goes when the agent is written."""
 _OLD: Final = "bc.npz"
+_OWN: Final = (ABOUT, WEIGHTS, ADAPTER, CARD, _OLD)
+_DIGESTS: Final = {"weights_sha256": WEIGHTS, "adapter_sha256": ADAPTER_WEIGHTS}
+"""Entry of `ABOUT` and the file whose checksum it is."""
 
 KINDS: dict[str, str] = {
     "bc": "l4s_gym.agents.d3rlpy_agents:load",
@@ -79,34 +84,29 @@ class Saved:
         Raises:
             L4SError: The file is damaged.
         """
-        path = self.path / WEIGHTS
-        store = _safetensors()
-        try:
-            found: dict[str, torch.Tensor] = store.load_file(path)
-        except OSError as error:
-            raise read_error(path, error) from error
-        except Exception as error:
-            if type(error).__name__ != "SafetensorError":
-                raise
-            raise L4SError(f"{path}: is damaged ({error}): fetch it again, or train it again") from error
-        return found
+        return read_tensors(self.path / WEIGHTS)
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file by name.
+
+    Raises:
+        L4SError: The file is damaged.
+    """
+    store = _safetensors()
+    try:
+        found: dict[str, torch.Tensor] = store.load_file(path)
+    except OSError as error:
+        raise read_error(path, error) from error
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise L4SError(f"{path}: is damaged ({error}): fetch it again, or train it again") from error
+    return found
 
 
 def _safetensors() -> Any:
-    try:
-        return importlib.import_module("safetensors.torch")
-    except ImportError as error:
-        remedy = "pip install 'l4s-gym[baselines]' or 'l4s-gym[llm]'"
-        raise L4SError(f"safetensors: cannot be imported ({error}): {remedy}") from error
-
-
-def _sync(path: Path) -> None:
-    with suppress(OSError):  # not every system can open a folder
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    return optional("safetensors.torch", "baselines", "llm")
 
 
 def _digest(path: Path) -> str:
@@ -136,8 +136,9 @@ def write(
     tensors: Mapping[str, Any],
     training: Mapping[str, Any] | None = None,
     card: str = "",
+    fill: Callable[[Path], None] | None = None,
 ) -> Path:
-    """Write an agent: a reader sees the old folder or the new one, each whole.
+    """Write an agent, which is replaced as a whole or not at all (`files.put_in_place`).
 
     What else lies in the folder of an older agent (logs of its training, say) is kept, but for checkpoints.
 
@@ -148,6 +149,7 @@ def write(
         tensors: PyTorch tensors by name; copies are stored, so they may share memory.
         training: Plain data.
         card: Text of the card.
+        fill: Puts more files into the folder that it is given.
 
     Returns:
         The folder.
@@ -155,69 +157,67 @@ def write(
     Raises:
         L4SError: It cannot be written; what was there before is as it was.
     """
-    import torch
-
     from l4s_gym import __version__
 
     if kind not in KINDS:
         raise unknown("kind of agent", kind, tuple(KINDS))
     check_target(folder)
-    target = Path(os.path.realpath(folder))
-    new = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
+    check_finite(folder, tensors)
     store = _safetensors()
-    for name, value in tensors.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise L4SError(f"{folder}: is not written, {name} is not finite: train with a smaller learning rate")
     try:
-        new.mkdir(parents=True)
-        flat = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-        store.save_file(flat, new / WEIGHTS)
-        about = {
-            "kind": kind,
-            "schema_version": SCHEMA_VERSION,
-            "version": __version__,
-            "config": config,
-            "training": training or {},
-            "weights_sha256": _digest(new / WEIGHTS),
-        }
-        (new / ABOUT).write_text(json.dumps(about, indent=2, allow_nan=False) + "\n")
-        (new / CARD).write_text(card or f"# {kind}\nAn agent of l4s-gym; `{ABOUT}` says how it was trained.\n")
-        for name in (WEIGHTS, ABOUT, CARD, ""):
-            _sync(new / name)
-        _put(new, target)
-    except OSError as error:
-        reason = error.strerror or error
-        raise L4SError(f"{folder}: cannot be written ({reason}): free some space or choose another folder") from error
+        with atomic_folder(folder, keep=_kept) as new:
+            flat = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+            store.save_file(flat, new / WEIGHTS)
+            if fill is not None:
+                fill(new)
+            about = {
+                "kind": kind,
+                "schema_version": SCHEMA_VERSION,
+                "version": __version__,
+                "config": config,
+                "training": training or {},
+                **{name: _digest(new / file) for name, file in _DIGESTS.items() if (new / file).exists()},
+            }
+            (new / ABOUT).write_text(_json(about, folder), "utf-8")
+            text = card or f"# {kind}\nAn agent of l4s-gym; `{ABOUT}` says how it was trained.\n"
+            (new / CARD).write_text(text, "utf-8")
     except Exception as error:
-        if type(error).__name__ != "SafetensorError":
+        if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
             raise
-        raise L4SError(f"{folder}: cannot be written ({error}): free some space or choose another folder") from error
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-    return target
+        reason = getattr(error, "strerror", None) or error
+        raise L4SError(f"{folder}: cannot be written ({reason}): free some space or choose another folder") from error
+    return Path(os.path.realpath(folder))
 
 
-def _put(new: Path, target: Path) -> None:
-    """Put a finished folder in the place of another."""
-    old = new.with_suffix(".old")
-    if target.exists():
-        os.rename(target, old)
+def check_finite(folder: PathLike, tensors: Mapping[str, Any]) -> None:
+    """Refuse weights that nobody can use.
+
+    Raises:
+        L4SError: Which of them is not finite.
+    """
+    for name, value in tensors.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise L4SError(f"{folder}: is not written, {name} is not finite: train with a smaller learning rate")
+
+
+def _kept(name: str) -> bool:
+    """Whether a file of the older agent's folder stays there."""
+    return name not in _OWN and not name.startswith(CHECKPOINT)
+
+
+def _json(about: Mapping[str, Any], folder: PathLike) -> str:
     try:
-        os.rename(new, target)
-    except OSError:
-        if old.exists():
-            os.rename(old, target)
-        raise
-    if old.exists():
-        for entry in old.iterdir():
-            if entry.name not in (ABOUT, WEIGHTS, CARD, _OLD) and not entry.name.startswith(CHECKPOINT):
-                os.rename(entry, target / entry.name)
-        shutil.rmtree(old, ignore_errors=True)
-    _sync(target.parent)
+        return json.dumps(about, indent=2, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise L4SError(f"{folder}: training: {error}: give finite numbers, strings, lists and dictionaries") from error
 
 
-def read(folder: PathLike) -> Saved:
+def read(folder: PathLike, kind: str | None = None) -> Saved:
     """Read an agent; nothing in the folder is executed.
+
+    Args:
+        folder: Its folder.
+        kind: What it has to be.
 
     Raises:
         L4SError: There is none, it is damaged, or of another kind or version than is known here.
@@ -229,14 +229,16 @@ def read(folder: PathLike) -> Saved:
         raise L4SError(f"{path}: is of version {version} of the schema, not {SCHEMA_VERSION}: train it again")
     if about["kind"] not in KINDS:
         raise L4SError(f"{path}: {unknown('kind of agent', about['kind'], tuple(KINDS))}")
-    try:
-        digest = about.get("weights_sha256")
-        if digest is not None and digest != _digest(path / WEIGHTS):
-            raise L4SError(f"{path / WEIGHTS}: is damaged (checksum differs): fetch it again, or train it again")
-    except OSError as error:
-        raise read_error(path / WEIGHTS, error) from error
-    kept = {name: about[name] for name in ("kind", "config", "training", "version")}
-    return Saved(**kept, path=path)
+    if kind is not None and about["kind"] != kind:
+        found = about["kind"]
+        raise L4SError(f"{folder}: is an agent of kind {found!r}, not {kind!r}: write {found}:{folder}")
+    for name, file in _DIGESTS.items():
+        try:
+            if name in about and about[name] != _digest(path / file):
+                raise L4SError(f"{path / file}: is damaged (checksum differs): fetch it again, or train it again")
+        except OSError as error:
+            raise read_error(path / file, error) from error
+    return Saved(**{name: about[name] for name in ("kind", "config", "training", "version")}, path=path)
 
 
 def _about(path: Path) -> dict[str, Any]:
@@ -279,9 +281,7 @@ def load(folder: PathLike, options: Mapping[str, str] | None = None, *, kind: st
     Raises:
         L4SError: As `read`; it is of another kind; the loader refuses an option.
     """
-    saved = read(folder)
-    if kind is not None and saved.kind != kind:
-        raise L4SError(f"{folder}: is an agent of kind {saved.kind!r}, not {kind!r}: write {saved.kind}:{folder}")
+    saved = read(folder, kind)
     module, _, name = KINDS[saved.kind].partition(":")
     try:
         loader: Callable[..., Any] = getattr(importlib.import_module(module), name)

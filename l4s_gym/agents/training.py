@@ -19,6 +19,7 @@ from typing import Any, Final, Protocol
 
 import l4s_gym
 from l4s_gym.agents import saved
+from l4s_gym.agents.config import read_toml
 from l4s_gym.data.episodes import Episode
 from l4s_gym.data.files import atomic_write, read_error
 from l4s_gym.errors import L4SError, unknown
@@ -137,14 +138,7 @@ def load_config(name: str, path: Path | None = None, *, small: bool = False, set
     if name not in LEARNERS:
         raise unknown("agent to train", name, tuple(LEARNERS))
     chosen = path or config_file(name)
-    config: Plain = {}
-    if chosen is not None:
-        try:
-            config = tomllib.loads(chosen.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise read_error(chosen, error) from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise L4SError(f"{chosen}: is not TOML ({error}): correct it") from error
+    config = {} if chosen is None else read_toml(chosen)
     different = config.pop("small", None)
     if small:
         if not isinstance(different, dict):

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from l4s_gym.data.causal import CausalStream
 from l4s_gym.data.stream import Records
 from l4s_gym.errors import L4SError
+from l4s_gym.extras import optional
 from l4s_gym.schema import DROP, ENQUEUE, MARK, OBSERVED
 
 MAX_NODES: Final = 4096
@@ -175,12 +176,8 @@ def distil(raw: npt.NDArray[np.uint64], actions: npt.NDArray[np.int64], *, max_l
     """
     if not 2 <= max_leaf_nodes <= MAX_NODES // 2:
         raise L4SError(f"leaves={max_leaf_nodes}: give 2 to {MAX_NODES // 2}")
-    try:
-        from sklearn.tree import DecisionTreeClassifier
-    except ImportError:
-        raise L4SError("model: needs scikit-learn: pip install 'l4s-gym[data]'") from None
     # Leaves of some size: a share of few rows is no probability.
-    tree = DecisionTreeClassifier(
+    tree = optional("sklearn.tree", "data").DecisionTreeClassifier(
         criterion="log_loss", max_leaf_nodes=max_leaf_nodes, min_samples_leaf=20, random_state=0
     )
     return tree.fit(raw, actions)

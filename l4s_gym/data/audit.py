@@ -21,7 +21,6 @@ turn. A random split would leave the neighbours of a row in the training set.
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +33,7 @@ import numpy.typing as npt
 from l4s_gym.data.causal import HIGH
 from l4s_gym.data.samples import NAMES, Floats, Ints, Sample
 from l4s_gym.errors import L4SError
+from l4s_gym.extras import optional
 from l4s_gym.schema import ACTIONS, ENQUEUE, MAX_PROB, OBSERVED
 
 Bools = npt.NDArray[np.bool_]
@@ -154,17 +154,6 @@ class Audit:
         return {"source": self.source, "findings": findings}
 
 
-def _sklearn() -> tuple[Any, Any, Any]:
-    """Gradient boosting, decision tree, and the limit on threads."""
-    try:
-        from sklearn.ensemble import HistGradientBoostingClassifier
-        from sklearn.tree import DecisionTreeClassifier
-    except ImportError as error:
-        raise L4SError(f"scikit-learn: cannot be imported ({error}): pip install 'l4s-gym[data]'") from error
-    limits = importlib.import_module("threadpoolctl").threadpool_limits  # scikit-learn needs it too
-    return HistGradientBoostingClassifier, DecisionTreeClassifier, limits
-
-
 def _probabilities(model: Any, values: Floats) -> Floats:
     """Probabilities of all actions (n, 3), of those too that the model has not seen."""
     found = np.zeros((len(values), len(ACTIONS)))
@@ -174,7 +163,7 @@ def _probabilities(model: Any, values: Floats) -> Floats:
 
 def _each_fold(rows: int, work: Callable[[Bools], _T]) -> list[_T]:
     """Call `work` with the rows (T,) of each fold that are held out; folds in parallel, each on one thread."""
-    limits = _sklearn()[2]
+    limits = optional("threadpoolctl", "data").threadpool_limits
 
     def alone(fold: int) -> _T:
         held = np.zeros(rows, np.bool_)
@@ -189,7 +178,7 @@ def _each_fold(rows: int, work: Callable[[Bools], _T]) -> list[_T]:
 
 def _held_out(values: Floats, actions: Ints, shuffle: bool) -> list[Floats]:
     """Probabilities of the actions (T, 3) on rows held out: of the whole, then with each of the d columns shuffled."""
-    boosting = _sklearn()[0]
+    boosting = optional("sklearn.ensemble", "data").HistGradientBoostingClassifier
 
     def work(held: Bools) -> list[Floats]:
         train, told = values[~held], actions[~held]
@@ -214,7 +203,7 @@ def _held_out(values: Floats, actions: Ints, shuffle: bool) -> list[Floats]:
 
 def _alone(values: Floats, actions: Ints) -> list[float]:
     """Macro-F1 of a small tree on each of the d columns."""
-    tree = _sklearn()[1]
+    tree = optional("sklearn.tree", "data").DecisionTreeClassifier
 
     def work(held: Bools) -> list[Ints]:
         models = (tree(max_depth=4, random_state=0).fit(column[~held], actions[~held]) for column in columns)

@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from l4s_gym.data import card, minari_io
-from l4s_gym.data.files import atomic_write, locked
+from l4s_gym.data.files import atomic_write, link_or_copy, locked
 from l4s_gym.data.recipes import Recipe, Task, digest, tasks
 from l4s_gym.data.storage import Shard, read_shard, shard_name, write_shard
 from l4s_gym.errors import L4SError
@@ -189,7 +189,7 @@ def build(
 
         def fill(data: Path) -> list[Shard]:
             for task in every:
-                _link(staging / shard_name(task.shard), data)
+                link_or_copy(staging / shard_name(task.shard), data / shard_name(task.shard))
             card.write(data.parent, recipe, {size: facts})
             (data.parent / "SHA256SUMS").write_text("\n".join(sums.result()) + "\n")
             return [read_shard(data / shard_name(task.shard)) for task in every]
@@ -215,14 +215,6 @@ def _clear(staging: Path, target: Path, key: str) -> None:
             file.write(key.encode())
     for path in staging.glob(".*.tmp"):
         path.unlink()
-
-
-def _link(source: Path, folder: Path) -> None:
-    """A second name for a file; a copy where the file system has none."""
-    try:
-        os.link(source, folder / source.name)
-    except OSError:
-        shutil.copy2(source, folder)
 
 
 def _about(recipe: Recipe, size: str, facts: dict[str, Any]) -> minari_io.About:

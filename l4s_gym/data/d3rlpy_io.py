@@ -21,6 +21,7 @@ import numpy.typing as npt
 from l4s_gym.data.episodes import Episode
 from l4s_gym.data.minari_io import read_episodes
 from l4s_gym.errors import L4SError
+from l4s_gym.extras import optional
 from l4s_gym.schema import ACTIONS
 
 
@@ -35,10 +36,7 @@ def import_d3rlpy() -> Any:
         notices.notices.clear()
     except ImportError:
         pass
-    try:
-        return importlib.import_module("d3rlpy")
-    except ImportError as error:
-        raise L4SError(f"d3rlpy: cannot be imported ({error}): pip install 'l4s-gym[baselines]'") from error
+    return optional("d3rlpy", "baselines")
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import lzma
 import os
 import re
 import secrets
+import shutil
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -84,6 +85,106 @@ def locked(folder: Path, refusal: str) -> Iterator[None]:
         except OSError as error:
             raise L4SError(refusal) from error
         yield
+
+
+@contextmanager
+def atomic_folder(
+    path: PathLike, *, overwrite: bool = True, keep: Callable[[str], bool] | None = None
+) -> Iterator[Path]:
+    """Make a folder that takes the place of ``path`` when the block ends, by `put_in_place`.
+
+    After an exception ``path`` is as it was and the temporary folder is gone. A symbolic link stays one: the folder
+    that it points to is replaced.
+
+    Args:
+        path: Where the folder shall be; the folders above are made.
+        overwrite: As of `put_in_place`.
+        keep: As of `put_in_place`.
+
+    Yields:
+        The temporary folder, beside its place.
+
+    Raises:
+        L4SError: The folder cannot be made, or not put in its place.
+    """
+    target = Path(os.path.realpath(path))
+    new = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        try:
+            new.mkdir(parents=True)
+        except OSError as error:
+            raise _folder_error(path, error) from error
+        yield new
+        put_in_place(new, target, overwrite=overwrite, keep=keep)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def put_in_place(new: Path, target: Path, *, overwrite: bool = True, keep: Callable[[str], bool] | None = None) -> None:
+    """Move a finished folder to its place, its files forced to the disk before.
+
+    Who opens the folder has the old one or the new one, never parts of both; for a moment, between two renames, there
+    is none. After an exception the old one is as it was.
+
+    Args:
+        new: The folder, in the same file system.
+        target: Its place.
+        overwrite: Whether a folder that is there is replaced.
+        keep: Given the name of what lies in the folder that is replaced and not in the new one: whether the new one
+            gets it too.
+
+    Raises:
+        L4SError: It cannot be done.
+    """
+    old = new.with_name(f"{new.name}.{secrets.token_hex(3)}.old")
+    try:
+        if keep is not None and target.is_dir():
+            _carry(target, new, keep)
+        _sync_tree(new)
+        try:
+            if overwrite and target.exists():
+                os.rename(target, old)
+            os.rename(new, target)
+        except BaseException:
+            if old.exists():
+                os.rename(old, target)
+            raise
+    except OSError as error:
+        raise _folder_error(target, error) from error
+    _sync_folder(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _folder_error(path: PathLike, error: OSError) -> L4SError:
+    remedy = "free some space, choose another folder, or look whether another process has made it"
+    return L4SError(f"{path}: cannot be written ({error.strerror or error}): {remedy}")
+
+
+def _carry(old: Path, new: Path, keep: Callable[[str], bool]) -> None:
+    """Let a folder have what is kept of another, which stays as it is."""
+    there = set(os.listdir(new))
+
+    def ignore(folder: str, names: list[str]) -> list[str]:
+        return [name for name in names if name in there or not keep(name)] if Path(folder) == old else []
+
+    shutil.copytree(old, new, symlinks=True, ignore=ignore, copy_function=link_or_copy, dirs_exist_ok=True)
+
+
+def link_or_copy(source: PathLike, target: PathLike) -> None:
+    """Give a file a second name, or copy it where the file system does not do that."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _sync_tree(folder: Path) -> None:
+    for place, _, names in os.walk(folder):
+        for path in (Path(place, name) for name in names):
+            if path.is_file():
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
+        _sync_folder(Path(place))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import secrets
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Final, Required, TypedDict, Unpack
@@ -16,9 +12,11 @@ import numpy.typing as npt
 
 from l4s_gym import schema
 from l4s_gym.data.episodes import Episode, runs_of_stream
+from l4s_gym.data.files import atomic_folder
 from l4s_gym.data.steps import EXTRAS, REWARD, STEP, Steps
 from l4s_gym.data.storage import INFOS, MAIN, Shard, link_shards, shard_name, write_shard
 from l4s_gym.errors import L4SError
+from l4s_gym.extras import optional
 
 if TYPE_CHECKING:
     from l4s_gym.data.stream import RowStream
@@ -37,10 +35,7 @@ def import_minari(name: str = "minari") -> Any:
     Raises:
         L4SError: It is not installed.
     """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise L4SError(f"{name}: cannot be imported ({error}): pip install 'l4s-gym[data]'") from error
+    return optional(name, "data")
 
 
 def check_episode(episode: Episode, where: str) -> None:
@@ -155,20 +150,6 @@ def schema_metadata(reward: str, extra: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def put_in_place(new: Path, target: Path, overwrite: bool) -> None:
-    """Move a finished folder to its place; with `overwrite`, instead of the one that is there."""
-    old = new.with_name(f"{new.name}.old")
-    if overwrite and target.exists():
-        os.rename(target, old)
-    try:
-        os.rename(new, target)
-    except OSError as error:
-        if old.exists():
-            os.rename(old, target)
-        raise L4SError(f"{target}: cannot be written ({error.strerror}): another process made it?") from error
-    shutil.rmtree(old, ignore_errors=True)
-
-
 class About(TypedDict, total=False):
     """What a dataset's metadata says, beside what the schema says.
 
@@ -244,9 +225,8 @@ def publish(
         **about.get("metadata", {}),
     }
     ensure_namespace(namespace)
-    new = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
-    try:
-        (new / "data").mkdir(parents=True)
+    with atomic_folder(target, overwrite=overwrite) as new:
+        (new / "data").mkdir()
         episodes, steps = link_shards(new / "data", fill(new / "data"))
         if not episodes:
             raise L4SError(f"dataset {dataset_id!r}: no episodes: give at least one run of two rows")
@@ -269,10 +249,6 @@ def publish(
                 "dataset_size": storage.get_size(),
             }
         )
-        put_in_place(new, target, overwrite)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
     return minari.load_dataset(dataset_id)
 
 

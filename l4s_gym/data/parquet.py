@@ -5,7 +5,6 @@ Units and meanings are in the metadata of the columns. An accumulated probabilit
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Sequence
 from typing import Any, Final
@@ -19,6 +18,7 @@ from l4s_gym.data.records import out_of_bounds
 from l4s_gym.data.report import Tally
 from l4s_gym.data.stream import BLOCK_ROWS, Blocks, Progress, Records, RowStream, RunSplitter, regroup, take
 from l4s_gym.errors import L4SError
+from l4s_gym.extras import optional
 from l4s_gym.schema import BY_NAME, FIELDS, RECORD, SCHEMA_VERSION
 
 RUN: Final = "run"
@@ -27,10 +27,7 @@ _NULLABLE: Final = "accumulated_probability_before"
 
 
 def _arrow() -> tuple[Any, Any]:
-    try:
-        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise L4SError("parquet: needs PyArrow: pip install 'l4s-gym[data]'") from error
+    return optional("pyarrow", "data"), optional("pyarrow.parquet", "data")
 
 
 def _schema(present: frozenset[str]) -> Any:

@@ -17,8 +17,8 @@ import numpy as np
 
 from l4s_gym import schema
 from l4s_gym.data import build, minari_io
-from l4s_gym.data.files import atomic_write, locked
-from l4s_gym.data.minari_io import import_minari, put_in_place
+from l4s_gym.data.files import atomic_write, locked, put_in_place
+from l4s_gym.data.minari_io import import_minari
 from l4s_gym.data.storage import MAIN, h5py, mapped
 from l4s_gym.errors import L4SError
 
@@ -235,7 +235,7 @@ def download(dataset_id: str, remote: str = "", *, token: str = "", force: bool 
             remedy = "nothing was changed; try again, and if it stays so tell whoever published it"
             raise L4SError(f"{remote}: what arrived is damaged ({what}): {remedy}") from error
         minari_io.ensure_namespace(namespace)
-        put_in_place(new, target, force)
+        put_in_place(new, target, overwrite=force)
     return minari_io.load(dataset_id)
 
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from l4s_gym.data.files import atomic_write
 from l4s_gym.data.steps import EXTRAS, STEP, Steps
 from l4s_gym.errors import L4SError
+from l4s_gym.extras import optional
 
 MAIN: Final = "main_data.hdf5"
 _IN_MEMORY: Final = 64 << 20
@@ -78,11 +79,7 @@ def h5py() -> Any:
     Raises:
         L4SError: It is not installed.
     """
-    try:
-        import h5py
-    except ImportError as error:
-        raise L4SError(f"h5py: cannot be imported ({error}): pip install 'l4s-gym[data]'") from error
-    return h5py
+    return optional("h5py", "data")
 
 
 def _write_episode(file: Any, number: int, run: Run) -> int:

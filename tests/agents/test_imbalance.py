@@ -72,8 +72,8 @@ def test_focal_correction_of_certainty() -> None:
     [
         ("weigths", "did you mean 'weights'"),
         ({"kind": "weights", "pover": 1}, "did you mean 'power'"),
-        ({"power": "1"}, "wrong type"),
-        ({"power": True}, "wrong type"),
+        ({"power": "1"}, "imbalance: power: Expected `float`, got `str`"),
+        ({"power": True}, "imbalance: power: Expected `float`, got `bool`"),
         ({"power": 9}, "0 to 2"),
         ({"gamma": -1.0}, "0 to 10"),
         ({"shares": [1.0]}, "one for each"),

@@ -79,31 +79,38 @@ def test_writing_again_keeps_logs_and_drops_checkpoints(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["agent"]
 
 
-@pytest.mark.parametrize("stage", ["fsync", "rename"])
-def test_a_failure_leaves_the_old_agent(stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_leaves_the_old_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write(tmp_path / "agent")
-    calls = []
 
-    def full(source: Any, target: Any) -> None:
-        calls.append(source)
-        if len(calls) == 2:  # the old one is aside, and the new one cannot take its place
-            raise OSError(errno.ENOSPC, "No space left on device")
-        os.replace(source, target)
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    if stage == "rename":
-        monkeypatch.setattr(os, "rename", full)
-    else:
-
-        def fail(path: Any) -> None:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        monkeypatch.setattr(saved, "_sync", fail)
-    with pytest.raises(L4SError, match=r"No space left on device\): free some space"):
-        write(folder, 2.0)
-    monkeypatch.undo()
-    monkeypatch.setitem(saved.KINDS, "named", f"{__name__}:load")
+    for name in ("fsync", "rename"):
+        with (
+            monkeypatch.context() as patch,
+            pytest.raises(L4SError, match=r"No space left on device\): free some space"),
+        ):
+            patch.setattr(os, name, full)
+            write(folder, 2.0)
+    for bad in (float("nan"), object()):
+        with pytest.raises(L4SError, match=r"training: .*: give finite numbers"):
+            write(folder, 2.0, training={"loss": bad})
     assert saved.read(folder).tensors["w"].eq(1).all()
     assert [path.name for path in tmp_path.iterdir()] == ["agent"]
+
+
+def test_an_adapter_goes_with_its_agent(tmp_path: Path) -> None:
+    def fill(new: Path) -> None:
+        (new / saved.ADAPTER).mkdir()
+        (new / saved.ADAPTER_WEIGHTS).write_bytes(b"weights")
+
+    folder = write(tmp_path / "agent", fill=fill)
+    assert saved.read(folder).config == {"a": 1}
+    (folder / saved.ADAPTER_WEIGHTS).write_bytes(b"others")
+    with pytest.raises(L4SError, match=r"adapter_model.safetensors: is damaged \(checksum differs\)"):
+        saved.read(folder)
+    assert not (write(folder) / saved.ADAPTER).exists()
+    assert saved.read(folder).config == {"a": 1}
 
 
 @pytest.mark.parametrize(

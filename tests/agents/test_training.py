@@ -112,7 +112,7 @@ def test_settings_come_last(tmp_path: Path) -> None:
         with pytest.raises(L4SError, match=message):
             training.load_config("bc", path, settings=(text,))
     path.write_text("steps = ")
-    with pytest.raises(L4SError, match="is not TOML"):
+    with pytest.raises(L4SError, match="is no TOML"):
         training.load_config("bc", path)
     path.write_text("steps = 1")
     with pytest.raises(L4SError, match=r"has no \[small\]"):
@@ -127,13 +127,13 @@ def test_settings_come_last(tmp_path: Path) -> None:
     ("name", "config", "message"),
     [
         ("bc", {"stepz": 1}, "did you mean 'steps'"),
-        ("bc", {"steps": "many"}, "Expected `int`"),
+        ("bc", {"steps": "many"}, "bc: steps: Expected `int`, got `str`"),
         ("bc", {"steps": 0}, "1 or more"),
         ("bc", {"hidden": []}, "1 or more"),
         ("bc", {"rule": "most"}, "decision rule"),
         ("bc", {"temperature": 1.0}, "unknown key"),
         ("bc", {"algorithm": {"betta": 1.0}}, "did you mean 'beta'"),
-        ("cql", {"algorithm": {"n_critics": 1.5}}, "1.5 is no int"),
+        ("cql", {"algorithm": {"n_critics": 1.5}}, "cql: algorithm.n_critics: Expected `int`, got `float`"),
         ("cql", {"algorithm": 3}, "is a table"),
         ("cql", {"imbalance": {"kind": "weights"}}, "cannot apply imbalance kind 'weights'"),
         ("dt", {"imbalance": "focus"}, "kind of imbalance"),

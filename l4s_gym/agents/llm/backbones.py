@@ -23,6 +23,7 @@ from l4s_gym.agents.llm.attention import banded, single
 from l4s_gym.agents.llm.config import FAMILIES, BackboneConfig, LoraConfig
 from l4s_gym.agents.llm.lora import attach
 from l4s_gym.errors import L4SError
+from l4s_gym.extras import optional
 
 _LIMIT: Final = 1024
 """Rotary positions are kept below this (or four windows), where their angles are exact to about 1e-4."""
@@ -35,11 +36,7 @@ def import_transformers() -> Any:
     Raises:
         L4SError: It is not installed.
     """
-    try:
-        import transformers
-    except ImportError:
-        raise L4SError("llm: needs transformers: pip install 'l4s-gym[llm]'") from None
-    return transformers
+    return optional("transformers", "llm")
 
 
 def random_config(config: BackboneConfig) -> Any:

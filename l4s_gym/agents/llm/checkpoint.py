@@ -9,8 +9,6 @@ The weights of a sharded model (FSDP) are written by Accelerate, each process it
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +16,7 @@ from typing import Any, Final
 import torch
 
 from l4s_gym.agents.training import load_checkpoint, save_checkpoint
+from l4s_gym.data.files import put_in_place
 from l4s_gym.errors import L4SError
 
 FOLDER: Final = "checkpoint-sharded"
@@ -49,14 +48,11 @@ def save(path: Path, accelerator: Any, model: Any, optimizer: Any, about: Mappin
     """
     state = dict(about)
     if sharded(accelerator):
-        new, target, old = (path.with_name(f"{FOLDER}{end}") for end in (".new", "", ".old"))
+        new = path.with_name(f"{FOLDER}.new")
         accelerator.save_state(str(new))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            if target.exists():
-                os.rename(target, old)
-            os.rename(new, target)
-            shutil.rmtree(old, ignore_errors=True)
+            put_in_place(new, path.with_name(FOLDER))
     else:
         state |= {"model": trained(accelerator.unwrap_model(model)), "optimizer": optimizer.state_dict()}
     if accelerator.is_main_process:

@@ -17,17 +17,15 @@ rank = 16
 
 from __future__ import annotations
 
-import dataclasses
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
 
-from l4s_gym.data.files import PathLike, read_error
+from l4s_gym.agents.config import convert, read_toml
+from l4s_gym.data.files import PathLike
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.schema import ACTIONS, OBSERVED
 
@@ -225,25 +223,6 @@ def _known(plain: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in plain.items() if value is not None}
 
 
-def _check_keys(kind: Any, values: object, place: str) -> None:
-    """Refuse names that are no fields, which msgspec lets pass in dataclasses."""
-    if not isinstance(values, Mapping):
-        return
-    fields = {each.name: each for each in dataclasses.fields(kind)}
-    for name, value in values.items():
-        if name not in fields:
-            raise unknown(f"setting of {place}", name, tuple(fields))
-        nested = _NESTED.get(name)
-        if nested is not None:
-            for each in value if isinstance(value, list | tuple) else [value]:
-                _check_keys(nested, each, name)
-
-
-_NESTED: Final[dict[str, Any]] = {
-    "backbone": BackboneConfig, "lora": LoraConfig, "encoder": EncoderConfig, "features": Feature,
-}  # fmt: skip
-
-
 def from_dict(values: Mapping[str, Any], place: str = "llm") -> LLMConfig:
     """From plain values.
 
@@ -254,13 +233,7 @@ def from_dict(values: Mapping[str, Any], place: str = "llm") -> LLMConfig:
     Raises:
         L4SError: A setting does not exist, or has no fitting value.
     """
-    _check_keys(LLMConfig, values, place)
-    try:
-        return msgspec.convert(dict(values), LLMConfig)
-    except msgspec.ValidationError as error:
-        if isinstance(error.__cause__, L4SError):
-            raise L4SError(f"{place}: {error.__cause__}") from None
-        raise L4SError(f"{place}: {error}: correct the setting") from None
+    return convert(LLMConfig, values, place)
 
 
 def load(path: PathLike) -> LLMConfig:
@@ -269,10 +242,4 @@ def load(path: PathLike) -> LLMConfig:
     Raises:
         L4SError: The file cannot be read, is no TOML, or a setting is wrong.
     """
-    try:
-        values = tomllib.loads(Path(path).read_text("utf-8"))
-    except OSError as error:
-        raise read_error(path, error) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise L4SError(f"{path}: is no TOML ({error}): correct it") from None
-    return from_dict(values, str(path))
+    return from_dict(read_toml(path), str(path))

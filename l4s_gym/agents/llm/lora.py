@@ -14,6 +14,7 @@ from torch import nn
 
 from l4s_gym.agents.llm.config import LoraConfig
 from l4s_gym.errors import L4SError
+from l4s_gym.extras import optional
 
 TARGETS: Final[dict[str, tuple[str, ...]]] = {
     "gpt2": ("c_attn",),
@@ -52,11 +53,7 @@ def import_peft() -> Any:
     Raises:
         L4SError: It is not installed.
     """
-    try:
-        import peft
-    except ImportError:
-        raise L4SError("lora: needs peft: pip install 'l4s-gym[llm]'") from None
-    return peft
+    return optional("peft", "llm")
 
 
 def attach(model: Any, config: LoraConfig, family: str) -> Any:

@@ -3,36 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from l4s_gym.agents.llm import storage
-from l4s_gym.agents.llm.journal import LOGS
 from l4s_gym.agents.llm.text import Model
-from l4s_gym.data.files import atomic_write
-from l4s_gym.data.minari_io import put_in_place
 
 RESULT: Final = "result.json"
 
 
 def place(out: Path, model: Model, result: Mapping[str, Any]) -> None:
-    """Put the agent's folder, with logs and result, in the place of the checkpoint's."""
-    target = Path(os.path.realpath(out))
-    new = target.with_name(f".{target.name}.agent")
-    shutil.rmtree(new, ignore_errors=True)
-    try:
-        kept = {name: value for name, value in result.items() if name != "history"}
-        storage.save(model, new, training=kept, card=_card(result))
-        with atomic_write(new / RESULT) as file:
-            file.write(json.dumps(result, indent=2).encode() + b"\n")
-        if (target / LOGS).is_dir():
-            shutil.copytree(target / LOGS, new / LOGS)
-        put_in_place(new, target, overwrite=True)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+    """Put the agent, with the result and the logs, in the place of the checkpoint."""
+    kept = {name: value for name, value in result.items() if name != "history"}
+    text = json.dumps(result, indent=2) + "\n"
+    storage.save(model, out, training=kept, card=_card(result), files={RESULT: text})
 
 
 def _card(result: Mapping[str, Any]) -> str:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Final, TypeVar, get_args, get_origin, get_type_hints
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated, Final
+
+from msgspec import Meta
 
 from l4s_gym.agents.imbalance import Imbalance
+from l4s_gym.agents.llm.config import Share
 from l4s_gym.errors import L4SError, unknown
 
 PRECISIONS: Final = ("auto", "fp32", "bf16")
-_T = TypeVar("_T")
+_Positive = Annotated[int, Meta(ge=1)]
+_Count = Annotated[int, Meta(ge=0)]
+_Above0 = Annotated[float, Meta(gt=0.0)]
+_Part = Annotated[float, Meta(ge=0.0, le=1.0)]
 
 
 @dataclass(frozen=True)
@@ -61,82 +67,32 @@ class TrainConfig:
         imbalance: What is done about rare actions; `sample` draws windows around them, see `losses`.
     """
 
-    steps: int = 2000
-    batch_size: int = 32
-    accumulate: int = 1
-    length: int = 60
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
-    warmup: int = 100
-    final: float = 0.1
-    clip: float = 1.0
+    steps: _Positive = 2000
+    batch_size: _Positive = 32
+    accumulate: _Positive = 1
+    length: _Positive = 60
+    learning_rate: _Above0 = 1e-3
+    weight_decay: Annotated[float, Meta(ge=0.0)] = 0.01
+    warmup: _Count = 100
+    final: _Part = 0.1
+    clip: _Above0 = 1.0
     precision: str = "auto"
-    held_out: float = 0.2
-    eval_every: int = 500
-    eval_steps: int = 20_000
-    checkpoint_every: int = 250
-    quantile: float = 0.9
+    held_out: Share = 0.2
+    eval_every: _Positive = 500
+    eval_steps: _Positive = 20_000
+    checkpoint_every: _Positive = 250
+    quantile: _Part = 0.9
     drop_missing: bool = True
     allow_gaps: bool = False
-    seed: int = 0
+    seed: _Count = 0
     augment: Augment = field(default_factory=Augment)
     imbalance: Imbalance = field(default_factory=Imbalance)
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise unknown("precision", self.precision, PRECISIONS)
-        for name in ("steps", "batch_size", "accumulate", "length", "eval_every", "eval_steps", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise L4SError(f"train: {name}={getattr(self, name)}: give 1 or more")
-        for name in ("warmup", "weight_decay", "seed"):
-            if getattr(self, name) < 0:
-                raise L4SError(f"train: {name}={getattr(self, name)}: give 0 or more")
-        for name in ("learning_rate", "clip"):
-            if not getattr(self, name) > 0:
-                raise L4SError(f"train: {name}={getattr(self, name)}: give more than 0")
-        for name in ("final", "quantile"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise L4SError(f"train: {name}={getattr(self, name)}: give 0 to 1")
-        if not 0 <= self.held_out < 1:
-            raise L4SError(f"train: held_out={self.held_out}: give 0 or more, and less than 1")
         if self.accumulate > self.batch_size:
             raise L4SError(f"train: accumulate={self.accumulate}: a batch has only {self.batch_size} sequences")
-
-
-def from_dict(cls: type[_T], given: Mapping[str, Any], where: str) -> _T:
-    """A config of plain values, such as a table of TOML.
-
-    Args:
-        cls: `TrainConfig` or a dataclass of its fields.
-        given: The values; what is left out has its default.
-        where: Names the table in errors.
-
-    Raises:
-        L4SError: An unknown name, a value of another type, or one that makes no sense.
-    """
-    hints = get_type_hints(cls)
-    names = tuple(each.name for each in fields(cls))  # type: ignore[arg-type]  # a dataclass
-    values: dict[str, Any] = {}
-    for name, value in given.items():
-        if name not in names:
-            raise unknown(f"setting of [{where}]", name, names)
-        values[name] = _value(hints[name], value, f"{where}.{name}")
-    return cls(**values)
-
-
-def _value(kind: Any, value: Any, where: str) -> Any:
-    if kind is Imbalance:
-        return Imbalance.of(value)
-    if is_dataclass(kind):
-        if not isinstance(value, Mapping):
-            raise L4SError(f"{where}: give a table, not {value!r}")
-        return from_dict(kind, value, where)  # type: ignore[arg-type]  # a class, not an instance
-    kind = (get_args(kind) or (kind,))[0] if get_origin(kind) is not None else kind
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise L4SError(f"{where}: give a value of type {kind.__name__}, not {value!r}")
-    return value
 
 
 def warmup_cosine(steps: int, warmup: int, final: float) -> Callable[[int], float]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from l4s_gym.agents.config import convert
 from l4s_gym.agents.llm import config
-from l4s_gym.agents.llm.schedule import TrainConfig, from_dict
+from l4s_gym.agents.llm.schedule import TrainConfig
 from l4s_gym.agents.training import merged
 from l4s_gym.errors import L4SError, unknown
 
@@ -24,7 +25,7 @@ def settings(given: Mapping[str, Any]) -> tuple[config.LLMConfig, TrainConfig]:
         L4SError: Another name, or a setting that is wrong.
     """
     tables = resolved(given)
-    return config.from_dict(tables["model"], "model"), from_dict(TrainConfig, tables["train"], "train")
+    return config.from_dict(tables["model"], "model"), convert(TrainConfig, tables["train"], "train")
 
 
 def resolved(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import resource
 import sys
@@ -24,15 +23,9 @@ from l4s_gym.agents.llm.settings import resolved, settings
 from l4s_gym.agents.llm.text import build
 from l4s_gym.agents.metrics import classification
 from l4s_gym.errors import L4SError
+from l4s_gym.extras import optional
 
 _BETAS: Final = (0.9, 0.95)
-
-
-def _accelerate() -> Any:
-    try:
-        return importlib.import_module("accelerate")
-    except ImportError as error:
-        raise L4SError(f"accelerate: cannot be imported ({error}): pip install 'l4s-gym[llm]'") from error
 
 
 def optimizer_of(model: torch.nn.Module, train: TrainConfig) -> torch.optim.AdamW:
@@ -77,7 +70,7 @@ class Trainer:
         if self.writes:  # a prompt is of one step, and the shift of another loss cannot be undone in what is written
             self.train.imbalance.check("llm: head = 'text'", "none")
             self.train = replace(self.train, length=1)
-        self.accelerator: Any = _accelerate().Accelerator()
+        self.accelerator: Any = optional("accelerate", "llm").Accelerator()
         self.main, self.processes = bool(self.accelerator.is_main_process), int(self.accelerator.num_processes)
         self.corpus = Corpus(sources, self.train, llm.gamma)
         if "return_scale" not in resolved(given)["model"]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from l4s_gym import L4SError
+from l4s_gym.agents import saved
 from l4s_gym.agents.llm.config import LoraConfig
 
 torch = pytest.importorskip("torch")
@@ -50,7 +51,7 @@ def test_a_pretrained_backbone_is_named_not_stored(make_config: Any, make_batch:
     transformers.AutoModel.from_config(random_config(make_config().backbone)).save_pretrained(base)
     model = DecisionModel(make_config(pretrained=str(base))).eval()
     storage.save(model, tmp_path / "agent")
-    names = set(storage._read(tmp_path / "agent" / storage.WEIGHTS))
+    names = set(saved.read(tmp_path / "agent").tensors)
     assert names and not any(name.startswith("backbone") for name in names)
     batch = make_batch()
     assert torch.equal(_logits(storage.load(tmp_path / "agent").model, batch), _logits(model, batch))
@@ -65,7 +66,7 @@ def test_the_commit_of_a_model_from_the_hub_is_kept(make_model: Any, tmp_path: P
     model = make_model()
     model.backbone.commit = "0123abc"
     storage.save(model, tmp_path / "agent")
-    meta = json.loads((tmp_path / "agent" / storage.META).read_text())
+    meta = json.loads((tmp_path / "agent" / saved.ABOUT).read_text())
     assert meta["config"]["backbone"]["revision"] == "0123abc"
 
 
@@ -76,7 +77,7 @@ def test_peft_reads_the_adapter(make_model: Any, tmp_path: Path) -> None:
     model = make_model("llama")
     storage.save(model, tmp_path / "agent")
     plain = make_model("llama", lora=LoraConfig()).backbone.core
-    adapted = peft.PeftModel.from_pretrained(plain, tmp_path / "agent" / storage.ADAPTER)
+    adapted = peft.PeftModel.from_pretrained(plain, tmp_path / "agent" / saved.ADAPTER)
     read = peft.get_peft_model_state_dict(adapted)
     expected = storage.adapter_tensors(model)
     assert set(read) == set(expected) and len(read) == 8
@@ -115,8 +116,8 @@ def test_failing_to_save_leaves_the_old(make_model: Any, tmp_path: Path, monkeyp
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "save_file", full)
-        with pytest.raises(L4SError, match=r"No space left on device.*make room"):
+        patch.setattr("safetensors.torch.save_file", full)
+        with pytest.raises(L4SError, match=r"No space left on device.*free some space"):
             storage.save(model, tmp_path / "agent", training={"seed": 2})
     for bad in (float("nan"), object()):
         with pytest.raises(L4SError, match=r"training: .*: give finite numbers"):
@@ -134,7 +135,7 @@ def test_failing_to_save_leaves_the_old(make_model: Any, tmp_path: Path, monkeyp
     storage.save(model, other)  # empty
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.tex").write_text("")
-    with pytest.raises(L4SError, match="holds something else"):
+    with pytest.raises(L4SError, match="holds something that is no agent"):
         storage.save(model, tmp_path / "home")
     model.merge()
     with pytest.raises(L4SError, match="save it before"):
@@ -146,8 +147,8 @@ def test_failing_to_save_leaves_the_old(make_model: Any, tmp_path: Path, monkeyp
 
 
 def _damage(folder: Path, what: str) -> None:
-    meta, weights = folder / storage.META, folder / storage.WEIGHTS
-    adapter = folder / storage.ADAPTER / "adapter_model.safetensors"
+    meta, weights = folder / saved.ABOUT, folder / saved.WEIGHTS
+    adapter = folder / saved.ADAPTER_WEIGHTS
     plain = json.loads(meta.read_text())
     match what:
         case "no meta":
@@ -183,8 +184,8 @@ def _damage(folder: Path, what: str) -> None:
     [
         ("no meta", "agent.json: cannot be read"),
         ("no json", "agent.json: is damaged"),
-        ("kind", "not of an LLM agent"),
-        ("schema", "not of version 1 of the schema"),
+        ("kind", "is an agent of kind 'bc', not 'llm'"),
+        ("schema", "version 99 of the schema, not 1"),
         ("setting", "did you mean 'window'"),
         ("size", "do not fit the configuration"),
         ("rank", "do not fit the configuration"),

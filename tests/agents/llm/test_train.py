@@ -24,11 +24,12 @@ for _name in ("torch", "transformers", "peft", "accelerate", "h5py", "minari"):
 import torch  # noqa: E402
 
 from l4s_gym import L4SError  # noqa: E402
+from l4s_gym.agents.config import convert  # noqa: E402
 from l4s_gym.agents.imbalance import Imbalance  # noqa: E402
 from l4s_gym.agents.llm import checkpoint, storage  # noqa: E402
 from l4s_gym.agents.llm.corpus import Corpus  # noqa: E402
 from l4s_gym.agents.llm.losses import Correction, sequence_loss  # noqa: E402
-from l4s_gym.agents.llm.schedule import TrainConfig, from_dict, warmup_cosine  # noqa: E402
+from l4s_gym.agents.llm.schedule import TrainConfig, warmup_cosine  # noqa: E402
 from l4s_gym.agents.llm.train import RESULT, Trainer, settings, train  # noqa: E402
 from l4s_gym.agents.llm.trainer import logits_of, tensors  # noqa: E402
 from l4s_gym.agents.training import load_config  # noqa: E402
@@ -56,7 +57,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def corpus(sources: Any, gamma: float = 1.0, **changes: Any) -> Corpus:
-    return Corpus(sources, from_dict(TrainConfig, TRAIN | changes, "train"), gamma)
+    return Corpus(sources, convert(TrainConfig, TRAIN | changes, "train"), gamma)
 
 
 # -- what is learnt
@@ -464,14 +465,18 @@ def test_without_tensorboard_it_says_so(small: Any, tmp_path: Path, monkeypatch:
     [
         ({"models": {}}, "did you mean 'model'"),
         ({"train": {"step": 3}}, "did you mean 'steps'"),
-        ({"train": {"steps": 0}}, "steps=0: give 1 or more"),
-        ({"train": {"steps": "many"}}, "train.steps: give a value of type int"),
+        ({"train": {"steps": 0}}, "train: steps: Expected `int` >= 1"),
+        ({"train": {"steps": "many"}}, "train: steps: Expected `int`, got `str`"),
         ({"train": {"accumulate": 9, "batch_size": 8}}, "only 8 sequences"),
         ({"train": {"precision": "fp8"}}, "unknown precision 'fp8'"),
         ({"train": {"augment": {"noise": -1}}}, "noise and offset of 0 or more"),
-        ({"train": {"augment": 3}}, "train.augment: give a table"),
+        ({"train": {"augment": 3}}, "train: augment: Expected `object`, got `int`"),
         ({"train": {"imbalance": {"kind": "focus"}}}, "unknown kind of imbalance 'focus'"),
-        ({"train": {"held_out": 1.0}}, "held_out=1.0"),
+        ({"train": {"held_out": 1.0}}, "train: held_out: Expected `float` < 1.0"),
+        (
+            {"train": {"imbalance": {"kind": "sample", "powr": 1}}},
+            "unknown setting of imbalance 'powr': did you mean 'power'",
+        ),
         ({"model": {"layout": "fuzed"}}, "model"),
         ({"preset": "opt"}, "unknown preset 'opt'"),
         ({"model": 3}, "model = 3: give a table"),
@@ -537,7 +542,7 @@ def test_the_script_trains(tmp_path: Path) -> None:
     done = run("train.stepz=4")
     assert (done.returncode, done.stderr) == (
         1,
-        "error: unknown setting of [train] 'stepz': did you mean 'steps'? choose one of "
+        "error: unknown setting of train 'stepz': did you mean 'steps'? choose one of "
         + ", ".join(sorted(TrainConfig.__dataclass_fields__))
         + "\n",
     )
