@@ -15,7 +15,8 @@ from l4s_gym.schema import ACTIONS
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from l4s_gym.agents.llm import text  # noqa: E402
+from l4s_gym.agents.llm import text, text_agent  # noqa: E402
+from l4s_gym.agents.llm.agent import Target  # noqa: E402
 from l4s_gym.agents.llm.text import ByteTokenizer, TextModel, answer, parse, prompt  # noqa: E402
 
 
@@ -111,6 +112,59 @@ def test_scores_are_the_probabilities_of_the_answers(family: str, make_config: A
     torch.testing.assert_close(scores.flatten(), torch.tensor(found), atol=1e-4, rtol=1e-5)
     assert (scores.exp().sum(1) < 1).all()
     assert model.read == sum(len(tokenizer.encode(each)) for each in prompts) + 2 * sum(len(a) + 2 for a in ACTIONS)
+
+
+def test_the_agent_asks_and_reads(make_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told what is left of its target, and what it cannot read is "enqueue", and counted."""
+    asked: list[str] = []
+
+    def ask(prompts: list[str], draws: Any) -> text.Answers:
+        asked.extend(prompts)
+        assert (draws is None) == (agent.rule == "argmax")
+        return text.Answers(np.array([2, 0]), np.array([True, False]), ("mark", "mork"), np.array([5, 12]), 0.0)
+
+    for rule in text_agent.RULES:
+        agent = text_agent.TextAgent(TextModel(make_config(positions=512)), Target(10.0, 0.0, 10.0), rule=rule)
+        monkeypatch.setattr(agent.model, "ask", ask)
+        asked.clear()
+        agent.reset(2, 0)
+        for reward in (99.0, 1.0, 20.0):  # what comes before the first decision does not count
+            taken = agent.act(np.full((2, 8), 0.5, np.float32), np.array([reward, 0.0]))
+            assert taken.tolist() == [2, 0]
+        told = [each.partition("; return ")[2].partition(". ")[0] for each in asked]
+        assert told == ["10", "10", "9", "10", "0", "10"]
+        assert agent.counts == {"asked": 6, "invalid": 3, "tokens": 51}
+        agent.reset(2, 0)
+        assert not agent.counts
+    with pytest.raises(L4SError, match="call reset"):
+        agent.act(np.zeros((1, 8), np.float32), np.zeros(1))
+
+
+@pytest.mark.parametrize("rule", text_agent.RULES)
+def test_a_batch_of_queues_decides_as_each_alone(rule: str, make_config: Any) -> None:
+    torch.manual_seed(0)
+    agent = text_agent.TextAgent(TextModel(make_config(positions=512)), Target(1.0), rule=rule)
+    observations = np.random.default_rng(0).random((2, 3, 8)).astype(np.float32)
+    texts: list[tuple[str, ...]] = []
+    ask = agent.model.ask
+
+    def noted(prompts: list[str], draws: Any) -> text.Answers:
+        answers = ask(prompts, draws)
+        texts.append(answers.texts)
+        return answers
+
+    agent.model.ask = noted  # type: ignore[method-assign, assignment]
+    agent.reset(3, 5)
+    for row in observations:
+        agent.act(row, np.zeros(3))
+    together, texts[:] = list(texts), []
+    for k in range(3):
+        agent.reset(1, 5 + k)
+        for row in observations:
+            agent.act(row[k : k + 1], np.zeros(1))
+    assert texts == [together[step][k : k + 1] for k in range(3) for step in range(2)]
+    if rule == "sample":
+        assert len(set(texts)) == 6
 
 
 def test_only_adapters_train_when_frozen(make_config: Any) -> None:

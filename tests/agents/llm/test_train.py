@@ -27,9 +27,11 @@ from l4s_gym import L4SError  # noqa: E402
 from l4s_gym.agents.config import convert  # noqa: E402
 from l4s_gym.agents.imbalance import Imbalance  # noqa: E402
 from l4s_gym.agents.llm import checkpoint, storage  # noqa: E402
+from l4s_gym.agents.llm.agent import open_agent  # noqa: E402
 from l4s_gym.agents.llm.corpus import Corpus  # noqa: E402
 from l4s_gym.agents.llm.losses import Correction, sequence_loss  # noqa: E402
 from l4s_gym.agents.llm.schedule import TrainConfig, warmup_cosine  # noqa: E402
+from l4s_gym.agents.llm.text_agent import TextAgent  # noqa: E402
 from l4s_gym.agents.llm.train import RESULT, Trainer, settings, train  # noqa: E402
 from l4s_gym.agents.llm.trainer import logits_of, tensors  # noqa: E402
 from l4s_gym.agents.training import load_config  # noqa: E402
@@ -548,6 +550,27 @@ def test_the_script_trains(tmp_path: Path) -> None:
     )
 
 
-def test_a_head_that_writes_is_refused(small: Any) -> None:
-    with pytest.raises(L4SError, match='head = "linear"'):
-        Trainer(small, {"model": MODEL | {"head": "text"}})
+def test_a_head_that_writes_is_trained(small: Any, tmp_path: Path) -> None:
+    """The answers become more probable; each prompt is of one step; the agent that is saved writes."""
+    backbone = MODEL["backbone"] | {"positions": 200, "dropout": 0.0}
+    given = config(steps=24, learning_rate=1e-2, batch_size=16, eval_every=12, eval_steps=40)
+    given["model"] = MODEL | {"head": "text", "backbone": backbone}
+    lines: list[str] = []
+    result = train(small, given, tmp_path / "out", say=lines.append)
+    first, last = (entry["metrics"] for entry in result["history"])
+    assert 0 < first["valid"] < last["valid"] <= 1
+    assert any(f"valid answers {100 * last['valid']:.2f} %" in line for line in lines)
+    assert result["config"]["train"]["length"] == 1
+    assert 120 < result["tokens"] / (24 * 16) < 200  # a prompt and the three answers
+    agent = open_agent(tmp_path / "out", rule="argmax")
+    assert isinstance(agent, TextAgent)
+    assert (agent.cost()["parameters"], agent.target.value) == (result["parameters"], result["returns"]["target"])
+    loaded = storage.load(tmp_path / "out").model.state_dict()
+    assert any(name.endswith("lm_head.weight") for name in loaded)
+    with pytest.raises(L4SError, match="cannot apply imbalance kind 'sample'"):
+        Trainer(small, given | {"train": given["train"] | {"imbalance": {"kind": "sample"}}})
+    for option in ({"dtype": "bf16"}, {"compile": True}):
+        with pytest.raises(L4SError, match="not for an agent that writes"):
+            open_agent(tmp_path / "out", **option)
+    with pytest.raises(L4SError, match="rule of an agent that writes 'diffuse'"):
+        open_agent(tmp_path / "out", rule="diffuse")
