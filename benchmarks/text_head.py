@@ -69,9 +69,9 @@ class Options:
     dataset: str = "l4s/dualpi2/testbed-small-v0"
     heads: tuple[Head, ...] = ("linear", "linear-1", "text")
     steps: tuple[int, ...] = (100, 300, 1000)
-    asked: int = 1000
+    asked: int = 500
     seeds: tuple[int, ...] = (0, 1)
-    seconds: float = 2.0
+    seconds: float = 1.0
     work: Path = Path("runs/text_head")
     out: Path = RESULTS / "text_head"
 

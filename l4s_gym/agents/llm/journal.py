@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-Say = Callable[[str], None]
+from l4s_gym.agents.training import Say
+
 LOGS: Final = "logs"
 
 

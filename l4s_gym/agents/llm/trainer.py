@@ -208,6 +208,7 @@ class Trainer:
             "datasets": corpus.about(),
             "held_out": corpus.parts[0].held.tolist() if len(corpus.parts) == 1 else [],
             "config": self.plain,
+            "stride": self.train.stride,
             "steps": self.step,
             "seed": self.train.seed,
             **self.counts,

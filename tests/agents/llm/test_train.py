@@ -167,6 +167,24 @@ def test_of_a_single_run_the_end_is_held_out(tmp_path: Path) -> None:
     assert found.imbalance.shares == pytest.approx(np.bincount(found.parts[0].windows.episode_actions(0)[:80]) / 80)
 
 
+def test_a_stride_looks_at_every_nth_held_out_step(tmp_path: Path) -> None:
+    """And rare actions stand in the sequences that are drawn around them."""
+    found = corpus(dataset(tmp_path / "single", [100], by_chance), held_out=0.2, stride=3)
+    looked = [int(t) for batch, new in found.held_out(4) for t in batch["timesteps"][new]]
+    assert looked == [step // 3 for step in range(80, 100, 3)]
+    runs = corpus(dataset(tmp_path / "runs", [50, 61], by_chance), held_out=0.5, stride=4)
+    held = int(runs.parts[0].windows.layout.steps[runs.parts[0].held[0, 0]])
+    looked = [int(t) for batch, new in runs.held_out(4) for t in batch["timesteps"][new]]
+    assert sorted(looked) == list(range(-(-held // 4)))
+
+    def once(observations: Any, rng: np.random.Generator) -> Any:
+        return np.where(np.arange(len(observations)) == 30, 2, 0)
+
+    rare = corpus(dataset(tmp_path / "rare", [100, 100], once), stride=5, imbalance={"kind": "sample", "power": 2.0})
+    drawn = np.concatenate([rare.draw(step)[0]["actions"] for step in range(5)])
+    assert ((drawn == 2).sum(1) == 1).mean() > 0.9
+
+
 def test_few_of_many_held_out_steps_are_looked_at(tmp_path: Path) -> None:
     found = corpus(dataset(tmp_path, [900, 800], by_chance), held_out=0.5, eval_steps=100)
     assert 80 <= sum(int(new.sum()) for _, new in found.held_out(16)) <= 120
