@@ -167,12 +167,11 @@ class Windows(Dataset[Item]):
     def _rewards(self, episode: Ints, rows: Ints) -> Floats:
         """Rewards (B, K) from each of the rows (B, K) of episodes (B,) to the next step of the stride."""
         if self.stride == 1:
-            rewards: Floats = self._take("rewards", episode, rows)
-            return rewards
+            return self._take("rewards", episode, rows)
         every = (rows[..., None] + np.arange(self.stride)).reshape(len(rows), -1)  # (B, K * stride)
         inside = every < self.layout.steps[episode, None]
-        rewards = np.where(inside, self._take("rewards", episode, np.where(inside, every, 0)), 0.0)
-        return rewards.reshape(*rows.shape, self.stride).sum(-1)
+        rewards: Floats = np.where(inside, self._take("rewards", episode, np.where(inside, every, 0)), 0.0)
+        return rewards.reshape(*rows.shape, self.stride).sum(-1)  # type: ignore[no-any-return]
 
     def _return_after(self, episode: Ints, last: Ints) -> Floats:
         """Return-to-go of the steps after the steps `last` (B,) of episodes (B,)."""

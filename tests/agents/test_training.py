@@ -74,14 +74,13 @@ def test_strided_steps_are_what_an_environment_shows_at_intervals(interval: int)
 
     def played(every: int) -> Logged:
         env = DualPI2Env("l4s-llm-testbed", aqm="fifo", decision_interval=every)
-        observations, rewards, over = [env.reset(seed=3)[0]], [], False
-        while not over and len(rewards) < 3000 // every:
-            observation, reward, terminated, truncated, _ = env.step(0)
+        observations, rewards = [env.reset(seed=3)[0]], np.zeros(3000 // every)
+        for step in range(len(rewards)):
+            observation, reward, *_ = env.step(0)
             observations.append(observation)
-            rewards.append(float(reward))
-            over = terminated or truncated
+            rewards[step] = float(reward)
         steps = len(rewards)
-        return Logged(np.stack(observations[:-1]), np.zeros(steps, np.int64), np.array(rewards), np.array([0, steps]))
+        return Logged(np.stack(observations[:-1]), np.zeros(steps, np.int64), rewards, np.array([0, steps]))
 
     shown, found = played(interval), played(1).strided(interval)
     assert len(found) == 3000 and len(found.starts) == interval + 1
@@ -295,15 +294,17 @@ def run(capsys: Capture, *args: object) -> tuple[int, str, str]:
 def test_train_and_test(dataset: str, tmp_path: Path, capsys: Capture, wide: None) -> None:
     out = tmp_path / "bc"
     config = ROOT / "agents" / "bc" / training.FILE
-    words = ("--config", config, "--small", "--set", "steps=20", "hidden=[16]", "held_out_steps=500")
+    words = ("--config", config, "--small", "--set", "steps=20", "hidden=[16]", "held_out_steps=500", "stride=10")
     code, text, err = run(capsys, "train", "bc", "--dataset", dataset, "--out", out, *words)
     assert (code, err) == (0, "")
     assert "macro-F1" in text and "held out: 500 steps" in text and f"{out}: bc, 20 steps" in text
+    assert text.startswith("step 2/20, loss ") and text.count("s left\n") == 10
     result = tmp_path / "result.json"
     more = ("--scenario", "web", "--seconds", "0.3", "--seeds", "0", "1", "--steps", "400", "--out", result)
     code, text, err = run(capsys, "test", out, f"{out},rule=argmax", "threshold", "--dataset", dataset, *more)
     assert (code, err) == (0, "")
     assert "bc:bc (sample)" in text and "cross-entropy" in text and "web, 2 seeds" in text
+    assert "bc:bc: is asked at every 1. packet, and was trained for --interval 10\n" in text
     body = json.loads(result.read_text())
     assert body["offline"]["bc:bc (sample)"]["part"] == "held out"
     assert body["offline"]["threshold (-)"]["part"] == "all"
