@@ -26,6 +26,7 @@ from l4s_gym.agents.llm.lora import count, import_peft
 from l4s_gym.agents.llm.text import Model, build
 from l4s_gym.data.files import PathLike
 from l4s_gym.errors import L4SError
+from l4s_gym.extras import optional
 from l4s_gym.schema import SCHEMA_VERSION
 
 KIND: Final = "llm"
@@ -208,6 +209,26 @@ def load(folder: PathLike, *, merge: bool = False) -> Loaded:
     return Loaded(model, found.training, found.path)
 
 
+def fetch(repo_id: str, revision: str = "") -> Path:
+    """Get a model that was sent to the hub; what is there already is not fetched again.
+
+    Args:
+        repo_id: `OWNER/NAME`.
+        revision: Commit, tag or branch; empty: the newest.
+
+    Returns:
+        Its folder in the hub's cache, for `load` or `agents.make`.
+
+    Raises:
+        L4SError: There is none, or the hub cannot be reached.
+    """
+    hub = optional("huggingface_hub", "llm")
+    try:
+        return Path(hub.snapshot_download(repo_id, revision=revision or None))
+    except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
+        raise L4SError(f"hub: {repo_id}: {one_line(error)}: check name, revision and connection") from error
+
+
 def push_to_hub(
     model: Model,
     repo_id: str,
@@ -233,14 +254,13 @@ def push_to_hub(
     Raises:
         L4SError: The hub refuses or cannot be reached.
     """
-    import huggingface_hub
-
+    hub = optional("huggingface_hub", "llm")
     with tempfile.TemporaryDirectory() as temporary:
         folder = save(model, Path(temporary) / "agent", training=training, card=card)
         try:
-            api = huggingface_hub.HfApi()
+            api = hub.HfApi()
             url = api.create_repo(repo_id, private=private, exist_ok=True)
             api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
-        except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
+        except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
             raise L4SError(f"hub: {repo_id}: {one_line(error)}: check name, token and connection") from error
     return str(url)
