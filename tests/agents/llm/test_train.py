@@ -403,6 +403,30 @@ def test_a_full_disk_leaves_the_last_checkpoint(small: Any, tmp_path: Path, monk
     assert lines[0] == "goes on after step 10"
 
 
+def test_a_full_disk_at_the_end_costs_nothing(small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent cannot be written, but the checkpoint of the last step is there."""
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("safetensors.torch.save_file", full)
+        with pytest.raises(L4SError, match=r"cannot be written \(No space left on device\): free some space"):
+            train(small, config(steps=3), tmp_path / "out")
+    assert not list(tmp_path.glob(".*"))
+    lines: list[str] = []
+    assert train(small, config(steps=3), tmp_path / "out", resume=True, say=lines.append)["steps"] == 3
+    assert lines[0] == "goes on after step 3"
+    assert storage.load(tmp_path / "out").training["steps"] == 3
+
+
+def test_a_missing_extra_is_named(small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(L4SError, match=r"^accelerate: cannot be imported .*pip install 'l4s-gym\[llm\]'$"):
+        train(small, config(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_there_has_to_be_something_to_go_on_from(small: Any, tmp_path: Path) -> None:
     with pytest.raises(L4SError, match="no checkpoint"):
         train(small, config(), tmp_path / "out", resume=True)
