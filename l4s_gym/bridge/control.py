@@ -21,12 +21,10 @@ from l4s_gym.bridge.protocol import Entries, Status
 from l4s_gym.data.causal import BEFORE, UNKNOWN
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.schema import DECIDED_BY, OBSERVED, scale_observation
-from l4s_gym.sim.layout import REWARDS
+from l4s_gym.sim.layout import DELAY_WEIGHT, REWARDS
 
 Progress = Callable[[float], None]
 
-DELAY_WEIGHT: Final = 0.25
-"""The simulator's, which is not imported here: it takes a second."""
 LIFETIME_MS: Final = 100.0
 PATIENCE_S: Final = 10.0
 _COLUMNS: Final = tuple(BEFORE.get(name, name) for name in OBSERVED)

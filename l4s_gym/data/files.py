@@ -1,4 +1,4 @@
-"""Files: writing so that a reader sees the old content or the new one, and reading lines by blocks."""
+"""Files and folders: writing so that a reader sees the old content or the new one, and reading lines by blocks."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def put_in_place(new: Path, target: Path, *, overwrite: bool = True, keep: Calla
                 os.rename(target, old)
             os.rename(new, target)
         except BaseException:
-            if old.exists():
+            if old.exists() and not target.exists():
                 os.rename(old, target)
             raise
     except OSError as error:

@@ -18,7 +18,7 @@ from l4s_gym.sim.events import get_time
 from l4s_gym.sim.jit import entry, jit
 from l4s_gym.sim.layout import NEVER, SLOT_UPDATE_C, SLOT_UPDATE_L
 from l4s_gym.sim.memory import env_record, packet_at, pointer
-from l4s_gym.sim.pool import allocate
+from l4s_gym.sim.pool import allocate, renew
 from l4s_gym.sim.scenario import AqmOptions, Link, Scenario, Source
 
 ARRIVAL: Final = np.dtype(
@@ -54,13 +54,10 @@ def _offer(address: int, arrivals_at: int, count: int) -> int:
         if w.in_flight >= w.pool - 1:
             return k
         p = allocate(w)
+        renew(w, p, rows[k, 1] >> 32, 0)
         a = packet_at(w, p)
         a.len = rows[k, 1] & 0xFFFF
-        a.flow = rows[k, 1] >> 32
         a.ecn = rows[k, 2] & 0xFFFF
-        a.ack = 0
-        a.crossing = 0
-        a.decided = 0
         link.arrive(w, p, rows[k, 2] >> 32)
     _run_until(w, NEVER, True)
     return count

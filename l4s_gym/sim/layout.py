@@ -38,6 +38,8 @@ NATIVE, AGENT, PROBABILITY = range(3)
 # Rewards.
 BALANCE, POWER, L4S_LLM = range(3)
 REWARDS: Final = ("balance", "power", "l4s_llm")
+DELAY_WEIGHT: Final = 0.25
+"""Of `balance`: what a second of normalised delay costs, in seconds of link time."""
 
 # Why `advance` came back.
 RUNNING, DECISION, STOPPED, TERMINATED, TRUNCATED, LOG_FULL, POOL_EMPTY = range(7)

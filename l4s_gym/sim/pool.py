@@ -32,6 +32,18 @@ def release(w: Any, p: int) -> None:
 
 
 @jit
+def renew(w: Any, p: int, flow: int, ack: int) -> None:
+    """Make a packet a flow's that has not crossed the link, and that nothing has been decided about."""
+    a = packet_at(w, p)
+    a.flow = flow
+    a.ack = ack
+    a.cwr = 0
+    a.crossing = 0
+    a.decided = 0
+    a.record = -1
+
+
+@jit
 def append(w: Any, q: Any, p: int) -> None:
     """Append a packet to a queue."""
     a = packet_at(w, p)

@@ -9,12 +9,11 @@ import numpy as np
 from l4s_gym.schema import OBS_HIGH, OBS_SCALE
 from l4s_gym.sim import disciplines
 from l4s_gym.sim.jit import jit
-from l4s_gym.sim.layout import BALANCE, POWER
+from l4s_gym.sim.layout import BALANCE, DELAY_WEIGHT, POWER
 from l4s_gym.sim.memory import log_at, obs_of, packet_at, queue_at, rewards_of
 
 _SCALE = OBS_SCALE.copy()
 _HIGH = OBS_HIGH.astype(np.float64)
-DELAY_WEIGHT = 0.25
 
 
 @jit

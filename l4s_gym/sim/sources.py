@@ -10,7 +10,7 @@ from l4s_gym.sim.events import set_time, uniform
 from l4s_gym.sim.jit import jit, public
 from l4s_gym.sim.layout import BULK, CBR, NEVER, NONE, ONOFF, SLOT_FLOWS, WEB
 from l4s_gym.sim.memory import flow_at, packet_at
-from l4s_gym.sim.pool import allocate, arm
+from l4s_gym.sim.pool import allocate, arm, renew
 
 
 @jit
@@ -92,15 +92,10 @@ def unresponsive_packet(w: Any, i: int) -> int:
         arm(w, i, f.app_at)
         return -1
     p = allocate(w)
+    renew(w, p, i, 0)
     a = packet_at(w, p)
-    a.flow = i
     a.len = f.mss
     a.ecn = f.ecn
-    a.ack = 0
-    a.cwr = 0
-    a.crossing = 0
-    a.decided = 0
-    a.record = -1
     a.seq = f.nxt
     a.sent_ns = w.now_ns
     f.nxt += 1

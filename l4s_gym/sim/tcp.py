@@ -17,7 +17,7 @@ from l4s_gym.sim import congestion
 from l4s_gym.sim.jit import jit
 from l4s_gym.sim.layout import DCTCP, LOST, NEVER, PRAGUE, RECEIVED, RESENT, SACKED
 from l4s_gym.sim.memory import board_of, flow_at, packet_at
-from l4s_gym.sim.pool import allocate, arm, push_transit, release
+from l4s_gym.sim.pool import allocate, arm, push_transit, release, renew
 
 ACK_LEN: Final = 52
 """IP length of a pure ACK with timestamps, bytes."""
@@ -34,15 +34,10 @@ BURST_NS: Final = 250_000
 def _fill_ack(w: Any, i: int, p: int, sent_ns: int, sack_seq: int) -> None:
     """Turn packet `p` into an ACK of flow `i` and send it."""
     f = flow_at(w, i)
+    renew(w, p, i, 1)
     a = packet_at(w, p)
-    a.flow = i
     a.len = ACK_LEN + (f.sack_length if f.held > 0 else 0)
     a.ecn = NOT_ECT
-    a.ack = 1
-    a.crossing = 0
-    a.cwr = 0
-    a.decided = 0
-    a.record = -1
     a.seq = f.rcv_nxt
     a.sent_ns = sent_ns
     a.echo = f.echo
@@ -478,8 +473,8 @@ def next_packet(w: Any, i: int) -> int:
         f.limited = 1
         return -1
     p = allocate(w)
+    renew(w, p, i, 0)
     a = packet_at(w, p)
-    a.cwr = 0
     a.ecn = f.ecn
     if resent:
         board[seq & (w.window - 1)] |= RESENT
@@ -497,12 +492,7 @@ def next_packet(w: Any, i: int) -> int:
     f.pipe += 1
     if f.recovery == 1 or f.recovery == 3:
         f.prr_out += 1
-    a.flow = i
     a.len = f.last_len if seq == f.limit_seq - 1 else f.mss
-    a.ack = 0
-    a.crossing = 0
-    a.decided = 0
-    a.record = -1
     a.seq = seq
     a.sent_ns = w.now_ns
     if f.rto_at >= NEVER:

@@ -16,12 +16,11 @@ from gymnasium.utils.env_checker import check_env
 import l4s_gym
 from l4s_gym.bridge import protocol as p
 from l4s_gym.bridge.client import BridgeError, Client
-from l4s_gym.bridge.control import DELAY_WEIGHT, RewardMeter, observations
+from l4s_gym.bridge.control import RewardMeter, observations
 from l4s_gym.data.causal import UNKNOWN, causal_observation
 from l4s_gym.data.pools import make_rows
 from l4s_gym.errors import L4SError
 from l4s_gym.schema import OBSERVED, scale_observation
-from l4s_gym.sim import record
 from tests.bridge.conftest import Serve
 from tests.bridge.server import RATE_BPS, Server, log_of
 
@@ -231,10 +230,6 @@ def test_misuse(serve: Serve) -> None:
     env.close()
     with pytest.raises(gym.error.ResetNeeded):
         env.step(0)
-
-
-def test_rewards_are_weighed_as_the_simulators() -> None:
-    assert DELAY_WEIGHT == record.DELAY_WEIGHT
 
 
 def test_rewards_at_the_end_of_their_range() -> None:
