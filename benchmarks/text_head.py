@@ -87,9 +87,9 @@ def trained(options: Options, head: str, steps: int) -> tuple[Path, dict[str, An
 
 
 def held_out(options: Options, stretches: list[list[int]]) -> tuple[Logged, np.ndarray[Any, np.dtype[np.int64]]]:
-    """The steps that were held out, and which of them are asked about."""
+    """The steps that were held out, and which of them are asked about, evenly spaced."""
     logged = Logged.of(cut(read_dataset(options.dataset), [Stretch(*each) for each in stretches]))
-    return logged, logged.some(options.asked)
+    return logged, np.unique(np.linspace(0, len(logged) - 1, options.asked).astype(np.int64))
 
 
 def written(agent: Any, logged: Logged, index: Any, rule: str) -> dict[str, Any]:

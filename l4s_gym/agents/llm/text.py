@@ -271,7 +271,8 @@ class TextModel(nn.Module):
                 token = logits.argmax(-1)
             else:
                 edges = torch.softmax(logits.double(), -1).cumsum(-1)
-                token = torch.searchsorted(edges, chance[:, len(written), None] * edges[:, -1:], right=True)[:, 0]
+                below = chance[:, len(written), None] * edges[:, -1:]
+                token = torch.searchsorted(edges, below, right=True)[:, 0].clamp_max(edges.shape[1] - 1)
             token = torch.where(over, self.tokenizer.pad, token)
             over = over | (token == self.tokenizer.end)
             written.append(token)
