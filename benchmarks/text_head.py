@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -171,7 +171,7 @@ def measure(options: Options, head: str, steps: int) -> dict[str, Any]:
     return row
 
 
-def table(rows: list[Mapping[str, Any]]) -> list[str]:
+def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """What was found, as Markdown."""
     heads = (
         "head", "steps", "labels", "training s", "rule", "valid %", "tokens an answer", "accuracy %", "majority %",
@@ -191,7 +191,7 @@ def table(rows: list[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def loop_table(rows: list[Mapping[str, Any]]) -> list[str]:
+def loop_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The closed loop, as Markdown: means over the seeds, delays too."""
     heads = ("head", "rule", "decisions", "invalid %", "return", "used %", "C ms", "L ms", "marked %", "dropped %")
     lines = [f"| {' | '.join(heads)} |", "|---|---|" + "---:|" * (len(heads) - 2)]
