@@ -74,7 +74,8 @@ def train_bc(
     config = BC.configure(
         {"steps": steps, "seed": seed, "batch_size": batch_size, "rule": rule, "algorithm": algorithm}
     )
-    agent, seconds = BC.fit(logged, config, report=progress)
+    report = None if progress is None else (lambda step, _: progress(step, steps))
+    agent, seconds = BC.fit(logged, config, report=report)
     assert isinstance(agent, BCAgent)
     agent.training = {"dataset_steps": len(logged), "steps": steps, "seed": seed, "seconds": round(seconds, 3)}
     return agent

@@ -26,7 +26,8 @@ from l4s_gym.data.d3rlpy_io import import_d3rlpy, quiet
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.schema import ACTIONS, OBSERVED
 
-Report = Callable[[int, int], None]
+Report = Callable[[int, Mapping[str, float]], None]
+_LINES: Final = 10
 _LEAST: Final = 1e-9
 
 
@@ -44,6 +45,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         held_out_steps: The metrics are of at most so many steps.
         drop_missing: Leave out steps whose accumulated probability is unknown.
         allow_gaps: Take episodes that are not consecutive too.
+        stride: Train on every n-th step, for an agent that is asked at every n-th packet (`Logged.strided`).
         checkpoint_every: Steps between checkpoints.
         algorithm: Fields of d3rlpy's configuration.
         temperature: Of learners of values; see `d3rlpy_agents`.
@@ -61,6 +63,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     held_out_steps: int = 20_000
     drop_missing: bool = True
     allow_gaps: bool = False
+    stride: int = 1
     checkpoint_every: int = 1000
     algorithm: dict[str, Any] = msgspec.field(default_factory=dict)
     temperature: float = 1.0
@@ -109,8 +112,8 @@ class D3RLPyLearner:
             full["imbalance"] = {"kind": full["imbalance"]}
         config = convert(Config, full, self.kind)
         Imbalance.of(config.imbalance).check(self.kind, *self.able)
-        counts = (config.steps, config.batch_size, config.held_out_steps, config.checkpoint_every, *config.hidden)
-        if min(counts) < 1 or not config.hidden or config.seed < 0:
+        counts = (config.steps, config.batch_size, config.held_out_steps, config.checkpoint_every, config.stride)
+        if min(*counts, *config.hidden) < 1 or not config.hidden or config.seed < 0:
             raise L4SError(f"configuration of {self.kind}: counts and sizes have to be 1 or more, and seed 0 or more")
         if config.rule not in RULES:
             raise unknown("decision rule", config.rule, RULES)
@@ -210,7 +213,7 @@ class D3RLPyLearner:
         Args:
             logged: The steps.
             config: Of `configure`.
-            report: Called after each gradient step with its number and their number.
+            report: Called after each gradient step with its number and its losses.
             checkpoint: File to write checkpoints to; None: none.
             state: A checkpoint to go on from.
             about: Further entries of the checkpoints.
@@ -243,7 +246,7 @@ class D3RLPyLearner:
                 if not all(np.isfinite(value) for value in losses.values()):
                     raise L4SError(f"train {self.kind}: the loss of step {step} is not finite: lower the learning rate")
                 if report is not None:
-                    report(step, config.steps)
+                    report(step, losses)
                 last = step == config.steps
                 if checkpoint is not None and not last and (stop.asked or step % config.checkpoint_every == 0):
                     entries = _state(algo, rng, step, time.monotonic() - start) | dict(about or {})
@@ -261,6 +264,7 @@ class D3RLPyLearner:
         *,
         resume: bool = False,
         progress: shared.Progress | None = None,
+        say: shared.Say | None = None,
     ) -> dict[str, Any]:
         """See `l4s_gym.agents.training.Learner`."""
         chosen = self.configure(config)
@@ -269,7 +273,9 @@ class D3RLPyLearner:
         parts = split([len(episode) for episode in episodes], chosen.held_out, chosen.seed)
         try:
             logged, held = (
-                Logged.of(cut(episodes, part), drop_missing=chosen.drop_missing, allow_gaps=chosen.allow_gaps)
+                Logged.of(cut(episodes, part), drop_missing=chosen.drop_missing, allow_gaps=chosen.allow_gaps).strided(
+                    chosen.stride
+                )
                 for part in parts
             )
         except L4SError as error:
@@ -277,12 +283,22 @@ class D3RLPyLearner:
         path = shared.start_folder(out, resume=resume)
         about = {"kind": self.kind, "dataset": dataset_id, "config": self.plain(chosen)}
         state = shared.load_checkpoint(path, **about) if resume else None
-        report = None if progress is None else (lambda step, steps: progress(step / steps))
+        start, first = time.monotonic(), 0 if state is None else int(state["step"])
+
+        def report(step: int, losses: Mapping[str, float]) -> None:
+            if progress is not None:
+                progress(step / chosen.steps)
+            if say is not None and (step % max(chosen.steps // _LINES, 1) == 0 or step == chosen.steps):
+                left_s = (time.monotonic() - start) / (step - first) * (chosen.steps - step)
+                shown = ", ".join(f"{name} {value:.4f}" for name, value in losses.items())
+                say(f"step {step}/{chosen.steps}, {shown}; {left_s:.0f} s left")
+
         agent, seconds = self.fit(logged, chosen, report=report, checkpoint=path, state=state, about=about)
         index = held.some(chosen.held_out_steps)
         agent.training = {
             "dataset": dataset_id,
             "dataset_steps": len(logged),
+            "stride": chosen.stride,
             "steps": chosen.steps,
             "seed": chosen.seed,
             "seconds": round(seconds, 3),

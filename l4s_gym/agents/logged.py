@@ -133,6 +133,25 @@ class Logged:
             starts.astype(np.int64),
         )
 
+    def strided(self, stride: int) -> Logged:
+        """What is seen and earned where only every n-th step is decided: the others' rewards go to the one before.
+
+        Each first step of the stride gives an episode of its own, so that all steps are still there.
+        """
+        if stride == 1:
+            return self
+        total = np.concatenate([[0.0], np.cumsum(self.rewards)])
+        rows, stops = [], []
+        for start, stop in zip(self.starts[:-1].tolist(), self.starts[1:].tolist(), strict=True):
+            found = [np.arange(first, stop, stride) for first in range(start, min(start + stride, stop))]
+            rows += found
+            stops += [stop] * len(found)
+        ends = np.repeat(stops, [len(each) for each in rows])
+        index = np.concatenate(rows)
+        rewards = total[np.minimum(index + stride, ends)] - total[index]
+        starts = np.cumsum([0, *(len(each) for each in rows)])
+        return Logged(self.observations[index], self.actions[index], rewards, starts)
+
     def __len__(self) -> int:
         """Number of steps T."""
         return len(self.actions)

@@ -25,6 +25,7 @@ from l4s_gym.data.files import atomic_write, read_error
 from l4s_gym.errors import L4SError, unknown
 
 Progress = Callable[[float], None]
+Say = Callable[[str], None]
 Plain = dict[str, Any]
 
 FILE: Final = "config.toml"
@@ -55,6 +56,7 @@ class Learner(Protocol):
         *,
         resume: bool = False,
         progress: Progress | None = None,
+        say: Say | None = None,
     ) -> Plain:
         """Train, and write the agent's folder.
 
@@ -64,6 +66,7 @@ class Learner(Protocol):
             out: Folder of the agent. A training that is interrupted leaves a checkpoint in it.
             resume: Go on from the checkpoint in `out`; the result is that of an uninterrupted training.
             progress: Called with the share of the training that is done.
+            say: Told what happens, line by line.
 
         Returns:
             What is written as `training` into the folder: dataset, steps, seconds, and `metrics` on the held-out

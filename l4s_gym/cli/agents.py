@@ -44,7 +44,7 @@ def train(
     folder = out or Path("runs") / agent
     try:
         with progress_bar(f"training {agent}") as show:
-            done = learner.train(dataset, chosen, folder, resume=resume, progress=show)
+            done = learner.train(dataset, chosen, folder, resume=resume, progress=show, say=say)
     except KeyboardInterrupt:
         if folder.is_dir() and any(entry.name.startswith("checkpoint") for entry in folder.iterdir()):
             words = ["l4s-gym", "train", agent, "--dataset", dataset, "--out", str(folder)]
@@ -103,6 +103,9 @@ def examine(
     results: list[harness.Result] = []
     for spec in agents:
         agent = agents_.make(spec)
+        stride = getattr(agent, "training", {}).get("stride", 1)
+        if stride not in (1, interval):
+            say(f"{agent.name}: is asked at every {interval}. packet, and was trained for --interval {stride}")
         found = _offline(agent, dataset, steps)
         if found is not None:
             label = f"{agent.name} ({agent.rule})"
@@ -130,6 +133,7 @@ def _offline(agent: Any, dataset: str | None, steps: int) -> dict[str, Any] | No
     from l4s_gym.agents.training import read_dataset
 
     training = getattr(agent, "training", {})
+    stride = int(training.get("stride", 1))
     trained_on = training.get("dataset")
     if isinstance(trained_on, list):  # a corpus of several has no part that is held out of all of them
         trained_on = trained_on[0] if len(trained_on) == 1 else None
@@ -143,7 +147,7 @@ def _offline(agent: Any, dataset: str | None, steps: int) -> dict[str, Any] | No
         if any(s.episode >= len(episodes) or s.stop > len(episodes[s.episode]) for s in stretches):
             raise L4SError(f"dataset {chosen!r}: is not what {agent.name} was trained on: it has other episodes")
         episodes = logged_.cut(episodes, stretches)
-    logged = logged_.Logged.of(episodes)
+    logged = logged_.Logged.of(episodes).strided(stride)
     index = logged.some(steps)
     probabilities = logged_.offline_probabilities(agent, logged, index)
     if probabilities is None:

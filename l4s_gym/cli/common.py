@@ -21,9 +21,20 @@ def say(text: str) -> None:
 
 @contextmanager
 def progress_bar(text: str) -> Iterator[Callable[[float], None]]:
-    """A bar on stderr, where stderr is a terminal; the function it yields takes the share that is done."""
+    """A bar on stderr, where stderr is a terminal; the function it yields takes the share that is done.
+
+    What is printed meanwhile stands above it, where stdout is a terminal too.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
     err = Console(stderr=True)
-    with Progress(*columns, TimeRemainingColumn(), console=err, transient=True, disable=not err.is_terminal) as bar:
+    above = sys.stdout.isatty()  # else lines that go into a file would land on the terminal
+    with Progress(
+        *columns,
+        TimeRemainingColumn(),
+        console=err,
+        transient=True,
+        disable=not err.is_terminal,
+        redirect_stdout=above,
+    ) as bar:
         task = bar.add_task(text, total=1.0)
         yield lambda share: bar.update(task, completed=min(share, 1.0))

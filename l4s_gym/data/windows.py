@@ -33,6 +33,9 @@ _DRAWS: Final = 1 << 12
 class Windows(Dataset[Item]):
     """A map-style dataset of windows: item i is the K steps up to step i of all steps, within one episode.
 
+    With a stride n, they are every n-th step: what an agent sees that is asked at every n-th packet only, the rewards
+    in between added to those of the step before.
+
     | entry | shape | type | meaning |
     |---|---|---|---|
     | `observations` | (K, 8) | float32 | scaled as the environment's |
@@ -50,18 +53,23 @@ class Windows(Dataset[Item]):
     Args:
         source: A `minari.MinariDataset` of `minari_io.create`, or its id.
         length: Steps of a window, K.
-        gamma: Discount of the returns-to-go, per step.
+        gamma: Discount of the returns-to-go, per step; 1 with a stride.
         allow_gaps: Take episodes that are not consecutive too (pools, logs with lost rows).
+        stride: Steps from one of a window to the next.
 
     Raises:
         L4SError: There is no such dataset, it is not one of `minari_io.create`, an episode is not consecutive, or an
             argument makes no sense.
     """
 
-    def __init__(self, source: Any, length: int = 20, *, gamma: float = 1.0, allow_gaps: bool = False) -> None:
-        if length < 1 or not 0 <= gamma <= 1:
-            raise L4SError(f"windows: length={length}, gamma={gamma}: give 1 or more, and 0 to 1")
-        self.length, self.gamma = length, gamma
+    def __init__(
+        self, source: Any, length: int = 20, *, gamma: float = 1.0, allow_gaps: bool = False, stride: int = 1
+    ) -> None:
+        if min(length, stride) < 1 or not 0 <= gamma <= 1:
+            raise L4SError(f"windows: length={length}, stride={stride}, gamma={gamma}: give 1 or more, and 0 to 1")
+        if stride > 1 and gamma != 1:
+            raise L4SError(f"windows: gamma={gamma} with stride={stride}: only gamma=1 is the same with any stride")
+        self.length, self.gamma, self.stride = length, gamma, stride
         self.layout: Layout = open_layout(source, tuple(_WIDTHS))
         if not allow_gaps:
             self.layout.check_gaps()
@@ -139,20 +147,31 @@ class Windows(Dataset[Item]):
             raise IndexError(f"indices of windows are one row of 0 to {len(self) - 1}")
         episode = np.searchsorted(self.starts, index, side="right") - 1
         last = index - self.starts[episode]  # (B,)
-        timesteps = last[:, None] + np.arange(1 - self.length, 1)  # (B, K)
-        mask = timesteps >= 0
-        timesteps[~mask] = 0
-        entries = {name.removeprefix("infos/"): self._take(name, episode, timesteps) for name in _WIDTHS}
+        rows = last[:, None] + self.stride * np.arange(1 - self.length, 1)  # (B, K)
+        mask = rows >= 0
+        rows[~mask] = 0
+        entries = {
+            name.removeprefix("infos/"): self._take(name, episode, rows) for name in _WIDTHS if name != "rewards"
+        }
+        rewards = entries["rewards"] = self._rewards(episode, rows)
         for array in entries.values():
             array[~mask] = 0
-        rewards = entries["rewards"]
         returns = np.empty_like(rewards)
-        following = self._return_after(episode, last)
+        following = self._return_after(episode, np.minimum(last + self.stride, self.layout.steps[episode]) - 1)
         for k in range(self.length - 1, -1, -1):
             following = returns[:, k] = rewards[:, k] + self.gamma * following
         returns[~mask] = 0
         entries["rewards"], entries["returns_to_go"] = rewards.astype(np.float32), returns.astype(np.float32)
-        return entries | {"timesteps": timesteps, "mask": mask}
+        return entries | {"timesteps": rows // self.stride, "mask": mask}
+
+    def _rewards(self, episode: Ints, rows: Ints) -> Floats:
+        """Rewards (B, K) from each of the rows (B, K) of episodes (B,) to the next step of the stride."""
+        if self.stride == 1:
+            return self._take("rewards", episode, rows)
+        every = (rows[..., None] + np.arange(self.stride)).reshape(len(rows), -1)  # (B, K * stride)
+        inside = every < self.layout.steps[episode, None]
+        rewards: Floats = np.where(inside, self._take("rewards", episode, np.where(inside, every, 0)), 0.0)
+        return rewards.reshape(*rows.shape, self.stride).sum(-1)  # type: ignore[no-any-return]
 
     def _return_after(self, episode: Ints, last: Ints) -> Floats:
         """Return-to-go of the steps after the steps `last` (B,) of episodes (B,)."""

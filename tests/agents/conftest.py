@@ -29,7 +29,17 @@ if importlib.util.find_spec("transformers") and importlib.util.find_spec("peft")
         },
         "train": {"steps": 12, "batch_size": 8, "length": 8, "eval_every": 12, "eval_steps": 500},
     }
-"""Kinds of saved agents that can be trained, and the configuration of a tiny one, which trains in a second."""
+    TINY["llm+text"] = {
+        "model": {"head": "text", "backbone": {"hidden": 16, "layers": 1, "heads": 2, "positions": 256}},
+        "train": {"steps": 12, "batch_size": 8, "eval_every": 12, "eval_steps": 200},
+    }
+"""Kinds of saved agents that can be trained, and the configuration of a tiny one, which trains in a second. What
+follows a + sets apart agents of one kind (`kind_of`)."""
+
+
+def kind_of(name: str) -> str:
+    """The kind of an entry of `TINY`."""
+    return name.partition("+")[0]
 
 
 @pytest.fixture(scope="module")
@@ -63,16 +73,16 @@ def dataset(episodes: list[Episode], tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="module")
 def trained(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a tiny agent of a kind, trained when it is first asked for."""
+    """The folder of a tiny agent of a name in `TINY`, trained when it is first asked for."""
     from l4s_gym.agents import training
 
     held: dict[str, Path] = {}
     root = tmp_path_factory.mktemp("agents")
 
-    def get(kind: str) -> Path:
-        if kind not in held:
-            training.learner(kind).train(dataset, TINY[kind], root / kind)
-            held[kind] = root / kind
-        return held[kind]
+    def get(name: str) -> Path:
+        if name not in held:
+            training.learner(kind_of(name)).train(dataset, TINY[name], root / name)
+            held[name] = root / name
+        return held[name]
 
     return get

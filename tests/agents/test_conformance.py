@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from l4s_gym.agents import Agent, saved, training
 from l4s_gym.agents.logged import Logged, offline_probabilities
 from l4s_gym.data.episodes import Episode
 from l4s_gym.schema import OBS_HIGH
-from tests.agents.conftest import TINY
+from tests.agents.conftest import TINY, kind_of
 
 OWN = """
 import numpy as np
@@ -31,9 +31,12 @@ class Own:
     def cost(self): return {"parameters": 0.0, "trainable_parameters": 0.0}
 """
 UNTRAINED = ("random", "enqueue", "threshold", "threshold:l_us=500,c_us=10000", "conforming_agent:Own")
+SLOW = {"llm+text": [pytest.mark.slow]}
+"""It writes a dozen tokens for each decision."""
+PLAYED = [pytest.param(name, marks=SLOW.get(name, ())) for name in TINY]
 SPECS = (
     *UNTRAINED,
-    *(f"{kind}:{{}}" for kind in TINY),
+    *(pytest.param(f"{name}:{{}}", marks=SLOW.get(name, ())) for name in TINY),
     *(f"{kind}:{{}},rule={rule}" for kind in ("bc", "dt", "cql") for rule in agents.RULES),
 )
 Trained = Callable[[str], Path]
@@ -43,14 +46,15 @@ Trained = Callable[[str], Path]
 def make(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[str], tuple[str, Agent]]:
-    """Makes the agent of a spec, ``KIND:{}`` with the folder of the tiny agent of this kind."""
+    """Makes the agent of a spec, ``NAME:{}`` of the tiny agent of this name."""
     (tmp_path / "conforming_agent.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "conforming_agent", raising=False)
 
     def build(spec: str) -> tuple[str, Agent]:
         if "{}" in spec:
-            spec = spec.format(request.getfixturevalue("trained")(spec.partition(":")[0]))
+            name, _, rest = spec.partition(":")
+            spec = f"{kind_of(name)}:{rest.format(request.getfixturevalue('trained')(name))}"
         return spec, agents.make(spec)
 
     return build
@@ -107,30 +111,30 @@ def test_cost(spec: str, make: Callable[[str], tuple[str, Agent]]) -> None:
     assert (cost["parameters"] > 0.0) == (spec not in UNTRAINED)
 
 
-def test_own_arrays_are_not_kept(make: Callable[[str], tuple[str, Agent]]) -> None:
+@pytest.mark.parametrize("name", PLAYED)
+def test_own_arrays_are_not_kept(name: str, make: Callable[[str], tuple[str, Agent]]) -> None:
     """The caller's arrays change after the call, and no agent may look at them then."""
-    for kind in TINY:
-        agent = make(f"{kind}:{{}}")[1]
-        kept = play(agent, 1, 3)
-        obs, rewards = np.zeros((1, 8), np.float32), np.zeros(1)
-        agent.reset(1, 3)
-        for step in range(len(kept)):
-            obs[0], rewards[0] = observations(3, step), 0.01 * ((3 + step) % 3)
-            assert agent.act(obs, rewards)[0] == kept[step, 0]
-            obs[:], rewards[:] = 7.0, 7.0
+    agent = make(f"{name}:{{}}")[1]
+    kept = play(agent, 1, 3)
+    obs, rewards = np.zeros((1, 8), np.float32), np.zeros(1)
+    agent.reset(1, 3)
+    for step in range(len(kept)):
+        obs[0], rewards[0] = observations(3, step), 0.01 * ((3 + step) % 3)
+        assert agent.act(obs, rewards)[0] == kept[step, 0]
+        obs[:], rewards[:] = 7.0, 7.0
 
 
 # -- saved agents
 
 
-@pytest.mark.parametrize("kind", TINY)
-def test_save_and_load(kind: str, trained: Trained, tmp_path: Path) -> None:
-    agent: Any = agents.make(str(trained(kind)))
-    assert agent.name == f"{kind}:{kind}"
+@pytest.mark.parametrize("name", PLAYED)
+def test_save_and_load(name: str, trained: Trained, tmp_path: Path) -> None:
+    kind, agent = kind_of(name), cast(Any, agents.make(str(trained(name))))
+    assert agent.name == f"{kind}:{name}"
     if hasattr(agent, "save"):
         agent.save(tmp_path / "again")
     else:
-        shutil.copytree(trained(kind), tmp_path / "again")
+        shutil.copytree(trained(name), tmp_path / "again")
     loaded = agents.make(f"{tmp_path / 'again'}")
     assert loaded.name == f"{kind}:again"
     np.testing.assert_array_equal(play(loaded, 3, 1), play(agent, 3, 1))
@@ -141,11 +145,11 @@ def test_save_and_load(kind: str, trained: Trained, tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "again").iterdir()} >= {saved.ABOUT, saved.WEIGHTS, saved.CARD}
 
 
-@pytest.mark.parametrize("kind", TINY)
-def test_logged_probabilities(kind: str, trained: Trained, episodes: list[Episode]) -> None:
+@pytest.mark.parametrize("name", TINY)
+def test_logged_probabilities(name: str, trained: Trained, episodes: list[Episode]) -> None:
     logged = Logged.of(episodes)
     index = np.array([0, 1, 2, 500, logged.starts[1] - 1, logged.starts[1], len(logged) - 1])
-    agent = agents.make(str(trained(kind)))
+    agent = agents.make(str(trained(name)))
     found = offline_probabilities(agent, logged, index)
     assert found is not None
     np.testing.assert_allclose(found.sum(axis=1), 1.0, atol=1e-6)
@@ -162,10 +166,10 @@ def test_logged_probabilities(kind: str, trained: Trained, episodes: list[Episod
     np.testing.assert_allclose(alone, found[later], atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", TINY)
-def test_other_versions_and_shapes_are_refused(kind: str, trained: Trained, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", TINY)
+def test_other_versions_and_shapes_are_refused(name: str, trained: Trained, tmp_path: Path) -> None:
     folder = tmp_path / "changed"
-    shutil.copytree(trained(kind), folder)
+    shutil.copytree(trained(name), folder)
     about = json.loads((folder / saved.ABOUT).read_text())
     (folder / saved.ABOUT).write_text(json.dumps(about | {"schema_version": 99}))
     with pytest.raises(L4SError, match="version 99 of the schema"):
@@ -179,33 +183,34 @@ def test_other_versions_and_shapes_are_refused(kind: str, trained: Trained, tmp_
     with pytest.raises(L4SError, match="damaged"):
         agents.make(str(folder))
     with pytest.raises(L4SError, match="speed"):
-        agents.make(f"{trained(kind)},speed=3")
+        agents.make(f"{trained(name)},speed=3")
     with pytest.raises(L4SError, match="decision rule"):
-        agents.make(f"{trained(kind)},rule=most")
-    other = next(each for each in TINY if each != kind)
+        agents.make(f"{trained(name)},rule=most")
+    kind = kind_of(name)
+    other = next(each for each in TINY if kind_of(each) != kind)
     with pytest.raises(L4SError, match=f"of kind '{kind}', not '{other}'"):
-        agents.make(f"{other}:{trained(kind)}")
+        agents.make(f"{other}:{trained(name)}")
 
 
-@pytest.mark.parametrize("kind", TINY)
-def test_a_dataset_of_another_schema_is_refused(kind: str, dataset: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", TINY)
+def test_a_dataset_of_another_schema_is_refused(name: str, dataset: str, tmp_path: Path) -> None:
     from l4s_gym.data import minari_io
 
-    config = TINY[kind]
+    config = TINY[name]
     store = minari_io.load(dataset).storage
     was = store.metadata
-    for name, value in (("schema_version", 99), ("observation_fields", ["queue_type"])):
-        store.update_metadata({name: value})
+    for key, value in (("schema_version", 99), ("observation_fields", ["queue_type"])):
+        store.update_metadata({key: value})
         try:
             with pytest.raises(L4SError, match=f"dataset {dataset!r}: .*(schema|fields)"):
-                training.learner(kind).train(dataset, config, tmp_path / name)
+                training.learner(kind_of(name)).train(dataset, config, tmp_path / key)
         finally:
-            store.update_metadata({name: was[name]})
-        assert not (tmp_path / name / saved.ABOUT).exists()
+            store.update_metadata({key: was[key]})
+        assert not (tmp_path / key / saved.ABOUT).exists()
     with pytest.raises(L4SError, match="not found"):
-        training.learner(kind).train("l4s/dualpi2/nowhere-v0", config, tmp_path / "nowhere")
+        training.learner(kind_of(name)).train("l4s/dualpi2/nowhere-v0", config, tmp_path / "nowhere")
     with pytest.raises(L4SError, match="no_such_key"):
-        training.learner(kind).train(dataset, config | {"no_such_key": 1}, tmp_path / "key")
+        training.learner(kind_of(name)).train(dataset, config | {"no_such_key": 1}, tmp_path / "key")
 
 
 def with_seed(config: dict[str, Any], seed: int) -> dict[str, Any]:
@@ -215,11 +220,11 @@ def with_seed(config: dict[str, Any], seed: int) -> dict[str, Any]:
     return config | {"seed": seed}
 
 
-@pytest.mark.parametrize("kind", TINY)
+@pytest.mark.parametrize("name", TINY)
 def test_an_interrupted_training_goes_on_as_if_nothing_had_been(
-    kind: str, dataset: str, trained: Trained, tmp_path: Path
+    name: str, dataset: str, trained: Trained, tmp_path: Path
 ) -> None:
-    learner, out = training.learner(kind), tmp_path / "stopped"
+    learner, out = training.learner(kind_of(name)), tmp_path / "stopped"
     shares: list[float] = []
 
     def press_ctrl_c(share: float) -> None:
@@ -230,23 +235,23 @@ def test_an_interrupted_training_goes_on_as_if_nothing_had_been(
 
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        learner.train(dataset, TINY[kind], out, progress=press_ctrl_c)
+        learner.train(dataset, TINY[name], out, progress=press_ctrl_c)
     assert signal.getsignal(signal.SIGINT) is before
     with pytest.raises(L4SError, match="--resume"):
         agents.make(str(out))
     with pytest.raises(L4SError, match="--resume"):
-        learner.train(dataset, TINY[kind], out)
+        learner.train(dataset, TINY[name], out)
     with pytest.raises(L4SError, match="another config"):
-        learner.train(dataset, with_seed(TINY[kind], 7), out, resume=True)
-    done = learner.train(dataset, TINY[kind], out, resume=True)
-    whole, resumed = saved.read(trained(kind)), saved.read(out)
+        learner.train(dataset, with_seed(TINY[name], 7), out, resume=True)
+    done = learner.train(dataset, TINY[name], out, resume=True)
+    whole, resumed = saved.read(trained(name)), saved.read(out)
     assert whole.tensors.keys() == resumed.tensors.keys()
-    for name, tensor in whole.tensors.items():
-        assert tensor.equal(resumed.tensors[name]), name
+    for key, tensor in whole.tensors.items():
+        assert tensor.equal(resumed.tensors[key]), key
     assert done["metrics"] == whole.training["metrics"]
     assert not [path for path in out.iterdir() if path.name.startswith(saved.CHECKPOINT)]
     with pytest.raises(L4SError, match="no checkpoint"):
-        learner.train(dataset, TINY[kind], out, resume=True)
+        learner.train(dataset, TINY[name], out, resume=True)
 
 
 def test_every_kind_is_tested() -> None:

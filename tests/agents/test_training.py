@@ -18,6 +18,7 @@ from l4s_gym.agents import saved, training
 from l4s_gym.agents.logged import Logged, Stretch, cut, offline_decisions, split
 from l4s_gym.cli.common import console
 from l4s_gym.data.episodes import Episode
+from l4s_gym.envs.dualpi2 import DualPI2Env
 from tests.agents.conftest import DATASET, TINY
 
 ROOT = Path(__file__).parents[2]
@@ -65,6 +66,45 @@ def test_windows_do_not_straddle_episodes(episodes: list[Episode]) -> None:
     assert window["timesteps"][1].tolist() == [0, 0, 0, 0, 0, 1, 2, 3]
     assert window["returns_to_go"][0, -1] == pytest.approx(logged.rewards[start:stop].sum())
     assert not np.isin(logged.starts[1:] - 1, logged.followed).any()
+
+
+@pytest.mark.parametrize("interval", [1, 10, 100])
+def test_strided_steps_are_what_an_environment_shows_at_intervals(interval: int) -> None:
+    """Under a FIFO and an agent that enqueues always, so that it makes no difference who decides in between."""
+
+    def played(every: int) -> Logged:
+        env = DualPI2Env("l4s-llm-testbed", aqm="fifo", decision_interval=every)
+        observations, rewards = [env.reset(seed=3)[0]], np.zeros(3000 // every)
+        for step in range(len(rewards)):
+            observation, reward, *_ = env.step(0)
+            observations.append(observation)
+            rewards[step] = float(reward)
+        steps = len(rewards)
+        return Logged(np.stack(observations[:-1]), np.zeros(steps, np.int64), rewards, np.array([0, steps]))
+
+    shown, found = played(interval), played(1).strided(interval)
+    assert len(found) == 3000 and len(found.starts) == interval + 1
+    assert len(shown) == found.starts[1] == 3000 // interval
+    np.testing.assert_array_equal(found.observations[: len(shown)], shown.observations)
+    np.testing.assert_allclose(found.rewards[: len(shown)], shown.rewards, rtol=1e-9, atol=1e-12)
+
+
+def test_strided_windows_of_logged_steps_are_those_of_the_dataset(dataset: str, episodes: list[Episode]) -> None:
+    from l4s_gym.data.windows import Windows
+
+    windows, logged = Windows(dataset, 5, stride=7), Logged.of(episodes, drop_missing=False)
+    strided = logged.strided(7)
+    assert strided.rewards[strided.starts[0] : strided.starts[1]].sum() == pytest.approx(logged.returns[0])
+    place = [
+        start + step
+        for start, stop in zip(logged.starts[:-1], logged.starts[1:], strict=True)
+        for first in range(7)
+        for step in range(first, stop - start, 7)
+    ]
+    some = np.random.default_rng(0).permutation(len(strided))[:300]
+    expected = windows.arrays(np.array(place)[some])
+    for name, values in strided.windows(some, 5).items():
+        np.testing.assert_allclose(values, expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 def test_some_steps(episodes: list[Episode]) -> None:
@@ -254,15 +294,17 @@ def run(capsys: Capture, *args: object) -> tuple[int, str, str]:
 def test_train_and_test(dataset: str, tmp_path: Path, capsys: Capture, wide: None) -> None:
     out = tmp_path / "bc"
     config = ROOT / "agents" / "bc" / training.FILE
-    words = ("--config", config, "--small", "--set", "steps=20", "hidden=[16]", "held_out_steps=500")
+    words = ("--config", config, "--small", "--set", "steps=20", "hidden=[16]", "held_out_steps=500", "stride=10")
     code, text, err = run(capsys, "train", "bc", "--dataset", dataset, "--out", out, *words)
     assert (code, err) == (0, "")
     assert "macro-F1" in text and "held out: 500 steps" in text and f"{out}: bc, 20 steps" in text
+    assert text.startswith("step 2/20, loss ") and text.count("s left\n") == 10
     result = tmp_path / "result.json"
     more = ("--scenario", "web", "--seconds", "0.3", "--seeds", "0", "1", "--steps", "400", "--out", result)
     code, text, err = run(capsys, "test", out, f"{out},rule=argmax", "threshold", "--dataset", dataset, *more)
     assert (code, err) == (0, "")
     assert "bc:bc (sample)" in text and "cross-entropy" in text and "web, 2 seeds" in text
+    assert "bc:bc: is asked at every 1. packet, and was trained for --interval 10\n" in text
     body = json.loads(result.read_text())
     assert body["offline"]["bc:bc (sample)"]["part"] == "held out"
     assert body["offline"]["threshold (-)"]["part"] == "all"

@@ -1,4 +1,4 @@
-"""A local service that speaks the part of the Hugging Face Hub's API that Minari's `hf://` remote uses.
+"""A local service that speaks the part of the Hugging Face Hub's API that Minari's `hf://` remote and agents use.
 
 It keeps everything in memory: repositories of files, one commit after the other. Large files go by Git LFS (clients
 must set `HF_HUB_DISABLE_XET=1`). Writing needs the token; `fail` answers with errors, `corrupt` damages a file.
@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "hf_of_the_tests"
-BINARY = (".hdf5", ".png")
+BINARY = (".hdf5", ".png", ".safetensors")
 
 
 class Hub:
@@ -55,6 +55,14 @@ def _entry(path: str, data: bytes) -> dict[str, Any]:
     if path.endswith(BINARY):
         entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
     return entry
+
+
+def _parts(path: str) -> list[str]:
+    """Owner, name and what follows, of a dataset's or a model's path."""
+    inner = path.removeprefix("/api")
+    for kind in ("/datasets/", "/models/"):
+        inner = inner.removeprefix(kind)
+    return inner.strip("/").split("/")
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -102,7 +110,7 @@ class _Handler(BaseHTTPRequestHandler):
             author, search = query.get("author", [""])[0], query.get("search", [""])[0]
             names = [name for name in hub.repos if name.startswith(f"{author}/") and search in name]
             return self.answer(200, [{"id": name} for name in names])
-        parts = path.removeprefix("/api").removeprefix("/datasets/").split("/")
+        parts = _parts(path)
         repo = "/".join(parts[:2])
         if repo not in hub.repos:
             return self.missing("Repo")
@@ -127,8 +135,8 @@ class _Handler(BaseHTTPRequestHandler):
             repo = f"{asked['organization']}/{asked['name']}"
             status = 409 if repo in hub.repos else 200
             hub.repos.setdefault(repo, {})
-            return self.answer(status, {"url": f"{hub.url}/datasets/{repo}"})
-        parts = path.removeprefix("/api").removeprefix("/datasets/").split("/")
+            return self.answer(status, {"url": f"{hub.url}/{'datasets/' * (asked.get('type') == 'dataset')}{repo}"})
+        parts = _parts(path)
         repo = "/".join(parts[:2]).removesuffix(".git")
         if repo not in hub.repos:
             return self.missing("Repo")

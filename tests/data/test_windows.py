@@ -53,7 +53,7 @@ def _dataset(folder: Path, lengths: list[int], *, shards: int = 1, seed: int = 0
     return SimpleNamespace(id="made", episode_indices=list(range(len(runs))), spec=spec, runs=runs)
 
 
-def _plain(runs: list[Any], length: int, gamma: float) -> list[dict[str, Any]]:
+def _plain(runs: list[Any], length: int, gamma: float, stride: int) -> list[dict[str, Any]]:
     """The windows of all steps, one by one."""
     items = []
     for rows in runs:
@@ -62,15 +62,16 @@ def _plain(runs: list[Any], length: int, gamma: float) -> list[dict[str, Any]]:
         for reward in rows["reward"][:-1][::-1].tolist():
             returns.append(reward + gamma * returns[-1])
         returns = returns[:0:-1]
+        summed = [float(rows["reward"][t : min(t + stride, steps)].sum()) for t in range(steps)]
         for last in range(steps):
-            window = [t if t >= 0 else None for t in range(last - length + 1, last + 1)]
+            window = [t if t >= 0 else None for t in range(last - (length - 1) * stride, last + 1, stride)]
             items.append(
                 {
                     "observations": [[0.0] * 8 if t is None else rows["observation"][t].tolist() for t in window],
                     "actions": [0 if t is None else int(rows["action"][t]) for t in window],
-                    "rewards": [0.0 if t is None else float(rows["reward"][t]) for t in window],
+                    "rewards": [0.0 if t is None else summed[t] for t in window],
                     "returns_to_go": [0.0 if t is None else returns[t] for t in window],
-                    "timesteps": [t or 0 for t in window],
+                    "timesteps": [(t or 0) // stride for t in window],
                     "mask": [t is not None for t in window],
                     "missing": [t is not None and bool(rows["missing"][t]) for t in window],
                 }
@@ -82,17 +83,18 @@ def _plain(runs: list[Any], length: int, gamma: float) -> list[dict[str, Any]]:
 @given(
     lengths=st.lists(st.one_of(st.integers(1, 9), st.integers(BLOCK - 2, BLOCK + 2)), min_size=1, max_size=5),
     length=st.integers(1, 6),
-    gamma=st.sampled_from([1.0, 0.99, 0.5, 0.0]),
+    gamma_stride=st.sampled_from([(1.0, 1), (0.99, 1), (0.5, 1), (0.0, 1), (1.0, 2), (1.0, 3), (1.0, 100)]),
     shards=st.integers(1, 3),
     seed=st.integers(0, 99),
 )
 def test_windows_are_those_of_a_plain_implementation(
-    lengths: list[int], length: int, gamma: float, shards: int, seed: int
+    lengths: list[int], length: int, gamma_stride: tuple[float, int], shards: int, seed: int
 ) -> None:
+    gamma, stride = gamma_stride
     with TemporaryDirectory() as folder:
         made = _dataset(Path(folder), lengths, shards=shards, seed=seed)
-        windows = Windows(made, length, gamma=gamma)
-        expected = _plain(made.runs, length, gamma)
+        windows = Windows(made, length, gamma=gamma, stride=stride)
+        expected = _plain(made.runs, length, gamma, stride)
         assert len(windows) == len(expected) == sum(lengths)
         order = np.random.default_rng(seed).permutation(len(windows))
         batch = windows.batch(order)
@@ -140,9 +142,11 @@ def test_gaps_and_bad_arguments(tmp_path: Path) -> None:
     with pytest.raises(L4SError, match=r"within episode 0, .* allow_gaps=True"):
         Windows(loose)
     assert len(Windows(loose, allow_gaps=True)) == 10
-    for bad in ({"length": 0}, {"gamma": 1.1}):
+    for bad in ({"length": 0}, {"gamma": 1.1}, {"stride": 0}):
         with pytest.raises(L4SError, match="give 1 or more"):
             Windows(loose, **bad)
+    with pytest.raises(L4SError, match="only gamma=1 is the same"):
+        Windows(loose, gamma=0.9, stride=2, allow_gaps=True)
 
 
 def _loaders(windows: Windows, workers: int) -> list[Any]:

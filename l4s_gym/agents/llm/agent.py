@@ -9,7 +9,7 @@ With `fixed` the target stays as it is.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ from l4s_gym.errors import L4SError, unknown
 DTYPES: Final = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8"}
 """Precisions, and their names in `DecisionModel.optimize`."""
 _SEQUENCES: Final = 64
+_Model = TypeVar("_Model", bound=torch.nn.Module)
 _TRUE, _FALSE = ("1", "true", "yes"), ("0", "false", "no")
 
 
@@ -48,6 +49,13 @@ class Target:
     def __post_init__(self) -> None:
         if not np.isfinite(self.value):
             raise L4SError(f"llm: target={self.value}: give a finite return")
+
+    def left(self, before: Floats, rewards: Floats, gamma: float) -> Floats:
+        """Returns-to-go (n,) that the model is told next, after those `before` and the rewards since."""
+        if self.fixed:
+            return before
+        left = (before - np.asarray(rewards, np.float64)) / gamma if gamma else before
+        return np.clip(left, self.low, self.high)
 
 
 class LLMAgent:
@@ -88,7 +96,7 @@ class LLMAgent:
             training: What is known about its training.
         """
         if model.config.head != "linear":
-            raise L4SError(f"llm: head {model.config.head!r} writes its answers: use it by l4s_gym.agents.llm.text")
+            raise L4SError(f"llm: head {model.config.head!r} writes its answers: use TextAgent")
         self._rule = DecisionRule(rule)
         self.rule, self.name, self.target = rule, name, target
         self.training = {} if training is None else training
@@ -96,12 +104,7 @@ class LLMAgent:
         self.length = int(settings.get("length", 2 * model.config.window))
         self.correction = no_correction() if correction is None else correction
         self._parameters = (len_of(model), len_of(model, trained=True)) if parameters is None else parameters
-        try:
-            model = model.to(device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise L4SError(f"llm: device {device!r} cannot be used ({reason}): give another, such as cpu") from error
-        self.model = model.eval()
+        self.model = placed(model, device)
         self._device = torch.device(device)
         self._compiled = compiled
         self._step: Any = torch.compile(self.model.step, dynamic=True) if compiled else self.model.step
@@ -126,10 +129,8 @@ class LLMAgent:
         if self._state is None:
             raise L4SError("llm: has not been started: call reset with the number of episodes")
         check_batch(obs, len(self._left))
-        if not self._first and not self.target.fixed:
-            gamma = self.model.config.gamma
-            left = (self._left - np.asarray(rewards, np.float64)) / gamma if gamma else self._left
-            self._left = np.clip(left, self.target.low, self.target.high)
+        if not self._first:
+            self._left = self.target.left(self._left, rewards, self.model.config.gamma)
         self._first = False
         with torch.inference_mode():
             logits = self._step(
@@ -163,7 +164,7 @@ class LLMAgent:
         """
         length = self.length
         ends, tile = _tiles(np.asarray(index), logged.starts, max(length // 2, 1))
-        returns = _returns(logged, self.model.config.gamma)
+        returns = discounted_returns(logged, self.model.config.gamma)
         found = np.zeros((len(ends), length, 3))
         self.model.eval()
         for at in range(0, len(ends), _SEQUENCES):
@@ -200,7 +201,7 @@ def _tiles(
     return np.array(ends[1:], np.int64), tile
 
 
-def _returns(logged: Logged, gamma: float) -> Floats:
+def discounted_returns(logged: Logged, gamma: float) -> Floats:
     """Discounted return-to-go of each step (T,)."""
     if gamma == 1.0:
         return logged.returns
@@ -209,6 +210,19 @@ def _returns(logged: Logged, gamma: float) -> Floats:
         for step in range(stop - 2, start - 1, -1):
             found[step] += gamma * found[step + 1]
     return found
+
+
+def placed(model: _Model, device: str) -> _Model:
+    """A model that is ready to decide on a device.
+
+    Raises:
+        L4SError: There is no such device.
+    """
+    try:
+        return model.to(device).eval()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise L4SError(f"llm: device {device!r} cannot be used ({reason}): give another, such as cpu") from error
 
 
 def len_of(model: torch.nn.Module, *, trained: bool = False) -> int:
@@ -245,12 +259,12 @@ def open_agent(
     device: str = "cpu",
     compile: str | bool = False,
     correct: str | bool = True,
-) -> LLMAgent:
+) -> Any:
     """Read a saved agent, made fast: its adapters are merged, and GPT-2 takes fewer operations.
 
     Args:
         folder: Where it is.
-        rule: `sample`, `argmax` or `diffuse`.
+        rule: `sample`, `argmax` or `diffuse`; an agent that writes has no `diffuse`.
         target: Return of an episode that it is to reach, in the reward's unit; None: a high quantile of its training
             episodes' (`quantile` in its configuration).
         fixed: Keep the target as it is, instead of taking off what is received.
@@ -258,6 +272,9 @@ def open_agent(
         device: Of PyTorch.
         compile: Compile the step; the first decisions then take minutes.
         correct: Undo the shift of a training that let rare actions count more.
+
+    Returns:
+        An `LLMAgent`, or of the text head a `TextAgent`, which has no `dtype` and is not compiled.
 
     Raises:
         L4SError: The folder holds no such agent, or an option makes no sense.
@@ -267,7 +284,6 @@ def open_agent(
     loaded = storage.load(folder)
     model, training = loaded.model, loaded.training
     parameters = len_of(model), int(training.get("trainable_parameters", len_of(model, trained=True)))
-    _make_fast(model, dtype)
     returns = training.get("returns") or {"target": 0.0, "low": -np.inf, "high": np.inf}
     try:
         value = float(returns["target"] if target is None else target)
@@ -275,13 +291,22 @@ def open_agent(
         raise L4SError(f"llm: target={target}: give a return") from None
     # A target beyond all that was seen is the user's wish, and bounds what follows.
     low, high = min(float(returns["low"]), value), max(float(returns["high"]), value)
+    goal, name = Target(value, low, high, _flag("fixed", fixed)), f"llm:{loaded.path.resolve().name}"
+    if model.config.head == "text":
+        from l4s_gym.agents.llm.text_agent import TextAgent
+
+        if dtype or _flag("compile", compile):
+            raise L4SError("llm: dtype and compile are not for an agent that writes: leave them out")
+        model.merge()
+        return TextAgent(model, goal, rule=rule, name=name, device=device, parameters=parameters, training=training)
+    _make_fast(model, dtype)
     correction = training.get("correction") if _flag("correct", correct) else None
     return LLMAgent(
         model,
-        Target(value, low, high, _flag("fixed", fixed)),
+        goal,
         rule=rule,
         correction=None if correction is None else Correction.from_dict(correction),
-        name=f"llm:{loaded.path.resolve().name}",
+        name=name,
         device=device,
         compiled=_flag("compile", compile),
         parameters=parameters,
@@ -292,7 +317,7 @@ def open_agent(
 OPTIONS: Final = ("rule", "target", "fixed", "dtype", "device", "compile", "correct")
 
 
-def load(saved: Any, **options: str) -> LLMAgent:
+def load(saved: Any, **options: str) -> Any:
     """The loader of saved agents of kind `llm`: a `saved.Saved` (its `path` is read), and options as written."""
     for name in options:
         if name not in OPTIONS:

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 
 from l4s_gym import agents
-from l4s_gym.agents.llm.agent import LLMAgent, open_agent
+from l4s_gym.agents.llm.agent import open_agent
 from l4s_gym.agents.llm.train import Progress, Say, train
 from l4s_gym.agents.protocol import Agent
 from l4s_gym.data import minari_io
@@ -159,7 +159,7 @@ def adapt(
     progress: Progress | None = None,
     say: Say | None = None,
     **options: Any,
-) -> LLMAgent:
+) -> Any:
     """Train an agent on experience.
 
     Args:

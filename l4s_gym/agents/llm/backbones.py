@@ -87,7 +87,7 @@ def _build(make: Callable[[str], Any]) -> Any:
         return make("eager")
 
 
-def _load(config: BackboneConfig) -> tuple[Any, str]:
+def _load(config: BackboneConfig, words: bool) -> tuple[Any, str]:
     """A pretrained model, and the commit that it has on the hub."""
     transformers = import_transformers()
     name, revision, dtype = config.pretrained, config.revision or "main", getattr(torch, config.dtype)
@@ -95,6 +95,7 @@ def _load(config: BackboneConfig) -> tuple[Any, str]:
         found = transformers.AutoConfig.from_pretrained(name, revision=revision)
         t5_encoder = found.model_type == "t5" and not config.decoder
         kind = transformers.T5EncoderModel if t5_encoder else transformers.AutoModel
+        kind = transformers.AutoModelForCausalLM if words else kind
         model = _build(
             lambda attention: kind.from_pretrained(name, revision=revision, attn_implementation=attention, dtype=dtype)
         )
@@ -106,16 +107,17 @@ def _load(config: BackboneConfig) -> tuple[Any, str]:
     return model, str(getattr(found, "_commit_hash", None) or "")
 
 
-def _make(config: BackboneConfig) -> tuple[Any, str]:
+def _make(config: BackboneConfig, words: bool) -> tuple[Any, str]:
     """The model of transformers, and the commit of a pretrained one."""
     if config.pretrained:
-        return _load(config)
+        return _load(config, words)
     transformers = import_transformers()
     sizes = random_config(config)
     t5_encoder = sizes.model_type == "t5" and not config.decoder
     if t5_encoder:
         sizes.use_cache = False
-    kind = transformers.T5EncoderModel._from_config if t5_encoder else transformers.AutoModel.from_config
+    plain = transformers.AutoModelForCausalLM if words else transformers.AutoModel
+    kind = transformers.T5EncoderModel._from_config if t5_encoder else plain.from_config
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         try:
@@ -157,15 +159,20 @@ class Backbone(nn.Module):
         limit: Number of positions.
     """
 
-    def __init__(self, config: BackboneConfig, lora: LoraConfig) -> None:
+    def __init__(self, config: BackboneConfig, lora: LoraConfig, *, words: bool = False) -> None:
         """Build or load it.
+
+        Args:
+            config: What it is.
+            lora: Adapters.
+            words: Keep its language-model head; `core` is then asked, not the backbone itself.
 
         Raises:
             L4SError: It does not exist, or cannot be used; or a library is missing.
         """
         super().__init__()
         self.config = config
-        model, self.commit = _make(config)
+        model, self.commit = _make(config, words)
         sizes = copy.deepcopy(model.config)
         self.family: str = sizes.model_type
         if config.exit_layer:
@@ -174,14 +181,15 @@ class Backbone(nn.Module):
         embedding = model.get_input_embeddings()
         if not isinstance(embedding, nn.Embedding):
             raise L4SError(f"backbone {self.family!r}: cannot be used (it reads no words): choose another family")
-        embedding.weight.requires_grad_(False)  # words are never read
+        if not words:
+            embedding.weight.requires_grad_(False)  # they are never read
         self.width = int(embedding.weight.shape[1])
         if config.checkpointing:
             newer = getattr(model, "activation_checkpointing_enable", None)  # the newer name
             (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
         self.model = attach(model, lora, self.family) if lora.rank else model
         self._tell_positions()
-        if self.family not in FAMILIES and not embedding.weight.is_meta:
+        if not words and self.family not in FAMILIES and not embedding.weight.is_meta:
             self._check()
 
     @property

@@ -107,7 +107,7 @@ class Corpus:
         self.parts: list[Part] = []
         for source, weight in weights:
             dataset = _check(source, rewards)
-            windows = Windows(dataset, config.length, gamma=gamma, allow_gaps=config.allow_gaps)
+            windows = Windows(dataset, config.length, gamma=gamma, allow_gaps=config.allow_gaps, stride=config.stride)
             self.parts.append(self._part(_name(source), windows, weight))
         if len(set(rewards.values())) > 1:
             which = ", ".join(f"{name}: {reward}" for name, reward in rewards.items())
@@ -183,22 +183,24 @@ class Corpus:
             chosen = np.flatnonzero(wanted == action)
             if len(steps) and len(chosen):
                 hit = steps[rng.integers(len(steps), size=len(chosen))]
-                index[chosen] = np.minimum(hit + later[chosen], part.last(hit))
+                room = (part.last(hit) - hit) // self.config.stride
+                index[chosen] = hit + np.minimum(later[chosen], room) * self.config.stride
         return index
 
     def held_out(self, size: int) -> Iterator[tuple[Batch, npt.NDArray[np.bool_]]]:
         """Batches of at most `size` sequences over the held-out episodes, and which of their steps are to be looked at.
 
         Each step is looked at at most once, with at least half a sequence before it where its episode has as many.
-        At most about `eval_steps` steps, evenly spaced over the tiles of a dataset.
+        At most about `eval_steps` steps, evenly spaced over the tiles of a dataset. Of a stride, each n-th step of an
+        episode, from its first one on.
         """
         length = self.config.length
-        stride = max(length // 2, 1)
+        new_steps = max(length // 2, 1)
         whole = sum(int((part.held[:, 2] - part.held[:, 1]).sum()) for part in self.parts)
         for part in self.parts:
-            ends, fresh = _tiles(part, length, stride)
+            ends, fresh = _tiles(part, length, new_steps)
             share = (part.held[:, 2] - part.held[:, 1]).sum() / max(whole, 1)
-            most = max(int(self.config.eval_steps * share) // stride, 1)
+            most = max(int(self.config.eval_steps * share) // new_steps, 1)
             if len(ends) > most:
                 kept = np.linspace(0, len(ends) - 1, most).astype(np.int64)
                 ends, fresh = ends[kept], fresh[kept]
@@ -245,12 +247,14 @@ def _returns(part: Part, index: Ints) -> Floats:
     return found
 
 
-def _tiles(part: Part, length: int, stride: int) -> tuple[Ints, Ints]:
-    """Last steps of the sequences that cover the held-out episodes, and how many steps at the end of each are new."""
+def _tiles(part: Part, length: int, most: int) -> tuple[Ints, Ints]:
+    """Last steps of the sequences that cover the held-out episodes, and how many at the end of each are new."""
     ends, fresh = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    stride = part.windows.stride
     for episode, start, stop in part.held.tolist():
-        first = min(start + (length if start == 0 else stride), stop)  # the first sequence has nothing before it
-        last = np.unique(np.minimum(np.arange(first, stop + stride, stride), stop))
-        ends.append(part.windows.starts[episode] + last - 1)
-        fresh.append(np.diff(last, prepend=start))
+        steps = -(-(stop - start) // stride)
+        first = min(length if start == 0 else most, steps)  # the first sequence has nothing before it
+        last = np.unique(np.minimum(np.arange(first, steps + most, most), steps))
+        ends.append(part.windows.starts[episode] + start + (last - 1) * stride)
+        fresh.append(np.diff(last, prepend=0))
     return np.concatenate(ends), np.concatenate(fresh)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-Say = Callable[[str], None]
+from l4s_gym.agents.training import Say
+
 LOGS: Final = "logs"
 
 
@@ -63,4 +64,6 @@ class Journal:
                 f"; held out: cross-entropy {held_out['cross_entropy']:.4f}, accuracy {held_out['accuracy']:.4f} "
                 f"(majority {held_out['majority']:.4f}), macro-F1 {held_out['macro_f1']:.3f}, recall {recall}"
             )
+            if "valid" in held_out:
+                text += f", valid answers {100 * held_out['valid']:.2f} %"
         self.say(f"{text}; {left_s:.0f} s left")

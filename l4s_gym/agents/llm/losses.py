@@ -23,7 +23,12 @@ Floats = npt.NDArray[np.float64]
 
 
 def sequence_loss(
-    logits: torch.Tensor, actions: torch.Tensor, counted: torch.Tensor, imbalance: Imbalance
+    logits: torch.Tensor,
+    actions: torch.Tensor,
+    counted: torch.Tensor,
+    imbalance: Imbalance,
+    *,
+    normalised: bool = False,
 ) -> torch.Tensor:
     """The sum of the losses of the steps that count.
 
@@ -32,9 +37,11 @@ def sequence_loss(
         actions: Labels (B, K) int64.
         counted: Steps that are part of the loss (B, K) bool.
         imbalance: Which loss, with the shares of the data.
+        normalised: The logits are log-probabilities, of sum 1 or less: what is missing is another outcome's.
     """
     labels = actions[counted]  # (N,)
-    each = functional.cross_entropy(logits.float()[counted], labels, reduction="none")  # (N,)
+    log_p = logits.float()[counted] if normalised else torch.log_softmax(logits.float()[counted], -1)
+    each = functional.nll_loss(log_p, labels, reduction="none")  # (N,)
     if imbalance.kind == "focal":
         # Not 0 at p = 1: the power's derivative there would be infinite or undefined.
         each = each * (-torch.expm1(-each)).clamp_min(1e-6) ** imbalance.gamma

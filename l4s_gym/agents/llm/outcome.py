@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from l4s_gym.agents.llm import storage
-from l4s_gym.agents.llm.model import DecisionModel
+from l4s_gym.agents.llm.text import Model
 
 RESULT: Final = "result.json"
 
 
-def place(out: Path, model: DecisionModel, result: Mapping[str, Any]) -> None:
+def place(out: Path, model: Model, result: Mapping[str, Any]) -> None:
     """Put the agent, with the result and the logs, in the place of the checkpoint."""
     kept = {name: value for name, value in result.items() if name != "history"}
     text = json.dumps(result, indent=2) + "\n"

@@ -49,6 +49,7 @@ class TrainConfig:
         accumulate: Parts that the batch is cut into, one after the other, to save memory; the gradient stays the same.
         length: Steps of a sequence. Longer than the model's window, so that it is trained with the banded attention
             with which it will run: a token then sees through others further back than the window.
+        stride: Steps from one of a sequence to the next: n trains an agent that is asked at every n-th packet.
         learning_rate: The highest, after the warm-up.
         weight_decay: Of AdamW, on matrices only.
         warmup: Steps over which the learning rate grows from 0.
@@ -71,6 +72,7 @@ class TrainConfig:
     batch_size: _Positive = 32
     accumulate: _Positive = 1
     length: _Positive = 60
+    stride: _Positive = 1
     learning_rate: _Above0 = 1e-3
     weight_decay: Annotated[float, Meta(ge=0.0)] = 0.01
     warmup: _Count = 100

@@ -23,9 +23,10 @@ from l4s_gym.agents import saved
 from l4s_gym.agents.llm.backbones import Backbone, one_line
 from l4s_gym.agents.llm.config import LLMConfig, from_dict, to_dict
 from l4s_gym.agents.llm.lora import count, import_peft
-from l4s_gym.agents.llm.model import DecisionModel
+from l4s_gym.agents.llm.text import Model, build
 from l4s_gym.data.files import PathLike
 from l4s_gym.errors import L4SError
+from l4s_gym.extras import optional
 from l4s_gym.schema import SCHEMA_VERSION
 
 KIND: Final = "llm"
@@ -36,17 +37,17 @@ class Loaded:
     """A saved model.
 
     Attributes:
-        model: In `eval` mode.
+        model: A `DecisionModel` or `TextModel`, in `eval` mode.
         training: What was told about its training (plain values).
         path: Its folder.
     """
 
-    model: DecisionModel
+    model: Any
     training: dict[str, Any]
     path: Path
 
 
-def own_tensors(model: DecisionModel) -> dict[str, Tensor]:
+def own_tensors(model: Model) -> dict[str, Tensor]:
     """What `weights.safetensors` holds: names are the same with and without adapters."""
     tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("backbone.")}
     backbone = model.config.backbone
@@ -57,7 +58,7 @@ def own_tensors(model: DecisionModel) -> dict[str, Tensor]:
     return tensors
 
 
-def set_own_tensors(model: DecisionModel, tensors: Mapping[str, Tensor]) -> None:
+def set_own_tensors(model: Model, tensors: Mapping[str, Tensor]) -> None:
     """Put `own_tensors` back.
 
     Raises:
@@ -80,7 +81,7 @@ def set_own_tensors(model: DecisionModel, tensors: Mapping[str, Tensor]) -> None
         core.load_state_dict({name: tensors[stored] for name, stored in inner.items()}, strict=False)
 
 
-def adapter_tensors(model: DecisionModel) -> dict[str, Tensor]:
+def adapter_tensors(model: Model) -> dict[str, Tensor]:
     """LoRA's weights, named as peft names them; none without adapters."""
     if not model.backbone.adapted:
         return {}
@@ -91,7 +92,7 @@ def adapter_tensors(model: DecisionModel) -> dict[str, Tensor]:
     return state
 
 
-def set_adapter_tensors(model: DecisionModel, tensors: Mapping[str, Tensor]) -> None:
+def set_adapter_tensors(model: Model, tensors: Mapping[str, Tensor]) -> None:
     """Put `adapter_tensors` back.
 
     Raises:
@@ -106,7 +107,7 @@ def set_adapter_tensors(model: DecisionModel, tensors: Mapping[str, Tensor]) -> 
     set_peft_model_state_dict(model.backbone.model, dict(tensors))
 
 
-def _card(config: LLMConfig, model: DecisionModel, training: Mapping[str, Any], text: str) -> str:
+def _card(config: LLMConfig, model: Model, training: Mapping[str, Any], text: str) -> str:
     """The model card."""
     backbone = config.backbone
     base = f"base_model: {backbone.pretrained}\n" if backbone.pretrained.count("/") == 1 else ""
@@ -116,7 +117,8 @@ def _card(config: LLMConfig, model: DecisionModel, training: Mapping[str, Any], 
         ("backbone", f"{name} {backbone.revision}".strip()),
         ("adapters", f"LoRA of rank {config.lora.rank}" if config.lora.rank else "none"),
         ("parameters", str(count(model))),
-        ("layout", f"{config.layout}, window of {config.window} steps"),
+        ("head", config.head),
+        *([("layout", f"{config.layout}, window of {config.window} steps")] if config.head == "linear" else []),
         ("schema", f"version {SCHEMA_VERSION}"),
         *((key, str(value)) for key, value in sorted(shown.items())),
     ]
@@ -132,7 +134,7 @@ def _card(config: LLMConfig, model: DecisionModel, training: Mapping[str, Any], 
 
 
 def save(
-    model: DecisionModel,
+    model: Model,
     folder: PathLike,
     *,
     training: Mapping[str, Any] | None = None,
@@ -194,7 +196,7 @@ def load(folder: PathLike, *, merge: bool = False) -> Loaded:
     found = saved.read(folder, KIND)
     config = from_dict(found.config, str(found.path / saved.ABOUT))
     with torch.random.fork_rng(devices=[]):
-        model = DecisionModel(config)
+        model = build(config)
     try:
         set_own_tensors(model, found.tensors)
         if config.lora.rank:
@@ -207,8 +209,28 @@ def load(folder: PathLike, *, merge: bool = False) -> Loaded:
     return Loaded(model, found.training, found.path)
 
 
+def fetch(repo_id: str, revision: str = "") -> Path:
+    """Get a model that was sent to the hub; what is there already is not fetched again.
+
+    Args:
+        repo_id: `OWNER/NAME`.
+        revision: Commit, tag or branch; empty: the newest.
+
+    Returns:
+        Its folder in the hub's cache, for `load` or `agents.make`.
+
+    Raises:
+        L4SError: There is none, or the hub cannot be reached.
+    """
+    hub = optional("huggingface_hub", "llm")
+    try:
+        return Path(hub.snapshot_download(repo_id, revision=revision or None))
+    except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
+        raise L4SError(f"hub: {repo_id}: {one_line(error)}: check name, revision and connection") from error
+
+
 def push_to_hub(
-    model: DecisionModel,
+    model: Model,
     repo_id: str,
     *,
     training: Mapping[str, Any] | None = None,
@@ -232,14 +254,13 @@ def push_to_hub(
     Raises:
         L4SError: The hub refuses or cannot be reached.
     """
-    import huggingface_hub
-
+    hub = optional("huggingface_hub", "llm")
     with tempfile.TemporaryDirectory() as temporary:
         folder = save(model, Path(temporary) / "agent", training=training, card=card)
         try:
-            api = huggingface_hub.HfApi()
+            api = hub.HfApi()
             url = api.create_repo(repo_id, private=private, exist_ok=True)
             api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
-        except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
+        except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
             raise L4SError(f"hub: {repo_id}: {one_line(error)}: check name, token and connection") from error
     return str(url)

@@ -11,10 +11,9 @@ are then about four times as long as with a tokenizer made from text, which its 
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,14 +21,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from l4s_gym.agents.llm.backbones import import_transformers, one_line, random_config
-from l4s_gym.agents.llm.config import LLMConfig
-from l4s_gym.agents.llm.lora import attach
+from l4s_gym.agents.llm.backbones import Backbone, import_transformers, one_line
+from l4s_gym.agents.llm.config import UNKNOWN, LLMConfig
+from l4s_gym.agents.llm.model import DecisionModel
 from l4s_gym.errors import L4SError
 from l4s_gym.schema import ACTIONS, BY_NAME, ENQUEUE, OBSERVED, unscale_observation
 
 ANSWER_TOKENS: Final = 12
 """An answer is cut off here."""
+_WORDS: Final = dict(
+    zip(OBSERVED, ("queue", "burst", "p", "delay", "sum of p", "length", "drops", "packet"), strict=True)
+)
 
 
 class Tokenizer(Protocol):
@@ -91,24 +93,27 @@ class PretrainedTokenizer:
         return str(self._inner.decode(list(tokens), skip_special_tokens=True))
 
 
-def prompt(observation: npt.ArrayLike, return_to_go: float) -> str:
+def prompt(observation: npt.ArrayLike, return_to_go: float, missing: bool = False) -> str:
     """A state as text.
 
     Args:
         observation: (8,), scaled.
         return_to_go: What shall be reached.
+        missing: Whether the accumulated probability is unknown.
     """
-    raw = unscale_observation(observation)
     parts = []
-    for name, value in zip(OBSERVED, raw, strict=True):
-        field = BY_NAME[name]
-        if field.unit.startswith("1/"):
-            parts.append(f"{name} {value / (2**31 - 1):.4f}")
-        elif name == "queue_type":
-            parts.append(f"queue {'L' if value > 0.5 else 'C'}")
+    for name, value in zip(OBSERVED, unscale_observation(observation), strict=True):
+        unit = BY_NAME[name].unit
+        if name == "queue_type":
+            said = "L" if value > 0.5 else "C"
+        elif missing and name == UNKNOWN:
+            said = "unknown"
+        elif unit.startswith("1/"):
+            said = f"{value / (2**31 - 1):.4f}"
         else:
-            parts.append(f"{name} {value:.0f} {field.unit}")
-    return f"{'; '.join(parts)}; return to go {return_to_go:.3g}. {', '.join(ACTIONS)}? Answer:"
+            said = f"{value:.0f}" + f" {unit}" * (unit in ("us", "B"))
+        parts.append(f"{_WORDS[name]} {said}")
+    return f"{'; '.join(parts)}; return {return_to_go:.3g}. {', '.join(ACTIONS)}?"
 
 
 def answer(action: int) -> str:
@@ -130,14 +135,14 @@ class Answers:
         actions: (n,) int64; "enqueue" where the answer is invalid.
         valid: (n,) bool.
         texts: The answers.
-        tokens: Tokens written by the longest one.
+        tokens: Tokens of each answer, its end included (n,) int64.
         seconds: Time for the batch.
     """
 
     actions: npt.NDArray[np.int64]
     valid: npt.NDArray[np.bool_]
     texts: tuple[str, ...]
-    tokens: int
+    tokens: npt.NDArray[np.int64]
     seconds: float
 
 
@@ -145,9 +150,10 @@ class TextModel(nn.Module):
     """A causal language model that is asked for actions.
 
     Attributes:
-        config: What it is made of (backbone and adapters).
+        config: What it is made of: backbone and adapters, discount of the return-to-go.
         tokenizer: Its tokenizer.
-        model: The model of transformers, or the `peft.PeftModel` around it.
+        backbone: The language model, its own head included.
+        read: Tokens of the last call.
     """
 
     def __init__(self, config: LLMConfig) -> None:
@@ -157,90 +163,141 @@ class TextModel(nn.Module):
             L4SError: It is no causal model, does not exist, or a library is missing.
         """
         super().__init__()
-        transformers = import_transformers()
         self.config, backbone = config, config.backbone
         if backbone.family == "t5" and not backbone.pretrained:
             raise L4SError("llm: head = 'text' needs a causal backbone: choose another family than t5")
         if backbone.pretrained:
             self.tokenizer: Tokenizer = PretrainedTokenizer(backbone.pretrained, backbone.revision)
-            try:
-                model = transformers.AutoModelForCausalLM.from_pretrained(
-                    backbone.pretrained, revision=backbone.revision or "main", dtype=getattr(torch, backbone.dtype)
-                )
-            except (OSError, ValueError) as error:
-                raise L4SError(
-                    f"backbone {backbone.pretrained!r}: cannot be loaded ({one_line(error)}): check it"
-                ) from error
         else:
             self.tokenizer = ByteTokenizer()
-            sizes = random_config(replace(backbone, vocabulary=self.tokenizer.size))
-            sizes.pad_token_id, sizes.eos_token_id, sizes.bos_token_id = self.tokenizer.pad, self.tokenizer.end, None
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(backbone.seed)
-                model = transformers.AutoModelForCausalLM.from_config(sizes).to(getattr(torch, backbone.dtype))
-        self.positions = int(getattr(model.config, "max_position_embeddings", 1 << 20))
-        family = model.config.model_type
-        model.requires_grad_(not backbone.frozen)
-        self.model = attach(model, config.lora, family) if config.lora.rank else model
+            backbone = replace(backbone, vocabulary=self.tokenizer.size)
+        self.backbone: Any = Backbone(backbone, config.lora, words=True)
+        told = [[*self.tokenizer.encode(answer(action)), self.tokenizer.end] for action in range(len(ACTIONS))]
+        self._answers = torch.tensor([token for tokens in told for token in tokens])
+        self._of = torch.tensor([action for action, tokens in enumerate(told) for _ in tokens])
+        self.read = 0
 
-    def _batch(self, texts: Sequence[list[int]], left: bool) -> tuple[Tensor, Tensor]:
-        """Token lists as tensors: tokens (n, N) padded on one side, and which are real (n, N) int64."""
-        length = max(len(tokens) for tokens in texts)
-        if length + ANSWER_TOKENS > self.positions:
-            need = length + ANSWER_TOKENS
-            raise L4SError(f"llm: a prompt takes {need} positions, the backbone has {self.positions}: raise positions")
-        device = next(self.model.parameters()).device
-        tokens = torch.full((len(texts), length), self.tokenizer.pad, device=device)
-        real = torch.zeros_like(tokens)
-        for row, each in enumerate(texts):
-            where = slice(length - len(each), length) if left else slice(0, len(each))
-            tokens[row, where] = torch.tensor(each, device=device)
-            real[row, where] = 1
-        return tokens, real
+    def _tokens(self, prompts: Sequence[str], more: int) -> tuple[Tensor, Tensor]:
+        """Prompts as tokens (n, N), padded on the left, and which are real (n, N) bool; `more` are to follow."""
+        texts = [self.tokenizer.encode(text) for text in prompts]
+        length, limit = max(map(len, texts)), self.backbone.limit
+        if length + more > limit:
+            raise L4SError(f"llm: a prompt takes {length + more} positions, the backbone has {limit}: raise positions")
+        tokens = np.full((len(texts), length), self.tokenizer.pad)
+        for row, each in zip(tokens, texts, strict=True):
+            row[length - len(each) :] = each
+        device = self.backbone.core.get_input_embeddings().weight.device
+        lengths = torch.tensor([len(each) for each in texts], device=device)
+        real = torch.arange(length, device=device) >= length - lengths[:, None]
+        return torch.from_numpy(tokens).to(device), real
 
-    def loss(self, prompts: Sequence[str], actions: Sequence[int]) -> Tensor:
-        """Mean cross-entropy of the tokens of the right answers."""
-        asked = [self.tokenizer.encode(text) for text in prompts]
-        told = [[*self.tokenizer.encode(answer(action)), self.tokenizer.end] for action in actions]
-        tokens, real = self._batch([a + b for a, b in zip(asked, told, strict=True)], left=False)
-        labels = torch.full_like(tokens, -100)
-        for row, (a, b) in enumerate(zip(asked, told, strict=True)):
-            labels[row, len(a) : len(a) + len(b)] = tokens[row, len(a) : len(a) + len(b)]
-        logits = self.model(input_ids=tokens, attention_mask=real).logits
-        return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100)
+    def forward(
+        self,
+        returns: Tensor,
+        observations: Tensor,
+        actions: Tensor,
+        timesteps: Tensor,
+        mask: Tensor,
+        missing: Tensor | None = None,
+    ) -> Tensor:
+        """As `DecisionModel.forward`, but each step is asked about by itself, whatever came before it.
+
+        Returns:
+            Log-probabilities of the three answers (B, K, 3); what is left of 1 is that of answers that are invalid.
+        """
+        del actions, timesteps, mask
+        unknown = torch.zeros_like(returns, dtype=torch.bool) if missing is None else missing
+        rows = zip(*(each.flatten(0, 1).cpu().numpy() for each in (observations, returns, unknown)), strict=True)
+        return self.scores([prompt(*row) for row in rows]).view(*returns.shape, len(ACTIONS))
+
+    def scores(self, prompts: Sequence[str]) -> Tensor:
+        """Log-probabilities (n, 3) with which the model writes each of the three answers.
+
+        One pass: the three follow the prompt side by side, and none sees the others.
+        """
+        answers, of = self._answers, self._of
+        tokens, real = self._tokens(prompts, len(answers))
+        answers, of = answers.to(tokens.device), of.to(tokens.device)
+        n, length = tokens.shape
+        size = length + len(answers)
+        segment = torch.cat((torch.full((length,), -1, device=of.device), of))
+        index = torch.arange(size, device=of.device)
+        seen = (index[:, None] >= index) & ((segment[:, None] == segment) | (segment == -1))
+        seen = seen & F.pad(real, (0, len(answers)), value=True)[:, None] | (index[:, None] == index)  # (n, S, S)
+        bias = torch.zeros(seen.shape, dtype=self.backbone.dtype, device=of.device)
+        bias = bias.masked_fill_(~seen, torch.finfo(bias.dtype).min)[:, None]
+        place = index[length:] - length - torch.searchsorted(of, of)  # within its answer
+        positions = torch.cat((real.cumsum(1) - 1, real.sum(1, keepdim=True) + place), 1).clamp_min(0)
+        logits = self.backbone.core(
+            input_ids=torch.cat((tokens, answers.expand(n, -1)), 1),
+            attention_mask=bias,
+            position_ids=positions,
+            use_cache=False,
+            logits_to_keep=len(answers) + 1,
+        ).logits  # (n, 1 + answers, V): the first is that at the end of the prompt
+        self.read = int(real.sum()) + n * len(answers)
+        before = torch.where(place == 0, 0, torch.arange(len(answers), device=of.device))
+        told = torch.log_softmax(logits[:, before].float(), -1).gather(2, answers.expand(n, -1)[..., None])[..., 0]
+        return told.new_zeros(n, len(ACTIONS)).index_add(1, of, told)
+
+    def merge(self) -> None:
+        """Merge LoRA's adapters into the weights, for use; training ends with this. Without adapters: nothing."""
+        self.backbone.merge()
 
     @torch.no_grad()
-    def ask(self, prompts: Sequence[str], *, sample: bool = False) -> Answers:
-        """Let the model answer.
+    def ask(self, prompts: Sequence[str], draws: npt.NDArray[np.float64] | None = None) -> Answers:
+        """Let the model answer, token by token.
 
         Args:
             prompts: One for each queue.
-            sample: Draw each token (from PyTorch's global generator) instead of taking the most probable.
+            draws: Numbers in [0, 1) that the tokens are drawn by (n, `ANSWER_TOKENS`); None: the most probable ones.
         """
         began = time.perf_counter()
-        tokens, real = self._batch([self.tokenizer.encode(text) for text in prompts], left=True)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about settings that a model's own configuration brings
-            written = self.model.generate(
-                input_ids=tokens,
-                attention_mask=real,
-                max_new_tokens=ANSWER_TOKENS,
-                do_sample=sample,
-                pad_token_id=self.tokenizer.pad,
-                eos_token_id=self.tokenizer.end,
-            )[:, tokens.shape[1] :]
-        texts = tuple(self.tokenizer.decode(_until(row, self.tokenizer.end)) for row in written.tolist())
-        seconds = time.perf_counter() - began
+        ids, real = self._tokens(prompts, ANSWER_TOKENS)
+        positions, cache = (real.cumsum(1) - 1).clamp_min(0), self.backbone.new_cache()
+        chance = None if draws is None else torch.from_numpy(draws).to(ids.device)
+        over = torch.zeros(len(prompts), dtype=torch.bool, device=ids.device)
+        written: list[Tensor] = []
+        while len(written) < ANSWER_TOKENS and not bool(over.all()):
+            logits = self.backbone.core(
+                input_ids=ids,
+                attention_mask=real.long(),
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1]
+            if chance is None:
+                token = logits.argmax(-1)
+            else:
+                edges = torch.softmax(logits.double(), -1).cumsum(-1)
+                below = chance[:, len(written), None] * edges[:, -1:]
+                token = torch.searchsorted(edges, below, right=True)[:, 0].clamp_max(edges.shape[1] - 1)
+            token = torch.where(over, self.tokenizer.pad, token)
+            over = over | (token == self.tokenizer.end)
+            written.append(token)
+            ids, positions = token[:, None], positions[:, -1:] + 1
+            real = F.pad(real, (0, 1), value=True)
+        rows = [_until(row, self.tokenizer.end) for row in torch.stack(written, 1).tolist()]
+        texts = tuple(map(self.tokenizer.decode, rows))
         found = [parse(text) for text in texts]
         return Answers(
             actions=np.array([ENQUEUE if action is None else action for action in found], np.int64),
             valid=np.array([action is not None for action in found]),
             texts=texts,
-            tokens=int(written.shape[1]),
-            seconds=seconds,
+            tokens=np.array([min(len(row) + 1, len(written)) for row in rows]),
+            seconds=time.perf_counter() - began,
         )
 
 
 def _until(tokens: list[int], end: int) -> list[int]:
     """Tokens before the first end."""
     return tokens[: tokens.index(end)] if end in tokens else tokens
+
+
+Model = DecisionModel | TextModel
+
+
+def build(config: LLMConfig) -> Model:
+    """The model of a configuration, by its head."""
+    return TextModel(config) if config.head == "text" else DecisionModel(config)

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from l4s_gym.agents.llm.journal import Journal, Say
+from l4s_gym.agents.llm.journal import Journal
 from l4s_gym.agents.llm.outcome import RESULT, place
 from l4s_gym.agents.llm.settings import settings
 from l4s_gym.agents.llm.trainer import Trainer
-from l4s_gym.agents.training import CHECKPOINT, Progress, interruptible, start_folder
+from l4s_gym.agents.training import CHECKPOINT, Progress, Say, interruptible, start_folder
 from l4s_gym.data.files import PathLike
 
 __all__ = ["RESULT", "Progress", "Say", "Trainer", "settings", "train"]

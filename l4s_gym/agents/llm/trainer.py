@@ -18,9 +18,9 @@ from l4s_gym.agents.llm import checkpoint, config
 from l4s_gym.agents.llm.augment import Batch, augment
 from l4s_gym.agents.llm.corpus import Corpus
 from l4s_gym.agents.llm.losses import Correction, sequence_loss
-from l4s_gym.agents.llm.model import DecisionModel
 from l4s_gym.agents.llm.schedule import TrainConfig, warmup_cosine
 from l4s_gym.agents.llm.settings import resolved, settings
+from l4s_gym.agents.llm.text import build
 from l4s_gym.agents.metrics import classification
 from l4s_gym.errors import L4SError
 from l4s_gym.extras import optional
@@ -66,8 +66,10 @@ class Trainer:
 
     def __init__(self, sources: Any, given: Mapping[str, Any]) -> None:
         llm, self.train = settings(given)
-        if llm.head != "linear":
-            raise L4SError(f'model: head {llm.head!r} has no logits of actions: give head = "linear"')
+        self.writes = llm.head == "text"
+        if self.writes:  # a prompt is of one step, and the shift of another loss cannot be undone in what is written
+            self.train.imbalance.check("llm: head = 'text'", "none")
+            self.train = replace(self.train, length=1)
         self.accelerator: Any = optional("accelerate", "llm").Accelerator()
         self.main, self.processes = bool(self.accelerator.is_main_process), int(self.accelerator.num_processes)
         self.corpus = Corpus(sources, self.train, llm.gamma)
@@ -76,7 +78,7 @@ class Trainer:
         self.llm = llm
         self.plain = _plain({"model": config.to_dict(llm), "train": asdict(self.train)})
         torch.manual_seed(self.train.seed)
-        model = DecisionModel(llm)
+        model: Any = build(llm)
         self.counts = {
             "parameters": sum(p.numel() for p in model.parameters()),
             "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -119,9 +121,12 @@ class Trainer:
                 with self.autocast():
                     logits = logits_of(self.model, part)
                 mine = counted[rows[0] : rows[-1] + 1]
-                share = sequence_loss(logits, part["actions"], mine, self.corpus.imbalance) / total
+                imbalance = self.corpus.imbalance
+                share = sequence_loss(logits, part["actions"], mine, imbalance, normalised=self.writes) / total
                 self.accelerator.backward(share)
             loss += share.detach()
+            tokens = self.accelerator.unwrap_model(self.model).read if self.writes else 0
+            self.tokens += tokens or int(part["mask"].sum()) * self.llm.step_tokens
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), train.clip)
         figures = {"loss": float(loss), "gradient_norm": float(norm), "learning_rate": rate}
         if not np.isfinite(figures["loss"]) or not np.isfinite(figures["gradient_norm"]):
@@ -129,7 +134,6 @@ class Trainer:
             raise L4SError(f"training: the loss or its gradient is not finite at step {self.step}: {remedy}")
         self.optimizer.step()
         self.seen += np.bincount(batch["actions"][counted].cpu().numpy(), minlength=3)
-        self.tokens += int(batch["mask"].sum()) * self.llm.step_tokens
         self.step += 1
         return figures
 
@@ -149,7 +153,7 @@ class Trainer:
     @torch.no_grad()
     def look(self) -> dict[str, Any]:
         """Metrics on the held-out episodes; empty if there are none. Each process computes all of them."""
-        found, labels = [np.zeros((0, 3))], [np.zeros(0, np.int64)]
+        found, labels, valid = [np.zeros((0, 3))], [np.zeros(0, np.int64)], [np.zeros(0)]
         self.model.eval()
         for drawn, new in self.corpus.held_out(self.train.batch_size):
             batch = tensors(drawn, self.accelerator.device)
@@ -158,10 +162,13 @@ class Trainer:
             chosen = self.counted(batch).cpu().numpy() & new
             found.append(torch.softmax(logits.double(), -1).cpu().numpy()[chosen])
             labels.append(batch["actions"].cpu().numpy()[chosen])
+            if self.writes:
+                valid.append(logits.double().exp().sum(-1).cpu().numpy()[chosen])
         p, actions = np.concatenate(found), np.concatenate(labels)
         if not len(actions):
             return {}
-        return classification(self.correction()(p), actions)
+        metrics = classification(self.correction()(p), actions)
+        return metrics | {"valid": float(np.concatenate(valid).mean())} if self.writes else metrics
 
     # -- all of it
 
@@ -201,6 +208,7 @@ class Trainer:
             "datasets": corpus.about(),
             "held_out": corpus.parts[0].held.tolist() if len(corpus.parts) == 1 else [],
             "config": self.plain,
+            "stride": self.train.stride,
             "steps": self.step,
             "seed": self.train.seed,
             **self.counts,
@@ -225,7 +233,7 @@ class Trainer:
         state = self.accelerator.get_state_dict(self.model)
         if not self.main:
             return None
-        whole = DecisionModel(self.llm)
+        whole = build(self.llm)
         whole.load_state_dict(state)
         return whole
 

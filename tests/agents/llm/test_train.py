@@ -27,9 +27,11 @@ from l4s_gym import L4SError  # noqa: E402
 from l4s_gym.agents.config import convert  # noqa: E402
 from l4s_gym.agents.imbalance import Imbalance  # noqa: E402
 from l4s_gym.agents.llm import checkpoint, storage  # noqa: E402
+from l4s_gym.agents.llm.agent import open_agent  # noqa: E402
 from l4s_gym.agents.llm.corpus import Corpus  # noqa: E402
 from l4s_gym.agents.llm.losses import Correction, sequence_loss  # noqa: E402
 from l4s_gym.agents.llm.schedule import TrainConfig, warmup_cosine  # noqa: E402
+from l4s_gym.agents.llm.text_agent import TextAgent  # noqa: E402
 from l4s_gym.agents.llm.train import RESULT, Trainer, settings, train  # noqa: E402
 from l4s_gym.agents.llm.trainer import logits_of, tensors  # noqa: E402
 from l4s_gym.agents.training import load_config  # noqa: E402
@@ -163,6 +165,24 @@ def test_of_a_single_run_the_end_is_held_out(tmp_path: Path) -> None:
     looked = [int(t) for batch, new in found.held_out(4) for t in batch["timesteps"][new]]
     assert sorted(looked) == list(range(80, 100))
     assert found.imbalance.shares == pytest.approx(np.bincount(found.parts[0].windows.episode_actions(0)[:80]) / 80)
+
+
+def test_a_stride_looks_at_every_nth_held_out_step(tmp_path: Path) -> None:
+    """And rare actions stand in the sequences that are drawn around them."""
+    found = corpus(dataset(tmp_path / "single", [100], by_chance), held_out=0.2, stride=3)
+    looked = [int(t) for batch, new in found.held_out(4) for t in batch["timesteps"][new]]
+    assert looked == [step // 3 for step in range(80, 100, 3)]
+    runs = corpus(dataset(tmp_path / "runs", [50, 61], by_chance), held_out=0.5, stride=4)
+    held = int(runs.parts[0].windows.layout.steps[runs.parts[0].held[0, 0]])
+    looked = [int(t) for batch, new in runs.held_out(4) for t in batch["timesteps"][new]]
+    assert sorted(looked) == list(range(-(-held // 4)))
+
+    def once(observations: Any, rng: np.random.Generator) -> Any:
+        return np.where(np.arange(len(observations)) == 30, 2, 0)
+
+    rare = corpus(dataset(tmp_path / "rare", [100, 100], once), stride=5, imbalance={"kind": "sample", "power": 2.0})
+    drawn = np.concatenate([rare.draw(step)[0]["actions"] for step in range(5)])
+    assert ((drawn == 2).sum(1) == 1).mean() > 0.9
 
 
 def test_few_of_many_held_out_steps_are_looked_at(tmp_path: Path) -> None:
@@ -383,6 +403,30 @@ def test_a_full_disk_leaves_the_last_checkpoint(small: Any, tmp_path: Path, monk
     assert lines[0] == "goes on after step 10"
 
 
+def test_a_full_disk_at_the_end_costs_nothing(small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent cannot be written, but the checkpoint of the last step is there."""
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("safetensors.torch.save_file", full)
+        with pytest.raises(L4SError, match=r"cannot be written \(No space left on device\): free some space"):
+            train(small, config(steps=3), tmp_path / "out")
+    assert not list(tmp_path.glob(".*"))
+    lines: list[str] = []
+    assert train(small, config(steps=3), tmp_path / "out", resume=True, say=lines.append)["steps"] == 3
+    assert lines[0] == "goes on after step 3"
+    assert storage.load(tmp_path / "out").training["steps"] == 3
+
+
+def test_a_missing_extra_is_named(small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(L4SError, match=r"^accelerate: cannot be imported .*pip install 'l4s-gym\[llm\]'$"):
+        train(small, config(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_there_has_to_be_something_to_go_on_from(small: Any, tmp_path: Path) -> None:
     with pytest.raises(L4SError, match="no checkpoint"):
         train(small, config(), tmp_path / "out", resume=True)
@@ -548,6 +592,27 @@ def test_the_script_trains(tmp_path: Path) -> None:
     )
 
 
-def test_a_head_that_writes_is_refused(small: Any) -> None:
-    with pytest.raises(L4SError, match='head = "linear"'):
-        Trainer(small, {"model": MODEL | {"head": "text"}})
+def test_a_head_that_writes_is_trained(small: Any, tmp_path: Path) -> None:
+    """The answers become more probable; each prompt is of one step; the agent that is saved writes."""
+    backbone = MODEL["backbone"] | {"positions": 200, "dropout": 0.0}
+    given = config(steps=24, learning_rate=1e-2, batch_size=16, eval_every=12, eval_steps=40)
+    given["model"] = MODEL | {"head": "text", "backbone": backbone}
+    lines: list[str] = []
+    result = train(small, given, tmp_path / "out", say=lines.append)
+    first, last = (entry["metrics"] for entry in result["history"])
+    assert 0 < first["valid"] < last["valid"] <= 1
+    assert any(f"valid answers {100 * last['valid']:.2f} %" in line for line in lines)
+    assert result["config"]["train"]["length"] == 1
+    assert 120 < result["tokens"] / (24 * 16) < 200  # a prompt and the three answers
+    agent = open_agent(tmp_path / "out", rule="argmax")
+    assert isinstance(agent, TextAgent)
+    assert (agent.cost()["parameters"], agent.target.value) == (result["parameters"], result["returns"]["target"])
+    loaded = storage.load(tmp_path / "out").model.state_dict()
+    assert any(name.endswith("lm_head.weight") for name in loaded)
+    with pytest.raises(L4SError, match="cannot apply imbalance kind 'sample'"):
+        Trainer(small, given | {"train": given["train"] | {"imbalance": {"kind": "sample"}}})
+    for option in ({"dtype": "bf16"}, {"compile": True}):
+        with pytest.raises(L4SError, match="not for an agent that writes"):
+            open_agent(tmp_path / "out", **option)
+    with pytest.raises(L4SError, match="rule of an agent that writes 'diffuse'"):
+        open_agent(tmp_path / "out", rule="diffuse")
