@@ -53,6 +53,8 @@ FIGURES: Final[dict[str, tuple[str, str, Callable[[harness.Result], float | None
     "utilisation": ("util %", ".1f", lambda r: 100 * r.utilisation),
     "ratio": ("L/C", ".2f", lambda r: r.goodput_ratio),
 }
+JUDGED: Final = ("return", "drop", "mark", "c_p50", "l_p50")
+"""An agent is told from the kernel where the 95 % interval of the difference in one of these leaves 0 out."""
 Row = dict[str, Any]
 
 
@@ -262,9 +264,9 @@ def loop_cells(found: Row, kernel: Row) -> list[str]:
     return cells
 
 
-def against(found: Row, kernel: Row) -> tuple[float, float, float]:
-    """Difference of the return to the kernel's, seed by seed: mean and 95 % interval."""
-    return imitation.mean_interval(np.subtract(means(found, "return"), means(kernel, "return")))
+def against(found: Row, kernel: Row, name: str = "return") -> tuple[float, float, float]:
+    """Difference of a figure to the kernel's, seed by seed: mean and 95 % interval."""
+    return imitation.mean_interval(np.subtract(means(found, name), means(kernel, name)))
 
 
 def span(values: Sequence[float], form: str = ".1f") -> str:
@@ -276,29 +278,27 @@ def findings(data: Row) -> Iterator[str]:
     """What the closed loops say, in words; all numbers are the table's."""
     by = {(found["agent"], found["rule"]): found for found in data["loops"]}
     kernel = next(found for found in data["loops"] if found["agent"] == KERNEL)
-    enqueue = next(found for found in data["loops"] if found["agent"] == "enqueue")
 
-    def acts(found: Row) -> float:
-        return float(np.mean(np.add(means(found, "drop"), means(found, "mark"))))
+    def words(*some: Row) -> str:
+        def over(name: str, form: str) -> str:
+            return span([float(np.mean(means(found, name))) for found in some], form)
 
-    def score(found: Row) -> float:
-        return float(np.mean(means(found, "return")))
+        return (
+            f"{over('drop', '.1f')} % dropped, {over('mark', '.2f')} % marked, median delay of C "
+            f"{over('c_p50', '.0f')} ms, of L {over('l_p50', '.0f')} ms, return {over('return', '.2f')}"
+        )
 
-    yield (
-        f"The kernel drops or marks {acts(kernel):.1f} % of the packets and returns {score(kernel):.2f}; "
-        f"who enqueues everything returns {score(enqueue):.2f}."
-    )
-    for title, names in (("imitators", IMITATORS), ("learners of values", VALUES)):
+    def alike(found: Row) -> bool:
+        return all(low <= 0.0 <= high for _, low, high in (against(found, kernel, name) for name in JUDGED))
+
+    yield f"The kernel: {words(kernel)}. Who enqueues everything: {words(by['enqueue', '-'])}."
+    for title, names in (("Imitators", IMITATORS), ("Learners of values", VALUES)):
         for rule in RULES:
             some = {name: by[name, rule] for name in names if (name, rule) in by}
-            if not some:
-                continue
-            near = [name for name, found in some.items() if against(found, kernel)[1] <= 0 <= against(found, kernel)[2]]
-            yield (
-                f"{title.capitalize()}, `{rule}`: {span([acts(f) for f in some.values()])} % dropped or marked, return "
-                f"{span([score(f) for f in some.values()], '.2f')}; not to be told from the kernel by their return: "
-                f"{', '.join(near) or 'none'} (of {len(some)})."
-            )
+            if some:
+                near = ", ".join(name for name, found in some.items() if alike(found)) or "none"
+                said = words(*some.values())
+                yield f"{title}, `{rule}`: {said}. Not to be told from the kernel: {near} (of {len(some)})."
 
 
 HEAD: Final = """\
@@ -315,7 +315,9 @@ softmax of values, and sac's those of a policy that is to be as random as it can
 "Ruled out" is the share of the steps at which something was possible to which the agent gives no probability.
 
 **Closed loop**: the agent decides on each packet, under each decision rule; means and 95 % intervals (Student's t) over
-the seeds, the difference to the kernel's return seed by seed.
+the seeds, the difference to the kernel's return seed by seed. An agent is told from the kernel where such an interval
+leaves 0 out, for the return, the shares of drops and marks, or the median delay of C or L (five chances to be told by
+luck alone).
 """
 
 
