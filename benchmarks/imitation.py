@@ -304,17 +304,17 @@ def findings(data: Row) -> Iterator[str]:
 HEAD: Final = """\
 # Imitation
 Written by `python benchmarks/imitation.py`: the newest run of each dataset; all figures of all runs are in
-`imitation.json`. Agents are trained in their `small` setting, once each (what another seed of the training would give is
-not shown), on two of the three episodes of 60 s.
+`imitation.json`. Agents are trained in their `small` setting, once each (what another seed of the training would give
+is not shown), on two of the three episodes of 60 s.
 
 **Forecasts**: the third episode. The kernel draws random numbers; its probabilities q are known at each step
 (`l4s_gym.data.behaviour`), and nobody's expected cross-entropy is below their entropy. KL is the exact mean of
 sum q ln(q / p) in nats, the excess is its estimate from the actions that were drawn; the interval (95 %) is that of the
 mean over blocks of neighbouring steps. No agent comes to 0: the observation lacks the ECN field and the delay at the
-last update, which the kernel decides by. The probabilities of cql, bcq, dqn and double_dqn are a softmax of values, which
-nothing but cql's conservative term (an imitator's loss) asks to be a forecast, and sac's are those of a policy that is
-to be as random as it can afford.
-"Ruled out" is the share of the steps at which something was possible to which the agent gives no probability.
+last update, which the kernel decides by. The probabilities of cql, bcq, dqn and double_dqn are a softmax of values,
+which nothing but cql's conservative term (an imitator's loss) asks to be a forecast, and sac's are those of a policy
+that is to be as random as it can afford. "Ruled out" is the share of the steps at which something was possible to which
+the agent gives no probability.
 
 **Closed loop**: the agent decides on each packet, under each decision rule; means and 95 % intervals (Student's t) over
 the seeds, the difference to the kernel's return seed by seed. An agent is told from the kernel where such an interval
