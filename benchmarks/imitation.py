@@ -288,17 +288,17 @@ def findings(data: Row) -> Iterator[str]:
             f"{over('c_p50', '.0f')} ms, of L {over('l_p50', '.0f')} ms, return {over('return', '.2f')}"
         )
 
-    def alike(found: Row) -> bool:
-        return all(low <= 0.0 <= high for _, low, high in (against(found, kernel, name) for name in JUDGED))
+    def told_by(found: Row) -> str:
+        bounds = {FIGURES[name][0]: against(found, kernel, name)[1:] for name in JUDGED}
+        return ", ".join(title for title, (low, high) in bounds.items() if not low <= 0.0 <= high) or "nothing"
 
     yield f"The kernel: {words(kernel)}. Who enqueues everything: {words(by['enqueue', '-'])}."
     for title, names in (("Imitators", IMITATORS), ("Learners of values", VALUES)):
         for rule in RULES:
             some = {name: by[name, rule] for name in names if (name, rule) in by}
             if some:
-                near = ", ".join(name for name, found in some.items() if alike(found)) or "none"
-                said = words(*some.values())
-                yield f"{title}, `{rule}`: {said}. Not to be told from the kernel: {near} (of {len(some)})."
+                told = "; ".join(f"{name} by {told_by(found)}" for name, found in some.items())
+                yield f"{title}, `{rule}`: {words(*some.values())}. Told from the kernel: {told}."
 
 
 HEAD: Final = """\
@@ -373,7 +373,8 @@ def draw_reliability(place: Any, rows: dict[str, Row], action: str) -> None:
         if agent == "constant":
             continue
         predicted, shares, _ = row["reliability"][action]
-        style = {"color": "black", "lw": 2.0} if agent == "the kernel itself" else {"lw": 0.9}
+        group = VALUES if agent in VALUES else IMITATORS
+        style = {"color": f"C{group.index(agent)}", "lw": 0.9} if agent in group else {"color": "black", "lw": 2.0}
         place.plot(predicted, shares, "o:" if agent in VALUES else "o-", ms=3, label=agent, **style)
     for set_scale in (place.set_xscale, place.set_yscale):
         set_scale("symlog", linthresh=1e-3)
