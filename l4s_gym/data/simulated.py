@@ -138,6 +138,11 @@ class SimulatedRun:
             "absent": "",
         }
 
+    def records(self) -> Iterator[Records]:
+        """Its log (T,) in order, as it grows."""
+        for records, _ in _run(self._scenario, self._behaviour, self._seed, "balance", None):
+            yield records
+
     def blocks(self) -> Iterator[Steps]:
         """Rows `steps.STEP` in order; the reward of a step is what is earned until the next arrival."""
         maker = StepMaker(frozenset(BY_NAME), source=self._scenario.name)
