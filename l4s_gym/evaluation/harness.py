@@ -125,6 +125,22 @@ def latency_us(agent: Agent, observations: npt.NDArray[np.float32]) -> dict[str,
     return {"p50": float(np.percentile(kept, 50)), "p99": float(np.percentile(kept, 99))}
 
 
+def resolve(who: str | Agent) -> tuple[Agent | None, str | None]:
+    """Who decides: an agent, or else the name of the native discipline.
+
+    Raises:
+        L4SError: There is no such agent or discipline.
+    """
+    if not isinstance(who, str):
+        return who, None
+    if not who.startswith(NATIVE_PREFIX):
+        return agents.make(who), None
+    name = who.removeprefix(NATIVE_PREFIX)
+    if name not in layout.AQMS:
+        raise unknown("discipline", name, layout.AQMS)
+    return None, name
+
+
 def evaluate(
     who: str | Agent,
     scenario: str | Scenario = "l4s-llm-testbed",
@@ -155,19 +171,13 @@ def evaluate(
     if not seeds:
         raise L4SError("seeds: give at least one")
     chosen = load(scenario)
-    agent: Agent | None = None
-    if isinstance(who, str) and who.startswith(NATIVE_PREFIX):
-        name = who.removeprefix(NATIVE_PREFIX)
-        if name not in layout.AQMS:
-            raise unknown("discipline", name, layout.AQMS)
-        if reward == "l4s_llm":
-            raise L4SError(f"{who}: reward 'l4s_llm' belongs to an agent's decisions; use 'balance' or 'power'")
-        aqm = name
-    else:
-        agent = agents.make(who) if isinstance(who, str) else who
+    agent, native = resolve(who)
+    if agent is None and reward == "l4s_llm":
+        raise L4SError(f"{who}: reward 'l4s_llm' belongs to an agent's decisions; use 'balance' or 'power'")
+    if agent is not None:
         agent.reset(len(seeds), seeds[0])
     decider = layout.NATIVE if agent is None else layout.AGENT
-    batch = Batch(chosen, len(seeds), aqm=aqm, decider=decider, interval=interval, reward=reward)
+    batch = Batch(chosen, len(seeds), aqm=native or aqm, decider=decider, interval=interval, reward=reward)
     for i, seed in enumerate(seeds):
         batch.reset(i, seeding.np_random(seed)[0])
     start = time.perf_counter()
