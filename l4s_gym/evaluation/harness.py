@@ -21,6 +21,11 @@ from l4s_gym.sim.scenario import Scenario, load
 
 NATIVE_PREFIX = "native:"
 LATENCY_CALLS = 300
+QUANTILES = (
+    *(0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99),
+    *(0.995, 0.998, 0.999, 0.9995, 0.9998, 0.9999, 1.0),
+)
+"""Probabilities of `Result.delay_quantiles`: enough to draw the distribution, dense in the tail."""
 Progress = Callable[[float], None]
 
 
@@ -39,6 +44,8 @@ class Result:
         decisions: Decisions that the agent took after the warm-up (a native discipline: packets offered).
         utilisation: Share of the link's capacity that was used, after the warm-up (as all that follows).
         delay_ms: By class C and L: mean, p50, p95, p99, max of the sojourn times.
+        delay_quantiles: By class, the quantiles at `QUANTILES`, ms, to four digits (the bins are 3 % wide).
+        delay_sd_ms: By class, their standard deviation.
         mark_rate: Marks by packets offered.
         drop_rate: Drops by packets offered.
         goodput_mbps: Payload delivered, per flow.
@@ -60,6 +67,8 @@ class Result:
     decisions: int
     utilisation: float
     delay_ms: dict[str, measure.Delay]
+    delay_quantiles: dict[str, list[float]]
+    delay_sd_ms: dict[str, float]
     mark_rate: float
     drop_rate: float
     goodput_mbps: list[float]
@@ -83,6 +92,11 @@ def goodput_ratio(batch: Batch, index: int) -> float | None:
         return None
     classic = float(flow["goodput_bytes"][~scalable].mean())
     return float(flow["goodput_bytes"][scalable].mean()) / classic if classic > 0.0 else None
+
+
+def quantiles_ms(hist: npt.NDArray[np.integer]) -> list[float]:
+    """Quantiles of a delay histogram at `QUANTILES`, ms."""
+    return [float(f"{measure.quantile(hist, q) * 1e-6:.4g}") for q in QUANTILES]
 
 
 def _run(batch: Batch, agent: Agent | None, progress: Progress | None) -> npt.NDArray[np.float64]:
@@ -188,6 +202,7 @@ def evaluate(
     for i, seed in enumerate(seeds):
         s = measure.summary(batch, i)
         env = batch.env[i]
+        hists = dict(zip(measure.CLASSES, batch.hist[i], strict=True))
         results.append(
             Result(
                 agent=who if agent is None and isinstance(who, str) else agent.name if agent else str(who),
@@ -200,6 +215,8 @@ def evaluate(
                 decisions=int(env["decisions"] if agent else sum(c["offered"] for c in s["classes"].values())),
                 utilisation=s["utilisation"],
                 delay_ms=s["delay_ms"],
+                delay_quantiles={name: quantiles_ms(hist) for name, hist in hists.items()},
+                delay_sd_ms={name: measure.deviation(hist) * 1e-6 for name, hist in hists.items()},
                 mark_rate=s["mark_rate"],
                 drop_rate=s["drop_rate"],
                 goodput_mbps=s["goodput_mbps"],
