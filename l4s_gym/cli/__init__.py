@@ -103,10 +103,10 @@ def simulate(
 
 
 def _print_run(run: object, title: str) -> None:
-    from l4s_gym.evaluation.native import NativeRun
+    from l4s_gym.evaluation.native import Run
     from l4s_gym.sim import layout
 
-    assert isinstance(run, NativeRun)
+    assert isinstance(run, Run)
     s = run.summary
     table = Table(title=title)
     for column in ("class", "packets", "mean ms", "p50", "p95", "p99", "max", "mark %", "drop %"):
