@@ -87,21 +87,20 @@ class Sweep:
         found = []
         for suite in chosen.suites:
             seeds = tuple(self.protocol.seeds(suite, self.size))
-            for first, names in cells.batches(
-                self.protocol, self.size, suite, 1 if experiment.native else cells.LARGEST
-            ):
+            most = 1 if experiment.native else cells.LARGEST
+            for first, names in cells.batches(self.protocol, self.size, suite, most):
                 found.append(
                     Cell(
-                        who,
-                        digest,
-                        suite,
-                        names,
-                        seeds,
-                        seeds[0] + first * len(seeds),
-                        chosen.seconds,
-                        self.protocol.reward,
-                        experiment.interval,
-                        files,
+                        who=who,
+                        digest=digest,
+                        suite=suite,
+                        names=names,
+                        seeds=seeds,
+                        agent_seed=seeds[0] + first * len(seeds),
+                        seconds=chosen.seconds,
+                        reward=self.protocol.reward,
+                        interval=experiment.interval,
+                        files=files,
                     )
                 )
         return found
@@ -160,9 +159,10 @@ class Sweep:
         total, finished = sum(weight for _, weight, _ in todo), 0.0
         each = [cell for _, _, cell in todo]
         compile_engine()  # once, not in each process
-        outcomes = (
-            parallel.on_ray(evaluate, each, self.ray) if self.ray else parallel.on_processes(evaluate, each, self.jobs)
-        )
+        if self.ray:
+            outcomes = parallel.on_ray(cells.evaluate, each, self.ray)
+        else:
+            outcomes = parallel.on_processes(cells.evaluate, each, self.jobs)
         with progress(f"running {len(todo)} cells") as show:
             for number, made in outcomes:
                 key, weight, cell = todo[number]
@@ -216,7 +216,8 @@ class Sweep:
         return [experiment for experiment in experiments if experiment.id not in self.failed]
 
     def _fail(self, experiment: Experiment, where: str, text: str) -> None:
-        self.failed.setdefault(experiment.id, Failure(where, text))
+        if experiment.id not in self.failed or where < self.failed[experiment.id].where:
+            self.failed[experiment.id] = Failure(where, text)
 
     @contextmanager
     def _blamed(self, experiment: Experiment, where: str) -> Iterator[None]:
