@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +13,7 @@ import numpy.typing as npt
 from gymnasium.utils import seeding
 
 from l4s_gym import agents
-from l4s_gym.agents.protocol import Agent
+from l4s_gym.agents.protocol import Agent, Floats
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.schema import ECT_1
 from l4s_gym.sim import engine, layout, measure
@@ -54,7 +55,7 @@ class Result:
         classes: Counts by class.
         latency_us: Time of one decision for one environment: p50 and p99; None in the engine.
         cost: What the agent says of its size.
-        wall_s: Time that the run took, shared by the seeds that ran side by side.
+        wall_s: Time that the run took, shared by the episodes that ran side by side.
     """
 
     agent: str
@@ -99,30 +100,60 @@ def quantiles_ms(hist: npt.NDArray[np.integer]) -> list[float]:
     return [float(f"{measure.quantile(hist, q) * 1e-6:.4g}") for q in QUANTILES]
 
 
-def _run(batch: Batch, agent: Agent | None, progress: Progress | None) -> npt.NDArray[np.float64]:
-    """Run all episodes of a batch to their ends; the return of each, (n,)."""
+def _stop_after_warmup(batch: Batch) -> None:
     warmup_ns = round(min(batch.scenario.warmup_s, batch.scenario.horizon_s / 2) * 1e9)
     for i in range(batch.n):
         batch.stop_at(i, warmup_ns)
-    total = np.zeros(batch.n)
-    open_ = np.ones(batch.n, bool)
-    horizon = batch.scenario.horizon_s * 1e9
+
+
+def _step(batch: Batch, total: Floats, open_: npt.NDArray[np.bool_]) -> None:
+    """Run the environments of a batch on to their next decisions or ends.
+
+    Args:
+        batch: The batch.
+        total: Returns so far (n,); those of this step are added.
+        open_: Which episodes have not ended (n,); brought up to date.
+    """
+    batch.advance()
+    status = batch.status
+    if status.min() == status.max() == layout.DECISION:  # nothing else most of the time
+        total += batch.reward
+        return
+    for stopped in np.flatnonzero(status == layout.STOPPED).tolist():
+        batch.reset_counters(stopped)
+        earned = batch.reward[stopped]
+        engine.advance(batch.address, batch.stride, stopped, stopped + 1, 0)
+        batch.reward[stopped] += earned
+    np.add(total, batch.reward, out=total, where=open_)
+    open_[:] = (status != layout.TERMINATED) & (status != layout.TRUNCATED)
+
+
+def _run(batches: Sequence[Batch], agent: Agent | None, progress: Progress | None) -> list[Floats]:
+    """Run all episodes of some batches to their ends, one decision of each at a time; the returns, (n,) each."""
+    bounds = np.cumsum([0, *(batch.n for batch in batches)])
+    rows = [slice(a, b) for a, b in itertools.pairwise(bounds.tolist())]
+    total, reward = np.zeros(bounds[-1]), np.zeros(bounds[-1])
+    open_ = np.ones(bounds[-1], bool)
+    obs = np.zeros((bounds[-1], batches[0].obs.shape[1]), np.float32)
+    for batch in batches:
+        _stop_after_warmup(batch)
+    running = list(zip(batches, rows, strict=True))
     calls = 0
     while True:
-        batch.advance()
-        total += np.where(open_, batch.reward, 0.0)
-        for stopped in np.flatnonzero(batch.status == layout.STOPPED).tolist():
-            batch.reset_counters(stopped)
-            engine.advance(batch.address, batch.stride, stopped, stopped + 1, 0)
-            total[stopped] += batch.reward[stopped]
-        open_ = (batch.status != layout.TERMINATED) & (batch.status != layout.TRUNCATED)
-        if not open_.any():
-            return total
+        for batch, row in running:
+            _step(batch, total[row], open_[row])
+            obs[row], reward[row] = batch.obs, batch.reward
+        if calls % 100 == 0 or agent is None or len(running) == 1:
+            running = [(batch, row) for batch, row in running if open_[row].any()]
+            if not running:
+                return [total[row] for row in rows]
         if agent is not None:
-            batch.action[:] = agent.act(batch.obs, batch.reward)
+            actions = agent.act(obs, reward)
+            for batch, row in running:
+                batch.action[:] = actions[row]
         calls += 1
         if progress is not None and calls % 1000 == 0:
-            progress(float(batch.env["now_ns"].min()) / horizon)
+            progress(min(float(b.env["now_ns"].min()) / b.scenario.horizon_s * 1e-9 for b, _ in running))
 
 
 def latency_us(agent: Agent, observations: npt.NDArray[np.float32]) -> dict[str, float]:
@@ -182,50 +213,92 @@ def evaluate(
     Raises:
         L4SError: Unknown agent, discipline, scenario or reward; no seeds.
     """
+    return evaluate_many(who, [scenario], seeds=seeds, aqm=aqm, reward=reward, interval=interval, progress=progress)
+
+
+def evaluate_many(
+    who: str | Agent,
+    scenarios: Sequence[str | Scenario],
+    *,
+    seeds: Sequence[int],
+    agent_seed: int | None = None,
+    aqm: str | None = None,
+    reward: str = "balance",
+    interval: int = 1,
+    progress: Progress | None = None,
+) -> list[Result]:
+    """Evaluate in several scenarios at once: the agent decides for all of their episodes in one batch.
+
+    A decision is much cheaper in a larger batch. Each episode is what it is alone, as far as the agent's arithmetic
+    does not depend on the size of its batch.
+
+    Args:
+        who: As in `evaluate`.
+        scenarios: Best of similar numbers of packets: the batch keeps its size until the last episode ends.
+        seeds: As in `evaluate`; the same for each scenario.
+        agent_seed: The agent's draws in episode i of scenario k are those of seed `agent_seed + k * len(seeds) + i`;
+            None: the first of the seeds.
+        aqm: As in `evaluate`.
+        reward: As in `evaluate`.
+        interval: As in `evaluate`.
+        progress: As in `evaluate`.
+
+    Returns:
+        One result for each scenario and seed, in this order.
+    """
     if not seeds:
         raise L4SError("seeds: give at least one")
-    chosen = load(scenario)
+    chosen = [load(scenario) for scenario in scenarios]
     agent, native = resolve(who)
     if agent is None and reward == "l4s_llm":
         raise L4SError(f"{who}: reward 'l4s_llm' belongs to an agent's decisions; use 'balance' or 'power'")
     if agent is not None:
-        agent.reset(len(seeds), seeds[0])
+        agent.reset(len(seeds) * len(chosen), seeds[0] if agent_seed is None else agent_seed)
     decider = layout.NATIVE if agent is None else layout.AGENT
-    batch = Batch(chosen, len(seeds), aqm=native or aqm, decider=decider, interval=interval, reward=reward)
-    for i, seed in enumerate(seeds):
-        batch.reset(i, seeding.np_random(seed)[0])
+    batches = [
+        Batch(s, len(seeds), aqm=native or aqm, decider=decider, interval=interval, reward=reward) for s in chosen
+    ]
+    for batch in batches:
+        for i, seed in enumerate(seeds):
+            batch.reset(i, seeding.np_random(seed)[0])
     start = time.perf_counter()
-    returns = _run(batch, agent, progress)
+    returns = _run(batches, agent, progress)
     wall_s = time.perf_counter() - start
-    timed = None if agent is None else latency_us(agent, batch.obs)
-    results = []
-    for i, seed in enumerate(seeds):
-        s = measure.summary(batch, i)
-        env = batch.env[i]
-        hists = dict(zip(measure.CLASSES, batch.hist[i], strict=True))
-        results.append(
-            Result(
-                agent=who if agent is None and isinstance(who, str) else agent.name if agent else str(who),
-                rule="-" if agent is None else agent.rule,
-                scenario=chosen.name,
-                aqm=batch.aqm,
-                seed=int(seed),
-                reward=reward,
-                episode_return=float(returns[i]),
-                decisions=int(env["decisions"] if agent else sum(c["offered"] for c in s["classes"].values())),
-                utilisation=s["utilisation"],
-                delay_ms=s["delay_ms"],
-                delay_quantiles={name: quantiles_ms(hist) for name, hist in hists.items()},
-                delay_sd_ms={name: measure.deviation(hist) * 1e-6 for name, hist in hists.items()},
-                mark_rate=s["mark_rate"],
-                drop_rate=s["drop_rate"],
-                goodput_mbps=s["goodput_mbps"],
-                goodput_ratio=goodput_ratio(batch, i),
-                jain=s["jain"],
-                classes=s["classes"],
-                latency_us=timed,
-                cost={} if agent is None else agent.cost(),
-                wall_s=wall_s,
-            )
-        )
-    return results
+    timed = None if agent is None else latency_us(agent, np.concatenate([batch.obs for batch in batches]))
+    about: dict[str, Any] = {
+        "agent": who if agent is None else agent.name,
+        "rule": "-" if agent is None else agent.rule,
+        "reward": reward,
+        "latency_us": timed,
+        "cost": {} if agent is None else agent.cost(),
+        "wall_s": wall_s,
+    }
+    return [
+        _result(batch, i, seed, float(total[i]), agent is not None, about)
+        for batch, total in zip(batches, returns, strict=True)
+        for i, seed in enumerate(seeds)
+    ]
+
+
+def _result(batch: Batch, i: int, seed: int, episode_return: float, asked: bool, about: dict[str, Any]) -> Result:
+    """What episode `i` of a batch came to."""
+    s = measure.summary(batch, i)
+    hists = dict(zip(measure.CLASSES, batch.hist[i], strict=True))
+    return Result(
+        scenario=batch.scenario.name,
+        aqm=batch.aqm,
+        seed=int(seed),
+        episode_return=episode_return,
+        decisions=int(batch.env["decisions"][i] if asked else sum(c["offered"] for c in s["classes"].values())),
+        utilisation=s["utilisation"],
+        delay_ms=s["delay_ms"],
+        delay_quantiles={name: quantiles_ms(hist) for name, hist in hists.items()},
+        delay_sd_ms={name: measure.deviation(hist) * 1e-6 for name, hist in hists.items()},
+        mark_rate=s["mark_rate"],
+        drop_rate=s["drop_rate"],
+        goodput_mbps=s["goodput_mbps"],
+        goodput_ratio=goodput_ratio(batch, i),
+        jain=s["jain"],
+        classes=s["classes"],
+        **about,
+    )
