@@ -13,8 +13,8 @@ each training has one task): the training is an outer unit. Hence
              + that of the trainings, less what is only noise of their episodes (variance components).
 
 To draw n runs of n understates the variance by (n - 1) / n, so n - 1 are drawn (Rao & Wu 1988). The interval is
-value +- t sqrt(variance), with Satterthwaite's degrees of freedom (1946): of 3 trainings there are but 10 resamples, and
-their percentiles cannot cover. How often the intervals cover is measured by `benchmarks/coverage.py`.
+value +- t sqrt(variance), with Satterthwaite's degrees of freedom (1946): of 3 trainings there are but 10 resamples,
+and their percentiles cannot cover. How often the intervals cover is measured by `benchmarks/coverage.py`.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def wins(scores: Floats, others: Floats) -> Floats:
     Runs of one place have the same traffic: the mean over runs and tasks is the probability of improvement under equal
     conditions.
     """
-    return (scores > others) + 0.5 * (scores == others)
+    return np.asarray((scores > others) + 0.5 * (scores == others))
 
 
 def probability_of_improvement(scores: Floats, others: Floats) -> Floats:
@@ -212,7 +212,7 @@ def _freedom(by_task: Floats, runs: int) -> Floats:
     total = by_task.sum(0)
     squares = (by_task**2).sum(0)
     most = np.full_like(total, float(len(by_task)))
-    return max(runs - 1, 1) * np.divide(total**2, squares, out=most, where=squares > 0.0)
+    return np.asarray(max(runs - 1, 1) * np.divide(total**2, squares, out=most, where=squares > 0.0))
 
 
 def bootstrap(
