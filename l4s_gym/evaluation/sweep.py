@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,11 +28,11 @@ from l4s_gym.agents import training
 from l4s_gym.data.build import ensure
 from l4s_gym.data.files import atomic_write
 from l4s_gym.errors import L4SError
-from l4s_gym.evaluation import cells
-from l4s_gym.evaluation.cells import Cell, Training
+from l4s_gym.evaluation import work
 from l4s_gym.evaluation.entry import FORMAT, Entry, Experiment, Failure, Protocol, TrainedAgent, checksum, environment
 from l4s_gym.evaluation.origin import origin
 from l4s_gym.evaluation.who import Who
+from l4s_gym.evaluation.work import Cell, Training
 from l4s_gym.sim.batch import compile_engine
 
 ShowProgress = Callable[[str], AbstractContextManager[Callable[[float], None]]]
@@ -87,8 +88,8 @@ class Sweep:
         found = []
         for suite in chosen.suites:
             seeds = tuple(self.protocol.seeds(suite, self.size))
-            most = 1 if experiment.native else cells.LARGEST
-            for first, names in cells.batches(self.protocol, self.size, suite, most):
+            most = 1 if experiment.native else work.LARGEST
+            for first, names in work.batches(self.protocol, self.size, suite, most):
                 found.append(
                     Cell(
                         who=who,
@@ -125,7 +126,7 @@ class Sweep:
         if not todo:
             return
         with progress(f"training {len(todo)} agents") as show:
-            for count, (number, made) in enumerate(parallel.on_processes(cells.train, todo, self.jobs, fresh=True), 1):
+            for count, (number, made) in enumerate(parallel.on_processes(work.train, todo, self.jobs, fresh=True), 1):
                 job = todo[number]
                 result = _result(made)
                 if "traceback" in result:
@@ -160,9 +161,9 @@ class Sweep:
         each = [cell for _, _, cell in todo]
         compile_engine()  # once, not in each process
         if self.ray:
-            outcomes = parallel.on_ray(cells.evaluate, each, self.ray)
+            outcomes = parallel.on_ray(work.evaluate, each, self.ray)
         else:
-            outcomes = parallel.on_processes(cells.evaluate, each, self.jobs)
+            outcomes = parallel.on_processes(work.evaluate, each, self.jobs)
         with progress(f"running {len(todo)} cells") as show:
             for number, made in outcomes:
                 key, weight, cell = todo[number]
@@ -241,6 +242,34 @@ def _result(made: dict[str, Any] | BaseException) -> dict[str, Any]:
     if isinstance(made, KeyboardInterrupt):
         raise made
     return {"traceback": f"{type(made).__name__}: {made}"} if isinstance(made, BaseException) else made
+
+
+def one_cell(
+    experiment: Experiment,
+    protocol: Protocol,
+    size: str,
+    work_folder: Path,
+    train_seed: int | None,
+    rng: random.Random,
+    say: Callable[[str], None],
+) -> tuple[str, list[dict[str, Any]]]:
+    """Run one cell of an experiment, drawn at random, whatever is in the work folder of it; its suite and results.
+
+    Raises:
+        L4SError: It fails.
+    """
+    sweep = Sweep(protocol, size, work_folder.resolve(), jobs=1, ray="")
+    sweep.need_datasets([experiment], _silent)
+    sweep.train([experiment], _silent)
+    if experiment.id in sweep.failed:
+        failure = sweep.failed[experiment.id]
+        raise L4SError(f"{experiment.id}: {failure.where}: {failure.traceback.strip().splitlines()[-1]}")
+    cell = rng.choice(sweep.cells(experiment, train_seed))
+    say(f"{experiment.id}: runs {cell.place} again")
+    made = work.evaluate(cell)
+    if "traceback" in made:
+        raise L4SError(f"{experiment.id}: {cell.place}: {made['traceback'].strip().splitlines()[-1]}")
+    return cell.suite, json.loads(json.dumps(made["results"]))
 
 
 @contextmanager
