@@ -1,8 +1,8 @@
 """Run what is missing on the leaderboard, and write it: the command `l4s-gym leaderboard`, with the committed entries.
 
-    python benchmarks/leaderboard.py                                     # all experiments, standard size
-    python benchmarks/leaderboard.py --add my_agent.py:MyAgent           # an agent of your own
-    python benchmarks/leaderboard.py --check results/native--pie.json    # is this entry what it says?
+python benchmarks/leaderboard.py                                     # all experiments, standard size
+python benchmarks/leaderboard.py --add my_agent.py:MyAgent           # an agent of your own
+python benchmarks/leaderboard.py --check results/native--pie.json    # is this entry what it says?
 """
 
 from __future__ import annotations

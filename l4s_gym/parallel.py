@@ -55,13 +55,16 @@ def on_processes(
     Args:
         function: Of a module, so that a new process can import it.
         items: Its arguments.
-        workers: Processes.
+        workers: Processes; 0: in this one, where an item that ends it ends all.
         fresh: A new process for each item.
 
     Yields:
         The number of an item and what the function returned, or the exception that it ended with: of a process that
         died, `BrokenProcessPool`.
     """
+    if workers == 0:
+        yield from ((number, function(item)) for number, item in enumerate(items))
+        return
     todo = deque(enumerate(items))
     running: dict[Future[R], tuple[int, ProcessPoolExecutor]] = {}
 

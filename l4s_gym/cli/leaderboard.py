@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from l4s_gym.cli.common import console, progress_bar, say
+from l4s_gym.cli.common import progress_bar, say
 from l4s_gym.errors import L4SError
 
 
@@ -38,13 +38,15 @@ def leaderboard(
         check: Do not run the benchmark; check these entries, and run one cell of each again.
         protocol: Another protocol than benchmarks/protocol.toml.
     """
-    from l4s_gym.evaluation import entry, leaderboard as boards
+    from l4s_gym.evaluation import entry
+    from l4s_gym.evaluation import leaderboard as boards
 
     rules = entry.read_protocol(protocol)
     folder = work or out / "work"
     if check:
         for path in check:
             each = entry.read(path)
+            boards.check_training(each.experiment)
             entry.validate(each, rules, boards.datasets([each]))
             boards.rerun(each, rules, folder, say=say)
         return
@@ -55,10 +57,10 @@ def leaderboard(
     entries, refused = boards.fill(
         [*wanted, *own], rules, size, results or out / "entries", folder, jobs=jobs, ray=ray, progress=progress_bar
     )
-    for reason in refused:
-        say(f"refused: {reason}")
+    for refusal in refused:
+        say(f"refused: {refusal.name}: {refusal.reason}")
     for each in entries:
         if each.failed is not None:
             say(f"failed: {each.id}: {each.failed.where}: {each.failed.traceback.strip().splitlines()[-1]}")
-    for path in boards.report(out, entries, console):
+    for path in boards.report(out, entries, refused):
         say(f"written: {path}")

@@ -244,6 +244,14 @@ def _of_id(dataset_id: str) -> tuple[Recipe, str]:
     return known[dataset_id]
 
 
+def recipe_of(dataset_id: str) -> Recipe | None:
+    """The recipe that makes a dataset; None: none here does."""
+    try:
+        return _of_id(dataset_id)[0]
+    except L4SError:
+        return None
+
+
 def checksum(dataset_id: str) -> str:
     """SHA-256 of the list of a dataset's files with their own checksums."""
     folder = minari_io.dataset_folder(dataset_id) / "data"
@@ -253,11 +261,9 @@ def checksum(dataset_id: str) -> str:
 
 def recorded_checksum(dataset_id: str) -> str | None:
     """What `checksum` is to be, by the checksums of the recipes; None: they do not have it."""
-    try:
-        recipe, _ = _of_id(dataset_id)
-        lines = (recipes.folder() / recipe.name / "SHA256SUMS").read_text().splitlines()
-    except (L4SError, OSError):
-        return None
+    recipe = recipe_of(dataset_id)
+    sums = recipes.folder() / recipe.name / "SHA256SUMS" if recipe else None
+    lines = sums.read_text().splitlines() if sums and sums.is_file() else []
     own = sorted((line for line in lines if line.split()[-1].startswith(f"{dataset_id}/")), key=lambda x: x.split()[-1])
     return hashlib.sha256("\n".join(own).encode()).hexdigest() if own else None
 

@@ -12,13 +12,16 @@ import msgspec
 import numpy as np
 
 from l4s_gym.data.build import checksum as dataset_checksum
-from l4s_gym.data.build import recorded_checksum
+from l4s_gym.data.build import recipe_of, recorded_checksum
+from l4s_gym.data.files import atomic_write
 from l4s_gym.errors import L4SError, unknown
+from l4s_gym.evaluation import board, site, sweep
 from l4s_gym.evaluation import entry as records
-from l4s_gym.evaluation import sweep
+from l4s_gym.evaluation.board import Refusal
 from l4s_gym.evaluation.entry import Entry, Experiment, Protocol
 from l4s_gym.evaluation.origin import origin
 from l4s_gym.evaluation.who import Who
+from l4s_gym.sim import scenario
 
 REFERENCES: Final = ("random/uniform", "native/dualpi2_rfc9332")
 """Experiments that the scores of all others refer to."""
@@ -80,7 +83,23 @@ def datasets(entries: Sequence[Entry]) -> dict[str, str]:
     return found
 
 
-def valid(entries: Sequence[Entry], protocol: Protocol, size: str) -> tuple[list[Entry], list[str]]:
+def check_training(experiment: Experiment) -> None:
+    """Refuse an agent that was trained where it is tested.
+
+    Raises:
+        L4SError: Its dataset is of scenarios outside of the suite `train`.
+    """
+    how = experiment.training
+    recipe = None if how is None else recipe_of(how.dataset)
+    if how is None or recipe is None:
+        return
+    for name in {*recipe.scenarios, *recipe.small.scenarios, *recipe.full.scenarios}:
+        if "train" not in scenario.load(name).suites:
+            remedy = "train on datasets of the suite train only"
+            raise L4SError(f"{experiment.id}: dataset {how.dataset!r} has {name!r}, which is to be unseen: {remedy}")
+
+
+def valid(entries: Sequence[Entry], protocol: Protocol, size: str) -> tuple[list[Entry], list[Refusal]]:
     """The entries that may stand side by side (failed ones too, as rows without figures), and why others may not."""
     good, refused = [], []
     known = datasets(entries)
@@ -88,17 +107,18 @@ def valid(entries: Sequence[Entry], protocol: Protocol, size: str) -> tuple[list
         try:
             if each.size != size:
                 raise L4SError(f"{each.id}: size: is {each.size}, not {size}: run it again")
+            check_training(each.experiment)
             if each.failed is None:
                 records.validate(each, protocol, known)
             good.append(each)
         except L4SError as error:
-            refused.append(str(error))
+            refused.append(Refusal(each.id, str(error).removeprefix(f"{each.id}: ")))
     return good, refused
 
 
 def fill(
     wanted: Sequence[Experiment], protocol: Protocol, size: str, results: Path, work: Path, **how: Any
-) -> tuple[list[Entry], list[str]]:
+) -> tuple[list[Entry], list[Refusal]]:
     """Run the experiments that have no entry yet, and write their entries; those that failed are run once more.
 
     Args:
@@ -115,6 +135,8 @@ def fill(
     Raises:
         L4SError: There is an entry of that name already, of another experiment, protocol or version.
     """
+    for experiment in wanted:
+        check_training(experiment)
     there = {each.id: each for each in records.read_all(results)} if results.is_dir() else {}
     todo = []
     for experiment in wanted:
@@ -122,15 +144,25 @@ def fill(
         if old is None or old.failed is not None:
             todo.append(experiment)
             continue
-        _, refused = valid([old], protocol, size)
+        reasons = [each.reason for each in valid([old], protocol, size)[1]]
         if old.experiment != experiment:
-            refused.append(f"{old.id}: experiment: is another one")
-        if refused:
+            reasons.append("experiment: is another one")
+        if reasons:
             remedy = "entries are not replaced: give another name, move it away, or give another --results"
-            raise L4SError(f"{results / old.id}.json: is there ({refused[0]}): {remedy}")
+            raise L4SError(f"{results / old.id}.json: is there already ({reasons[0]}): {remedy}")
     for each in sweep.run(todo, protocol, size, work, **how) if todo else []:
         records.write(each, results)
     return valid(records.read_all(results), protocol, size)
+
+
+def report(out: Path, entries: Sequence[Entry], refused: Sequence[Refusal] = ()) -> list[Path]:
+    """Write the board as Markdown and as a page; the files."""
+    rows = board.rows(entries)
+    out.mkdir(parents=True, exist_ok=True)
+    text = out / "leaderboard.md"
+    with atomic_write(text) as file:
+        file.write(board.markdown(rows, entries, refused).encode())
+    return [text, site.write(out, entries, rows)]
 
 
 def rerun(

@@ -57,7 +57,7 @@ class Sweep:
             name = experiment.training.dataset
             try:
                 with progress(f"dataset {name}") as show:
-                    self.datasets[name] = ensure(name, workers=self.jobs, ray=self.ray, progress=show)
+                    self.datasets[name] = ensure(name, workers=max(self.jobs, 1), ray=self.ray, progress=show)
             except Exception:
                 self.failed[experiment.id] = Failure(f"dataset {name}", traceback.format_exc())
 
@@ -258,7 +258,7 @@ def one_cell(
     Raises:
         L4SError: It fails.
     """
-    sweep = Sweep(protocol, size, work_folder.resolve(), jobs=1, ray="")
+    sweep = Sweep(protocol, size, work_folder.resolve(), jobs=0, ray="")
     sweep.need_datasets([experiment], _silent)
     sweep.train([experiment], _silent)
     if experiment.id in sweep.failed:
@@ -297,7 +297,7 @@ def run(
         protocol: What is the same for all.
         size: Of the protocol.
         work: The work folder.
-        jobs: Processes; None: one a core.
+        jobs: Processes; None: one a core; 0: in this process.
         ray: Address of a Ray cluster, or `local`: the cells run there (trainings run here).
         progress: Shows how far it is.
 
@@ -308,7 +308,7 @@ def run(
     if twice := {name for name in ids if ids.count(name) > 1}:
         raise L4SError(f"experiments: {min(twice)} is there twice: give one of them another name")
     protocol.size(size)
-    sweep = Sweep(protocol, size, work.resolve(), jobs=jobs or os.cpu_count() or 1, ray=ray)
+    sweep = Sweep(protocol, size, work.resolve(), jobs=(os.cpu_count() or 1) if jobs is None else jobs, ray=ray)
     sweep.need_datasets(experiments, progress)
     sweep.train(experiments, progress)
     sweep.evaluate(experiments, progress)
