@@ -33,7 +33,7 @@ def leaderboard(
         results: Folder of entries; those that are there are not run again. OUT/entries by default.
         out: Folder of the report.
         work: Folder of trained agents and finished cells; OUT/work by default.
-        jobs: Processes; one a core by default.
+        jobs: Processes; one a core by default; 0: in this one.
         ray: Address of a Ray cluster, or local, to run on.
         check: Do not run the benchmark; check these entries, and run one cell of each again.
         protocol: Another protocol than benchmarks/protocol.toml.
@@ -50,8 +50,8 @@ def leaderboard(
             entry.validate(each, rules, boards.datasets([each]))
             boards.rerun(each, rules, folder, say=say)
         return
-    if jobs is not None and jobs < 1:
-        raise L4SError(f"--jobs {jobs}: give 1 or more")
+    if jobs is not None and jobs < 0:
+        raise L4SError(f"--jobs {jobs}: give 0 (in this process) or more")
     own = [boards.added(spec) for spec in add]
     wanted = boards.experiments(experiments or (boards.REFERENCES if own else ()))
     entries, refused = boards.fill(

@@ -15,7 +15,7 @@ from l4s_gym.data.build import checksum as dataset_checksum
 from l4s_gym.data.build import recipe_of, recorded_checksum
 from l4s_gym.data.files import atomic_write
 from l4s_gym.errors import L4SError, unknown
-from l4s_gym.evaluation import board, site, sweep
+from l4s_gym.evaluation import board, sweep
 from l4s_gym.evaluation import entry as records
 from l4s_gym.evaluation.board import Refusal
 from l4s_gym.evaluation.entry import Entry, Experiment, Protocol
@@ -157,6 +157,8 @@ def fill(
 
 def report(out: Path, entries: Sequence[Entry], refused: Sequence[Refusal] = ()) -> list[Path]:
     """Write the board as Markdown and as a page; the files."""
+    from l4s_gym.evaluation import site
+
     rows = board.rows(entries)
     out.mkdir(parents=True, exist_ok=True)
     text = out / "leaderboard.md"

@@ -103,7 +103,8 @@ class Cell:
 
     def weight(self, kind: str) -> float:
         """How long it takes, roughly, us; kind: `native`, `rule`, or a learner's name."""
-        packets = sum(rate_mbps(name) for name in self.names) * 83.0 * self.seconds * len(self.seeds)
+        fastest = max(rate_mbps(name) for name in self.names)  # the batch keeps its size until it ends
+        packets = fastest * len(self.names) * 83.0 * self.seconds * len(self.seeds)
         return packets * (_US["native"] + (0.0 if kind == "native" else _US.get(kind, 5.0) / self.interval))
 
 

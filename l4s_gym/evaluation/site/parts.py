@@ -132,7 +132,7 @@ def board(rows: Sequence[Row], kinds: Mapping[str, str], suite: str) -> str:
 def _row(row: Row, kind: str, suite: str) -> str:
     name = escape(data.label(row))
     head = f'<th scope="row"><a href="#from-{escape(data.identity(row))}">{name}</a><small>{escape(row.title)}</small></th>'
-    text = (f'<td><span class="kind {kind}"></span>{data.KINDS[kind]}</td>', f"<td>{escape(row.rule) if row.rule != NO_RULE else "&ndash;"}</td>")
+    text = (f'<td><span class="kind {kind}"></span>{data.KINDS[kind]}</td>', f"<td>{escape(row.rule) if row.rule != NO_RULE else '&ndash;'}</td>")
     attributes = f' data-kind="{kind}"'
     if row.failed is not None:
         where = f'failed: see <a href="#from-{escape(data.identity(row))}">where it comes from</a>'
@@ -221,7 +221,7 @@ def offline(entries: Iterable[Entry], labels: Mapping[str, str]) -> str:
 
     def figure(metrics: Sequence[Mapping[str, Any]], path: tuple[str, ...], form: str, percent: bool) -> str:
         value = _mean(metrics, *path)
-        return "&ndash;" if value is None else f"{value * (100 if percent else 1):{form}}"
+        return '&ndash;' if value is None else f"{value * (100 if percent else 1):{form}}"
 
     rows = "".join(
         f'<tr><th scope="row">{escape(labels[name])}</th>'
