@@ -54,9 +54,9 @@ def test_entries_are_valid_and_come_back_from_their_files(
 def test_finished_cells_are_not_run_again(
     done: list[Entry], protocol: Protocol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ran = []
+    ran: list[work.Cell] = []
     once = work.evaluate
-    monkeypatch.setattr(work, "evaluate", lambda cell: ran.append(cell) or once(cell))
+    monkeypatch.setattr(work, "evaluate", lambda cell: (ran.append(cell), once(cell))[1])
     first = sweep.run([NATIVE, RANDOM], protocol, "quick", tmp_path, jobs=0)
     cells = len(ran)
     path = next((tmp_path / "cells").iterdir())
