@@ -36,8 +36,8 @@ class Series:
         seed: Seed of the episode.
         step_ms: Length of a step.
         delay_ms: By class C and L: mean sojourn time of the packets that left in the step (K,); None where none left.
-        mark_rate: By class: marks by packets offered (K,); None where none came.
-        drop_rate: By class: drops by packets offered (K,); None where none came.
+        marks_per_s: By class: packets marked a second (K,).
+        drops_per_s: By class: packets dropped a second (K,).
         goodput_mbps: Payload delivered to the Classic and to the L4S flows (K,).
     """
 
@@ -47,8 +47,8 @@ class Series:
     seed: int
     step_ms: float
     delay_ms: Values
-    mark_rate: Values
-    drop_rate: Values
+    marks_per_s: Values
+    drops_per_s: Values
     goodput_mbps: Values
 
     def as_dict(self) -> dict[str, Any]:
@@ -56,14 +56,10 @@ class Series:
         return asdict(self)
 
 
-def _rounded(values: npt.NDArray[np.float64]) -> list[float | None]:
-    return [float(f"{x:.{DIGITS}g}") if np.isfinite(x) else None for x in values.tolist()]
-
-
-def _share(part: npt.NDArray[Any], whole: npt.NDArray[Any]) -> Values:
-    """(K, 2) by (K, 2), by class; None where the whole is 0."""
-    values = np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
-    return {cls: _rounded(values[:, k]) for k, cls in enumerate(CLASSES)}
+def _by_class(values: npt.NDArray[Any]) -> Values:
+    """(K, 2) by class, to `DIGITS`; None for NaN."""
+    rounded = [[None if np.isnan(x) else float(f"{x:.{DIGITS}g}") for x in column] for column in values.T.tolist()]
+    return dict(zip(CLASSES, rounded, strict=True))
 
 
 def record(
@@ -91,22 +87,21 @@ def record(
     """
     chosen = load(scenario)
     agent, native = harness.resolve(who)
-    run = simulate(
-        chosen, native or aqm, seed, agent=agent, interval=interval, sample_ms=step_ms, progress=progress
-    )  # fmt: skip
+    run = simulate(chosen, native or aqm, seed, agent=agent, interval=interval, sample_ms=step_ms, progress=progress)
     whole = np.diff(run.samples["time_s"], prepend=0.0) > 0.999e-3 * step_ms  # the last one may be cut short
     s = run.samples[whole]
-    goodput = s["goodput_bytes"] * 8e-3 / step_ms  # Mbit/s
+    per_s = 1e3 / step_ms
+    delay_ns = np.divide(s["left_delay_ns"], s["left"], out=np.full(s["left"].shape, np.nan), where=s["left"] > 0)
     return Series(
         name=name or (agent.name if agent is not None else str(who)),
         rule=NO_RULE if agent is None else agent.rule,
         scenario=chosen.name,
         seed=seed,
         step_ms=step_ms,
-        delay_ms=_share(s["left_delay_ns"] * 1e-6, s["left"]),
-        mark_rate=_share(s["marked"], s["offered"]),
-        drop_rate=_share(s["dropped"], s["offered"]),
-        goodput_mbps={cls: _rounded(goodput[:, k]) for k, cls in enumerate(CLASSES)},
+        delay_ms=_by_class(delay_ns * 1e-6),
+        marks_per_s=_by_class(s["marked"] * per_s),
+        drops_per_s=_by_class(s["dropped"] * per_s),
+        goodput_mbps=_by_class(s["goodput_bytes"] * 8e-6 * per_s),
     )
 
 
