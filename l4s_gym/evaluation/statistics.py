@@ -50,6 +50,12 @@ class Interval:
     low: float | None = None
     high: float | None = None
 
+    def within(self, least: float, most: float) -> Interval:
+        """The part of it that is possible for a quantity with bounds; the value stays inside."""
+        if self.low is None or self.high is None:
+            return self
+        return Interval(self.value, min(max(self.low, least), self.value), max(min(self.high, most), self.value))
+
 
 def mean(scores: Floats) -> Floats:
     """Mean over runs and tasks (..., runs, tasks) -> (...)."""
@@ -77,6 +83,12 @@ def median(scores: Floats) -> Floats:
 def optimality_gap(scores: Floats, optimum: float = 100.0) -> Floats:
     """How far scores fall short of an optimum on average; more than it counts as it (..., runs, tasks) -> (...)."""
     return np.asarray(np.maximum(optimum - scores, 0.0).mean((-2, -1)))
+
+
+def normalised(scores: Floats, low: Floats, high: Floats) -> Floats:
+    """Scores by task, 0 being the mean over the runs of `low` and 100 that of `high`; all (..., runs, tasks)."""
+    start = low.mean(-2, keepdims=True)
+    return np.asarray(100.0 * (scores - start) / (high.mean(-2, keepdims=True) - start))
 
 
 def wins(scores: Floats, others: Floats) -> Floats:
@@ -114,6 +126,12 @@ def quantile_t(probability: float, freedom: float) -> float:
     return float(np.sqrt(freedom) * np.tan(np.interp(probability * total[-1], total, angle)))
 
 
+def _quotient(part: Floats, whole: Floats, otherwise: npt.ArrayLike) -> Floats:
+    """Quotient where the denominator is positive (or NaN), else something else."""
+    zero = whole == 0.0
+    return np.where(zero, otherwise, part / np.where(zero, 1.0, whole))
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A statistic of each trained agent, and what makes it vary.
@@ -139,14 +157,13 @@ class Estimate:
 
     def spread(self) -> tuple[Floats, Floats]:
         """Variance of the value and its degrees of freedom (*points)."""
-        others = len(self.each) - 1
-        if others == 0:
+        trainings = len(self.each)
+        if trainings == 1:
             return self.traffic, self.freedom
-        extra = np.maximum(self.each.var(0, ddof=1) - self.noise, 0.0) / (others + 1)
-        variance = self.traffic + extra
-        parts = self.traffic**2 / self.freedom + extra**2 / others
-        freedom = np.divide(variance**2, parts, out=np.full_like(variance, float(others)), where=parts > 0.0)
-        return variance, freedom
+        between, noise = self.each.var(0, ddof=1) / trainings, self.noise / trainings
+        variance = self.traffic + np.maximum(between - noise, 0.0)
+        parts = self.traffic**2 / self.freedom + (between**2 + noise**2 / self.freedom) / (trainings - 1)
+        return variance, _quotient(variance**2, parts, trainings - 1.0)
 
     def __getitem__(self, point: int) -> Estimate:
         """One of several points."""
@@ -157,10 +174,9 @@ class Estimate:
         """The difference to another estimate of the same trained agents on other traffic."""
         traffic = self.traffic + other.traffic
         parts = self.traffic**2 / self.freedom + other.traffic**2 / other.freedom
-        freedom = np.divide(traffic**2, parts, out=np.minimum(self.freedom, other.freedom), where=parts > 0.0)
-        return Estimate(
-            self.each - other.each, traffic, self.noise + other.noise, freedom, self.episodes + other.episodes
-        )
+        freedom = _quotient(traffic**2, parts, np.minimum(self.freedom, other.freedom))
+        noise, episodes = self.noise + other.noise, self.episodes + other.episodes
+        return Estimate(self.each - other.each, traffic, noise, freedom, episodes)
 
     def interval(self, level: float = LEVEL) -> Interval:
         """The value with its interval of confidence; with one trained agent it is of that agent alone."""
@@ -178,15 +194,13 @@ class Estimate:
         """
         share = self.value
         variance, freedom = self.spread()
-        with np.errstate(divide="ignore", invalid="ignore"):
-            count = share * (1.0 - share) / variance
-        count = np.where(variance > 0.0, np.minimum(count, self.episodes), self.episodes)
+        count = _quotient(share * (1.0 - share), variance, self.episodes)
         z = [quantile_t((1.0 + level) / 2.0, float(each)) for each in np.ravel(freedom)]
         z2_n = np.square(z).reshape(share.shape) / count
         middle = (share + z2_n / 2) / (1 + z2_n)
         half = np.sqrt(z2_n * share * (1 - share) + z2_n**2 / 4) / (1 + z2_n)
-        # Rounding must not leave the share outside.
-        low, high = np.minimum(middle - half, share), np.maximum(middle + half, share)
+        # Rounding must leave neither the share nor the bounds.
+        low, high = np.clip(middle - half, 0.0, share), np.clip(middle + half, share, 1.0)
         return share, np.where(np.isfinite(variance), low, np.nan), np.where(np.isfinite(variance), high, np.nan)
 
     def share_interval(self, level: float = LEVEL) -> Interval:
@@ -209,10 +223,8 @@ def _checked(arrays: Sequence[Floats]) -> list[Floats]:
 
 def _freedom(by_task: Floats, runs: int) -> Floats:
     """Satterthwaite's degrees of freedom of a sum of variances (tasks, *points), each of so many runs."""
-    total = by_task.sum(0)
-    squares = (by_task**2).sum(0)
-    most = np.full_like(total, float(len(by_task)))
-    return np.asarray(max(runs - 1, 1) * np.divide(total**2, squares, out=most, where=squares > 0.0))
+    tasks = _quotient(by_task.sum(0) ** 2, (by_task**2).sum(0), len(by_task))
+    return np.asarray(max(runs - 1, 1) * tasks)
 
 
 def bootstrap(
