@@ -15,6 +15,7 @@ import tyro
 from rich.table import Table
 
 from l4s_gym.cli import agents as _agents
+from l4s_gym.cli import leaderboard as _leaderboard
 from l4s_gym.cli.common import console, progress_bar
 from l4s_gym.errors import L4SError
 
@@ -191,6 +192,7 @@ def evaluate(
 
 app.command(_agents.train)
 app.command(name="test")(_agents.examine)
+app.command(_leaderboard.leaderboard)
 
 
 @app.command

@@ -14,7 +14,7 @@ each training has one task): the training is an outer unit. Hence
 
 To draw n runs of n understates the variance by (n - 1) / n, so n - 1 are drawn (Rao & Wu 1988). The interval is
 value +- t sqrt(variance), with Satterthwaite's degrees of freedom (1946): of 3 trainings there are but 10 resamples,
-and their percentiles cannot cover. How often the intervals cover is measured by `benchmarks/coverage.py`.
+and their percentiles cannot cover. How often the intervals cover is measured by `benchmarks/intervals.py`.
 """
 
 from __future__ import annotations
