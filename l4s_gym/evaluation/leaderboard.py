@@ -20,6 +20,7 @@ from l4s_gym.evaluation import entry as records
 from l4s_gym.evaluation.board import Refusal
 from l4s_gym.evaluation.entry import Entry, Experiment, Protocol
 from l4s_gym.evaluation.origin import origin
+from l4s_gym.evaluation.series import Series
 from l4s_gym.evaluation.who import Who
 from l4s_gym.sim import scenario
 
@@ -155,7 +156,9 @@ def fill(
     return valid(records.read_all(results), protocol, size)
 
 
-def report(out: Path, entries: Sequence[Entry], refused: Sequence[Refusal] = ()) -> list[Path]:
+def report(
+    out: Path, entries: Sequence[Entry], refused: Sequence[Refusal] = (), series: Sequence[Series] = ()
+) -> list[Path]:
     """Write the board as Markdown and as a page; the files."""
     from l4s_gym.evaluation import site
 
@@ -164,7 +167,7 @@ def report(out: Path, entries: Sequence[Entry], refused: Sequence[Refusal] = ())
     text = out / "leaderboard.md"
     with atomic_write(text) as file:
         file.write(board.markdown(rows, entries, refused).encode())
-    return [text, site.write(out, entries, rows)]
+    return [text, site.write(out, entries, rows, board.findings(rows), series, refused)]
 
 
 def rerun(

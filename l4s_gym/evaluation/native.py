@@ -25,11 +25,11 @@ SAMPLES = np.dtype(
     [
         *[("time_s", "f8"), ("delay_ms", "f8", 2), ("packets", "i8", 2), ("prob", "f8"), ("served_mbps", "f8")],
         # Since the last sample, by class C and L (goodput: of Classic and of L4S flows).
-        *[("offered", "i8", 2), ("marked", "i8", 2), ("dropped", "i8", 2), ("left", "i8", 2)],
+        *[("marked", "i8", 2), ("dropped", "i8", 2), ("left", "i8", 2)],
         *[("left_delay_ns", "f8", 2), ("goodput_bytes", "i8", 2)],
     ]
 )
-_COUNTERS = ("offered", "marked", "dropped", "left", "left_delay_ns")
+_COUNTERS = ("marked", "dropped", "left", "left_delay_ns")
 
 
 @dataclass(frozen=True)

@@ -199,8 +199,8 @@ class Estimate:
         z2_n = np.square(z).reshape(share.shape) / count
         middle = (share + z2_n / 2) / (1 + z2_n)
         half = np.sqrt(z2_n * share * (1 - share) + z2_n**2 / 4) / (1 + z2_n)
-        # Rounding must not leave the share outside.
-        low, high = np.minimum(middle - half, share), np.maximum(middle + half, share)
+        # Rounding must leave neither the share nor the bounds.
+        low, high = np.clip(middle - half, 0.0, share), np.clip(middle + half, share, 1.0)
         return share, np.where(np.isfinite(variance), low, np.nan), np.where(np.isfinite(variance), high, np.nan)
 
     def share_interval(self, level: float = LEVEL) -> Interval:

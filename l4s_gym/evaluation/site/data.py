@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from l4s_gym.evaluation.board import Row
+from l4s_gym.evaluation.board import NATIVE, Row
 from l4s_gym.evaluation.entry import Entry
 from l4s_gym.evaluation.harness import QUANTILES
 from l4s_gym.evaluation.series import Series
@@ -24,7 +24,6 @@ KINDS: Final = {
     "learned": "Learned",
     "llm": "Language model",
 }
-REFERENCE: Final = "native--dualpi2_rfc9332"
 SUITES: Final = {"test": "Test (seeds of its own)", "shift": "Shift (unseen scenarios)", "train": "Train"}
 """The held-out ones first."""
 COMPARED: Final = 5
@@ -38,16 +37,6 @@ def kind(entry: Entry) -> str:
     if entry.experiment.training is None:
         return "rule"
     return "llm" if entry.experiment.training.learner == "llm" else "learned"
-
-
-def label(row: Row) -> str:
-    """How the page calls an agent."""
-    return f"{row.agent}/{row.variant}"
-
-
-def identity(row: Row) -> str:
-    """Name of the row's entry."""
-    return f"{row.agent}--{row.variant}"
 
 
 def suites(rows: Sequence[Row]) -> list[str]:
@@ -109,9 +98,9 @@ def delay_curves(entries: Iterable[Entry]) -> dict[str, dict[str, dict[str, list
 def compared(rows: Sequence[Row], kinds: Mapping[str, str]) -> list[str]:
     """Entries that the reader sees compared at first: the reference, the best of each kind, then the next best."""
     best = sorted((row for row in rows if row.failed is None), key=score, reverse=True)
-    names = [identity(row) for row in best]
+    names = [row.name for row in best]
     firsts = [next((name for name in names if kinds[name] == each), None) for each in KINDS]
-    order = [REFERENCE if REFERENCE in names else None, *firsts, *names]
+    order = [NATIVE if NATIVE in names else None, *firsts, *names]
     return list(dict.fromkeys(name for name in order if name is not None))[:COMPARED]
 
 
@@ -126,9 +115,8 @@ def page_data(entries: Sequence[Entry], rows: Sequence[Row], series: Sequence[Se
     kinds = {entry.id: kind(entry) for entry in entries}
     agents = [
         {
-            "id": identity(row),
-            "label": label(row),
-            "kind": kinds[identity(row)],
+            "id": row.name,
+            "kind": kinds[row.name],
             "scores": {suite: triple(value) for suite, value in row.scores.items()},
             "metrics": {
                 suite: {name: triple(value) for name, value in metrics.items()}

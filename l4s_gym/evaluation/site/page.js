@@ -4,7 +4,6 @@
   const one = (selector, root = document) => root.querySelector(selector);
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
   const data = JSON.parse(one("#data").textContent);
-  const byId = new Map(data.agents.map((agent) => [agent.id, agent]));
 
   const element = (tag, attributes = {}, ...children) => {
     const made = document.createElement(tag);
@@ -51,14 +50,13 @@
   const body = one("tbody", board);
   const rows = all("tr", body);
   const heads = all("thead tr:last-child th", board);
-  const FIRST = 4; // columns before those that `data.cells` holds
+  const FIRST = 1; // columns before those that `data.cells` holds
   let sorted = { column: FIRST, down: true };
 
   const sortKey = (row, column) => {
-    const found = row.cells[column];
-    if (row.classList.contains("failed") && column >= FIRST) return null;
-    if (found.dataset.v === undefined) return found.textContent.toLowerCase();
-    return found.dataset.v === "" ? null : Number(found.dataset.v);
+    const value = row.cells[column]?.dataset.v;
+    if (value === undefined || value === "") return null;
+    return heads[column].classList.contains("n") ? Number(value) : value;
   };
   const sortBoard = () => {
     const { column, down } = sorted;
@@ -120,7 +118,7 @@
   const DASH_ARRAYS = ["", "6 4", "2 3", "6 3 2 3", "11 4", "11 3 2 3"];
 
   const axis = (title, more = {}) => ({
-    title: { text: title, standoff: 6 }, gridcolor: faded(color("--line"), 0.6), linecolor: color("--line"),
+    title: { text: title, standoff: 6, font: { size: 13 } }, gridcolor: faded(color("--line"), 0.6), linecolor: color("--line"),
     tickcolor: color("--line"), ticks: "outside", ticklen: 4, showline: true, zeroline: false, fixedrange: true, ...more,
   });
   /** A logarithmic axis over some values, with ticks that are written out. */
@@ -146,7 +144,7 @@
       font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: color("--text") },
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", dragmode: false, hovermode: "closest",
       margin: { l: 58, r: 14, t: 30, b: 48 }, showlegend: false,
-      legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom", itemclick: false, itemdoubleclick: false },
+      legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom", itemclick: false, itemdoubleclick: false, font: { size: 13 } },
       hoverlabel: { bgcolor: color("--raised"), bordercolor: color("--line"), font: { color: color("--text") }, align: "left" },
       ...layout,
     }, { displayModeBar: false, displaylogo: false, scrollZoom: false, doubleClick: false, showTips: false });
@@ -196,11 +194,11 @@
   /** Points of agents, by kind, with names where there is room. `points`: {agent, x, y} with [value, low, high] each. */
   const scatter = (id, points, xaxis, yaxis, more) => {
     const place = one(`#${id}`);
-    const margin = { l: 58, r: 14, t: 30, b: 48 };
+    const margin = { l: 58, r: 14, t: 12, b: 48 };
     const size = { width: place.clientWidth - margin.l - margin.r, height: place.clientHeight - margin.t - margin.b };
     const share = (value, range, log) => ((log ? Math.log10(value) : value) - range[0]) / (range[1] - range[0]);
     const names = placeNames(points.map(({ agent, x, y }) => ({
-      name: agent.label, x: share(x[0], xaxis.range, xaxis.type === "log") * size.width,
+      name: agent.id, x: share(x[0], xaxis.range, xaxis.type === "log") * size.width,
       y: (1 - share(y[0], yaxis.range)) * size.height,
     })), size);
     const traces = Object.entries(data.kinds).map(([kind, title]) => {
@@ -210,18 +208,21 @@
         error_x: { ...spread(chosen.map(({ x }) => x)), color: faded(color(KIND_COLORS[kind]), 0.55) },
         error_y: { ...spread(chosen.map(({ y }) => y)), color: faded(color(KIND_COLORS[kind]), 0.55) },
         marker: { symbol: SYMBOLS[kind], size: 10, color: color(KIND_COLORS[kind]), line: { width: 1, color: color("--ground") } },
-        text: chosen.map(({ agent, name }) => (name ? agent.label : "")), textposition: chosen.map(({ name }) => name || "top center"),
-        textfont: { size: 12, color: color("--text") }, customdata: chosen.map(({ agent, x, y }) => [agent.label, more.hover(x, y)]),
+        text: chosen.map(({ agent, name }) => (name ? agent.id : "")), textposition: chosen.map(({ name }) => name || "top center"),
+        textfont: { size: 12, color: color("--text") }, customdata: chosen.map(({ agent, x, y }) => [agent.id, more.hover(x, y)]),
         hovertemplate: "<b>%{customdata[0]}</b><br>%{customdata[1]}<extra></extra>",
       };
     }).filter((trace) => trace.x.length);
-    draw(id, traces, { xaxis, yaxis, margin, showlegend: true, shapes: more.shapes || [], annotations: more.annotations || [] }, more.alt, more.table);
+    draw(id, traces, { xaxis, yaxis, margin, shapes: more.shapes || [], annotations: more.annotations || [] }, more.alt, more.table);
   };
-  const padded = (triples, share = 0.06) => {
-    const ends = triples.flat().filter((value) => value !== null);
-    const [low, high] = [Math.min(...ends), Math.max(...ends)];
-    const pad = share * (high - low || 1);
-    return [low - pad, high + pad];
+  /** Range of an axis over values and their intervals; a very wide interval may go beyond it. */
+  const padded = (triples) => {
+    const values = triples.map(([value]) => value);
+    const ends = triples.flat().filter((end) => end !== null);
+    const [low, high] = [Math.min(...values), Math.max(...values)];
+    const spread = high - low || 1;
+    const range = [Math.max(Math.min(...ends), low - 0.5 * spread), Math.min(Math.max(...ends), high + 0.5 * spread)];
+    return [range[0] - 0.06 * spread, range[1] + 0.06 * spread];
   };
   const title = (select) => one(select).selectedOptions[0].textContent;
 
@@ -236,15 +237,14 @@
     const low = points.filter(({ y }) => y[0] < LEAST);
     const zoomed = one("#zoom").checked && low.length > 0 && low.length < points.length;
     const seen = zoomed ? points.filter(({ y }) => y[0] >= LEAST) : points;
-    one("#left-out").textContent = zoomed ? `Left out, with less utilisation than ${LEAST} %: ${low.map(({ agent, y }) => `${agent.label} (${text(y[0], 3)} %)`).join(", ")}.` : "";
+    one("#left-out").textContent = zoomed ? `Left out, with less utilisation than ${LEAST} %: ${low.map(({ agent, y }) => `${agent.id} (${text(y[0], 3)} %)`).join(", ")}.` : "";
     if (!points.length) return;
     const yaxis = axis("utilisation (%)", { range: padded(seen.map(({ y }) => y)) });
     scatter("plot-trade-off", seen, logAxis("queue delay (ms)", seen.flatMap(({ x }) => x)), yaxis, {
       hover: (x, y) => `delay ${withInterval(x, " ms")}<br>utilisation ${withInterval(y, " %")}`,
-      annotations: [{ xref: "paper", yref: "paper", x: 0.01, y: 0.99, xanchor: "left", yanchor: "top", showarrow: false, text: "↖ better", font: { color: color("--soft") } }],
       alt: `Scatter of ${seen.length} agents: delay of the ${title("#delay")}, against utilisation, suite ${suite()}.`,
       table: { title: "Delay and utilisation", head: ["agent", "kind", "delay, ms", "low", "high", "utilisation, %", "low", "high"],
-        rows: points.map(({ agent, x, y }) => [agent.label, data.kinds[agent.kind], ...x, ...y]) },
+        rows: points.map(({ agent, x, y }) => [agent.id, data.kinds[agent.kind], ...x, ...y]) },
     });
   };
   for (const name of ["#delay", "#zoom"]) one(name).addEventListener("change", () => tradeOff());
@@ -260,19 +260,19 @@
     const trace = (of, shape, paint, shift) => ({
       type: "scatter", mode: "markers", name: of, x: up.map(({ scores }) => scores[of][0]), y: up.map((_, k) => k + shift),
       error_x: { ...spread(up.map(({ scores }) => scores[of])), color: faded(color(paint), 0.6) },
-      marker: { symbol: shape, size: 10, color: color(paint) }, customdata: up.map(({ label, scores }) => [label, withInterval(scores[of], "")]),
+      marker: { symbol: shape, size: 10, color: color(paint) }, customdata: up.map(({ id, scores }) => [id, withInterval(scores[of], "")]),
       hovertemplate: `<b>%{customdata[0]}</b><br>${of} %{customdata[1]}<extra></extra>`,
     });
     const links = up.map(({ scores }, k) => ({ type: "line", x0: scores.test[0], x1: scores.shift[0], y0: k + 0.12, y1: k - 0.12, line: { color: color("--line"), width: 2 }, layer: "below" }));
     /* On a narrow screen the names stand over the points, not beside the axis. */
-    const over = up.map(({ label }, k) => ({ x: 0, xref: "paper", y: k + 0.22, text: label, xanchor: "left", yanchor: "bottom", showarrow: false, font: { size: 11 } }));
+    const over = up.map(({ id }, k) => ({ x: 0, xref: "paper", y: k + 0.22, text: id, xanchor: "left", yanchor: "bottom", showarrow: false, font: { size: 11 } }));
     draw("plot-gap", [trace("test", "circle", "--c0", 0.12), trace("shift", "diamond-open", "--c1", -0.12)], {
       xaxis: axis("normalised score", { range: padded(agents.flatMap(({ scores }) => [scores.test, scores.shift])) }),
-      yaxis: axis("", { tickvals: up.map((_, k) => k), ticktext: up.map(({ label }) => label), showticklabels: !narrow, automargin: true, range: [-0.7, up.length - (narrow ? 0 : 0.3)] }),
+      yaxis: axis("", { tickvals: up.map((_, k) => k), ticktext: up.map(({ id }) => id), showticklabels: !narrow, automargin: true, range: [-0.7, up.length - (narrow ? 0 : 0.3)] }),
       shapes: links, showlegend: true, annotations: narrow ? over : [], margin: { l: narrow ? 10 : 58, r: 14, t: 30, b: 48 },
     }, `Normalised scores of ${agents.length} agents on the suites test and shift.`, {
       title: "Scores on test and shift", head: ["agent", "test", "low", "high", "shift", "low", "high"],
-      rows: agents.map(({ label, scores }) => [label, ...scores.test, ...scores.shift]),
+      rows: agents.map(({ id, scores }) => [id, ...scores.test, ...scores.shift]),
     });
   };
 
@@ -288,12 +288,12 @@
     if (!points.length) return;
     const rates = latency ? [8, 40, 200] : [];
     const xaxis = logAxis(latency ? "time of one decision (µs)" : "parameters", [...points.map(({ x }) => x[0]), ...rates.map((rate) => 12000 / rate)]);
-    scatter("plot-cost", points, xaxis, axis("normalised score", { range: padded(points.map(({ y }) => y), 0.1) }), {
+    scatter("plot-cost", points, xaxis, axis("normalised score", { range: padded(points.map(({ y }) => y)) }), {
       hover: (x, y) => `${text(x[0], 3)}${latency ? " µs" : " parameters"}<br>score ${withInterval(y, "")}`,
       shapes: rates.map((rate) => ({ type: "line", xref: "x", yref: "paper", x0: 12000 / rate, x1: 12000 / rate, y0: 0, y1: 1, line: { color: color("--line"), dash: "dot", width: 1.5 }, layer: "below" })),
-      annotations: rates.map((rate) => ({ x: Math.log10(12000 / rate), xref: "x", y: 0, yref: "paper", yanchor: "bottom", xanchor: "left", textangle: -90, showarrow: false, text: `${rate} Mbit/s`, font: { size: 11, color: color("--soft") } })),
+      annotations: rates.map((rate) => ({ x: Math.log10(12000 / rate), xref: "x", y: 1, yref: "paper", yanchor: "top", xanchor: "right", textangle: -90, showarrow: false, text: `${rate} Mbit/s`, font: { size: 11, color: color("--soft") } })),
       alt: `Scatter of ${points.length} agents: ${title("#price")} against the normalised score, suite ${suite()}.`,
-      table: { title: "Cost and score", head: ["agent", latency ? "decision, µs" : "parameters", "score", "low", "high"], rows: points.map(({ agent, x, y }) => [agent.label, x[0], ...y]) },
+      table: { title: "Cost and score", head: ["agent", latency ? "decision, µs" : "parameters", "score", "low", "high"], rows: points.map(({ agent, x, y }) => [agent.id, x[0], ...y]) },
     });
   };
   one("#price").addEventListener("change", () => cost());
@@ -301,7 +301,6 @@
   /* ---- agents that are compared ---- */
   const MOST = 6;
   const slots = new Array(MOST).fill(null); // colour and dash -> entry
-  const label = (name) => (byId.has(name) ? byId.get(name).label : name);
   const comparable = [...new Set([...data.agents.map(({ id }) => id), ...data.series.map(({ name }) => name)])];
   const style = (name) => {
     const slot = slots.indexOf(name);
@@ -310,7 +309,7 @@
   const chooser = one("#choices");
   for (const name of comparable) {
     const input = element("input", { type: "checkbox", value: name });
-    chooser.append(element("label", {}, input, " ", element("span", { class: "line" }), label(name)));
+    chooser.append(element("label", {}, input, " ", element("span", { class: "line" }), name));
   }
   const showChoice = () => {
     const full = slots.every((slot) => slot !== null);
@@ -346,14 +345,14 @@
       const range = names.flatMap((name) => found[name][cls]).map((value) => Math.max(value, 0.01));
       const queue = cls === "L" ? "L4S queue" : "Classic queue";
       draw(`plot-cdf-${cls}`, names.map((name) => ({
-        type: "scatter", mode: "lines", name: label(name), line: style(name), x: found[name][cls].map((value) => Math.max(value, 0.01)),
-        y: data.quantiles.map((q) => (tail ? (q < 1 ? 100 * (1 - q) : null) : 100 * q)), hovertemplate: `<b>${label(name)}</b><br>%{y:.4~g} %: %{x:.3~g} ms<extra></extra>`,
+        type: "scatter", mode: "lines", name, line: style(name), x: found[name][cls].map((value) => Math.max(value, 0.01)),
+        y: data.quantiles.map((q) => (tail ? (q < 1 ? 100 * (1 - q) : null) : 100 * q)), hovertemplate: `<b>${name}</b><br>%{y:.4~g} %: %{x:.3~g} ms<extra></extra>`,
       })), {
         xaxis: logAxis("queue delay (ms)", range.length ? range : [1]), margin: { l: 58, r: 14, t: 10, b: 48 },
         yaxis: tail ? logAxis("packets above (%)", [0.01, 100]) : axis("packets below (%)", { range: [0, 101] }),
-      }, `Distribution of the delay of the ${queue} on ${curveSelect.value} for ${names.map(label).join(", ")}.`, {
+      }, `Distribution of the delay of the ${queue} on ${curveSelect.value} for ${names.join(", ")}.`, {
         title: `${queue}: delay in ms at quantiles`, head: [queue, ...[0.1, 0.5, 0.9, 0.95, 0.99, 0.999].map((q) => `p${100 * q}`), "max"],
-        rows: names.map((name) => [label(name), ...[0.1, 0.5, 0.9, 0.95, 0.99, 0.999, 1].map((q) => found[name][cls][data.quantiles.indexOf(q)] ?? null)]),
+        rows: names.map((name) => [name, ...[0.1, 0.5, 0.9, 0.95, 0.99, 0.999, 1].map((q) => found[name][cls][data.quantiles.indexOf(q)] ?? null)]),
       });
     }
   };
@@ -371,25 +370,37 @@
     const there = data.series.filter(({ scenario }) => scenario === scenarioSelect.value);
     const names = chosen(there.map(({ name }) => name));
     const shown = names.map((name) => there.find((each) => each.name === name));
-    if (there.length) one("#series-note").textContent = `One run, seed ${there[0].seed}, in steps of ${there[0].step_ms} ms, warm-up included: mean delay of the packets that left, share of packets marked or dropped, goodput of all flows of the class. ` + (names.length < slots.filter(Boolean).length ? "Not all chosen agents have a run on this scenario." : "");
-    const panels = [["delay (ms)", (s, cls) => s.delay_ms[cls]], ["marked or dropped (%)", (s, cls) => s.mark_rate[cls].map((mark, k) => (mark === null ? null : 100 * (mark + s.drop_rate[cls][k])))], ["goodput (Mbit/s)", (s, cls) => s.goodput_mbps[cls]]];
+    if (there.length) one("#series-note").textContent = `One run, seed ${there[0].seed}, in steps of ${there[0].step_ms} ms, warm-up included: mean delay of the packets that left, packets marked or dropped, goodput of all flows of the class. ` + (names.length < slots.filter(Boolean).length ? "Not all chosen agents have a run on this scenario." : "");
+    const panels = [["delay, ms", (s, cls) => s.delay_ms[cls]],
+      ["marks and drops a second", (s, cls) => s.marks_per_s[cls].map((marks, k) => marks + s.drops_per_s[cls][k])],
+      ["goodput, Mbit/s", (s, cls) => s.goodput_mbps[cls]]];
     for (const cls of ["L", "C"]) {
-      const layout = { margin: { l: 58, r: 14, t: 10, b: 48 }, xaxis: axis("time (s)", { anchor: "y3" }) };
-      const traces = panels.flatMap(([, get], k) => shown.map((s) => ({
-        type: "scatter", mode: "lines", name: label(s.name), line: { ...style(s.name), width: 1.3 }, yaxis: k ? `y${k + 1}` : "y",
-        x: s.goodput_mbps[cls].map((_, step) => Number(((step + 0.5) * s.step_ms * 1e-3).toPrecision(6))), y: get(s, cls), hovertemplate: `<b>${label(s.name)}</b> %{x} s: %{y:.3~g}<extra></extra>`,
-      })));
-      panels.forEach(([name], k) => { layout[k ? `yaxis${k + 1}` : "yaxis"] = axis(name, { domain: [1 - (k + 1) / 3 + 0.03, 1 - k / 3 - 0.02], rangemode: "tozero" }); });
       const queue = cls === "L" ? "L4S queue" : "Classic queue";
-      draw(`plot-series-${cls}`, traces, layout, `Time series of the ${queue} on ${scenarioSelect.value} for ${names.map(label).join(", ")}: delay, signals, goodput.`, {
-        title: `${queue}: means and largest steps`, head: [queue, "mean delay, ms", "largest, ms", "marked or dropped, %", "goodput, Mbit/s"],
-        rows: shown.map((s) => [label(s.name), mean(panels[0][1](s, cls)), Math.max(...s.delay_ms[cls]), mean(panels[1][1](s, cls)), mean(panels[2][1](s, cls))]),
+      const layout = { margin: { l: 48, r: 14, t: 8, b: 48 }, xaxis: axis("time (s)", { anchor: "y3" }), annotations: [] };
+      panels.forEach(([name], k) => {
+        const top = 1 - k / 3 - 0.06;
+        layout[k ? `yaxis${k + 1}` : "yaxis"] = axis("", { domain: [1 - (k + 1) / 3, top], rangemode: "tozero", nticks: 5 });
+        layout.annotations.push({ x: 0, xref: "paper", xanchor: "left", y: top, yref: "paper", yanchor: "bottom", showarrow: false, text: name });
+      });
+      const traces = panels.flatMap(([, get], k) => shown.map((s) => ({
+        type: "scatter", mode: "lines", name: s.name, line: { ...style(s.name), width: 1.3 }, yaxis: k ? `y${k + 1}` : "y",
+        x: s.goodput_mbps[cls].map((_, step) => Number(((step + 0.5) * s.step_ms * 1e-3).toPrecision(6))), y: get(s, cls),
+        hovertemplate: `<b>${s.name}</b> %{x} s: %{y:.3~g}<extra></extra>`,
+      })));
+      draw(`plot-series-${cls}`, traces, layout, `Time series of the ${queue} on ${scenarioSelect.value} for ${names.join(", ")}: delay, signals, goodput.`, {
+        title: `${queue}: means and largest steps`, head: [queue, "mean delay, ms", "largest, ms", "marks and drops a second", "goodput, Mbit/s"],
+        rows: shown.map((s) => [s.name, mean(panels[0][1](s, cls)), Math.max(...s.delay_ms[cls]), mean(panels[1][1](s, cls)), mean(panels[2][1](s, cls))]),
       });
     }
   };
   scenarioSelect.addEventListener("change", () => runs());
 
   /* ---- start ---- */
+  for (const legend of all(".legend")) {
+    for (const [kind, name] of Object.entries(data.kinds)) {
+      if (data.agents.some((agent) => agent.kind === kind)) legend.append(element("span", {}, element("span", { class: `kind ${kind}` }), name));
+    }
+  }
   const drawAll = () => { tradeOff(); gap(); cost(); showChoice(); };
   one("#chooser").hidden = false;
   data.compared.forEach((name, k) => { if (k < MOST && comparable.includes(name)) slots[k] = name; });

@@ -9,17 +9,18 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 
 from l4s_gym.agents.protocol import NO_RULE
-from l4s_gym.evaluation.board import Row
+from l4s_gym.evaluation.board import Refusal, Row
 from l4s_gym.evaluation.entry import Entry
 from l4s_gym.evaluation.site import data
 from l4s_gym.evaluation.statistics import Interval
 from l4s_gym.schema import ACTIONS
 
-Value = Interval | float | None
-Cell = tuple[str, float | None]
+Value = Interval | float | str | None
+Cell = tuple[str, float | str | None]
 """HTML, and what to sort by."""
 
 
@@ -34,6 +35,7 @@ class Column:
         get: Of a row and a suite.
         form: Format of a number.
         scale: The number is multiplied by it.
+        align: `n` for numbers; empty for words.
     """
 
     group: str
@@ -42,12 +44,15 @@ class Column:
     get: Callable[[Row, str], Value]
     form: str = "z.1f"
     scale: float = 1.0
+    align: str = "n"
 
     def cell(self, row: Row, suite: str) -> Cell:
         """The cell of a row."""
         value = self.get(row, suite)
         if value is None:
             return '<span class="none">&ndash;</span>', None
+        if isinstance(value, str):
+            return escape(value), value
         if not isinstance(value, Interval):
             return self._text(value), value
         text = self._text(value.value)
@@ -67,6 +72,9 @@ def count(value: float) -> str:
     return f"{value / unit:.3g}&nbsp;{name}"
 
 
+_BETTER: Final = "Probability of a better score than DualPI2 of RFC 9332 on the same traffic."
+
+
 def _score(suite: str) -> Callable[[Row, str], Value]:
     return lambda row, _: row.scores.get(suite)
 
@@ -79,27 +87,32 @@ def _latency(name: str) -> Callable[[Row, str], Value]:
     return lambda row, _: row.latency_us[name] if row.latency_us else None
 
 
+def _rule(row: Row, _: str) -> Value:
+    return None if row.rule == NO_RULE else row.rule
+
+
 COLUMNS: Final = (
-    Column("Normalised score", "test", "Interquartile mean over the test suite: 0 is random, 100 DualPI2.", _score("test")),
+    Column("Normalised score", "test", "0 is random, 100 is DualPI2 of RFC 9332.", _score("test")),
     Column("Normalised score", "shift", "The same on unseen scenarios.", _score("shift")),
     Column("Normalised score", "gap", "Test minus shift.", lambda row, _: row.gap),
-    Column("Normalised score", "P(better)", "Probability of a better score than DualPI2 of RFC 9332 on the same traffic.",
-           lambda row, _: row.improvement, "z.2f"),
+    Column("Normalised score", "P(better)", _BETTER, lambda row, _: row.improvement, "z.2f"),
+    Column("Decides", "rule", "How probabilities become decisions.", _rule, align=""),
+    Column("Decides", "every", "Each so many packets.", lambda row, _: row.interval, ".0f"),
     Column("L delay, ms", "p50", "Median sojourn time of the L4S queue.", _metric("delay_l_p50_ms"), "z.2f"),
-    Column("L delay, ms", "p99", "99th percentile of the sojourn time of the L4S queue.", _metric("delay_l_p99_ms"), "z.2f"),
+    Column("L delay, ms", "p99", "Its 99th percentile.", _metric("delay_l_p99_ms"), "z.2f"),
     Column("C delay, ms", "p50", "Median sojourn time of the Classic queue.", _metric("delay_c_p50_ms")),
-    Column("C delay, ms", "p99", "99th percentile of the sojourn time of the Classic queue.", _metric("delay_c_p99_ms")),
+    Column("C delay, ms", "p99", "Its 99th percentile.", _metric("delay_c_p99_ms")),
     Column("Link", "used, %", "Share of the link's capacity that was used.", _metric("utilisation"), "z.1f", 100.0),
-    Column("Fairness", "L/C rate", "Goodput of an L4S flow by that of a Classic flow: 1 is equal.", _metric("goodput_ratio"), "z.2f"),
+    Column("Fairness", "L/C rate", "Goodput of an L4S by that of a Classic flow.", _metric("goodput_ratio"), "z.2f"),
     Column("Fairness", "Jain", "Jain's index of the goodputs of all flows: 1 is equal.", _metric("jain"), "z.3f"),
     Column("Packets, %", "marked", "Packets marked by packets offered.", _metric("mark_rate"), "z.2f", 100.0),
     Column("Packets, %", "dropped", "Packets dropped by packets offered.", _metric("drop_rate"), "z.2f", 100.0),
-    Column("Decision, &micro;s", "p50", "Median time of one decision; none for what runs inside the simulator.", _latency("p50"), "z.0f"),
-    Column("Decision, &micro;s", "p99", "99th percentile of the time of one decision.", _latency("p99"), "z.0f"),
-    Column("Size", "parameters", "Parameters of the model.", lambda row, _: row.parameters, "count"),
-    Column("Size", "trained", "Parameters that were trained.", lambda row, _: row.trainable_parameters, "count"),
+    Column("Decision, &micro;s", "p50", "Median time of a decision; not of native ones.", _latency("p50"), "z.0f"),
+    Column("Decision, &micro;s", "p99", "Its 99th percentile.", _latency("p99"), "z.0f"),
+    Column("Size", "parameters", "Parameters of the model.", lambda row, _: row.parameters or None, "count"),
+    Column("Size", "trained", "Of these, trained.", lambda row, _: row.trainable_parameters or None, "count"),
     Column("Size", "training, s", "Time of one training.", lambda row, _: row.training_s, "count"),
-)  # fmt: skip
+)
 
 
 def cells(rows: Sequence[Row], suites: Sequence[str]) -> dict[str, list[list[Cell]]]:
@@ -113,40 +126,51 @@ def board(rows: Sequence[Row], kinds: Mapping[str, str], suite: str) -> str:
     for column in COLUMNS:
         groups[column.group] = groups.get(column.group, 0) + 1
     over = "".join(f'<th scope="colgroup" colspan="{n}">{name}</th>' for name, n in groups.items())
-    heads = ["agent", "kind", "rule", "every"]
-    about = ["Name and variant", "What decides", "How probabilities become decisions", "Decides each so many packets"]
-    heads += [column.title for column in COLUMNS]
-    about += [column.about for column in COLUMNS]
     under = "".join(
-        f'<th scope="col"{"" if k < 3 else " class=n"} title="{escape(text)}"><button type="button">{head}</button></th>'
-        for k, (head, text) in enumerate(zip(heads, about, strict=True))
+        f'<th scope="col" class="{column.align}" title="{escape(column.about)}">'
+        f'<button type="button">{column.title}</button></th>'
+        for column in COLUMNS
     )
-    body = "".join(_row(row, kinds[data.identity(row)], suite) for row in rows)
+    body = "".join(_row(row, kinds[row.name], suite) for row in rows)
     return (
         f'<table id="board"><caption class="hidden">Agents by score; delays, rates and fairness are of the chosen '
-        f'suite</caption><thead><tr><td colspan="4"></td>{over}</tr><tr>{under}</tr></thead>'
+        f"suite</caption><thead><tr><td></td>{over}</tr>"
+        f'<tr><th scope="col"><button type="button">agent</button></th>{under}</tr></thead>'
         f"<tbody>{body}</tbody></table>"
     )
 
 
 def _row(row: Row, kind: str, suite: str) -> str:
-    name = escape(data.label(row))
-    head = f'<th scope="row"><a href="#from-{escape(data.identity(row))}">{name}</a><small>{escape(row.title)}</small></th>'
-    text = (f'<td><span class="kind {kind}"></span>{data.KINDS[kind]}</td>', f"<td>{escape(row.rule) if row.rule != NO_RULE else '&ndash;'}</td>")
-    attributes = f' data-kind="{kind}"'
+    name = escape(row.name)
+    anchor, breakable = f"#from-{name}", name.replace("--", "--<wbr>").replace("_", "_<wbr>")
+    head = (
+        f'<th scope="row" data-v="{name.lower()}"><span class="kind {kind}"></span><span class="hidden">'
+        f'{data.KINDS[kind]}: </span><a href="{anchor}">{breakable}</a><small>{escape(row.title)}</small></th>'
+    )
     if row.failed is not None:
-        where = f'failed: see <a href="#from-{escape(data.identity(row))}">where it comes from</a>'
-        return (
-            f'<tr{attributes} class="failed">{head}{"".join(text)}{_number((str(row.interval), row.interval))}'
-            f'<td colspan="{len(COLUMNS)}">{where}</td></tr>'
-        )
-    numbers = [(str(row.interval), float(row.interval)), *(column.cell(row, suite) for column in COLUMNS)]
-    return f"<tr{attributes}>{head}{''.join(text)}{''.join(map(_number, numbers))}</tr>"
+        where = f'failed: see <a href="{anchor}">where it comes from</a>'
+        return f'<tr data-kind="{kind}" class="failed">{head}<td colspan="{len(COLUMNS)}">{where}</td></tr>'
+    cells = []
+    for column in COLUMNS:
+        html, value = column.cell(row, suite)
+        cells.append(f'<td class="{column.align}" data-v="{"" if value is None else escape(str(value))}">{html}</td>')
+    return f'<tr data-kind="{kind}">{head}{"".join(cells)}</tr>'
 
 
-def _number(cell: Cell) -> str:
-    html, value = cell
-    return f'<td class="n" data-v="{"" if value is None else value}">{html}</td>'
+def findings(texts: Sequence[str]) -> str:
+    """Findings as a list."""
+    items = ("".join(f"<p>{escape(' '.join(part.split()))}</p>" for part in text.split("\n\n")) for text in texts)
+    return "<ul>" + "".join(f"<li>{item}</li>" for item in items) + "</ul>" if texts else "<p>None are stated.</p>"
+
+
+def lacking(rows: Iterable[Row], refused: Iterable[Refusal]) -> str:
+    """What is not on the board, and why."""
+    items = [f"{row.name}: {text}" for row in rows for text in row.lacks]
+    items += [f"{each.name}: not on the board: {each.reason}" for each in refused]
+    if not items:
+        return ""
+    listed = "".join(f"<li>{escape(item)}</li>" for item in items)
+    return f"<details><summary>What is missing ({len(items)})</summary><ul>{listed}</ul></details>"
 
 
 def definitions() -> str:
@@ -160,9 +184,9 @@ def _tint(value: float, most: float) -> str:
     return f"--x:{100 * min(abs(value) / most, 1.0):.0f}%"
 
 
-def heat_maps(entries: Iterable[Entry], labels: Mapping[str, str]) -> str:
+def heat_maps(entries: Iterable[Entry]) -> str:
     """The L/C goodput ratio over rate and round-trip time: a table for each agent."""
-    grids = {entry.id: found for entry in entries if entry.id in labels and (found := data.grid(entry))}
+    grids = {entry.id: found for entry in entries if (found := data.grid(entry))}
     rates = sorted({rate for found in grids.values() for rate, _ in found})
     rtts = sorted({rtt for found in grids.values() for _, rtt in found})
     head = "".join(f'<th scope="col">{rtt}</th>' for rtt in rtts)
@@ -180,12 +204,12 @@ def heat_maps(entries: Iterable[Entry], labels: Mapping[str, str]) -> str:
             for rate in rates
         )
         return (
-            f'<table class="heat" data-agent="{escape(name)}"><caption>{escape(labels[name])}</caption>'
+            f'<table class="heat" data-agent="{escape(name)}"><caption>{escape(name)}</caption>'
             f'<thead><tr><th scope="col">Mbit/s <span class="axis">\\ ms</span></th>{head}</tr></thead>'
             f"<tbody>{rows}</tbody></table>"
         )
 
-    return "".join(table(name, grids[name]) for name in labels if name in grids)
+    return "".join(table(*each) for each in grids.items()) or "<p>No entry holds scenarios of the grid.</p>"
 
 
 def _mean(metrics: Sequence[Mapping[str, Any]], *path: str) -> float | None:
@@ -211,31 +235,30 @@ _OFFLINE: Final = (
 )
 
 
-def offline(entries: Iterable[Entry], labels: Mapping[str, str]) -> str:
+def offline(entries: Iterable[Entry]) -> str:
     """How well each trained agent foresees the logged decisions: figures, and confusion matrices."""
-    trained = {entry.id: [t.metrics for t in entry.training if t.metrics] for entry in entries if entry.id in labels}
-    trained = {name: trained[name] for name in labels if trained.get(name)}
+    trained = {entry.id: found for entry in entries if (found := [t.metrics for t in entry.training if t.metrics])}
     if not trained:
         return "<p>No entry holds offline metrics.</p>"
     head = "".join(f'<th scope="col" class="n">{title}</th>' for title, _, _ in _OFFLINE)
 
     def figure(metrics: Sequence[Mapping[str, Any]], path: tuple[str, ...], form: str, percent: bool) -> str:
         value = _mean(metrics, *path)
-        return '&ndash;' if value is None else f"{value * (100 if percent else 1):{form}}"
+        return "&ndash;" if value is None else f"{value * (100 if percent else 1):{form}}"
 
     rows = "".join(
-        f'<tr><th scope="row">{escape(labels[name])}</th>'
+        f'<tr><th scope="row">{escape(name)}</th>'
         + "".join(
             f'<td class="n">{figure(metrics, path, form, title.endswith("%"))}</td>' for title, path, form in _OFFLINE
         )
         + "</tr>"
         for name, metrics in trained.items()
     )
-    matrices = "".join(_confusion(labels[name], metrics) for name, metrics in trained.items())
+    matrices = "".join(_confusion(name, metrics) for name, metrics in trained.items())
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="Offline metrics"><table>'
         f'<caption class="hidden">Offline metrics, means over the trainings</caption><thead><tr><th scope="col">agent'
-        f'</th>{head}</tr></thead><tbody>{rows}</tbody></table></div><h3>Confusion</h3><p>Rows are what the log holds, '
+        f"</th>{head}</tr></thead><tbody>{rows}</tbody></table></div><h3>Confusion</h3><p>Rows are what the log holds, "
         "columns what the agent finds most probable; per cent of the row, and steps, over all trainings.</p>"
         f'<div class="small-multiples">{matrices}</div>'
     )
@@ -298,12 +321,8 @@ def protocol_facts(entries: Sequence[Entry]) -> str:
     return _facts(pairs)
 
 
-def provenance(entries: Sequence[Entry], labels: Mapping[str, str]) -> str:
-    """Where each entry comes from."""
-    return "".join(_provenance(entry, labels.get(entry.id, entry.id)) for entry in entries)
-
-
-def _provenance(entry: Entry, label: str) -> str:
+def provenance(entry: Entry) -> str:
+    """Where an entry comes from."""
     origin = entry.origin
     host = origin.get("host", {})
     pairs = [
@@ -316,7 +335,7 @@ def _provenance(entry: Entry, label: str) -> str:
     if entry.training:
         pairs.append(("Trainings", f"seeds {_ranges(t.seed for t in entry.training)}"))
     pairs += [(f"Dataset {escape(name)}", f"<code>{escape(digest)}</code>") for name, digest in entry.datasets.items()]
-    text = json.dumps(experiment(entry), indent=1)
+    text = json.dumps(msgspec.to_builtins(entry.experiment), indent=1)
     failed = ""
     if entry.failed is not None:
         failed = (
@@ -325,14 +344,7 @@ def _provenance(entry: Entry, label: str) -> str:
         )
     note = " (failed)" if entry.failed is not None else ""
     return (
-        f'<details class="entry" id="from-{escape(entry.id)}"><summary>{escape(label)}{note}</summary>'
+        f'<details class="entry" id="from-{escape(entry.id)}"><summary>{escape(entry.id)}{note}</summary>'
         f"<p>{escape(entry.title)}</p>{failed}{_facts(pairs)}"
         f'<pre tabindex="0" aria-label="Experiment">{escape(text)}</pre></details>'
     )
-
-
-def experiment(entry: Entry) -> Any:
-    """The experiment as plain data."""
-    import msgspec
-
-    return msgspec.to_builtins(entry.experiment)
