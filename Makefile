@@ -54,6 +54,7 @@ bench: setup  ## measure speed, and compare the simulator with its peers
 	$(BIN)/python benchmarks/fidelity.py
 	$(BIN)/python benchmarks/sim_to_real.py
 	$(BIN)/python benchmarks/data_speed.py
+	$(BIN)/python benchmarks/intervals.py
 	@echo "Real packets, as root: $(BIN)/python benchmarks/live.py"
 
 clean:  ## remove caches and build outputs

@@ -15,6 +15,7 @@ import tyro
 from rich.table import Table
 
 from l4s_gym.cli import agents as _agents
+from l4s_gym.cli import leaderboard as _leaderboard
 from l4s_gym.cli.common import console, progress_bar
 from l4s_gym.errors import L4SError
 
@@ -103,10 +104,10 @@ def simulate(
 
 
 def _print_run(run: object, title: str) -> None:
-    from l4s_gym.evaluation.native import NativeRun
+    from l4s_gym.evaluation.native import Run
     from l4s_gym.sim import layout
 
-    assert isinstance(run, NativeRun)
+    assert isinstance(run, Run)
     s = run.summary
     table = Table(title=title)
     for column in ("class", "packets", "mean ms", "p50", "p95", "p99", "max", "mark %", "drop %"):
@@ -191,6 +192,7 @@ def evaluate(
 
 app.command(_agents.train)
 app.command(name="test")(_agents.examine)
+app.command(_leaderboard.leaderboard)
 
 
 @app.command

@@ -22,7 +22,7 @@ from l4s_gym.sim import scenario as scenarios
 FORMAT: Final = 1
 SIZES: Final = ("quick", "standard", "full")
 NATIVE: Final = "native:"
-TIMES: Final = ("origin", "wall_s", "latency_us", "seconds", "peak_memory_bytes")
+TIMES: Final = ("origin", "wall_s", "latency_us", "seconds", "tokens_per_s", "peak_memory_bytes")
 """Fields, at any depth, that differ between two runs of the same: all others are the same to the bit."""
 
 Suite = Literal["train", "test", "shift"]

@@ -15,7 +15,7 @@ from gymnasium.utils import seeding
 from l4s_gym import agents
 from l4s_gym.agents.protocol import Agent, Floats
 from l4s_gym.errors import L4SError, unknown
-from l4s_gym.schema import ECT_1
+from l4s_gym.schema import ACTIONS, ECT_1
 from l4s_gym.sim import engine, layout, measure
 from l4s_gym.sim.batch import Batch
 from l4s_gym.sim.scenario import Scenario, load
@@ -128,6 +128,15 @@ def _step(batch: Batch, total: Floats, open_: npt.NDArray[np.bool_]) -> None:
     open_[:] = (status != layout.TERMINATED) & (status != layout.TRUNCATED)
 
 
+def _checked(actions: Any, n: int, agent: Agent) -> npt.NDArray[np.integer]:
+    """The actions of an agent, which anybody may have written."""
+    found = np.asarray(actions)
+    if found.shape != (n,) or found.dtype.kind not in "iu" or found.min() < 0 or found.max() >= len(ACTIONS):
+        what = f"{found.dtype} of shape {found.shape}" + (f", {found.min()} to {found.max()}" if found.size else "")
+        raise L4SError(f"agent {agent.name}: act returned {what}: return {n} integers from 0 to {len(ACTIONS) - 1}")
+    return found
+
+
 def _run(batches: Sequence[Batch], agent: Agent | None, progress: Progress | None) -> list[Floats]:
     """Run all episodes of some batches to their ends, one decision of each at a time; the returns, (n,) each."""
     bounds = np.cumsum([0, *(batch.n for batch in batches)])
@@ -148,7 +157,7 @@ def _run(batches: Sequence[Batch], agent: Agent | None, progress: Progress | Non
             if not running:
                 return [total[row] for row in rows]
         if agent is not None:
-            actions = agent.act(obs, reward)
+            actions = _checked(agent.act(obs, reward), len(obs), agent)
             for batch, row in running:
                 batch.action[:] = actions[row]
         calls += 1

@@ -15,7 +15,7 @@ each training has one task): the training is an outer unit. Hence
 To draw n runs of n understates the variance by (n - 1) / n, so n - 1 are drawn (Rao & Wu 1988). Half the width of the
 interval is t sqrt(variance) of either part, with Student's t of its degrees of freedom (of the traffic by Satterthwaite
 1946), and the root of the sum of their squares (Howe 1974): of 3 trainings there are but 10 resamples, and their
-percentiles cannot cover. How often the intervals cover is measured by `benchmarks/coverage.py`.
+percentiles cannot cover. How often the intervals cover is measured by `benchmarks/intervals.py`.
 """
 
 from __future__ import annotations

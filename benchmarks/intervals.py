@@ -1,7 +1,7 @@
 """How often the 95 % intervals of the board hold the truth, on simulated boards whose truth is known.
 
-    python benchmarks/coverage.py              # results/coverage.json
-    python benchmarks/coverage.py --boards 100
+    python benchmarks/intervals.py              # results/intervals.json
+    python benchmarks/intervals.py --boards 100
 
 The noise of the model is that of the simulator: episodes of one scenario differ by 0.3 to 8 % of the distance from
 random decisions to native DualPI2, for native DualPI2 and for random decisions as well. "plain" is the percentile
@@ -23,7 +23,7 @@ from l4s_gym.evaluation import ranking, statistics
 from l4s_gym.evaluation.origin import origin
 from l4s_gym.evaluation.statistics import Floats
 
-RESULTS = Path(__file__).resolve().parent / "results" / "coverage.json"
+RESULTS = Path(__file__).resolve().parent / "results" / "intervals.json"
 
 
 @dataclass(frozen=True)
