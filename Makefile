@@ -55,6 +55,7 @@ bench: setup  ## fill the leaderboard, measure speed, and compare the simulator 
 	$(BIN)/python benchmarks/fidelity.py
 	$(BIN)/python benchmarks/sim_to_real.py
 	$(BIN)/python benchmarks/data_speed.py
+	$(BIN)/python benchmarks/intervals.py
 	@echo "Real packets, as root: $(BIN)/python benchmarks/live.py"
 
 clean:  ## remove caches and build outputs
