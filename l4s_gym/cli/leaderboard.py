@@ -38,7 +38,7 @@ def leaderboard(
         check: Do not run the benchmark; check these entries, and run one cell of each again.
         protocol: Another protocol than benchmarks/protocol.toml.
     """
-    from l4s_gym.evaluation import entry, series
+    from l4s_gym.evaluation import entry
     from l4s_gym.evaluation import leaderboard as boards
 
     rules = entry.read_protocol(protocol)
@@ -54,16 +54,15 @@ def leaderboard(
         raise L4SError(f"--jobs {jobs}: give 0 (in this process) or more")
     own = [boards.added(spec) for spec in add]
     wanted = boards.experiments(experiments or (boards.REFERENCES if own else ()))
-    kept = results or out / "entries"
-    entries, refused = boards.fill(
-        [*wanted, *own], rules, size, kept, folder, jobs=jobs, ray=ray, progress=progress_bar
+    boards.produce(
+        [*wanted, *own],
+        rules,
+        size,
+        out,
+        results=results,
+        work=folder,
+        jobs=jobs,
+        ray=ray,
+        say=say,
+        progress=progress_bar,
     )
-    for refusal in refused:
-        say(f"refused: {refusal.name}: {refusal.reason}")
-    for each in entries:
-        if each.failed is not None:
-            say(f"failed: {each.id}: {each.failed.where}: {each.failed.traceback.strip().splitlines()[-1]}")
-    whole = [each for each in entries if each.failed is None]
-    runs = series.of_board(whole, rules, size, kept / "series.json", folder, progress_bar)
-    for path in boards.report(out, entries, refused, runs):
-        say(f"written: {path}")

@@ -15,7 +15,7 @@ from l4s_gym.data.build import checksum as dataset_checksum
 from l4s_gym.data.build import recipe_of, recorded_checksum
 from l4s_gym.data.files import atomic_write
 from l4s_gym.errors import L4SError, unknown
-from l4s_gym.evaluation import board, sweep
+from l4s_gym.evaluation import board, series, sweep
 from l4s_gym.evaluation import entry as records
 from l4s_gym.evaluation.board import Refusal
 from l4s_gym.evaluation.entry import Entry, Experiment, Protocol
@@ -168,6 +168,50 @@ def report(
     with atomic_write(text) as file:
         file.write(board.markdown(rows, entries, refused).encode())
     return [text, site.write(out, entries, rows, board.findings(rows), series, refused)]
+
+
+def produce(
+    wanted: Sequence[Experiment],
+    protocol: Protocol,
+    size: str,
+    out: Path,
+    *,
+    results: Path | None = None,
+    work: Path | None = None,
+    jobs: int | None = None,
+    ray: str = "",
+    say: Callable[[str], None] = print,
+    progress: sweep.ShowProgress = sweep.silent,
+) -> list[Entry]:
+    """Run what is missing, and write board and report.
+
+    Args:
+        wanted: Experiments.
+        protocol: The protocol.
+        size: Of the protocol.
+        out: Folder of the report.
+        results: Folder of entries; None: in `out`.
+        work: The work folder; None: in `out`.
+        jobs: Processes.
+        ray: Address of a Ray cluster.
+        say: Told what was refused, failed and written.
+        progress: Shows how far it is.
+
+    Returns:
+        The entries on the board.
+    """
+    kept, folder = results or out / "entries", work or out / "work"
+    entries, refused = fill(wanted, protocol, size, kept, folder, jobs=jobs, ray=ray, progress=progress)
+    for refusal in refused:
+        say(f"refused: {refusal.name}: {refusal.reason}")
+    for each in entries:
+        if each.failed is not None:
+            say(f"failed: {each.id}: {each.failed.where}: {each.failed.traceback.strip().splitlines()[-1]}")
+    whole = [each for each in entries if each.failed is None]
+    runs = series.of_board(whole, protocol, size, kept / "series.json", folder, progress)
+    for path in report(out, entries, refused, runs):
+        say(f"written: {path}")
+    return entries
 
 
 def rerun(

@@ -259,8 +259,8 @@ def one_cell(
         L4SError: It fails.
     """
     sweep = Sweep(protocol, size, work_folder.resolve(), jobs=0, ray="")
-    sweep.need_datasets([experiment], _silent)
-    sweep.train([experiment], _silent)
+    sweep.need_datasets([experiment], silent)
+    sweep.train([experiment], silent)
     if experiment.id in sweep.failed:
         failure = sweep.failed[experiment.id]
         raise L4SError(f"{experiment.id}: {failure.where}: {failure.traceback.strip().splitlines()[-1]}")
@@ -273,7 +273,8 @@ def one_cell(
 
 
 @contextmanager
-def _silent(_: str) -> Iterator[Callable[[float], None]]:
+def silent(_: str) -> Iterator[Callable[[float], None]]:
+    """Shows nothing."""
     yield lambda share: None
 
 
@@ -285,7 +286,7 @@ def run(
     *,
     jobs: int | None = None,
     ray: str = "",
-    progress: ShowProgress = _silent,
+    progress: ShowProgress = silent,
 ) -> list[Entry]:
     """Run experiments, or go on with a sweep that was stopped.
 

@@ -46,12 +46,13 @@ class Outputs(NamedTuple):
     @classmethod
     def of(cls, n: int) -> Outputs:
         """For `n` environments."""
-        whole = (np.zeros(n, dtype) for dtype in (np.int64, np.float64, np.int64, np.int64))
-        return cls(np.zeros((n, 8), np.float32), *whole)  # type: ignore[arg-type]
+        action, status, applied = (np.zeros(n, np.int64) for _ in range(3))
+        return cls(np.zeros((n, 8), np.float32), action, np.zeros(n), status, applied)
 
     def part(self, first: int, last: int) -> Outputs:
         """Those of environments [first, last), in the same memory."""
-        return Outputs(*(array[first:last] for array in self))
+        own = slice(first, last)
+        return Outputs(self.obs[own], self.action[own], self.reward[own], self.status[own], self.applied[own])
 
 
 class Batch:

@@ -56,7 +56,12 @@ def test_finished_cells_are_not_run_again(
 ) -> None:
     ran: list[work.Cell] = []
     once = work.evaluate
-    monkeypatch.setattr(work, "evaluate", lambda cell: (ran.append(cell), once(cell))[1])
+
+    def counted(cell: work.Cell) -> dict[str, Any]:
+        ran.append(cell)
+        return once(cell)
+
+    monkeypatch.setattr(work, "evaluate", counted)
     first = sweep.run([NATIVE, RANDOM], protocol, "quick", tmp_path, jobs=0)
     cells = len(ran)
     path = next((tmp_path / "cells").iterdir())
