@@ -90,7 +90,7 @@ class Board:
     def truth(self) -> dict[str, float]:
         """What the board estimates, from many trainings and runs."""
         sums = np.zeros(3)
-        rounds = 100
+        rounds = 50
         for _ in range(rounds):
             returns, native, _ = self.draw(40 if self.case.unlike else 1, 2000)
             score = statistics.iqm(returns)  # Already normalised: the references' means are 0 and 100 here.
@@ -136,7 +136,7 @@ def measure(case: Case, boards: int, resamples: int, seed: int) -> dict[str, Any
     }
 
 
-def main(boards: int = 1000, resamples: int = 500, seed: int = 0, out: Path = RESULTS) -> None:
+def main(boards: int = 1000, resamples: int = 200, seed: int = 0, out: Path = RESULTS) -> None:
     """Measure the coverage of all cases.
 
     Args:

@@ -144,9 +144,9 @@ def markdown(board: Sequence[Row], entries: Sequence[Entry] = (), refused: Seque
 def _made(entries: Sequence[Entry]) -> str:
     """Protocol, versions and episodes of the entries, and what the intervals are of."""
     text = (
-        "Intervals are value +- t sqrt(variance): of the traffic by stratified bootstrap (strata: scenarios; the seeds "
-        "of native DualPI2 and of random decisions are drawn together with the agent's), of the trainings by variance "
-        "components. Means of delays, utilisation and ratios are over episodes."
+        "Intervals are value +- t sqrt(variance), for the traffic by stratified bootstrap (strata: scenarios; the "
+        "seeds of native DualPI2 and of random decisions are drawn together with the agent's), for the trainings by "
+        "variance components. How often they hold the truth: `benchmarks/results/intervals.json`."
     )
     if not entries:
         return text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ from l4s_gym.agents.protocol import Agent, Floats
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.schema import ACTIONS, ECT_1
 from l4s_gym.sim import engine, layout, measure
-from l4s_gym.sim.batch import Batch
+from l4s_gym.sim.batch import Batch, Outputs
 from l4s_gym.sim.scenario import Scenario, load
 
 NATIVE_PREFIX = "native:"
@@ -106,26 +105,28 @@ def _stop_after_warmup(batch: Batch) -> None:
         batch.stop_at(i, warmup_ns)
 
 
-def _step(batch: Batch, total: Floats, open_: npt.NDArray[np.bool_]) -> None:
-    """Run the environments of a batch on to their next decisions or ends.
+def _settle(batches: Sequence[Batch], out: Outputs, total: Floats, open_: npt.NDArray[np.bool_]) -> None:
+    """What follows a step of all environments: rewards, ends, and the end of the warm-up.
 
     Args:
-        batch: The batch.
+        batches: One after the other, as in `out`.
+        out: Of all batches.
         total: Returns so far (n,); those of this step are added.
         open_: Which episodes have not ended (n,); brought up to date.
     """
-    batch.advance()
-    status = batch.status
-    if status.min() == status.max() == layout.DECISION:  # nothing else most of the time
-        total += batch.reward
+    last = out.status.max()
+    if last == layout.DECISION == out.status.min():  # nothing else most of the time
+        np.add(total, out.reward, out=total)
         return
-    for stopped in np.flatnonzero(status == layout.STOPPED).tolist():
-        batch.reset_counters(stopped)
-        earned = batch.reward[stopped]
-        engine.advance(batch.address, batch.stride, stopped, stopped + 1, 0)
-        batch.reward[stopped] += earned
-    np.add(total, batch.reward, out=total, where=open_)
-    open_[:] = (status != layout.TERMINATED) & (status != layout.TRUNCATED)
+    for batch in batches if last == layout.POOL_EMPTY or (out.status == layout.STOPPED).any() else ():
+        batch.check_status()
+        for stopped in np.flatnonzero(batch.status == layout.STOPPED).tolist():
+            batch.reset_counters(stopped)
+            earned = batch.reward[stopped]
+            engine.advance(batch.address, batch.stride, stopped, stopped + 1, 0)
+            batch.reward[stopped] += earned
+    np.add(total, out.reward, out=total, where=open_)
+    np.less(out.status, layout.TERMINATED, out=open_)
 
 
 def _checked(actions: Any, n: int, agent: Agent) -> npt.NDArray[np.integer]:
@@ -137,32 +138,25 @@ def _checked(actions: Any, n: int, agent: Agent) -> npt.NDArray[np.integer]:
     return found
 
 
-def _run(batches: Sequence[Batch], agent: Agent | None, progress: Progress | None) -> list[Floats]:
-    """Run all episodes of some batches to their ends, one decision of each at a time; the returns, (n,) each."""
-    bounds = np.cumsum([0, *(batch.n for batch in batches)])
-    rows = [slice(a, b) for a, b in itertools.pairwise(bounds.tolist())]
-    total, reward = np.zeros(bounds[-1]), np.zeros(bounds[-1])
-    open_ = np.ones(bounds[-1], bool)
-    obs = np.zeros((bounds[-1], batches[0].obs.shape[1]), np.float32)
+def _run(
+    batches: Sequence[Batch], out: Outputs, agent: Agent | None, progress: Progress | None
+) -> npt.NDArray[np.float64]:
+    """Run all episodes of some batches to their ends, one decision of each at a time; the returns, (n,)."""
+    total, open_ = np.zeros(len(out.status)), np.ones(len(out.status), bool)
     for batch in batches:
         _stop_after_warmup(batch)
-    running = list(zip(batches, rows, strict=True))
     calls = 0
     while True:
-        for batch, row in running:
-            _step(batch, total[row], open_[row])
-            obs[row], reward[row] = batch.obs, batch.reward
-        if calls % 100 == 0 or agent is None or len(running) == 1:
-            running = [(batch, row) for batch, row in running if open_[row].any()]
-            if not running:
-                return [total[row] for row in rows]
+        for batch in batches:
+            batch.advance_unchecked()
+        _settle(batches, out, total, open_)
+        if not open_.any():
+            return total
         if agent is not None:
-            actions = _checked(agent.act(obs, reward), len(obs), agent)
-            for batch, row in running:
-                batch.action[:] = actions[row]
+            out.action[:] = _checked(agent.act(out.obs, out.reward), len(out.obs), agent)
         calls += 1
         if progress is not None and calls % 1000 == 0:
-            progress(min(float(b.env["now_ns"].min()) / b.scenario.horizon_s * 1e-9 for b, _ in running))
+            progress(min(float(b.env["now_ns"].min()) / b.scenario.horizon_s * 1e-9 for b in batches))
 
 
 def latency_us(agent: Agent, observations: npt.NDArray[np.float32]) -> dict[str, float]:
@@ -264,16 +258,17 @@ def evaluate_many(
     if agent is not None:
         agent.reset(len(seeds) * len(chosen), seeds[0] if agent_seed is None else agent_seed)
     decider = layout.NATIVE if agent is None else layout.AGENT
-    batches = [
-        Batch(s, len(seeds), aqm=native or aqm, decider=decider, interval=interval, reward=reward) for s in chosen
-    ]
+    options: dict[str, Any] = {"aqm": native or aqm, "decider": decider, "interval": interval, "reward": reward}
+    n = len(seeds)
+    out = Outputs.of(n * len(chosen))
+    batches = [Batch(s, n, outputs=out.part(k * n, (k + 1) * n), **options) for k, s in enumerate(chosen)]
     for batch in batches:
         for i, seed in enumerate(seeds):
             batch.reset(i, seeding.np_random(seed)[0])
     start = time.perf_counter()
-    returns = _run(batches, agent, progress)
+    returns = _run(batches, out, agent, progress).reshape(len(chosen), n)
     wall_s = time.perf_counter() - start
-    timed = None if agent is None else latency_us(agent, np.concatenate([batch.obs for batch in batches]))
+    timed = None if agent is None else latency_us(agent, out.obs.copy())
     about: dict[str, Any] = {
         "agent": who if agent is None else agent.name,
         "rule": "-" if agent is None else agent.rule,

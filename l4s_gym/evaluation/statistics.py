@@ -12,9 +12,10 @@ each training has one task): the training is an outer unit. Hence
     variance = that of the mean over trainings when the traffic is drawn anew (stratified bootstrap)
              + that of the trainings, less what is only noise of their episodes (variance components).
 
-To draw n runs of n understates the variance by (n - 1) / n, so n - 1 are drawn (Rao & Wu 1988). The interval is
-value +- t sqrt(variance), with Satterthwaite's degrees of freedom (1946): of 3 trainings there are but 10 resamples,
-and their percentiles cannot cover. How often the intervals cover is measured by `benchmarks/intervals.py`.
+To draw n runs of n understates the variance by (n - 1) / n, so n - 1 are drawn (Rao & Wu 1988). Half the width of the
+interval is t sqrt(variance) of either part, with Student's t of its degrees of freedom (of the traffic by Satterthwaite
+1946), and the root of the sum of their squares (Howe 1974): of 3 trainings there are but 10 resamples, and their
+percentiles cannot cover. How often the intervals cover is measured by `benchmarks/intervals.py`.
 """
 
 from __future__ import annotations
@@ -126,8 +127,14 @@ def quantile_t(probability: float, freedom: float) -> float:
     return float(np.sqrt(freedom) * np.tan(np.interp(probability * total[-1], total, angle)))
 
 
+def _quantiles(freedom: Floats, level: float) -> Floats:
+    """Two-sided quantile of Student's distribution for each of some degrees of freedom."""
+    found = [quantile_t((1.0 + level) / 2.0, float(each)) for each in np.ravel(freedom)]
+    return np.reshape(found, np.shape(freedom))
+
+
 def _quotient(part: Floats, whole: Floats, otherwise: npt.ArrayLike) -> Floats:
-    """Quotient where the denominator is positive (or NaN), else something else."""
+    """Quotient where the denominator is not 0, else something else."""
     zero = whole == 0.0
     return np.where(zero, otherwise, part / np.where(zero, 1.0, whole))
 
@@ -155,15 +162,14 @@ class Estimate:
         """Mean over the trained agents (*points)."""
         return np.asarray(self.each.mean(0))
 
-    def spread(self) -> tuple[Floats, Floats]:
-        """Variance of the value and its degrees of freedom (*points)."""
+    def squared_half(self, level: float = LEVEL) -> Floats:
+        """Square of half the width of the interval (*points), by Howe (1974): that of a sum of independent parts."""
         trainings = len(self.each)
+        squared = _quantiles(self.freedom, level) ** 2 * self.traffic
         if trainings == 1:
-            return self.traffic, self.freedom
-        between, noise = self.each.var(0, ddof=1) / trainings, self.noise / trainings
-        variance = self.traffic + np.maximum(between - noise, 0.0)
-        parts = self.traffic**2 / self.freedom + (between**2 + noise**2 / self.freedom) / (trainings - 1)
-        return variance, _quotient(variance**2, parts, trainings - 1.0)
+            return squared
+        alone = np.maximum(self.each.var(0, ddof=1) - self.noise, 0.0) / trainings
+        return np.asarray(squared + quantile_t((1.0 + level) / 2.0, trainings - 1) ** 2 * alone)
 
     def __getitem__(self, point: int) -> Estimate:
         """One of several points."""
@@ -180,10 +186,9 @@ class Estimate:
 
     def interval(self, level: float = LEVEL) -> Interval:
         """The value with its interval of confidence; with one trained agent it is of that agent alone."""
-        variance, freedom = self.spread()
-        if not np.isfinite(variance):
+        half = float(np.sqrt(self.squared_half(level)))
+        if np.isnan(half):
             return Interval(float(self.value))
-        half = quantile_t((1.0 + level) / 2.0, float(freedom)) * float(np.sqrt(variance))
         return Interval(float(self.value), float(self.value) - half, float(self.value) + half)
 
     def share(self, level: float = LEVEL) -> tuple[Floats, Floats, Floats]:
@@ -192,16 +197,16 @@ class Estimate:
         Wilson's interval at the effective number of episodes (Korn & Graubard 1998): it stays within 0 and 1, and does
         not shrink to nothing where all or none of the episodes count.
         """
-        share = self.value
-        variance, freedom = self.spread()
-        count = _quotient(share * (1.0 - share), variance, self.episodes)
-        z = [quantile_t((1.0 + level) / 2.0, float(each)) for each in np.ravel(freedom)]
-        z2_n = np.square(z).reshape(share.shape) / count
+        share, squared = self.value, self.squared_half(level)
+        # z^2 / n of Wilson's interval: n such that its variance is the one found; all alike, the number of episodes.
+        freedom = self.freedom if len(self.each) == 1 else np.full_like(self.freedom, len(self.each) - 1)
+        binomial = share * (1.0 - share)
+        alike = _quantiles(freedom, level) ** 2 / self.episodes + 0.0 * squared  # NaN stays NaN
+        z2_n = _quotient(squared, np.where(squared == 0.0, 0.0, binomial), alike)
         middle = (share + z2_n / 2) / (1 + z2_n)
         half = np.sqrt(z2_n * share * (1 - share) + z2_n**2 / 4) / (1 + z2_n)
         # Rounding must leave neither the share nor the bounds.
-        low, high = np.clip(middle - half, 0.0, share), np.clip(middle + half, share, 1.0)
-        return share, np.where(np.isfinite(variance), low, np.nan), np.where(np.isfinite(variance), high, np.nan)
+        return share, np.clip(middle - half, 0.0, share), np.clip(middle + half, share, 1.0)
 
     def share_interval(self, level: float = LEVEL) -> Interval:
         """`share` of a single point."""

@@ -231,8 +231,8 @@ def test_agrees_with_rliable() -> None:
 
 @pytest.fixture(scope="module")
 def coverage() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "coverage.py"
-    spec = importlib.util.spec_from_file_location("coverage_of_intervals", path)
+    path = Path(__file__).parents[2] / "benchmarks" / "intervals.py"
+    spec = importlib.util.spec_from_file_location("benchmark_of_intervals", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # Dataclasses look their module up.
@@ -251,7 +251,7 @@ def coverage() -> ModuleType:
     ],
 )
 def test_intervals_hold_the_truth_in_95_of_100_boards(coverage: Any, case: str) -> None:
-    found = coverage.measure(coverage.CASES[case], boards=1000, resamples=300, seed=1)["coverage"]
+    found = coverage.measure(coverage.CASES[case], boards=1000, resamples=200, seed=1)["coverage"]
     assert 0.93 <= found["score"] <= 0.97
     assert 0.93 <= found["over native"] <= 0.97
     assert 0.93 <= found["improvement"] <= 0.97
