@@ -49,7 +49,7 @@ const curves = () => {
   const names = chosen(Object.keys(found));
   const tail = one("#tail").value === "tail";
   for (const cls of ["L", "C"]) {
-    const range = names.flatMap((name) => found[name][cls]).map((value) => Math.max(value, 0.01));
+    const range = names.flatMap((name) => found[name][cls]).map(atLeast);
     const queue = cls === "L" ? "L4S queue" : "Classic queue";
     draw(
       `plot-cdf-${cls}`,
@@ -58,7 +58,7 @@ const curves = () => {
         mode: "lines",
         name,
         line: style(name),
-        x: found[name][cls].map((value) => Math.max(value, 0.01)),
+        x: found[name][cls].map(atLeast),
         y: data.quantiles.map((q) => (tail ? (q < 1 ? 100 * (1 - q) : null) : 100 * q)),
         hovertemplate: `<b>${name}</b><br>%{y:.4~g} %: %{x:.3~g} ms<extra></extra>`,
       })),
@@ -100,7 +100,7 @@ const runs = () => {
       "packets that left, packets marked or dropped, goodput of all flows of the class. " +
       (names.length < slots.filter(Boolean).length ? "Not all chosen agents have a run on this scenario." : "");
   const panels = [
-    ["delay, ms", (s, cls) => s.delay_ms[cls]],
+    ["delay, ms (logarithmic)", (s, cls) => s.delay_ms[cls].map((ms) => (ms === null ? null : atLeast(ms)))],
     ["marks and drops a second", (s, cls) => s.marks_per_s[cls].map((marks, k) => marks + s.drops_per_s[cls][k])],
     ["goodput, Mbit/s", (s, cls) => s.goodput_mbps[cls]],
   ];
@@ -113,11 +113,9 @@ const runs = () => {
     };
     panels.forEach(([name], k) => {
       const top = 1 - k / 3 - 0.06;
-      layout[k ? `yaxis${k + 1}` : "yaxis"] = axis("", {
-        domain: [1 - (k + 1) / 3, top],
-        rangemode: "tozero",
-        nticks: 5,
-      });
+      const domain = [1 - (k + 1) / 3, top];
+      if (k) layout[`yaxis${k + 1}`] = axis("", { domain, rangemode: "tozero", nticks: 5 });
+      else layout.yaxis = logAxis("", [1, ...shown.flatMap((s) => panels[0][1](s, cls))], { domain }, true);
       layout.annotations.push({
         x: 0,
         xref: "paper",

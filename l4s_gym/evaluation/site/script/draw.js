@@ -18,12 +18,13 @@ const axis = (title, more = {}) => ({
   fixedrange: true,
   ...more,
 });
+const atLeast = (ms) => Math.max(ms, 0.01); // 0 has no place on a logarithmic axis
 /** A logarithmic axis over some values, with ticks that are written out. */
-const logAxis = (title, values, more = {}) => {
+const logAxis = (title, values, more = {}, sparse = false) => {
   const good = values.filter((value) => value > 0);
   const low = Math.log10(Math.min(...good)) - 0.12;
   const high = Math.log10(Math.max(...good)) + 0.12;
-  const steps = high - low < 1.2 ? [1, 1.5, 2, 3, 4, 5, 7] : high - low < 2.6 ? [1, 2, 5] : [1];
+  const steps = sparse ? [1, 3] : high - low < 1.2 ? [1, 1.5, 2, 3, 4, 5, 7] : high - low < 2.6 ? [1, 2, 5] : [1];
   const ticks = [];
   for (let power = Math.floor(low); power <= high; power++) for (const step of steps) ticks.push(step * 10 ** power);
   const short = (value) =>

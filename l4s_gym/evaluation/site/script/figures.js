@@ -11,7 +11,7 @@ const tradeOff = () => {
     return [
       {
         agent,
-        x: metrics[name].map((each) => (each === null ? null : Math.max(each, 0.01))),
+        x: metrics[name].map((each) => (each === null ? null : atLeast(each))),
         y: interval(metrics.utilisation, 100),
       },
     ];
@@ -20,7 +20,8 @@ const tradeOff = () => {
   const low = points.filter(({ y }) => y[0] < LEAST);
   const zoomed = one("#zoom").checked && low.length > 0 && low.length < points.length;
   const seen = zoomed ? points.filter(({ y }) => y[0] >= LEAST) : points;
-  const without = data.agents.filter(({ id, metrics }) => metrics[suite()] && !points.some(({ agent }) => agent.id === id));
+  const drawn = new Set(points.map(({ agent }) => agent.id));
+  const without = data.agents.filter(({ id, metrics }) => metrics[suite()] && !drawn.has(id));
   one("#left-out").textContent =
     (zoomed ? `Left out, with less utilisation than ${LEAST} %: ${low.map(named).join(", ")}. ` : "") +
     (without.length ? `Without this delay in some scenarios: ${without.map(({ id }) => id).join(", ")}.` : "");
