@@ -46,9 +46,9 @@ const paper = [...curveSelect.options].find((option) => option.textContent === "
 if (paper) curveSelect.value = paper.value;
 const curves = () => {
   const found = data.curves[curveSelect.value] || {};
-  const names = chosen(Object.keys(found));
   const tail = one("#tail").value === "tail";
   for (const cls of ["L", "C"]) {
+    const names = chosen(Object.keys(found).filter((name) => found[name][cls])); // some let no packet through
     const range = names.flatMap((name) => found[name][cls]).map(atLeast);
     const queue = cls === "L" ? "L4S queue" : "Classic queue";
     draw(
