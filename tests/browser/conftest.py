@@ -35,7 +35,7 @@ def synthetic_series(name: str, scenario: str, seed: int) -> Series:
 @pytest.fixture(scope="session")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report of entries that nobody ran."""
-    entries = synthetic_entries(scenarios=6)
+    entries = synthetic_entries(scenarios=3)
     rows = board.rows(entries)
     names = ["native--dualpi2_rfc9332", "bc--diffuse"]
     series = [synthetic_series(name, scenario, k) for scenario in ("lte", "web") for k, name in enumerate(names)]

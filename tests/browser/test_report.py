@@ -163,8 +163,9 @@ def test_screen_readers_and_width(open_page: Callable[..., Page], width: int, sc
     page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
     page.wait_for_function(f"document.querySelectorAll('details.numbers table').length == {len(PICTURES)}")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    # What a picture is drawn from is hidden from screen readers: it is one image with a name.
-    found = axe.Axe().run(page, context={"exclude": [[".plot svg"]]}, options=options).response
+    # A picture is one image with a name: what it is drawn from is hidden from screen readers, and slow to look at.
+    page.evaluate("document.querySelectorAll('.plot').forEach(each => each.replaceChildren())")
+    found = axe.Axe().run(page, options={"resultTypes": ["violations"], **options}).response
     assert len(found["passes"]) >= (2 if options else 20)
     assert [(each["id"], [node["target"] for node in each["nodes"]]) for each in found["violations"]] == []
 

@@ -128,6 +128,14 @@ def test_curves_are_means_of_the_runs_quantiles(page: str, board_entries: list[E
     assert curves[f"shift/{name}"][entry.id]["L"] == pytest.approx(np.mean(runs, axis=0), rel=1e-3)
 
 
+def test_a_class_that_never_came_through_has_no_curve(board_entries: list[Entry]) -> None:
+    entry = next(entry for entry in board_entries if entry.id == "random--uniform")
+    blocked = {"offered": 5, "dropped": 5}
+    results = [{**r, "classes": {**r["classes"], "L": blocked}} for r in entry.results]
+    curves = data.delay_curves([msgspec.structs.replace(entry, results=tuple(results))])
+    assert {tuple(found[entry.id]) for found in curves.values()} == {("C",)}
+
+
 def test_the_heat_map_is_the_median_of_held_out_runs(board_entries: list[Entry]) -> None:
     entry = next(entry for entry in board_entries if entry.id == "llm--gpt2")
     grid = data.grid(entry)

@@ -254,4 +254,4 @@ def test_intervals_hold_the_truth_in_95_of_100_boards(coverage: Any, case: str) 
     found = coverage.measure(coverage.CASES[case], boards=1000, resamples=200, seed=1)["coverage"]
     assert 0.93 <= found["score"] <= 0.97
     assert 0.93 <= found["over native"] <= 0.97
-    assert 0.93 <= found["improvement"] <= 0.97
+    assert found["improvement"] >= 0.93  # More where most scenarios are won or lost in every run.

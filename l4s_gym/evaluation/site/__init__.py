@@ -20,6 +20,7 @@ from l4s_gym.evaluation.site import data, parts
 TITLE: Final = "L4S DualPI2 leaderboard"
 LARGEST_BYTES: Final = 5_000_000
 DRAWING: Final = "vendor/plotly-basic.min.js"
+SCRIPTS: Final = ("base", "board", "draw", "figures", "compare", "start")
 
 
 def _file(name: str) -> str:
@@ -58,7 +59,7 @@ def page(
         time=escape(max((str(entry.origin.get("time", "")) for entry in entries), default="")[:10]),
         style=_file("style.css"),
         drawing=_file(DRAWING),
-        script=_file("page.js"),
+        script="".join(_file(f"script/{name}.js") for name in SCRIPTS),
         data=_json(found),
         suites="".join(f'<option value="{name}">{escape(data.SUITES[name])}</option>' for name in names),
         kinds="".join(

@@ -84,14 +84,23 @@ def grid(entry: Entry) -> dict[tuple[int, int], float | None]:
 
 
 def delay_curves(entries: Iterable[Entry]) -> dict[str, dict[str, dict[str, list[float | None]]]]:
-    """Quantiles of the delay at `QUANTILES`, averaged over the runs: "suite/scenario" -> entry -> class -> ms."""
+    """Quantiles of the delay at `QUANTILES`, averaged over the runs: "suite/scenario" -> entry -> class -> ms.
+
+    A class is left out where no packet of it came through in any run.
+    """
     curves: dict[str, dict[str, dict[str, list[float | None]]]] = {}
     for entry in entries:
         for (suite, scenario), results in by_cell(entry).items():
-            curves.setdefault(f"{suite}/{scenario}", {})[entry.id] = {
-                cls: [rounded(x) for x in np.mean([r["delay_quantiles"][cls] for r in results], axis=0).tolist()]
-                for cls in CLASSES
-            }
+            found = curves.setdefault(f"{suite}/{scenario}", {})[entry.id] = {}
+            for cls in CLASSES:
+                counts = [result["classes"][cls] for result in results]
+                runs = [
+                    result["delay_quantiles"][cls]
+                    for result, count in zip(results, counts, strict=True)
+                    if count["offered"] > count["dropped"]
+                ]
+                if runs:
+                    found[cls] = [rounded(x) for x in np.mean(runs, axis=0).tolist()]
     return curves
 
 
