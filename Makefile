@@ -49,11 +49,13 @@ kernel: setup  ## build the Linux router, the bridge daemon and the test traffic
 kernel-check: setup  ## build the kernel side with gcc, clang, sanitizers and for FreeBSD, and lint it
 	PYTHON=../$(BIN)/python kernel/check.sh
 
-bench: setup  ## measure speed, and compare the simulator with its peers
+bench: setup  ## fill the leaderboard, measure speed, and compare the simulator with its peers
+	$(BIN)/python benchmarks/leaderboard.py
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/fidelity.py
 	$(BIN)/python benchmarks/sim_to_real.py
 	$(BIN)/python benchmarks/data_speed.py
+	$(BIN)/python benchmarks/intervals.py
 	@echo "Real packets, as root: $(BIN)/python benchmarks/live.py"
 
 clean:  ## remove caches and build outputs

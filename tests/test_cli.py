@@ -57,6 +57,7 @@ def refuse(capsys: Capture, *args: object) -> str:
         ("train",),
         ("test",),
         ("evaluate",),
+        ("leaderboard",),
         ("demo",),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 from pathlib import Path
 from typing import Any, Final
@@ -27,8 +28,9 @@ __all__ = [
     "make",
 ]
 
-NAMES: Final = ("random", "threshold", "enqueue", "FOLDER", "KIND:FOLDER", "MODULE:ATTRIBUTE")
-_PLAIN: Final[dict[str, type[Any]]] = {"random": RandomAgent, "threshold": ThresholdAgent, "enqueue": EnqueueAgent}
+NAMES: Final = ("random", "threshold", "enqueue", "FOLDER", "KIND:FOLDER", "MODULE:ATTRIBUTE", "FILE.py:ATTRIBUTE")
+PLAIN: Final[dict[str, type[Any]]] = {"random": RandomAgent, "threshold": ThresholdAgent, "enqueue": EnqueueAgent}
+"""The agents that a name alone makes."""
 
 
 def _options(spec: str, text: str, names: tuple[str, ...]) -> dict[str, float]:
@@ -45,10 +47,20 @@ def _options(spec: str, text: str, names: tuple[str, ...]) -> dict[str, float]:
     return options
 
 
+def _file(spec: str, path: Path) -> Any:
+    """The module that a file holds."""
+    described = importlib.util.spec_from_file_location(path.stem, path)
+    if described is None or described.loader is None or not path.is_file():
+        raise L4SError(f"agent {spec!r}: there is no file {path}: check the path")
+    module = importlib.util.module_from_spec(described)
+    described.loader.exec_module(module)
+    return module
+
+
 def _foreign(spec: str, module: str, attribute: str) -> Agent:
     """Somebody's own agent: an object, or what a class or function without arguments returns."""
     try:
-        found: Any = importlib.import_module(module)
+        found: Any = _file(spec, Path(module)) if module.endswith(".py") else importlib.import_module(module)
         for name in attribute.split("."):
             found = getattr(found, name)
     except ModuleNotFoundError as error:
@@ -94,6 +106,7 @@ def make(spec: str) -> Agent:
     | `runs/x`, `bc:runs/x` | a saved agent by its folder, of any kind or of the one that is named |
     | `runs/x,rule=diffuse` | with another decision rule (and other options of its kind) |
     | `MODULE:ATTRIBUTE` | anybody's own: an object, or a class or function without arguments that makes it |
+    | `FILE.py:ATTRIBUTE` | the same, from a file |
 
     A folder in the current one that is named like a rule is written `./random`.
 
@@ -101,12 +114,15 @@ def make(spec: str) -> Agent:
         L4SError: There is no such agent, or it cannot be made.
     """
     name, colon, rest = spec.partition(":")
-    if name in _PLAIN:
+    if name in PLAIN:
         names = ("l_us", "c_us") if name == "threshold" else ()
-        made: Agent = _PLAIN[name](**_options(spec, rest, names))
+        made: Agent = PLAIN[name](**_options(spec, rest, names))
         return made
     if name == "native":
         raise L4SError(f"agent {spec!r}: runs inside the engine: give it to the evaluation, there is nothing to make")
+    file, _, attribute = spec.rpartition(":")
+    if file.endswith(".py"):
+        return _foreign(spec, file, attribute)
     found = _saved(spec)
     if found is not None:
         return found

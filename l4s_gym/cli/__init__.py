@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +16,7 @@ import tyro
 from rich.table import Table
 
 from l4s_gym.cli import agents as _agents
+from l4s_gym.cli import leaderboard as _leaderboard
 from l4s_gym.cli.common import console, progress_bar
 from l4s_gym.errors import L4SError
 
@@ -103,10 +105,10 @@ def simulate(
 
 
 def _print_run(run: object, title: str) -> None:
-    from l4s_gym.evaluation.native import NativeRun
+    from l4s_gym.evaluation.native import Run
     from l4s_gym.sim import layout
 
-    assert isinstance(run, NativeRun)
+    assert isinstance(run, Run)
     s = run.summary
     table = Table(title=title)
     for column in ("class", "packets", "mean ms", "p50", "p95", "p99", "max", "mark %", "drop %"):
@@ -191,29 +193,25 @@ def evaluate(
 
 app.command(_agents.train)
 app.command(name="test")(_agents.examine)
+app.command(_leaderboard.leaderboard)
 
 
 @app.command
-def demo(
-    out: Path = Path("runs/demo"),
-    pools: Path | None = None,
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
-    steps: int = 2000,
-    seconds: float | None = None,
-) -> None:
-    """The main job end to end: kernel rows, datasets, trained agents, closed-loop leaderboard, report.
+def demo(out: Path = Path("runs/demo"), pools: Path | None = None, steps: int = 2000, jobs: int | None = None) -> None:
+    """The main job end to end: kernel rows, datasets, trained agents, the leaderboard in the quick size, report.
 
     Args:
-        out: Folder of datasets, agents and report.
+        out: Folder of datasets, agents, entries and report.
         pools: Folder of the authors' experience pools; without it a bundled log of the simulator is used.
-        seeds: Seeds of the evaluation.
         steps: Gradient steps of each training.
-        seconds: Length of the episodes instead of the scenario's.
+        jobs: Processes; one a core by default.
     """
+    from l4s_gym.cli.common import say
     from l4s_gym.evaluation.demo import run_demo
 
-    _check_seeds(*seeds)
-    run_demo(out, pools=pools, seeds=seeds, steps=steps, seconds=seconds, console=console, progress=progress_bar)
+    start = time.monotonic()
+    run_demo(out, pools=pools, steps=steps, jobs=jobs, say=say, progress=progress_bar)
+    say(f"{time.monotonic() - start:.0f} s in all")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,19 +8,20 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from l4s_gym.data import card, minari_io
+from l4s_gym import parallel
+from l4s_gym.data import card, minari_io, recipes
 from l4s_gym.data.files import atomic_write, link_or_copy, locked
 from l4s_gym.data.recipes import Recipe, Task, digest, tasks
 from l4s_gym.data.storage import Shard, read_shard, shard_name, write_shard
-from l4s_gym.errors import L4SError
+from l4s_gym.errors import L4SError, unknown
 from l4s_gym.sim.batch import compile_engine
 
 Progress = Callable[[float], None]
@@ -43,47 +44,23 @@ def _shard_bytes(task: Task) -> bytes:
         return (Path(folder) / make_shard(task, Path(folder)).name).read_bytes()
 
 
-def _on_processes(todo: Sequence[Task], folder: Path, workers: int) -> Iterator[int]:
-    if workers == 1 or len(todo) <= 1:
-        for task in todo:
-            make_shard(task, folder)
-            yield task.shard
-        return
-    compile_engine()  # once, not in each process
-    # Not forked: this process may hold threads of the simulator.
-    with ProcessPoolExecutor(min(workers, len(todo)), mp_context=get_context("spawn")) as pool:
-        made = {pool.submit(make_shard, task, folder): task.shard for task in todo}
-        try:
-            for done in as_completed(made):
-                done.result()
-                yield made[done]
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _on_ray(todo: Sequence[Task], folder: Path, address: str) -> Iterator[int]:
-    try:
-        import ray
-    except ImportError as error:
-        raise L4SError(f"ray: cannot be imported ({error}): pip install 'l4s-gym[scale]'") from error
-    ours = not ray.is_initialized()
-    try:
-        ray.init(address, ignore_reinit_error=True, log_to_driver=False)
-    except (OSError, ValueError, RuntimeError, SystemExit) as error:  # it exits where nothing answers
-        remedy = "start one (`ray start --head`) and give its HOST:PORT, or give `local`"
-        raise L4SError(f"ray: no cluster at {address!r} ({error}): {remedy}") from error
-    make = ray.remote(_shard_bytes)
-    made = {make.remote(task): task.shard for task in todo}
-    try:
-        while made:
-            (done,), _ = ray.wait(list(made), num_returns=1)
-            with atomic_write(folder / shard_name(made[done])) as file:
-                file.write(ray.get(done))
-            yield made.pop(done)
-    finally:
-        if ours:
-            ray.shutdown()
+def _make(todo: Sequence[Task], folder: Path, workers: int, ray: str) -> Iterator[None]:
+    """Make shards, each of which is then complete in the folder."""
+    done: Iterator[parallel.Done[Any]]
+    if ray:
+        done = parallel.on_ray(_shard_bytes, todo, ray)
+    elif workers == 1 or len(todo) <= 1:
+        done = ((number, make_shard(task, folder)) for number, task in enumerate(todo))
+    else:
+        compile_engine()  # once, not in each process
+        done = parallel.on_processes(partial(make_shard, folder=folder), todo, workers)
+    for number, made in done:
+        if isinstance(made, BaseException):
+            raise made
+        if ray:
+            with atomic_write(folder / shard_name(todo[number].shard)) as file:
+                file.write(made)
+        yield
 
 
 def _finished(folder: Path, todo: Sequence[Task]) -> list[Task]:
@@ -126,10 +103,10 @@ def code_permalink() -> str | None:
     return f"{remote.removesuffix('.git')}/tree/{commit}" if remote.startswith("https://") else f"swh:1:rev:{commit}"
 
 
-def checksums(folder: Path, dataset_id: str) -> list[str]:
+def checksums(folder: Path, dataset_id: str, pattern: str = "shard-*.hdf5") -> list[str]:
     """Lines of SHA256SUMS for the shards, with paths from the root of Minari's datasets."""
     lines = []
-    for path in sorted(folder.glob("shard-*.hdf5")):
+    for path in sorted(folder.glob(pattern)):
         with open(path, "rb") as file:
             lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {dataset_id}/data/{path.name}")
     return lines
@@ -179,8 +156,7 @@ def build(
         every = tasks(recipe, size)
         done = _finished(staging, every)
         todo = [task for task in every if task not in done]
-        made = _on_ray(todo, staging, ray) if ray else _on_processes(todo, staging, workers or os.cpu_count() or 1)
-        for count, _ in enumerate(made, len(done) + 1):
+        for count, _ in enumerate(_make(todo, staging, workers or os.cpu_count() or 1, ray), len(done) + 1):
             if progress is not None:
                 progress(count / len(every))
         with ThreadPoolExecutor(1) as aside:
@@ -243,3 +219,54 @@ def _plain(recipe: Recipe) -> Any:
     import msgspec
 
     return msgspec.to_builtins(recipe)
+
+
+def _of_id(dataset_id: str) -> tuple[Recipe, str]:
+    """The recipe and size that make a dataset.
+
+    Raises:
+        L4SError: None does.
+    """
+    known: dict[str, tuple[Recipe, str]] = {}
+    for name in recipes.names():
+        recipe = recipes.load(name)
+        known |= {recipe.dataset_id(size): (recipe, size) for size in recipes.SIZES}
+    if dataset_id not in known:
+        raise unknown("dataset", dataset_id, list(known))
+    return known[dataset_id]
+
+
+def recipe_of(dataset_id: str) -> Recipe | None:
+    """The recipe that makes a dataset; None: none here does."""
+    try:
+        return _of_id(dataset_id)[0]
+    except L4SError:
+        return None
+
+
+def checksum(dataset_id: str) -> str:
+    """SHA-256 of the list of a dataset's files with their own checksums."""
+    folder = minari_io.dataset_folder(dataset_id) / "data"
+    lines = checksums(folder, dataset_id) or checksums(folder, dataset_id, "*.hdf5")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def recorded_checksum(dataset_id: str) -> str | None:
+    """What `checksum` is to be, by the checksums of the recipes; None: they do not have it."""
+    recipe = recipe_of(dataset_id)
+    sums = recipes.folder() / recipe.name / "SHA256SUMS" if recipe else None
+    lines = sums.read_text().splitlines() if sums and sums.is_file() else []
+    own = sorted((line for line in lines if line.split()[-1].startswith(f"{dataset_id}/")), key=lambda x: x.split()[-1])
+    return hashlib.sha256("\n".join(own).encode()).hexdigest() if own else None
+
+
+def ensure(dataset_id: str, *, workers: int | None = None, ray: str = "", progress: Progress | None = None) -> str:
+    """Build a dataset if it is not on this machine; its checksum.
+
+    Raises:
+        L4SError: It is neither here nor made by a recipe.
+    """
+    if not minari_io.dataset_folder(dataset_id).exists():
+        recipe, size = _of_id(dataset_id)
+        build(recipe, size, workers=workers, ray=ray, progress=progress)
+    return checksum(dataset_id)

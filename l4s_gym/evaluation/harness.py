@@ -12,15 +12,20 @@ import numpy.typing as npt
 from gymnasium.utils import seeding
 
 from l4s_gym import agents
-from l4s_gym.agents.protocol import Agent
+from l4s_gym.agents.protocol import Agent, Floats
 from l4s_gym.errors import L4SError, unknown
-from l4s_gym.schema import ECT_1
+from l4s_gym.schema import ACTIONS, ECT_1
 from l4s_gym.sim import engine, layout, measure
-from l4s_gym.sim.batch import Batch
+from l4s_gym.sim.batch import Batch, Outputs
 from l4s_gym.sim.scenario import Scenario, load
 
 NATIVE_PREFIX = "native:"
 LATENCY_CALLS = 300
+QUANTILES = (
+    *(0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99),
+    *(0.995, 0.998, 0.999, 0.9995, 0.9998, 0.9999, 1.0),
+)
+"""Probabilities of `Result.delay_quantiles`: enough to draw the distribution, dense in the tail."""
 Progress = Callable[[float], None]
 
 
@@ -39,6 +44,8 @@ class Result:
         decisions: Decisions that the agent took after the warm-up (a native discipline: packets offered).
         utilisation: Share of the link's capacity that was used, after the warm-up (as all that follows).
         delay_ms: By class C and L: mean, p50, p95, p99, max of the sojourn times.
+        delay_quantiles: By class, the quantiles at `QUANTILES`, ms, to four digits (the bins are 3 % wide).
+        delay_sd_ms: By class, their standard deviation.
         mark_rate: Marks by packets offered.
         drop_rate: Drops by packets offered.
         goodput_mbps: Payload delivered, per flow.
@@ -47,7 +54,7 @@ class Result:
         classes: Counts by class.
         latency_us: Time of one decision for one environment: p50 and p99; None in the engine.
         cost: What the agent says of its size.
-        wall_s: Time that the run took, shared by the seeds that ran side by side.
+        wall_s: Time that the run took, shared by the episodes that ran side by side.
     """
 
     agent: str
@@ -60,6 +67,8 @@ class Result:
     decisions: int
     utilisation: float
     delay_ms: dict[str, measure.Delay]
+    delay_quantiles: dict[str, list[float]]
+    delay_sd_ms: dict[str, float]
     mark_rate: float
     drop_rate: float
     goodput_mbps: list[float]
@@ -85,30 +94,69 @@ def goodput_ratio(batch: Batch, index: int) -> float | None:
     return float(flow["goodput_bytes"][scalable].mean()) / classic if classic > 0.0 else None
 
 
-def _run(batch: Batch, agent: Agent | None, progress: Progress | None) -> npt.NDArray[np.float64]:
-    """Run all episodes of a batch to their ends; the return of each, (n,)."""
+def quantiles_ms(hist: npt.NDArray[np.integer]) -> list[float]:
+    """Quantiles of a delay histogram at `QUANTILES`, ms."""
+    return [float(f"{measure.quantile(hist, q) * 1e-6:.4g}") for q in QUANTILES]
+
+
+def _stop_after_warmup(batch: Batch) -> None:
     warmup_ns = round(min(batch.scenario.warmup_s, batch.scenario.horizon_s / 2) * 1e9)
     for i in range(batch.n):
         batch.stop_at(i, warmup_ns)
-    total = np.zeros(batch.n)
-    open_ = np.ones(batch.n, bool)
-    horizon = batch.scenario.horizon_s * 1e9
-    calls = 0
-    while True:
-        batch.advance()
-        total += np.where(open_, batch.reward, 0.0)
+
+
+def _settle(batches: Sequence[Batch], out: Outputs, total: Floats, open_: npt.NDArray[np.bool_]) -> None:
+    """What follows a step of all environments: rewards, ends, and the end of the warm-up.
+
+    Args:
+        batches: One after the other, as in `out`.
+        out: Of all batches.
+        total: Returns so far (n,); those of this step are added.
+        open_: Which episodes have not ended (n,); brought up to date.
+    """
+    last = out.status.max()
+    if last == layout.DECISION == out.status.min():  # nothing else most of the time
+        np.add(total, out.reward, out=total)
+        return
+    for batch in batches if last == layout.POOL_EMPTY or (out.status == layout.STOPPED).any() else ():
+        batch.check_status()
         for stopped in np.flatnonzero(batch.status == layout.STOPPED).tolist():
             batch.reset_counters(stopped)
+            earned = batch.reward[stopped]
             engine.advance(batch.address, batch.stride, stopped, stopped + 1, 0)
-            total[stopped] += batch.reward[stopped]
-        open_ = (batch.status != layout.TERMINATED) & (batch.status != layout.TRUNCATED)
+            batch.reward[stopped] += earned
+    np.add(total, out.reward, out=total, where=open_)
+    np.less(out.status, layout.TERMINATED, out=open_)
+
+
+def _checked(actions: Any, n: int, agent: Agent) -> npt.NDArray[np.integer]:
+    """The actions of an agent, which anybody may have written."""
+    found = np.asarray(actions)
+    if found.shape != (n,) or found.dtype.kind not in "iu" or found.min() < 0 or found.max() >= len(ACTIONS):
+        what = f"{found.dtype} of shape {found.shape}" + (f", {found.min()} to {found.max()}" if found.size else "")
+        raise L4SError(f"agent {agent.name}: act returned {what}: return {n} integers from 0 to {len(ACTIONS) - 1}")
+    return found
+
+
+def _run(
+    batches: Sequence[Batch], out: Outputs, agent: Agent | None, progress: Progress | None
+) -> npt.NDArray[np.float64]:
+    """Run all episodes of some batches to their ends, one decision of each at a time; the returns, (n,)."""
+    total, open_ = np.zeros(len(out.status)), np.ones(len(out.status), bool)
+    for batch in batches:
+        _stop_after_warmup(batch)
+    calls = 0
+    while True:
+        for batch in batches:
+            batch.advance_unchecked()
+        _settle(batches, out, total, open_)
         if not open_.any():
             return total
         if agent is not None:
-            batch.action[:] = agent.act(batch.obs, batch.reward)
+            out.action[:] = _checked(agent.act(out.obs, out.reward), len(out.obs), agent)
         calls += 1
         if progress is not None and calls % 1000 == 0:
-            progress(float(batch.env["now_ns"].min()) / horizon)
+            progress(min(float(b.env["now_ns"].min()) / b.scenario.horizon_s * 1e-9 for b in batches))
 
 
 def latency_us(agent: Agent, observations: npt.NDArray[np.float32]) -> dict[str, float]:
@@ -123,6 +171,22 @@ def latency_us(agent: Agent, observations: npt.NDArray[np.float32]) -> dict[str,
         times.append((time.perf_counter_ns() - start) * 1e-3)
     kept = times[LATENCY_CALLS // 10 :]
     return {"p50": float(np.percentile(kept, 50)), "p99": float(np.percentile(kept, 99))}
+
+
+def resolve(who: str | Agent) -> tuple[Agent | None, str | None]:
+    """Who decides: an agent, or else the name of the native discipline.
+
+    Raises:
+        L4SError: There is no such agent or discipline.
+    """
+    if not isinstance(who, str):
+        return who, None
+    if not who.startswith(NATIVE_PREFIX):
+        return agents.make(who), None
+    name = who.removeprefix(NATIVE_PREFIX)
+    if name not in layout.AQMS:
+        raise unknown("discipline", name, layout.AQMS)
+    return None, name
 
 
 def evaluate(
@@ -152,53 +216,93 @@ def evaluate(
     Raises:
         L4SError: Unknown agent, discipline, scenario or reward; no seeds.
     """
+    return evaluate_many(who, [scenario], seeds=seeds, aqm=aqm, reward=reward, interval=interval, progress=progress)
+
+
+def evaluate_many(
+    who: str | Agent,
+    scenarios: Sequence[str | Scenario],
+    *,
+    seeds: Sequence[int],
+    agent_seed: int | None = None,
+    aqm: str | None = None,
+    reward: str = "balance",
+    interval: int = 1,
+    progress: Progress | None = None,
+) -> list[Result]:
+    """Evaluate in several scenarios at once: the agent decides for all of their episodes in one batch.
+
+    A decision is much cheaper in a larger batch. Each episode is what it is alone, as far as the agent's arithmetic
+    does not depend on the size of its batch.
+
+    Args:
+        who: As in `evaluate`.
+        scenarios: Best of similar numbers of packets: the batch keeps its size until the last episode ends.
+        seeds: As in `evaluate`; the same for each scenario.
+        agent_seed: The agent's draws in episode i of scenario k are those of seed `agent_seed + k * len(seeds) + i`;
+            None: the first of the seeds.
+        aqm: As in `evaluate`.
+        reward: As in `evaluate`.
+        interval: As in `evaluate`.
+        progress: As in `evaluate`.
+
+    Returns:
+        One result for each scenario and seed, in this order.
+    """
     if not seeds:
         raise L4SError("seeds: give at least one")
-    chosen = load(scenario)
-    agent: Agent | None = None
-    if isinstance(who, str) and who.startswith(NATIVE_PREFIX):
-        name = who.removeprefix(NATIVE_PREFIX)
-        if name not in layout.AQMS:
-            raise unknown("discipline", name, layout.AQMS)
-        if reward == "l4s_llm":
-            raise L4SError(f"{who}: reward 'l4s_llm' belongs to an agent's decisions; use 'balance' or 'power'")
-        aqm = name
-    else:
-        agent = agents.make(who) if isinstance(who, str) else who
-        agent.reset(len(seeds), seeds[0])
+    chosen = [load(scenario) for scenario in scenarios]
+    agent, native = resolve(who)
+    if agent is None and reward == "l4s_llm":
+        raise L4SError(f"{who}: reward 'l4s_llm' belongs to an agent's decisions; use 'balance' or 'power'")
+    if agent is not None:
+        agent.reset(len(seeds) * len(chosen), seeds[0] if agent_seed is None else agent_seed)
     decider = layout.NATIVE if agent is None else layout.AGENT
-    batch = Batch(chosen, len(seeds), aqm=aqm, decider=decider, interval=interval, reward=reward)
-    for i, seed in enumerate(seeds):
-        batch.reset(i, seeding.np_random(seed)[0])
+    options: dict[str, Any] = {"aqm": native or aqm, "decider": decider, "interval": interval, "reward": reward}
+    n = len(seeds)
+    out = Outputs.of(n * len(chosen))
+    batches = [Batch(s, n, outputs=out.part(k * n, (k + 1) * n), **options) for k, s in enumerate(chosen)]
+    for batch in batches:
+        for i, seed in enumerate(seeds):
+            batch.reset(i, seeding.np_random(seed)[0])
     start = time.perf_counter()
-    returns = _run(batch, agent, progress)
+    returns = _run(batches, out, agent, progress).reshape(len(chosen), n)
     wall_s = time.perf_counter() - start
-    timed = None if agent is None else latency_us(agent, batch.obs)
-    results = []
-    for i, seed in enumerate(seeds):
-        s = measure.summary(batch, i)
-        env = batch.env[i]
-        results.append(
-            Result(
-                agent=who if agent is None and isinstance(who, str) else agent.name if agent else str(who),
-                rule="-" if agent is None else agent.rule,
-                scenario=chosen.name,
-                aqm=batch.aqm,
-                seed=int(seed),
-                reward=reward,
-                episode_return=float(returns[i]),
-                decisions=int(env["decisions"] if agent else sum(c["offered"] for c in s["classes"].values())),
-                utilisation=s["utilisation"],
-                delay_ms=s["delay_ms"],
-                mark_rate=s["mark_rate"],
-                drop_rate=s["drop_rate"],
-                goodput_mbps=s["goodput_mbps"],
-                goodput_ratio=goodput_ratio(batch, i),
-                jain=s["jain"],
-                classes=s["classes"],
-                latency_us=timed,
-                cost={} if agent is None else agent.cost(),
-                wall_s=wall_s,
-            )
-        )
-    return results
+    timed = None if agent is None else latency_us(agent, out.obs.copy())
+    about: dict[str, Any] = {
+        "agent": who if agent is None else agent.name,
+        "rule": "-" if agent is None else agent.rule,
+        "reward": reward,
+        "latency_us": timed,
+        "cost": {} if agent is None else agent.cost(),
+        "wall_s": wall_s,
+    }
+    return [
+        _result(batch, i, seed, float(total[i]), agent is not None, about)
+        for batch, total in zip(batches, returns, strict=True)
+        for i, seed in enumerate(seeds)
+    ]
+
+
+def _result(batch: Batch, i: int, seed: int, episode_return: float, asked: bool, about: dict[str, Any]) -> Result:
+    """What episode `i` of a batch came to."""
+    s = measure.summary(batch, i)
+    hists = dict(zip(measure.CLASSES, batch.hist[i], strict=True))
+    return Result(
+        scenario=batch.scenario.name,
+        aqm=batch.aqm,
+        seed=int(seed),
+        episode_return=episode_return,
+        decisions=int(batch.env["decisions"][i] if asked else sum(c["offered"] for c in s["classes"].values())),
+        utilisation=s["utilisation"],
+        delay_ms=s["delay_ms"],
+        delay_quantiles={name: quantiles_ms(hist) for name, hist in hists.items()},
+        delay_sd_ms={name: measure.deviation(hist) * 1e-6 for name, hist in hists.items()},
+        mark_rate=s["mark_rate"],
+        drop_rate=s["drop_rate"],
+        goodput_mbps=s["goodput_mbps"],
+        goodput_ratio=goodput_ratio(batch, i),
+        jain=s["jain"],
+        classes=s["classes"],
+        **about,
+    )

@@ -1,10 +1,7 @@
-"""Results as a table for the terminal, as JSON with its origin, and as a page with a picture."""
+"""Results as a table for the terminal, and as JSON with its origin."""
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +11,6 @@ import numpy as np
 from rich.table import Table
 
 from l4s_gym.data.files import atomic_write
-from l4s_gym.errors import L4SError
 from l4s_gym.evaluation.harness import Result
 from l4s_gym.evaluation.origin import origin
 
@@ -80,68 +76,3 @@ def write_json(path: Path, results: Sequence[Result], **more: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         file.write((json.dumps(data, indent=1) + "\n").encode())
-
-
-def picture(results: Sequence[Result]) -> bytes:
-    """PNG: delays of both classes (median to 99th percentile), utilisation and rates of each agent."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise L4SError("the picture is drawn with matplotlib: pip install 'l4s-gym[report]'") from None
-    groups = group(results)
-    names = [agent if rule == "-" else f"{agent} ({rule})" for agent, rule in groups]
-    at = np.arange(len(names))[::-1]
-    figure = Figure(figsize=(11, 1.6 + 0.42 * len(names)), dpi=110, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 3, sharey=True, width_ratios=[3, 1.3, 1.7])
-
-    def mean(get: Callable[[Result], float]) -> np.ndarray[Any, np.dtype[np.float64]]:
-        return np.array([np.mean([get(r) for r in rows]) for rows in groups.values()])
-
-    for name, color, shift in (("C", "tab:orange", 0.16), ("L", "tab:blue", -0.16)):
-        low = np.maximum(mean(lambda r, n=name: r.delay_ms[n]["p50"]), 0.01)  # type: ignore[misc]
-        high = np.maximum(mean(lambda r, n=name: r.delay_ms[n]["p99"]), 0.01)  # type: ignore[misc]
-        axes[0].hlines(at + shift, low, high, color=color, lw=3, alpha=0.5)
-        axes[0].plot(low, at + shift, "o", color=color, ms=5, label=f"{name}: median to 99th percentile")
-    axes[0].set_xscale("log")
-    axes[0].set_xlabel("queue delay (ms)")
-    axes[0].legend(fontsize=8, loc="best")
-    axes[0].set_yticks(at, names)
-    axes[1].barh(at, 100 * mean(lambda r: r.utilisation), color="tab:gray", height=0.6)
-    axes[1].set_xlim(0, 105)
-    axes[1].set_xlabel("utilisation (%)")
-    marks, drops = 100 * mean(lambda r: r.mark_rate), 100 * mean(lambda r: r.drop_rate)
-    axes[2].barh(at + 0.16, marks, height=0.3, color="tab:purple", label="marked")
-    axes[2].barh(at - 0.16, drops, height=0.3, color="tab:red", label="dropped")
-    axes[2].set_xlabel("packets (%)")
-    axes[2].legend(fontsize=8)
-    buffer = io.BytesIO()
-    canvas.print_png(buffer)
-    return buffer.getvalue()
-
-
-def write_page(path: Path, results: Sequence[Result], title: str, notes: Sequence[str] = ()) -> None:
-    """The leaderboard as one HTML file with the picture inside, atomically; and the picture beside it."""
-    png = picture(results)
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("agent", "rule", *(c[0] for c in COLUMNS)))
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in (agent, rule, *cells(group_))) + "</tr>"
-        for (agent, rule), group_ in group(results).items()
-    )
-    remarks = "".join(f"<li>{html.escape(note)}</li>" for note in (*notes, NOTE))
-    seeds = sorted({r.seed for r in results})
-    page = f"""<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title>
-<style>body{{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:72em;padding:0 1em}}
-table{{border-collapse:collapse}}td,th{{padding:.25em .7em;border-bottom:1px solid #ddd;text-align:right}}
-td:first-child,th:first-child,td:nth-child(2),th:nth-child(2){{text-align:left}}img{{max-width:100%}}</style>
-<h1>{html.escape(title)}</h1><p>Seeds {html.escape(", ".join(map(str, seeds)))}.</p>
-<table><tr>{head}</tr>{rows}</table><ul>{remarks}</ul>
-<img alt="delays, utilisation and rates of each agent" src="data:image/png;base64,{base64.b64encode(png).decode()}">
-<pre>{html.escape(json.dumps(origin(), indent=1))}</pre>
-"""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as file:
-        file.write(page.encode())
-    with atomic_write(path.with_suffix(".png")) as file:
-        file.write(png)

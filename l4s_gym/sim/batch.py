@@ -6,7 +6,7 @@ import gc
 import os
 import sys
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,27 @@ _POOL_TEXT = (
     "the packet pool is empty: more packets are under way than path and buffer can hold; "
     "set receive_window or a smaller buffer in the scenario"
 )
+
+
+class Outputs(NamedTuple):
+    """What a batch and its caller exchange at each step; `Batch` describes them."""
+
+    obs: npt.NDArray[np.float32]
+    action: npt.NDArray[np.int64]
+    reward: npt.NDArray[np.float64]
+    status: npt.NDArray[np.int64]
+    applied: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, n: int) -> Outputs:
+        """For `n` environments."""
+        action, status, applied = (np.zeros(n, np.int64) for _ in range(3))
+        return cls(np.zeros((n, 8), np.float32), action, np.zeros(n), status, applied)
+
+    def part(self, first: int, last: int) -> Outputs:
+        """Those of environments [first, last), in the same memory."""
+        own = slice(first, last)
+        return Outputs(self.obs[own], self.action[own], self.reward[own], self.status[own], self.applied[own])
 
 
 class Batch:
@@ -60,6 +81,7 @@ class Batch:
         reward: str = "balance",
         log_rows: int = 0,
         explore: float = 0.0,
+        outputs: Outputs | None = None,
     ) -> None:
         """Allocate the arrays.
 
@@ -72,6 +94,7 @@ class Batch:
             reward: `balance`, `power` or `l4s_llm`.
             log_rows: Rows of the decision log of each environment; 0: no log.
             explore: Share of the packets that the discipline would decide for which an action is drawn instead.
+            outputs: Memory of `obs`, `action`, `reward`, `status` and `applied`; None: of its own.
         """
         self.scenario = scenario
         self.aqm = aqm or scenario.aqm
@@ -106,11 +129,7 @@ class Batch:
         self.log_rewards = np.zeros((n, max(log_rows, 1)))
         self._log_rows = log_rows
         self._trace = setup.trace_array(scenario)
-        self.obs = np.zeros((n, 8), np.float32)
-        self.action = np.zeros(n, np.int64)
-        self.reward = np.zeros(n, np.float64)
-        self.status = np.zeros(n, np.int64)
-        self.applied = np.zeros(n, np.int64)
+        self.obs, self.action, self.reward, self.status, self.applied = outputs or Outputs.of(n)
         rows = {
             "queue_at": self.queue, "flow_at": self.flow, "packet_at": self.packet, "score_at": self.score,
             "tree_at": self.tree, "hist_at": self.hist, "log_at": self.log, "rewards_at": self.log_rewards,
@@ -182,13 +201,17 @@ class Batch:
 
     def advance(self) -> None:
         """Run every environment on, on all cores where the batch is large enough."""
+        self.advance_unchecked()
+        self.check_status()
+
+    def advance_unchecked(self) -> None:
+        """As `advance`; the caller sees to it that no environment ran out of packets."""
         if self.n < PARALLEL_FROM:
             engine.advance(self.address, self.stride, 0, self.n, 0)
         else:
             if self._workers is None or self._workers.pid != os.getpid():
                 self._workers = _Workers(self.address, self.stride, self.n, self._memory)
             self._workers.run()
-        self.check_status()
 
     def __del__(self) -> None:
         """End the threads that served this batch."""

@@ -67,6 +67,16 @@ def quantile(hist: npt.NDArray[np.integer], q: float) -> float:
     return float(_middles_ns()[np.searchsorted(cumulated, max(q * total, 1.0))])
 
 
+def deviation(hist: npt.NDArray[np.integer]) -> float:
+    """Standard deviation of the delays of a histogram, ns (from the middles of its bins); 0 where it is empty."""
+    total = int(hist.sum())
+    if total == 0:
+        return 0.0
+    shares = hist / total
+    mean = float(shares @ _middles_ns())
+    return float(np.sqrt(shares @ (_middles_ns() - mean) ** 2))
+
+
 def jain(values: npt.ArrayLike) -> float:
     """Jain's fairness index of some rates, in [1/n, 1]; 1 where all are zero."""
     rates = np.asarray(values, np.float64)

@@ -7,6 +7,7 @@ are drawn anew for each episode. The ones that ship are in `l4s_gym/scenarios`; 
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 from collections.abc import Mapping
 from importlib import resources
@@ -18,6 +19,7 @@ import numpy as np
 from msgspec import Meta, Struct
 
 from l4s_gym.errors import L4SError, unknown
+from l4s_gym.sim import traces
 from l4s_gym.sim.layout import AQMS
 
 Positive = Annotated[float, Meta(gt=0.0, le=1e9)]
@@ -373,3 +375,12 @@ def load(scenario: str | Path | Scenario) -> Scenario:
     except msgspec.DecodeError as error:
         raise L4SError(f"{path}: not valid TOML: {error}") from None
     return from_dict({"name": path.stem, **tree})
+
+
+def digest(scenario: str | Path | Scenario) -> str:
+    """SHA-256 of a scenario: its fields as JSON with sorted names, and the content of its trace."""
+    chosen = load(scenario)
+    content = msgspec.json.encode(chosen, order="deterministic")
+    if chosen.link.kind == "trace":
+        content += traces.load(chosen.link.trace).opportunities_ns.tobytes()
+    return hashlib.sha256(content).hexdigest()

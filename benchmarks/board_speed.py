@@ -1,0 +1,130 @@
+"""How long the board of the native disciplines takes, and what the harness adds to simulation and inference.
+
+    python benchmarks/board_speed.py                     # all disciplines, 3 suites, 10 seeds, 60 s
+    python benchmarks/board_speed.py --agents runs/bc    # and the overhead for an agent of yours
+
+The first part is `sweep.run` in the size `full`, with no cell kept from before. The second measures, in one process,
+the share of the time of `evaluate_many` that is neither the engine nor the agent. Figures of a shared machine vary
+between runs. Nothing here is asserted: targets are shown beside the figures.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import tyro
+
+from l4s_gym import agents
+from l4s_gym.data.files import atomic_write
+from l4s_gym.evaluation import entry, harness, leaderboard, sweep
+from l4s_gym.evaluation.origin import origin
+from l4s_gym.sim import scenario
+from l4s_gym.sim.batch import Batch
+
+HERE = Path(__file__).resolve().parent
+GROUP = ("grid-40m-10ms", "grid-40m-20ms", "grid-40m-50ms", "steps", "web")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured."""
+
+    seconds: float = 60.0
+    """Length of the episodes of the board."""
+    jobs: int | None = None
+    """Processes; one a core by default."""
+    agents: tuple[str, ...] = ("enqueue", "threshold")
+    """Agents whose overhead is measured."""
+    repeats: int = 5
+    """Measurements of each agent."""
+    out: Path = HERE / "results" / "board_speed.json"
+    """Where the figures go."""
+
+
+def native_board(options: Options) -> dict[str, Any]:
+    """Wall time of the whole board, and what of it the engine took."""
+    rules = entry.read_protocol()
+    rules = msgspec.structs.replace(rules, full=msgspec.structs.replace(rules.full, seconds=options.seconds))
+    jobs = options.jobs or os.cpu_count() or 1
+    with tempfile.TemporaryDirectory() as work:
+        start = time.perf_counter()
+        entries = sweep.run(leaderboard.experiments(["native"]), rules, "full", Path(work), jobs=jobs)
+        wall_s = time.perf_counter() - start
+    packets = sum(row["decisions"] for each in entries for row in each.results)
+    engine_s = sum(each.wall_s for each in entries)
+    return {
+        "entries": len(entries),
+        "episodes": sum(len(each.results) for each in entries),
+        "seconds": options.seconds,
+        "packets_after_warmup": packets,
+        "jobs": jobs,
+        "wall_s": wall_s,
+        "engine_s": engine_s,
+        "overhead": 1.0 - engine_s / (wall_s * jobs),
+        "target_wall_s": 300.0,
+    }
+
+
+class Timed:
+    """An agent whose time is taken."""
+
+    def __init__(self, agent: agents.Agent) -> None:
+        self.agent, self.name, self.rule = agent, agent.name, agent.rule
+        self.seconds = 0.0
+        self.reset, self.cost = agent.reset, agent.cost
+
+    def act(self, obs: Any, rewards: Any) -> Any:
+        """As the agent."""
+        start = time.perf_counter()
+        actions = self.agent.act(obs, rewards)
+        self.seconds += time.perf_counter() - start
+        return actions
+
+
+def overhead(spec: str, repeats: int) -> dict[str, Any]:
+    """Share of the time of a batch of 5 scenarios and 10 seeds that is neither engine nor agent: the least, and all."""
+    shares, inference = [], []
+    advance = Batch.advance_unchecked
+    for _ in range(repeats):
+        engine = [0.0]
+
+        def timed(batch: Batch, engine: list[float] = engine) -> None:
+            start = time.perf_counter()
+            advance(batch)
+            engine[0] += time.perf_counter() - start
+
+        agent = Timed(agents.make(spec))
+        Batch.advance_unchecked = timed  # type: ignore[method-assign]
+        try:
+            chosen = [scenario.load(name).replace(horizon_s=2.0) for name in GROUP]
+            result = harness.evaluate_many(agent, chosen, seeds=range(10))[0]
+        finally:
+            Batch.advance_unchecked = advance  # type: ignore[method-assign]
+        shares.append(1.0 - (engine[0] + agent.seconds) / result.wall_s)
+        inference.append(agent.seconds / result.wall_s)
+    return {"agent": spec, "overhead": min(shares), "all": shares, "inference": min(inference), "target": 0.1}
+
+
+def main(options: Options) -> None:
+    found: dict[str, Any] = {"overhead": [overhead(spec, options.repeats) for spec in options.agents]}
+    for each in found["overhead"]:
+        print(f"{each['agent']}: harness {100 * each['overhead']:.1f} % of the time (target 10 %)")
+    found["native"] = board = native_board(options)
+    print(
+        f"native board: {board['episodes']} episodes of {options.seconds:g} s in {board['wall_s']:.0f} s on "
+        f"{board['jobs']} processes (target {board['target_wall_s']:.0f} s for 60 s), harness and start "
+        f"{100 * board['overhead']:.1f} %"
+    )
+    with atomic_write(options.out) as file:
+        file.write((json.dumps([{**origin(), **found}], indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

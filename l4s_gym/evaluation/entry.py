@@ -1,0 +1,402 @@
+"""The records of the benchmark: the protocol, an experiment, and an entry, which is what an experiment came to."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+import l4s_gym
+from l4s_gym.data.files import atomic_write, read_error
+from l4s_gym.errors import L4SError, unknown
+from l4s_gym.schema import SCHEMA_VERSION
+from l4s_gym.sim import scenario as scenarios
+
+FORMAT: Final = 1
+SIZES: Final = ("quick", "standard", "full")
+NATIVE: Final = "native:"
+TIMES: Final = ("origin", "wall_s", "latency_us", "seconds", "tokens_per_s", "peak_memory_bytes")
+"""Fields, at any depth, that differ between two runs of the same: all others are the same to the bit."""
+
+Suite = Literal["train", "test", "shift"]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+Positive = Annotated[int, Meta(ge=1)]
+Seed = Annotated[int, Meta(ge=0)]
+
+
+class Size(Struct, frozen=True, forbid_unknown_fields=True):
+    """How much is run.
+
+    Attributes:
+        seconds: Length of each episode.
+        seeds: Episodes of each scenario.
+        suites: Suites that are run.
+        scenarios: Only these scenarios of them; all of them if empty.
+    """
+
+    seconds: Annotated[float, Meta(gt=0.0)]
+    seeds: Positive
+    suites: Annotated[tuple[Suite, ...], Meta(min_length=1)] = ("train", "test", "shift")
+    scenarios: tuple[str, ...] = ()
+
+
+class Protocol(Struct, frozen=True, forbid_unknown_fields=True):
+    """What is the same for everybody.
+
+    Attributes:
+        reward: Name of the reward.
+        first_seed: First seed of each suite; the others count up.
+        quick: Some minutes, for a first look.
+        standard: The one whose results are compared.
+        full: The episodes in full.
+    """
+
+    reward: str
+    first_seed: dict[Suite, Seed]
+    quick: Size
+    standard: Size
+    full: Size
+
+    def size(self, size: str) -> Size:
+        """The numbers of a size."""
+        if size not in SIZES:
+            raise unknown("size", size, SIZES)
+        found: Size = getattr(self, size)
+        return found
+
+    def digest(self, size: str) -> str:
+        """Checksum of what an entry of a size depends on."""
+        return checksum([FORMAT, self.reward, sorted(self.first_seed.items()), self.size(size)])
+
+    def seeds(self, suite: str, size: str) -> list[int]:
+        """Seeds of the episodes of a suite."""
+        first = self.first_seed[suite]  # type: ignore[index]
+        return list(range(first, first + self.size(size).seeds))
+
+    def cells(self, size: str) -> Iterator[tuple[str, str]]:
+        """Suites and their scenarios, in order."""
+        chosen = self.size(size)
+        for suite in chosen.suites:
+            for name in scenarios.suite(suite):
+                if not chosen.scenarios or name in chosen.scenarios:
+                    yield suite, name
+
+
+class Training(Struct, frozen=True, forbid_unknown_fields=True):
+    """How an experiment's agents are trained.
+
+    Attributes:
+        learner: Name in `l4s_gym.agents.training.LEARNERS`.
+        dataset: Id of a dataset.
+        small: With the table `[small]` of the learner's configuration.
+        settings: ``key=value`` of the configuration, which come last.
+        seeds: One agent each.
+    """
+
+    learner: str
+    dataset: str
+    small: bool = False
+    settings: tuple[str, ...] = ()
+    seeds: Annotated[tuple[Seed, ...], Meta(min_length=1)] = (0,)
+
+
+class Experiment(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Who is evaluated, and how it came about: `experiments/<name>/<variant>.toml`.
+
+    Attributes:
+        title: One line.
+        agent: A spec of `l4s_gym.agents.make`, or `native:<aqm>`; with training: options of the saved agent, such as
+            ``rule=diffuse``.
+        interval: The agent is asked at each interval-th packet.
+        training: None: nothing is trained.
+        name: Name of the folder.
+        variant: Name of the file.
+    """
+
+    title: str
+    agent: str
+    interval: Positive = 1
+    training: Training | None = None
+    name: Name = "agent"
+    variant: Name = "default"
+
+    @property
+    def id(self) -> str:
+        """Name of the entry."""
+        return f"{self.name}--{self.variant}"
+
+    @property
+    def native(self) -> bool:
+        """Whether a discipline decides inside the engine."""
+        return self.training is None and self.agent.startswith(NATIVE)
+
+    @property
+    def train_seeds(self) -> tuple[int | None, ...]:
+        """Seeds of the trained agents; one None without training."""
+        return self.training.seeds if self.training else (None,)
+
+
+class Environment(Struct, frozen=True, forbid_unknown_fields=True):
+    """What the agents were in.
+
+    Attributes:
+        version: Of this package.
+        schema_version: Of the observations.
+        scenarios: Name -> `scenarios.digest`.
+    """
+
+    version: str
+    schema_version: int
+    scenarios: dict[str, str]
+
+
+class TrainedAgent(Struct, frozen=True, forbid_unknown_fields=True):
+    """One training: its seed, time and size, and what the learner says of it."""
+
+    seed: Seed
+    seconds: float
+    parameters: float
+    trainable_parameters: float
+    metrics: dict[str, Any] = {}
+    peak_memory_bytes: int | None = None
+
+
+class Failure(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where it failed first, and the traceback."""
+
+    where: str
+    traceback: str
+
+
+class Entry(Struct, frozen=True, forbid_unknown_fields=True):
+    """What an experiment came to: `results/<agent>--<variant>.json`.
+
+    Attributes:
+        format: Of this record.
+        agent: Name of the experiment's folder.
+        variant: Name of its file.
+        title: One line.
+        experiment: The experiment.
+        size: Of the protocol.
+        protocol_digest: `Protocol.digest`.
+        environment: What the agents were in.
+        datasets: Id -> checksum of the files.
+        origin: Versions, host, command, time.
+        training: The trainings.
+        results: Of each train seed, suite, scenario and seed: `suite`, `train_seed`, and the fields of
+            `l4s_gym.evaluation.harness.Result`.
+        failed: Where and why it failed; then some results are missing.
+        wall_s: Time that trainings and runs took, wherever and whenever they ran.
+    """
+
+    format: Literal[1]
+    agent: Name
+    variant: Name
+    title: str
+    experiment: Experiment
+    size: Literal["quick", "standard", "full"]
+    protocol_digest: str
+    environment: Environment
+    datasets: dict[str, str]
+    origin: dict[str, Any]
+    training: tuple[TrainedAgent, ...]
+    results: tuple[dict[str, Any], ...]
+    failed: Failure | None
+    wall_s: float
+
+    @property
+    def id(self) -> str:
+        """Name of its file, without `.json`."""
+        return f"{self.agent}--{self.variant}"
+
+
+def checksum(value: Any) -> str:
+    """SHA-256 of the JSON of a value."""
+    return hashlib.sha256(msgspec.json.encode(value, order="deterministic")).hexdigest()
+
+
+def environment(names: Sequence[str]) -> Environment:
+    """The environment that is installed."""
+    digests = {name: scenarios.digest(name) for name in sorted(set(names))}
+    return Environment(l4s_gym.__version__, SCHEMA_VERSION, digests)
+
+
+def _decoded(path: Path, kind: Any, more: Mapping[str, Any] | None = None) -> Any:
+    """A TOML or JSON file as a structure; errors name file and place."""
+    try:
+        content = path.read_bytes()
+        if path.suffix == ".json":
+            return msgspec.json.decode(content, type=kind)
+        return msgspec.convert({**(more or {}), **msgspec.toml.decode(content)}, kind)
+    except OSError as error:
+        raise read_error(path, error) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise L4SError(f"{path}: {error}: correct it") from error
+
+
+def benchmarks() -> Path:
+    """The folder `benchmarks` of a checkout: in the current folder, or beside this package.
+
+    Raises:
+        L4SError: There is none.
+    """
+    places = (Path("benchmarks"), Path(l4s_gym.__file__).resolve().parents[1] / "benchmarks")
+    for place in places:
+        if (place / "protocol.toml").is_file():
+            return place
+    where = ", ".join(map(str, places))
+    raise L4SError(f"benchmark: no protocol.toml in {where}: run it in a checkout of l4s-gym")
+
+
+def read_protocol(path: Path | None = None) -> Protocol:
+    """The protocol; None: the one of the checkout.
+
+    Raises:
+        L4SError: It cannot be read or is not valid; the seeds of two suites overlap.
+    """
+    path = path or benchmarks() / "protocol.toml"
+    protocol: Protocol = _decoded(path, Protocol)
+    firsts = sorted(protocol.first_seed.values())
+    most = max(protocol.size(size).seeds for size in SIZES)
+    if any(b - a < most for a, b in itertools.pairwise(firsts)):
+        raise L4SError(f"{path}: first_seed: suites share seeds: set them at least {most} apart")
+    for size in SIZES:
+        chosen = protocol.size(size)
+        if missing := set(chosen.suites) - set(protocol.first_seed):
+            raise L4SError(f"{path}: first_seed: lacks {min(missing)}: add it")
+        known = {name for suite in chosen.suites for name in scenarios.suite(suite)}
+        for name in chosen.scenarios:
+            if name not in known:
+                raise unknown(f"scenario of {size} in {path}", name, sorted(known))
+    return protocol
+
+
+def read_experiment(path: Path) -> Experiment:
+    """An experiment; its name and variant are those of folder and file.
+
+    Raises:
+        L4SError: It cannot be read or is not valid.
+    """
+    place = path.resolve()
+    found: Experiment = _decoded(path, Experiment, {"name": place.parent.name, "variant": place.stem})
+    return found
+
+
+def read(path: Path) -> Entry:
+    """An entry.
+
+    Raises:
+        L4SError: It cannot be read or is not valid; its name is not that of the file.
+    """
+    found: Entry = _decoded(path, Entry)
+    if (found.experiment.name, found.experiment.variant) != (found.agent, found.variant):
+        raise L4SError(f"{path}: is of {found.id}, its experiment of {found.experiment.id}: run it again")
+    return found
+
+
+def read_all(folder: Path) -> list[Entry]:
+    """The entries of a folder, by name."""
+    return [read(path) for path in sorted(folder.glob("*--*.json"))]
+
+
+def write(entry: Entry, folder: Path) -> Path:
+    """Write an entry atomically, one result a line; its path."""
+    plain = msgspec.to_builtins(entry)
+    results = plain.pop("results")
+    head = json.dumps(plain, indent=1, allow_nan=False).removesuffix("\n}")
+    lines = ",\n".join(json.dumps(result, separators=(",", ":"), allow_nan=False) for result in results)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{entry.id}.json"
+    with atomic_write(path) as file:
+        file.write(f'{head},\n "results": [\n{lines}\n]}}\n'.encode())
+    return path
+
+
+def timeless(value: Any) -> Any:
+    """An entry (or a part of it, as plain data) without what differs between two runs of the same."""
+    plain = msgspec.to_builtins(value)
+    if isinstance(plain, dict):
+        return {name: timeless(item) for name, item in plain.items() if name not in TIMES}
+    return [timeless(item) for item in plain] if isinstance(plain, list | tuple) else plain
+
+
+def validate(entry: Entry, protocol: Protocol, datasets: Mapping[str, str] | None = None) -> None:
+    """Refuse an entry that cannot stand beside the others.
+
+    Args:
+        entry: What is checked.
+        protocol: What everybody follows.
+        datasets: Checksums of the datasets that are known here.
+
+    Raises:
+        L4SError: It failed, is of another protocol, version, scenario or dataset, lacks cells, or holds something that
+            is not a finite number. The error says what differs.
+    """
+    here = environment([name for _, name in protocol.cells(entry.size)])
+    again = "run it again with this version"
+    for what, theirs, ours in (
+        ("protocol", entry.protocol_digest, protocol.digest(entry.size)),
+        ("version of the environment", entry.environment.version, here.version),
+        ("version of the schema", entry.environment.schema_version, here.schema_version),
+    ):
+        if theirs != ours:
+            raise L4SError(f"{entry.id}: {what}: is {theirs}, here {ours}: {again}")
+    if entry.failed is not None:
+        raise L4SError(f"{entry.id}: failed in {entry.failed.where}: see its traceback, correct the agent, {again}")
+    for name, digest in here.scenarios.items():
+        if entry.environment.scenarios.get(name) != digest:
+            raise L4SError(f"{entry.id}: scenario {name!r}: is not the one that is here: {again}")
+    training = entry.experiment.training
+    for name in [training.dataset] if training else []:
+        if name not in entry.datasets:
+            raise L4SError(f"{entry.id}: dataset {name!r}: has no checksum: {again}")
+        if datasets and datasets.get(name, entry.datasets[name]) != entry.datasets[name]:
+            raise L4SError(f"{entry.id}: dataset {name!r}: checksum differs from the one here: build it, and {again}")
+    if training and [t.seed for t in entry.training] != list(training.seeds):
+        raise L4SError(f"{entry.id}: training: is not of the seeds {list(training.seeds)}: {again}")
+    _check_results(entry, protocol)
+
+
+def _check_results(entry: Entry, protocol: Protocol) -> None:
+    """All cells once, each whole and finite."""
+    wanted = {
+        (train_seed, suite, name, seed)
+        for train_seed in entry.experiment.train_seeds
+        for suite, name in protocol.cells(entry.size)
+        for seed in protocol.seeds(suite, entry.size)
+    }
+    from l4s_gym.evaluation.harness import Result
+
+    fields = {"suite", "train_seed", *Result.__dataclass_fields__}
+    for number, result in enumerate(entry.results):
+        place = f"{entry.id}: results[{number}]"
+        if different := fields ^ set(result):
+            raise L4SError(f"{place}: {min(different)}: is missing or not known: run it with this version")
+        cell = tuple(result[name] for name in ("train_seed", "suite", "scenario", "seed"))
+        if cell not in wanted:
+            raise L4SError(f"{place}: {cell}: is no cell of this protocol, or there twice: run the experiment again")
+        wanted.remove(cell)
+        if bad := _not_finite(result, "", optional=("goodput_ratio", "latency_us", "train_seed")):
+            raise L4SError(f"{place}{bad}: is not a finite number: find out why, and run the experiment again")
+    if wanted:
+        raise L4SError(f"{entry.id}: results: {len(wanted)} cells are missing, such as {min(wanted, key=str)}: run it")
+
+
+def _not_finite(value: Any, place: str, optional: Sequence[str] = ()) -> str | None:
+    """The place of something that is neither text nor a finite number; None: there is none."""
+    if isinstance(value, dict):
+        items: list[tuple[str, Any]] = [(f"{place}.{name}", item) for name, item in value.items()]
+        items = [(at, item) for at, item in items if not (item is None and at[1:] in optional)]
+    elif isinstance(value, list | tuple):
+        items = [(f"{place}[{k}]", item) for k, item in enumerate(value)]
+    else:
+        good = isinstance(value, str) or (isinstance(value, int | float) and math.isfinite(value))
+        return None if good else place
+    return next((bad for at, item in items if (bad := _not_finite(item, at))), None)

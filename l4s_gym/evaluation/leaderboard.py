@@ -1,0 +1,265 @@
+"""The leaderboard: which experiments are run, which entries are there already, and whether an entry may stand there."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from l4s_gym.data.build import checksum as dataset_checksum
+from l4s_gym.data.build import recipe_of, recorded_checksum
+from l4s_gym.data.files import atomic_write
+from l4s_gym.errors import L4SError, unknown
+from l4s_gym.evaluation import board, series, sweep
+from l4s_gym.evaluation import entry as records
+from l4s_gym.evaluation.board import Refusal
+from l4s_gym.evaluation.entry import Entry, Experiment, Protocol
+from l4s_gym.evaluation.origin import origin
+from l4s_gym.evaluation.series import Series
+from l4s_gym.evaluation.who import Who
+from l4s_gym.sim import scenario
+
+REFERENCES: Final = ("random/uniform", "native/dualpi2_rfc9332")
+"""Experiments that the scores of all others refer to."""
+ERRORS: Final = 5.0
+"""On another machine, a mean return that is rerun is to be so many standard errors from the one of the entry."""
+
+
+def experiments(names: Sequence[str] = (), folder: Path | None = None) -> list[Experiment]:
+    """Experiments by name.
+
+    Args:
+        names: `<agent>/<variant>`, `<agent>` for all its variants, or a TOML file; none: all of the folder.
+        folder: Of experiments; None: the checkout's.
+
+    Raises:
+        L4SError: There is none of a name.
+    """
+    place = folder or records.benchmarks() / "experiments"
+    known = {f"{path.parent.name}/{path.stem}": path for path in sorted(place.glob("*/*.toml"))}
+    found: dict[str, Experiment] = {}
+    for name in names or known:
+        of_agent = [path for each, path in known.items() if each.partition("/")[0] == name]
+        paths = of_agent or [known[name] if name in known else Path(name)]
+        if not paths[0].is_file():
+            raise unknown("experiment", name, [*known, *{each.partition("/")[0] for each in known}])
+        for path in paths:
+            found[str(path.resolve())] = records.read_experiment(path)
+    return list(found.values())
+
+
+def added(spec: str) -> Experiment:
+    """The experiment of somebody's own agent, of a spec as `l4s_gym.agents.make` takes it."""
+    who = Who.parse(spec)
+    if who.native:
+        name, variant = "native", who.tail.removeprefix(records.NATIVE)
+    elif who.path is not None:
+        name = who.path.stem if who.path.suffix == ".py" else who.path.resolve().name
+        variant = who.tail
+    else:
+        name, _, variant = who.tail.partition(":")
+    return Experiment(title=spec, agent=spec, name=_slug(name) or "agent", variant=_slug(variant) or "default")
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-._")
+
+
+def datasets(entries: Sequence[Entry]) -> dict[str, str]:
+    """Checksums that the datasets of entries should have, as far as they are known here."""
+    found = {}
+    for name in {name for each in entries for name in each.datasets}:
+        known = recorded_checksum(name)
+        if known is None:
+            try:
+                known = dataset_checksum(name)
+            except L4SError:
+                continue
+        found[name] = known
+    return found
+
+
+def check_training(experiment: Experiment) -> None:
+    """Refuse an agent that was trained where it is tested.
+
+    Raises:
+        L4SError: Its dataset is of scenarios outside of the suite `train`.
+    """
+    how = experiment.training
+    recipe = None if how is None else recipe_of(how.dataset)
+    if how is None or recipe is None:
+        return
+    for name in {*recipe.scenarios, *recipe.small.scenarios, *recipe.full.scenarios}:
+        if "train" not in scenario.load(name).suites:
+            remedy = "train on datasets of the suite train only"
+            raise L4SError(f"{experiment.id}: dataset {how.dataset!r} has {name!r}, which is to be unseen: {remedy}")
+
+
+def valid(entries: Sequence[Entry], protocol: Protocol, size: str) -> tuple[list[Entry], list[Refusal]]:
+    """The entries that may stand side by side (failed ones too, as rows without figures), and why others may not."""
+    good, refused = [], []
+    known = datasets(entries)
+    for each in entries:
+        try:
+            if each.size != size:
+                raise L4SError(f"{each.id}: size: is {each.size}, not {size}: run it again")
+            check_training(each.experiment)
+            if each.failed is None:
+                records.validate(each, protocol, known)
+            good.append(each)
+        except L4SError as error:
+            refused.append(Refusal(each.id, str(error).removeprefix(f"{each.id}: ")))
+    return good, refused
+
+
+def fill(
+    wanted: Sequence[Experiment], protocol: Protocol, size: str, results: Path, work: Path, **how: Any
+) -> tuple[list[Entry], list[Refusal]]:
+    """Run the experiments that have no entry yet, and write their entries; those that failed are run once more.
+
+    Args:
+        wanted: The experiments.
+        protocol: The protocol.
+        size: Of the protocol.
+        results: Folder of entries, which are only added to.
+        work: The work folder of the sweep.
+        how: As `sweep.run` takes it.
+
+    Returns:
+        All entries of the folder that may stand side by side, and why others may not.
+
+    Raises:
+        L4SError: There is an entry of that name already, of another experiment, protocol or version.
+    """
+    for experiment in wanted:
+        check_training(experiment)
+    there = {each.id: each for each in records.read_all(results)} if results.is_dir() else {}
+    todo = []
+    for experiment in wanted:
+        old = there.get(experiment.id)
+        if old is None or old.failed is not None:
+            todo.append(experiment)
+            continue
+        reasons = [each.reason for each in valid([old], protocol, size)[1]]
+        if old.experiment != experiment:
+            reasons.append("experiment: is another one")
+        if reasons:
+            remedy = "entries are not replaced: give another name, move it away, or give another --results"
+            raise L4SError(f"{results / old.id}.json: is there already ({reasons[0]}): {remedy}")
+    for each in sweep.run(todo, protocol, size, work, **how) if todo else []:
+        records.write(each, results)
+    return valid(records.read_all(results), protocol, size)
+
+
+def report(
+    out: Path, entries: Sequence[Entry], refused: Sequence[Refusal] = (), series: Sequence[Series] = ()
+) -> list[Path]:
+    """Write the board as Markdown and as a page; the files."""
+    from l4s_gym.evaluation import site
+
+    rows = board.rows(entries)
+    out.mkdir(parents=True, exist_ok=True)
+    text = out / "leaderboard.md"
+    with atomic_write(text) as file:
+        file.write(board.markdown(rows, entries, refused).encode())
+    return [text, site.write(out, entries, rows, board.findings(rows), series, refused)]
+
+
+def produce(
+    wanted: Sequence[Experiment],
+    protocol: Protocol,
+    size: str,
+    out: Path,
+    *,
+    results: Path | None = None,
+    work: Path | None = None,
+    jobs: int | None = None,
+    ray: str = "",
+    say: Callable[[str], None] = print,
+    progress: sweep.ShowProgress = sweep.silent,
+) -> list[Entry]:
+    """Run what is missing, and write board and report.
+
+    Args:
+        wanted: Experiments.
+        protocol: The protocol.
+        size: Of the protocol.
+        out: Folder of the report.
+        results: Folder of entries; None: in `out`.
+        work: The work folder; None: in `out`.
+        jobs: Processes.
+        ray: Address of a Ray cluster.
+        say: Told what was refused, failed and written.
+        progress: Shows how far it is.
+
+    Returns:
+        The entries on the board.
+    """
+    kept, folder = results or out / "entries", work or out / "work"
+    entries, refused = fill(wanted, protocol, size, kept, folder, jobs=jobs, ray=ray, progress=progress)
+    for refusal in refused:
+        say(f"refused: {refusal.name}: {refusal.reason}")
+    for each in entries:
+        if each.failed is not None:
+            say(f"failed: {each.id}: {each.failed.where}: {each.failed.traceback.strip().splitlines()[-1]}")
+    whole = [each for each in entries if each.failed is None]
+    runs = series.of_board(whole, protocol, size, kept / "series.json", folder, progress)
+    for path in report(out, entries, refused, runs):
+        say(f"written: {path}")
+    return entries
+
+
+def rerun(
+    entry: Entry, protocol: Protocol, work: Path, seed: int | None = None, say: Callable[[str], None] = print
+) -> None:
+    """Run some cells of an entry again, drawn at random, and compare: on the same machine to the bit.
+
+    On another machine, where a sum may end in another digit and a packet be marked that was not, the mean return in
+    each scenario has to be within `ERRORS` standard errors.
+
+    Args:
+        entry: Validated.
+        protocol: The protocol.
+        work: Folder for the trained agents; one that is not there is trained.
+        seed: Of the draw; None: another one each time.
+        say: Told what is run.
+
+    Raises:
+        L4SError: It comes out otherwise.
+    """
+    rng = random.Random(seed)
+    train_seed = rng.choice(entry.experiment.train_seeds)
+    experiment = entry.experiment
+    if experiment.training is not None:
+        how = msgspec.structs.replace(experiment.training, seeds=(train_seed,))
+        experiment = msgspec.structs.replace(experiment, training=how)
+    place, rows = sweep.one_cell(experiment, protocol, entry.size, work, train_seed, rng, say)
+    theirs = {
+        row["scenario"]: [r for r in entry.results if (r["suite"], r["scenario"]) == (place, row["scenario"])]
+        for row in rows
+    }
+    same_machine = all(entry.origin.get(name) == origin()[name] for name in ("host", "versions"))
+    for name, all_of_it in theirs.items():
+        mine = [row for row in rows if row["scenario"] == name]
+        old = [row for row in all_of_it if row["train_seed"] == train_seed]
+        if same_machine:
+            for new, was in zip(mine, old, strict=True):
+                if records.timeless(new) != records.timeless({k: was[k] for k in new}):
+                    where = f"{place}, {name}, seed {new['seed']}"
+                    raise L4SError(f"{entry.id}: {where}: comes out otherwise when it is rerun")
+        else:
+            _compare(entry.id, f"{place}, {name}", mine, all_of_it)
+    say(f"{entry.id}: the same " + ("to the bit" if same_machine else f"within {ERRORS:g} standard errors"))
+
+
+def _compare(who: str, where: str, mine: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> None:
+    new, old = (np.array([row["episode_return"] for row in rows]) for rows in (mine, theirs))
+    error = float(np.sqrt(np.var(old, ddof=1) / len(new) + np.var(old, ddof=1) / len(old))) if len(old) > 1 else 0.0
+    if abs(float(new.mean() - old.mean())) > ERRORS * error + 1e-6 * abs(float(old.mean())):
+        found = f"a mean return of {new.mean():.6g}, not {old.mean():.6g} +- {error:.2g}"
+        raise L4SError(f"{who}: {where}: comes out otherwise when it is rerun: {found}")

@@ -1,0 +1,239 @@
+"""Entries of the benchmark in, rows of the board with normalised scores and intervals out.
+
+The normalised score of an episode is 0 for the mean return of random decisions on that scenario, and 100 for that of
+native DualPI2 (RFC 9332). `statistics` says what the intervals mean. What an entry lacks is never averaged over: a
+suite with missing episodes has no score, and the row says what is missing.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import numpy as np
+
+from l4s_gym.errors import L4SError
+from l4s_gym.evaluation import entry as records
+from l4s_gym.evaluation import statistics
+from l4s_gym.evaluation.cells import METRICS, NATIVE, RANDOM, Suite, bounds, by_key, reference, suites
+from l4s_gym.evaluation.entry import Entry, Protocol
+from l4s_gym.evaluation.statistics import Floats, Interval
+
+MAIN: Final = "test"
+"""The suite by which rows are sorted."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """An entry on the board. Dictionaries are by suite and lack the suites that the entry does not have in full.
+
+    Attributes:
+        name: Id of the entry.
+        agent: Its agent.
+        variant: Its variant.
+        title: One line.
+        interval: The agent is asked at each interval-th packet.
+        rule: Decision rule, "-" without one.
+        trainings: How many trained agents; 0: nothing was trained.
+        scores: Normalised score: interquartile mean over episodes, mean over trainings.
+        over_native: That score less the one of native DualPI2.
+        gap: Score of `test` less that of `shift`; None without both.
+        improvement: Probability of a better return than native DualPI2 on the same traffic, in `test`; None without,
+            and for native DualPI2 itself.
+        improvements: The same by suite.
+        metrics: Means of `METRICS`, over the scenarios in which native DualPI2 has them; None: not in all of these.
+        differences: The same less native DualPI2's on the same traffic.
+        latency_us: Time of one decision, p50 and p99, medians over the runs; None inside the engine.
+        parameters: Number of parameters.
+        trainable_parameters: Those of them that were trained.
+        training_s: Time of one training, mean; None without.
+        failed: Why it has no figures; None: it has.
+        lacks: What else is missing, in words.
+    """
+
+    name: str
+    agent: str
+    variant: str
+    title: str
+    interval: int
+    rule: str
+    trainings: int
+    scores: dict[str, Interval] = field(default_factory=dict)
+    over_native: dict[str, Interval] = field(default_factory=dict)
+    gap: Interval | None = None
+    improvement: Interval | None = None
+    improvements: dict[str, Interval] = field(default_factory=dict)
+    metrics: dict[str, dict[str, Interval | None]] = field(default_factory=dict)
+    differences: dict[str, dict[str, Interval | None]] = field(default_factory=dict)
+    latency_us: dict[str, float] | None = None
+    parameters: float = 0.0
+    trainable_parameters: float = 0.0
+    training_s: float | None = None
+    failed: str | None = None
+    lacks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An entry that cannot stand beside the others, and why."""
+
+    name: str
+    reason: str
+
+
+def scores(returns: Floats, native: Floats, random: Floats) -> Floats:
+    """Normalised score, and what it is above that of native DualPI2: (..., runs, tasks) thrice -> (..., 2).
+
+    The references are drawn anew with the rest: they are estimates from as many episodes as everything else.
+    """
+    score = statistics.iqm(statistics.normalised(returns, random, native))
+    return np.stack([score, score - statistics.iqm(statistics.normalised(native, random, native))], -1)
+
+
+def check(
+    entries: Sequence[Entry], protocol: Protocol | None = None, datasets: Mapping[str, str] | None = None
+) -> tuple[list[Entry], list[Refusal]]:
+    """Which entries can be compared.
+
+    Args:
+        entries: All, native DualPI2's among them.
+        protocol: The current one, with the installed environment; None: those of native DualPI2's entry.
+        datasets: Id -> current checksum; of others, that of the first entry that has it.
+
+    Returns:
+        The entries that agree in protocol, environment, scenarios and datasets; and the others with the first reason.
+
+    Raises:
+        L4SError: Native DualPI2's entry is missing.
+    """
+    like = reference(entries, NATIVE)
+    digest, there = like.protocol_digest, like.environment
+    if protocol is not None:
+        digest, there = protocol.digest(like.size), records.environment(list(there.scenarios))
+    known = dict(datasets or {})
+    kept: list[Entry] = []
+    refused: list[Refusal] = []
+    for each in entries:
+        if reason := _reason(each, like.size, digest, there, known) or (
+            "is there twice" if each.id in {one.id for one in kept} else None
+        ):
+            refused.append(Refusal(each.id, reason))
+        else:
+            kept.append(each)
+            known = {**each.datasets, **known}
+    return kept, refused
+
+
+def _reason(each: Entry, size: str, digest: str, there: records.Environment, datasets: Mapping[str, str]) -> str | None:
+    """Why an entry cannot be compared; None: it can."""
+    pairs: list[tuple[str, object, object]] = [
+        ("size", each.size, size),
+        ("protocol digest", each.protocol_digest, digest),
+        ("version of the environment", each.environment.version, there.version),
+        ("version of the schema", each.environment.schema_version, there.schema_version),
+    ]
+    ours = there.scenarios
+    pairs += [(f"scenario {name!r}", theirs, ours.get(name)) for name, theirs in each.environment.scenarios.items()]
+    pairs += [(f"dataset {name!r}", theirs, datasets.get(name, theirs)) for name, theirs in each.datasets.items()]
+    return next((f"{what} is {theirs}, not {ours}" for what, theirs, ours in pairs if theirs != ours), None)
+
+
+def rows(entries: Sequence[Entry], *, seed: int = 0, resamples: int = statistics.RESAMPLES) -> list[Row]:
+    """The rows of the board, best score of `test` first, then those without, then those that failed.
+
+    Args:
+        entries: Entries that can be compared (see `check`), with the references `NATIVE` and `RANDOM` among them.
+        seed: Of the bootstrap; each row has draws of its own, whatever other rows there are.
+        resamples: Of the bootstrap.
+
+    Raises:
+        L4SError: A reference is missing, failed or lacks episodes; an entry or an episode is there twice.
+    """
+    plan = suites(reference(entries, NATIVE), reference(entries, RANDOM))
+    if len({each.id for each in entries}) < len(entries):
+        raise L4SError("board: an entry is there twice: sort them out with board.check")
+    found = [_row(each, plan, seed, resamples) for each in entries]
+
+    def order(row: Row) -> tuple[bool, bool, float, str]:
+        score = row.scores.get(MAIN)
+        return row.failed is not None, score is None, -score.value if score else 0.0, row.name
+
+    return sorted(found, key=order)
+
+
+def _row(each: Entry, plan: Sequence[Suite], seed: int, resamples: int) -> Row:
+    experiment, training = each.experiment, each.training
+    first: dict[str, Any] = each.results[0] if each.results else {"rule": "-", "cost": {}}
+    times = [result["latency_us"] for result in each.results if result["latency_us"]]
+    row = Row(
+        name=each.id,
+        agent=each.agent,
+        variant=each.variant,
+        title=each.title,
+        interval=experiment.interval,
+        rule=first["rule"],
+        trainings=len(experiment.training.seeds) if experiment.training else 0,
+        latency_us={key: float(np.median([time[key] for time in times])) for key in ("p50", "p99")} if times else None,
+        parameters=first["cost"].get("parameters", 0.0),
+        trainable_parameters=first["cost"].get("trainable_parameters", 0.0),
+        training_s=float(np.mean([one.seconds for one in training])) if training else None,
+    )
+    if each.failed is not None:
+        last_line = each.failed.traceback.strip().rpartition("\n")[2]
+        return replace(row, failed=f"{each.failed.where}: {last_line}")
+    return _filled(row, each, plan, np.random.default_rng([seed, zlib.crc32(each.id.encode())]), resamples)
+
+
+def _filled(row: Row, each: Entry, plan: Sequence[Suite], rng: np.random.Generator, resamples: int) -> Row:
+    """The row with its figures."""
+    cells, train_seeds = by_key(each), each.experiment.train_seeds
+    estimates: dict[str, statistics.Estimate] = {}
+    improvements, metrics, differences = {}, {}, {}
+    lacks = ["one training only: the intervals do not say how another would do"] if row.trainings == 1 else []
+    for suite in plan:
+        returns = suite.array(cells, train_seeds, METRICS["episode_return"])
+        if missing := int(np.isnan(returns).sum()):
+            lacks.append(f"{suite.name}: {missing} of {returns.size} episodes are missing")
+            continue
+        references = suite.native["episode_return"], suite.random
+        if each.id != NATIVE:
+            won = statistics.linear(statistics.wins(returns, references[0]))
+            improvements[suite.name] = won.share_interval()
+        scaled = [statistics.normalised(array, *reversed(references)) for array in (returns, *references)]
+        estimates[suite.name] = statistics.bootstrap(scaled, scores, rng=rng, resamples=resamples)
+        own = {name: suite.array(cells, train_seeds, get) for name, get in METRICS.items()}
+        metrics[suite.name], differences[suite.name], undefined = _metrics(own, suite)
+        lacks += [f"{suite.name}: {text}" for text in undefined]
+    both = {"test", "shift"} <= estimates.keys()
+    return replace(
+        row,
+        scores={name: found[0].interval() for name, found in estimates.items()},
+        over_native={name: found[1].interval() for name, found in estimates.items()},
+        gap=(estimates["test"][0] - estimates["shift"][0]).interval() if both else None,
+        improvement=improvements.get(MAIN),
+        improvements=improvements,
+        metrics=metrics,
+        differences=differences,
+        lacks=tuple(lacks),
+    )
+
+
+def _metrics(
+    own: Mapping[str, Floats], suite: Suite
+) -> tuple[dict[str, Interval | None], dict[str, Interval | None], list[str]]:
+    """Means of the metrics (trainings, runs, tasks), differences to native DualPI2, and what is undefined."""
+    means: dict[str, Interval | None] = {}
+    differences: dict[str, Interval | None] = {}
+    undefined = []
+    for name, values in own.items():
+        tasks = np.isfinite(suite.native[name]).all(0)
+        kept = values[..., tasks]
+        means[name] = differences[name] = None
+        if bad := int(np.isnan(kept).sum()):
+            undefined.append(f"{name} has no value in {bad} of {kept.size} episodes")
+        elif kept.size:
+            means[name] = statistics.linear(kept).interval().within(*bounds(name))
+            differences[name] = statistics.linear(kept - suite.native[name][:, tasks]).interval()
+    return means, differences, undefined

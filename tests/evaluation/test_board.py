@@ -1,0 +1,200 @@
+"""The board: what its figures are made of, what it refuses, and what it says of what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+import pytest
+
+from l4s_gym.errors import L4SError
+from l4s_gym.evaluation import board, statistics
+from l4s_gym.evaluation.board import Row
+from l4s_gym.evaluation.entry import Entry
+from tests.evaluation.conftest import PLAYERS, synthetic_entries
+
+
+def rows(entries: Sequence[Entry]) -> dict[str, Row]:
+    return {row.name: row for row in board.rows(entries, resamples=100)}
+
+
+@pytest.fixture(scope="module")
+def table(board_entries: list[Entry]) -> dict[str, Row]:
+    return rows(board_entries)
+
+
+def changed(entries: Sequence[Entry], name: str, **fields: object) -> list[Entry]:
+    """The entries, one of them with other fields."""
+    return [msgspec.structs.replace(each, **fields) if each.id == name else each for each in entries]
+
+
+def returns(entry: Entry, suite: str, scenario: str) -> list[float]:
+    return [r["episode_return"] for r in entry.results if (r["suite"], r["scenario"]) == (suite, scenario)]
+
+
+def test_scores_are_by_random_and_native_of_the_same_scenario(
+    board_entries: list[Entry], table: dict[str, Row]
+) -> None:
+    by_id = {entry.id: entry for entry in board_entries}
+    native, random, pie = (by_id[name] for name in ("native--dualpi2_rfc9332", "random--uniform", "native--pie"))
+    scaled: list[float] = []
+    for scenario in {r["scenario"] for r in pie.results if r["suite"] == "test"}:
+        low, high = (float(np.mean(returns(one, "test", scenario))) for one in (random, native))
+        scaled += [100.0 * (value - low) / (high - low) for value in returns(pie, "test", scenario)]
+    middle = sorted(scaled)[len(scaled) // 4 : len(scaled) - len(scaled) // 4]
+    assert table["native--pie"].scores["test"].value == pytest.approx(np.mean(middle))
+    assert table["native--dualpi2_rfc9332"].over_native["test"] == statistics.Interval(0.0, 0.0, 0.0)
+    assert table["native--dualpi2_rfc9332"].improvement is None
+
+
+def test_intervals_hold_what_the_model_was_made_of(table: dict[str, Row]) -> None:
+    for player in PLAYERS:
+        row = table[f"{player.agent}--{player.variant}"]
+        gap = row.gap
+        assert gap is not None and gap.low is not None and gap.high is not None
+        assert gap.low - 1.0 <= -100.0 * player.shift <= gap.high + 1.0
+        assert all(i.low is not None and i.low <= i.value for i in row.scores.values())
+    assert table["native--pie"].improvement == pytest.approx(table["native--pie"].improvements["test"])
+    assert table["native--fifo"].improvements["test"].value == 0.0
+
+
+def test_rows_are_sorted_by_the_test_score_and_failed_ones_come_last(board_entries: list[Entry]) -> None:
+    found = board.rows(board_entries, resamples=50)
+    scores = [row.scores["test"].value for row in found if not row.failed]
+    assert scores == sorted(scores, reverse=True)
+    assert [row.name for row in found if row.failed] == [found[-1].name] == ["dt--crash"]
+    assert found[-1].failed == "test grid-12m-20ms: ValueError: it is a model"
+    assert not found[-1].scores
+
+
+def test_a_row_depends_on_itself_and_the_references_alone(board_entries: list[Entry], table: dict[str, Row]) -> None:
+    fewer = rows(board_entries[2::-1])
+    assert set(fewer) == {"native--dualpi2_rfc9332", "random--uniform", "native--pie"}
+    assert all(row == table[name] for name, row in fewer.items())
+
+
+def test_missing_episodes_cost_the_suite_and_are_told(board_entries: list[Entry], table: dict[str, Row]) -> None:
+    pie = next(entry for entry in board_entries if entry.id == "native--pie")
+    without = [r for r in pie.results if not (r["suite"] == "test" and r["seed"] == 1002)]
+    row = rows(changed(board_entries, pie.id, results=tuple(without)))["native--pie"]
+    assert row.lacks == ("test: 4 of 20 episodes are missing",)
+    assert "test" not in row.scores and "test" not in row.metrics
+    assert row.gap is None and row.improvement is None
+    assert row.scores["shift"].value == table["native--pie"].scores["shift"].value
+    text = board.markdown(board.rows(changed(board_entries, pie.id, results=tuple(without)), resamples=50))
+    assert "native--pie: test: 4 of 20 episodes are missing" in text
+
+
+def test_metrics_are_means_over_the_scenarios_that_define_them(
+    board_entries: list[Entry], table: dict[str, Row]
+) -> None:
+    pie = next(entry for entry in board_entries if entry.id == "native--pie")
+    delays = [r["delay_ms"]["L"]["p99"] for r in pie.results if r["suite"] == "test"]
+    found = table["native--pie"].metrics["test"]["delay_l_p99_ms"]
+    assert found is not None and found.value == pytest.approx(np.mean(delays))
+    # What native DualPI2 has and this one lacks (a class that starves) leaves no mean.
+    scenario = pie.results[-1]["scenario"]
+
+    def without_ratio(entry: Entry) -> Entry:
+        results = [{**r, "goodput_ratio": None} if r["scenario"] == scenario else r for r in entry.results]
+        return msgspec.structs.replace(entry, results=tuple(results))
+
+    row = rows([without_ratio(entry) if entry is pie else entry for entry in board_entries])["native--pie"]
+    assert row.metrics["shift"]["goodput_ratio"] is None
+    assert row.lacks == ("shift: goodput_ratio has no value in 5 of 20 episodes",)
+    # A scenario that has no ratio for anybody is no part of the mean.
+    ratio = rows([without_ratio(entry) for entry in board_entries])["native--pie"].metrics["shift"]["goodput_ratio"]
+    rest = [r for r in pie.results if r["suite"] == "shift" and r["scenario"] != scenario]
+    assert ratio is not None and ratio.value == pytest.approx(np.mean([r["goodput_ratio"] for r in rest]))
+
+
+def test_a_class_of_which_nothing_came_through_has_no_delay(board_entries: list[Entry]) -> None:
+    pie = next(entry for entry in board_entries if entry.id == "native--pie")
+    lost = [{**r, "classes": {**r["classes"], "L": {**r["classes"]["L"], "dropped": 3000}}} for r in pie.results]
+    row = rows(changed(board_entries, pie.id, results=tuple(lost)))["native--pie"]
+    assert row.metrics["test"]["delay_l_p50_ms"] is None
+    assert row.metrics["test"]["delay_c_p50_ms"] is not None
+
+
+def test_one_seed_and_one_training_are_told_as_such() -> None:
+    found = rows(synthetic_entries(runs=1, failed=False))
+    assert all(row.scores["test"].low is None for row in found.values())
+    assert all(row.improvement is None or row.improvement.low is None for row in found.values())
+    assert any("one training only" in text for text in found["cql--kernel"].lacks)
+    texts = board.findings(list(found.values()))
+    assert sum("has one run only" in text for text in texts) == 8
+    assert "[?]" in board.markdown(list(found.values()))
+
+
+def test_ties_are_half_an_improvement(board_entries: list[Entry]) -> None:
+    native = next(entry for entry in board_entries if entry.id == "native--dualpi2_rfc9332")
+    row = rows(changed(board_entries, "native--pie", results=native.results))["native--pie"]
+    assert row.improvement is not None and row.improvement.value == 0.5
+    assert row.over_native["test"] == statistics.Interval(0.0, 0.0, 0.0)
+    assert board.verdict(row.over_native["test"]) == "cannot be told from"
+
+
+def test_findings_tell_who_beats_native_and_by_what(table: dict[str, Row]) -> None:
+    texts = board.findings(list(table.values()))
+    assert len(texts) == 9  # Four learned agents, two suites, and how many comparisons these are.
+    poor = next(text for text in texts if text.startswith("bc--argmax (argmax), 3 trainings, test"))
+    assert "falls short of native DualPI2" in poor and "99th percentile of the L delay +" in poor
+    assert not any("dt--crash" in text for text in texts)
+
+
+def test_markdown_is_a_table_of_equal_columns(board_entries: list[Entry]) -> None:
+    text = board.markdown(
+        board.rows(board_entries, resamples=50), board_entries, [board.Refusal("x--y", "size is full")]
+    )
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + len(board_entries)
+    assert len({len(line) for line in lines}) == 1 and len({line.count("|") for line in lines}) == 1
+    assert set(lines[1]) <= set("|-: ") and all(len(cell.strip()) >= 3 for cell in lines[1].strip("|").split("|"))
+    assert "| failed |" in " ".join(lines[-1].split())
+    for part in (
+        "x--y: not on the board: size is full",
+        "dt--crash (sample): failed",
+        "4 scenarios, 5 seeds from 1000",
+    ):
+        assert part in text
+    assert "Nothing." in board.markdown(board.rows(board_entries[:3], resamples=50))
+
+
+def test_entries_of_other_conditions_are_refused_with_the_reason(board_entries: list[Entry]) -> None:
+    kept, refused = board.check(board_entries)
+    assert (kept, refused) == (board_entries, [])
+    learned = next(entry for entry in board_entries if entry.id == "cql--kernel")
+    there = learned.environment
+    for fields, reason in (
+        ({"size": "full"}, "size is full, not quick"),
+        ({"protocol_digest": "1" * 64}, f"protocol digest is {'1' * 64}, not {'0' * 64}"),
+        ({"environment": msgspec.structs.replace(there, version="9")}, "version of the environment is 9, not"),
+        ({"environment": msgspec.structs.replace(there, schema_version=99)}, "version of the schema is 99, not"),
+        ({"environment": msgspec.structs.replace(there, scenarios={"lte": "2"})}, "scenario 'lte' is 2, not"),
+        ({"datasets": dict.fromkeys(learned.datasets, "3")}, "dataset 'l4s/dualpi2/testbed-small-v0' is 3, not 1111"),
+    ):
+        kept, refused = board.check(changed(board_entries, "cql--kernel", **fields))
+        assert [each.name for each in refused] == ["cql--kernel"]
+        assert refused[0].reason.startswith(reason)
+        assert len(kept) == len(board_entries) - 1
+    _, refused = board.check(board_entries, datasets=dict.fromkeys(learned.datasets, "4"))
+    assert {each.name for each in refused} == {entry.id for entry in board_entries if entry.datasets}
+    _, refused = board.check([*board_entries, learned])
+    assert refused == [board.Refusal("cql--kernel", "is there twice")]
+
+
+def test_a_board_without_whole_references_is_refused(board_entries: list[Entry]) -> None:
+    native, random = board_entries[:2]
+    half = msgspec.structs.replace(random, results=random.results[:30])
+    level = [{**r, "episode_return": 9.0} for r in random.results]
+    for entries, reason in (
+        ([native], "random--uniform: is missing"),
+        ([native, random, native], "native--dualpi2_rfc9332: is there twice"),
+        ([native, half], "random--uniform: lacks episodes of 'test'"),
+        ([native, msgspec.structs.replace(random, results=tuple(level))], "scores have no scale"),
+        ([native, random, *board_entries[2:4], board_entries[3]], "an entry is there twice"),
+        ([native, random, msgspec.structs.replace(board_entries[2], results=native.results * 2)], "an episode twice"),
+    ):
+        with pytest.raises(L4SError, match=reason):
+            board.rows(entries, resamples=10)

@@ -1,0 +1,232 @@
+"""The leaderboard's commands: experiments that ship, an agent of one's own in one command, checks of entries."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from l4s_gym import L4SError
+from l4s_gym.agents import training
+from l4s_gym.cli import main
+from l4s_gym.evaluation import entry, leaderboard
+from l4s_gym.evaluation.entry import Experiment, Protocol, Training
+
+ROOT = Path(__file__).parents[2]
+RULES = """
+reward = "balance"
+[first_seed]
+train = 0
+test = 100
+shift = 200
+[quick]
+seconds = 0.4
+seeds = 2
+suites = ["test", "shift"]
+scenarios = ["l4s-llm-testbed", "web", "grid-4m-10ms"]
+[standard]
+seconds = 0.4
+seeds = 2
+[full]
+seconds = 0.4
+seeds = 2
+"""
+MINE = """
+import numpy as np
+
+class Mine:
+    name = "mine"
+    rule = "-"
+
+    def reset(self, n, seed):
+        self.n = n
+
+    def act(self, obs, rewards):
+        return np.where(obs[:, 3] > 0.02, 2, 0)
+
+    def cost(self):
+        return {"parameters": 1.0, "trainable_parameters": 0.0}
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("board")
+    (folder / "protocol.toml").write_text(RULES)
+    (folder / "mine.py").write_text(MINE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def protocol(place: Path) -> Protocol:
+    return entry.read_protocol(place / "protocol.toml")
+
+
+def command(place: Path, *more: str) -> list[str]:
+    rules = ["--protocol", str(place / "protocol.toml")]
+    return ["leaderboard", *rules, "--size", "quick", "--out", str(place / "out"), "--jobs", "0", *more]
+
+
+@pytest.fixture(scope="module")
+def mine(place: Path) -> Path:
+    """The entry of an agent of a file outside of the repository."""
+    assert main(command(place, "--add", f"{place / 'mine.py'}:Mine")) == 0
+    return place / "out" / "entries" / "mine--Mine.json"
+
+
+def test_an_agent_of_ones_own_enters_by_one_command(mine: Path, place: Path, protocol: Protocol) -> None:
+    there = entry.read(mine)
+    entry.validate(there, protocol)
+    assert {each.id for each in entry.read_all(mine.parent)} == {
+        "mine--Mine",
+        "native--dualpi2_rfc9332",
+        "random--uniform",
+    }
+    board = (place / "out" / "leaderboard.md").read_text()
+    assert "mine--Mine" in board and "native--dualpi2_rfc9332" in board
+    assert "mine--Mine" in (place / "out" / "index.html").read_text()
+
+
+def test_what_is_there_is_not_run_again(mine: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = mine.read_bytes()
+    monkeypatch.setattr("l4s_gym.evaluation.sweep.run", None)
+    assert main(command(place, "--add", f"{place / 'mine.py'}:Mine")) == 0
+    assert mine.read_bytes() == before
+
+
+def test_an_entry_is_checked_by_running_a_part_again(
+    mine: Path, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(place, "--check", str(mine))) == 0
+    assert "the same to the bit" in capsys.readouterr().out
+
+
+def test_a_return_that_was_touched_is_found(mine: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tree = json.loads(mine.read_text())
+    for row in tree["results"]:
+        row["episode_return"] += 0.01
+    touched = place / "mine--Mine.json"
+    touched.write_text(json.dumps(tree))
+    assert main(command(place, "--check", str(touched))) == 2
+    assert "comes out otherwise" in capsys.readouterr().err
+    tree["origin"]["host"]["cpu"] = "another"  # whose sums may end otherwise, but not so
+    touched.write_text(json.dumps(tree))
+    for row in tree["results"]:
+        row["episode_return"] += 1e6
+    touched.write_text(json.dumps(tree))
+    assert main(command(place, "--check", str(touched))) == 2
+    assert "a mean return of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "text"),
+    [
+        ("protocol_digest", "0" * 64, "protocol: is"),
+        ("environment.version", "0.0.1", "version of the environment"),
+        ("environment.schema_version", 99, "version of the schema"),
+        ("environment.scenarios.web", "0" * 64, "scenario 'web'"),
+        ("results.0.seed", 5, "is no cell of this protocol"),
+        ("results.0.scenario", "lte", "is no cell of this protocol"),
+        ("results.0.jain", None, r"\.jain: is not a finite number"),
+        ("results.0.delay_ms.C.p99", None, r"\.delay_ms\.C\.p99: is not"),
+        ("results.0.jain", "delete", "jain: is missing"),
+        ("results.0", "delete", "1 cells are missing"),
+        ("failed", {"where": "test", "traceback": "..."}, "failed in test"),
+        ("agent", "other", "its experiment of"),
+        ("format", 2, "format"),
+        ("wall_s", "long", "wall_s"),
+        ("new", 1, "unknown field"),
+    ],
+)
+def test_what_is_refused_and_why(
+    mine: Path, protocol: Protocol, tmp_path: Path, path: str, value: object, text: str
+) -> None:
+    tree = json.loads(mine.read_text())
+    *above, last = (int(name) if name.isdigit() else name for name in path.split("."))
+    at = tree
+    for name in above:
+        at = at[name]
+    if value == "delete":
+        del at[last]
+    else:
+        at[last] = value
+    (tmp_path / mine.name).write_text(json.dumps(tree))
+    with pytest.raises(L4SError, match=text):
+        entry.validate(entry.read(tmp_path / mine.name), protocol)
+
+
+def test_entries_are_not_replaced(mine: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changed = place / "other" / "mine.py"
+    changed.parent.mkdir(exist_ok=True)
+    changed.write_text(MINE)
+    assert main(command(place, "--add", f"{changed}:Mine")) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        ("my_agent:MyAgent", "my_agent--MyAgent"),
+        ("a/b/my_agent.py:MyAgent", "my_agent--MyAgent"),
+        ("bc:runs/x,rule=diffuse", "x--rule-diffuse"),
+        ("threshold:l_us=500", "threshold--l_us-500"),
+        ("native:pie", "native--pie"),
+        ("enqueue", "enqueue--default"),
+    ],
+)
+def test_names_of_agents_that_are_added(spec: str, name: str) -> None:
+    assert leaderboard.added(spec).id == name
+
+
+def test_training_on_what_is_to_be_unseen_is_refused() -> None:
+    for dataset, good in (("testbed", True), ("mixed", True), ("epsilon", True), ("grid", False), ("overload", False)):
+        how = Training("bc", f"l4s/dualpi2/{dataset}-small-v0")
+        experiment = Experiment("BC", "", training=how, name="bc")
+        if good:
+            leaderboard.check_training(experiment)
+        else:
+            with pytest.raises(L4SError, match="to be unseen"):
+                leaderboard.check_training(experiment)
+
+
+def test_experiments_that_ship() -> None:
+    every = leaderboard.experiments(folder=ROOT / "benchmarks" / "experiments")
+    ids = [each.id for each in every]
+    assert len(ids) == len(set(ids)) and {"random--uniform", "native--dualpi2_rfc9332"} <= set(ids)
+    for each in every:
+        leaderboard.check_training(each)
+        if each.training:
+            training.load_config(each.training.learner, small=each.training.small, settings=each.training.settings)
+    with pytest.raises(L4SError, match="did you mean 'native/pie'"):
+        leaderboard.experiments(["native/pi"], ROOT / "benchmarks" / "experiments")
+    assert len(leaderboard.experiments(["native"], ROOT / "benchmarks" / "experiments")) == 7
+
+
+def test_protocol_that_ships() -> None:
+    path = ROOT / "benchmarks" / "protocol.toml"
+    rules = entry.read_protocol(path)
+    seeds = [seed for suite in ("train", "test", "shift") for seed in rules.seeds(suite, "full")]
+    assert len(seeds) == len(set(seeds))
+    assert {suite for suite, _ in rules.cells("quick")} == {"test", "shift"}
+    plain = tomllib.loads(path.read_text())
+    assert len(list(rules.cells("standard"))) == 50 and plain["standard"]["seeds"] == 10
+    assert len({rules.digest(size) for size in entry.SIZES}) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (("shift = 200", "shift = 101"), "share seeds"),
+        (('"web"', '"wbe"'), "did you mean 'web'"),
+        (("seconds = 0.4", "seconds = -1"), "quick.seconds"),
+        (("reward", "rewards"), "reward"),
+        (("shift = 200", ""), "lacks shift"),
+    ],
+)
+def test_protocols_that_are_refused(tmp_path: Path, change: tuple[str, str], text: str) -> None:
+    path = tmp_path / "protocol.toml"
+    path.write_text(RULES.replace(*change))
+    with pytest.raises(L4SError, match=text):
+        entry.read_protocol(path)

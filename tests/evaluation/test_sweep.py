@@ -1,0 +1,280 @@
+"""A sweep: entries that hold, cells that are kept, failures that cost one row, the same results wherever it runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from l4s_gym import L4SError
+from l4s_gym.agents import training
+from l4s_gym.data.build import checksum
+from l4s_gym.evaluation import entry, sweep, work
+from l4s_gym.evaluation.entry import Entry, Experiment, Protocol, Size, Training
+
+TINY = Size(0.5, 2, ("test", "shift"), ("l4s-llm-testbed", "web", "grid-4m-10ms"))
+NATIVE = Experiment("PIE", "native:pie", name="native", variant="pie")
+RANDOM = Experiment("Random", "random", name="random", variant="uniform")
+THRESHOLD = Experiment("Threshold", "threshold", interval=3, name="threshold", variant="third")
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def protocol() -> Protocol:
+    first = {"train": 0, "test": 100, "shift": 200}
+    return Protocol("balance", first, TINY, TINY, TINY)  # type: ignore[arg-type]
+
+
+def bits(entries: list[Entry]) -> list[Any]:
+    return [entry.timeless(each) for each in entries]
+
+
+@pytest.fixture(scope="module")
+def done(protocol: Protocol, tmp_path_factory: pytest.TempPathFactory) -> list[Entry]:
+    return sweep.run([NATIVE, RANDOM, THRESHOLD], protocol, "quick", tmp_path_factory.mktemp("work"), jobs=0)
+
+
+def test_entries_are_valid_and_come_back_from_their_files(
+    done: list[Entry], protocol: Protocol, tmp_path: Path
+) -> None:
+    for each in done:
+        entry.validate(each, protocol)
+        assert entry.read(entry.write(each, tmp_path)) == each
+        assert len(each.results) == 3 * 2
+    assert [each.id for each in entry.read_all(tmp_path)] == ["native--pie", "random--uniform", "threshold--third"]
+
+
+def test_finished_cells_are_not_run_again(
+    done: list[Entry], protocol: Protocol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[work.Cell] = []
+    once = work.evaluate
+
+    def counted(cell: work.Cell) -> dict[str, Any]:
+        ran.append(cell)
+        return once(cell)
+
+    monkeypatch.setattr(work, "evaluate", counted)
+    first = sweep.run([NATIVE, RANDOM], protocol, "quick", tmp_path, jobs=0)
+    cells = len(ran)
+    path = next((tmp_path / "cells").iterdir())
+    path.write_bytes(path.read_bytes()[:-20])  # torn: as if it were not there
+    again = sweep.run([NATIVE, RANDOM], protocol, "quick", tmp_path, jobs=0)
+    assert cells == len(list((tmp_path / "cells").iterdir())) and len(ran) == cells + 1
+    assert bits(first) == bits(again) == bits(done)[:2]
+
+
+def test_a_change_of_agent_or_protocol_is_another_cell(protocol: Protocol, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    keys = []
+    for text, rules in (
+        ("x = 1", protocol),
+        ("x = 2", protocol),
+        ("x = 2", msgspec.structs.replace(protocol, reward="power")),
+        ("x = 2", msgspec.structs.replace(protocol, quick=msgspec.structs.replace(TINY, seconds=0.6))),
+    ):
+        file.write_text(text)
+        own = Experiment("Mine", f"{file}:Mine", name="mine")
+        keys += [cell.key for cell in sweep.Sweep(rules, "quick", tmp_path, jobs=0, ray="").cells(own, None)]
+    assert len(keys) == len(set(keys)) == 4 * 3
+
+
+def test_a_crash_costs_its_own_entry_only(done: list[Entry], protocol: Protocol, tmp_path: Path) -> None:
+    (tmp_path / "crash.py").write_text(
+        "from l4s_gym.agents import RandomAgent\n"
+        "class Crash(RandomAgent):\n"
+        "    def act(self, obs, rewards):\n"
+        "        raise RuntimeError('no idea')\n"
+    )
+    bad = Experiment("Crash", f"{tmp_path / 'crash.py'}:Crash", name="crash")
+    none = Experiment("None", "no_such_module:Agent", name="none")
+    lost = Experiment("Lost", "", training=Training("bc", "l4s/dualpi2/no-such-v0"), name="lost")
+    entries = sweep.run([bad, RANDOM, none, lost], protocol, "quick", tmp_path / "work", jobs=0)
+    assert bits(entries)[1] == bits(done)[1]
+    for each, text in zip(entries[:1] + entries[2:], ("no idea", "no_such_module", "no-such-v0"), strict=True):
+        assert each.failed is not None and text in each.failed.traceback and not each.results
+        with pytest.raises(L4SError, match="failed in"):
+            entry.validate(each, protocol)
+        assert entry.read(entry.write(each, tmp_path)) == each
+
+
+def test_batches_hold_every_scenario_once_and_similar_rates() -> None:
+    rules = entry.read_protocol(ROOT / "benchmarks" / "protocol.toml")
+    for suite in ("train", "test", "shift"):
+        parts = list(work.batches(rules, "standard", suite))
+        names = [name for _, part in parts for name in part]
+        assert sorted(names) == sorted(name for of, name in rules.cells("standard") if of == suite)
+        assert [first for first, _ in parts] == [names.index(part[0]) for _, part in parts]
+        for _, part in parts:
+            rates = [work.rate_mbps(name) for name in part]
+            assert max(rates) <= work.SPREAD * min(rates)
+            assert len(part) * rules.standard.seeds <= work.LARGEST
+
+
+# -- with processes, trainings and kills
+
+
+@pytest.fixture
+def tiny_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A dataset that trains in a moment."""
+    pytest.importorskip("d3rlpy")
+    from l4s_gym.data import minari_io
+    from l4s_gym.data.episodes import episodes_from_rows
+    from l4s_gym.data.pools import make_rows
+    from l4s_gym.data.simulated import simulate_log
+
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    (tmp_path / "minari").mkdir()
+    rows = [make_rows(simulate_log("web", seed=seed, seconds=1.0)) for seed in range(3)]
+    name = "l4s/dualpi2/tiny-v0"
+    episodes = [e for each in rows for e in episodes_from_rows(each)]
+    about = {"env_kwargs": {"scenario": "web"}, "algorithm_name": "dualpi2_freebsd", "description": "For tests."}
+    minari_io.create(name, episodes, **about)  # type: ignore[arg-type]
+    return name
+
+
+def trained(name: str, rule: str = "sample", variant: str = "sample") -> Experiment:
+    how = Training("bc", name, settings=("steps=12", "batch_size=16", "hidden=[16]"), seeds=(0, 1))
+    return Experiment("BC", f"rule={rule}", training=how, name="bc", variant=variant)
+
+
+def test_trainings_are_shared_and_noted(tiny_dataset: str, protocol: Protocol, tmp_path: Path) -> None:
+    both = [trained(tiny_dataset), trained(tiny_dataset, "argmax", "argmax")]
+    entries = sweep.run(both, protocol, "quick", tmp_path / "work", jobs=0)
+    for each in entries:
+        entry.validate(each, protocol, {tiny_dataset: checksum(tiny_dataset)})
+        assert [t.seed for t in each.training] == [0, 1] and each.training[0].parameters > 0
+        assert {row["train_seed"] for row in each.results} == {0, 1} and len(each.results) == 2 * 6
+        with pytest.raises(L4SError, match="checksum differs"):
+            entry.validate(each, protocol, {tiny_dataset: "0" * 64})
+    assert entries[0].training == entries[1].training
+    assert len(list((tmp_path / "work" / "agents").glob("*/trained-*.json"))) == 2
+    assert len({row["episode_return"] for row in entries[0].results}) == len(entries[0].results)
+
+
+@pytest.mark.slow
+def test_processes_and_dead_ones_change_nothing(tiny_dataset: str, protocol: Protocol, tmp_path: Path) -> None:
+    (tmp_path / "dies.py").write_text(
+        "import os, signal\n"
+        "from l4s_gym.agents import RandomAgent\n"
+        "class Dies(RandomAgent):\n"
+        "    def act(self, obs, rewards):\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    dies = Experiment("Dies", f"{tmp_path / 'dies.py'}:Dies", name="dies")
+    good = [NATIVE, RANDOM, THRESHOLD, trained(tiny_dataset)]
+    here = sweep.run(good, protocol, "quick", tmp_path / "here", jobs=0)
+    apart = sweep.run([*good, dies], protocol, "quick", tmp_path / "apart", jobs=2)
+    assert bits(apart)[:-1] == bits(here)
+    assert apart[-1].failed is not None and "Process" in apart[-1].failed.traceback
+
+
+@pytest.mark.slow
+def test_two_nodes_of_ray_give_the_same_bits(tiny_dataset: str, protocol: Protocol, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    code = f"""
+import sys
+from ray.cluster_utils import Cluster
+import ray
+from pathlib import Path
+from tests.evaluation.test_sweep import NATIVE, RANDOM, TINY, trained
+from l4s_gym.evaluation import entry, sweep
+from l4s_gym.evaluation.entry import Protocol
+
+cluster = Cluster(initialize_head=True, head_node_args={{"num_cpus": 1}})
+cluster.add_node(num_cpus=1)
+protocol = Protocol("balance", {{"train": 0, "test": 100, "shift": 200}}, TINY, TINY, TINY)
+entries = sweep.run([NATIVE, RANDOM, trained("{tiny_dataset}")], protocol, "quick", Path(sys.argv[1]),
+                    jobs=1, ray=cluster.address)
+ray.init(cluster.address)
+print(len([node for node in ray.nodes() if node["Alive"]]), "nodes")
+ray.shutdown()
+cluster.shutdown()
+for each in entries:
+    assert each.failed is None, each.failed.traceback
+    entry.write(each, Path(sys.argv[1]) / "entries")
+"""
+    there = os.environ | {"PYTHONPATH": str(ROOT), "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+    ran = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "ray")],
+        env=there,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=900,
+    )
+    assert ran.returncode == 0 and "2 nodes" in ran.stdout, ran.stderr[-2000:]
+    here = sweep.run([NATIVE, RANDOM, trained(tiny_dataset)], protocol, "quick", tmp_path / "here", jobs=0)
+    on_ray = {each.id: each for each in entry.read_all(tmp_path / "ray" / "entries")}
+    assert bits([on_ray[each.id] for each in here]) == bits(here)
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_goes_on_to_the_same_board(
+    tiny_dataset: str, protocol: Protocol, tmp_path: Path
+) -> None:
+    experiments = [NATIVE, RANDOM, THRESHOLD, trained(tiny_dataset)]
+    plain = json.dumps([msgspec.to_builtins(each) for each in experiments])
+    rules = msgspec.json.encode(protocol).decode()
+    code = """
+import sys, msgspec
+from pathlib import Path
+from l4s_gym.evaluation import entry, sweep
+
+if __name__ == "__main__":
+    experiments = msgspec.json.decode(sys.argv[1], type=list[entry.Experiment])
+    protocol = msgspec.json.decode(sys.argv[2], type=entry.Protocol)
+    for each in sweep.run(experiments, protocol, "quick", Path(sys.argv[3]), jobs=2):
+        entry.write(each, Path(sys.argv[3]) / "entries")
+"""
+    script = tmp_path / "run.py"
+    script.write_text(code)
+    killed, delay = 0, 1.0
+    while True:
+        command = [sys.executable, str(script), plain, rules, str(tmp_path / "work")]
+        process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, start_new_session=True)
+        try:
+            assert process.wait(delay) == 0
+            break
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            killed += 1
+            delay *= 1.3
+            assert delay < 600
+    assert killed >= 3
+    whole = {each.id: each for each in sweep.run(experiments, protocol, "quick", tmp_path / "here", jobs=0)}
+    found = entry.read_all(tmp_path / "work" / "entries")
+    assert {each.id: entry.timeless(each) for each in found} == {i: entry.timeless(e) for i, e in whole.items()}
+
+
+def test_checkpoints_are_gone_on_from(tiny_dataset: str, protocol: Protocol, tmp_path: Path) -> None:
+    """A training that was killed before and after a checkpoint ends with the same agent."""
+    planned = sweep.Sweep(protocol, "quick", tmp_path, jobs=0, ray="")
+    planned.datasets[tiny_dataset] = checksum(tiny_dataset)
+    first, _ = planned.trainings(trained(tiny_dataset))
+    first.folder.mkdir(parents=True)
+    (first.folder / "something").write_text("of a training without a checkpoint")
+    assert "traceback" not in work.train(first)
+    before = (first.folder / "weights.safetensors").read_bytes()
+    learner = training.learner("bc")
+    config = dict(first.config) | {"checkpoint_every": 5}
+
+    def stop(share: float) -> None:
+        if share > 0.5:
+            raise KeyboardInterrupt
+
+    other = work.Training("bc", tiny_dataset, config, 0, tmp_path / "other")
+    other.home.mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        learner.train(tiny_dataset, config, other.folder, progress=stop)
+    assert (other.folder / training.CHECKPOINT).is_file()
+    assert "traceback" not in work.train(other)
+    assert (other.folder / "weights.safetensors").read_bytes() == before
