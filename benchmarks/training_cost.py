@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 import tyro
 
-from l4s_gym.agents.llm.train import Trainer
+from l4s_gym.agents.llm.trainer import Trainer
 from l4s_gym.agents.training import load_config
 from l4s_gym.data.files import atomic_write
 from l4s_gym.errors import L4SError
@@ -57,15 +56,14 @@ def measure(options: Options, source: Any) -> dict[str, Any]:
     """Figures of some steps on a dataset."""
     preset = () if options.small else ("preset=paper-shape",)
     config = load_config("llm", None, small=options.small, settings=(*preset, *options.set))
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(source, config, folder)
-        took = []
-        for step in range(_WARM_UP + options.steps):
-            if step == _WARM_UP:
-                tokens = trainer.tokens
-            start = time.perf_counter()
-            trainer.update()  # it reads the loss, so the GPU is done
-            took.append(time.perf_counter() - start)
+    trainer = Trainer(source, config)
+    took = []
+    for step in range(_WARM_UP + options.steps):
+        if step == _WARM_UP:
+            tokens = trainer.tokens
+        start = time.perf_counter()
+        trainer.update()  # it reads the loss, so the GPU is done
+        took.append(time.perf_counter() - start)
     train, seconds = trainer.train, took[_WARM_UP:]
     data = sum(int(part["train_steps"]) for part in trainer.corpus.about())
     each = train.batch_size * train.length
