@@ -111,6 +111,18 @@ def _table(lines: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
     return [line(lines[0]), line(rule), *map(line, lines[1:])]
 
 
+def _lines(board: Sequence[Row]) -> list[list[str]]:
+    """Head and rows of the table."""
+    ranked = [row.name for row in board if MAIN in row.scores]
+    cells = [_cells(row, ranked.index(row.name) + 1 if row.name in ranked else None) for row in board]
+    return [[name for name, _ in COLUMNS], *cells]
+
+
+def brief(board: Sequence[Row], columns: int = 9) -> str:
+    """The first columns of the board, for a terminal."""
+    return "\n".join(_table([cells[:columns] for cells in _lines(board)], left=(1,)))
+
+
 def markdown(board: Sequence[Row], entries: Sequence[Entry] = (), refused: Sequence[Refusal] = ()) -> str:
     """The board as Markdown.
 
@@ -119,15 +131,12 @@ def markdown(board: Sequence[Row], entries: Sequence[Entry] = (), refused: Seque
         entries: What they are made of, for the paragraph of how it was made.
         refused: Entries that are not on the board.
     """
-    ranked = [row.name for row in board if MAIN in row.scores]
-    lines = [[name for name, _ in COLUMNS]]
-    lines += [_cells(row, ranked.index(row.name) + 1 if row.name in ranked else None) for row in board]
     missing = [f"- {who(row)}: failed: `{row.failed}`" for row in board if row.failed]
     missing += [f"- {who(row)}: {text}." for row in board for text in row.lacks]
     missing += [f"- {each.name}: not on the board: {each.reason}." for each in refused]
     parts = [
         "# Leaderboard",
-        "\n".join(_table(lines, left=(1,))),
+        brief(board, len(COLUMNS)),
         "Brackets hold 95 % intervals; [?] is one run only, of which nothing can be said; - is none.",
         "## Comparisons with native DualPI2",
         "\n".join(f"- {text}" for text in findings(board)) or "No learned agent has all its episodes.",

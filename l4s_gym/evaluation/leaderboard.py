@@ -157,17 +157,23 @@ def fill(
 
 
 def report(
-    out: Path, entries: Sequence[Entry], refused: Sequence[Refusal] = (), series: Sequence[Series] = ()
-) -> list[Path]:
-    """Write the board as Markdown and as a page; the files."""
+    out: Path,
+    entries: Sequence[Entry],
+    refused: Sequence[Refusal] = (),
+    series: Sequence[Series] = (),
+    say: Callable[[str], None] = print,
+) -> None:
+    """Print the board, and write it as Markdown and as a page."""
     from l4s_gym.evaluation import site
 
     rows = board.rows(entries)
+    say(board.brief(rows))
     out.mkdir(parents=True, exist_ok=True)
     text = out / "leaderboard.md"
     with atomic_write(text) as file:
         file.write(board.markdown(rows, entries, refused).encode())
-    return [text, site.write(out, entries, rows, board.findings(rows), series, refused)]
+    say(f"board: {text}")
+    say(f"report: {site.write(out, entries, rows, board.findings(rows), series, refused)}")
 
 
 def produce(
@@ -194,7 +200,7 @@ def produce(
         work: The work folder; None: in `out`.
         jobs: Processes.
         ray: Address of a Ray cluster.
-        say: Told what was refused, failed and written.
+        say: Told what was refused or failed, the board, and where it was written.
         progress: Shows how far it is.
 
     Returns:
@@ -209,8 +215,7 @@ def produce(
             say(f"failed: {each.id}: {each.failed.where}: {each.failed.traceback.strip().splitlines()[-1]}")
     whole = [each for each in entries if each.failed is None]
     runs = series.of_board(whole, protocol, size, kept / "series.json", folder, progress)
-    for path in report(out, entries, refused, runs):
-        say(f"written: {path}")
+    report(out, entries, refused, runs, say)
     return entries
 
 
