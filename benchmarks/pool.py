@@ -19,7 +19,6 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -38,7 +37,7 @@ from l4s_gym.data.pools import Rows, load_rows
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.evaluation import offline
 from l4s_gym.evaluation.demo import POOL_FILES, find_pools
-from l4s_gym.evaluation.jobs import kept, spread, workers
+from l4s_gym.evaluation.jobs import kept, spread
 from l4s_gym.evaluation.offline import Blocks
 from l4s_gym.evaluation.origin import origin
 from l4s_gym.schema import ACTIONS, ENQUEUE, OBSERVED
@@ -70,10 +69,10 @@ Floats = npt.NDArray[np.float64]
 
 
 class Run(NamedTuple):
-    """Where answers are kept, and the processes that find them."""
+    """Where answers are kept, and how many processes find them."""
 
     work: Path
-    pool: Executor | None
+    processes: int
 
 
 class Answer(NamedTuple):
@@ -134,7 +133,7 @@ def train_all(cells: Sequence[Cell], data: Mapping[str, Blocks], run: Run) -> di
     jobs = [
         partial(kept, run.work / f"{cell.name}.npy", partial(answer, cell, data[cell.data], run.work)) for cell in cells
     ]
-    return dict(zip(cells, spread("trainings", jobs, run.pool), strict=True))
+    return dict(zip(cells, spread("trainings", jobs, run.processes), strict=True))
 
 
 def curve(blocks: Blocks, agents: Sequence[str], plan: Mapping[str, Sequence[int]], run: Run) -> list[dict[str, Any]]:
@@ -192,7 +191,7 @@ def tabular_answers(asked: Sequence[tuple[str, str, Floats]], blocks: Blocks, ru
         jobs.append(
             partial(kept, run.work / f"{digest}.npy", partial(offline.tabular_probabilities, kind, values, blocks))
         )
-    found = zip(asked, spread("models of one row", jobs, run.pool), strict=True)
+    found = zip(asked, spread("models of one row", jobs, run.processes), strict=True)
     return [Answer(kind, reading, p[None]) for (kind, reading, _), p in found]
 
 
@@ -277,7 +276,7 @@ def judge_all(answers: Sequence[Answer], truth: Truth, draws: int, run: Run) -> 
     jobs = [
         partial(judged, a, truth, causal.get(a.model) if a.reading == "as logged" else None, draws) for a in answers
     ]
-    return spread("intervals", jobs, run.pool)
+    return spread("intervals", jobs, run.processes)
 
 
 def interval(figure: Mapping[str, float], digits: int = 3) -> str:
@@ -551,16 +550,15 @@ def main(
         "steps": steps,
         "configs": {agent: Cell(agent, "", (), 0, steps[agent.partition("-")[0]]).config() for agent in count},
     }
-    with workers(processes) as pool:
-        run = Run(place, pool)
-        answers = untrained(rows, keep, data, run) + trained(data, count, steps, run)
-        curved = tuple(agent for agent in count if agent in CURVED)
-        result["curve"] = curve(data["causal"], curved, plan, run)
-        base, rule = (next(a for a in answers if a.model == model).probabilities[0] for model in ("majority", RULE))
-        chance = (rule[:, ENQUEUE] > 0.0) & (rule[:, ENQUEUE] < 1.0)
-        result["chance"] = {name: int((chance & (actions == k)).sum()) for k, name in enumerate(ACTIONS)}
-        result["results"] = judge_all(answers, Truth(actions, base, chance), draws, run)
-        result["all_rows"] = all_rows(folder, run)
+    run = Run(place, processes)
+    answers = untrained(rows, keep, data, run) + trained(data, count, steps, run)
+    curved = tuple(agent for agent in count if agent in CURVED)
+    result["curve"] = curve(data["causal"], curved, plan, run)
+    base, rule = (next(a for a in answers if a.model == model).probabilities[0] for model in ("majority", RULE))
+    chance = (rule[:, ENQUEUE] > 0.0) & (rule[:, ENQUEUE] < 1.0)
+    result["chance"] = {name: int((chance & (actions == k)).sum()) for k, name in enumerate(ACTIONS)}
+    result["results"] = judge_all(answers, Truth(actions, base, chance), draws, run)
+    result["all_rows"] = all_rows(folder, run)
     if out is not None:
         write(result, out)
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,6 +11,7 @@ import numpy.typing as npt
 
 from l4s_gym.cli.common import progress_bar
 from l4s_gym.data.files import atomic_write
+from l4s_gym.parallel import on_processes
 
 Floats = npt.NDArray[np.float64]
 T = TypeVar("T")
@@ -28,39 +26,23 @@ def kept(path: Path, job: Callable[[], Floats]) -> Floats:
     return np.asarray(np.load(path), np.float64)
 
 
-@contextmanager
-def workers(processes: int) -> Iterator[Executor | None]:
-    """Processes that jobs are given to; None for a single one. Ctrl-C ends them at once."""
-    if processes == 1:
-        yield None
-        return
-    # Not by fork: PyTorch's threads do not survive it.
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        try:
-            yield pool
-        except BaseException:
-            for child in multiprocessing.active_children():
-                child.kill()
-            raise
+def _call(job: Callable[[], T]) -> T:
+    return job()
 
 
-def spread(what: str, jobs: Sequence[Callable[[], T]], pool: Executor | None) -> list[T]:
-    """Results of jobs, in their order.
+def spread(what: str, jobs: Sequence[Callable[[], T]], processes: int) -> list[T]:
+    """Results of jobs, in their order; the first that fails ends all.
 
     Args:
         what: Of what, for the progress bar.
-        jobs: Without arguments; with a pool they have to be picklable.
-        pool: Of `workers`.
+        jobs: Without arguments; for other processes they have to be picklable.
+        processes: How many; 1: this one.
     """
+    found: dict[int, T] = {}
     with progress_bar(f"{len(jobs)} {what}") as progress:
-        if pool is None:
-            found = []
-            for job in jobs:
-                found.append(job())
-                progress(len(found) / len(jobs))
-            return found
-        waiting = [pool.submit(job) for job in jobs]
-        for number, done in enumerate(as_completed(waiting), 1):
-            done.result()
-            progress(number / len(jobs))
-    return [each.result() for each in waiting]
+        for number, result in on_processes(_call, jobs, processes if processes > 1 else 0):
+            if isinstance(result, BaseException):
+                raise result
+            found[number] = result
+            progress(len(found) / len(jobs))
+    return [found[number] for number in range(len(jobs))]

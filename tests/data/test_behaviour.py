@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -159,24 +159,10 @@ def test_an_unknown_sum_is_refused() -> None:
 
 
 @pytest.fixture
-def episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """A dataset as `l4s-gym datasets build` makes it: decided by the kernel, by it and chance, by RFC 9332."""
-    pytest.importorskip("minari", reason="needs Minari: pip install 'l4s-gym[data]'")
-    pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'l4s-gym[report]'")
-    from l4s_gym.data import build, minari_io, recipes
-
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
-    (tmp_path / "recipes" / "tiny").mkdir(parents=True)
-    (tmp_path / "recipes" / "tiny" / recipes.FILE).write_text("""
-title = "Tiny"
-description = "For tests."
-scenarios = ["l4s-llm-testbed"]
-behaviours = [{aqm = "dualpi2_freebsd"}, {aqm = "dualpi2_freebsd", explore = 0.2}, {aqm = "dualpi2_rfc9332"}]
-small = {episodes = 3, seconds = 5.0}
-full = {episodes = 3, seconds = 5.0}
-""")
-    recipe = recipes.load("tiny", tmp_path / "recipes")
-    return list(minari_io.read_episodes(build.build(recipe, "small", workers=1, scores=False)))
+def episodes(simulated: Callable[[str, float], list[Any]]) -> list[Any]:
+    """Decided by the kernel, by it and chance, by RFC 9332."""
+    kernel = '{aqm = "dualpi2_freebsd"}, {aqm = "dualpi2_freebsd", explore = 0.2}'
+    return simulated(f'{kernel}, {{aqm = "dualpi2_rfc9332"}}', 5.0)
 
 
 def test_a_dataset_bears_its_probabilities(episodes: list[Any]) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,24 +75,9 @@ def test_intervals_are_students() -> None:
 
 
 @pytest.fixture
-def episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def episodes(simulated: Callable[[str, float], list[Any]]) -> list[Any]:
     """Three episodes of a simulated dataset."""
-    pytest.importorskip("minari", reason="needs Minari: pip install 'l4s-gym[data]'")
-    pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'l4s-gym[report]'")
-    from l4s_gym.data import build, minari_io, recipes
-
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
-    (tmp_path / "recipes" / "tiny").mkdir(parents=True)
-    (tmp_path / "recipes" / "tiny" / recipes.FILE).write_text("""
-title = "Tiny"
-description = "For tests."
-scenarios = ["l4s-llm-testbed"]
-behaviours = [{aqm = "dualpi2_freebsd"}]
-small = {episodes = 3, seconds = 3.0}
-full = {episodes = 3, seconds = 3.0}
-""")
-    made = build.build(recipes.load("tiny", tmp_path / "recipes"), "small", workers=1, scores=False)
-    return list(minari_io.read_episodes(made))
+    return simulated('{aqm = "dualpi2_freebsd"}', 3.0)
 
 
 def test_held_out_steps_bear_the_behaviours_probabilities(episodes: list[Any]) -> None:

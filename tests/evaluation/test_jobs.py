@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from l4s_gym.evaluation.jobs import Floats, kept, spread, workers
+from l4s_gym.evaluation.jobs import Floats, kept, spread
 
 
 def square(value: float, calls: Path) -> Floats:
@@ -23,10 +23,8 @@ def square(value: float, calls: Path) -> Floats:
 def test_results_are_in_order_and_kept(processes: int, tmp_path: Path) -> None:
     calls = tmp_path / "calls"
     jobs = [partial(kept, tmp_path / f"{n}.npy", partial(square, float(n), calls)) for n in range(4)]
-    with workers(processes) as pool:
-        assert [float(found[0]) for found in spread("squares", jobs, pool)] == [0.0, 1.0, 4.0, 9.0]
-    with workers(1) as pool:
-        assert [float(found[0]) for found in spread("squares", jobs, pool)] == [0.0, 1.0, 4.0, 9.0]
+    for number in (processes, 1):
+        assert [float(found[0]) for found in spread("squares", jobs, number)] == [0.0, 1.0, 4.0, 9.0]
     assert len(calls.read_text().split()) == 4
 
 
@@ -34,8 +32,8 @@ def test_results_are_in_order_and_kept(processes: int, tmp_path: Path) -> None:
 def test_what_was_done_before_a_failure_is_kept(processes: int, tmp_path: Path) -> None:
     calls = tmp_path / "calls"
     jobs = [partial(kept, tmp_path / f"{n}.npy", partial(square, float(n), calls)) for n in (1, -1)]
-    with pytest.raises(ValueError, match="negative"), workers(processes) as pool:
-        spread("squares", jobs, pool)
+    with pytest.raises(ValueError, match="negative"):
+        spread("squares", jobs, processes)
     assert not (tmp_path / "-1.npy").exists()
     if processes == 1:
         assert np.load(tmp_path / "1.npy") == [1.0]
