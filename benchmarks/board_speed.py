@@ -10,7 +10,6 @@ between runs. Nothing here is asserted: targets are shown beside the figures.
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 import time
@@ -22,9 +21,8 @@ import msgspec
 import tyro
 
 from l4s_gym import agents
-from l4s_gym.data.files import atomic_write
 from l4s_gym.evaluation import entry, harness, leaderboard, sweep
-from l4s_gym.evaluation.origin import origin
+from l4s_gym.evaluation.origin import append_run, origin
 from l4s_gym.sim import scenario
 from l4s_gym.sim.batch import Batch
 
@@ -122,8 +120,7 @@ def main(options: Options) -> None:
         f"{board['jobs']} processes (target {board['target_wall_s']:.0f} s for 60 s), harness and start "
         f"{100 * board['overhead']:.1f} %"
     )
-    with atomic_write(options.out) as file:
-        file.write((json.dumps([{**origin(), **found}], indent=1) + "\n").encode())
+    append_run(options.out, {**origin(), **found})
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ to expect. Nothing here is asserted: targets are shown beside the figures.
 from __future__ import annotations
 
 import gzip
-import json
 import os
 import shutil
 import statistics
@@ -33,13 +32,12 @@ import tyro
 from l4s_gym.data import recipes
 from l4s_gym.data.build import build as build_dataset
 from l4s_gym.data.convert import convert
-from l4s_gym.data.files import atomic_write
 from l4s_gym.data.logs import known_fields, write_log
 from l4s_gym.data.records import RecordWriter
 from l4s_gym.data.simulated import simulate_log
 from l4s_gym.data.stream import open_stream
 from l4s_gym.data.windows import Windows
-from l4s_gym.evaluation.origin import origin
+from l4s_gym.evaluation.origin import append_run, origin
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "data_speed.json"
@@ -281,10 +279,7 @@ def main(options: Options) -> None:
     for name in chosen:
         with tempfile.TemporaryDirectory(dir=options.folder, prefix="data-speed-") as folder:
             data[name] = SECTIONS[name](options, Path(folder))
-    runs = [*(json.loads(options.out.read_text()) if options.out.exists() else []), data]  # appended, never edited
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(options.out) as file:
-        file.write((json.dumps(runs, indent=1) + "\n").encode())
+    runs = append_run(options.out, data)
     print(f"run {len(runs)} in {options.out}")
 
 

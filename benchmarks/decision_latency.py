@@ -12,7 +12,6 @@ Figures of a shared machine vary between runs, and nothing here is asserted.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from dataclasses import dataclass
@@ -28,8 +27,7 @@ from rich.table import Table
 from l4s_gym.agents.llm.agent import LLMAgent, Target
 from l4s_gym.agents.llm.config import BackboneConfig, LLMConfig, LoraConfig
 from l4s_gym.agents.llm.model import DecisionModel
-from l4s_gym.data.files import atomic_write
-from l4s_gym.evaluation.origin import origin
+from l4s_gym.evaluation.origin import append_run, origin
 
 RESULTS: Final = Path(__file__).resolve().parent / "results" / "decision_latency.json"
 Shape = Literal["small", "gpt2-124m", "llama-2-7b"]
@@ -179,9 +177,7 @@ def main(options: Options) -> None:
     if options.device == "cuda":
         run["gpu"] = torch.cuda.get_device_name()
         run["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
-    runs = [*(json.loads(options.out.read_text()) if options.out.exists() else []), run]  # appended, never edited
-    with atomic_write(options.out) as file:
-        file.write(json.dumps(runs, indent=1).encode() + b"\n")
+    append_run(options.out, run)
     print(options.out.name)
 
 

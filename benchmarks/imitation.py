@@ -31,7 +31,7 @@ from l4s_gym.data import build, minari_io, recipes
 from l4s_gym.data.files import atomic_write
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.evaluation import harness, imitation
-from l4s_gym.evaluation.origin import origin
+from l4s_gym.evaluation.origin import append_run, origin
 from l4s_gym.schema import ACTIONS
 from l4s_gym.sim import layout
 from l4s_gym.sim.scenario import load
@@ -411,11 +411,8 @@ def main(options: Options) -> None:
         found[name] = of_dataset(name, options, clock) | {"seconds": options.seconds, "seeds": options.seeds}
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "imitation.json"
-    runs = json.loads(path.read_text()) if path.exists() else []
-    runs.append({**origin(), "threads": torch.get_num_threads(), "quick": options.quick, "datasets": found})
-    runs = json.loads(json.dumps(runs))  # as it will be read
-    with atomic_write(path) as file:
-        file.write(json.dumps(runs, indent=1).encode() + b"\n")
+    run = {**origin(), "threads": torch.get_num_threads(), "quick": options.quick, "datasets": found}
+    runs = append_run(path, run)
     newest = {name: data for run in runs for name, data in run["datasets"].items()}
     with atomic_write(options.out / "imitation.md") as file:
         file.write(markdown(newest).encode())

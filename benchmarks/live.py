@@ -10,7 +10,6 @@ at a round trip of 20 ms. Nothing here is asserted; figures of a shared machine 
 
 from __future__ import annotations
 
-import json
 import statistics
 import subprocess
 import threading
@@ -32,7 +31,7 @@ from l4s_gym.bridge.plan import inside
 from l4s_gym.bridge.testbed import LiveTestbed
 from l4s_gym.data.files import atomic_write
 from l4s_gym.evaluation import native
-from l4s_gym.evaluation.origin import origin
+from l4s_gym.evaluation.origin import append_run, origin
 from l4s_gym.sim.scenario import Scenario, from_dict
 
 RESULTS: Final = Path(__file__).resolve().parent / "results"
@@ -455,9 +454,7 @@ def main(
         return
     out.mkdir(parents=True, exist_ok=True)
     path = out / "live.json"
-    written = [*(json.loads(path.read_text()) if path.exists() else []), data]  # results are appended, never edited
-    with atomic_write(path) as file:
-        file.write((json.dumps(written, indent=1) + "\n").encode())
+    written = append_run(path, data)
     with atomic_write(out / "live.md") as file:
         file.write(markdown(data).encode())
     print(f"run {len(written)} in {path}")

@@ -39,7 +39,7 @@ from l4s_gym.evaluation import offline
 from l4s_gym.evaluation.demo import POOL_FILES, find_pools
 from l4s_gym.evaluation.jobs import kept, spread
 from l4s_gym.evaluation.offline import Blocks
-from l4s_gym.evaluation.origin import origin
+from l4s_gym.evaluation.origin import append_run, origin
 from l4s_gym.schema import ACTIONS, ENQUEUE, OBSERVED
 
 RESULTS: Final = Path(__file__).parent / "results"
@@ -475,9 +475,7 @@ def write(data: Mapping[str, Any], out: Path) -> None:
     """Append to pool.json; write the page and the picture."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / "pool.json"
-    written = [*(json.loads(path.read_text()) if path.exists() else []), data]
-    with atomic_write(path) as file:
-        file.write((json.dumps(written, indent=1) + "\n").encode())
+    written = append_run(path, data)
     with atomic_write(out / "pool.md") as file:
         file.write(markdown(data).encode())
     with atomic_write(out / "pool.png") as file:

@@ -13,7 +13,6 @@ not judged, but what is left at the end.)
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -33,8 +32,7 @@ from l4s_gym.bridge import protocol as p
 from l4s_gym.bridge.client import BridgeError, Client
 from l4s_gym.bridge.figures import Figures, read
 from l4s_gym.bridge.testbed import LiveTestbed
-from l4s_gym.data.files import atomic_write
-from l4s_gym.evaluation.origin import origin
+from l4s_gym.evaluation.origin import append_run, origin
 from l4s_gym.schema import RECORD
 from l4s_gym.sim import scenario
 
@@ -432,10 +430,7 @@ def main(
         data["status"] = {name: bed.stop(name) for name in ("daemon", "router")}
         data["said"] = {name: bed.said(name) for name in ("daemon", "router")}
     data["verdict"]["no_crash"] = all(status == 0 for status in data["status"].values())
-    runs = [*(json.loads(out.read_text()) if out.exists() else []), data]  # results are appended, never edited
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(out) as file:
-        file.write((json.dumps(runs, indent=1) + "\n").encode())
+    runs = append_run(out, data)
     print(f"{data['verdict']}: {data['faults']} faults; run {len(runs)} in {out}")
     if not all(data["verdict"].values()):
         raise SystemExit(1)

@@ -10,7 +10,6 @@ sides measured in turn. Nothing here is asserted: targets are shown beside the f
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import statistics
 import subprocess
@@ -25,9 +24,8 @@ import numpy as np
 import tyro
 from gymnasium.utils import seeding
 
-from l4s_gym.data.files import atomic_write
 from l4s_gym.envs.vector import DualPI2VectorEnv
-from l4s_gym.evaluation.origin import origin
+from l4s_gym.evaluation.origin import append_run, origin
 from l4s_gym.sim import layout, scenario
 from l4s_gym.sim.batch import Batch
 
@@ -201,10 +199,7 @@ def main(ns3_python: Path | None = None, repeats: int = 7, out: Path = RESULTS, 
     data["grid"] = grid(2 if quick else 3)
     for name, figure in data["grid"].items():
         print(f"  {name:<42} {figure['ns_per_packet']:9.0f} ns a packet")
-    runs = [*(json.loads(out.read_text()) if out.exists() else []), data]  # results are appended, never edited
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(out) as file:
-        file.write((json.dumps(runs, indent=1) + "\n").encode())
+    runs = append_run(out, data)
     print(f"run {len(runs)} in {out}")
 
 

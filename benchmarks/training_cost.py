@@ -9,7 +9,6 @@ they cost the same) and saves no agent. Beside the figures it prints those of th
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -22,9 +21,8 @@ import tyro
 
 from l4s_gym.agents.llm.trainer import Trainer
 from l4s_gym.agents.training import load_config
-from l4s_gym.data.files import atomic_write
 from l4s_gym.errors import L4SError
-from l4s_gym.evaluation.origin import origin
+from l4s_gym.evaluation.origin import append_run, origin
 
 RESULTS: Final = Path(__file__).resolve().parent / "results" / "training_cost.json"
 PAPER: Final = "the paper, Llama-2-7B with LoRA on two A40: 23.9 GB, 22.3 h"
@@ -88,9 +86,7 @@ def main(options: Options, source: Any = None) -> dict[str, Any]:
     memory = torch.cuda.max_memory_allocated() / 1e9 if gpu else None
     run = {**origin(), "device": device, "peak_memory_gb": memory, **found}
     run["options"] = {name: value for name, value in asdict(options).items() if name != "out"}
-    runs = [*(json.loads(options.out.read_text()) if options.out.exists() else []), run]  # appended, never edited
-    with atomic_write(options.out) as file:
-        file.write(json.dumps(runs, indent=1).encode() + b"\n")
+    append_run(options.out, run)
     print(
         f"{device}: {found['trainable_parameters']:,} of {found['parameters']:,} parameters are trained, "
         f"{found['step_s']:.2f} s a step, {found['tokens_per_s']:,.0f} tokens/s, "

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from l4s_gym.errors import L4SError
+from l4s_gym.extras import optional
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -100,10 +101,7 @@ def cluster(address: str) -> Iterator[Any]:
     Raises:
         L4SError: Ray is not installed, or nothing answers at the address.
     """
-    try:
-        import ray
-    except ImportError as error:
-        raise L4SError(f"ray: cannot be imported ({error}): pip install 'l4s-gym[scale]'") from error
+    ray = optional("ray", "scale")
     ours = not ray.is_initialized()
     try:
         ray.init(address, ignore_reinit_error=True, log_to_driver=False)

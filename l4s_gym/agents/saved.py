@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import os
@@ -20,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from l4s_gym.data.files import PathLike, atomic_folder, read_error
+from l4s_gym.data.files import PathLike, atomic_folder, read_error, sha256
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.extras import optional
 from l4s_gym.schema import SCHEMA_VERSION
@@ -109,11 +108,6 @@ def _safetensors() -> Any:
     return optional("safetensors.torch", "baselines", "llm")
 
 
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def check_target(folder: PathLike) -> None:
     """Refuse a folder that holds something else than an agent or its unfinished training.
 
@@ -176,7 +170,7 @@ def write(
                 "version": __version__,
                 "config": config,
                 "training": training or {},
-                **{name: _digest(new / file) for name, file in _DIGESTS.items() if (new / file).exists()},
+                **{name: sha256(new / file) for name, file in _DIGESTS.items() if (new / file).exists()},
             }
             (new / ABOUT).write_text(_json(about, folder), "utf-8")
             text = card or f"# {kind}\nAn agent of l4s-gym; `{ABOUT}` says how it was trained.\n"
@@ -234,7 +228,7 @@ def read(folder: PathLike, kind: str | None = None) -> Saved:
         raise L4SError(f"{folder}: is an agent of kind {found!r}, not {kind!r}: write {found}:{folder}")
     for name, file in _DIGESTS.items():
         try:
-            if name in about and about[name] != _digest(path / file):
+            if name in about and about[name] != sha256(path / file):
                 raise L4SError(f"{path / file}: is damaged (checksum differs): fetch it again, or train it again")
         except OSError as error:
             raise read_error(path / file, error) from error

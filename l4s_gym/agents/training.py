@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import resource
 import signal
+import sys
 import threading
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -163,6 +165,12 @@ def read_dataset(dataset_id: str, progress: Progress | None = None) -> list[Epis
     dataset = minari_io.load(dataset_id)
     minari_io.validate(dataset)
     return list(minari_io.read_episodes(dataset))
+
+
+def peak_memory() -> int:
+    """Most memory that this process has held so far, bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 class Stop:

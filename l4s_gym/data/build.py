@@ -18,7 +18,7 @@ import numpy as np
 
 from l4s_gym import parallel
 from l4s_gym.data import card, minari_io, recipes
-from l4s_gym.data.files import atomic_write, link_or_copy, locked
+from l4s_gym.data.files import atomic_write, link_or_copy, locked, sha256
 from l4s_gym.data.recipes import Recipe, Task, digest, tasks
 from l4s_gym.data.storage import Shard, read_shard, shard_name, write_shard
 from l4s_gym.errors import L4SError, unknown
@@ -105,11 +105,7 @@ def code_permalink() -> str | None:
 
 def checksums(folder: Path, dataset_id: str, pattern: str = "shard-*.hdf5") -> list[str]:
     """Lines of SHA256SUMS for the shards, with paths from the root of Minari's datasets."""
-    lines = []
-    for path in sorted(folder.glob(pattern)):
-        with open(path, "rb") as file:
-            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {dataset_id}/data/{path.name}")
-    return lines
+    return [f"{sha256(path)}  {dataset_id}/data/{path.name}" for path in sorted(folder.glob(pattern))]
 
 
 def build(

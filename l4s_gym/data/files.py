@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import fcntl
 import gzip
+import hashlib
 import importlib
 import io
 import lzma
@@ -28,6 +29,12 @@ _LONGEST_LINE: Final = 1 << 20
 _BUFFER: Final = 1 << 18
 _T = TypeVar("_T")
 _R = TypeVar("_R")
+
+
+def sha256(path: PathLike) -> str:
+    """SHA-256 of a file, read by blocks."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -14,12 +14,12 @@ from gymnasium.utils import seeding
 from l4s_gym import agents
 from l4s_gym.agents.protocol import Agent, Floats
 from l4s_gym.errors import L4SError, unknown
+from l4s_gym.evaluation.entry import NATIVE
 from l4s_gym.schema import ACTIONS, ECT_1
 from l4s_gym.sim import engine, layout, measure
 from l4s_gym.sim.batch import Batch, Outputs
 from l4s_gym.sim.scenario import Scenario, load
 
-NATIVE_PREFIX = "native:"
 LATENCY_CALLS = 300
 QUANTILES = (
     *(0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99),
@@ -181,9 +181,9 @@ def resolve(who: str | Agent) -> tuple[Agent | None, str | None]:
     """
     if not isinstance(who, str):
         return who, None
-    if not who.startswith(NATIVE_PREFIX):
+    if not who.startswith(NATIVE):
         return agents.make(who), None
-    name = who.removeprefix(NATIVE_PREFIX)
+    name = who.removeprefix(NATIVE)
     if name not in layout.AQMS:
         raise unknown("discipline", name, layout.AQMS)
     return None, name

@@ -8,7 +8,6 @@ learn from, and are judged by, the same rows.
 
 from __future__ import annotations
 
-import importlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from l4s_gym.data.episodes import Episode, absent_features
 from l4s_gym.data.pools import Rows
 from l4s_gym.data.steps import REWARD, StepMaker
 from l4s_gym.errors import L4SError, unknown
+from l4s_gym.extras import optional
 from l4s_gym.schema import ACTIONS, ENQUEUE, MAX_PROB, OBSERVED
 
 Floats = npt.NDArray[np.float64]
@@ -144,13 +144,8 @@ def tabular(kind: str) -> Any:
     """
     if kind not in TABULAR:
         raise unknown("model", kind, TABULAR)
-    try:
-        dummy, linear, ensemble, pipeline, preprocessing = (
-            importlib.import_module(f"sklearn.{name}")
-            for name in ("dummy", "linear_model", "ensemble", "pipeline", "preprocessing")
-        )
-    except ImportError as error:
-        raise L4SError(f"scikit-learn: cannot be imported ({error}): pip install 'l4s-gym[data]'") from error
+    names = ("dummy", "linear_model", "ensemble", "pipeline", "preprocessing")
+    dummy, linear, ensemble, pipeline, preprocessing = (optional(f"sklearn.{name}", "data") for name in names)
     if kind == "majority":
         return dummy.DummyClassifier(strategy="prior")
     if kind == "gradient boosting":

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import shlex
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from l4s_gym import __version__
+from l4s_gym.data.files import atomic_write
 
 
 def origin() -> dict[str, Any]:
@@ -37,6 +40,17 @@ def origin() -> dict[str, Any]:
         "command": shlex.join([script, *sys.argv[1:]]),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def append_run(path: Path, run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Append a run to a file of results, which are never edited; all of its runs, as they will be read."""
+    runs = [*(json.loads(path.read_text()) if path.exists() else []), run]
+    content = json.dumps(runs, indent=1) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        file.write(content.encode())
+    found: list[dict[str, Any]] = json.loads(content)
+    return found
 
 
 def cpu_model() -> str:

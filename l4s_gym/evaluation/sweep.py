@@ -67,21 +67,22 @@ class Sweep:
         if how is None:
             return []
         jobs = []
+        plain = training.load_config(how.learner, small=how.small, settings=how.settings)
+        names = ("train.seed", "model.backbone.seed") if "train" in plain else ("seed",)
+        about = [how.learner, how.dataset, self.datasets[how.dataset], plain, l4s_gym.__version__]
+        home = self.work / "agents" / checksum(about)[:16]
         for seed in how.seeds:
-            plain = training.load_config(how.learner, small=how.small, settings=how.settings)
-            names = ("train.seed", "model.backbone.seed") if "train" in plain else ("seed",)
             settings = [*how.settings, *(f"{name}={seed}" for name in names)]
             config = training.load_config(how.learner, small=how.small, settings=settings)
-            about = [how.learner, how.dataset, self.datasets[how.dataset], plain, l4s_gym.__version__]
-            jobs.append(Training(how.learner, how.dataset, config, seed, self.work / "agents" / checksum(about)[:16]))
+            jobs.append(Training(how.learner, how.dataset, config, seed, home))
         return jobs
 
     def cells(self, experiment: Experiment, train_seed: int | None) -> list[Cell]:
-        """The cells of an experiment and one of its train seeds."""
+        """The cells of an experiment, whose trainings are planned, and one of its train seeds."""
         if train_seed is None:
             who = Who.parse(experiment.agent)
         else:
-            (job,) = (job for job in self.trainings(experiment) if job.seed == train_seed)
+            (job,) = (job for job in self.plan[experiment.id][0] if job.seed == train_seed)
             who = Who("", job.folder, f",{experiment.agent}" if experiment.agent else "")
         digest, files = who.digest(), who.pack() if self.ray else {}
         chosen = self.protocol.size(self.size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import inspect
 import json
@@ -11,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from l4s_gym.agents import PLAIN, saved
+from l4s_gym.data.files import sha256
 from l4s_gym.errors import L4SError
 from l4s_gym.evaluation.entry import NATIVE, checksum, timeless
 
@@ -99,6 +99,6 @@ class Who:
 
 def _sha256(path: Path) -> str:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return sha256(path)
     except OSError as error:
         raise L4SError(f"{path}: cannot be read ({error.strerror}): check the path of the agent") from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import resource
 import shutil
 import sys
 import traceback
@@ -90,7 +89,7 @@ class Cell:
     interval: int
     files: Mapping[str, bytes] = field(default_factory=dict)
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """Checksum of all that the results depend on."""
         numbers = [self.seeds, self.agent_seed, self.seconds, self.reward, self.interval]
@@ -155,7 +154,7 @@ def train(job: Training) -> dict[str, Any]:
             "parameters": cost["parameters"],
             "trainable_parameters": cost["trainable_parameters"],
             "metrics": done.get("metrics", {}),
-            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "peak_memory_bytes": training.peak_memory(),
         }
     except Exception:
         return {"traceback": traceback.format_exc()}

@@ -20,6 +20,7 @@ from l4s_gym.agents.llm.losses import Correction, no_correction
 from l4s_gym.agents.llm.model import DecisionModel
 from l4s_gym.agents.logged import Logged
 from l4s_gym.agents.protocol import Actions, DecisionRule, Floats, Observations, check_batch
+from l4s_gym.agents.saved import Saved
 from l4s_gym.data.files import PathLike
 from l4s_gym.errors import L4SError, unknown
 
@@ -250,7 +251,7 @@ def _make_fast(model: DecisionModel, dtype: str) -> None:
 
 
 def open_agent(
-    folder: PathLike,
+    folder: PathLike | Saved,
     *,
     rule: str = "sample",
     target: str | float | None = None,
@@ -263,7 +264,7 @@ def open_agent(
     """Read a saved agent, made fast: its adapters are merged, and GPT-2 takes fewer operations.
 
     Args:
-        folder: Where it is.
+        folder: Where it is, or what was read of it.
         rule: `sample`, `argmax` or `diffuse`; an agent that writes has no `diffuse`.
         target: Return of an episode that it is to reach, in the reward's unit; None: a high quantile of its training
             episodes' (`quantile` in its configuration).
@@ -317,9 +318,9 @@ def open_agent(
 OPTIONS: Final = ("rule", "target", "fixed", "dtype", "device", "compile", "correct")
 
 
-def load(saved: Any, **options: str) -> Any:
-    """The loader of saved agents of kind `llm`: a `saved.Saved` (its `path` is read), and options as written."""
+def load(saved: Saved, **options: str) -> Any:
+    """The loader of saved agents of kind `llm`, with options as written."""
     for name in options:
         if name not in OPTIONS:
             raise unknown("option of an agent of kind 'llm'", name, OPTIONS)
-    return open_agent(saved.path, **options)
+    return open_agent(saved, **options)

@@ -183,17 +183,17 @@ def save(
     )
 
 
-def load(folder: PathLike, *, merge: bool = False) -> Loaded:
+def load(folder: PathLike | saved.Saved, *, merge: bool = False) -> Loaded:
     """Read a model that was saved; nothing in the folder is executed.
 
     Args:
-        folder: Where it is.
+        folder: Where it is, or what was read of it.
         merge: Merge the adapter into the weights, for speed.
 
     Raises:
         L4SError: It is not there, is damaged, or of another version.
     """
-    found = saved.read(folder, KIND)
+    found = folder if isinstance(folder, saved.Saved) else saved.read(folder, KIND)
     config = from_dict(found.config, str(found.path / saved.ABOUT))
     with torch.random.fork_rng(devices=[]):
         model = build(config)
@@ -202,7 +202,8 @@ def load(folder: PathLike, *, merge: bool = False) -> Loaded:
         if config.lora.rank:
             set_adapter_tensors(model, saved.read_tensors(found.path / saved.ADAPTER_WEIGHTS))
     except RuntimeError as error:
-        raise L4SError(f"{folder}: weights do not fit the configuration ({one_line(error)}): train it again") from error
+        reason = one_line(error)
+        raise L4SError(f"{found.path}: weights do not fit the configuration ({reason}): train it again") from error
     model.eval()
     if merge:
         model.merge()

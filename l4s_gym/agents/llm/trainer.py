@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
-import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
@@ -22,6 +20,7 @@ from l4s_gym.agents.llm.schedule import TrainConfig, warmup_cosine
 from l4s_gym.agents.llm.settings import resolved, settings
 from l4s_gym.agents.llm.text import build
 from l4s_gym.agents.metrics import classification
+from l4s_gym.agents.training import peak_memory
 from l4s_gym.errors import L4SError
 from l4s_gym.extras import optional
 
@@ -246,5 +245,4 @@ def _peak_memory(device: torch.device) -> int:
     """Of the device, or of this process; bytes."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return peak_memory()
