@@ -1,0 +1,60 @@
+"""The figures of the L4S-LLM paper, one command each; without a name, all.
+
+    python benchmarks/paper/figures.py 11                    # figure 11
+    python benchmarks/paper/figures.py 9 10 generalisation   # some
+    python benchmarks/paper/figures.py --quick --out /tmp/look
+
+What was trained or run before is kept in the work folder, which is the leaderboard's: agents that it trained are used.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from l4s_gym.cli.common import progress_bar
+from l4s_gym.errors import L4SError, unknown
+from l4s_gym.evaluation.paper import FIGURES
+from l4s_gym.evaluation.paper.figure import Place
+
+HERE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is made.
+
+    Attributes:
+        names: Figures; all by default.
+        quick: So little of everything that it takes minutes; such figures say nothing.
+        work: Folder of trained agents and finished parts.
+        out: Folder of the figures.
+    """
+
+    names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    quick: bool = False
+    work: Path = Path("runs/leaderboard/work")
+    out: Path = HERE / "figures"
+
+
+def main(options: Options) -> None:
+    """Make them, one after the other."""
+    for name in options.names:
+        if name not in FIGURES:
+            raise unknown("figure", name, list(FIGURES))
+    place = Place(options.work, options.out, options.quick, progress_bar)
+    for name in options.names or FIGURES:
+        print(f"figure {name}")
+        FIGURES[name](place).save(place)
+    print(f"captions: {options.out / 'figures.md'}")
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Options, description=__doc__))
+    except L4SError as error:
+        sys.exit(f"error: {error}")
