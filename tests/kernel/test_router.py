@@ -330,7 +330,8 @@ def answer_all(device: Device, action: int, asks: int) -> Entries:
     return np.concatenate(got)
 
 
-@configured(TESTBED | {"shield_hold_us": 600_000_000})
+# One window holds all packets of the test, however few of the answers come in time: 512 / 65536 of 4096 are 32 drops.
+@configured(TESTBED | {"shield_hold_us": 600_000_000, "shield_window": 4096, "shield_drops": 512})
 def test_an_agent_that_drops_everything_meets_the_shield(bed: Bed) -> None:
     bed.sink()
     with Device(bed.socket) as device:
@@ -347,7 +348,7 @@ def test_an_agent_that_drops_everything_meets_the_shield(bed: Bed) -> None:
     assert (asks["accumulated_probability"] == asks["accumulated_probability_before"]).all()
     agent = rows[rows["decided_by"] == 1]
     assert (agent["action"] == 1).all() and (agent["applied_action"] == 1).all()
-    assert 0 < len(agent) <= 32  # a quarter of the window of 128
+    assert 0 < len(agent) <= 32
     events = [struct.unpack_from("<QQBB", body(each)) for each in entries[entries["kind"] == EVENT]]
     assert [(value, kind, queue) for _, value, kind, queue in events] == [(33, 2, 0)]
     assert status["trips"] == 1 and status["held"] == 1 and status["controls"] == 1 and status["interval"] == 1
