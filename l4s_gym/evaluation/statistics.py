@@ -9,13 +9,13 @@ fixes its traffic, which is the same for everybody, so runs of one seed stay tog
 of whatever they are compared with. A trained agent plays all tasks, so its tasks are not independent (in Agarwal et al.
 each training has one task): the training is an outer unit. Hence
 
-    variance = that of the mean over trainings when the traffic is drawn anew (stratified bootstrap)
-             + that of the trainings, less what is only noise of their episodes (variance components).
+    variance = that of the traffic that all trainings share (stratified bootstrap, less the noise of single trainings)
+             + that of the mean over trainings, which is at least the noise of their episodes.
 
 To draw n runs of n understates the variance by (n - 1) / n, so n - 1 are drawn (Rao & Wu 1988). Half the width of the
-interval is t sqrt(variance) of either part, with Student's t of its degrees of freedom (of the traffic by Satterthwaite
-1946), and the root of the sum of their squares (Howe 1974): of 3 trainings there are but 10 resamples, and their
-percentiles cannot cover. How often the intervals cover is measured by `benchmarks/intervals.py`.
+interval is t sqrt(variance), with Student's t of the degrees of freedom of the sum (Satterthwaite 1946; those of the
+traffic from what each episode does to the statistic): of 3 trainings there are but 10 resamples, and their percentiles
+cannot cover. How often the intervals cover is measured by `benchmarks/intervals.py`.
 """
 
 from __future__ import annotations
@@ -163,13 +163,17 @@ class Estimate:
         return np.asarray(self.each.mean(0))
 
     def squared_half(self, level: float = LEVEL) -> Floats:
-        """Square of half the width of the interval (*points), by Howe (1974): that of a sum of independent parts."""
+        """Square of half the width of the interval (*points)."""
         trainings = len(self.each)
-        squared = _quantiles(self.freedom, level) ** 2 * self.traffic
         if trainings == 1:
-            return squared
-        alone = np.maximum(self.each.var(0, ddof=1) - self.noise, 0.0) / trainings
-        return np.asarray(squared + quantile_t((1.0 + level) / 2.0, trainings - 1) ** 2 * alone)
+            return np.asarray(_quantiles(self.freedom, level) ** 2 * self.traffic)
+        shared = np.maximum(self.traffic - self.noise / trainings, 0.0)
+        between = self.each.var(0, ddof=1)
+        alone = np.maximum(between, self.noise) / trainings
+        few = np.where(between < self.noise, self.freedom, trainings - 1)
+        both = shared + alone
+        freedom = _quotient(both**2, shared**2 / self.freedom + alone**2 / few, self.freedom)
+        return np.asarray(_quantiles(freedom, level) ** 2 * both)
 
     def __getitem__(self, point: int) -> Estimate:
         """One of several points."""
@@ -232,6 +236,15 @@ def _freedom(by_task: Floats, runs: int) -> Floats:
     return np.asarray(max(runs - 1, 1) * tasks)
 
 
+def _influence(arrays: Sequence[Floats], statistic: Statistic) -> Floats:
+    """What an episode that differs from the mean of its task does to a statistic (runs, tasks, *points)."""
+    runs, tasks = arrays[0].shape[1:]
+    one = np.eye(runs * tasks, dtype=bool).reshape(-1, 1, runs, tasks)
+    without = statistic(*(np.where(one, array.mean(1, keepdims=True), array) for array in arrays))
+    found = (statistic(*arrays) - without).mean(1)  # over trainings
+    return np.asarray(found.reshape(runs, tasks, *found.shape[1:]))
+
+
 def bootstrap(
     scores: Floats | Sequence[Floats],
     statistic: Statistic = iqm,
@@ -255,7 +268,7 @@ def bootstrap(
     trainings, runs, tasks = arrays[0].shape
     each = statistic(*arrays)  # (trainings, *points)
     points = each.shape[1:]
-    freedom = np.broadcast_to(_freedom(arrays[0].mean(0).var(0, ddof=min(1, runs - 1)), runs), points)
+    freedom = _freedom((_influence(arrays, statistic) ** 2).sum(0), runs)
     if runs < 2:
         return Estimate(each, np.full(points, np.nan), np.zeros(points), freedom, trainings * tasks)
     picks = rng.integers(runs, size=(resamples, runs - 1, tasks))
