@@ -7,7 +7,7 @@ from typing import Final
 
 from l4s_gym.evaluation.cells import NATIVE
 from l4s_gym.evaluation.entry import Entry
-from l4s_gym.evaluation.ranking import MAIN, Refusal, Row, check, rows
+from l4s_gym.evaluation.ranking import MAIN, Refusal, Row, check, online, rows
 from l4s_gym.evaluation.statistics import Interval
 from l4s_gym.sim.scenario import SUITES
 
@@ -43,12 +43,26 @@ COLUMNS: Final = (
     ("training", "Trained agents, and the mean time of a training."),
 )
 CLEAR: Final = (
+    ("delay_c_p50_ms", "median of the C delay", "ms", 1.0),
     ("delay_l_p99_ms", "99th percentile of the L delay", "ms", 1.0),
     ("delay_c_p99_ms", "99th percentile of the C delay", "ms", 1.0),
     ("utilisation", "utilisation", "points", 100.0),
     ("goodput_ratio", "L/C goodput", "", 1.0),
 )
 """The differences that findings tell: metric, name, unit, scale."""
+EXPECTED: Final = (
+    ("random--uniform", "enqueue--default", "score", "whoever drops a third of all packets starves the senders"),
+    ("enqueue--default", NATIVE, "score", "without signals only a full buffer stops the senders"),
+    ("enqueue--default", "threshold--default", "score", "any signal of the delay is better than none"),
+    ("threshold--default", NATIVE, "score", "a step has no integral: it signals too much or nothing"),
+    (NATIVE, "threshold--default", "goodput_ratio", "two steps are not coupled: nothing makes the rates equal"),
+    (NATIVE, "native--fifo", "delay_c_p99_ms", "the control law leaves no standing queue of the buffer's size"),
+    (NATIVE, "native--pie", "delay_l_p99_ms", "in one queue, L4S packets wait behind Classic ones"),
+)
+"""What control theory says of rules and disciplines in `MAIN`: who has less than whom, of what, and why."""
+UNSEEN: Final = (
+    "The reward pays for what is delivered and for short queues; how the flows share the link it does not see."
+)
 
 
 def number(value: float) -> str:
@@ -139,7 +153,9 @@ def markdown(board: Sequence[Row], entries: Sequence[Entry] = (), refused: Seque
         brief(board, len(COLUMNS)),
         "Brackets hold 95 % intervals; [?] is one run only, of which nothing can be said; - is none.",
         "## Comparisons with native DualPI2",
-        "\n".join(f"- {text}" for text in findings(board)) or "No learned agent has all its episodes.",
+        "\n".join(f"- {text}" for text in findings(board)) or "No agent has all its episodes.",
+        "## Best of several configurations",
+        _best_of(board),
         "## What is missing",
         "\n".join(missing) or "Nothing.",
         "## Columns",
@@ -148,6 +164,21 @@ def markdown(board: Sequence[Row], entries: Sequence[Entry] = (), refused: Seque
         _made(entries),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _best_of(board: Sequence[Row]) -> str:
+    """Expected Online Performance as a table."""
+    found = online(board)
+    if not found:
+        return "No learned agent has several configurations."
+    most = max(map(len, found.values()))
+    head = ["agent", *(f"n = {n}" for n in range(1, most + 1))]
+    lines = [[name, *map(number, scores), *[""] * (most - len(scores))] for name, scores in found.items()]
+    text = (
+        f"Expected score in `{MAIN}` of the best of n configurations that are tried online, drawn from those on the "
+        "board (Kurenkov & Kolesnikov 2022)."
+    )
+    return "\n".join([text, "", *_table([head, *lines], left=(0,))])
 
 
 def _made(entries: Sequence[Entry]) -> str:
@@ -185,27 +216,54 @@ def verdict(over_native: Interval) -> str:
     return "falls short of" if over_native.high < 0.0 else "cannot be told from"
 
 
+def order(board: Sequence[Row]) -> list[str]:
+    """Whether rules and disciplines stand to each other as control theory says (`EXPECTED`); if not, what differs."""
+    by_name = {row.name: row for row in board if MAIN in row.scores}
+    units = {metric: (what, unit) for metric, what, unit, _ in CLEAR} | {"score": ("score", "")}
+    found = []
+    for *names, metric, why in EXPECTED:
+        pair = [by_name[name] for name in names if name in by_name]
+        values = [row.scores[MAIN] if metric == "score" else row.metrics[MAIN].get(metric) for row in pair]
+        ends = [(each.low, each.high) for each in values if each and each.low is not None and each.high is not None]
+        if len(ends) < 2:
+            continue
+        (low, high), (least, most) = ends
+        held = "as expected" if high < least else "not as expected" if most < low else "cannot be told"
+        what, unit = units[metric]
+        seen = f"{span(values[0], digits=2)} and {span(values[1], digits=2)} {unit}".rstrip()
+        text = f"{what[0].upper()}{what[1:]}, {names[0]} below {names[1]} ({why}): {held}, {seen}."
+        other = next((row for row in pair if row.name != NATIVE), None)
+        if held == "not as expected" and other and NATIVE in names:
+            text += f" Compared with native, {other.name} has: {_clear(other, MAIN)}. {UNSEEN}"
+        found.append(text)
+    return found
+
+
+def _clear(row: Row, suite: str) -> str:
+    """What is clearly different from native DualPI2."""
+    reasons = []
+    for metric, what, unit, scale in CLEAR:
+        found = row.differences[suite][metric]
+        if found and found.low is not None and found.high is not None and not found.low <= 0.0 <= found.high:
+            reasons.append(f"{what} {span(found, scale, '+', 2)} {unit}".rstrip())
+    return "; ".join(reasons) or "no clear difference of delay, utilisation or L/C goodput"
+
+
 def _finding(row: Row, suite: str) -> str:
     """One suite of one agent in words."""
     name = f"{who(row)}, {row.trainings} training{'s' if row.trainings > 1 else ''}, {suite}"
     if suite not in row.scores:
         return f"{name}: not all episodes are there."
     over, won = row.over_native[suite], row.improvements[suite]
-    reasons = []
-    for metric, what, unit, scale in CLEAR:
-        found = row.differences[suite][metric]
-        if found and found.low is not None and found.high is not None and not found.low <= 0.0 <= found.high:
-            reasons.append(f"{what} {span(found, scale, '+', 2)} {unit}".rstrip())
-    clear = "; ".join(reasons) or "no clear difference of delay, utilisation or L/C goodput"
     return (
         f"{name}: {verdict(over)} native DualPI2 by score, {span(row.scores[suite])}, a difference of "
         f"{span(over, sign='+')}; better on the same traffic with probability {span(won, digits=2)}. "
-        f"Compared with native: {clear}."
+        f"Compared with native: {_clear(row, suite)}."
     )
 
 
 def findings(board: Sequence[Row]) -> list[str]:
-    """For each learned agent whether it beats native DualPI2 in `test` and `shift`, how surely, and by what."""
+    """Whether each learned agent beats native DualPI2 in `test` and `shift`, how surely, by what; and `order`."""
     learned = [row for row in board if row.trainings and not row.failed]
     present = [suite for suite in ("test", "shift") if any(suite in row.scores for row in board)]
     found = [_finding(row, suite) for row in learned for suite in present]
@@ -213,4 +271,4 @@ def findings(board: Sequence[Row]) -> list[str]:
         found.append(
             f"{len(found)} comparisons at 95 % each: about one in twenty tells of a difference that is not there."
         )
-    return found
+    return found + order(board)

@@ -23,6 +23,8 @@ from l4s_gym.evaluation.statistics import Floats, Interval
 
 MAIN: Final = "test"
 """The suite by which rows are sorted."""
+THRESHOLDS: Final = tuple(float(score) for score in range(-50, 135, 5))
+"""Scores of the performance profiles."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Row:
         scores: Normalised score: interquartile mean over episodes, mean over trainings.
         over_native: That score less the one of native DualPI2.
         gap: Score of `test` less that of `shift`; None without both.
+        shortfall: Optimality gap: how far episodes fall short of a score of 100, on average; more counts as 100.
+        profiles: Performance profiles: shares of the episodes above each of `THRESHOLDS`, and both ends of their bands.
         improvement: Probability of a better return than native DualPI2 on the same traffic, in `test`; None without,
             and for native DualPI2 itself.
         improvements: The same by suite.
@@ -63,6 +67,8 @@ class Row:
     scores: dict[str, Interval] = field(default_factory=dict)
     over_native: dict[str, Interval] = field(default_factory=dict)
     gap: Interval | None = None
+    shortfall: dict[str, Interval] = field(default_factory=dict)
+    profiles: dict[str, tuple[tuple[float, ...], ...]] = field(default_factory=dict)
     improvement: Interval | None = None
     improvements: dict[str, Interval] = field(default_factory=dict)
     metrics: dict[str, dict[str, Interval | None]] = field(default_factory=dict)
@@ -84,12 +90,14 @@ class Refusal:
 
 
 def scores(returns: Floats, native: Floats, random: Floats) -> Floats:
-    """Normalised score, and what it is above that of native DualPI2: (..., runs, tasks) thrice -> (..., 2).
+    """Score, what it is above native DualPI2's, and optimality gap: (..., runs, tasks) thrice -> (..., 3).
 
     The references are drawn anew with the rest: they are estimates from as many episodes as everything else.
     """
-    score = statistics.iqm(statistics.normalised(returns, random, native))
-    return np.stack([score, score - statistics.iqm(statistics.normalised(native, random, native))], -1)
+    scaled = statistics.normalised(returns, random, native)
+    score = statistics.iqm(scaled)
+    over = score - statistics.iqm(statistics.normalised(native, random, native))
+    return np.stack([score, over, statistics.optimality_gap(scaled)], -1)
 
 
 def check(
@@ -190,7 +198,7 @@ def _filled(row: Row, each: Entry, plan: Sequence[Suite], rng: np.random.Generat
     """The row with its figures."""
     cells, train_seeds = by_key(each), each.experiment.train_seeds
     estimates: dict[str, statistics.Estimate] = {}
-    improvements, metrics, differences = {}, {}, {}
+    improvements, metrics, differences, profiles = {}, {}, {}, {}
     lacks = ["one training only: the intervals do not say how another would do"] if row.trainings == 1 else []
     for suite in plan:
         returns = suite.array(cells, train_seeds, METRICS["episode_return"])
@@ -203,6 +211,9 @@ def _filled(row: Row, each: Entry, plan: Sequence[Suite], rng: np.random.Generat
             improvements[suite.name] = won.share_interval()
         scaled = [statistics.normalised(array, *reversed(references)) for array in (returns, *references)]
         estimates[suite.name] = statistics.bootstrap(scaled, scores, rng=rng, resamples=resamples)
+        profile = statistics.performance_profile(scaled[0], np.array(THRESHOLDS))
+        if np.isfinite(profile[1]).all():
+            profiles[suite.name] = tuple(tuple(part.tolist()) for part in profile)
         own = {name: suite.array(cells, train_seeds, get) for name, get in METRICS.items()}
         metrics[suite.name], differences[suite.name], undefined = _metrics(own, suite)
         lacks += [f"{suite.name}: {text}" for text in undefined]
@@ -211,6 +222,8 @@ def _filled(row: Row, each: Entry, plan: Sequence[Suite], rng: np.random.Generat
         row,
         scores={name: found[0].interval() for name, found in estimates.items()},
         over_native={name: found[1].interval() for name, found in estimates.items()},
+        shortfall={name: found[2].interval().within(0.0, np.inf) for name, found in estimates.items()},
+        profiles=profiles,
         gap=(estimates["test"][0] - estimates["shift"][0]).interval() if both else None,
         improvement=improvements.get(MAIN),
         improvements=improvements,
@@ -218,6 +231,20 @@ def _filled(row: Row, each: Entry, plan: Sequence[Suite], rng: np.random.Generat
         differences=differences,
         lacks=tuple(lacks),
     )
+
+
+def online(board: Sequence[Row], suite: str = MAIN) -> dict[str, list[float]]:
+    """Expected Online Performance: the score of the best of n configurations that are tried, n = 1, 2, ...
+
+    The configurations are the learned rows of an agent, and `all learned` are all of them; agents with one are left out.
+    """
+    rows = [row for row in board if row.trainings and suite in row.scores]
+    groups = {name: [row for row in rows if row.agent == name] for name in sorted({row.agent for row in rows})}
+    return {
+        name: statistics.expected_online_performance([row.scores[suite].value for row in group]).tolist()
+        for name, group in {**groups, "all learned": rows}.items()
+        if len(group) > 1
+    }
 
 
 def _metrics(

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 PICTURES = (
     *("plot-trade-off", "plot-cdf-L", "plot-cdf-C", "plot-series-L", "plot-series-C"),
-    *("plot-gap", "plot-cost"),
+    *("plot-gap", "plot-cost", "plot-profile"),
 )
 DESKTOP, PHONE = 1280, 360
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import msgspec
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from l4s_gym.errors import L4SError
-from l4s_gym.evaluation import board, statistics
+from l4s_gym.evaluation import board, ranking, statistics
 from l4s_gym.evaluation.board import Row
 from l4s_gym.evaluation.entry import Entry
 from tests.evaluation.conftest import PLAYERS, synthetic_entries
@@ -136,7 +137,7 @@ def test_ties_are_half_an_improvement(board_entries: list[Entry]) -> None:
 
 
 def test_findings_tell_who_beats_native_and_by_what(table: dict[str, Row]) -> None:
-    texts = board.findings(list(table.values()))
+    texts = [text for text in board.findings(list(table.values())) if text not in board.order(list(table.values()))]
     assert len(texts) == 9  # Four learned agents, two suites, and how many comparisons these are.
     poor = next(text for text in texts if text.startswith("bc--argmax (argmax), 3 trainings, test"))
     assert "falls short of native DualPI2" in poor and "99th percentile of the L delay +" in poor
@@ -147,7 +148,7 @@ def test_markdown_is_a_table_of_equal_columns(board_entries: list[Entry]) -> Non
     text = board.markdown(
         board.rows(board_entries, resamples=50), board_entries, [board.Refusal("x--y", "size is full")]
     )
-    lines = [line for line in text.splitlines() if line.startswith("|")]
+    lines = [line for line in text[: text.index("##")].splitlines() if line.startswith("|")]
     assert len(lines) == 2 + len(board_entries)
     assert len({len(line) for line in lines}) == 1 and len({line.count("|") for line in lines}) == 1
     assert set(lines[1]) <= set("|-: ") and all(len(cell.strip()) >= 3 for cell in lines[1].strip("|").split("|"))
@@ -198,3 +199,37 @@ def test_a_board_without_whole_references_is_refused(board_entries: list[Entry])
     ):
         with pytest.raises(L4SError, match=reason):
             board.rows(entries, resamples=10)
+
+
+def test_rules_stand_in_the_order_of_control_theory(table: dict[str, Row]) -> None:
+    board_ = list(table.values())
+    found = board.order(board_)
+    assert any("native--dualpi2_rfc9332 below native--fifo" in text and ": as expected" in text for text in found)
+    assert set(found) <= set(board.findings(board_))
+    native, fifo = table[board.NATIVE], table["native--fifo"]
+    swapped = [
+        dataclasses.replace(native, metrics=fifo.metrics) if row is native
+        else dataclasses.replace(fifo, metrics=native.metrics) if row is fifo
+        else row
+        for row in board_
+    ]  # fmt: skip
+    (text,) = [text for text in board.order(swapped) if "below native--fifo" in text]
+    assert "not as expected" in text and "Compared with native, native--fifo has" in text
+    assert board.order([row for row in board_ if row is native]) == []
+
+
+def test_profile_and_optimality_gap_agree_with_the_score(table: dict[str, Row]) -> None:
+    for row in table.values():
+        for suite, (shares, low, high) in row.profiles.items():
+            assert len(shares) == len(ranking.THRESHOLDS) and np.all(np.diff(shares) <= 0.0)
+            assert np.all(np.asarray(low) <= shares) and np.all(shares <= np.asarray(high))
+            assert row.shortfall[suite].value >= 100.0 - row.scores[suite].value - 15.0
+    assert table["native--fifo"].shortfall["test"].value > table[board.NATIVE].shortfall["test"].value
+
+
+def test_the_best_of_several_configurations(table: dict[str, Row]) -> None:
+    found = ranking.online(list(table.values()))
+    learned = [row.scores["test"].value for row in table.values() if row.trainings and "test" in row.scores]
+    assert found["all learned"][0] == pytest.approx(np.mean(learned))
+    assert found["all learned"][-1] == pytest.approx(max(learned))
+    assert all(len(scores) > 1 for scores in found.values())

@@ -70,6 +70,8 @@ def page(
         board=parts.board(rows, kinds, names[0]),
         lacking=parts.lacking(rows, refused),
         definitions=parts.definitions(),
+        online=parts.online(rows, names[0]),
+        online_suite=names[0],
         heat=parts.heat_maps(by_name[row.name] for row in whole),
         offline=parts.offline(ordered),
         protocol=parts.protocol_facts(entries),

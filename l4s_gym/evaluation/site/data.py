@@ -12,6 +12,7 @@ import numpy as np
 from l4s_gym.evaluation.board import NATIVE, Row
 from l4s_gym.evaluation.entry import Entry
 from l4s_gym.evaluation.harness import QUANTILES
+from l4s_gym.evaluation.ranking import THRESHOLDS
 from l4s_gym.evaluation.series import Series
 from l4s_gym.evaluation.statistics import Interval
 from l4s_gym.sim.measure import CLASSES
@@ -131,6 +132,10 @@ def page_data(entries: Sequence[Entry], rows: Sequence[Row], series: Sequence[Se
                 suite: {name: triple(value) for name, value in metrics.items()}
                 for suite, metrics in row.metrics.items()
             },
+            "profiles": {
+                suite: [[rounded(share) for share in part] for part in profile]
+                for suite, profile in row.profiles.items()
+            },
             "latency_us": row.latency_us["p50"] if row.latency_us else None,
             "parameters": row.parameters,
         }
@@ -143,6 +148,7 @@ def page_data(entries: Sequence[Entry], rows: Sequence[Row], series: Sequence[Se
         "suites": {name: SUITES[name] for name in suites(rows)},
         "agents": agents,
         "compared": compared(rows, kinds),
+        "thresholds": THRESHOLDS,
         "quantiles": QUANTILES,
         "curves": dict(sorted(curves.items(), key=lambda item: (list(SUITES).index(item[0].split("/")[0]), item[0]))),
         "series": [each.as_dict() for each in series],

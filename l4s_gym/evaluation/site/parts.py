@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 
 from l4s_gym.agents.protocol import NO_RULE
+from l4s_gym.evaluation import ranking
 from l4s_gym.evaluation.board import Refusal, Row
 from l4s_gym.evaluation.entry import Entry
 from l4s_gym.evaluation.site import data
@@ -95,6 +96,12 @@ COLUMNS: Final = (
     Column("Normalised score", "test", "0 is random, 100 is DualPI2 of RFC 9332.", _score("test")),
     Column("Normalised score", "shift", "The same on unseen scenarios.", _score("shift")),
     Column("Normalised score", "gap", "Test minus shift.", lambda row, _: row.gap),
+    Column(
+        "Normalised score",
+        "below 100",
+        "Optimality gap: how far episodes fall short of DualPI2 of RFC 9332, on average; what is above counts as equal.",
+        lambda row, suite: row.shortfall.get(suite),
+    ),
     Column("Normalised score", "P(better)", _BETTER, lambda row, _: row.improvement, "z.2f"),
     Column("Decides", "rule", "How probabilities become decisions.", _rule, align=""),
     Column("Decides", "every", "Each so many packets.", lambda row, _: row.interval, ".0f"),
@@ -171,6 +178,26 @@ def lacking(rows: Iterable[Row], refused: Iterable[Refusal]) -> str:
         return ""
     listed = "".join(f"<li>{escape(item)}</li>" for item in items)
     return f"<details><summary>What is missing ({len(items)})</summary><ul>{listed}</ul></details>"
+
+
+def online(board: Sequence[Row], suite: str) -> str:
+    """The score of the best of n configurations that are tried, as a table."""
+    found = ranking.online(board, suite)
+    if not found:
+        return "<p>No learned agent has several configurations.</p>"
+    most = max(map(len, found.values()))
+    head = "".join(f'<th scope="col" class="n">{n}</th>' for n in range(1, most + 1))
+    rows = "".join(
+        f'<tr><th scope="row">{escape(name)}</th>'
+        + "".join(f'<td class="n">{scores[n]:.1f}</td>' if n < len(scores) else "<td></td>" for n in range(most))
+        + "</tr>"
+        for name, scores in found.items()
+    )
+    return (
+        '<div class="scroll" tabindex="0" role="region" aria-label="Best of several configurations"><table>'
+        '<caption class="hidden">Expected score of the best of n configurations</caption>'
+        f'<thead><tr><th scope="col">agent</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    )
 
 
 def definitions() -> str:

@@ -64,6 +64,7 @@ const suiteChosen = (event) => {
   showSuite();
   tradeOff();
   cost();
+  profiles();
 };
 one("#suite").addEventListener("change", suiteChosen);
 one("#board-suite").addEventListener("change", suiteChosen);

@@ -25,6 +25,7 @@ const showChoice = () => {
           stroke-width="2.5" stroke-dasharray="${DASH_ARRAYS[slot]}"/></svg>`;
   }
   for (const table of all("#heat table")) table.hidden = !slots.includes(table.dataset.agent);
+  profiles();
   curves();
   runs();
 };
@@ -34,6 +35,48 @@ chooser.addEventListener("change", ({ target }) => {
   showChoice();
 });
 const chosen = (names) => slots.filter((name) => name !== null && names.includes(name));
+
+const profiles = () => {
+  const there = data.agents.filter(({ profiles }) => profiles[suite()]);
+  const shown = chosen(there.map(({ id }) => id)).map((name) => there.find(({ id }) => id === name));
+  const band = (agent) => {
+    const [, low, high] = agent.profiles[suite()];
+    return {
+      type: "scatter",
+      mode: "lines",
+      x: [...data.thresholds, ...[...data.thresholds].reverse()],
+      y: [...high, ...[...low].reverse()].map((share) => 100 * share),
+      fill: "toself",
+      fillcolor: faded(style(agent.id).color, 0.15),
+      line: { width: 0 },
+      hoverinfo: "skip",
+    };
+  };
+  const line = (agent) => ({
+    type: "scatter",
+    mode: "lines",
+    name: agent.id,
+    line: style(agent.id),
+    x: data.thresholds,
+    y: agent.profiles[suite()][0].map((share) => 100 * share),
+    hovertemplate: `<b>${agent.id}</b><br>%{y:.3~g} % above %{x}<extra></extra>`,
+  });
+  const some = data.thresholds.filter((score) => score % 20 === 0);
+  draw(
+    "plot-profile",
+    [...shown.map(band), ...shown.map(line)],
+    { xaxis: axis("normalised score"), yaxis: axis("episodes above (%)", { range: [-2, 102] }) },
+    `Performance profiles on the suite ${suite()} of ${shown.map(({ id }) => id).join(", ")}.`,
+    {
+      title: "Share of the episodes above a score, %",
+      head: ["agent", ...some.map(String)],
+      rows: shown.map(({ id, profiles }) => [
+        id,
+        ...some.map((score) => 100 * profiles[suite()][0][data.thresholds.indexOf(score)]),
+      ]),
+    },
+  );
+};
 
 const curveSelect = one("#curve");
 for (const name of Object.keys(data.suites)) {
