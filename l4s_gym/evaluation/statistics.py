@@ -22,6 +22,7 @@ ours is the mean of theirs. How often the intervals cover is measured by `benchm
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -116,6 +117,7 @@ def probability_of_improvement(scores: Floats, others: Floats) -> Floats:
     return np.asarray(wins(scores[..., :, None, :], others[..., None, :, :]).mean((-3, -2, -1)))
 
 
+@functools.lru_cache(10_000)
 def quantile_t(probability: float, freedom: float) -> float:
     """Quantile of Student's distribution; `freedom` need not be whole.
 
@@ -123,7 +125,7 @@ def quantile_t(probability: float, freedom: float) -> float:
     """
     freedom = min(max(freedom, 1.0), 1e4)  # Beyond, it is the normal distribution's to 4 digits.
     reach = np.arctan(40.0 / np.sqrt(freedom)) if freedom > 10.0 else np.pi / 2
-    angle = np.linspace(-reach, reach, 20_001)
+    angle = np.linspace(-reach, reach, 10_001)
     density = np.cos(angle) ** (freedom - 1.0)
     total = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
     return float(np.sqrt(freedom) * np.tan(np.interp(probability * total[-1], total, angle)))
@@ -131,7 +133,7 @@ def quantile_t(probability: float, freedom: float) -> float:
 
 def _quantiles(freedom: Floats, level: float) -> Floats:
     """Two-sided quantile of Student's distribution for each of some degrees of freedom."""
-    found = [quantile_t((1.0 + level) / 2.0, float(each)) for each in np.ravel(freedom)]
+    found = [quantile_t((1.0 + level) / 2.0, round(float(each), 2)) for each in np.ravel(freedom)]
     return np.reshape(found, np.shape(freedom))
 
 
