@@ -125,7 +125,7 @@ def quantile_t(probability: float, freedom: float) -> float:
     """
     freedom = min(max(freedom, 1.0), 1e4)  # Beyond, it is the normal distribution's to 4 digits.
     reach = np.arctan(40.0 / np.sqrt(freedom)) if freedom > 10.0 else np.pi / 2
-    angle = np.linspace(-reach, reach, 10_001)
+    angle = np.linspace(-reach, reach, 20_001)
     density = np.cos(angle) ** (freedom - 1.0)
     total = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
     return float(np.sqrt(freedom) * np.tan(np.interp(probability * total[-1], total, angle)))
