@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from l4s_gym import cli
+from l4s_gym.cli import common
 from l4s_gym.cli.common import console
 from l4s_gym.data.logs import read_log
 from l4s_gym.data.pools import load_rows
@@ -313,3 +314,14 @@ def test_main_reads_the_command_line(monkeypatch: Any, capsys: Capture) -> None:
     monkeypatch.setattr(sys, "argv", ["l4s-gym", "scenarios", "--suite", "nothing"])
     assert cli.main() == 2
     assert "unknown suite 'nothing'" in capsys.readouterr().err
+
+
+def test_progress_is_a_line_a_minute_where_nobody_watches(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = iter([0.0, 30.0, 90.0, 100.0, 240.0])
+    monkeypatch.setattr(common.time, "monotonic", lambda: next(seconds))
+    with common.progress_bar("cells") as show:
+        for share in (0.1, 0.25, 0.3, 0.5):
+            show(share)
+    assert capsys.readouterr().err == "cells: 25%, about 4 min left\ncells: 50%, about 4 min left\n"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -19,22 +21,36 @@ def say(text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
+EVERY_S: Final = 60.0
+"""Where stderr is no terminal, a line of progress comes after so many seconds."""
+
+
 @contextmanager
 def progress_bar(text: str) -> Iterator[Callable[[float], None]]:
-    """A bar on stderr, where stderr is a terminal; the function it yields takes the share that is done.
+    """A bar on stderr, or a line each minute where stderr is no terminal; it yields what takes the share that is done.
 
-    What is printed meanwhile stands above it, where stdout is a terminal too.
+    What is printed meanwhile stands above the bar, where stdout is a terminal too.
     """
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
     err = Console(stderr=True)
+    if not err.is_terminal:
+        yield _lines(text)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
     above = sys.stdout.isatty()  # else lines that go into a file would land on the terminal
-    with Progress(
-        *columns,
-        TimeRemainingColumn(),
-        console=err,
-        transient=True,
-        disable=not err.is_terminal,
-        redirect_stdout=above,
-    ) as bar:
+    with Progress(*columns, TimeRemainingColumn(), console=err, transient=True, redirect_stdout=above) as bar:
         task = bar.add_task(text, total=1.0)
         yield lambda share: bar.update(task, completed=min(share, 1.0))
+
+
+def _lines(text: str) -> Callable[[float], None]:
+    start = last = time.monotonic()
+
+    def show(share: float) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= EVERY_S and share > 0.0:
+            last = now
+            left = (now - start) * (1.0 - min(share, 1.0)) / share
+            print(f"{text}: {share:.0%}, about {left / 60:.0f} min left", file=sys.stderr, flush=True)
+
+    return show

@@ -236,7 +236,7 @@ def _filled(row: Row, each: Entry, plan: Sequence[Suite], rng: np.random.Generat
 def online(board: Sequence[Row], suite: str = MAIN) -> dict[str, list[float]]:
     """Expected Online Performance: the score of the best of n configurations that are tried, n = 1, 2, ...
 
-    The configurations are the learned rows of an agent, and `all learned` are all of them; agents with one are left out.
+    Configurations are the learned rows of an agent; `all learned` are those of all. Agents with one are left out.
     """
     rows = [row for row in board if row.trainings and suite in row.scores]
     groups = {name: [row for row in rows if row.agent == name] for name in sorted({row.agent for row in rows})}

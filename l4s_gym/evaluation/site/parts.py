@@ -99,7 +99,7 @@ COLUMNS: Final = (
     Column(
         "Normalised score",
         "below 100",
-        "Optimality gap: how far episodes fall short of DualPI2 of RFC 9332, on average; what is above counts as equal.",
+        "Optimality gap: how far episodes fall short of DualPI2 of RFC 9332, on average; more counts as equal.",
         lambda row, suite: row.shortfall.get(suite),
     ),
     Column("Normalised score", "P(better)", _BETTER, lambda row, _: row.improvement, "z.2f"),
