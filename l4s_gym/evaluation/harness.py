@@ -18,6 +18,7 @@ from l4s_gym.evaluation.entry import NATIVE
 from l4s_gym.schema import ACTIONS, ECT_1
 from l4s_gym.sim import engine, layout, measure
 from l4s_gym.sim.batch import Batch, Outputs
+from l4s_gym.sim.jit import entry
 from l4s_gym.sim.scenario import Scenario, load
 
 LATENCY_CALLS = 300
@@ -26,6 +27,7 @@ QUANTILES = (
     *(0.995, 0.998, 0.999, 0.9995, 0.9998, 0.9999, 1.0),
 )
 """Probabilities of `Result.delay_quantiles`: enough to draw the distribution, dense in the tail."""
+_ACTIONS = len(ACTIONS)
 Progress = Callable[[float], None]
 
 
@@ -106,7 +108,7 @@ def _stop_after_warmup(batch: Batch) -> None:
 
 
 def _settle(batches: Sequence[Batch], out: Outputs, total: Floats, open_: npt.NDArray[np.bool_]) -> None:
-    """What follows a step of all environments: rewards, ends, and the end of the warm-up.
+    """What follows a step that is not the next decision everywhere: rewards, ends, and the end of the warm-up.
 
     Args:
         batches: One after the other, as in `out`.
@@ -114,11 +116,7 @@ def _settle(batches: Sequence[Batch], out: Outputs, total: Floats, open_: npt.ND
         total: Returns so far (n,); those of this step are added.
         open_: Which episodes have not ended (n,); brought up to date.
     """
-    last = out.status.max()
-    if last == layout.DECISION == out.status.min():  # nothing else most of the time
-        np.add(total, out.reward, out=total)
-        return
-    for batch in batches if last == layout.POOL_EMPTY or (out.status == layout.STOPPED).any() else ():
+    for batch in batches if out.status.max() == layout.POOL_EMPTY or (out.status == layout.STOPPED).any() else ():
         batch.check_status()
         for stopped in np.flatnonzero(batch.status == layout.STOPPED).tolist():
             batch.reset_counters(stopped)
@@ -129,13 +127,36 @@ def _settle(batches: Sequence[Batch], out: Outputs, total: Floats, open_: npt.ND
     np.less(out.status, layout.TERMINATED, out=open_)
 
 
-def _checked(actions: Any, n: int, agent: Agent) -> npt.NDArray[np.integer]:
-    """The actions of an agent, which anybody may have written."""
-    found = np.asarray(actions)
-    if found.shape != (n,) or found.dtype.kind not in "iu" or found.min() < 0 or found.max() >= len(ACTIONS):
-        what = f"{found.dtype} of shape {found.shape}" + (f", {found.min()} to {found.max()}" if found.size else "")
-        raise L4SError(f"agent {agent.name}: act returned {what}: return {n} integers from 0 to {len(ACTIONS) - 1}")
-    return found
+@entry
+def _next(status: npt.NDArray[np.int64], reward: Floats, total: Floats, open_: npt.NDArray[np.bool_]) -> bool:
+    """Add the rewards of a step, if it is the next decision of all episodes that have not ended."""
+    for i in range(len(status)):
+        if open_[i] and status[i] != layout.DECISION:
+            return False
+    for i in range(len(status)):
+        if open_[i]:
+            total[i] += reward[i]
+    return True
+
+
+@entry
+def _take(found: npt.NDArray[np.int64], action: npt.NDArray[np.int64]) -> bool:
+    """Copy actions; False: one is none."""
+    good = True
+    for i in range(len(action)):
+        action[i] = found[i]
+        good &= 0 <= found[i] < _ACTIONS
+    return good
+
+
+def _decide(agent: Agent, out: Outputs) -> None:
+    """Ask the agent, which anybody may have written, and write its actions to where the engine reads them."""
+    found = np.asarray(agent.act(out.obs, out.reward))
+    n = len(out.action)
+    if found.shape == (n,) and found.dtype.kind in "iu" and _take(found.astype(np.int64, copy=False), out.action):
+        return
+    what = f"{found.dtype} of shape {found.shape}" + (f", {found.min()} to {found.max()}" if found.size else "")
+    raise L4SError(f"agent {agent.name}: act returned {what}: return {n} integers from 0 to {_ACTIONS - 1}")
 
 
 def _run(
@@ -149,11 +170,12 @@ def _run(
     while True:
         for batch in batches:
             batch.advance_unchecked()
-        _settle(batches, out, total, open_)
-        if not open_.any():
-            return total
+        if not _next(out.status, out.reward, total, open_):  # seldom
+            _settle(batches, out, total, open_)
+            if not open_.any():
+                return total
         if agent is not None:
-            out.action[:] = _checked(agent.act(out.obs, out.reward), len(out.obs), agent)
+            _decide(agent, out)
         calls += 1
         if progress is not None and calls % 1000 == 0:
             progress(min(float(b.env["now_ns"].min()) / b.scenario.horizon_s * 1e-9 for b in batches))
