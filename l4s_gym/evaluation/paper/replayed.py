@@ -1,9 +1,9 @@
 """The paper's way to compare: logged rows, through which an agent jumps; and an agent trained on the pool, as logged.
 
-What the authors do, by their public code: an agent is asked at each row, takes the likeliest action, and at each 10th or
-100th decision jumps to the row of that queue and action whose packet length is nearest to the queue's length (the mode
-`nearest` of `l4s_gym.envs.replay`, column `packet_length`), where it also forgets what it saw. Else the next logged row
-comes, whatever it decides. "Native" are the logged rows in their order. 10 ms are added to each delay.
+What the authors do, by their public code: an agent is asked at each row, takes the likeliest action, and at each 10th
+or 100th decision jumps to the row of that queue and action whose packet length is nearest to the queue's length (the
+mode `nearest` of `l4s_gym.envs.replay`, column `packet_length`), where it also forgets what it saw. Else the next
+logged row comes, whatever it decides. "Native" are the logged rows in their order. 10 ms are added to each delay.
 """
 
 from __future__ import annotations
@@ -208,7 +208,10 @@ def pool_agent(place: Place) -> tuple[Agent, dict[str, Any]]:
     how = experiment(dataset, place.quick)
     with _datasets(place.work / "datasets"):
         if not dataset_folder(dataset).exists():
-            about = {"algorithm_name": "FreeBSD 14 dummynet l4s", "description": "The authors' training pool, as logged"}
+            about = {
+                "algorithm_name": "FreeBSD 14 dummynet l4s",
+                "description": "The authors' training pool, as logged",
+            }
             create_from_stream(dataset, open_stream(path), as_logged=True, **about)  # type: ignore[arg-type]
         sweep.need_datasets([how], place.progress)
         sweep.train([how], place.progress)
@@ -218,7 +221,12 @@ def pool_agent(place: Place) -> tuple[Agent, dict[str, Any]]:
     (job,) = sweep.trainings(how)
     agent = agents.make(f"{job.folder},{how.agent}")
     made = sweep.done[str(job.record)]
-    about = {"file": path.name, "sha256": sha256(path), "config": {name: job.config[name] for name in ("model", "train")}, "agent": how.agent}
+    about = {
+        "file": path.name,
+        "sha256": sha256(path),
+        "config": {name: job.config[name] for name in ("model", "train")},
+        "agent": how.agent,
+    }
     return agent, about | {key: made[key] for key in ("seconds", "parameters", "seed")}
 
 
