@@ -65,15 +65,20 @@ def cdf(axes: Axes, quantiles: Mapping[str, Sequence[float]], **words: str) -> N
     """Distributions by label, from quantiles at `harness.QUANTILES`."""
     for label, q in quantiles.items():
         axes.plot(q, QUANTILES, label=label, **style(label))
-    axes.set(ylabel="share of packets below", **words)  # type: ignore[arg-type]
+    axes.set(ylabel="share below", **words)  # type: ignore[arg-type]
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, loc="lower right")
 
 
-def means(axes: Axes, values: Mapping[str, Sequence[float]], **words: str) -> None:
-    """By label the seeds as dots, their mean, and its 95 % interval."""
+def means(
+    axes: Axes,
+    values: Mapping[str, Sequence[float]],
+    bounds: tuple[float, float] = (-np.inf, np.inf),
+    **words: str,
+) -> None:
+    """By label the seeds as dots, their mean, and its 95 % interval between the bounds of what is possible."""
     for k, (label, each) in enumerate(values.items()):
-        found = interval(np.asarray(each))
+        found = interval(np.asarray(each)).within(*bounds)
         axes.plot(np.full(len(each), k + 0.15), each, ".", color=colour(label), alpha=0.5)
         low, high = (found.value if end is None else end for end in (found.low, found.high))
         error = [[found.value - low], [high - found.value]]

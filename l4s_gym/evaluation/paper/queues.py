@@ -190,13 +190,15 @@ def use_figure(place: Place, *, name: str, intervals: Sequence[int], scenario: s
     measures |= {f"goodput of {kind} flows": (loops.goodput(q), "Mbit/s", (0.0, np.inf)) for q, kind in kinds}
     data = {"replay": replay, "loop": loop}
     asked = " and ".join(f"{every}th" for every in intervals)
-    more = f"the replayed rows are a simulated log of {scenario} (the authors' is not here), " if prague else ""
+    log = (
+        "the rows are a log of the simulator, for the authors' of this traffic is not here" if prague else words.LOGGED
+    )
     return Figure(
         name=name,
         title=f"Bandwidth utilisation{', Prague' if prague else ''}, asked at each {asked} packet",
         paper=f"{NOT_GIVEN}; its throughput is bits of one packet / (1024 * 1034) / (delay + 10 ms)",
         found=f"{words.replay(replay, throughput=True)} {words.closed(found, measures)}",
-        differs=more + words.differs(replay["agent"], loop),
+        differs=words.differs(replay["agent"], loop, log),
         data=data,
         draw=partial(_draw_use, data=data),
         size=(12.0, 11.0),
@@ -217,8 +219,10 @@ def _draw_use(picture: Picture, data: Data) -> None:
     panels.boxes(axes[1, 0], _quantiles(replay), ylabel=unit)
     panels.cdf(axes[2, 0], _quantiles(replay, random=False), xlabel=unit)
     panels.lines(axes[0, 1], _by_queue(loop, "line"), **_TIME, ylabel="goodput (Mbit/s)", title=words.RIGHT)
-    panels.means(axes[1, 1], {k: each["utilisation"] for k, each in loop.items()}, ylabel="utilisation (%)")
-    panels.means(axes[2, 1], _by_queue(loop, "goodput_mbps"), ylabel="goodput (Mbit/s)")
+    panels.means(
+        axes[1, 1], {k: each["utilisation"] for k, each in loop.items()}, (0.0, 100.0), ylabel="utilisation (%)"
+    )
+    panels.means(axes[2, 1], _by_queue(loop, "goodput_mbps"), (0.0, np.inf), ylabel="goodput (Mbit/s)")
 
 
 FIGURES: Final[dict[str, Callable[[Place], Figure]]] = {

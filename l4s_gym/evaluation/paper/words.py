@@ -17,6 +17,7 @@ Measures = Mapping[str, tuple[Callable[[dict[str, Any]], Any], str, tuple[float,
 
 LEFT: Final = "as the authors compare: replay of logged rows"
 RIGHT: Final = "closed loop"
+LOGGED: Final = "the first 6,000 rows stand for all of the authors' evaluation log"
 
 
 def label(replay: Replay) -> str:
@@ -91,13 +92,14 @@ def of_values(
     return f"{name[0].upper()}{name[1:]}: {_listed(each)}; less native: {_listed(less)}."
 
 
-def differs(agent: Mapping[str, Any], loop: Mapping[str, Any]) -> str:
-    """What is different from the paper."""
+def differs(agent: Mapping[str, Any], loop: Mapping[str, Any], rows: str = LOGGED) -> str:
+    """What is different from the paper; rows: what is replayed."""
+    first, last = loop["seeds"][0], loop["seeds"][-1]
     return (
         f"GPT-2 shapes with random initial weights ({agent['parameters']:,.0f} parameters on the left) instead of "
-        f"Llama-2-7B, one training each. Left: the agent is trained as logged on all of {agent['file']}; the first "
-        "6,000 rows stand for all of the authors' evaluation log; where no row has the action, the next row comes. "
-        "Right: the paper has no closed loop; the agent is trained on the simulated testbed, between its decisions "
-        f"native DualPI2 (FreeBSD) decides. Beside it: '{ENQUEUE}', the most frequent action of the pool, and "
-        f"'{RANDOM}' decisions. Seeds of the episodes: {loop['seeds'][0]} to {loop['seeds'][-1]}; lines show the first."
+        f"Llama-2-7B, one training each. Left: the agent is trained as logged on all of {agent['file']}; {rows}; "
+        "where no row has the action, the next row comes. Right: the authors compare in no closed loop; the agent is "
+        "trained on the simulated testbed, between its decisions native DualPI2 (FreeBSD) decides. Beside it: "
+        f"'{ENQUEUE}', the most frequent action of the pool, and '{RANDOM}' decisions. Seeds of the episodes: {first} "
+        f"to {last}; lines show the first, warm-up included."
     )
