@@ -20,11 +20,11 @@ _COLOURS: Final = {
     "LLM every 10": "#D55E00",
     "LLM every 100": "#CC79A7",
     "always enqueue every 10": "#009E73",
-    "always enqueue every 100": "#56B4E9",
+    "always enqueue every 100": "#117733",
     "random every 10": "#999999",
     "random every 100": "#666666",
 }
-"""Okabe and Ito's, which the colour-blind can tell apart."""
+"""Okabe and Ito's and Tol's, which the colour-blind can tell apart."""
 
 
 def colour(label: str) -> str:
@@ -35,9 +35,9 @@ def colour(label: str) -> str:
 def style(label: str) -> dict[str, Any]:
     """How a curve is drawn: who always enqueues lies dashed over the LLM, the queue L dotted beside C."""
     if label.endswith(" L"):
-        return {"color": colour(label), "ls": ":", "lw": 1.3}
+        return {"color": colour(label), "ls": ":", "lw": 1.1}
     known = label.startswith("always")
-    return {"color": colour(label), "ls": "--" if known else "-", "lw": 1.1 if known else 1.6}
+    return {"color": colour(label), "ls": "--" if known else "-", "lw": 1.0 if known else 1.3}
 
 
 def lines(axes: Axes, curves: Mapping[str, tuple[Sequence[float], Sequence[float | None]]], **words: str) -> None:

@@ -26,6 +26,7 @@ Data = dict[str, Any]
 Value = Callable[[Replay], Any]
 
 _GROUP: Final = 10
+_SHOWN_S: Final = 30.0
 _TIME: Final = {"xlabel": "time (s)"}
 _DECISION: Final = {"xlabel": "decision (means of 10)"}
 
@@ -62,11 +63,11 @@ def _mean_quantiles(loop: Loop, queue: str) -> list[float]:
 
 
 def _lines(loop: Loop, name: str, step_ms: float) -> Data:
-    """Time series of the first seed by queue, and their times, s."""
-    line = loop.line(step_ms)
-    values = getattr(line, name)
-    times = [round((k + 1) * step_ms * 1e-3, 3) for k in range(len(values[CLASSES[0]]))]
-    return {"time_s": times, **values}
+    """The start of the time series of the first seed by queue, and their times, s."""
+    values = getattr(loop.line(step_ms), name)
+    shown = min(len(values[CLASSES[0]]), round(_SHOWN_S / (step_ms * 1e-3)))
+    times = [round((k + 1) * step_ms * 1e-3, 3) for k in range(shown)]
+    return {"time_s": times, **{queue: each[:shown] for queue, each in values.items()}}
 
 
 def _curves(who: Mapping[str, Data]) -> dict[str, tuple[list[float], list[float | None]]]:

@@ -101,5 +101,5 @@ def differs(agent: Mapping[str, Any], loop: Mapping[str, Any], rows: str = LOGGE
         "where no row has the action, the next row comes. Right: the authors compare in no closed loop; the agent is "
         "trained on the simulated testbed, between its decisions native DualPI2 (FreeBSD) decides. Beside it: "
         f"'{ENQUEUE}', the most frequent action of the pool, and '{RANDOM}' decisions. Seeds of the episodes: {first} "
-        f"to {last}; lines show the first, warm-up included."
+        f"to {last}; lines show the start of the first."
     )
