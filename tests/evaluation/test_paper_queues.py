@@ -104,7 +104,7 @@ def test_words_of_replays() -> None:
 def test_words_of_values() -> None:
     values = {"native": np.array([1.0, 2.0, 3.0]), "LLM every 10": np.array([2.0, 3.0, 4.0])}
     text = words.of_values("use (%)", values, (0.0, 3.0))
-    assert text.startswith("Use (%): native 2 (0 to 3); LLM every 10 3 (0.516 to 3)")  # within the bounds
+    assert text.startswith("Use (%): native 2 (0 to 3); LLM every 10 3 (0.5159 to 3)")  # within the bounds
     assert text.endswith("less native: LLM every 10 +1 (+1 to +1).")
 
 
@@ -149,7 +149,7 @@ def test_gaps_in_words() -> None:
 
 
 def test_generalisation_needs_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generalisation.entry, "benchmarks", lambda: tmp_path)
+    monkeypatch.setattr("l4s_gym.evaluation.entry.benchmarks", lambda: tmp_path)
     with pytest.raises(L4SError, match=r"leaderboard\.py"):
         generalisation.generalisation(figure.Place(tmp_path, tmp_path))
 

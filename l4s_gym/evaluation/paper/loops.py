@@ -103,7 +103,7 @@ def goodput(queue: str) -> Callable[[dict[str, Any]], float]:
     def get(result: dict[str, Any]) -> float:
         kinds = [source.kind for source in load(result["scenario"]).sources for _ in range(source.count)]
         wanted = [(kind in _SCALABLE) == (queue == CLASSES[1]) for kind in kinds]
-        return sum(rate for rate, want in zip(result["goodput_mbps"], wanted, strict=True) if want)
+        return float(sum(rate for rate, want in zip(result["goodput_mbps"], wanted, strict=True) if want))
 
     return get
 

@@ -44,20 +44,20 @@ def lines(axes: Axes, curves: Mapping[str, tuple[Sequence[float], Sequence[float
     """Curves by label, as x and y; a gap where y is None."""
     for label, (x, y) in curves.items():
         axes.plot(x, np.array(y, float), label=label, **style(label))
-    axes.set(**words)  # type: ignore[arg-type]
+    axes.set(**words)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="upper right", framealpha=0.9)
 
 
 def boxes(axes: Axes, quantiles: Mapping[str, Sequence[float]], **words: str) -> None:
     """Boxes by label, from quantiles at `harness.QUANTILES`."""
     at = {name: QUANTILES.index(p) for name, p in BOX.items()}
     stats = [{"label": label, **{name: q[i] for name, i in at.items()}} for label, q in quantiles.items()]
-    drawn = axes.bxp(stats, showfliers=False, patch_artist=True, widths=0.6, medianprops={"color": "black"})  # type: ignore[arg-type]
+    drawn = axes.bxp(stats, showfliers=False, patch_artist=True, widths=0.6, medianprops={"color": "black"})
     for box, label in zip(drawn["boxes"], quantiles, strict=True):
         box.set(facecolor=colour(label), alpha=0.75)
     _labels(axes, list(quantiles))
-    axes.set(title=BOX_WORDS, **words)  # type: ignore[arg-type]
+    axes.set(title=BOX_WORDS, **words)
     axes.grid(alpha=0.3, axis="y")
 
 
@@ -65,7 +65,7 @@ def cdf(axes: Axes, quantiles: Mapping[str, Sequence[float]], **words: str) -> N
     """Distributions by label, from quantiles at `harness.QUANTILES`."""
     for label, q in quantiles.items():
         axes.plot(q, QUANTILES, label=label, **style(label))
-    axes.set(ylabel="share below", **words)  # type: ignore[arg-type]
+    axes.set(ylabel="share below", **words)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7, loc="lower right")
 
@@ -86,7 +86,7 @@ def means(
     axes.set_xlim(-0.5, len(values) - 0.5)
     axes.set_xticks(range(len(values)))
     _labels(axes, list(values))
-    axes.set(title="seeds, mean and 95 % interval", **words)  # type: ignore[arg-type]
+    axes.set(title="seeds, mean and 95 % interval", **words)
     axes.grid(alpha=0.3, axis="y")
 
 

@@ -150,7 +150,7 @@ def reward_figure(place: Place) -> Figure:
         name="12",
         title="Reward, native against LLM, asked at each 10th and 100th packet",
         paper=f"{NOT_GIVEN}; the reward is packet length / (queue delay + 1000 us), by the authors' public code",
-        found=f"{words.replay(replay, rewards=True)} {means} {returns}",
+        found=f"{words.replay(replay, rewards=True)} {returns} {means}",
         differs=words.differs(replay["agent"], loop),
         data=data,
         draw=partial(_draw_reward, data=data),

@@ -132,7 +132,8 @@ def walk(rows: Rows, who: str, agent: Agent | None, every: int, decisions: int =
         first = np.arange(min(decisions, len(rows)))
         return Replay(who, 0, first, rows.records[first], 0)
     source = ReplaySource(rows, "nearest", column="packet_length", nearest_every=every, observe="as_logged")
-    visited, earned = [], np.zeros(1)
+    visited: list[int] = []
+    earned = np.zeros(1)
     agent.reset(1, 0)
     while len(visited) < decisions:
         visited.append(source.index)
@@ -208,11 +209,9 @@ def pool_agent(place: Place) -> tuple[Agent, dict[str, Any]]:
     how = experiment(dataset, place.quick)
     with _datasets(place.work / "datasets"):
         if not dataset_folder(dataset).exists():
-            about = {
-                "algorithm_name": "FreeBSD 14 dummynet l4s",
-                "description": "The authors' training pool, as logged",
-            }
-            create_from_stream(dataset, open_stream(path), as_logged=True, **about)  # type: ignore[arg-type]
+            text = "The authors' training pool, as logged"
+            stream = open_stream(path)
+            create_from_stream(dataset, stream, as_logged=True, algorithm_name="dualpi2_freebsd", description=text)
         sweep.need_datasets([how], place.progress)
         sweep.train([how], place.progress)
     if how.id in sweep.failed:
@@ -221,7 +220,7 @@ def pool_agent(place: Place) -> tuple[Agent, dict[str, Any]]:
     (job,) = sweep.trainings(how)
     agent = agents.make(f"{job.folder},{how.agent}")
     made = sweep.done[str(job.record)]
-    about = {
+    about: dict[str, Any] = {
         "file": path.name,
         "sha256": sha256(path),
         "config": {name: job.config[name] for name in ("model", "train")},

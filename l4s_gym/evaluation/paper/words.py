@@ -87,7 +87,7 @@ def of_values(
     name: str, values: Mapping[str, npt.NDArray[np.float64]], bounds: tuple[float, float] = (-np.inf, np.inf)
 ) -> str:
     """Means over seeds with intervals by label, native first, and differences to it."""
-    each = {who: text(interval(x).within(*bounds)) for who, x in values.items()}
+    each = {who: text(interval(x).within(*bounds), ".4g") for who, x in values.items()}
     less = {who: text(interval(x - values[NATIVE]), "+.3g") for who, x in values.items() if who != NATIVE}
     return f"{name[0].upper()}{name[1:]}: {_listed(each)}; less native: {_listed(less)}."
 
