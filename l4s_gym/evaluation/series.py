@@ -162,7 +162,7 @@ def of_board(
     seed, seconds = protocol.seeds("test", size)[0], protocol.size(size).seconds
     for entry in entries:
         for name in names:
-            who = None if (entry.id, name) in there else _who(entry, protocol, work)
+            who = None if (entry.id, name) in there else spec_of(entry, protocol, work)
             if who is None or _seconds(entry, name) > LONGEST_S:
                 continue
             interval, chosen = entry.experiment.interval, load(name).replace(horizon_s=seconds)
@@ -179,7 +179,7 @@ def _seconds(entry: Entry, scenario: str) -> float:
     return max((row["decisions"] * row["latency_us"]["p50"] * 1e-6 for row in rows), default=0.0)
 
 
-def _who(entry: Entry, protocol: Protocol, work: Path) -> str | None:
+def spec_of(entry: Entry, protocol: Protocol, work: Path) -> str | None:
     """Spec of the first agent of an entry; None: it is not in the work folder."""
     if entry.experiment.training is None:
         return entry.experiment.agent
