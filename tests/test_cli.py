@@ -320,7 +320,7 @@ def test_progress_is_a_line_a_minute_where_nobody_watches(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds = iter([0.0, 30.0, 90.0, 100.0, 240.0])
-    monkeypatch.setattr(common.time, "monotonic", lambda: next(seconds))
+    monkeypatch.setattr("l4s_gym.cli.common.time.monotonic", lambda: next(seconds))
     with common.progress_bar("cells") as show:
         for share in (0.1, 0.25, 0.3, 0.5):
             show(share)
