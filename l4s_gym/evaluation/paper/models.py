@@ -143,12 +143,13 @@ def describe(found: Curves) -> str:
 
 
 DIFFERS: Final = (
-    f"Small backbones with random weights (64 wide, 2 layers), trained as a whole, one seed; the authors' are "
-    f"pretrained, of 124 million to 7 billion parameters. A pass is as many labels as there are training rows, drawn "
-    f"at random. Every fifth of {BLOCKS} contiguous blocks is held out, rows that stand in two blocks are left out, and "
-    f"both parts are asked about without dropout. `causal` shows the accumulated probability before the decision, `as "
-    f"logged` after it, as the authors' data does. The agents see past actions, and the pool's rows were chosen around "
-    f"changes of action: what is learnt of that is no foresight of the kernel (see `benchmarks/results/pool.md`)."
+    "Small backbones with random weights (64 wide, 2 layers), trained as a whole, one seed; the authors' are "
+    "pretrained, of 124 million to 7 billion parameters. A pass is as many labels as there are training rows, "
+    f"drawn at random. Every fifth of {BLOCKS} contiguous blocks is held out, rows that stand in two blocks are "
+    "left out, and both parts are asked about without dropout. `causal` shows the accumulated probability before "
+    "the decision, `as logged` after it, as the authors' data does. The agents see past actions, and the pool's "
+    "rows were chosen around changes of action: what is learnt of that is no foresight of the kernel (see "
+    "`benchmarks/results/pool.md`)."
 )
 
 

@@ -51,19 +51,24 @@ _STATE: Final = 4 + 4 + 8
 """Bytes of a trained parameter in float32: weight, gradient, and AdamW's two moments."""
 
 
-def bars(
-    axes: Axes, groups: Sequence[str], series: Mapping[str, Sequence[float | None]], form: str, colour: int = 0
-) -> None:
-    """Grouped bars on a logarithmic axis, each with its value."""
+def short(value: float) -> str:
+    """A number on a bar."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2g}"
+
+
+def bars(axes: Axes, groups: Sequence[str], series: Mapping[str, Sequence[float | None]], colour: int = 0) -> None:
+    """Grouped bars on a logarithmic axis, each with its value; None: there is no bar."""
     width = 0.84 / len(series)
+    axes.set_yscale("log")
     for k, (name, values) in enumerate(series.items()):
         there = [(i, value) for i, value in enumerate(values) if value is not None]
         x = [i + (k - (len(series) - 1) / 2) * width for i, _ in there]
         drawn = axes.bar(x, [value for _, value in there], width, label=name, color=COLOURS[colour + k])
-        axes.bar_label(drawn, [form.format(value) for _, value in there], fontsize=7, rotation=90, padding=2)
-    axes.set_yscale("log")
-    highest = max((value for values in series.values() for value in values if value is not None), default=1.0)
-    axes.set_ylim(top=30 * highest)  # room for the values and the legend
+        axes.bar_label(drawn, [short(value) for _, value in there], fontsize=7, rotation=90, padding=2)
+    every = [value for values in series.values() for value in values if value is not None]
+    if every:
+        low, high = axes.get_ylim()
+        axes.set_ylim(min(low, min(every) / 3), max(high, 30 * max(every)))  # room for the values and the legend
     axes.set_xticks(range(len(groups)), groups, fontsize=8)
     axes.grid(axis="y", alpha=0.3)
     axes.legend(fontsize=8, loc="upper right")
@@ -87,13 +92,13 @@ def parameters(config: BackboneConfig, rank: int = 0) -> tuple[int, int]:
 def draw_parameters(rows: Sequence[Row], picture: Picture) -> None:
     """Left the numbers, right the shares by rank."""
     left, right = picture.subplots(1, 2, width_ratios=(1.4, 1))
-    series: dict[str, Sequence[float]] = {
-        "whole": [row["trained_whole"] for row in rows],
-        f"LoRA, rank {RANK}": [row["trained_lora"][str(RANK)] for row in rows],
-        "the paper's": [row["paper_trainable"] for row in rows],
+    series = {
+        "whole": [row["trained_whole"] / 1e6 for row in rows],
+        f"LoRA, rank {RANK}": [row["trained_lora"][str(RANK)] / 1e6 for row in rows],
+        "the paper's": [row["paper_trainable"] / 1e6 for row in rows],
     }
-    bars(left, [row["model"] for row in rows], series, "{:.3g}")
-    left.set(ylabel="parameters that are trained", title="by way of training")
+    bars(left, [row["model"] for row in rows], series)
+    left.set(ylabel="parameters that are trained, million", title="by way of training")
     for colour, row in zip(COLOURS, rows, strict=False):
         ranks = [int(rank) for rank in row["trained_lora"]]
         share = [
@@ -173,12 +178,12 @@ def draw_memory(here: Sequence[Row], real: Mapping[str, Row], picture: Picture) 
     shapes = list(dict.fromkeys(row["shape"] for row in here))
     ways = list(dict.fromkeys(row["way"] for row in here))
     size = {(row["shape"], row["way"]): row["peak_gb"] or None for row in here}
-    bars(left, [s.replace(", ", "\n") for s in shapes], {w: [size.get((s, w)) for s in shapes] for w in ways}, "{:.2g}")
+    bars(left, [s.replace(", ", "\n") for s in shapes], {w: [size.get((s, w)) for s in shapes] for w in ways})
     left.set(ylabel="memory, GB", title="measured here, beyond a toy")
     series: dict[str, Sequence[float | None]] = {
         way: [row[way] for row in real.values()] for way in next(iter(real.values()))
     }
-    bars(right, list(real), series | {"the paper's": PAPER["memory_gb"]}, "{:.3g}")
+    bars(right, list(real), series | {"the paper's": PAPER["memory_gb"]})
     right.plot([0], [FULL_LLAMA["memory_gb"]], "kx", label="the paper's, as a whole")
     right.set(ylabel="memory, GB", title="computed at the real sizes")
     right.legend(fontsize=8)
@@ -216,8 +221,8 @@ def memory(place: Place) -> Figure:
         f"GB of GPU memory: {reported}; Llama-2-7B as a whole {FULL_LLAMA['memory_gb']:.1f} ({SCRIPT}). Its text gives "
         "23.9 GB for Llama-2-7B with LoRA on two A40.",
         "\n".join(said),
-        f"Measured: most memory of a process on a CPU beyond that of one that handled a toy, random weights, batches "
-        f"of 8 (GPT-2's size: 2) sequences of 40 steps; LoRA of rank {TRAINED['LoRA']} (GPT-2's size: {trials.RANK}). "
+        f"Measured: most memory of a process on a CPU beyond what it held after handling a toy, random weights, "
+        f"batches of 8 (GPT-2's size: 2) sequences of 40 steps; LoRA of rank {TRAINED['LoRA']} (GPT-2's size: {trials.RANK}). "
         f"Computed: {_STATE} bytes for each trained parameter (float32 weight 4, gradient 4, AdamW 8), 4 or 2 for each "
         f"frozen one; answering 2 for each, and keys and values of {WINDOW_TOKENS} tokens. Activations, which grow "
         f"with the batch, and the library's own memory are not in the computed figures.",

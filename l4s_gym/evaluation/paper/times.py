@@ -21,7 +21,7 @@ def draw_answers(rows: Sequence[Row], picture: Picture) -> None:
     axes = picture.subplots()
     shapes = list(dict.fromkeys(row["shape"] for row in rows))
     took = {(row["shape"], row["way"]): row["p50_ms"] for row in rows}
-    bars(axes, shapes, {way: [took.get((shape, way)) for shape in shapes] for way in ANSWERS}, "{:.2g}")
+    bars(axes, shapes, {way: [took.get((shape, way)) for shape in shapes] for way in ANSWERS})
     low, high = min(PAPER["answer_ms"]), max(PAPER["answer_ms"])
     axes.axhspan(low, high, color="0.6", alpha=0.6, label="the paper's, adapted, on A40")
     axes.axhline(FULL_LLAMA["answer_ms"], color="0.3", ls=":", label="the paper's, Llama-2-7B trained as a whole")
@@ -67,10 +67,9 @@ def draw_training(rows: Sequence[Row], picture: Picture) -> None:
         left,
         [s.replace(", ", "\n") for s in shapes],
         {w: [hours.get((s, w)) for s in shapes] for w in TRAINED},
-        "{:.2g}",
     )
     left.set(ylabel=f"hours for {EPOCHS} passes", title="here, one thread of a CPU")
-    bars(right, list(REAL), {"the paper's": PAPER["training_h"]}, "{:.3g}", len(TRAINED))
+    bars(right, list(REAL), {"the paper's": PAPER["training_h"]}, len(TRAINED))
     right.set(title="the paper, GPU")
 
 

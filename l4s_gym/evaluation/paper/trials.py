@@ -14,7 +14,6 @@ import numpy as np
 import l4s_gym
 from l4s_gym.agents.llm.config import LLMConfig
 from l4s_gym.agents.llm.settings import resolved, settings
-from l4s_gym.agents.training import peak_memory
 from l4s_gym.evaluation.entry import checksum
 from l4s_gym.evaluation.jobs import kept
 from l4s_gym.evaluation.origin import cpu_model
@@ -39,7 +38,7 @@ class Trained(NamedTuple):
     Attributes:
         step_s: Median of an optimiser step.
         labels: Of a step.
-        peak_bytes: Most memory, beyond that of a process which trained a toy.
+        peak_bytes: Most memory, beyond what the process held after training a toy; 0: not known.
         trainable: Parameters that are trained.
         parameters: All of them.
     """
@@ -59,7 +58,7 @@ class Answered(NamedTuple):
         p99_ms: 99th percentile.
         min_ms: Least.
         tokens: That are written for an answer; 0: none are.
-        peak_bytes: Most memory, beyond that of a process in which a toy answered.
+        peak_bytes: Most memory, beyond what the process held after a toy answered; 0: not known.
     """
 
     p50_ms: float
@@ -116,6 +115,20 @@ def model_config(trial: Trial, toy: bool) -> LLMConfig:
     return replace(llm, head="text", window=1) if trial.way == ANSWERS[0] else llm
 
 
+def held(anew: bool = False) -> int:
+    """Most memory that this process has held, bytes; `anew`: from now on. 0 where Linux does not tell.
+
+    What `getrusage` tells includes the process that started this one.
+    """
+    try:
+        if anew:
+            Path("/proc/self/clear_refs").write_text("5")
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
 def trained(trial: Trial) -> list[float]:
     """Measure a training, in a process that did nothing before."""
     import torch
@@ -126,11 +139,11 @@ def trained(trial: Trial) -> list[float]:
     torch.set_num_threads(1)
     with datasets_in(trial.folder):
         training_steps(Trainer(trial.ids, trial.config(toy=True)), 1, 1)
-        before = peak_memory()
+        before = held(anew=True)
         trainer = Trainer(trial.ids, trial.config())
     took, _ = training_steps(trainer, trial.steps, 1)
     labels, counts = trainer.train.batch_size * trainer.train.length, trainer.counts
-    memory = peak_memory() - before
+    memory = held() - before
     return list(Trained(float(np.median(took)), labels, memory, counts["trainable_parameters"], counts["parameters"]))
 
 
@@ -159,9 +172,9 @@ def answered(trial: Trial) -> list[float]:
         return cost.act(LLMAgent(model, Target(0.0)), 1, steps), 0.0
 
     times(True, 2)
-    before = peak_memory()
+    before = held(anew=True)
     took, tokens = times(False, trial.steps)
-    return [*cost.figures(took).values(), tokens, float(peak_memory() - before)]
+    return [*cost.figures(took).values(), tokens, float(held() - before)]
 
 
 def measured(place: Place, trials: Sequence[Trial], job: Callable[[Trial], list[float]]) -> list[list[float]]:
