@@ -222,8 +222,8 @@ def memory(place: Place) -> Figure:
         "23.9 GB for Llama-2-7B with LoRA on two A40.",
         "\n".join(said),
         f"Measured: most memory of a process on a CPU beyond what it held after handling a toy, random weights, "
-        f"batches of 8 (GPT-2's size: 2) sequences of 40 steps; LoRA of rank {TRAINED['LoRA']} (GPT-2's size: {trials.RANK}). "
-        f"Answering includes building and merging. "
+        f"batches of 8 (GPT-2's size: 2) sequences of 40 steps; LoRA of rank {TRAINED['LoRA']} (GPT-2's size: "
+        f"{trials.RANK}). Answering includes building and merging. "
         f"Computed: {_STATE} bytes for each trained parameter (float32 weight 4, gradient 4, AdamW 8), 4 or 2 for each "
         f"frozen one; answering 2 for each, and keys and values of {WINDOW_TOKENS} tokens. Activations, which grow "
         f"with the batch, and the library's own memory are not in the computed figures.",

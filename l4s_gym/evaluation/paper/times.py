@@ -51,7 +51,8 @@ def answer_time(place: Place) -> Figure:
         f"backbone is told the state in words and writes, one token for each byte (a pretrained tokenizer would need a "
         f"few tokens); with it, a linear head reads the last token: LoRA beside the weights (rank {TRAINED['LoRA']}, "
         f"GPT-2's size {trials.RANK}), with the whole window forwarded again or with keys and values kept, or merged "
-        f"and made fast, as the agent is used. An untrained backbone writes on to the limit; T5's encoder writes nothing.",
+        f"and made fast, as the agent is used. "
+        f"An untrained backbone writes on to the limit; T5's encoder writes nothing.",
         {"rows": rows},
         partial(draw_answers, rows),
         (10.0, 5.0),
