@@ -16,12 +16,12 @@ pytest.importorskip("torch", reason="needs torch: pip install 'l4s-gym[llm]'")
 pytest.importorskip("peft", reason="needs peft: pip install 'l4s-gym[llm]'")
 pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'l4s-gym[report]'")
 
-from matplotlib.figure import Figure as Picture  # noqa: E402
+from matplotlib.figure import Figure as Picture
 
-from l4s_gym.agents.metrics import classification  # noqa: E402
-from l4s_gym.evaluation.paper import models, pool, sizes, trials  # noqa: E402
-from l4s_gym.evaluation.paper.figure import Place  # noqa: E402
-from l4s_gym.evaluation.paper.trials import ANSWERS, GPT2, SHAPES, TRAINED, Trial  # noqa: E402
+from l4s_gym.agents.metrics import classification
+from l4s_gym.evaluation.paper import models, pool, sizes, trials
+from l4s_gym.evaluation.paper.figure import Place
+from l4s_gym.evaluation.paper.trials import ANSWERS, GPT2, SHAPES, TRAINED, Trial
 
 
 @pytest.fixture
