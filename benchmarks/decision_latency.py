@@ -13,12 +13,10 @@ Figures of a shared machine vary between runs, and nothing here is asserted.
 from __future__ import annotations
 
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import numpy as np
 import torch
 import tyro
 from rich.console import Console
@@ -27,6 +25,7 @@ from rich.table import Table
 from l4s_gym.agents.llm.agent import LLMAgent, Target
 from l4s_gym.agents.llm.config import BackboneConfig, LLMConfig, LoraConfig
 from l4s_gym.agents.llm.model import DecisionModel
+from l4s_gym.evaluation.cost import act, decide, figures
 from l4s_gym.evaluation.origin import append_run, origin
 
 RESULTS: Final = Path(__file__).resolve().parent / "results" / "decision_latency.json"
@@ -67,56 +66,6 @@ class Options:
     out: Path = RESULTS
 
 
-def stream(n: int, steps: int) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Random returns-to-go (n,), observations (n, 8) and previous actions (n,), of each step."""
-    g = torch.Generator().manual_seed(0)
-    return [
-        (torch.rand(n, generator=g), torch.rand(n, 8, generator=g), torch.randint(3, (n,), generator=g))
-        for _ in range(steps)
-    ]
-
-
-@torch.inference_mode()
-def decide(model: DecisionModel, way: str, n: int, steps: int, device: str) -> tuple[list[float], torch.Tensor]:
-    """Milliseconds of each decision after the first window, and all their logits (steps, n, 3)."""
-    window, state = model.config.window, model.start(n)
-    data = [tuple(x.to(device) for x in step) for step in stream(n, window + steps)]
-    took, logits = [], []
-    for k, (returns, observations, previous) in enumerate(data):
-        start = time.perf_counter()
-        if way == "full":
-            rows = data[max(k + 1 - window, 0) : k + 1]
-            r, o, a = (torch.stack([row[i] for row in rows], 1) for i in range(3))
-            mask = torch.ones(r.shape, dtype=torch.bool, device=device)
-            found = model(r, o, a, torch.arange(len(rows), device=device).expand(n, -1), mask)[:, -1]
-        else:
-            found = model.step(state, returns, observations, previous)
-        if device == "cuda":
-            torch.cuda.synchronize()
-        took.append(1e3 * (time.perf_counter() - start))
-        logits.append(found.float().cpu())
-    return took[window:], torch.stack(logits[window:])
-
-
-def act(model: DecisionModel, n: int, steps: int, device: str) -> list[float]:
-    """Milliseconds of each decision of the agent after the first window."""
-    agent, window = LLMAgent(model, Target(0.0), device=device), model.config.window
-    agent.reset(n, 0)
-    took = []
-    for returns, observations, _ in stream(n, window + steps):
-        given = observations.numpy(), returns.double().numpy()
-        start = time.perf_counter()
-        agent.act(*given)
-        took.append(1e3 * (time.perf_counter() - start))
-    return took[window:]
-
-
-def figures(took: list[float], name: str = "") -> dict[str, float]:
-    """Median, 99th percentile and least of some milliseconds."""
-    p50, p99 = np.percentile(took, [50, 99])
-    return {f"{name}p50_ms": p50, f"{name}p99_ms": p99, f"{name}min_ms": min(took)}
-
-
 def measure(shape: str, way: str, n: int, steps: int, device: str) -> tuple[dict[str, Any], torch.Tensor]:
     """Figures of one setting, and its logits."""
     torch.manual_seed(0)
@@ -125,8 +74,9 @@ def measure(shape: str, way: str, n: int, steps: int, device: str) -> tuple[dict
     parameters = sum(p.numel() for p in model.parameters())
     if way != "full":
         model.optimize("float32" if shape == "llama-2-7b" else way)
-    took, logits = decide(model, way, n, steps, device)
-    whole = {} if way == "full" else figures(act(model, n, steps, device), "act_")
+    took, logits = decide(model, n, steps, device, whole=way == "full")
+    agent = LLMAgent(model, Target(0.0), device=device)
+    whole = {} if way == "full" else figures(act(agent, n, steps), "act_")
     return {**figures(took), **whole, "parameters": parameters}, logits
 
 

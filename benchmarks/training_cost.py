@@ -10,7 +10,6 @@ they cost the same) and saves no agent. Beside the figures it prints those of th
 from __future__ import annotations
 
 import sys
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +21,7 @@ import tyro
 from l4s_gym.agents.llm.trainer import Trainer
 from l4s_gym.agents.training import load_config
 from l4s_gym.errors import L4SError
+from l4s_gym.evaluation.cost import training_steps
 from l4s_gym.evaluation.origin import append_run, origin
 
 RESULTS: Final = Path(__file__).resolve().parent / "results" / "training_cost.json"
@@ -55,21 +55,15 @@ def measure(options: Options, source: Any) -> dict[str, Any]:
     preset = () if options.small else ("preset=paper-shape",)
     config = load_config("llm", None, small=options.small, settings=(*preset, *options.set))
     trainer = Trainer(source, config)
-    took = []
-    for step in range(_WARM_UP + options.steps):
-        if step == _WARM_UP:
-            tokens = trainer.tokens
-        start = time.perf_counter()
-        trainer.update()  # it reads the loss, so the GPU is done
-        took.append(time.perf_counter() - start)
-    train, seconds = trainer.train, took[_WARM_UP:]
+    seconds, tokens = training_steps(trainer, options.steps, _WARM_UP)
+    train = trainer.train
     data = sum(int(part["train_steps"]) for part in trainer.corpus.about())
     each = train.batch_size * train.length
     return {
         **trainer.counts,
         "config": trainer.plain,
         "step_s": float(np.median(seconds)),
-        "tokens_per_s": (trainer.tokens - tokens) / sum(seconds),
+        "tokens_per_s": tokens / sum(seconds),
         "steps_of_a_pass": data / each,
         "passes": options.passes,
         "hours": options.passes * data / each * float(np.median(seconds)) / 3600,

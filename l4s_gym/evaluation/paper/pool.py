@@ -1,0 +1,93 @@
+"""The authors' training pool, as the figures of trainings use it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from l4s_gym.agents.training import load_config
+from l4s_gym.data.pools import load_rows
+from l4s_gym.errors import L4SError
+from l4s_gym.evaluation import offline
+from l4s_gym.evaluation.demo import POOL_FILES, find_pools
+from l4s_gym.evaluation.offline import Blocks
+
+FAMILIES: Final = ("gpt2", "opt", "llama", "t5")
+READINGS: Final = ("as logged", "causal")
+BLOCKS: Final = 10
+HELD: Final = (4, 9)
+"""Every fifth block is held out."""
+EPOCHS: Final = 80
+"""As in the run commands of the authors' github.com/deol-satish/1LLM (`--num-epochs 80`)."""
+BATCH: Final = 8
+"""Sequences of 40 steps."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A reading of the pool.
+
+    Attributes:
+        blocks: Its rows.
+        ids: Datasets of the blocks that are trained on.
+        folder: Where these lie.
+    """
+
+    blocks: Blocks
+    ids: Sequence[str]
+    folder: Path
+
+    @property
+    def held(self) -> npt.NDArray[np.bool_]:
+        """Which rows are held out (T,)."""
+        return np.isin(self.blocks.block, HELD)
+
+    @property
+    def rows(self) -> int:
+        """Rows that are trained on."""
+        return int((~self.held).sum())
+
+
+def read(work: Path, reading: str) -> Pool:
+    """Read the pool, and write what is trained on as datasets into a work folder.
+
+    Raises:
+        L4SError: The pools are not at hand.
+    """
+    folder = find_pools(None)
+    if folder is None:
+        raise L4SError("figures of trainings: the authors' pools are not here: give their folder in $L4S_GYM_POOLS")
+    rows = load_rows(folder / POOL_FILES[0])
+    blocks = offline.read_blocks(rows, BLOCKS, as_logged=reading == "as logged")
+    place = work / "datasets"
+    with datasets_in(place):
+        ids = offline.write_datasets(blocks, f"paper-{reading.replace(' ', '-')}")
+    return Pool(blocks, [name for number, name in enumerate(ids) if number not in HELD], place)
+
+
+@contextmanager
+def datasets_in(folder: Path) -> Iterator[None]:
+    """Let Minari's datasets lie in a folder, for a while."""
+    name = "MINARI_DATASETS_PATH"
+    before = os.environ.get(name)
+    os.environ[name] = str(folder.resolve())
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def config_of(family: str, *settings: str) -> dict[str, Any]:
+    """Configuration of a small backbone's training on all rows that it is given."""
+    always = ("train.allow_gaps=true", "train.held_out=0.0", f"train.batch_size={BATCH}")
+    return load_config("llm", small=True, settings=[f"preset={family}", *always, *settings])
