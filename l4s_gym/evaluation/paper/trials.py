@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 import l4s_gym
+from l4s_gym.agents import training
 from l4s_gym.agents.llm.config import LLMConfig
 from l4s_gym.agents.llm.settings import resolved, settings
 from l4s_gym.evaluation.entry import checksum
@@ -116,17 +118,11 @@ def model_config(trial: Trial, toy: bool) -> LLMConfig:
 
 
 def held(anew: bool = False) -> int:
-    """Most memory that this process has held, bytes; `anew`: from now on. 0 where Linux does not tell.
-
-    What `getrusage` tells includes the process that started this one.
-    """
-    try:
-        if anew:
+    """Most memory that this process has held, bytes; `anew`: from now on, where Linux lets it."""
+    if anew:
+        with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    return training.peak_memory()
 
 
 def trained(trial: Trial) -> list[float]:
