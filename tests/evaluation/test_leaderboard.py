@@ -211,7 +211,8 @@ def test_protocol_that_ships() -> None:
     assert len(seeds) == len(set(seeds))
     assert {suite for suite, _ in rules.cells("quick")} == {"test", "shift"}
     plain = tomllib.loads(path.read_text())
-    assert len(list(rules.cells("standard"))) == 50 and plain["standard"]["seeds"] == 10
+    assert len(list(rules.cells("full"))) == 50 and len(list(rules.cells("standard"))) == 37
+    assert plain["standard"]["seeds"] == 10
     assert len({rules.digest(size) for size in entry.SIZES}) == 3
 
 
