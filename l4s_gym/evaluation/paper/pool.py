@@ -55,16 +55,40 @@ class Pool:
         return int((~self.held).sum())
 
 
+def _file(name: str) -> Path:
+    folder = find_pools(None)
+    if folder is None or not (folder / name).is_file():
+        raise L4SError(
+            f"figures of the paper: {name} of the authors' pools is not here: give its folder in $L4S_GYM_POOLS"
+        )
+    return folder / name
+
+
+def training() -> Path:
+    """The authors' training pool.
+
+    Raises:
+        L4SError: It is not at hand.
+    """
+    return _file(POOL_FILES[0])
+
+
+def consecutive() -> Path:
+    """The authors' consecutive rows.
+
+    Raises:
+        L4SError: They are not at hand.
+    """
+    return _file(POOL_FILES[1])
+
+
 def read(work: Path, reading: str) -> Pool:
     """Read the pool, and write what is trained on as datasets into a work folder.
 
     Raises:
         L4SError: The pools are not at hand.
     """
-    folder = find_pools(None)
-    if folder is None:
-        raise L4SError("figures of trainings: the authors' pools are not here: give their folder in $L4S_GYM_POOLS")
-    rows = load_rows(folder / POOL_FILES[0])
+    rows = load_rows(training())
     blocks = offline.read_blocks(rows, BLOCKS, as_logged=reading == "as logged")
     place = work / "datasets"
     with datasets_in(place):
@@ -77,6 +101,7 @@ def datasets_in(folder: Path) -> Iterator[None]:
     """Let Minari's datasets lie in a folder, for a while."""
     name = "MINARI_DATASETS_PATH"
     before = os.environ.get(name)
+    folder.mkdir(parents=True, exist_ok=True)
     os.environ[name] = str(folder.resolve())
     try:
         yield

@@ -8,11 +8,8 @@ logged row comes, whatever it decides. "Native" are the logged rows in their ord
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -26,9 +23,9 @@ from l4s_gym.data.pools import Rows, load_rows
 from l4s_gym.data.stream import open_stream
 from l4s_gym.envs.replay import REWARD_DELAY_US, ReplaySource
 from l4s_gym.errors import L4SError
-from l4s_gym.evaluation.demo import POOL_FILES, find_pools
 from l4s_gym.evaluation.entry import Experiment, Training, read_protocol
 from l4s_gym.evaluation.harness import QUANTILES
+from l4s_gym.evaluation.paper import pool
 from l4s_gym.evaluation.paper.figure import Place
 from l4s_gym.evaluation.sweep import Sweep
 
@@ -151,43 +148,15 @@ def walk(rows: Rows, who: str, agent: Agent | None, every: int, decisions: int =
 # -- what is replayed, and the agent that was trained on the pool
 
 
-def folder() -> Path:
-    """Where the authors' pools are.
-
-    Raises:
-        L4SError: They are not here.
-    """
-    found = find_pools(None)
-    if found is None or not (found / POOL_FILES[1]).is_file():
-        remedy = f"set $L4S_GYM_POOLS to the folder with {' and '.join(POOL_FILES)}"
-        raise L4SError(f"figures of the paper: the authors' pools are not here: {remedy}")
-    return found
-
-
 def logged_rows() -> Rows:
     """The authors' consecutive rows, with the fields that their training pool has."""
-    rows = load_rows(folder() / POOL_FILES[1])
+    rows = load_rows(pool.consecutive())
     return as_pool(rows)
 
 
 def as_pool(rows: Rows) -> Rows:
     """Rows without what the training pool lacks: to the agent it is 0, as it was in training."""
     return Rows(rows.records, rows.present - {"total_drops"}, rows.source)
-
-
-@contextmanager
-def _datasets(root: Path) -> Iterator[None]:
-    """Datasets are of this folder in the block."""
-    name = "MINARI_DATASETS_PATH"
-    before = os.environ.get(name)
-    root.mkdir(parents=True, exist_ok=True)
-    os.environ[name] = str(root.resolve())
-    try:
-        yield
-    finally:
-        os.environ.pop(name)
-        if before is not None:
-            os.environ[name] = before
 
 
 def experiment(dataset: str, quick: bool) -> Experiment:
@@ -203,11 +172,11 @@ def pool_agent(place: Place) -> tuple[Agent, dict[str, Any]]:
     Raises:
         L4SError: The pool is not here, or the training fails.
     """
-    path = folder() / POOL_FILES[0]
+    path = pool.training()
     dataset = f"l4s/dualpi2/pool-as-logged-{sha256(path)[:8]}-v0"
     sweep = Sweep(read_protocol(), "quick", place.work.resolve(), jobs=0, ray="")
     how = experiment(dataset, place.quick)
-    with _datasets(place.work / "datasets"):
+    with pool.datasets_in(place.work / "datasets"):
         if not dataset_folder(dataset).exists():
             text = "The authors' training pool, as logged"
             stream = open_stream(path)
