@@ -7,6 +7,7 @@ python benchmarks/leaderboard.py --check results/native--pie.json    # is this e
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -17,4 +18,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 if __name__ == "__main__":
     given = sys.argv[1:]
     committed = [] if any(name in given for name in ("--results", "--check", "--size")) else ["--results", str(RESULTS)]
-    sys.exit(main(["leaderboard", *committed, *given]))
+    status = main(["leaderboard", *committed, *given])
+    if committed and not given and status == 0:  # all of it: what the README shows
+        shutil.copyfile("runs/leaderboard/leaderboard.md", RESULTS / "leaderboard.md")
+    sys.exit(status)
