@@ -23,7 +23,7 @@ from l4s_gym.evaluation.statistics import Floats, Interval
 
 MAIN: Final = "test"
 """The suite by which rows are sorted."""
-THRESHOLDS: Final = tuple(float(score) for score in range(-50, 135, 5))
+THRESHOLDS: Final = tuple(2.5 * k for k in range(53))
 """Scores of the performance profiles."""
 
 
