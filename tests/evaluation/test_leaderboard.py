@@ -231,3 +231,21 @@ def test_protocols_that_are_refused(tmp_path: Path, change: tuple[str, str], tex
     path.write_text(RULES.replace(*change))
     with pytest.raises(L4SError, match=text):
         entry.read_protocol(path)
+
+
+def test_the_committed_board_is_whole_and_valid() -> None:
+    rules = entry.read_protocol(ROOT / "benchmarks" / "protocol.toml")
+    entries = {each.id: each for each in entry.read_all(ROOT / "benchmarks" / "results")}
+    good, refused = leaderboard.valid(list(entries.values()), rules, "standard")
+    assert refused == [] and len(good) == len(entries)
+    for experiment in leaderboard.experiments(folder=ROOT / "benchmarks" / "experiments"):
+        assert entries[experiment.id].experiment == experiment and entries[experiment.id].failed is None
+
+
+@pytest.mark.slow
+def test_a_committed_entry_comes_out_again(tmp_path: Path) -> None:
+    rules = entry.read_protocol(ROOT / "benchmarks" / "protocol.toml")
+    each = entry.read(ROOT / "benchmarks" / "results" / "native--dualpi2_linux.json")
+    said: list[str] = []
+    leaderboard.rerun(each, rules, tmp_path, say=said.append)
+    assert said[-1].startswith("native--dualpi2_linux: the same")
