@@ -240,13 +240,17 @@ def order(board: Sequence[Row]) -> list[str]:
 
 
 def _clear(row: Row, suite: str) -> str:
-    """What is clearly different from native DualPI2."""
-    reasons = []
+    """What is clearly different from native DualPI2, and what has no value."""
+    reasons, without = [], []
     for metric, what, unit, scale in CLEAR:
         found = row.differences[suite][metric]
-        if found and found.low is not None and found.high is not None and not found.low <= 0.0 <= found.high:
+        if found is None:
+            without.append(what)
+        elif found.low is not None and found.high is not None and not found.low <= 0.0 <= found.high:
             reasons.append(f"{what} {span(found, scale, '+', 2)} {unit}".rstrip())
-    return "; ".join(reasons) or "no clear difference of delay, utilisation or L/C goodput"
+    clear = "; ".join(reasons) or "no clear difference of what can be compared"
+    starved = f"; no {', no '.join(without)}, for in some episodes no packet of a class came through" if without else ""
+    return clear + starved
 
 
 def _finding(row: Row, suite: str) -> str:
@@ -255,6 +259,8 @@ def _finding(row: Row, suite: str) -> str:
     if suite not in row.scores:
         return f"{name}: not all episodes are there."
     over, won = row.over_native[suite], row.improvements[suite]
+    if row.interval > 1:
+        name += f", deciding on {100.0 / row.interval:g} % of the packets (the scenario's own discipline on the others)"
     return (
         f"{name}: {verdict(over)} native DualPI2 by score, {span(row.scores[suite])}, a difference of "
         f"{span(over, sign='+')}; better on the same traffic with probability {span(won, digits=2)}. "

@@ -253,14 +253,15 @@ def _metrics(
     """Means of the metrics (trainings, runs, tasks), differences to native DualPI2, and what is undefined."""
     means: dict[str, Interval | None] = {}
     differences: dict[str, Interval | None] = {}
-    undefined = []
+    without: dict[tuple[int, int], list[str]] = {}
     for name, values in own.items():
         tasks = np.isfinite(suite.native[name]).all(0)
         kept = values[..., tasks]
         means[name] = differences[name] = None
         if bad := int(np.isnan(kept).sum()):
-            undefined.append(f"{name} has no value in {bad} of {kept.size} episodes")
+            without.setdefault((bad, kept.size), []).append(name)
         elif kept.size:
             means[name] = statistics.linear(kept).interval().within(*bounds(name))
             differences[name] = statistics.linear(kept - suite.native[name][:, tasks]).interval()
+    undefined = [f"no {', '.join(names)} in {bad} of {size} episodes" for (bad, size), names in without.items()]
     return means, differences, undefined
