@@ -253,28 +253,32 @@ def _clear(row: Row, suite: str) -> str:
     return clear + starved
 
 
-def _finding(row: Row, suite: str) -> str:
-    """One suite of one agent in words."""
-    name = f"{who(row)}, {row.trainings} training{'s' if row.trainings > 1 else ''}, {suite}"
-    if suite not in row.scores:
-        return f"{name}: not all episodes are there."
-    over, won = row.over_native[suite], row.improvements[suite]
+def _finding(row: Row) -> str:
+    """One agent in words."""
+    name = f"{who(row)}, {row.trainings} training{'s' if row.trainings > 1 else ''}"
     if row.interval > 1:
         name += f", deciding on {100.0 / row.interval:g} % of the packets (the scenario's own discipline on the others)"
-    return (
-        f"{name}: {verdict(over)} native DualPI2 by score, {span(row.scores[suite])}, a difference of "
-        f"{span(over, sign='+')}; better on the same traffic with probability {span(won, digits=2)}. "
-        f"Compared with native: {_clear(row, suite)}."
-    )
+    parts = []
+    for suite in ("test", "shift"):
+        if suite in row.scores:
+            over = row.over_native[suite]
+            parts.append(
+                f"{suite}: {verdict(over)} native DualPI2 by score, {span(row.scores[suite])}, a difference of "
+                f"{span(over, sign='+')}, better on the same traffic with probability "
+                f"{span(row.improvements[suite], digits=2)}"
+            )
+    if not parts:
+        return f"{name}: not all episodes are there."
+    clear = f" In test, compared with native: {_clear(row, MAIN)}." if MAIN in row.scores else ""
+    return f"{name}. {'; '.join(parts)}.{clear}"
 
 
 def findings(board: Sequence[Row]) -> list[str]:
-    """Whether each learned agent beats native DualPI2 in `test` and `shift`, how surely, by what; and `order`."""
+    """The order of rules and disciplines; whether each learned agent beats native DualPI2, how surely, and by what."""
+    found = order(board)
     learned = [row for row in board if row.trainings and not row.failed]
-    present = [suite for suite in ("test", "shift") if any(suite in row.scores for row in board)]
-    found = [_finding(row, suite) for row in learned for suite in present]
-    if len(found) > 1:
-        found.append(
-            f"{len(found)} comparisons at 95 % each: about one in twenty tells of a difference that is not there."
-        )
-    return found + order(board)
+    found += map(_finding, learned)
+    if len(learned) > 1:
+        count = sum(len(row.over_native.keys() & {"test", "shift"}) for row in learned)
+        found.append(f"{count} comparisons at 95 % each: about one in twenty tells of a difference that is not there.")
+    return found

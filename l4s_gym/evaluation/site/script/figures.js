@@ -3,6 +3,12 @@
 const title = (select) => one(select).selectedOptions[0].textContent;
 
 const LEAST = 80; // per cent of utilisation
+/** Values, and the ends of their intervals as far as they are less than twice beyond. */
+const nearby = (triples) => {
+  const values = triples.map(([value]) => value);
+  const [low, high] = [Math.min(...values) / 2, Math.max(...values) * 2];
+  return [...values, ...triples.flat().filter((end) => end > low && end < high)];
+};
 const tradeOff = () => {
   const name = one("#delay").value;
   const points = data.agents.flatMap((agent) => {
@@ -30,10 +36,7 @@ const tradeOff = () => {
   scatter(
     "plot-trade-off",
     seen,
-    logAxis(
-      "queue delay (ms)",
-      seen.flatMap(({ x }) => x),
-    ),
+    logAxis("queue delay (ms)", nearby(seen.map(({ x }) => x))),
     yaxis,
     {
       hover: (x, y) => `delay ${withInterval(x, " ms")}<br>utilisation ${withInterval(y, " %")}`,
