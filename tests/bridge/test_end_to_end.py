@@ -129,7 +129,8 @@ def test_the_daemon_is_killed_under_an_agent(serve: Serve, program: Path, tmp_pa
         until(lambda: server.queue.refused[0] > before + 5, "no decisions after the restart")
         controller.stop()
         thread.join()
-    assert result[0].sessions == 2 and result[0].shares is not None
+    # Once more where it came back before the daemon had its queue again.
+    assert 2 <= result[0].sessions <= 3 and result[0].shares is not None
 
 
 def test_the_queue_is_started_anew_behind_the_daemon(program: Path, tmp_path: Path) -> None:
