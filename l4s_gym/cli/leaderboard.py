@@ -26,8 +26,8 @@ def leaderboard(
     """Run what is missing on the leaderboard, and write it; what is interrupted goes on when it is run again.
 
     Args:
-        experiments: As agent/variant, agent, or a TOML file; all of benchmarks/experiments by default, and with --add
-            only what the scores refer to.
+        experiments: As agent/variant, agent, or a TOML file, and what the scores refer to; all of benchmarks/experiments
+            by default, none with --add.
         size: quick (a first look), standard (the one that is compared), or full.
         add: Agents of your own: MODULE:ATTRIBUTE, FILE.py:ATTRIBUTE, or the folder of a saved agent.
         results: Folder of entries; those that are there are not run again. OUT/entries by default.
@@ -53,7 +53,7 @@ def leaderboard(
     if jobs is not None and jobs < 0:
         raise L4SError(f"--jobs {jobs}: give 0 (in this process) or more")
     own = [boards.added(spec) for spec in add]
-    wanted = boards.experiments(experiments or (boards.REFERENCES if own else ()))
+    wanted = boards.experiments((*experiments, *boards.REFERENCES) if experiments or own else ())
     boards.produce(
         [*wanted, *own],
         rules,

@@ -89,6 +89,13 @@ def test_an_agent_of_ones_own_enters_by_one_command(mine: Path, place: Path, pro
     assert "mine--Mine" in (place / "out" / "index.html").read_text()
 
 
+def test_some_experiments_come_with_what_their_scores_refer_to(mine: Path, place: Path) -> None:
+    assert main([*command(place), "native/pie"]) == 0
+    names = {"mine--Mine", "native--dualpi2_rfc9332", "native--pie", "random--uniform"}
+    assert {each.id for each in entry.read_all(mine.parent)} == names
+    (mine.parent / "native--pie.json").unlink()
+
+
 def test_what_is_there_is_not_run_again(mine: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = mine.read_bytes()
     monkeypatch.setattr("l4s_gym.evaluation.sweep.run", None)
