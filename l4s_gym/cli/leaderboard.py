@@ -26,8 +26,8 @@ def leaderboard(
     """Run what is missing on the leaderboard, and write it; what is interrupted goes on when it is run again.
 
     Args:
-        experiments: As agent/variant, agent, or a TOML file, and what the scores refer to; all of benchmarks/experiments
-            by default, none with --add.
+        experiments: As agent/variant, agent, or a TOML file, to which come those that the scores refer to; all of
+            benchmarks/experiments by default, with --add none.
         size: quick (a first look), standard (the one that is compared), or full.
         add: Agents of your own: MODULE:ATTRIBUTE, FILE.py:ATTRIBUTE, or the folder of a saved agent.
         results: Folder of entries; those that are there are not run again. OUT/entries by default.
