@@ -29,6 +29,9 @@ from tests.bridge.conftest import Serve
 from tests.bridge.server import Server, log_of
 from tests.kernel.conftest import Build, build, namespaces  # noqa: F401  (fixtures)
 
+# Real packets in real time, on cores that others use too: a test that fails is tried twice more.
+pytestmark = pytest.mark.flaky(reruns=2, reruns_delay=2)
+
 Daemon = Callable[[Server], Path]
 
 
