@@ -12,15 +12,13 @@ to expect. Nothing here is asserted: targets are shown beside the figures.
 from __future__ import annotations
 
 import gzip
-import os
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +30,7 @@ import tyro
 from l4s_gym.data import recipes
 from l4s_gym.data.build import build as build_dataset
 from l4s_gym.data.convert import convert
+from l4s_gym.data.environ import datasets_in
 from l4s_gym.data.logs import known_fields, write_log
 from l4s_gym.data.records import RecordWriter
 from l4s_gym.data.simulated import simulate_log
@@ -182,7 +181,7 @@ def one_pass(what: str, path: Path) -> dict[str, float]:
     """A full pass in a process of its own."""
     out = path.with_name("pass.parquet")
     command = [sys.executable, "-c", PASS, what, str(path), str(out)]
-    with datasets(path.parent):
+    with datasets_in(path.parent):
         done = subprocess.run(command, check=True, capture_output=True, text=True)
     out.unlink(missing_ok=True)
     rows, seconds, peak = map(float, done.stdout.split())
@@ -209,7 +208,7 @@ def memory(options: Options, folder: Path) -> dict[str, Any]:
 def build(options: Options, folder: Path) -> dict[str, Any]:
     """Datasets of 10^7 steps from their recipes, on all cores, without the measurement of reference scores."""
     found = {}
-    with datasets(folder):
+    with datasets_in(folder):
         for recipe in map(recipes.load, ("testbed", "grid", "mixed")):
             rates, steps = [], 0
             for _ in range(3):
@@ -231,7 +230,7 @@ def windows(options: Options, folder: Path) -> dict[str, Any]:
         work()
         return 1e3 * (time.perf_counter() - start)
 
-    with datasets(folder):
+    with datasets_in(folder):
         dataset = build_dataset(recipe, "small", scores=False)
         drawer, rng = Windows(dataset, 20), np.random.default_rng(0)
         drawn = [rng.integers(len(drawer), size=256) for _ in range(100)]
@@ -245,19 +244,6 @@ def windows(options: Options, folder: Path) -> dict[str, Any]:
     for name, value in found.items():
         print(f"{'windows: ' + name:<44} {value:,.1f}", flush=True)
     return found
-
-
-@contextmanager
-def datasets(folder: Path) -> Iterator[None]:
-    """Minari's datasets lie there until the block ends."""
-    before = os.environ.get("MINARI_DATASETS_PATH")
-    os.environ["MINARI_DATASETS_PATH"] = str(folder)
-    try:
-        yield
-    finally:
-        os.environ.pop("MINARI_DATASETS_PATH")
-        if before is not None:
-            os.environ["MINARI_DATASETS_PATH"] = before
 
 
 SECTIONS: dict[str, Callable[[Options, Path], dict[str, Any]]] = {

@@ -7,11 +7,11 @@ python benchmarks/leaderboard.py --check results/native--pie.json    # is this e
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 
 from l4s_gym.cli import main
+from l4s_gym.data.files import atomic_write
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -20,5 +20,6 @@ if __name__ == "__main__":
     committed = [] if any(name in given for name in ("--results", "--check", "--size")) else ["--results", str(RESULTS)]
     status = main(["leaderboard", *committed, *given])
     if committed and not given and status == 0:  # all of it: what the README shows
-        shutil.copyfile("runs/leaderboard/leaderboard.md", RESULTS / "leaderboard.md")
+        with atomic_write(RESULTS / "leaderboard.md") as file:
+            file.write(Path("runs/leaderboard/leaderboard.md").read_bytes())
     sys.exit(status)

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +17,7 @@ import numpy as np
 
 from l4s_gym import schema
 from l4s_gym.data import build, minari_io
+from l4s_gym.data.environ import datasets_in, environment
 from l4s_gym.data.files import atomic_write, locked, put_in_place
 from l4s_gym.data.minari_io import import_minari
 from l4s_gym.data.storage import MAIN, h5py, mapped
@@ -57,21 +58,6 @@ def remote_name(given: str = "") -> str:
     return remote
 
 
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set variables for a while: Minari and the hub's client read them at each call."""
-    old = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in old.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
 def _explain(remote: str, error: BaseException) -> L4SError:
     """One line about what went wrong, with the remedy."""
     while error.__cause__ is not None:
@@ -95,7 +81,7 @@ def _explain(remote: str, error: BaseException) -> L4SError:
 def _talking(remote: str, token: str = "", **variables: str) -> Iterator[None]:
     """Calls of Minari to a remote: its settings, none of its messages, and every failure as one line."""
     values = {"MINARI_REMOTE": remote, **variables, **({"HF_TOKEN": token} if token else {})}
-    with _environment(values), redirect_stdout(io.StringIO()), warnings.catch_warnings():
+    with environment(values), redirect_stdout(io.StringIO()), warnings.catch_warnings():
         # It takes `x-small-v1` for a newer version of `x-v0`, and other repositories of the owner for broken ones.
         warnings.filterwarnings("ignore", "We recommend you install a higher|Skipping .* malformed", UserWarning)
         try:
@@ -227,7 +213,7 @@ def download(dataset_id: str, remote: str = "", *, token: str = "", force: bool 
         with _talking(remote, token, MINARI_DATASETS_PATH=str(staging)):
             minari.download_dataset(dataset_id, force_download=new.exists())
         try:
-            with _environment({"MINARI_DATASETS_PATH": str(staging)}):
+            with datasets_in(staging):
                 verify(dataset_id)
         except L4SError as error:
             shutil.rmtree(staging)

@@ -246,7 +246,7 @@ def _clear(row: Row, suite: str) -> str:
         found = row.differences[suite][metric]
         if found is None:
             without.append(what)
-        elif found.low is not None and found.high is not None and not found.low <= 0.0 <= found.high:
+        elif found.sure:
             reasons.append(f"{what} {span(found, scale, '+', 2)} {unit}".rstrip())
     clear = "; ".join(reasons) or "no clear difference of what can be compared"
     starved = f"; no {', no '.join(without)}, for in some episodes no packet of a class came through" if without else ""

@@ -174,6 +174,11 @@ class Failure(Struct, frozen=True, forbid_unknown_fields=True):
     where: str
     traceback: str
 
+    @property
+    def brief(self) -> str:
+        """Where, and the last line of the traceback."""
+        return f"{self.where}: {self.traceback.strip().splitlines()[-1]}"
+
 
 class Entry(Struct, frozen=True, forbid_unknown_fields=True):
     """What an experiment came to: `results/<agent>--<variant>.json`.

@@ -212,7 +212,7 @@ def produce(
         say(f"refused: {refusal.name}: {refusal.reason}")
     for each in entries:
         if each.failed is not None:
-            say(f"failed: {each.id}: {each.failed.where}: {each.failed.traceback.strip().splitlines()[-1]}")
+            say(f"failed: {each.id}: {each.failed.brief}")
     whole = [each for each in entries if each.failed is None]
     runs = series.of_board(whole, protocol, size, kept / "series.json", folder, progress)
     report(out, entries, refused, runs, say)

@@ -189,8 +189,7 @@ def _row(each: Entry, plan: Sequence[Suite], seed: int, resamples: int) -> Row:
         training_s=float(np.mean([one.seconds for one in training])) if training else None,
     )
     if each.failed is not None:
-        last_line = each.failed.traceback.strip().rpartition("\n")[2]
-        return replace(row, failed=f"{each.failed.where}: {last_line}")
+        return replace(row, failed=each.failed.brief)
     return _filled(row, each, plan, np.random.default_rng([seed, zlib.crc32(each.id.encode())]), resamples)
 
 

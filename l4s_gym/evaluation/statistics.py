@@ -54,6 +54,11 @@ class Interval:
     low: float | None = None
     high: float | None = None
 
+    @property
+    def sure(self) -> bool:
+        """Whether it is known, and 0 is outside."""
+        return self.low is not None and self.high is not None and not self.low <= 0.0 <= self.high
+
     def within(self, least: float, most: float) -> Interval:
         """The part of it that is possible for a quantity with bounds; the value stays inside."""
         if self.low is None or self.high is None:
@@ -242,12 +247,15 @@ def _freedom(by_task: Floats, runs: int) -> Floats:
     return np.asarray(max(runs - 1, 1) * tasks)
 
 
-def _influence(arrays: Sequence[Floats], statistic: Statistic) -> Floats:
-    """What an episode that differs from the mean of its task does to a statistic (runs, tasks, *points)."""
+def _influence(arrays: Sequence[Floats], statistic: Statistic, each: Floats) -> Floats:
+    """What an episode that differs from the mean of its task does to a statistic (runs, tasks, *points).
+
+    Its value for each training is given (trainings, *points).
+    """
     runs, tasks = arrays[0].shape[1:]
     one = np.eye(runs * tasks, dtype=bool).reshape(-1, 1, runs, tasks)
     without = statistic(*(np.where(one, array.mean(1, keepdims=True), array) for array in arrays))
-    found = (statistic(*arrays) - without).mean(1)  # over trainings
+    found = (each - without).mean(1)  # over trainings
     return np.asarray(found.reshape(runs, tasks, *found.shape[1:]))
 
 
@@ -274,7 +282,7 @@ def bootstrap(
     trainings, runs, tasks = arrays[0].shape
     each = statistic(*arrays)  # (trainings, *points)
     points = each.shape[1:]
-    freedom = _freedom((_influence(arrays, statistic) ** 2).sum(0), runs)
+    freedom = _freedom((_influence(arrays, statistic, each) ** 2).sum(0), runs)
     if runs < 2:
         return Estimate(each, np.full(points, np.nan), np.zeros(points), freedom, trainings * tasks)
     picks = rng.integers(runs, size=(resamples, runs - 1, tasks))

@@ -263,13 +263,12 @@ def one_cell(
     sweep.need_datasets([experiment], silent)
     sweep.train([experiment], silent)
     if experiment.id in sweep.failed:
-        failure = sweep.failed[experiment.id]
-        raise L4SError(f"{experiment.id}: {failure.where}: {failure.traceback.strip().splitlines()[-1]}")
+        raise L4SError(f"{experiment.id}: {sweep.failed[experiment.id].brief}")
     cell = rng.choice(sweep.cells(experiment, train_seed))
     say(f"{experiment.id}: runs {cell.place} again")
     made = work.evaluate(cell)
     if "traceback" in made:
-        raise L4SError(f"{experiment.id}: {cell.place}: {made['traceback'].strip().splitlines()[-1]}")
+        raise L4SError(f"{experiment.id}: {Failure(cell.place, made['traceback']).brief}")
     return cell.suite, json.loads(json.dumps(made["results"]))
 
 

@@ -19,6 +19,7 @@ pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'l4s-gym
 from matplotlib.figure import Figure as Picture
 
 from l4s_gym.agents.metrics import classification
+from l4s_gym.data.environ import datasets_in
 from l4s_gym.evaluation.paper import models, pool, sizes, trials
 from l4s_gym.evaluation.paper.figure import Place
 from l4s_gym.evaluation.paper.trials import ANSWERS, GPT2, SHAPES, TRAINED, Trial
@@ -117,11 +118,11 @@ def test_most_memory_from_now_on() -> None:
 
 def test_datasets_lie_elsewhere_for_a_while(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MINARI_DATASETS_PATH", "before")
-    with pool.datasets_in(tmp_path):
+    with datasets_in(tmp_path):
         assert os.environ["MINARI_DATASETS_PATH"] == str(tmp_path)
     assert os.environ["MINARI_DATASETS_PATH"] == "before"
     monkeypatch.delenv("MINARI_DATASETS_PATH")
-    with pytest.raises(ZeroDivisionError), pool.datasets_in(tmp_path):
+    with pytest.raises(ZeroDivisionError), datasets_in(tmp_path):
         _ = 1 / 0
     assert "MINARI_DATASETS_PATH" not in os.environ
 

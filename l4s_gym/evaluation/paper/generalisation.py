@@ -83,8 +83,8 @@ def _found(rows: list[Row]) -> str:
     lines = []
     for row in rows:
         gap = row.gap or Interval(0.0)
-        sure = gap.low is not None and gap.high is not None and not gap.low <= 0.0 <= gap.high
-        verdict = ("worse" if gap.value > 0.0 else "better") + " in unseen settings" if sure else "no gap to be told"
+        side = "worse" if gap.value > 0.0 else "better"
+        verdict = f"{side} in unseen settings" if gap.sure else "no gap to be told"
         scores = ", ".join(f"{name} {text(row.scores[name])}" for name in SUITES)
         one = ", one training" if row.trainings == 1 else ""
         lines.append(f"- {row.name}: {scores}, gap {text(gap)}: {verdict}{one}")

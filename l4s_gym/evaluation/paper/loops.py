@@ -146,8 +146,7 @@ def run(place: Place, scenario: str, intervals: Sequence[int] = INTERVALS) -> li
 
 def _loop(each: Entry, every: int, scenario: str, rules: Protocol, place: Place) -> Loop:
     if each.failed is not None:
-        last = each.failed.traceback.strip().splitlines()[-1]
-        raise L4SError(f"{each.id}: {each.failed.where}: {last}: correct it, and make the figure again")
+        raise L4SError(f"{each.id}: {each.failed.brief}: correct it, and make the figure again")
     label = f"{LLM} every {every}" if every else NATIVE
     results = [result for result in each.results if result["scenario"] == scenario]
     return Loop(label, every, series.spec_of(each, rules, place.work) or "", results, rules.quick.seconds)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 import l4s_gym
+from l4s_gym.data.environ import datasets_in
 from l4s_gym.evaluation.entry import checksum
 from l4s_gym.evaluation.jobs import kept
 from l4s_gym.evaluation.paper import sizes, times
@@ -24,7 +25,6 @@ from l4s_gym.evaluation.paper.pool import (
     READINGS,
     Pool,
     config_of,
-    datasets_in,
     read,
 )
 from l4s_gym.evaluation.paper.sizes import COLOURS

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from l4s_gym.agents.training import load_config
+from l4s_gym.data.environ import datasets_in
 from l4s_gym.data.pools import load_rows
 from l4s_gym.errors import L4SError
 from l4s_gym.evaluation import offline
@@ -94,22 +93,6 @@ def read(work: Path, reading: str) -> Pool:
     with datasets_in(place):
         ids = offline.write_datasets(blocks, f"paper-{reading.replace(' ', '-')}")
     return Pool(blocks, [name for number, name in enumerate(ids) if number not in HELD], place)
-
-
-@contextmanager
-def datasets_in(folder: Path) -> Iterator[None]:
-    """Let Minari's datasets lie in a folder, for a while."""
-    name = "MINARI_DATASETS_PATH"
-    before = os.environ.get(name)
-    folder.mkdir(parents=True, exist_ok=True)
-    os.environ[name] = str(folder.resolve())
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
 
 
 def config_of(family: str, *settings: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from l4s_gym import agents
 from l4s_gym.agents.protocol import Agent
+from l4s_gym.data.environ import datasets_in
 from l4s_gym.data.files import sha256
 from l4s_gym.data.minari_io import create_from_stream, dataset_folder
 from l4s_gym.data.pools import Rows, load_rows
@@ -176,7 +177,7 @@ def pool_agent(place: Place) -> tuple[Agent, dict[str, Any]]:
     dataset = f"l4s/dualpi2/pool-as-logged-{sha256(path)[:8]}-v0"
     sweep = Sweep(read_protocol(), "quick", place.work.resolve(), jobs=0, ray="")
     how = experiment(dataset, place.quick)
-    with pool.datasets_in(place.work / "datasets"):
+    with datasets_in(place.work / "datasets"):
         if not dataset_folder(dataset).exists():
             text = "The authors' training pool, as logged"
             stream = open_stream(path)
@@ -184,8 +185,7 @@ def pool_agent(place: Place) -> tuple[Agent, dict[str, Any]]:
         sweep.need_datasets([how], place.progress)
         sweep.train([how], place.progress)
     if how.id in sweep.failed:
-        failure = sweep.failed[how.id]
-        raise L4SError(f"{how.id}: {failure.where}: {failure.traceback.strip().splitlines()[-1]}: see there")
+        raise L4SError(f"{how.id}: {sweep.failed[how.id].brief}: see there")
     (job,) = sweep.trainings(how)
     agent = agents.make(f"{job.folder},{how.agent}")
     made = sweep.done[str(job.record)]
