@@ -174,7 +174,9 @@ class Batch:
         self.hist[index] = 0
         self.action[index] = 0
         self.status[index] = layout.RUNNING
-        starts = flow["app_at"] + (rng.random(len(flow)) * stagger).astype(np.int64)
+        # Of flows that start together, chance says which one is first, not the order of the file.
+        starts = flow["app_at"] + (rng.random(len(flow)) * (stagger + flow["jitter_ns"])).astype(np.int64)
+        starts += rng.permutation(len(flow))
         self.flow["app_at"][index] = starts
         tree = self.tree[index]
         tree[:] = NEVER

@@ -132,8 +132,10 @@ FLOW: Final = _packed(
         ("marked_in_round", "i4"), ("round_end", "i4"), ("mss", "i4"), ("ack_every", "i4"), ("lost_out", "i4"),
         ("held", "i4"), ("pending", "i4"), ("last_len", "i4"), ("backoff", "i4"), ("app", "i1"), ("cc", "i1"),
         ("ecn", "i1"), ("accurate", "i1"), ("ect_resent", "i1"), ("paced", "i1"), ("running", "i1"), ("done", "i1"),
-        ("recovery", "i1"), ("send_cwr", "i1"), ("limited", "i1"), ("burst_left", "i1"), ("ce_state", "i1"),
-        ("echo", "i1"), ("finite", "i1"), ("slope_one", "i1"),
+        ("recovery", "i1"), ("send_cwr", "i1"), ("limited", "i1"), ("held_back", "i1"), ("ce_state", "i1"),
+        ("echo", "i1"), ("finite", "i1"), ("slope_one", "i1"), ("variant", "i1"), ("slow_start", "i1"),
+        ("lost_late", "i1"), ("fast_resend", "i1"), ("shrinks", "i1"), ("packet_len", "i4"), ("sent_all", "i4"), ("burst_open", "i4"),
+        ("jitter_ns", "i4"), ("last_due_ns", "i8"), ("hole_ns", "i8"), ("loss_ns", "i8"), ("lost_since", "i4"),
     ],
     [
         # -- what the flow is, the states of single congestion controls, measurement
@@ -146,6 +148,13 @@ FLOW: Final = _packed(
         ("marks", "i8"), ("reductions", "i8"), ("resend_from", "i4"), ("block_start", "i4"), ("block_end", "i4"),
         ("slop_ns", "i8"), ("initial_ssthresh", "f8"), ("filled_ns", "i8"), ("sack_length", "i4"), ("card", "i4"),
         ("largest_rwnd", "i4"), ("filled", "i4"), ("freebsd", "i1"),
+        # -- Prague (`l4s_gym.sim.prague`)
+        ("pace_bps", "f8"), ("undo", "f8"), ("alpha_sent", "i4"), ("loss_sent", "i4"), ("cwr_sent", "i4"),
+        ("growth_wait", "i4"), ("undo_wait", "i4"), ("rounds", "i4"), ("prague", "i1"), ("rate_mode", "i1"),
+        ("undo_mode", "i1"), ("first_ack", "i1"),
+        # -- the end of slow start (`l4s_gym.sim.slowstart`)
+        ("ss_began_ns", "i8"), ("ss_last_ns", "i8"), ("ss_least_ns", "i8"), ("ss_before_ns", "i8"),
+        ("css_base_ns", "i8"), ("ss_end", "i4"), ("ss_samples", "i4"), ("css_rounds", "i4"),
         # -- FreeBSD: proportional rate reduction, CUBIC's epochs
         ("rexmit", "i4"), ("prr_delivered", "i4"), ("prr_out", "i4"), ("recover_fs", "i4"), ("phase", "i4"),
         ("epoch_acks", "i4"), ("epoch_rtt_ns", "f8"), ("mean_rtt_ns", "f8"),

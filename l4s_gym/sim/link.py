@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from l4s_gym.schema import CE, DROP, ENQUEUE, MARK, NOT_ECT
-from l4s_gym.sim import disciplines, record, router, tcp
+from l4s_gym.sim import disciplines, receiver, record, router, tcp
 from l4s_gym.sim.events import uniform
 from l4s_gym.sim.jit import jit
 from l4s_gym.sim.layout import (
@@ -137,7 +137,7 @@ def _hand_on(w: Any, p: int) -> None:
     if a.ack or a.crossing < w.passes:
         push_transit(w, i, p)
     else:
-        tcp.receive(w, i, p)
+        receiver.receive(w, i, p)
 
 
 @jit

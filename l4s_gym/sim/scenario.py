@@ -91,10 +91,10 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True):
         size_bytes: Smallest and largest page of `web` (bounded Pareto).
         size_shape: Shape of that distribution.
         packet_length: IP length of a full packet, bytes.
-        ack_every: Segments per ACK.
+        ack_every: Segments per ACK; 0: 2, and 1 for UDP Prague.
         delayed_ack_ms: Longest delay of an ACK.
         initial_window: Packets.
-        min_rto_ms: Least retransmission timeout.
+        min_rto_ms: Least time that the timeout adds to the smoothed RTT (Linux); FreeBSD: least timeout.
         rto_slop_ms: Added to the timeout that RFC 6298 computes (FreeBSD: `tcp_rexmit_slop`, 200).
         sack_length: Length that a SACK option adds to an ACK, bytes; 0: ACKs are of one length.
         card: Network card of the router at which the source sits, for `dummynet`; the receivers sit at card 0.
@@ -107,7 +107,13 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True):
             reduction after losses and ECN signals, its timeouts.
         receive_window: Packets; 0: enough for any window that fits path and buffer.
         largest_window: Up to which the receive window grows by half, as FreeBSD's does; 0: it stays as it is.
-        paced: Whether packets are sent at the window's rate instead of as ACKs come in; None: for Prague only.
+        paced: Whether packets are sent at the window's rate instead of as ACKs come in: Prague by its own rule,
+            others by Linux's (1.2 times the window per RTT, twice in the first half of slow start); None: Prague only.
+        slow_start: When slow start ends before a loss: `standard` (never), `hystart` (as Linux's CUBIC), `hystart++`
+            (RFC 9406), or empty: `hystart` for CUBIC of Linux, `standard` for the others.
+        variant: Prague: `udp` (the L4S team's reference) or `tcp` (slow start, two packets at least in flight).
+        jitter_us: Each packet takes up to this much longer for a hop (uniform), and starts up to this much later, as
+            hosts do.
     """
 
     kind: Kind
@@ -125,7 +131,7 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True):
     size_bytes: tuple[Annotated[int, Meta(ge=0)], Annotated[int, Meta(ge=1)]] = (5_000, 2_000_000)
     size_shape: Positive = 1.2
     packet_length: Annotated[int, Meta(ge=100, le=9000)] = 1500
-    ack_every: Annotated[int, Meta(ge=1, le=64)] = 2
+    ack_every: Annotated[int, Meta(ge=0, le=64)] = 0
     delayed_ack_ms: Positive = 40.0
     initial_window: Annotated[float, Meta(ge=1.0, le=1000.0)] = 10.0
     min_rto_ms: Positive = 200.0
@@ -141,6 +147,9 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True):
     receive_window: Count = 0
     largest_window: Annotated[int, Meta(ge=0, le=1 << 15)] = 0
     paced: bool | None = None
+    slow_start: Literal["standard", "hystart", "hystart++", ""] = ""
+    variant: Literal["udp", "tcp"] = "udp"
+    jitter_us: Annotated[float, Meta(ge=0.0, le=1e5)] = 5.0
 
 
 class AqmOptions(Struct, frozen=True, forbid_unknown_fields=True):

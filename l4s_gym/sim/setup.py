@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.schema import ECT_0, ECT_1, NOT_ECT
-from l4s_gym.sim import congestion, layout, traces
+from l4s_gym.sim import congestion, layout, prague, slowstart, traces
 from l4s_gym.sim import dualpi2_freebsd as freebsd
 from l4s_gym.sim import dualpi2_linux as linux
 from l4s_gym.sim import dualpi2_rfc9332 as rfc9332
@@ -203,6 +203,7 @@ def _source_fields(scenario: Scenario, source: Source) -> dict[str, Any]:
         crossings = 2 if scenario.link.acks_in_queue else 1
     finite = source.transfer_bytes >= 0 and not unresponsive and source.kind != "web"
     low, high = source.size_bytes
+    linux_cubic = cc == "cubic" and not source.freebsd
     return {
         "app": {"cbr": layout.CBR, "onoff": layout.ONOFF, "web": layout.WEB}.get(source.kind, layout.BULK),
         "cc": layout.NONE if unresponsive else layout.CCS.index(cc),
@@ -210,9 +211,14 @@ def _source_fields(scenario: Scenario, source: Source) -> dict[str, Any]:
         "accurate": int(accurate),
         "ect_resent": int(cc == "prague"),
         "paced": int(cc == "prague" if source.paced is None else source.paced),
+        "variant": prague.VARIANTS.index(source.variant),
+        "shrinks": int(not finite and source.kind != "web"),
+        "slow_start": slowstart.KINDS.index(source.slow_start or ("hystart" if linux_cubic else "standard")),
         "hop_ns": round(source.rtt_ms * 1e6 / crossings),
+        "jitter_ns": round(source.jitter_us * 1e3),
         "mss": source.packet_length,
-        "ack_every": source.ack_every,
+        "packet_len": source.packet_length,
+        "ack_every": source.ack_every or (1 if cc == "prague" and source.variant == "udp" else 2),
         "delack_ns": round(source.delayed_ack_ms * 1e6),
         "rwnd": receive_window(scenario, source),
         "min_rto_ns": round(source.min_rto_ms * 1e6),

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from l4s_gym.sim import congestion, tcp
+from l4s_gym.sim import receiver, tcp
 from l4s_gym.sim.events import set_time, uniform
 from l4s_gym.sim.jit import jit, public
 from l4s_gym.sim.layout import BULK, CBR, NEVER, NONE, ONOFF, SLOT_FLOWS, WEB
 from l4s_gym.sim.memory import flow_at, packet_at
 from l4s_gym.sim.pool import allocate, arm, renew
+from l4s_gym.sim.receiver import HEADER_LEN
 
 
 @jit
@@ -31,10 +32,10 @@ def bounded_pareto(number: float, shape: float, low: float, high: float) -> floa
 @jit
 def _offer(f: Any, size_bytes: int) -> None:
     """Give the transport `size_bytes` more to send."""
-    payload = f.mss - tcp.HEADER_LEN
+    payload = f.mss - HEADER_LEN
     segments = (size_bytes + payload - 1) // payload
     f.limit_seq = f.nxt + segments
-    f.last_len = f.mss if segments == 0 else size_bytes - (segments - 1) * payload + tcp.HEADER_LEN
+    f.last_len = f.mss if segments == 0 else size_bytes - (segments - 1) * payload + HEADER_LEN
 
 
 @jit
@@ -51,11 +52,7 @@ def start(w: Any, i: int) -> None:
             f.on_until_ns = w.now_ns + exponential(w, f.mean_on_ns)
         arm(w, i, f.app_at)
         return
-    congestion.restart(f)
-    f.recovery = 0
-    f.ecn_recover = f.nxt - 1
-    f.round_end = f.nxt
-    f.pace_at = 0
+    tcp.restart(w, i)
     if f.app == WEB:
         _offer(f, int(bounded_pareto(uniform(w), f.size_shape, f.size_min, f.size_max)))
     elif f.finite:
@@ -111,15 +108,15 @@ def timer(w: Any, i: int) -> None:
     now = w.now_ns
     set_time(w, SLOT_FLOWS + 2 * i + 1, NEVER)
     if f.delack_at <= now:
-        tcp.acknowledge_delayed(w, i)
+        receiver.acknowledge_delayed(w, i)
     if f.rto_at <= now:
         if f.una < f.nxt:
             tcp.on_timeout(w, i)
             w.sending = i
         else:
             f.rto_at = NEVER
-    if f.burst_left and f.pace_at <= now:
-        f.burst_left = 0
+    if f.held_back and f.pace_at <= now:
+        f.held_back = 0
         w.sending = i
     if f.app_at <= now:
         if f.running and (f.app == CBR or f.app == ONOFF):
@@ -127,7 +124,7 @@ def timer(w: Any, i: int) -> None:
         else:
             start(w, i)
     deadline = min(f.delack_at, f.rto_at)
-    if f.burst_left:
+    if f.held_back:
         deadline = min(deadline, f.pace_at)
     if f.app_at > now:
         deadline = min(deadline, f.app_at)

@@ -18,9 +18,9 @@ Run = Callable[..., Batch]
 
 
 def build(*sources: dict[str, Any], **fields: Any) -> Scenario:
-    """A scenario of these sources; no warm-up, ten seconds, starts without stagger unless given."""
+    """A scenario of these sources; no warm-up, ten seconds, no stagger and no jitter unless given."""
     tree = {"name": "test", "warmup_s": 0.0, "horizon_s": 10.0, **fields}
-    return from_dict({**tree, "sources": [{"stagger_s": 0.0, **source} for source in sources]})
+    return from_dict({**tree, "sources": [{"stagger_s": 0.0, "jitter_us": 0.0, **source} for source in sources]})
 
 
 def run_native(what: str | Scenario, aqm: str | None = None, seed: int = 0, seconds: float | None = None) -> Batch:

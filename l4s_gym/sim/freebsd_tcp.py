@@ -1,0 +1,234 @@
+"""Senders of FreeBSD 14's base stack: CUBIC in ticks, proportional rate reduction after losses and ECN signals alike.
+
+Read in `tcp_input.c`, `tcp_output.c`, `tcp_sack.c` and `cc_cubic.c` of FreeBSD 14. The scoreboard is up to date when
+these functions are called (`l4s_gym.sim.scoreboard`).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+from l4s_gym.schema import NOT_ECT
+from l4s_gym.sim import congestion, scoreboard
+from l4s_gym.sim.jit import jit
+from l4s_gym.sim.layout import CUBIC, DCTCP
+from l4s_gym.sim.memory import flow_at
+
+SLOW_START: Final = 1
+APP_LIMITED: Final = 2
+TIMED_OUT: Final = 4
+"""What FreeBSD's CUBIC remembers (`CUBICFLAG_*`) until it is in congestion avoidance again."""
+TICK_NS: Final = 10_000_000
+"""FreeBSD counts CUBIC's time in ticks; in a virtual machine hz is 100."""
+
+
+@jit
+def _cubic_reduce(f: Any, now_ns: int) -> None:
+    """`cubic_ssthresh_update`: the threshold is of the plateau that fast convergence has lowered."""
+    plateau = f.cwnd * (1.0 + f.beta) / 2.0 if f.cwnd < f.w_max else f.cwnd
+    first = f.prior == 0.0
+    f.prior = f.cwnd
+    f.w_max = plateau * f.beta if first else plateau
+    f.ssthresh = max(plateau * (0.5 if first else f.beta), congestion.MIN_WINDOW)
+    f.cwnd = f.ssthresh
+    f.cubic_k = (f.w_max * (1.0 - f.beta) / f.cubic_c) ** (1.0 / 3.0)
+    f.epoch_ns = now_ns
+
+
+@jit
+def _reduce(f: Any, beta: float, now_ns: int) -> None:
+    """A loss, or an ECN signal of RFC 3168."""
+    f.reductions += 1
+    if f.cc == CUBIC:
+        _cubic_reduce(f, now_ns)
+    else:
+        f.cwnd = max(f.cwnd * beta, congestion.MIN_WINDOW)
+        f.ssthresh = f.cwnd
+
+
+@jit
+def _cubic(f: Any, now_ns: int) -> None:
+    """FreeBSD 14's `cubic_ack_received`: the window is set straight to the larger curve, in time of whole ticks.
+
+    The epoch begins with the signal, and again where slow start or a full receive window has ended. After a timeout
+    the plateau is the window that slow start has reached, at once (RFC 8312, section 4.7); here also where the
+    threshold leaves no room for slow start. (FreeBSD goes on with the old epoch then, and a sender that has been
+    silent for seconds sets its window to hundreds of packets.)
+    Until the first congestion signal (a slow start that the host cache has ended) the window draws its own plateau
+    along, and runs away after K seconds.
+    """
+    if f.phase & TIMED_OUT:
+        f.phase = f.phase & APP_LIMITED
+        f.w_max = f.cwnd
+        f.cubic_k = 0.0
+        f.epoch_ns = now_ns
+    elif f.phase & (SLOW_START | APP_LIMITED):
+        f.phase &= TIMED_OUT
+        f.cubic_k = (f.w_max * (1.0 - f.beta) / f.cubic_c) ** (1.0 / 3.0)
+        f.epoch_ns = now_ns
+    elapsed_s = (now_ns - f.epoch_ns) // TICK_NS * (TICK_NS * 1e-9)
+    rtt_s = max(f.mean_rtt_ns, TICK_NS) * 1e-9
+    friendly = f.w_max * f.beta + f.friendly * elapsed_s / rtt_s
+    cubic = congestion.cubic_window(elapsed_s + rtt_s, f.cubic_k, f.w_max, f.cubic_c)
+    f.cwnd = max(f.cwnd, friendly, cubic)
+    if f.prior == 0.0 and f.w_max < f.cwnd:
+        f.w_max = f.cwnd
+        f.cubic_k = (f.w_max * (1.0 - f.beta) / f.cubic_c) ** (1.0 / 3.0)
+
+
+@jit
+def _grow(f: Any, acked: int, now_ns: int) -> None:
+    """FreeBSD's `ack_received` outside of recovery: growth only while the window is not above the receiver's.
+
+    What is in flight does not matter (`net.inet.tcp.newcwv` is 0), and the window may grow over the receiver's. An ACK
+    counts for two packets at most in slow start, and for one while everything is sent again after a timeout (RFC 3465,
+    `net.inet.tcp.abc_l_var`).
+    """
+    if f.cwnd > f.rwnd:
+        f.phase |= APP_LIMITED
+    elif f.cwnd <= f.ssthresh:
+        f.phase |= SLOW_START
+        f.cwnd += min(acked, 1 if f.recovery == 2 else 2)
+    elif f.cc == CUBIC:
+        _cubic(f, now_ns)
+    else:
+        f.cwnd += min(acked / f.cwnd, 1.0)
+
+
+@jit
+def _note_rtt(f: Any) -> None:
+    """`cubic_record_rtt`: the mean of an epoch's smoothed RTTs; in the first epoch the least one."""
+    f.epoch_rtt_ns += f.srtt_ns
+    f.epoch_acks += 1
+    if f.mean_rtt_ns == 0.0:
+        f.mean_rtt_ns = f.srtt_ns
+
+
+@jit
+def _after_recovery(f: Any, pipe: int, after_loss: bool) -> None:
+    """`post_recovery`: with less in flight than the threshold, the window is that and one packet more (RFC 6582)."""
+    if after_loss:
+        if pipe < f.ssthresh:
+            f.cwnd = max(pipe, 1) + 1.0
+        elif f.cc == CUBIC:
+            f.cwnd = max(f.w_max * f.beta, congestion.MIN_WINDOW)
+        else:
+            f.cwnd = f.ssthresh
+    if f.epoch_acks > 0:
+        f.mean_rtt_ns = f.epoch_rtt_ns / f.epoch_acks
+    f.epoch_acks = 0
+    f.epoch_rtt_ns = 0.0
+    if f.cc == DCTCP:  # `dctcp_post_recovery`: one more step of the average, mostly over nothing
+        f.ce_alpha += f.gain * (min(f.marked_in_round / max(f.acked_in_round, 1), 1.0) - f.ce_alpha)
+        f.acked_in_round = 0
+        f.marked_in_round = 0
+        f.round_end = f.nxt
+    f.prr_delivered = 0
+    f.prr_out = 0
+
+
+@jit
+def _proportional_rate(f: Any, pipe: int, delivered: int, new_loss: bool) -> int:
+    """`tcp_do_prr_ack` (RFC 6937): how many packets an ACK in recovery lets go.
+
+    What is in flight at the start, `recover_fs`, is that of the last loss: an ECN signal does not set it, and what
+    was sent (`prr_out`) is reset at the end of a recovery only, not by a timeout and not at the start of the next.
+    """
+    f.prr_delivered += delivered
+    if pipe >= f.ssthresh:
+        if f.recover_fs == 0:
+            f.recover_fs = max(f.nxt - f.una, 1)
+        return max(math.ceil(f.prr_delivered * f.ssthresh / f.recover_fs - f.prr_out), 0)
+    limit = f.prr_delivered - f.prr_out
+    if not new_loss and delivered > 0:
+        limit = max(limit, delivered) + 1
+    return max(min(int(f.ssthresh) - pipe, limit), 0)
+
+
+@jit
+def _start_recovery(w: Any, i: int) -> None:
+    """Three segments are sacked above a hole: the first hole is sent at once, the rest as `_proportional_rate` allows.
+
+    In the reduction after an ECN signal, the window is not reduced again. After a timeout, too, recovery may start:
+    then every hole is sent again.
+    """
+    f = flow_at(w, i)
+    sent = f.nxt - f.una
+    if f.recovery == 2 and f.lost_out > 0:
+        sent = max(f.resend_from - f.una, 1)
+    if f.recovery != 3:
+        _reduce(f, f.beta, w.now_ns)
+    for seq in range(f.una, f.sack1):
+        scoreboard.lose_again(w, i, seq)
+    f.recovery = 1
+    f.recover = f.nxt
+    f.send_cwr = 1
+    f.resend_from = f.una
+    scoreboard.find_lost(w, i, f.sack1)
+    f.prr_delivered = 1
+    f.recover_fs = sent
+    f.cwnd = f.pipe + 1.0
+
+
+@jit
+def on_ack(w: Any, i: int, advance: int, acked: int, fack: int, a: Any) -> None:
+    """What an ACK means to a sender of FreeBSD 14 (`tcp_do_segment`), its scoreboard being up to date.
+
+    `recovery` is 1 after a loss, 2 after a timeout (which FreeBSD does not count as recovery), 3 after an ECN signal.
+    `pipe` is RFC 6675's; FreeBSD's own (`tcp_compute_pipe`) counts what is lost as in flight, and twice what was sent
+    again. `advance` is what the ACK acknowledges cumulatively, `acked` what is news, `fack` the highest sacked before.
+    """
+    f = flow_at(w, i)
+    _note_rtt(f)
+    has_sack = a.sack_to > a.seq
+    new_loss = a.sack_seq >= 0 and a.sack_from > max(fack + 1, f.una)
+    if a.echo and f.ecn != NOT_ECT and (f.recovery == 0 or (f.recovery == 3 and f.una >= f.recover)):
+        if f.cc == DCTCP:
+            congestion.on_scalable_ecn(f)
+        else:
+            _reduce(f, f.beta_ecn, w.now_ns)
+        f.recovery = 3
+        f.recover = f.nxt + 1
+        f.send_cwr = 1
+    pipe = f.pipe + f.lost_out + f.rexmit
+    if f.recovery == 1:
+        if f.una >= f.recover:
+            _after_recovery(f, pipe, True)
+            f.recovery = 0
+        elif acked > 0:
+            scoreboard.find_lost(w, i, min(f.sack1, f.recover))
+            pipe = f.pipe + f.lost_out + f.rexmit
+            if advance > 0 and not has_sack:  # `tcp_sack_partialack`
+                f.cwnd = f.pipe + min(advance, 2)
+            else:
+                f.cwnd = f.pipe + _proportional_rate(f, pipe, acked, new_loss)
+        return
+    if has_sack and acked > 0 and f.sack3 > f.una:
+        _start_recovery(w, i)
+    elif f.recovery == 3:
+        if f.una >= f.recover:
+            _after_recovery(f, pipe, False)
+            f.recovery = 0
+        elif advance > 0:
+            f.cwnd = pipe + _proportional_rate(f, pipe + advance, advance, False)
+    elif advance > 0:
+        if f.recovery == 2 and f.una >= f.recover:
+            f.recovery = 0
+        _grow(f, advance, w.now_ns)
+
+
+@jit
+def on_timeout(w: Any, i: int) -> None:
+    """Everything is sent again; CUBIC's threshold has no floor, and its plateau comes with the end of slow start."""
+    f = flow_at(w, i)
+    scoreboard.forget_sacked(w, i)
+    if f.recovery == 1:  # `snd_cwnd` in recovery: what was sent again, and what is new since
+        f.cwnd = max(f.nxt - f.recover + f.rexmit, 1.0)
+    if f.cc == CUBIC:
+        f.ssthresh = f.cwnd * f.beta
+        f.prior = f.cwnd
+        f.phase |= TIMED_OUT
+    else:
+        f.ssthresh = max(float(int(min(f.cwnd, float(f.rwnd)) * f.beta)), congestion.MIN_WINDOW)
+    f.cwnd = 1.0

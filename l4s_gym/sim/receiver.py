@@ -1,0 +1,135 @@
+"""The receiver: reordering, delayed and selective ACKs, and the echo of congestion marks.
+
+Sources: RFC 5681 (delayed ACKs), RFC 2018 (SACK), RFC 7323 (timestamps), RFC 3168 section 6.1 (latched echo),
+RFC 9768 (accurate echo: here a running count of CE packets), RFC 8257 section 3.2 (an ACK at once when the CE state
+changes).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from l4s_gym.schema import CE, NOT_ECT
+from l4s_gym.sim.jit import jit
+from l4s_gym.sim.layout import NEVER, RECEIVED
+from l4s_gym.sim.memory import board_of, flow_at, packet_at
+from l4s_gym.sim.pool import allocate, arm, push_transit, release, renew
+
+ACK_LEN: Final = 52
+"""IP length of a pure ACK with timestamps, bytes."""
+HEADER_LEN: Final = 52
+
+
+@jit
+def _fill_ack(w: Any, i: int, p: int, sent_ns: int, sack_seq: int) -> None:
+    """Turn packet `p` into an ACK of flow `i` and send it."""
+    f = flow_at(w, i)
+    renew(w, p, i, 1)
+    a = packet_at(w, p)
+    a.len = ACK_LEN + (f.sack_length if f.held > 0 else 0)
+    a.ecn = NOT_ECT
+    a.seq = f.rcv_nxt
+    a.sent_ns = sent_ns
+    a.echo = f.echo
+    a.ce_count = f.ce_count
+    a.sack_seq = sack_seq
+    a.sack_from = f.block_start
+    a.sack_to = f.block_end
+    f.pending = 0
+    f.delack_at = NEVER
+    push_transit(w, i, p)
+
+
+@jit
+def acknowledge_delayed(w: Any, i: int) -> None:
+    """The delayed-ACK timer has expired."""
+    _fill_ack(w, i, allocate(w), flow_at(w, i).pending_sent_ns, -1)
+
+
+@jit
+def _extend_block(w: Any, i: int, seq: int) -> None:
+    """Keep the block of the latest out-of-order segment (RFC 2018: the first block of an ACK)."""
+    f = flow_at(w, i)
+    board = board_of(w, i)
+    mask = w.window - 1
+    start = seq
+    if f.block_start <= seq <= f.block_end:
+        start = f.block_start
+    else:
+        while start > f.rcv_nxt and board[(start - 1) & mask] & RECEIVED:
+            start -= 1
+    end = max(seq + 1, f.block_end if f.block_start == start else 0)
+    while end < f.nxt and board[end & mask] & RECEIVED:
+        end += 1
+    f.block_start = start
+    f.block_end = end
+
+
+@jit
+def _grow_window(w: Any, f: Any) -> None:
+    """FreeBSD's `tcp_autorcvbuf`: half as much again where half an RTT brought more than 3/8 of the buffer."""
+    if w.now_ns - f.filled_ns <= f.min_rtt_ns // 2:
+        f.filled += 1
+        return
+    if 8 * f.filled > 3 * f.rwnd:
+        f.rwnd = min(f.rwnd + f.rwnd // 2, f.largest_rwnd)
+    f.filled = 0
+    f.filled_ns = w.now_ns
+
+
+@jit
+def receive(w: Any, i: int, p: int) -> None:
+    """A data packet has reached its receiver."""
+    f = flow_at(w, i)
+    board = board_of(w, i)
+    a = packet_at(w, p)
+    mask = w.window - 1
+    f.received += 1
+    if f.cc == 0:
+        f.goodput_bytes += a.len - HEADER_LEN
+        release(w, p)
+        return
+    ce = a.ecn == CE
+    if ce:
+        f.ce_count += 1
+    toggled = f.accurate != 0 and ce != (f.ce_state != 0)
+    f.ce_state = 1 if ce else 0
+    if a.cwr:
+        f.echo = 0
+    if ce:
+        f.echo = 1
+    if f.accurate:
+        f.echo = f.ce_state
+    seq = a.seq
+    sent_ns = a.sent_ns
+    sack_seq = -1
+    at_once = toggled
+    if seq == f.rcv_nxt:
+        f.goodput_bytes += a.len - HEADER_LEN
+        f.rcv_nxt += 1
+        if f.rwnd < f.largest_rwnd and f.held == 0:
+            _grow_window(w, f)
+        if f.held > 0:
+            at_once = True
+            while f.held > 0 and board[f.rcv_nxt & mask] & RECEIVED:
+                board[f.rcv_nxt & mask] &= 0xFF ^ RECEIVED
+                f.rcv_nxt += 1
+                f.held -= 1
+        if f.pending == 0:
+            f.pending_sent_ns = sent_ns
+        f.pending += 1
+        sent_ns = f.pending_sent_ns
+    else:
+        at_once = True
+        if seq > f.rcv_nxt and not board[seq & mask] & RECEIVED:
+            f.goodput_bytes += a.len - HEADER_LEN
+            board[seq & mask] |= RECEIVED
+            f.held += 1
+            _extend_block(w, i, seq)
+            sack_seq = seq
+    if at_once or f.pending >= f.ack_every:
+        _fill_ack(w, i, p, sent_ns, sack_seq)
+        return
+    release(w, p)
+    f.delack_at = w.now_ns + f.delack_ns
+    arm(w, i, f.delack_at)
