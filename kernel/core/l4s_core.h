@@ -70,7 +70,7 @@
 #define L4S_RESTART_ON_DRAIN 0x0400
 #define L4S_SMALL_QUEUE_GUARD 0x0800
 #define L4S_PER_QUEUE_CONTROL 0x1000
-#define L4S_DRR_TWO_TO_ONE 0x2000
+#define L4S_DRR 0x2000
 #define L4S_HEAD_DROP 0x4000
 #define L4S_ALL_QUIRKS 0x7fff
 
@@ -93,6 +93,7 @@
 	X(beta, 10240, 0, 32768, "testbed: proportional gain, 1/8192")         \
 	X(flags, 19, 0, 255, "testbed: flags, as the rows show them")          \
 	X(quirks, 32767, 0, 32767, "testbed: departures from RFC 9332, bits")  \
+	X(drr_weight, 2, 1, 64, "testbed: L in the round robin, C being 1")    \
 	X(step_ns, 1000000, 0, 10000000000,                                    \
 	    "testbed without no_l4s_step: L step, ns")                         \
 	X(coupling, 512, 1, 65536, "RFC 9332: k, 1/256")                       \

@@ -33,7 +33,7 @@ static inline bool
 l4s_round_robin(const struct l4s_core *c)
 {
 	return (c->p.variant == L4S_TESTBED &&
-	    (c->p.quirks & L4S_DRR_TWO_TO_ONE) != 0);
+	    (c->p.quirks & L4S_DRR) != 0);
 }
 
 /* Uniform in [0, 2^31): the next number of splitmix64. */

@@ -2,7 +2,7 @@
  * SPDX-License-Identifier: BSD-2-Clause
  *
  * The law of the testbed's FreeBSD kernel: PIE's arithmetic for each of two
- * queues, decisions at enqueue, deficit round robin with L : C = 2 : 1.
+ * queues, decisions at enqueue, deficit round robin (L : C = 2 : 1, or else).
  * Sources: dn_sched_l4s.c and dn_sched_dualpi2.c of the L4S-LLM work, and
  * FreeBSD's dn_aqm_pie.h, read for their arithmetic.
  */
@@ -205,7 +205,7 @@ void
 l4s_testbed_enlist(struct l4s_core *c, struct l4s_queue *q)
 {
 	q->listed = 1;
-	if (has(c, L4S_DRR_TWO_TO_ONE)) {
+	if (has(c, L4S_DRR)) {
 		q->deficit = L4S_QUANTUM;
 		append(c->fresh, q == &c->q[1]);
 	}
@@ -226,7 +226,8 @@ pick_by_deficit(struct l4s_core *c)
 			return (index);
 		remove_first(from_fresh ? c->fresh : c->old);
 		if (q->deficit < 0) {
-			q->deficit += (int64_t)L4S_QUANTUM * (1 + index);
+			q->deficit += L4S_QUANTUM *
+			    (index == L4S_L4S ? (int64_t)c->p.drr_weight : 1);
 			append(c->old, index);
 		} else if (from_fresh) {
 			append(c->old, index);
@@ -243,7 +244,7 @@ l4s_testbed_pick(struct l4s_core *c, uint64_t now_ns)
 {
 	int index;
 
-	if (has(c, L4S_DRR_TWO_TO_ONE)) {
+	if (has(c, L4S_DRR)) {
 		index = pick_by_deficit(c);
 	} else {
 		index = l4s_rfc9332_pick(c, now_ns);

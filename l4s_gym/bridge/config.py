@@ -30,7 +30,7 @@ UNSHAPED: Final = 0
 """The rate of a router that does not shape."""
 
 _COMMON: Final = ("target_us", "tupdate_us", "limit_packets", "limit_bytes")
-_TESTBED: Final = ("max_burst_us", "max_ecn_threshold", "alpha", "beta", "flags", "quirks", "step_ns")
+_TESTBED: Final = ("max_burst_us", "max_ecn_threshold", "alpha", "beta", "flags", "quirks", "drr_weight", "step_ns")
 _ROUND_ROBIN: Final = ("classic_weight", "shift_ns")
 _RFC9332: Final = ("coupling", "alpha_q", "beta_q", "min_th_ns", "range_ns", "th_len", "p_c_max")
 _TCP: Final = {"cubic": "cubic", "newreno": "reno"}

@@ -93,7 +93,7 @@ def after_decision(w: Any, index: int, applied: int) -> None:
 def enlist(env: Any, q: Any, index: int) -> None:
     """A packet has joined a queue that the scheduler had forgotten."""
     if env.aqm == FREEBSD and q.listed == 0:
-        if env.quirks & freebsd.DRR_TWO_TO_ONE:
+        if env.quirks & freebsd.DRR:
             freebsd.list_queue(env, q, index)
         else:
             q.listed = 1
@@ -112,7 +112,7 @@ def no_room(env: Any, length: int) -> bool:
 def pick(w: Any) -> int:
     """Queue to serve next, or -1; the testbed's controllers stop when their queue is found empty."""
     if w.aqm == FREEBSD:
-        if w.quirks & freebsd.DRR_TWO_TO_ONE:
+        if w.quirks & freebsd.DRR:
             index = freebsd.pick(w)
         else:
             index = dualpi2_rfc9332.pick(w)
@@ -135,7 +135,7 @@ def pick(w: Any) -> int:
 def charge(env: Any, index: int, length: int, dropped: bool) -> None:
     """Account a packet to the scheduler; a packet dropped at dequeue costs nothing in RFC 9332 and Linux."""
     if env.aqm == FREEBSD:
-        if env.quirks & freebsd.DRR_TWO_TO_ONE:
+        if env.quirks & freebsd.DRR:
             queue_at(env, index).deficit -= length
         else:
             dualpi2_rfc9332.charge(env, index, length)

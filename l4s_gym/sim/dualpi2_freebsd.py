@@ -19,9 +19,10 @@ switched off by name (``quirks_off`` of a scenario's AQM options):
 | `restart_on_drain` | a drained queue restarts its controller | state is kept |
 | `small_queue_guard` | no action at <= 1600 bytes, or below half the target with p < 20 % | none |
 | `per_queue_control` | each queue is controlled by its own delay | both by the larger delay, RFC 9332 appendix A |
-| `drr_two_to_one` | deficit round robin, L : C = 2 : 1 | weighted round robin, 15 : 1 |
+| `drr` | deficit round robin, L : C = `drr_weight` : 1 | weighted round robin, 15 : 1 |
 | `head_drop` | a full buffer drops the head of the longer queue | tail drop |
 
+The log's kernel has weights 2 : 1; kernels of its authors with 1 : 1 exist too (`drr_weight` of the AQM options).
 Not a quirk but a property of the module: decisions fall at enqueue (Linux offers both), and its clock
 moves by kernel ticks (`link.hz` of a scenario).
 """
@@ -60,7 +61,7 @@ class Quirk(enum.IntFlag):
     RESTART_ON_DRAIN = enum.auto()
     SMALL_QUEUE_GUARD = enum.auto()
     PER_QUEUE_CONTROL = enum.auto()
-    DRR_TWO_TO_ONE = enum.auto()
+    DRR = enum.auto()
     HEAD_DROP = enum.auto()
 
 
@@ -78,7 +79,7 @@ IDLE_DECAY: Final = int(Quirk.IDLE_DECAY)
 RESTART_ON_DRAIN: Final = int(Quirk.RESTART_ON_DRAIN)
 SMALL_QUEUE_GUARD: Final = int(Quirk.SMALL_QUEUE_GUARD)
 PER_QUEUE_CONTROL: Final = int(Quirk.PER_QUEUE_CONTROL)
-DRR_TWO_TO_ONE: Final = int(Quirk.DRR_TWO_TO_ONE)
+DRR: Final = int(Quirk.DRR)
 HEAD_DROP: Final = int(Quirk.HEAD_DROP)
 
 
@@ -331,7 +332,7 @@ def _to_old(env: Any, index: int) -> None:
 
 @jit
 def pick(env: Any) -> int:
-    """Deficit round robin with lists of new and old queues, weights C 1 and L 2; -1 where all is empty."""
+    """Deficit round robin with lists of new and old queues, C's weight 1; -1 where all is empty."""
     while True:
         from_new = env.new0 >= 0
         index = env.new0 if from_new else env.old0
@@ -347,7 +348,7 @@ def pick(env: Any) -> int:
             env.old0 = env.old1
             env.old1 = -1
         if q.deficit < 0:
-            q.deficit += QUANTUM * (1 + index)
+            q.deficit += QUANTUM * (env.drr_weight if index else 1)
             _to_old(env, index)
         elif from_new:
             _to_old(env, index)

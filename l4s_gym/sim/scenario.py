@@ -164,6 +164,7 @@ class AqmOptions(Struct, frozen=True, forbid_unknown_fields=True):
         beta: Proportional gain, likewise.
         max_ecn_threshold: FreeBSD: probability (1/8192) from which ECN packets are dropped.
         quirks_off: FreeBSD: names of `Quirk` to switch off; "all" for all of them.
+        drr_weight: FreeBSD: bytes of L for each of C while both queues wait (2, or 1: there are kernels of both).
         step_ms: Step threshold of L (Linux; FreeBSD without `no_l4s_step`).
         min_qlen_step: Linux: least queue length for the step, packets.
         coupling: k (RFC 9332: rounded to 1/256; Linux: whole).
@@ -191,6 +192,7 @@ class AqmOptions(Struct, frozen=True, forbid_unknown_fields=True):
     beta: OrDefault = -1.0
     max_ecn_threshold: Annotated[int, Meta(ge=0, le=8192)] = 819
     quirks_off: tuple[str, ...] = ()
+    drr_weight: Annotated[int, Meta(ge=1, le=64)] = 2
     step_ms: NonNegative = 1.0
     min_qlen_step: Count = 0
     coupling: Positive = 2.0

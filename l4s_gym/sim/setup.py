@@ -132,6 +132,7 @@ def _aqm_fields(scenario: Scenario, aqm: str) -> dict[str, Any]:
         "ecn_threshold": o.ecn_threshold,
         "classic_weight": round(rfc9332.WEIGHT_ONE * _or(o.classic_weight, 1 / 16)),
         "quirks": _quirks(o.quirks_off),
+        "drr_weight": o.drr_weight,
         "flags": 19,
         "alpha": 0,
         "beta": 0,

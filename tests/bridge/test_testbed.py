@@ -59,6 +59,9 @@ def test_variant_rate_delay_and_buffer_follow_the_scenario() -> None:
     assert rfc.values["limit_bytes"] == 1_250_000 and rfc.values["limit_packets"] == 0
     assert rfc.rate_bps == 40_000_000
     assert list(rfc.delays_ns.values()) == [10_000_000, 2_500_000]
+    assert testbed.values["drr_weight"] == 2
+    equal = make(options={"drr_weight": 1})
+    assert "drr_weight 1\n" in live_config(equal, "dualpi2_freebsd").router.text()
     options = make(options={"alpha": 0.32, "coupling": 1.5, "classic_weight": 0.1, "target_ms": 5.0})
     values = live_config(options, "dualpi2_rfc9332").router.values
     assert [values[name] for name in ("alpha_q", "coupling", "classic_weight", "target_us")] == [90072, 384, 6554, 5000]
@@ -124,7 +127,8 @@ def test_every_shipped_scenario_runs_or_is_refused() -> None:
             live_config(scenario.load(name))
         except L4SError:
             refused.add(name)
-    assert refused == {"l4s-llm-testbed-vm", "leo", "lte", "web", "wifi"}
+    testbed = {f"l4s-llm-testbed-{name}" for name in ("vm", "2024-8m", "2024-10m")}
+    assert refused == {*testbed, "leo", "lte", "web", "wifi"}
 
 
 def test_the_dry_run_needs_nothing_and_prints_every_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

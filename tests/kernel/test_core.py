@@ -45,6 +45,7 @@ def options(draw: st.DrawFn) -> AqmOptions:
         beta=draw(some([-1.0, 2.0, 10.0])),
         max_ecn_threshold=draw(some([0, 819, 4000, 8192])),
         quirks_off=tuple(draw(st.lists(some(QUIRKS), unique=True, max_size=len(QUIRKS)))) or draw(some([(), ("all",)])),
+        drr_weight=draw(some([1, 2, 5])),
         step_ms=draw(some([0.0, 1.0, 5.0])),
         coupling=draw(some([1.0, 1.7, 2.0, 4.0])),
         min_th_us=draw(some([0.0, 800.0, 3000.0])),

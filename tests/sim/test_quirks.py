@@ -250,7 +250,7 @@ def test_head_drop_takes_from_the_longer_queue(scenario: Build) -> None:
     assert tail["length_in_packets"].max() <= 40
 
 
-def test_drr_serves_two_to_one(scenario: Build) -> None:
+def test_drr_serves_by_weight(scenario: Build) -> None:
     both = scenario(
         {"kind": "cbr", "rate_mbps": 40.0, "ecn": "not-ect"},
         {"kind": "cbr", "rate_mbps": 40.0, "ecn": "ect1"},
@@ -263,7 +263,9 @@ def test_drr_serves_two_to_one(scenario: Build) -> None:
         return float(left[1] / left[0])
 
     assert ratio(both) == pytest.approx(2.0, rel=0.02)
-    assert ratio(both.replace(**{"options.quirks_off": ["drr_two_to_one"]})) == pytest.approx(15.0, rel=0.03)
+    for weight in (1, 2, 5):
+        assert ratio(both.replace(**{"options.drr_weight": weight})) == pytest.approx(weight, rel=0.02)
+    assert ratio(both.replace(**{"options.quirks_off": ["drr"]})) == pytest.approx(15.0, rel=0.03)
 
 
 def test_restart_on_drain(scenario: Build) -> None:

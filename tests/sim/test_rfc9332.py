@@ -298,7 +298,7 @@ def test_engine_round_robin_keeps_the_shares(aqm: str, weight: float) -> None:
         "name": "both", "aqm": aqm, "horizon_s": 3.0, "link": {"rate_mbps": 20.0, "buffer_ms": 20_000.0},
         "sources": [{**source, "ecn": "ect0"}, {**source, "ecn": "ect1"}],
         "options": {"classic_weight": weight, "alpha": 0.0, "beta": 0.0, "min_th_us": 1e9, "step_ms": 1e9,
-                    "quirks_off": ["drr_two_to_one"]},
+                    "quirks_off": ["drr"]},
     }  # fmt: skip
     batch = Batch(from_dict(tree))
     batch.reset(0, np.random.default_rng(5))
