@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l4s_gym.schema import DROP, ECT_0, ECT_1, ENQUEUE, MARK, MAX_PROB, NOT_ECT
-from l4s_gym.sim import codel, congestion, dualpi2_linux, fifo, pie, red, sources
+from l4s_gym.sim import codel, congestion, dualpi2_linux, fifo, pie, prague, red, sources
 from l4s_gym.sim import dualpi2_freebsd as freebsd
 
 MS = 1_000_000
@@ -308,8 +308,8 @@ def test_cubic_window() -> None:
 
 
 def test_prague_virtual_rtt() -> None:
-    assert congestion.prague_vrtt_ns(5e6) == 25e6
-    assert congestion.prague_vrtt_ns(80e6) == 80e6
+    assert prague.virtual_rtt_ns(5e6) == 25e6
+    assert prague.virtual_rtt_ns(80e6) == 80e6
 
 
 @many
