@@ -225,9 +225,11 @@ def test_what_another_simulator_made_is_refused(
     with pytest.raises(fingerprint.StaleError, match=f"dataset {dataset!r}: is stale: made with simulator {made}, "):
         learner.train(dataset, TINY[name], tmp_path / "new")
     assert not (tmp_path / "new" / saved.ABOUT).exists()
-    again = f"train it again: l4s-gym train {kind_of(name)} --dataset {dataset} --out {folder}"
-    with pytest.raises(fingerprint.StaleError, match=f"{folder}: is stale: made with simulator {made}, .*: {again}$"):
+    with pytest.raises(fingerprint.StaleError) as refused:
         agents.make(str(folder))
+    assert f"{folder}: is stale: made with simulator {made}, " in str(refused.value)
+    again = f": train it again: l4s-gym train {kind_of(name)} --dataset {dataset} --out {folder}"
+    assert str(refused.value).endswith(again)
 
 
 @pytest.mark.parametrize("name", [name for name in ("bc", "llm") if name in TINY])
@@ -248,7 +250,7 @@ def test_a_training_goes_on_with_data_of_its_own_simulator_only(
         with fingerprint.allow_stale(), pytest.raises(KeyboardInterrupt):
             learner.train(dataset, TINY[name], out, progress=press_ctrl_c)
         store.update_metadata({"simulator": made})
-        with pytest.raises(L4SError, match=f"is of data of simulator older, the dataset of {made}: remove it"):
+        with pytest.raises(L4SError, match=f"is of data of simulator older, the dataset is of {made}: remove it"):
             learner.train(dataset, TINY[name], out, resume=True)
         store.update_metadata({"simulator": "older"})
         with fingerprint.allow_stale():

@@ -83,7 +83,7 @@ def test_which_simulator_an_agent_is_of(tmp_path: Path, monkeypatch: pytest.Monk
         saved.read(old)
     about = json.loads((unknown / saved.ABOUT).read_text())
     (unknown / saved.ABOUT).write_text(json.dumps({k: v for k, v in about.items() if k != "simulator"}))
-    with pytest.raises(fingerprint.StaleError, match="made with simulator none, .*: train it again$"):
+    with pytest.raises(fingerprint.StaleError, match=r"made with simulator none, .*: train it again$"):
         agents.make(str(unknown))
     monkeypatch.setattr(fingerprint, "FINGERPRINT", "0123456789ab")
     saved.read(logs)

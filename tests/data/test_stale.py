@@ -141,12 +141,12 @@ def test_logs_of_a_kernel_are_never_stale(recipe: recipes.Recipe, monkeypatch: p
 
 def test_episodes_of_a_scenario_are_simulated(recipe: recipes.Recipe) -> None:
     episodes = episodes_from_rows(make_rows(simulate_log("web", seconds=1.0)))
-    about: minari_io.About = {"algorithm_name": "x", "description": "For tests."}
+    about: dict[str, Any] = {"algorithm_name": "x", "description": "For tests."}
     for kwargs, simulator in (({"scenario": "web"}, fingerprint.FINGERPRINT), ({}, KERNEL_LOG)):
         made = minari_io.create("l4s/dualpi2/a-v0", episodes, env_kwargs=kwargs, overwrite=True, **about)
         assert made.storage.metadata["simulator"] == simulator
     made = minari_io.create("l4s/dualpi2/b-v0", episodes, simulator="older", **about)
-    with pytest.raises(StaleError, match="simulator older, .*: make it again, as it was made$"):
+    with pytest.raises(StaleError, match=r"simulator older, .*: make it again, as it was made$"):
         training.read_dataset(made.id)
 
 
