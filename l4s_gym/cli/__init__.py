@@ -72,8 +72,8 @@ def simulate(
         aqm: dualpi2_freebsd, dualpi2_rfc9332, dualpi2_linux, pie, codel, red or fifo; the scenario's by default.
         seed: Seed of the episode.
         seconds: Length of the run instead of the scenario's.
-        log: Write the decision log: text lines of the testbed's kernel, or all fields as binary records (.rec), which bear
-            the simulator's fingerprint.
+        log: Write the decision log: text lines of the testbed's kernel, or all fields as binary records (.rec), which
+            bear the simulator's fingerprint.
         picture: Write a picture of delays, queues, probability and rate (PNG).
     """
     from l4s_gym.data.files import atomic_write
