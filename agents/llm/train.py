@@ -15,6 +15,7 @@ import tyro
 from l4s_gym.agents.llm.train import train
 from l4s_gym.agents.training import load_config
 from l4s_gym.errors import L4SError
+from l4s_gym.sim.fingerprint import allow_stale
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Options:
     """Settings that come last, such as preset=llama or train.steps=500."""
     resume: bool = False
     """Go on from the checkpoint in the folder."""
+    allow_stale: bool = False
+    """Take datasets of another simulator too; the agent says so."""
 
 
 def weighted(text: str) -> tuple[str, float]:
@@ -49,7 +52,8 @@ def say(text: str) -> None:
 
 def main(options: Options) -> None:
     config = load_config("llm", options.config, small=options.small, settings=options.set)
-    train(dict(map(weighted, options.dataset)), config, options.out, resume=options.resume, say=say)
+    with allow_stale(options.allow_stale):
+        train(dict(map(weighted, options.dataset)), config, options.out, resume=options.resume, say=say)
 
 
 if __name__ == "__main__":

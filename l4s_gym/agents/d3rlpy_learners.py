@@ -281,7 +281,8 @@ class D3RLPyLearner:
         except L4SError as error:
             raise L4SError(f"dataset {dataset_id!r}: {error}") from error
         path = shared.start_folder(out, resume=resume)
-        about = {"kind": self.kind, "dataset": dataset_id, "config": self.plain(chosen)}
+        simulator = shared.simulator_of(dataset_id)
+        about = {"kind": self.kind, "dataset": dataset_id, "simulator": simulator, "config": self.plain(chosen)}
         state = shared.load_checkpoint(path, **about) if resume else None
         start, first = time.monotonic(), 0 if state is None else int(state["step"])
 
@@ -297,6 +298,7 @@ class D3RLPyLearner:
         index = held.some(chosen.held_out_steps)
         agent.training = {
             "dataset": dataset_id,
+            "simulator": simulator,
             "dataset_steps": len(logged),
             "stride": chosen.stride,
             "steps": chosen.steps,

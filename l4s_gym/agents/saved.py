@@ -2,7 +2,7 @@
 
 | file | what is in it |
 |---|---|
-| `agent.json` | kind, versions, configuration, how it was trained, checksum of the weights |
+| `agent.json` | kind, versions, simulator, configuration, how it was trained, checksum of the weights |
 | `weights.safetensors` | the tensors; reading them runs no code |
 | `adapter/` | LoRA's weights and configuration as peft writes them, if the agent has any |
 | `README.md` | the card |
@@ -23,6 +23,7 @@ from l4s_gym.data.files import PathLike, atomic_folder, read_error, sha256
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.extras import optional
 from l4s_gym.schema import SCHEMA_VERSION
+from l4s_gym.sim import fingerprint
 
 if TYPE_CHECKING:
     import torch
@@ -141,7 +142,7 @@ def write(
         kind: One of `KINDS`.
         config: Plain data.
         tensors: PyTorch tensors by name; copies are stored, so they may share memory.
-        training: Plain data.
+        training: Plain data; `simulator` in it: fingerprint of the simulator that made the training's data.
         card: Text of the card.
         fill: Puts more files into the folder that it is given.
 
@@ -168,6 +169,7 @@ def write(
                 "kind": kind,
                 "schema_version": SCHEMA_VERSION,
                 "version": __version__,
+                "simulator": fingerprint.FINGERPRINT,
                 "config": config,
                 "training": training or {},
                 **{name: sha256(new / file) for name, file in _DIGESTS.items() if (new / file).exists()},
@@ -214,7 +216,7 @@ def read(folder: PathLike, kind: str | None = None) -> Saved:
         kind: What it has to be.
 
     Raises:
-        L4SError: There is none, it is damaged, or of another kind or version than is known here.
+        L4SError: There is none, it is damaged or stale, or of another kind or version than is known here.
     """
     path = Path(folder)
     about = _about(path)
@@ -226,6 +228,7 @@ def read(folder: PathLike, kind: str | None = None) -> Saved:
     if kind is not None and about["kind"] != kind:
         found = about["kind"]
         raise L4SError(f"{folder}: is an agent of kind {found!r}, not {kind!r}: write {found}:{folder}")
+    fingerprint.check(str(path), _simulator(about), _train_again(about, path))
     for name, file in _DIGESTS.items():
         try:
             if name in about and about[name] != sha256(path / file):
@@ -233,6 +236,18 @@ def read(folder: PathLike, kind: str | None = None) -> Saved:
         except OSError as error:
             raise read_error(path / file, error) from error
     return Saved(**{name: about[name] for name in ("kind", "config", "training", "version")}, path=path)
+
+
+def _simulator(about: Mapping[str, Any]) -> str:
+    """Which simulator made the data of an agent's training; where it is not known, the one installed at that time."""
+    return str(about["training"].get("simulator", about.get("simulator", fingerprint.NONE)))
+
+
+def _train_again(about: Mapping[str, Any], path: Path) -> str:
+    """What to do where an agent is stale."""
+    dataset = about["training"].get("dataset")
+    command = f": l4s-gym train {about['kind']} --dataset {dataset} --out {path}" if isinstance(dataset, str) else ""
+    return f"train it again{command}"
 
 
 def _about(path: Path) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from l4s_gym.agents.config import read_toml
 from l4s_gym.data.episodes import Episode
 from l4s_gym.data.files import atomic_write, read_error
 from l4s_gym.errors import L4SError, unknown
+from l4s_gym.sim import fingerprint
 
 Progress = Callable[[float], None]
 Say = Callable[[str], None]
@@ -158,13 +159,21 @@ def read_dataset(dataset_id: str, progress: Progress | None = None) -> list[Epis
     """All episodes of a dataset, checked: it has to be of this version of the schema.
 
     Raises:
-        L4SError: There is none of this id, or something is wrong with it.
+        L4SError: There is none of this id, it is stale, or something is wrong with it.
     """
     from l4s_gym.data import minari_io
 
     dataset = minari_io.load(dataset_id)
+    minari_io.check_simulator(dataset)
     minari_io.validate(dataset)
     return list(minari_io.read_episodes(dataset))
+
+
+def simulator_of(dataset_id: str) -> str:
+    """Which simulator made a dataset, as an agent's `training` says it."""
+    from l4s_gym.data import minari_io
+
+    return minari_io.simulator_in(minari_io.load(dataset_id).storage.metadata)
 
 
 def peak_memory() -> int:
@@ -262,6 +271,11 @@ def load_checkpoint(path: Path, **same: Any) -> Plain:
     try:
         state: Plain = torch.load(path, map_location="cpu", weights_only=True)
         for name, value in same.items():
+            if name == "simulator" and state.get(name) != value:
+                was = state.get(name, fingerprint.NONE)
+                raise L4SError(
+                    f"{path}: is of data of simulator {was}, the dataset is of {value}: remove it and train anew"
+                )
             if _text(state[name]) != _text(value):
                 raise L4SError(f"{path}: is of a training with another {name}: resume with the same, or start anew")
     except OSError as error:

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from l4s_gym.cli import agents as _agents
 from l4s_gym.cli import leaderboard as _leaderboard
-from l4s_gym.cli.common import console, progress_bar
+from l4s_gym.cli.common import console, progress_bar, say
 from l4s_gym.errors import L4SError
 
 app = tyro.extras.SubcommandApp()
@@ -72,7 +72,8 @@ def simulate(
         aqm: dualpi2_freebsd, dualpi2_rfc9332, dualpi2_linux, pie, codel, red or fifo; the scenario's by default.
         seed: Seed of the episode.
         seconds: Length of the run instead of the scenario's.
-        log: Write the decision log: text lines of the testbed's kernel, or all fields as binary records (.rec).
+        log: Write the decision log: text lines of the testbed's kernel, or all fields as binary records (.rec), which
+            bear the simulator's fingerprint.
         picture: Write a picture of delays, queues, probability and rate (PNG).
     """
     from l4s_gym.data.files import atomic_write
@@ -80,6 +81,7 @@ def simulate(
     from l4s_gym.data.records import save_records
     from l4s_gym.data.stream import named_kind
     from l4s_gym.evaluation import native
+    from l4s_gym.sim import fingerprint
     from l4s_gym.sim import scenario as scenarios_
 
     _check_seeds(seed)
@@ -96,7 +98,10 @@ def simulate(
         run = native.simulate(chosen, aqm, seed, log=log is not None, progress=report)
     _print_run(run, f"{chosen.name}, {run.batch.aqm}, seed {seed}")
     if log is not None:
-        (save_records if kind == "rec" else write_log)(log, run.records)
+        if kind == "rec":
+            save_records(log, run.records, simulator=fingerprint.FINGERPRINT)
+        else:
+            write_log(log, run.records)
         console.print(f"log: {len(run.records)} records in {log}", highlight=False, soft_wrap=True)
     if picture is not None:
         with atomic_write(picture) as file:
@@ -157,6 +162,7 @@ def evaluate(
     interval: int = 1,
     seconds: float | None = None,
     out: Path | None = None,
+    allow_stale: bool = False,
 ) -> None:
     """Evaluate agents in closed loop and print a leaderboard.
 
@@ -169,8 +175,10 @@ def evaluate(
         interval: Ask the agent at each interval-th packet.
         seconds: Length of the episodes instead of the scenario's.
         out: Write the results as JSON there.
+        allow_stale: Take agents too that were trained on data of another simulator; the results say so.
     """
     from l4s_gym.evaluation import harness, report
+    from l4s_gym.sim import fingerprint
     from l4s_gym.sim import scenario as scenarios_
 
     _check_seeds(*seeds)
@@ -180,14 +188,18 @@ def evaluate(
     if seconds is not None:
         chosen = chosen.replace(horizon_s=seconds)
     results: list[harness.Result] = []
+    stale: list[str] = []
     for who in agents:
-        with progress_bar(f"evaluating {who}") as show:
+        with fingerprint.allow_stale(allow_stale) as stale_, progress_bar(f"evaluating {who}") as show:
             results += harness.evaluate(
                 who, chosen, seeds=seeds, aqm=aqm, reward=reward, interval=interval, progress=show
             )
+        stale += stale_
+    for text in stale:
+        say(text)
     console.print(report.table(results, f"{chosen.name}, {len(seeds)} seeds, reward {reward}"))
     if out is not None:
-        report.write_json(out, results)
+        report.write_json(out, results, stale=stale)
         console.print(f"results: {out}", highlight=False, soft_wrap=True)
 
 
@@ -206,7 +218,6 @@ def demo(out: Path = Path("runs/demo"), pools: Path | None = None, steps: int = 
         steps: Gradient steps of each training.
         jobs: Processes; one a core by default.
     """
-    from l4s_gym.cli.common import say
     from l4s_gym.evaluation.demo import run_demo
 
     start = time.monotonic()

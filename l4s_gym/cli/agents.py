@@ -25,6 +25,7 @@ def train(
     settings: Settings = (),
     small: bool = False,
     resume: bool = False,
+    allow_stale: bool = False,
 ) -> None:
     """Train an agent offline on a dataset; Ctrl-C leaves a checkpoint to go on from.
 
@@ -36,22 +37,27 @@ def train(
         settings: Keys of the configuration, such as steps=2000 or imbalance.kind=sample.
         small: The small setting, minutes on two cores.
         resume: Go on from the checkpoint in the folder; the result is that of an uninterrupted training.
+        allow_stale: Take a dataset of another simulator too; the agent says so, and is taken by the same option only.
     """
     from l4s_gym.agents import training
+    from l4s_gym.sim import fingerprint
 
     learner = training.learner(agent)
     chosen = training.load_config(agent, config, small=small, settings=settings)
     folder = out or Path("runs") / agent
     try:
-        with progress_bar(f"training {agent}") as show:
+        with fingerprint.allow_stale(allow_stale) as stale, progress_bar(f"training {agent}") as show:
             done = learner.train(dataset, chosen, folder, resume=resume, progress=show, say=say)
     except KeyboardInterrupt:
         if folder.is_dir() and any(entry.name.startswith("checkpoint") for entry in folder.iterdir()):
             words = ["l4s-gym", "train", agent, "--dataset", dataset, "--out", str(folder)]
             words += [] if config is None else ["--config", str(config)]
-            words += (["--set", *settings] if settings else []) + (["--small"] if small else []) + ["--resume"]
+            words += (["--set", *settings] if settings else []) + (["--small"] if small else [])
+            words += [*(["--allow-stale"] if allow_stale else []), "--resume"]
             say(f"stopped; the checkpoint is in {folder}. To go on: {shlex.join(words)}")
         raise
+    for text in stale:
+        say(text)
     metrics = done.get("metrics") or {}
     if "accuracy" in metrics:
         console.print(_metrics_table({agent: metrics}, f"{agent} on {dataset}, held out: {metrics['steps']:,} steps"))
@@ -71,6 +77,7 @@ def examine(
     seconds: float | None = None,
     steps: int = 20_000,
     out: Path | None = None,
+    allow_stale: bool = False,
 ) -> None:
     """Test agents: how well they foresee logged decisions, and what they do in the closed loop.
 
@@ -86,10 +93,12 @@ def examine(
         seconds: Length of the episodes instead of the scenario's.
         steps: The offline metrics are of at most so many steps.
         out: Write everything as JSON there.
+        allow_stale: Take agents and datasets of another simulator too; the results say so.
     """
     from l4s_gym import agents as agents_
     from l4s_gym.evaluation import harness, report
     from l4s_gym.evaluation.origin import origin
+    from l4s_gym.sim import fingerprint
     from l4s_gym.sim import scenario as scenarios
 
     if not agents:
@@ -101,12 +110,15 @@ def examine(
         chosen = chosen.replace(horizon_s=seconds)
     offline: dict[str, dict[str, Any]] = {}
     results: list[harness.Result] = []
+    stale: list[str] = []
     for spec in agents:
-        agent = agents_.make(spec)
+        with fingerprint.allow_stale(allow_stale) as passed:
+            agent = agents_.make(spec)
+            found = _offline(agent, dataset, steps)
+        stale += [text for text in passed if text not in stale]
         stride = getattr(agent, "training", {}).get("stride", 1)
         if stride not in (1, interval):
             say(f"{agent.name}: is asked at every {interval}. packet, and was trained for --interval {stride}")
-        found = _offline(agent, dataset, steps)
         if found is not None:
             label = f"{agent.name} ({agent.rule})"
             offline[spec if label in offline else label] = found
@@ -114,13 +126,15 @@ def examine(
             results += harness.evaluate(
                 agent, chosen, seeds=seeds, aqm=aqm, reward=reward, interval=interval, progress=show
             )
+    for text in stale:
+        say(text)
     if offline:
         console.print(_metrics_table(offline, "logged decisions"))
     console.print(report.table(results, f"{chosen.name}, {len(seeds)} seeds, reward {reward}"))
     if out is not None:
         from l4s_gym.data.files import atomic_write
 
-        body = origin() | {"offline": offline, "closed_loop": [result.as_dict() for result in results]}
+        body = origin() | {"stale": stale, "offline": offline, "closed_loop": [result.as_dict() for result in results]}
         with atomic_write(out) as file:
             file.write(json.dumps(body, indent=2).encode() + b"\n")
         say(f"results: {out}")

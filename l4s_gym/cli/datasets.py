@@ -38,21 +38,30 @@ def list_(
     remote: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="[hf://ORG]")] = None,
     recipes: Path | None = None,
 ) -> None:
-    """List the datasets: those of the recipes, others that are here, and those of a remote.
+    """List the datasets: those of the recipes, others that are here, and those of a remote; which are stale.
 
     Args:
         remote: Look at a remote too: hf://ORG or gcp://BUCKET; $MINARI_REMOTE if not named.
         recipes: Folder of recipes instead of ./datasets.
     """
+    from l4s_gym.data import minari_io
     from l4s_gym.data import remote as remotes
+    from l4s_gym.sim import fingerprint
+
+    def stale(stored: dict[str, Any]) -> str:
+        return "stale" if fingerprint.reason(minari_io.simulator_in(stored)) else ""
 
     buildable, here = _buildable(recipes), remotes.here()
     there = {} if remote is None else remotes.listed("".join(remote))
-    table = Table("dataset", "recipe", "steps", "MB", *([] if remote is None else ["remote"]))
+    table = Table("dataset", "recipe", "steps", "MB", "state", *([] if remote is None else ["remote"]))
     for each in [*buildable, *sorted({*here, *there} - set(buildable))]:
         stored = here.get(each)
-        cells = [f"{stored['total_steps']:,}", f"{stored['dataset_size']:,.1f}"] if stored else ["-", "-"]
-        published = [] if remote is None else [f"{there[each]['total_steps']:,} steps" if each in there else "-"]
+        cells = ["-", "-", "-"]
+        if stored:
+            cells = [f"{stored['total_steps']:,}", f"{stored['dataset_size']:,.1f}", stale(stored) or "here"]
+        published = [] if remote is None else ["-"]
+        if each in there:
+            published = [f"{there[each]['total_steps']:,} steps {stale(there[each])}".strip()]
         table.add_row(each, " ".join(buildable.get(each, "-")), *cells, *published)
     console.print(table)
 
@@ -78,8 +87,10 @@ def build(
         record: Bring card, picture, facts and checksums in the folder of the recipe up to date.
         recipes: Folder of recipes instead of ./datasets.
     """
+    from l4s_gym.data import minari_io
     from l4s_gym.data import recipes as recipes_
     from l4s_gym.data import remote as remotes
+    from l4s_gym.sim import fingerprint
 
     if workers is not None and workers < 1:
         raise L4SError(f"--workers {workers}: give 1 or more")
@@ -87,7 +98,7 @@ def build(
         raise L4SError(f"datasets build: name at least one of {', '.join(recipes_.names(recipes))}, or all")
     chosen = [recipes_.load(name, recipes) for name in (recipes_.names(recipes) if "all" in names else names)]
     if "all" in names and not overwrite:
-        here = remotes.here()
+        here = {name for name, each in remotes.here().items() if not fingerprint.reason(minari_io.simulator_in(each))}
         chosen = [recipe for recipe in chosen if recipe.dataset_id(size) not in here]
     for recipe in chosen:
         _build(recipe, size, workers, ray, overwrite, recipes_.folder(recipes) / recipe.name if record else None)
@@ -144,7 +155,9 @@ def _how_to_get(dataset_id: str) -> str:
 def _facts(dataset: Any, folder: Path, compared: int | None) -> dict[str, str]:
     """Rows of the table; `compared`: number of verified files, None if nothing was verified."""
     from l4s_gym import schema
+    from l4s_gym.data import minari_io
     from l4s_gym.data import remote as remotes
+    from l4s_gym.sim import fingerprint
 
     stored = dataset.storage.metadata
     actions = remotes.count_actions(folder / "data")
@@ -153,6 +166,8 @@ def _facts(dataset: Any, folder: Path, compared: int | None) -> dict[str, str]:
     scores = [stored.get("ref_min_score"), stored.get("ref_max_score")]
     sums = (folder / remotes.SUMS).exists()
     state = f"{remotes.SUMS}, not compared (--verify)" if sums else "none"
+    simulator = minari_io.simulator_in(stored)
+    stale = fingerprint.reason(simulator)
     specs = {name: json.loads(stored[name])["kwargs"] for name in ("env_spec", "eval_env_spec") if name in stored}
     rows = {
         "what": stored.get("description"),
@@ -169,6 +184,7 @@ def _facts(dataset: Any, folder: Path, compared: int | None) -> dict[str, str]:
         "made by": stored.get("code_permalink"),
         "checksums": f"{compared} files as in {remotes.SUMS}" if compared else state,
         "content": "valid" if compared is not None else "not checked (--verify)",
+        "simulator": f"{stale}: {minari_io.build_again(stored)}" if stale else simulator,
         "folder": str(folder),
     }
     return {name: str(value or "-").strip() for name, value in rows.items()}
@@ -186,9 +202,12 @@ def download(id: Id, remote: str = "", token: str = "", force: bool = False) -> 
     """
     from l4s_gym.data import minari_io
     from l4s_gym.data import remote as remotes
+    from l4s_gym.sim import fingerprint
 
     dataset = remotes.download(id, remote, token=token, force=force)
     say(f"{id}: {dataset.total_steps:,} steps, complete and valid: {minari_io.dataset_folder(id)}")
+    if stale := fingerprint.reason(minari_io.simulator_in(dataset.storage.metadata)):
+        say(f"{id}: {stale}: {minari_io.build_again(dataset.storage.metadata)}")
 
 
 @app.command

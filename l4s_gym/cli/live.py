@@ -69,11 +69,15 @@ def control(
     from l4s_gym import agents
     from l4s_gym.bridge.client import Client
     from l4s_gym.bridge.control import Controller
+    from l4s_gym.sim import fingerprint
 
     if seconds is not None and not seconds > 0:
         raise L4SError(f"--seconds {seconds:g}: give a positive number")
     _check_folder(out)
-    made = agents.make(agent)
+    with fingerprint.allow_stale() as stale:  # the queue is real: nothing of the installed simulator is beside it
+        made = agents.make(agent)
+    for text in stale:
+        say(text)
     controller = Controller(Client(socket), made, interval=interval, lifetime_ms=lifetime_ms, reward=reward, seed=seed)
     with _stopped_by_signals(controller.stop), progress_bar(f"{agent} controls") as show:
         done = controller.run(seconds, show)

@@ -25,12 +25,15 @@ def inspect(paths: Paths) -> None:
     from l4s_gym.data.inspect import inspect_rows
     from l4s_gym.data.pools import rows_of
     from l4s_gym.data.stream import open_stream
+    from l4s_gym.sim import fingerprint
 
     with progress_bar("reading") as show:
         stream = open_stream(paths, progress=show)
         rows = rows_of(stream)
     if stream.report is not None:
         say(stream.report.summary())
+    if stream.simulator:
+        say(f"{stream.source}: {fingerprint.reason(stream.simulator) or f'of simulator {stream.simulator}'}")
     say(inspect_rows(rows))
 
 

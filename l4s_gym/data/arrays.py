@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from l4s_gym.data.minari_io import load
+from l4s_gym.data.minari_io import check_simulator, load
 from l4s_gym.data.storage import ARRAYS, MAIN, h5py
 from l4s_gym.errors import L4SError
 
@@ -104,9 +104,10 @@ def open_layout(source: Any, names: Sequence[str] = tuple(ARRAYS)) -> Layout:
         names: Which of `ARRAYS`.
 
     Raises:
-        L4SError: There is no such dataset, or it is not one of `minari_io.create`.
+        L4SError: There is no such dataset, it is stale, or it is not one of `minari_io.create`.
     """
     dataset = load(source) if isinstance(source, str) else source
+    check_simulator(dataset)
     numbers = np.array(dataset.episode_indices, np.int64)
     files: dict[str, int] = {}
     held: list[Any] = []

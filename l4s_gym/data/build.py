@@ -22,6 +22,7 @@ from l4s_gym.data.files import atomic_write, link_or_copy, locked, sha256
 from l4s_gym.data.recipes import Recipe, Task, digest, tasks
 from l4s_gym.data.storage import Shard, read_shard, shard_name, write_shard
 from l4s_gym.errors import L4SError, unknown
+from l4s_gym.sim import fingerprint
 from l4s_gym.sim.batch import compile_engine
 
 Progress = Callable[[float], None]
@@ -144,6 +145,7 @@ def build(
     dataset_id = recipe.dataset_id(size)
     target = minari_io.dataset_folder(dataset_id)
     if target.exists() and not overwrite:
+        minari_io.check_simulator(minari_io.load(dataset_id))
         raise L4SError(f"dataset {dataset_id!r}: exists already: use it, or give --overwrite")
     staging = target.with_name(f".{target.name}.build")
     staging.mkdir(parents=True, exist_ok=True)
@@ -202,6 +204,7 @@ def _about(recipe: Recipe, size: str, facts: dict[str, Any]) -> minari_io.About:
         "reward": recipe.reward,
         "ref_min_score": means.get("random"),
         "ref_max_score": means.get("native"),
+        "simulator": facts["simulator"],
         "metadata": {
             "recipe": json.loads(json.dumps(_plain(recipe))),
             "size": size,
@@ -248,10 +251,17 @@ def checksum(dataset_id: str) -> str:
 
 
 def recorded_checksum(dataset_id: str) -> str | None:
-    """What `checksum` is to be, by the checksums of the recipes; None: they do not have it."""
-    recipe = recipe_of(dataset_id)
-    sums = recipes.folder() / recipe.name / "SHA256SUMS" if recipe else None
-    lines = sums.read_text().splitlines() if sums and sums.is_file() else []
+    """What `checksum` is to be, by the checksums of the recipes; None: they do not have it, or an older simulator's."""
+    try:
+        recipe, size = _of_id(dataset_id)
+    except L4SError:
+        return None
+    folder = recipes.folder() / recipe.name
+    sums, facts = folder / "SHA256SUMS", folder / card.FACTS
+    measured = json.loads(facts.read_text()).get(size, {}) if facts.is_file() else {}
+    if fingerprint.reason(card.simulator_in(measured)) or not sums.is_file():
+        return None
+    lines = sums.read_text().splitlines()
     own = sorted((line for line in lines if line.split()[-1].startswith(f"{dataset_id}/")), key=lambda x: x.split()[-1])
     return hashlib.sha256("\n".join(own).encode()).hexdigest() if own else None
 
@@ -260,9 +270,11 @@ def ensure(dataset_id: str, *, workers: int | None = None, ray: str = "", progre
     """Build a dataset if it is not on this machine; its checksum.
 
     Raises:
-        L4SError: It is neither here nor made by a recipe.
+        L4SError: It is neither here nor made by a recipe, or it is here and stale.
     """
-    if not minari_io.dataset_folder(dataset_id).exists():
+    if minari_io.dataset_folder(dataset_id).exists():
+        minari_io.check_simulator(minari_io.load(dataset_id))
+    else:
         recipe, size = _of_id(dataset_id)
         build(recipe, size, workers=workers, ray=ray, progress=progress)
     return checksum(dataset_id)

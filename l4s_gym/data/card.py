@@ -17,6 +17,7 @@ from l4s_gym.data.files import atomic_write
 from l4s_gym.data.recipes import SIZES, Recipe
 from l4s_gym.data.storage import INFOS, h5py, mapped
 from l4s_gym.errors import L4SError
+from l4s_gym.sim import fingerprint
 
 LICENCE: Final = "CC BY 4.0"
 FACTS, PICTURE, TEXT = "facts.json", "card.png", "card.md"
@@ -71,6 +72,7 @@ def facts(recipe: Recipe, size: str, folder: Path, scores: Mapping[str, Any] | N
     by_quantile = np.quantile(np.concatenate(rewards), (0.05, 0.5, 0.95))
     return {
         "id": recipe.dataset_id(size),
+        "simulator": fingerprint.FINGERPRINT,
         "episodes": len(returns),
         "seconds": recipe.size(size).seconds,
         "steps": steps,
@@ -110,6 +112,11 @@ def _over_time(episode: Any, observed: npt.NDArray[np.float32]) -> dict[str, Any
             "probability": [float(f"{p:.3g}") for p in observed[index, _PROBABILITY]],
         }
     return curves
+
+
+def simulator_in(measured: Mapping[str, Any]) -> str:
+    """Fingerprint of the simulator that made what was measured (`facts`)."""
+    return str(measured.get("simulator", fingerprint.NONE))
 
 
 def check_pictures() -> None:
@@ -188,6 +195,7 @@ def _numbers(by_size: Mapping[str, dict[str, Any]]) -> list[str]:
             [f"{r['return_mean']:.2f} ({r['return_min']:.2f} to {r['return_max']:.2f})" for r in rewards],
         ),
         _row("accumulated probability missing", [f"{f['missing'] / max(f['steps'], 1):.2%}" for f in every]),
+        _row("fingerprint of the simulator", [simulator_in(f) for f in every]),
     ]
 
 

@@ -48,7 +48,7 @@ def write_records(stream: RowStream, path: PathLike) -> tuple[int, int]:
         Numbers of rows and of runs.
     """
     splitter, runs = RunSplitter(stream.present), 0
-    with RecordWriter(path, stream.present) as writer:
+    with RecordWriter(path, stream.present, stream.simulator) as writer:
         for block in stream.blocks():
             runs += len(splitter.starts(block))
             writer.write(block)

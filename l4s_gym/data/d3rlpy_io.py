@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from l4s_gym.data.episodes import Episode
-from l4s_gym.data.minari_io import read_episodes
+from l4s_gym.data.minari_io import check_simulator, read_episodes
 from l4s_gym.errors import L4SError
 from l4s_gym.extras import optional
 from l4s_gym.schema import ACTIONS
@@ -137,9 +137,11 @@ def replay_buffer(source: Any, *, drop_missing: bool = True, slicer: Any = None)
         rewards (n, 1) float32.
 
     Raises:
-        L4SError: d3rlpy is not installed, or no transition is left.
+        L4SError: d3rlpy is not installed, the dataset is stale, or no transition is left.
     """
     d3rlpy = import_d3rlpy()
+    if not isinstance(source, Sequence):
+        check_simulator(source)
     episodes = source if isinstance(source, Sequence) else list(read_episodes(source))
     made = [
         d3rlpy.dataset.Episode(

@@ -6,7 +6,7 @@
 States are in kernel units: what the kernel knew before each decision, with `null` for an accumulated probability that
 is not known; or, `as_logged`, the printed values. Actions are what the kernel decided: 0 enqueue, 1 drop, 2 mark.
 The reward is that of the public pools, packet_length (B) / (current_queue_delay (us) + 1000). `dones` is true at the
-last row of each run.
+last row of each run. Of decisions of the simulator, `simulator` is its fingerprint.
 
 Read back, the accumulated probability and the drops of the interval become the recorded
 `accumulated_probability_before` (`causal.UNKNOWN` for `null`) and `interval_drops`: nothing is rebuilt. Of several runs
@@ -53,6 +53,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     actions: list[_Whole]
     rewards: list[float]
     dones: list[bool]
+    simulator: str = ""
 
 
 def _stored_names(features: Sequence[str], as_logged: bool) -> list[str]:
@@ -96,7 +97,7 @@ def _parse(data: bytes) -> Pool:
         raise L4SError(f"has states of other than {len(pool.features)} features: convert the log again")
     records, names = _fill(pool)
     observed = records["action"].astype(np.uint8)
-    return Pool(records, tuple(names), observed, np.array(pool.rewards), np.array(pool.dones, bool))
+    return Pool(records, tuple(names), observed, np.array(pool.rewards), np.array(pool.dones, bool), pool.simulator)
 
 
 def load_json_pool(path: PathLike, *, max_bytes: int = MAX_POOL_BYTES) -> Pool:
@@ -127,7 +128,7 @@ def open_pool(paths: Sequence[PathLike], *, progress: Progress | None = None) ->
     """The pool of `load_json_pool` as a stream."""
     (path,) = paths
     pool = load_json_pool(path)
-    return single(Rows(pool.records, frozenset(pool.present), os.path.basename(path)), progress)
+    return single(Rows(pool.records, frozenset(pool.present), os.path.basename(path)), progress, pool.simulator)
 
 
 def _states(records: Records, raw: Floats, features: Sequence[str], as_logged: bool) -> list[tuple[int | None, ...]]:
@@ -188,6 +189,7 @@ def write_pool(stream: RowStream, path: PathLike, *, as_logged: bool = False) ->
             "schema_version": SCHEMA_VERSION,
             "features": features,
             "as_logged": as_logged,
+            **({"simulator": stream.simulator} if stream.simulator else {}),
         }
         out.write(msgspec.json.encode(head)[:-1] + b',"states":[')
         for block in stream.blocks():

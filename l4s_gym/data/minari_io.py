@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Final, Required, TypedDict, Unpack
@@ -17,6 +18,7 @@ from l4s_gym.data.steps import EXTRAS, REWARD, STEP, Steps
 from l4s_gym.data.storage import INFOS, MAIN, Shard, link_shards, shard_name, write_shard
 from l4s_gym.errors import L4SError
 from l4s_gym.extras import optional
+from l4s_gym.sim import fingerprint
 
 if TYPE_CHECKING:
     from l4s_gym.data.stream import RowStream
@@ -165,6 +167,8 @@ class About(TypedDict, total=False):
         reward: Name of the reward of the episodes (`balance`, `power`, `l4s_llm`).
         ref_min_score: Return of the random agent, for normalised scores.
         ref_max_score: Return of the reference.
+        simulator: Fingerprint of the simulator that made it, or `fingerprint.KERNEL_LOG`; left out: the installed one
+            if `env_kwargs` name a scenario, else a log.
         metadata: More entries of the dataset's metadata (plain JSON).
     """
 
@@ -178,6 +182,7 @@ class About(TypedDict, total=False):
     reward: str
     ref_min_score: float | None
     ref_max_score: float | None
+    simulator: str
     metadata: Mapping[str, Any]
 
 
@@ -210,9 +215,11 @@ def publish(
     env_kwargs = about.get("env_kwargs", {})
     spec, eval_spec = _specs(env_kwargs, about.get("eval_kwargs", env_kwargs), reward)
     email = about.get("author_email")
+    made_with = fingerprint.FINGERPRINT if "scenario" in env_kwargs else fingerprint.KERNEL_LOG
     extra = {
         "dataset_id": dataset_id,
         "minari_version": minari.__version__,
+        "simulator": about.get("simulator", made_with),
         "eval_env_spec": eval_spec.to_json(),
         "algorithm_name": about["algorithm_name"],
         "description": about["description"],
@@ -306,6 +313,7 @@ def create_from_stream(
         **about: Metadata, see `About`.
     """
     about.setdefault("metadata", {"as_logged": as_logged})
+    about.setdefault("simulator", stream.simulator or fingerprint.KERNEL_LOG)
 
     def fill(data: Path) -> list[Shard]:
         return [write_shard(data / shard_name(0), 0, runs_of_stream(stream, as_logged=as_logged))]
@@ -370,6 +378,33 @@ def check_schema(dataset: Any) -> None:
             raise L4SError(
                 f"dataset {dataset.id!r}: {name} is {stored.get(name)!r}, not {value!r}: convert its rows again"
             )
+
+
+def simulator_in(stored: Mapping[str, Any]) -> str:
+    """Which simulator made a dataset, by its metadata: as `fingerprint.check` takes it."""
+    if "simulator" in stored:
+        return str(stored["simulator"])
+    kwargs = json.loads(stored["env_spec"])["kwargs"] if "env_spec" in stored else {}
+    return fingerprint.NONE if "recipe" in stored or "scenario" in kwargs else fingerprint.KERNEL_LOG
+
+
+def check_simulator(dataset: Any) -> str:
+    """Refuse a dataset (`minari.MinariDataset`) that another simulator made than the installed one; which one it was.
+
+    Raises:
+        L4SError: The dataset is stale.
+    """
+    stored = getattr(getattr(dataset, "storage", None), "metadata", None) or {}
+    simulator = simulator_in(stored)
+    fingerprint.check(f"dataset {getattr(dataset, 'id', '?')!r}", simulator, build_again(stored))
+    return simulator
+
+
+def build_again(stored: Mapping[str, Any]) -> str:
+    """What to do where a dataset of this metadata is stale."""
+    if "recipe" not in stored:
+        return "make it again, as it was made"
+    return f"build it again: l4s-gym datasets build {stored['recipe']['name']} --size {stored['size']} --overwrite"
 
 
 def validate(dataset: Any) -> None:

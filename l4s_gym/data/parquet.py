@@ -23,6 +23,7 @@ from l4s_gym.schema import BY_NAME, FIELDS, RECORD, SCHEMA_VERSION
 
 RUN: Final = "run"
 _VERSION: Final = b"l4s_gym.schema_version"
+_SIMULATOR: Final = b"l4s_gym.simulator"
 _NULLABLE: Final = "accumulated_probability_before"
 
 
@@ -30,8 +31,8 @@ def _arrow() -> tuple[Any, Any]:
     return optional("pyarrow", "data"), optional("pyarrow.parquet", "data")
 
 
-def _schema(present: frozenset[str]) -> Any:
-    """Arrow's schema of the fields that a source bears, and of the run."""
+def _schema(present: frozenset[str], simulator: str = "") -> Any:
+    """Arrow's schema of the fields that a source bears, and of the run; `simulator` as `RowStream` has it."""
     pa, _ = _arrow()
     fields = [
         pa.field(
@@ -44,7 +45,8 @@ def _schema(present: frozenset[str]) -> Any:
         if spec.name in present
     ]
     run = pa.field(RUN, pa.int32(), nullable=False, metadata={"unit": "index", "doc": "Number of the run, from 0."})
-    return pa.schema([*fields, run], metadata={_VERSION: str(SCHEMA_VERSION)})
+    metadata = {_VERSION: str(SCHEMA_VERSION)} | ({_SIMULATOR: simulator} if simulator else {})
+    return pa.schema([*fields, run], metadata=metadata)
 
 
 def write_parquet(stream: RowStream, path: PathLike) -> tuple[int, int]:
@@ -58,7 +60,7 @@ def write_parquet(stream: RowStream, path: PathLike) -> tuple[int, int]:
         Numbers of rows and of runs.
     """
     pa, pq = _arrow()
-    schema = _schema(stream.present)
+    schema = _schema(stream.present, stream.simulator)
     splitter, rows, runs = RunSplitter(stream.present), 0, 0
     # Without dictionaries the file is smaller, and written twice as fast: most columns have many values.
     options = {"compression": "zstd", "use_dictionary": False}
@@ -107,6 +109,7 @@ def open_parquet(paths: Sequence[PathLike], *, progress: Progress | None = None)
         file = pq.ParquetFile(path)
         schema = file.schema_arrow
         version = (schema.metadata or {}).get(_VERSION)
+        simulator = (schema.metadata or {}).get(_SIMULATOR, b"").decode("ascii")
     except damage as error:
         raise refuse(error) from error
     if version != str(SCHEMA_VERSION).encode():
@@ -138,4 +141,4 @@ def open_parquet(paths: Sequence[PathLike], *, progress: Progress | None = None)
             raise refuse(error) from error
         return tally.report([os.fspath(path)], "rows")
 
-    return RowStream(os.path.basename(path), present, blocks())
+    return RowStream(os.path.basename(path), present, blocks(), simulator)

@@ -66,6 +66,7 @@ class Pool:
         observed: Logged actions 0, 1, 2, shape (T,) uint8.
         rewards: As stored, shape (T,) float64; their meaning differs from pool to pool.
         dones: As stored, shape (T,) bool.
+        simulator: Fingerprint of the simulator whose decisions it holds; empty: it bears none.
     """
 
     records: Records
@@ -73,6 +74,7 @@ class Pool:
     observed: npt.NDArray[np.uint8]
     rewards: npt.NDArray[np.float64]
     dones: npt.NDArray[np.bool_]
+    simulator: str = ""
 
 
 def _plain(values: object, name: str) -> npt.NDArray[np.float64]:
@@ -192,7 +194,7 @@ def load_rows_csv(path: PathLike) -> Rows:
     return Rows(records, frozenset(names), os.path.basename(path))
 
 
-def single(rows: Rows, progress: Progress | None) -> RowStream:
+def single(rows: Rows, progress: Progress | None, simulator: str = "") -> RowStream:
     """Rows that are in memory anyway, as a stream of one block."""
 
     def blocks() -> Blocks:
@@ -201,7 +203,7 @@ def single(rows: Rows, progress: Progress | None) -> RowStream:
             progress(1.0)
         return None
 
-    return RowStream(rows.source, rows.present, blocks())
+    return RowStream(rows.source, rows.present, blocks(), simulator)
 
 
 def open_pickle(paths: Sequence[PathLike], *, progress: Progress | None = None) -> RowStream:

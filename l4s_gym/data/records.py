@@ -1,7 +1,8 @@
 """Binary records: all fields of the schema, as they lie in memory, behind a header that says which.
 
-A file (`.rec`, also compressed: `.rec.gz`, `.rec.zst`, ...) is a header of 32 bytes and then plain records, all
-little-endian, so that a plain file can be mapped: ``np.memmap(path, schema.RECORD, "r", offset=32)``.
+A file (`.rec`, also compressed: `.rec.gz`, `.rec.zst`, ...) is a header of 32 bytes, or of 48 where the simulator wrote
+it, and then plain records, all little-endian, so that a plain file can be mapped:
+``np.memmap(path, schema.RECORD, "r", offset=32)``.
 
 | bytes | header |
 |---|---|
@@ -11,6 +12,7 @@ little-endian, so that a plain file can be mapped: ``np.memmap(path, schema.RECO
 | 12-15 | size of a record |
 | 16-23 | which fields are borne: bit n is the n-th of `schema.FIELDS`; the others are 0 in every record |
 | 24-31 | digest of the layout: names, types and places of the fields |
+| 32-47 | fingerprint of the simulator (`l4s_gym.sim.fingerprint`), filled up with zeros |
 
 A record that was torn at the end of the file is dropped, and one with a value out of the schema's bounds is
 skipped; both are counted.
@@ -39,6 +41,7 @@ from l4s_gym.schema import BY_NAME, FIELDS, RECORD, SCHEMA_VERSION
 MAGIC: Final = b"L4S-REC\n"
 TORN: Final = "record torn at the end of the file"
 _HEADER: Final = struct.Struct("<8sHHIQ8s")
+_FINGERPRINT_BYTES: Final = 16
 _LAYOUT: Final = ";".join(f"{name}:{RECORD[name].str}:{place[1]}" for name, place in (RECORD.fields or {}).items())
 _DIGEST: Final = blake2b(_LAYOUT.encode(), digest_size=8).digest()
 
@@ -71,21 +74,25 @@ def out_of_bounds(records: Records, present: frozenset[str]) -> npt.NDArray[np.b
     return bad
 
 
-def _pack_header(present: frozenset[str]) -> bytes:
+def _pack_header(present: frozenset[str], simulator: str = "") -> bytes:
     mask = sum(1 << bit for bit, spec in enumerate(FIELDS) if spec.name in present)
-    return _HEADER.pack(MAGIC, _HEADER.size, SCHEMA_VERSION, RECORD.itemsize, mask, _DIGEST)
+    more = simulator.encode("ascii").ljust(_FINGERPRINT_BYTES, b"\0") if simulator else b""
+    return _HEADER.pack(MAGIC, _HEADER.size + len(more), SCHEMA_VERSION, RECORD.itemsize, mask, _DIGEST) + more
 
 
-def _parse_header(path: PathLike, data: bytes) -> frozenset[str]:
-    """Names of the fields that a file bears."""
+def _read_header(path: PathLike, file: BinaryIO) -> tuple[frozenset[str], str]:
+    """Names of the fields that a file bears, and the fingerprint of the simulator that wrote it, or nothing."""
+    data = file.read(_HEADER.size)
     if len(data) < _HEADER.size or not data.startswith(MAGIC):
         raise L4SError(f"{path}: not a file of binary records: write it by `l4s-gym log convert --to rec`")
     _, size, version, itemsize, mask, digest = _HEADER.unpack(data)
     if version != SCHEMA_VERSION:
         raise L4SError(f"{path}: has version {version} of the schema, not {SCHEMA_VERSION}: convert the log again")
-    if (size, itemsize, digest) != (_HEADER.size, RECORD.itemsize, _DIGEST) or mask >> len(FIELDS):
+    more = size - _HEADER.size
+    if more not in (0, _FINGERPRINT_BYTES) or (itemsize, digest) != (RECORD.itemsize, _DIGEST) or mask >> len(FIELDS):
         raise L4SError(f"{path}: has records of another layout: convert the log again")
-    return frozenset(spec.name for bit, spec in enumerate(FIELDS) if mask >> bit & 1)
+    simulator = file.read(more).rstrip(b"\0").decode("ascii", "replace")
+    return frozenset(spec.name for bit, spec in enumerate(FIELDS) if mask >> bit & 1), simulator
 
 
 class RecordWriter:
@@ -94,10 +101,11 @@ class RecordWriter:
     Args:
         path: The file; compressed if its name ends in .gz, .bz2, .xz or .zst.
         present: Names of the fields that the records bear; the others are written as 0.
+        simulator: Fingerprint of the simulator that they come from; empty: they do not.
     """
 
-    def __init__(self, path: PathLike, present: frozenset[str]) -> None:
-        self.path, self.present = path, present
+    def __init__(self, path: PathLike, present: frozenset[str], simulator: str = "") -> None:
+        self.path, self.present, self.simulator = path, present, simulator
         self.rows = 0
         self._absent = [spec.name for spec in FIELDS if spec.name not in present]
         self._stack = ExitStack()
@@ -105,7 +113,7 @@ class RecordWriter:
 
     def __enter__(self) -> RecordWriter:
         self._file = self._stack.enter_context(compressed_write(self.path))
-        self._file.write(_pack_header(self.present))
+        self._file.write(_pack_header(self.present, self.simulator))
         return self
 
     def __exit__(
@@ -140,7 +148,7 @@ def _read_file(path: str, meter: Meter, tally: Tally, present: frozenset[str]) -
     before = tally.lines
     try:
         with open_compressed(path, meter) as file:
-            _parse_header(path, file.read(_HEADER.size))
+            _read_header(path, file)
             while data := _read_whole(file, BLOCK_ROWS * RECORD.itemsize):
                 first = tally.lines - before + 1
                 torn = len(data) % RECORD.itemsize
@@ -183,31 +191,37 @@ def open_records(paths: PathLike | Sequence[PathLike], *, progress: Progress | N
     for path in files:
         try:
             with open_compressed(path) as file:
-                found.append(_parse_header(path, file.read(_HEADER.size)))
+                found.append(_read_header(path, file))
         except OSError as error:
             raise read_error(path, error) from error
+        if found[-1][1] != found[0][1]:
+            raise L4SError(f"{path}: is of another simulator than {files[0]}: read it by itself")
         if found[-1] != found[0]:
-            other = ", ".join(sorted(found[-1] ^ found[0]))
+            other = ", ".join(sorted(found[-1][0] ^ found[0][0]))
             raise L4SError(f"{path}: does not bear the same fields as {files[0]} ({other}): read it by itself")
 
     def blocks() -> Blocks:
         tally, meter = Tally(), Meter(files, progress)
         for path in files:
-            yield from _read_file(path, meter, tally, found[0])
+            yield from _read_file(path, meter, tally, found[0][0])
         return tally.report(files, "rows")
 
-    return RowStream(", ".join(map(os.path.basename, files)), found[0], blocks())
+    present, simulator = found[0]
+    return RowStream(", ".join(map(os.path.basename, files)), present, blocks(), simulator)
 
 
-def save_records(path: PathLike, records: Records, *, present: frozenset[str] | None = None) -> None:
+def save_records(
+    path: PathLike, records: Records, *, present: frozenset[str] | None = None, simulator: str = ""
+) -> None:
     """Write records with all their fields to a binary file; it is replaced as a whole or not at all.
 
     Args:
         path: The file; compressed if its name ends in .gz, .bz2, .xz or .zst.
         records: Records (T,).
         present: Names of the fields that the records bear (the others are written as 0); `known_fields` if None.
+        simulator: Fingerprint of the simulator that they come from; empty: they do not.
     """
-    with RecordWriter(path, known_fields(records) if present is None else present) as writer:
+    with RecordWriter(path, known_fields(records) if present is None else present, simulator) as writer:
         for start in range(0, len(records), BLOCK_ROWS):
             writer.write(records[start : start + BLOCK_ROWS])
 

@@ -234,12 +234,13 @@ def upload(dataset_id: str, remote: str = "", *, token: str = "") -> None:
         token: Token of the hub (for `gcp://` path of a key file); that of the login if empty.
 
     Raises:
-        L4SError: It is not here, is damaged, is published already, or the hub refuses.
+        L4SError: It is not here, is damaged or stale, is published already, or the hub refuses.
     """
     remote, folder = remote_name(remote), minari_io.dataset_folder(dataset_id)
     if not verify(dataset_id):
         with atomic_write(folder / SUMS) as file:
             file.write("".join(f"{line}\n" for line in build.checksums(folder / "data", dataset_id)).encode())
+    minari_io.check_simulator(minari_io.load(dataset_id))
     namespace = dataset_id.rpartition("/")[0]
     if dataset_id in listed(remote, token, namespace):
         raise L4SError(f"{remote}: has {dataset_id!r} already, and what is published stays: publish a new version")

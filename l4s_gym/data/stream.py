@@ -52,12 +52,14 @@ class RowStream:
         source: Where the rows come from: names of the files.
         present: Names of the fields that the source bears; the others are 0.
         content: What is read.
+        simulator: Fingerprint of the simulator that wrote it; empty: the source bears none, as a kernel's log.
         report: What was read and skipped and why, once the blocks were read to the end; None for kinds without.
     """
 
     source: str
     present: frozenset[str]
     content: Blocks
+    simulator: str = ""
     report: LogReport | None = None
     _begun: bool = False
 

@@ -15,6 +15,7 @@ from l4s_gym.errors import L4SError
 from l4s_gym.evaluation import leaderboard
 from l4s_gym.evaluation.entry import Entry, Experiment, Training, read_protocol
 from l4s_gym.evaluation.sweep import ShowProgress
+from l4s_gym.sim import fingerprint
 
 POOL_FILES = ("exp_pool_l4s_train_7feat.pkl", "consecutive_rows_first6000.csv")
 POOL_PLACES = (Path("../shared/data/freebsd_experience_pools"), Path("data/freebsd_experience_pools"))
@@ -40,11 +41,12 @@ def rows_dataset(pools: Path | None, say: Callable[[str], None]) -> str:
     if pools is None:
         say("kernel rows: the authors' pools are not here (--pools FOLDER); a log of the simulator takes their place")
         name, rows = "bundled-log", [load_rows(bundled_log())]
-        algorithm, text = "dualpi2_freebsd", "A log written by the simulator"
+        algorithm, text, simulator = "dualpi2_freebsd", "A log written by the simulator", fingerprint.FINGERPRINT
     else:
         say(f"kernel rows: {pools}")
         name, rows = "kernel-rows", [load_rows(pools / each) for each in POOL_FILES if (pools / each).is_file()]
         algorithm, text = "FreeBSD 14 dummynet l4s", "Rows of the testbed's kernel (authors' pools), read causally"
+        simulator = fingerprint.KERNEL_LOG
     say(inspect_rows(rows[0]))
     dataset = minari_io.create(
         f"l4s/dualpi2/{name}-v0",
@@ -52,6 +54,7 @@ def rows_dataset(pools: Path | None, say: Callable[[str], None]) -> str:
         env_kwargs={"scenario": "l4s-llm-testbed", "aqm": "dualpi2_freebsd"},
         algorithm_name=algorithm,
         description=text,
+        simulator=simulator,
         overwrite=True,
     )
     return str(dataset.id)

@@ -17,6 +17,7 @@ import l4s_gym
 from l4s_gym.data.files import atomic_write, read_error
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.schema import SCHEMA_VERSION
+from l4s_gym.sim import fingerprint
 from l4s_gym.sim import scenario as scenarios
 
 FORMAT: Final = 1
@@ -150,11 +151,13 @@ class Environment(Struct, frozen=True, forbid_unknown_fields=True):
         version: Of this package.
         schema_version: Of the observations.
         scenarios: Name -> `scenarios.digest`.
+        simulator: Its fingerprint (`l4s_gym.sim.fingerprint`).
     """
 
     version: str
     schema_version: int
     scenarios: dict[str, str]
+    simulator: str = fingerprint.NONE
 
 
 class TrainedAgent(Struct, frozen=True, forbid_unknown_fields=True):
@@ -230,7 +233,7 @@ def checksum(value: Any) -> str:
 def environment(names: Sequence[str]) -> Environment:
     """The environment that is installed."""
     digests = {name: scenarios.digest(name) for name in sorted(set(names))}
-    return Environment(l4s_gym.__version__, SCHEMA_VERSION, digests)
+    return Environment(l4s_gym.__version__, SCHEMA_VERSION, digests, fingerprint.FINGERPRINT)
 
 
 def _decoded(path: Path, kind: Any, more: Mapping[str, Any] | None = None) -> Any:
@@ -341,9 +344,11 @@ def validate(entry: Entry, protocol: Protocol, datasets: Mapping[str, str] | Non
         datasets: Checksums of the datasets that are known here.
 
     Raises:
-        L4SError: It failed, is of another protocol, version, scenario or dataset, lacks cells, or holds something that
-            is not a finite number. The error says what differs.
+        L4SError: It failed, is of another simulator, protocol, version, scenario or dataset, lacks cells, or holds
+            something that is not a finite number. The error says what differs.
     """
+    command = f"l4s-gym leaderboard {entry.agent}/{entry.variant}"
+    fingerprint.check(entry.id, entry.environment.simulator, f"move it away, and run it again: {command}")
     here = environment([name for _, name in protocol.cells(entry.size)])
     again = "run it again with this version"
     for what, theirs, ours in (

@@ -15,10 +15,11 @@ from typing import Any
 
 from l4s_gym import __version__
 from l4s_gym.data.files import atomic_write
+from l4s_gym.sim import fingerprint
 
 
 def origin() -> dict[str, Any]:
-    """Where a result comes from: versions, host, command, time."""
+    """Where a result comes from: versions, fingerprint of the simulator, host, command, time."""
     versions = {"l4s-gym": __version__, "python": platform.python_version()}
     for name in ("numpy", "numba", "gymnasium", "torch", "d3rlpy", "minari", "scikit-learn", "transformers"):
         try:
@@ -31,6 +32,7 @@ def origin() -> dict[str, Any]:
     script = str(program.resolve().relative_to(here)) if program.resolve().is_relative_to(here) else program.name
     return {
         "versions": versions,
+        "simulator": fingerprint.FINGERPRINT,
         "host": {
             "cpu": cpu_model(),
             "cores": os.cpu_count(),

@@ -20,6 +20,7 @@ from l4s_gym.evaluation import statistics
 from l4s_gym.evaluation.cells import METRICS, NATIVE, RANDOM, Suite, bounds, by_key, reference, suites
 from l4s_gym.evaluation.entry import Entry, Protocol
 from l4s_gym.evaluation.statistics import Floats, Interval
+from l4s_gym.sim import fingerprint
 
 MAIN: Final = "test"
 """The suite by which rows are sorted."""
@@ -111,7 +112,8 @@ def check(
         datasets: Id -> current checksum; of others, that of the first entry that has it.
 
     Returns:
-        The entries that agree in protocol, environment, scenarios and datasets; and the others with the first reason.
+        The entries of the installed simulator that agree in protocol, environment, scenarios and datasets; and the
+        others with the first reason.
 
     Raises:
         L4SError: Native DualPI2's entry is missing.
@@ -136,6 +138,8 @@ def check(
 
 def _reason(each: Entry, size: str, digest: str, there: records.Environment, datasets: Mapping[str, str]) -> str | None:
     """Why an entry cannot be compared; None: it can."""
+    if stale := fingerprint.reason(each.environment.simulator):
+        return stale
     pairs: list[tuple[str, object, object]] = [
         ("size", each.size, size),
         ("protocol digest", each.protocol_digest, digest),

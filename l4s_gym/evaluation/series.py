@@ -21,6 +21,7 @@ from l4s_gym.evaluation.entry import Entry, Protocol
 from l4s_gym.evaluation.native import simulate
 from l4s_gym.evaluation.origin import origin
 from l4s_gym.evaluation.sweep import Sweep
+from l4s_gym.sim import fingerprint
 from l4s_gym.sim.measure import CLASSES
 from l4s_gym.sim.scenario import Scenario, load
 
@@ -128,7 +129,7 @@ def read(path: Path, **same: str) -> list[Series]:
     try:
         tree: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         found = [Series(**each) for each in tree["series"]]
-        return found if all(tree[name] == value for name, value in same.items()) else []
+        return found if all(tree.get(name) == value for name, value in same.items()) else []
     except OSError as error:
         raise read_error(path, error) from error
     except (ValueError, KeyError, TypeError) as error:
@@ -155,6 +156,7 @@ def of_board(
         progress: Shows how far it is.
     """
     same = {"version": l4s_gym.__version__, "protocol_digest": protocol.digest(size)}
+    same["simulator"] = fingerprint.FINGERPRINT
     found = read(path, **same) if path.is_file() else []
     there = {(each.name, each.scenario) for each in found}
     names = [name for suite, name in protocol.cells(size) if suite == "test" and name in SHOWN]

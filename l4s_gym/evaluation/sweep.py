@@ -33,6 +33,7 @@ from l4s_gym.evaluation.entry import FORMAT, Entry, Experiment, Failure, Protoco
 from l4s_gym.evaluation.origin import origin
 from l4s_gym.evaluation.who import Who
 from l4s_gym.evaluation.work import Cell, Training
+from l4s_gym.sim import fingerprint
 from l4s_gym.sim.batch import compile_engine
 
 ShowProgress = Callable[[str], AbstractContextManager[Callable[[float], None]]]
@@ -50,7 +51,11 @@ class Sweep:
         self.plan: dict[str, tuple[list[Training], list[tuple[int | None, Cell]]]] = {}  # by experiment
 
     def need_datasets(self, experiments: Sequence[Experiment], progress: ShowProgress) -> None:
-        """Find or build the datasets, and note their checksums."""
+        """Find or build the datasets, and note their checksums.
+
+        Raises:
+            L4SError: One is stale.
+        """
         for experiment in experiments:
             if experiment.training is None or experiment.training.dataset in self.datasets:
                 continue
@@ -58,6 +63,8 @@ class Sweep:
             try:
                 with progress(f"dataset {name}") as show:
                     self.datasets[name] = ensure(name, workers=max(self.jobs, 1), ray=self.ray, progress=show)
+            except fingerprint.StaleError:
+                raise  # it fails nobody: nothing is to be run before it is built again
             except Exception:
                 self.failed[experiment.id] = Failure(f"dataset {name}", traceback.format_exc())
 
@@ -69,7 +76,8 @@ class Sweep:
         jobs = []
         plain = training.load_config(how.learner, small=how.small, settings=how.settings)
         names = ("train.seed", "model.backbone.seed") if "train" in plain else ("seed",)
-        about = [how.learner, how.dataset, self.datasets[how.dataset], plain, l4s_gym.__version__]
+        data = [how.dataset, self.datasets[how.dataset]]
+        about = [how.learner, *data, plain, l4s_gym.__version__, fingerprint.FINGERPRINT]
         home = self.work / "agents" / checksum(about)[:16]
         for seed in how.seeds:
             settings = [*how.settings, *(f"{name}={seed}" for name in names)]
@@ -223,9 +231,11 @@ class Sweep:
 
     @contextmanager
     def _blamed(self, experiment: Experiment, where: str) -> Iterator[None]:
-        """An error in the block is this experiment's own."""
+        """An error in the block is this experiment's own, but for agents that are stale."""
         try:
             yield
+        except fingerprint.StaleError:
+            raise
         except Exception:
             self._fail(experiment, where, traceback.format_exc())
 

@@ -22,7 +22,7 @@ from l4s_gym.evaluation import harness
 from l4s_gym.evaluation.entry import Protocol, checksum
 from l4s_gym.evaluation.who import Who
 from l4s_gym.schema import SCHEMA_VERSION
-from l4s_gym.sim import jit, scenario, traces
+from l4s_gym.sim import fingerprint, jit, scenario, traces
 
 SPREAD: Final = 1.7
 """Scenarios that are decided in one batch: the rate of the fastest by that of the slowest."""
@@ -107,9 +107,8 @@ class Cell:
         return packets * (_US["native"] + (0.0 if kind == "native" else _US.get(kind, 5.0) / self.interval))
 
 
-@functools.cache
 def _simulator() -> str:
-    return checksum([l4s_gym.__version__, SCHEMA_VERSION, jit.source_digest()])
+    return checksum([l4s_gym.__version__, SCHEMA_VERSION, fingerprint.FINGERPRINT, jit.source_digest()])
 
 
 def rate_mbps(name: str) -> float:

@@ -20,6 +20,7 @@ from l4s_gym.agents import Agent, saved, training
 from l4s_gym.agents.logged import Logged, offline_probabilities
 from l4s_gym.data.episodes import Episode
 from l4s_gym.schema import OBS_HIGH
+from l4s_gym.sim import fingerprint
 from tests.agents.conftest import TINY, kind_of
 
 OWN = """
@@ -211,6 +212,53 @@ def test_a_dataset_of_another_schema_is_refused(name: str, dataset: str, tmp_pat
         training.learner(kind_of(name)).train("l4s/dualpi2/nowhere-v0", config, tmp_path / "nowhere")
     with pytest.raises(L4SError, match="no_such_key"):
         training.learner(kind_of(name)).train(dataset, config | {"no_such_key": 1}, tmp_path / "key")
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_what_another_simulator_made_is_refused(
+    name: str, dataset: str, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dataset to train on, and an agent that was trained on it."""
+    folder, made, learner = trained(name), fingerprint.FINGERPRINT, training.learner(kind_of(name))
+    assert saved.read(folder).training["simulator"] == made
+    monkeypatch.setattr(fingerprint, "FINGERPRINT", "0123456789ab")
+    with pytest.raises(fingerprint.StaleError, match=f"dataset {dataset!r}: is stale: made with simulator {made}, "):
+        learner.train(dataset, TINY[name], tmp_path / "new")
+    assert not (tmp_path / "new" / saved.ABOUT).exists()
+    with pytest.raises(fingerprint.StaleError) as refused:
+        agents.make(str(folder))
+    assert f"{folder}: is stale: made with simulator {made}, " in str(refused.value)
+    again = f": train it again: l4s-gym train {kind_of(name)} --dataset {dataset} --out {folder}"
+    assert str(refused.value).endswith(again)
+
+
+@pytest.mark.parametrize("name", [name for name in ("bc", "llm") if name in TINY])
+def test_a_training_goes_on_with_data_of_its_own_simulator_only(
+    name: str, dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from l4s_gym.data import minari_io
+
+    learner, out = training.learner(kind_of(name)), tmp_path / "agent"
+
+    def press_ctrl_c(share: float) -> None:
+        if share == 0.5:
+            signal.raise_signal(signal.SIGINT)
+
+    store, made = minari_io.load(dataset).storage, fingerprint.FINGERPRINT
+    store.update_metadata({"simulator": "older"})
+    try:
+        with fingerprint.allow_stale(), pytest.raises(KeyboardInterrupt):
+            learner.train(dataset, TINY[name], out, progress=press_ctrl_c)
+        store.update_metadata({"simulator": made})
+        with pytest.raises(L4SError, match=f"is of data of simulator older, the dataset is of {made}: remove it"):
+            learner.train(dataset, TINY[name], out, resume=True)
+        store.update_metadata({"simulator": "older"})
+        with fingerprint.allow_stale():
+            assert learner.train(dataset, TINY[name], out, resume=True)["simulator"] == "older"
+    finally:
+        store.update_metadata({"simulator": made})
+    with pytest.raises(fingerprint.StaleError, match="made with simulator older"):
+        agents.make(str(out))
 
 
 def with_seed(config: dict[str, Any], seed: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import pytest
 
 from l4s_gym import L4SError, agents
 from l4s_gym.agents import saved
+from l4s_gym.sim import fingerprint
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("safetensors")
@@ -66,6 +67,26 @@ def test_by_path(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         agent: Any = agents.make(spec.format(place))
         assert agent.name == ("named:x,speed=3" if "speed" in spec else "named:x")
         assert agent.options == ({"speed": "3", "rule": "x"} if "speed" in spec else {})
+
+
+def test_which_simulator_an_agent_is_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unknown, logs = (
+        write(tmp_path / "unknown"),
+        write(tmp_path / "logs", training={"simulator": fingerprint.KERNEL_LOG}),
+    )
+    old = write(tmp_path / "old", training={"dataset": "l4s/dualpi2/a-v0", "simulator": "older"})
+    saved.read(unknown), saved.read(logs)
+    command = f"l4s-gym train named --dataset l4s/dualpi2/a-v0 --out {old}"
+    with pytest.raises(fingerprint.StaleError, match=f"{old}: is stale: made with simulator older, .*: {command}$"):
+        saved.read(old)
+    with fingerprint.allow_stale():
+        saved.read(old)
+    about = json.loads((unknown / saved.ABOUT).read_text())
+    (unknown / saved.ABOUT).write_text(json.dumps({k: v for k, v in about.items() if k != "simulator"}))
+    with pytest.raises(fingerprint.StaleError, match=r"made with simulator none, .*: train it again$"):
+        agents.make(str(unknown))
+    monkeypatch.setattr(fingerprint, "FINGERPRINT", "0123456789ab")
+    saved.read(logs)
 
 
 def test_writing_again_keeps_logs_and_drops_checkpoints(tmp_path: Path) -> None:

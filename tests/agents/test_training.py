@@ -19,6 +19,7 @@ from l4s_gym.agents.logged import Logged, Stretch, cut, offline_decisions, split
 from l4s_gym.cli.common import console
 from l4s_gym.data.episodes import Episode
 from l4s_gym.envs.dualpi2 import DualPI2Env
+from l4s_gym.sim import fingerprint
 from tests.agents.conftest import DATASET, TINY
 
 ROOT = Path(__file__).parents[2]
@@ -312,6 +313,30 @@ def test_train_and_test(dataset: str, tmp_path: Path, capsys: Capture, wide: Non
     assert len(body["closed_loop"]) == 6 and "versions" in body
     code, text, _ = run(capsys, "test", out, "--seconds", "0.3", "--scenario", "web", "--seeds", "0", "--steps", "400")
     assert code == 0 and "cross-entropy" in text  # the dataset of its training
+
+
+def test_what_is_stale_is_taken_by_an_option_and_the_results_say_so(
+    dataset: str, trained: Trained, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, wide: None
+) -> None:
+    monkeypatch.setattr(fingerprint, "FINGERPRINT", "0123456789ab")
+    out, result = tmp_path / "bc", tmp_path / "result.json"
+    train = ("train", "bc", "--dataset", dataset, "--out", out, "--set", "steps=10", "hidden=[16]")
+    loop = (trained("bc"), "--scenario", "web", "--seconds", "0.3", "--seeds", "0", "--out", result)
+    for words, what in ((train, dataset), (("test", *loop), "bc"), (("evaluate", *loop), "bc")):
+        code, text, err = run(capsys, *words)
+        assert code == 2 and f"{what}" in err and "is stale: made with simulator" in err and err.count("\n") == 1
+        assert not out.exists() and not result.exists()
+    for words in (train, ("test", *loop), ("evaluate", *loop)):
+        code, text, err = run(capsys, *words, "--allow-stale")
+        assert (code, err) == (0, "") and "is stale: made with simulator" in text
+        if words is not train:
+            stale = json.loads(result.read_text())["stale"]
+            assert f"{trained('bc')}: is stale" in stale[0]
+            assert len(stale) == (2 if words[0] == "test" else 1)  # the dataset of the offline metrics too
+    with pytest.raises(fingerprint.StaleError):
+        agents.make(str(out))
+    code, text, err = run(capsys, "live", "control", out, "--socket", tmp_path / "none.sock")
+    assert "is stale" in text and "is stale" not in err  # a real queue has no simulator beside the agent
 
 
 def test_ctrl_c_says_how_to_go_on(

@@ -84,7 +84,7 @@ def test_help(command: tuple[str, ...], capsys: Capture) -> None:
 
 def test_build_list_show(place: Path, capsys: Capture) -> None:
     folder = place / "recipes"
-    assert row(run(capsys, "list", "--recipes", folder), ID) == ["tiny small", "-", "-"]
+    assert row(run(capsys, "list", "--recipes", folder), ID) == ["tiny small", "-", "-", "-"]
     built = run(capsys, "build", "tiny", "--workers", 1, "--recipes", folder, "--record")
     dataset = minari_io.load(ID)
     assert built.startswith(f"{ID}: {dataset.total_steps:,} steps in ") and " steps/s): " in built
@@ -96,7 +96,7 @@ def test_build_list_show(place: Path, capsys: Capture) -> None:
 
     listed = run(capsys, "list", "--recipes", folder)
     assert row(listed, ID)[:2] == ["tiny small", f"{dataset.total_steps:,}"]
-    assert row(listed, "l4s/dualpi2/wee-v0") == ["wee full", "-", "-"]
+    assert row(listed, "l4s/dualpi2/wee-v0") == ["wee full", "-", "-", "-"]
     assert row(run(capsys, "list", "--recipes", ROOT / "datasets"), ID)[0] == "-"  # here, without a recipe
 
     shown = run(capsys, "show", ID)

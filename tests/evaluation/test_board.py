@@ -171,6 +171,10 @@ def test_entries_of_other_conditions_are_refused_with_the_reason(board_entries: 
         ({"size": "full"}, "size is full, not quick"),
         ({"protocol_digest": "1" * 64}, f"protocol digest is {'1' * 64}, not {'0' * 64}"),
         ({"environment": msgspec.structs.replace(there, version="9")}, "version of the environment is 9, not"),
+        (
+            {"environment": msgspec.structs.replace(there, simulator="9")},
+            "is stale: made with simulator 9",
+        ),
         ({"environment": msgspec.structs.replace(there, schema_version=99)}, "version of the schema is 99, not"),
         ({"environment": msgspec.structs.replace(there, scenarios={"lte": "2"})}, "scenario 'lte' is 2, not"),
         ({"datasets": dict.fromkeys(learned.datasets, "3")}, "dataset 'l4s/dualpi2/testbed-small-v0' is 3, not 1111"),

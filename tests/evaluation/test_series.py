@@ -12,6 +12,7 @@ import pytest
 from l4s_gym.errors import L4SError
 from l4s_gym.evaluation import entry, harness, series
 from l4s_gym.evaluation.entry import Entry
+from l4s_gym.sim import fingerprint
 from l4s_gym.sim import scenario as scenarios
 
 SCENARIO = scenarios.load("l4s-llm-testbed").replace(horizon_s=4.0, warmup_s=0.0)
@@ -80,6 +81,9 @@ def test_a_board_keeps_the_runs_that_are_there(
     assert len(asked) == len(found) > 1
     assert series.of_board(whole, rules, "quick", path, tmp_path, progress) == found
     assert len(asked) == len(found)
+    with monkeypatch.context() as patch:
+        patch.setattr(fingerprint, "FINGERPRINT", "0123456789ab")
+        assert series.of_board([], rules, "quick", path, tmp_path, progress) == []  # those of another simulator
     monkeypatch.setattr(series, "LONGEST_S", -1.0)
     path.unlink()
     assert series.of_board(whole, rules, "quick", path, tmp_path, progress) == []

@@ -18,6 +18,7 @@ from l4s_gym.agents import training
 from l4s_gym.data.build import checksum
 from l4s_gym.evaluation import entry, sweep, work
 from l4s_gym.evaluation.entry import Entry, Experiment, Protocol, Size, Training
+from l4s_gym.sim import fingerprint
 
 TINY = Size(0.5, 2, ("test", "shift"), ("l4s-llm-testbed", "web", "grid-4m-10ms"))
 NATIVE = Experiment("PIE", "native:pie", name="native", variant="pie")
@@ -118,6 +119,19 @@ def test_batches_hold_every_scenario_once_and_similar_rates() -> None:
             assert len(part) * rules.standard.seeds <= work.LARGEST
 
 
+def test_a_cell_of_another_simulator_is_run_again(
+    protocol: Protocol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def keys() -> set[str]:
+        made = sweep.Sweep(protocol, "quick", tmp_path, jobs=0, ray="")
+        return {cell.key for cell in made.cells(NATIVE, None)}
+
+    before = keys()
+    assert before == keys()
+    monkeypatch.setattr(fingerprint, "FINGERPRINT", "0123456789ab")
+    assert not before & keys()
+
+
 # -- with processes, trainings and kills
 
 
@@ -157,6 +171,28 @@ def test_trainings_are_shared_and_noted(tiny_dataset: str, protocol: Protocol, t
     assert entries[0].training == entries[1].training
     assert len(list((tmp_path / "work" / "agents").glob("*/trained-*.json"))) == 2
     assert len({row["episode_return"] for row in entries[0].results}) == len(entries[0].results)
+
+
+def test_nothing_is_run_beside_a_stale_dataset_or_agent(
+    tiny_dataset: str, protocol: Protocol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from l4s_gym.data import minari_io
+
+    experiment, place = trained(tiny_dataset), tmp_path / "work"
+    sweep.run([experiment], protocol, "quick", place, jobs=0)
+    (folder,) = (place / "agents").glob("*/bc-0")
+    monkeypatch.setattr(fingerprint, "FINGERPRINT", "0123456789ab")
+    monkeypatch.setattr("l4s_gym.evaluation.work.evaluate", None)
+    with pytest.raises(fingerprint.StaleError, match=f"dataset '{tiny_dataset}': is stale"):
+        sweep.run([NATIVE, experiment], protocol, "quick", place, jobs=0)
+    own = Experiment("Of one's own", str(folder), name="own")
+    with pytest.raises(fingerprint.StaleError, match="bc-0: is stale"):
+        sweep.run([NATIVE, own], protocol, "quick", place, jobs=0)
+    # The same data made anew: agents of the older data are not taken for its own.
+    minari_io.load(tiny_dataset).storage.update_metadata({"simulator": "0123456789ab"})
+    made = sweep.Sweep(protocol, "quick", place, jobs=0, ray="")
+    made.need_datasets([experiment], sweep.silent)
+    assert not any(job.folder.exists() for job in made.trainings(experiment))
 
 
 @pytest.mark.slow

@@ -1,11 +1,13 @@
 """Golden runs: every counter of each discipline on six scenarios, to the last packet.
 
 They say that a change of the code left the simulation as it was. A change that is meant to alter it comes with
-new numbers: `python tests/sim/test_golden.py --write`, and the difference in `golden.json` is looked at.
+new numbers: `python tests/sim/test_golden.py --write`, and the difference in `golden.json` is looked at. The same
+command gives the simulator another fingerprint, by which whatever older ones made is told.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import sys
@@ -15,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from l4s_gym.sim import layout
+from l4s_gym.sim import fingerprint, layout
 from l4s_gym.sim.batch import Batch
 from l4s_gym.sim.scenario import load
 
@@ -62,10 +64,36 @@ def test_golden_runs_differ() -> None:
         assert len({json.dumps(counters) for counters in runs.values()}) == len(layout.AQMS)
 
 
+def fingerprint_of(golden: dict[str, Any]) -> str:
+    """What `l4s_gym.sim.fingerprint.FINGERPRINT` is to be."""
+    return hashlib.sha256(json.dumps(golden, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def write(golden: dict[str, Any], runs: Path, module: Path) -> None:
+    """Write the golden runs, one run a line, and their fingerprint into its module."""
+    text = json.dumps(golden, indent=1)
+    runs.write_text(re.sub(r"\n {3,}|\n  (?=\})", " ", text) + "\n")
+    source = re.sub(r'(?<=^FINGERPRINT: Final = ")\w+', fingerprint_of(golden), module.read_text(), flags=re.M)
+    module.write_text(source)
+
+
+def test_the_fingerprint_is_that_of_the_golden_runs() -> None:
+    assert fingerprint_of(json.loads(GOLDEN.read_text())) == fingerprint.FINGERPRINT
+
+
+def test_the_command_that_writes_golden_runs_writes_the_fingerprint(tmp_path: Path) -> None:
+    golden, module = json.loads(GOLDEN.read_text()), tmp_path / "fingerprint.py"
+    before = Path(fingerprint.__file__).read_text()
+    module.write_text(before)
+    write(golden, tmp_path / "golden.json", module)
+    assert (tmp_path / "golden.json").read_text() == GOLDEN.read_text() and module.read_text() == before
+    golden["web"]["fifo"]["sent"] += 1
+    write(golden, tmp_path / "golden.json", module)
+    assert module.read_text() == before.replace(fingerprint.FINGERPRINT, fingerprint_of(golden)) != before
+
+
 if __name__ == "__main__":
     if sys.argv[1:] != ["--write"]:
         sys.exit(f"usage: python {sys.argv[0]} --write")
     written = {scenario: {aqm: golden_run(scenario, aqm) for aqm in layout.AQMS} for scenario in SCENARIOS}
-    text = json.dumps(written, indent=1)
-    # One run, one line.
-    GOLDEN.write_text(re.sub(r"\n {3,}|\n  (?=\})", " ", text) + "\n")
+    write(written, GOLDEN, Path(fingerprint.__file__))

@@ -33,7 +33,7 @@ from l4s_gym.errors import L4SError, unknown
 from l4s_gym.evaluation.entry import NATIVE
 from l4s_gym.evaluation.harness import Result, evaluate
 from l4s_gym.schema import DECIDED_BY
-from l4s_gym.sim import layout, scenario
+from l4s_gym.sim import fingerprint, layout, scenario
 
 
 def rl_collect(
@@ -79,6 +79,8 @@ def rl_collect(
     seeds = range(seed, seed + episodes)
     if hasattr(env_or_scenario, "step"):
         about["reward"] = _reward_of(env_or_scenario, reward)
+        ours = isinstance(getattr(env_or_scenario, "unwrapped", None), DualPI2Env)
+        about["simulator"] = fingerprint.FINGERPRINT if ours else fingerprint.KERNEL_LOG
         played = _played(env_or_scenario, _agent(policy), seeds, "environment")
         return minari_io.create(dataset_id, played, overwrite=overwrite, **about)
     chosen = load_scenario(env_or_scenario)

@@ -15,6 +15,7 @@ from l4s_gym.agents.logged import Stretch, split
 from l4s_gym.data.windows import Windows
 from l4s_gym.errors import L4SError
 from l4s_gym.schema import ACTIONS, ENQUEUE
+from l4s_gym.sim import fingerprint
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -65,15 +66,16 @@ def _name(source: Any) -> str:
     return source if isinstance(source, str) else str(source.id)
 
 
-def _check(source: Any, rewards: dict[str, str]) -> Any:
-    """A dataset whose schema is ours; its reward is put into `rewards`."""
-    from l4s_gym.data.minari_io import check_schema, load
+def _check(source: Any, rewards: dict[str, str]) -> tuple[Any, str]:
+    """A dataset whose schema is ours, and which simulator made it; its reward is put into `rewards`."""
+    from l4s_gym.data.minari_io import check_schema, check_simulator, load
 
     dataset = load(source) if isinstance(source, str) else source
+    simulator = check_simulator(dataset)
     if getattr(getattr(dataset, "storage", None), "metadata", None) is not None:
         check_schema(dataset)
         rewards[dataset.id] = str(dataset.storage.metadata.get("reward"))
-    return dataset
+    return dataset, simulator
 
 
 class Corpus:
@@ -95,6 +97,7 @@ class Corpus:
         low: Smallest return-to-go of the training data.
         high: Largest return-to-go of the training data.
         returns: Returns of the training episodes (E,).
+        simulator: Fingerprint of the simulator that made the datasets (`fingerprint.combined`).
 
     Raises:
         L4SError: A dataset cannot be used, or the rewards differ.
@@ -104,11 +107,14 @@ class Corpus:
         weights = _weights(sources)
         self.config = config
         rewards: dict[str, str] = {}
+        simulators: list[str] = []
         self.parts: list[Part] = []
         for source, weight in weights:
-            dataset = _check(source, rewards)
+            dataset, simulator = _check(source, rewards)
+            simulators.append(simulator)
             windows = Windows(dataset, config.length, gamma=gamma, allow_gaps=config.allow_gaps, stride=config.stride)
             self.parts.append(self._part(_name(source), windows, weight))
+        self.simulator = fingerprint.combined(simulators)
         if len(set(rewards.values())) > 1:
             which = ", ".join(f"{name}: {reward}" for name, reward in rewards.items())
             raise L4SError(f"datasets of different rewards cannot be mixed ({which}): build them with the same one")

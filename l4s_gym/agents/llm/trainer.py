@@ -188,7 +188,12 @@ class Trainer:
 
     def _same(self) -> dict[str, Any]:
         """What a checkpoint has to have in common with the run that goes on from it."""
-        return {"config": self.plain, "datasets": _plain(self.corpus.about()), "processes": self.processes}
+        return {
+            "simulator": self.corpus.simulator,
+            "config": self.plain,
+            "datasets": _plain(self.corpus.about()),
+            "processes": self.processes,
+        }
 
     def any(self, asked: bool) -> bool:
         """Whether any process was asked to stop, so that all do."""
@@ -205,6 +210,7 @@ class Trainer:
         return {
             "dataset": ", ".join(part.name for part in corpus.parts),
             "datasets": corpus.about(),
+            "simulator": corpus.simulator,
             "held_out": corpus.parts[0].held.tolist() if len(corpus.parts) == 1 else [],
             "config": self.plain,
             "stride": self.train.stride,

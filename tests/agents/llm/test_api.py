@@ -17,6 +17,7 @@ from l4s_gym.agents.llm import api  # noqa: E402
 from l4s_gym.data.arrays import episodes  # noqa: E402
 from l4s_gym.data.minari_io import validate  # noqa: E402
 from l4s_gym.evaluation.harness import evaluate  # noqa: E402
+from l4s_gym.sim.fingerprint import FINGERPRINT  # noqa: E402
 from l4s_gym.sim.scenario import load  # noqa: E402
 from tests.agents.llm.toys import config  # noqa: E402
 
@@ -40,6 +41,7 @@ def test_collect_adapt_test(root: Path) -> None:
     agent = api.adapt("l4s/dualpi2/native-v0", config(steps=4, held_out=0.5), root / "agent", rule="diffuse")
     assert agent.rule == "diffuse"
     assert agent.training["dataset"] == "l4s/dualpi2/native-v0"
+    assert agent.training["simulator"] == data.storage.metadata["simulator"] == FINGERPRINT
     assert 0 < agent.target.value <= SECONDS
     results = api.test(agent, ["l4s-llm-testbed", "steps"], seeds=(0, 1), seconds=0.2)
     assert [(r.scenario, r.seed) for r in results] == [(s, k) for s in ("l4s-llm-testbed", "steps") for k in (0, 1)]
@@ -69,6 +71,7 @@ def test_an_environment_may_be_given(root: Path) -> None:
     (episode,) = episodes(data)
     assert len(episode.actions) == 40
     assert data.storage.metadata["reward"] == "power"
+    assert data.storage.metadata["simulator"] == FINGERPRINT
 
 
 def test_misuse_is_refused(root: Path) -> None:
