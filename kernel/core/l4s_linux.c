@@ -9,6 +9,7 @@
 
 #define CERTAIN UINT32_MAX	/* probability 1 */
 #define LINK_HEADER 14		/* bytes of a frame around the IP packet */
+#define LEAST ((uint64_t)2 * L4S_QUANTUM)	/* bytes: p' spares less */
 
 /* One step of the PI controller; what does not fit wraps, as there. */
 void
@@ -71,7 +72,7 @@ l4s_linux_decide(struct l4s_core *c, const struct l4s_packet *packet)
 	uint64_t bytes = c->q[0].bytes + c->q[1].bytes + LINK_HEADER * packets;
 	uint8_t decision = L4S_ENQUEUE;
 
-	if (bytes >= 2 * L4S_QUANTUM)
+	if (bytes >= LEAST)
 		decision = decide_by_prob(c, packet);
 	if (packet->queue == L4S_CLASSIC || decision == L4S_DROP ||
 	    !packet->step_ok)

@@ -34,7 +34,7 @@ def core(build: Callable[..., Path]) -> Core:
 
 
 GAINS = {TESTBED: [0.0, 1.0, 3.0, 10.0], RFC9332: [0.0, 1.0, 3.0, 10.0], LINUX: [0.0, 41.0, 819.0, 2e5, 1e9]}
-"""Beside the defaults; Linux's largest wrap around 64 bits."""
+"""Beside the defaults; Linux's larger ones take updates past 32 bits, with long queues past 64."""
 COUPLINGS = {TESTBED: [2.0], RFC9332: [1.0, 1.7, 2.0, 4.0], LINUX: [1.0, 2.0, 3.0, 255.0]}
 
 

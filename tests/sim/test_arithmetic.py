@@ -176,16 +176,15 @@ def test_linux_default_gains() -> None:
 @many
 @given(LINUX_PROBS, DELAYS_NS, DELAYS_NS, st.booleans(), st.integers(1, 8))
 def test_linux_model(prob: int, current: int, old: int, overload: bool, coupling: int) -> None:
-    """With numpy's types in the place of the kernel's: s64 delta, u64 quotient, u32 probability."""
-    delta = np.int64(current - 15 * MS) * np.int64(44) + np.int64(current - old) * np.int64(879)
-    step, before = np.uint64(abs(delta)) // np.uint64(64), np.uint32(prob)
+    """With the kernel's types: the sum is kept in a u32, and out of range where it lies on the wrong side."""
+    delta = (current - 15 * MS) * 44 + (current - old) * 879
+    step = abs(delta) // 64
     if delta > 0:
-        new = (step + np.uint64(before)).astype(np.uint32)
-        new = np.uint32(2**32 - 1) if new < before else new
+        new = (prob + step) % 2**32
+        new = 2**32 - 1 if new < prob else new
     else:
-        new = np.array(np.uint64(before)) - step  # an array wraps without a warning
-        new = new.astype(np.uint32)
-        new = np.uint32(0) if new > before else new
+        new = (prob - step) % 2**32
+        new = 0 if new > prob else new
     if not overload:
         new = min(new, (2**32 - 1) // coupling)
     got = dualpi2_linux.update_probability(prob, current, old, drop_overload=overload, coupling=coupling)
