@@ -19,7 +19,7 @@ l4s_params_default(struct l4s_params *p, uint64_t variant)
 	L4S_PARAMETERS(SET)
 #undef SET
 	p->variant = variant;
-	if (variant == L4S_RFC9332)
+	if (variant != L4S_TESTBED)
 		p->tupdate_us = 16000;
 }
 
@@ -42,8 +42,8 @@ l4s_params_check(const struct l4s_params *p)
 
 /* -- the generator */
 
-uint64_t
-l4s_random31(struct l4s_core *c)
+static uint64_t
+random64(struct l4s_core *c)
 {
 	uint64_t z;
 
@@ -51,7 +51,19 @@ l4s_random31(struct l4s_core *c)
 	z = c->rng;
 	z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9;
 	z = (z ^ (z >> 27)) * 0x94D049BB133111EB;
-	return ((z ^ (z >> 31)) >> 33);
+	return (z ^ (z >> 31));
+}
+
+uint64_t
+l4s_random31(struct l4s_core *c)
+{
+	return (random64(c) >> 33);
+}
+
+uint64_t
+l4s_random32(struct l4s_core *c)
+{
+	return (random64(c) >> 32);
 }
 
 /* -- start and change */
@@ -64,7 +76,7 @@ start_law(struct l4s_core *c, uint64_t now_ns)
 
 	c->prob = 0;
 	c->qdelay_old_ns = 0;
-	c->credit = 0;
+	c->credit = c->p.variant == L4S_LINUX ? l4s_linux_credit(c) : 0;
 	c->update_at = testbed ? L4S_NEVER : first;
 	for (int i = 0; i < 2; i++) {
 		struct l4s_queue *q = &c->q[i];
@@ -136,6 +148,34 @@ in_records_unit(uint64_t q32)
 	return ((q32 * L4S_MAX_PROB) >> 32);
 }
 
+/* The probability of a queue, in the records' unit. */
+static uint64_t
+probability(const struct l4s_core *c, const struct l4s_queue *q)
+{
+	switch (c->p.variant) {
+	case L4S_TESTBED:
+		return (q->prob);
+	case L4S_LINUX:
+		return (c->prob >> 1);
+	default:
+		return (in_records_unit(c->prob));
+	}
+}
+
+/* A gain as the rows show it: in the kernel's unit; RFC 9332 has none. */
+static uint32_t
+gain(const struct l4s_core *c, uint64_t of_testbed, uint64_t of_linux)
+{
+	switch (c->p.variant) {
+	case L4S_TESTBED:
+		return ((uint32_t)of_testbed);
+	case L4S_LINUX:
+		return ((uint32_t)of_linux);
+	default:
+		return (0);
+	}
+}
+
 static uint64_t
 accumulated(const struct l4s_core *c, const struct l4s_queue *q)
 {
@@ -156,12 +196,11 @@ write_before(struct l4s_core *c, struct l4s_packet *packet, uint64_t now_ns)
 		.tupdate = (uint32_t)p->tupdate_us,
 		.max_burst = (uint32_t)p->max_burst_us,
 		.max_ecn_threshold = (uint16_t)p->max_ecn_threshold,
-		.alpha = testbed ? (uint32_t)p->alpha : 0,
-		.beta = testbed ? (uint32_t)p->beta : 0,
+		.alpha = gain(c, p->alpha, p->pi2_alpha),
+		.beta = gain(c, p->beta, p->pi2_beta),
 		.flags = (uint32_t)p->flags,
 		.burst_allowance = (uint32_t)q->burst_us,
-		.drop_probability = (uint32_t)(testbed ? q->prob :
-		    in_records_unit(c->prob)),
+		.drop_probability = (uint32_t)probability(c, q),
 		.current_queue_delay = (uint32_t)(testbed ? q->qdelay_us :
 		    q->delay_ns / 1000),
 		.queue_delay_old = (uint32_t)(testbed ? q->qdelay_old_us :
@@ -294,6 +333,7 @@ l4s_offer(struct l4s_core *c, struct l4s_packet *packet, uint64_t now_ns)
 	if (applied == L4S_MARK)
 		q->marks++;
 	packet->enqueued_ns = l4s_clock(c, now_ns);
+	packet->step_ok = q->packets >= c->p.min_qlen_step;
 	(void)l4s_measure(c, now_ns);
 	append(q, packet);
 	if (c->p.variant == L4S_TESTBED && !q->listed)
@@ -317,8 +357,37 @@ l4s_evict(struct l4s_core *c, uint64_t now_ns)
 static int
 pick(struct l4s_core *c, uint64_t now_ns)
 {
-	return (c->p.variant == L4S_TESTBED ? l4s_testbed_pick(c, now_ns) :
-	    l4s_rfc9332_pick(c, now_ns));
+	switch (c->p.variant) {
+	case L4S_TESTBED:
+		return (l4s_testbed_pick(c, now_ns));
+	case L4S_LINUX:
+		return (l4s_linux_pick(c));
+	default:
+		return (l4s_rfc9332_pick(c, now_ns));
+	}
+}
+
+/* The decision of a law that decides at departure. */
+static uint8_t
+decide_departing(struct l4s_core *c, struct l4s_queue *q,
+    const struct l4s_packet *packet)
+{
+	return (c->p.variant == L4S_LINUX ? l4s_linux_decide(c, packet) :
+	    l4s_rfc9332_decide(c, q, packet));
+}
+
+/* Account a packet to the scheduler; at departure dropped ones cost nothing. */
+static void
+charge(struct l4s_core *c, int index, uint32_t length, uint8_t decision)
+{
+	if (l4s_round_robin(c))
+		c->q[index].deficit -= length;
+	else if (decision == L4S_DROP)
+		return;
+	else if (c->p.variant == L4S_LINUX)
+		l4s_linux_charge(c, index, length);
+	else
+		l4s_rfc9332_charge(c, index, length);
 }
 
 /* A packet has left its queue: its sojourn is the delay of the queue now. */
@@ -351,16 +420,13 @@ l4s_take(struct l4s_core *c, uint64_t now_ns, int *action)
 		return (0);
 	q = &c->q[index];
 	packet = leave(c, q, now_ns);
-	if (!packet->decided && c->p.variant == L4S_RFC9332) {
-		decision = l4s_rfc9332_decide(c, q, packet);
+	if (!packet->decided && c->p.variant != L4S_TESTBED) {
+		decision = decide_departing(c, q, packet);
 		packet->row.action = decision;
 		packet->row.applied_action = decision;
 	}
 	packet->row_ready = 1;
-	if (l4s_round_robin(c))
-		q->deficit -= packet->length;
-	else if (decision != L4S_DROP)
-		l4s_rfc9332_charge(c, index, packet->length);
+	charge(c, index, packet->length, decision);
 	*action = decision;
 	if (decision == L4S_DROP) {
 		count_drop(q);
@@ -421,6 +487,9 @@ l4s_update(struct l4s_core *c, uint64_t now_ns)
 	c->update_at = next_after(c, c->update_at, now_ns);
 	c_delay = head_delay(c, 0, now_ns);
 	l_delay = head_delay(c, 1, now_ns);
-	l4s_rfc9332_update(c, c_delay > l_delay ? c_delay : l_delay);
+	if (c->p.variant == L4S_LINUX)
+		l4s_linux_update(c, c_delay > l_delay ? c_delay : l_delay);
+	else
+		l4s_rfc9332_update(c, c_delay > l_delay ? c_delay : l_delay);
 	c->q[0].interval_drops = c->q[1].interval_drops = 0;
 }

@@ -4,10 +4,11 @@
  * DualPI2 in integers: the queues, the control law, the scheduler, and the
  * place where a decision from outside takes the native law's.
  *
- * Two variants: that of RFC 9332 (appendix A), and that of the testbed's
- * FreeBSD kernel with its quirks, each of which can be switched off. The same
- * laws in Python are l4s_gym/sim/dualpi2_rfc9332.py and dualpi2_freebsd.py;
- * tests/kernel holds both to the same records, bit for bit.
+ * Three variants: that of RFC 9332 (appendix A), that of Linux's sch_dualpi2,
+ * and that of the testbed's FreeBSD kernel with its quirks, each of which can
+ * be switched off. The same laws in Python are dualpi2_rfc9332.py,
+ * dualpi2_linux.py and dualpi2_freebsd.py in l4s_gym/sim; tests/kernel holds
+ * each pair to the same records, bit for bit.
  *
  * The core allocates nothing, calls nothing, keeps no clock and takes no lock.
  * The caller gives the time in nanoseconds (it must not run backwards), owns
@@ -21,7 +22,7 @@
  *   l4s_take()   when the link can send: the next packet, or one to be freed;
  *   l4s_update() at l4s_next_update(): the control law's interval.
  * A packet's row is complete when `row_ready` is set: after l4s_offer(), or,
- * where the law decides at departure (RFC 9332), after l4s_take().
+ * where the law decides at departure (not the testbed's), after l4s_take().
  */
 #ifndef L4S_CORE_H
 #define L4S_CORE_H
@@ -52,6 +53,7 @@
 /* Variants. */
 #define L4S_TESTBED 0
 #define L4S_RFC9332 1
+#define L4S_LINUX 2
 
 #define L4S_MAX_PROB 2147483647	/* probability 1 in the records: 2^31 - 1 */
 #define L4S_ONE 4294967296	/* probability 1 in RFC 9332's variant: 2^32 */
@@ -80,7 +82,7 @@
  * and the keys of the Linux router's configuration.
  */
 #define L4S_PARAMETERS(X)                                                      \
-	X(variant, 0, 0, 1, "0 the testbed's kernel, 1 RFC 9332")              \
+	X(variant, 0, 0, 2, "0 the testbed's kernel, 1 RFC 9332, 2 Linux")     \
 	X(target_us, 15000, 1, 10000000, "target delay, us")                   \
 	X(tupdate_us, 15000, 100, 10000000, "control interval, us")            \
 	X(limit_packets, 10240, 0, 1048576, "buffer, packets; 0: bytes count") \
@@ -95,7 +97,7 @@
 	X(quirks, 32767, 0, 32767, "testbed: departures from RFC 9332, bits")  \
 	X(drr_weight, 2, 1, 64, "testbed: L in the round robin, C being 1")    \
 	X(step_ns, 1000000, 0, 10000000000,                                    \
-	    "testbed without no_l4s_step: L step, ns")                         \
+	    "Linux, and testbed without no_l4s_step: L step, ns")              \
 	X(coupling, 512, 1, 65536, "RFC 9332: k, 1/256")                       \
 	X(alpha_q, 45036, 0, 1073741824, "RFC 9332: alpha, 2^-48 per ns")      \
 	X(beta_q, 900720, 0, 1073741824, "RFC 9332: beta, 2^-48 per ns")       \
@@ -107,6 +109,15 @@
 	X(classic_weight, 4096, 0, 65536, "RFC 9332: share of C, 1/65536")     \
 	X(shift_ns, 0, 0, 10000000000,                                         \
 	    "RFC 9332: shift of the time-shifted FIFO, ns; 0: round robin")    \
+	X(pi2_alpha, 44, 0, 4294967295,                                        \
+	    "Linux: integral gain, as that kernel scales it")                  \
+	X(pi2_beta, 879, 0, 4294967295, "Linux: proportional gain, likewise")  \
+	X(coupling_factor, 2, 1, 255, "Linux: k")                              \
+	X(drop_on_overload, 1, 0, 1, "Linux: overload drops from L too")       \
+	X(step_packets, 0, 0, 1048576, "Linux: L step, packets; 0: by time")   \
+	X(min_qlen_step, 0, 0, 1048576,                                        \
+	    "Linux: the step is for packets that find so many in L")           \
+	X(classic_protection, 10, 0, 100, "Linux: share of C, per cent")       \
 	X(lifetime_us, 1000000, 1, 60000000, "longest life of a decision, us") \
 	X(shield_c_us, 150000, 0, 60000000, "shield: delay of C, us; 0: none") \
 	X(shield_l_us, 50000, 0, 60000000, "shield: delay of L, us; 0: none")  \
@@ -134,6 +145,7 @@ struct l4s_packet {
 	uint8_t row_ready;		/* the row is complete */
 	uint8_t asks;			/* a controller is asked about it */
 	struct l4s_record row;
+	uint8_t step_ok;		/* Linux: the step may apply */
 };
 
 /* What the rewards are made of, counted since the start. */
@@ -244,11 +256,11 @@ struct l4s_queue {
 struct l4s_core {
 	struct l4s_params p;
 	struct l4s_queue q[2];
-	uint64_t prob;		/* RFC 9332: p', 2^-32 */
+	uint64_t prob;		/* p': RFC 9332 2^-32, Linux 1/(2^32 - 1) */
 	uint64_t calm_prob;	/* the same when nobody else decided */
-	uint64_t qdelay_old_ns;	/* RFC 9332 */
-	int64_t credit;		/* RFC 9332: round robin */
-	uint64_t update_at;	/* RFC 9332: next update */
+	uint64_t qdelay_old_ns;	/* RFC 9332, Linux */
+	int64_t credit;		/* RFC 9332, Linux: round robin */
+	uint64_t update_at;	/* RFC 9332, Linux: next update */
 	uint64_t rng;
 	uint64_t sequence;	/* of the next packet offered */
 	uint64_t integrated_ns;

@@ -8,7 +8,7 @@
 
 #include "l4s_core.h"
 
-#define L4S_QUANTUM 1514	/* bytes a round; RFC 9332's credit starts from it */
+#define L4S_QUANTUM 1514	/* bytes a round; where credits start from */
 #define L4S_MTU 1500	/* RFC 9332 keeps room for one */
 
 /* Queue of a packet that arrives. */
@@ -39,6 +39,9 @@ l4s_round_robin(const struct l4s_core *c)
 /* Uniform in [0, 2^31): the next number of splitmix64. */
 uint64_t l4s_random31(struct l4s_core *c);
 
+/* Uniform in [0, 2^32), from the same numbers. */
+uint64_t l4s_random32(struct l4s_core *c);
+
 /* The testbed's law: l4s_testbed.c. */
 bool l4s_testbed_step(const struct l4s_core *c, struct l4s_queue *q);
 void l4s_testbed_decide(struct l4s_core *c, struct l4s_queue *q,
@@ -55,6 +58,13 @@ uint8_t l4s_rfc9332_decide(struct l4s_core *c, struct l4s_queue *q,
     const struct l4s_packet *packet);
 int l4s_rfc9332_pick(const struct l4s_core *c, uint64_t now_ns);
 void l4s_rfc9332_charge(struct l4s_core *c, int index, uint32_t length);
+
+/* Linux: l4s_linux.c. */
+void l4s_linux_update(struct l4s_core *c, uint64_t current_ns);
+uint8_t l4s_linux_decide(struct l4s_core *c, const struct l4s_packet *packet);
+int64_t l4s_linux_credit(const struct l4s_core *c);
+int l4s_linux_pick(struct l4s_core *c);
+void l4s_linux_charge(struct l4s_core *c, int index, uint32_t length);
 
 /* Decisions from outside: l4s_outside.c. */
 int l4s_outside(struct l4s_core *c, struct l4s_packet *packet,

@@ -71,7 +71,7 @@ struct L4S_PACKED l4s_hello {
 	uint64_t clock_us;	/* the clock of time_us and expires_us, now */
 	uint64_t rate_bps;	/* of the link; 0: not known */
 	uint32_t ring_entries;
-	uint8_t variant;	/* L4S_TESTBED, L4S_RFC9332 */
+	uint8_t variant;	/* L4S_TESTBED, L4S_RFC9332, L4S_LINUX */
 	uint8_t reserved[3];
 	char name[32];		/* of the server, NUL-padded */
 };

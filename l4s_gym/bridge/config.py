@@ -17,7 +17,8 @@ from l4s_gym.sim.setup import build
 
 TESTBED: Final = 0
 RFC9332: Final = 1
-VARIANTS: Final = {"dualpi2_freebsd": TESTBED, "dualpi2_rfc9332": RFC9332}
+LINUX: Final = 2
+VARIANTS: Final = {"dualpi2_freebsd": TESTBED, "dualpi2_rfc9332": RFC9332, "dualpi2_linux": LINUX}
 """Disciplines that the core in C has."""
 
 SENDERS: Final = "10.77.1."
@@ -29,10 +30,16 @@ MOST_FLOWS: Final = 256
 UNSHAPED: Final = 0
 """The rate of a router that does not shape."""
 
-_COMMON: Final = ("target_us", "tupdate_us", "limit_packets", "limit_bytes")
-_TESTBED: Final = ("max_burst_us", "max_ecn_threshold", "alpha", "beta", "flags", "quirks", "drr_weight", "step_ns")
-_ROUND_ROBIN: Final = ("classic_weight", "shift_ns")
-_RFC9332: Final = ("coupling", "alpha_q", "beta_q", "min_th_ns", "range_ns", "th_len", "p_c_max")
+_COMMON: Final = (
+    "target_us", "tupdate_us", "limit_packets", "limit_bytes", "max_burst_us", "max_ecn_threshold", "flags", "step_ns"
+)  # fmt: skip
+_TESTBED: Final = ("alpha", "beta", "quirks", "drr_weight", "classic_weight", "shift_ns")
+_RFC9332: Final = (*_TESTBED, "coupling", "alpha_q", "beta_q", "min_th_ns", "range_ns", "th_len", "p_c_max")
+_LINUX: Final = ("step_packets", "min_qlen_step", "drop_on_overload", "classic_protection")
+_OWN: Final = {TESTBED: _TESTBED, RFC9332: _RFC9332, LINUX: _LINUX}
+"""Parameters of each variant that bear the names of the simulator's fields."""
+_LINUX_NAMES: Final = {"pi2_alpha": "alpha", "pi2_beta": "beta", "coupling_factor": "coupling"}
+"""Those of Linux that do not: there these fields have other units than elsewhere."""
 _TCP: Final = {"cubic": "cubic", "newreno": "reno"}
 _ECN: Final = {"": "none", "not-ect": "none", "ect0": "ect0", "ect1": "ect1"}
 
@@ -123,8 +130,9 @@ class LiveConfig:
 def parameters(scenario: Scenario, aqm: str) -> dict[str, int]:
     """Parameters of the core for a scenario, as the simulator has them."""
     env = build(scenario, aqm, scenario.n_flows)[0][0]
-    names = _COMMON + _TESTBED + _ROUND_ROBIN + (_RFC9332 if aqm == "dualpi2_rfc9332" else ())
-    return {"variant": VARIANTS[aqm]} | {name: int(env[name]) for name in names}
+    variant = VARIANTS[aqm]
+    fields = {name: name for name in _COMMON + _OWN[variant]} | (_LINUX_NAMES if variant == LINUX else {})
+    return {"variant": variant} | {name: int(env[field]) for name, field in fields.items()}
 
 
 def _check_link(scenario: Scenario, aqm: str) -> None:

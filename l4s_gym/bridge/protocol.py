@@ -49,8 +49,9 @@ DEVICE_LOST: Final = 18
 DEVICE_BACK: Final = 19
 REFUSALS: Final = ("accepted", "detached", "malformed", "expired", "out_of_order", "unasked", "shielded")
 """What became of decisions: `enum l4s_refusal`."""
-VARIANTS: Final = ("testbed", "rfc9332")
-RFC9332: Final = 1
+VARIANTS: Final = ("testbed", "rfc9332", "linux")
+AT_ARRIVAL: Final = VARIANTS[:1]
+"""Variants that decide at arrival; the others at departure."""
 
 HELLO_BODY: Final = np.dtype(
     [

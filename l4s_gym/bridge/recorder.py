@@ -1,9 +1,9 @@
 """Rows of a live queue to files: binary records, or log lines of the testbed's kernel.
 
-A row is sent when it is complete. Where the law decides at departure (RFC 9332), packets of L overtake those of C, so
-rows come out of order, and packets are still queued when the recording starts and stops. A file is in the order of
-arrival all the same: rows wait in memory until as many came after them as a queue can hold, those of packets
-that had arrived before the recording are left out, and so are those at the end after a packet whose row had not come.
+A row is sent when it is complete. Where the law decides at departure (RFC 9332, Linux), packets of L overtake those of
+C, so rows come out of order, and packets are still queued when the recording starts and stops. A file is in the order
+of arrival all the same: rows wait in memory until as many came after them as a queue can hold, those of packets that
+had arrived before the recording are left out, and so are those at the end after a packet whose row had not come.
 """
 
 from __future__ import annotations
@@ -326,7 +326,7 @@ class Recorder:
     def _open_session(self, since_us: int) -> None:
         window = self._window
         if window is None:
-            window = WINDOW if self._client.hello.variant == p.VARIANTS[p.RFC9332] else 0
+            window = 0 if self._client.hello.variant in p.AT_ARRIVAL else WINDOW
         self._sorter = Sorter(window, since_us)
         self._lost_before = self._client.lost
 

@@ -150,7 +150,7 @@ class LiveTestbed:
 
         Args:
             scenario: Name, path, or scenario.
-            aqm: `dualpi2_freebsd` or `dualpi2_rfc9332`; None: the scenario's.
+            aqm: `dualpi2_freebsd`, `dualpi2_rfc9332` or `dualpi2_linux`; None: the scenario's.
             seconds: For which the flows send; None: the scenario's horizon.
             seed: Of the scenario's draws, the starts of the flows, and the core.
             address: The daemon's socket; None: in a temporary folder.

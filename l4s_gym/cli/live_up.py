@@ -40,7 +40,7 @@ def up(
 
     Args:
         scenario: Name of a scenario, or path of a TOML file.
-        aqm: dualpi2_freebsd or dualpi2_rfc9332; the scenario's by default.
+        aqm: dualpi2_freebsd, dualpi2_rfc9332 or dualpi2_linux; the scenario's by default.
         seconds: How long, instead of the scenario's horizon.
         seed: Of the scenario's draws, the starts of the flows, and the router's random numbers.
         socket: Where agents and readers connect, /run/l4s-gym/live.sock by default.

@@ -61,7 +61,7 @@ def decide_at_dequeue(w: Any, index: int, p: int, sojourn_ns: int) -> int:
     if w.aqm == RFC9332:
         return dualpi2_rfc9332.decide(w, queue_at(w, index), index, sojourn_ns, a.ecn)
     if w.aqm == LINUX:
-        return dualpi2_linux.decide(w, index, sojourn_ns, a.ecn, a.step_ok != 0, a.len)
+        return dualpi2_linux.decide(w, index, sojourn_ns, a.ecn, a.step_ok != 0)
     if w.aqm == CODEL:
         return codel.decide(w, queue_at(w, 0), sojourn_ns, a.ecn)
     return ENQUEUE
@@ -142,11 +142,8 @@ def charge(env: Any, index: int, length: int, dropped: bool) -> None:
     elif env.aqm == RFC9332:
         if not dropped:
             dualpi2_rfc9332.charge(env, index, length)
-    elif env.aqm == LINUX:
-        if not dropped:
-            dualpi2_linux.charge(env, index, length)
-        if queue_at(env, 0).packets == 0 and queue_at(env, 1).packets == 0:
-            dualpi2_linux.reset_credit(env)
+    elif env.aqm == LINUX and not dropped:
+        dualpi2_linux.charge(env, index, length)
 
 
 @jit

@@ -88,7 +88,7 @@ ENV: Final = _packed(
         ("max_burst_us", "i8"), ("max_ecn_threshold", "i8"), ("alpha", "i8"), ("beta", "i8"), ("flags", "i8"),
         ("step_ns", "i8"), ("coupling", "i8"), ("alpha_hz", "f8"), ("beta_hz", "f8"), ("min_th_ns", "i8"),
         ("range_ns", "i8"), ("th_len", "i8"), ("p_c_max", "i8"), ("classic_weight", "i8"), ("shift_ns", "i8"),
-        ("drr_weight", "i8"),
+        ("drr_weight", "i8"), ("classic_protection", "i8"), ("step_packets", "i8"),
         ("alpha_q", "i8"), ("beta_q", "i8"), ("red_min", "f8"), ("red_max", "f8"), ("red_max_p", "f8"),
         ("red_weight", "f8"), ("interval_ns", "i8"), ("ecn_threshold", "f8"), ("dropped", "i8"), ("since_ns", "i8"),
         ("capacity_bytes", "f8"), ("capacity_ns", "i8"), ("updates", "i8"), ("update_delay_ns", "f8"),

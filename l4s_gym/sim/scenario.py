@@ -166,14 +166,16 @@ class AqmOptions(Struct, frozen=True, forbid_unknown_fields=True):
         quirks_off: FreeBSD: names of `Quirk` to switch off; "all" for all of them.
         drr_weight: FreeBSD: bytes of L for each of C while both queues wait (2, or 1: there are kernels of both).
         step_ms: Step threshold of L (Linux; FreeBSD without `no_l4s_step`).
-        min_qlen_step: Linux: least queue length for the step, packets.
-        coupling: k (RFC 9332: rounded to 1/256; Linux: whole).
+        step_packets: Linux: step threshold of L in packets, instead of `step_ms`; 0: by time.
+        min_qlen_step: Linux: the step is for packets that find at least so many in L.
+        coupling: k (RFC 9332: rounded to 1/256; Linux: whole, 1 to 255).
         min_th_us: RFC 9332: foot of the L ramp.
         range_us: RFC 9332: width of the L ramp.
         th_len: RFC 9332: no native L mark while L holds at most so many packets.
         p_c_max: RFC 9332: overload threshold on p_C.
         scheduler: RFC 9332: `wrr` or `time_shifted`.
-        classic_weight: Share of C in the round robin (RFC 9332: 1/16, rounded to 1/65536; Linux: 10 %, whole percent).
+        classic_weight: RFC 9332: share of C in the round robin (1/16, rounded to 1/65536).
+        classic_protection: Linux: the same in per cent; 0: L has strict priority.
         shift_ms: Time shift of the `time_shifted` scheduler.
         drop_on_overload: Linux: drop L too in overload.
         red_min_ms: RED's thresholds, as delays at the link's rate.
@@ -194,6 +196,7 @@ class AqmOptions(Struct, frozen=True, forbid_unknown_fields=True):
     quirks_off: tuple[str, ...] = ()
     drr_weight: Annotated[int, Meta(ge=1, le=64)] = 2
     step_ms: NonNegative = 1.0
+    step_packets: Count = 0
     min_qlen_step: Count = 0
     coupling: Positive = 2.0
     min_th_us: NonNegative = 800.0
@@ -202,6 +205,7 @@ class AqmOptions(Struct, frozen=True, forbid_unknown_fields=True):
     p_c_max: Fraction = 0.25
     scheduler: Literal["wrr", "time_shifted"] = "wrr"
     classic_weight: Annotated[float, Meta(ge=-1.0, le=1.0)] = -1.0
+    classic_protection: Annotated[int, Meta(ge=0, le=100)] = 10
     shift_ms: Positive = 50.0
     drop_on_overload: bool = True
     red_min_ms: Positive = 15.0

@@ -117,6 +117,7 @@ def _aqm_fields(scenario: Scenario, aqm: str) -> dict[str, Any]:
         "max_burst_us": round(1e3 * o.max_burst_ms),
         "max_ecn_threshold": o.max_ecn_threshold,
         "step_ns": round(1e6 * o.step_ms),
+        "step_packets": o.step_packets,
         "min_qlen_step": o.min_qlen_step,
         "min_th_ns": round(1e3 * o.min_th_us),
         "range_ns": round(1e3 * o.range_us),
@@ -131,6 +132,7 @@ def _aqm_fields(scenario: Scenario, aqm: str) -> dict[str, Any]:
         "derandomise": int(o.derandomise),
         "ecn_threshold": o.ecn_threshold,
         "classic_weight": round(rfc9332.WEIGHT_ONE * _or(o.classic_weight, 1 / 16)),
+        "classic_protection": o.classic_protection,
         "quirks": _quirks(o.quirks_off),
         "drr_weight": o.drr_weight,
         "flags": 19,
@@ -143,9 +145,13 @@ def _aqm_fields(scenario: Scenario, aqm: str) -> dict[str, Any]:
     elif aqm == "dualpi2_linux":
         fields["alpha"] = linux.scale_gain(round(_or(o.alpha, 41)))
         fields["beta"] = linux.scale_gain(round(_or(o.beta, 819)))
+        if not (float(o.coupling).is_integer() and o.coupling <= linux.MOST_COUPLING):
+            raise L4SError(
+                f"scenario {scenario.name!r}: options.coupling = {o.coupling:g}: "
+                f"for Linux give a whole number from 1 to {linux.MOST_COUPLING}"
+            )
         fields["coupling"] = int(o.coupling)
-        fields["classic_weight"] = round(100 * _or(o.classic_weight, 0.1))
-        fields["wrr_credit"] = linux.PSCHED_MTU * (2 * fields["classic_weight"] - 100)
+        fields["wrr_credit"] = linux.first_credit(o.classic_protection)
     elif aqm == "dualpi2_rfc9332":
         fields |= _rfc9332_fields(scenario)
     elif aqm == "pie":

@@ -178,7 +178,7 @@ def test_without_a_queue(program: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("namespaces")
-@pytest.mark.parametrize("aqm", ["dualpi2_freebsd", "dualpi2_rfc9332"])
+@pytest.mark.parametrize("aqm", ["dualpi2_freebsd", "dualpi2_rfc9332", "dualpi2_linux"])
 def test_a_real_queue(build: Build, tmp_path: Path, aqm: str) -> None:  # noqa: F811
     kernel = build()
     with LiveTestbed("l4s-llm-testbed", aqm=aqm, seconds=60, kernel=kernel) as bed:

@@ -10,7 +10,7 @@ import pytest
 
 from l4s_gym import cli
 from l4s_gym.bridge import programs
-from l4s_gym.bridge.config import RFC9332, TESTBED, UNSHAPED, live_config
+from l4s_gym.bridge.config import LINUX, RFC9332, TESTBED, UNSHAPED, VARIANTS, live_config
 from l4s_gym.bridge.figures import read
 from l4s_gym.bridge.testbed import LiveTestbed
 from l4s_gym.cli.live_up import status_line
@@ -33,7 +33,7 @@ def make(*sources: dict[str, Any], **fields: Any) -> scenario.Scenario:
 def test_every_value_is_a_parameter_of_the_core_and_in_its_range() -> None:
     known = header_parameters()
     assert len(known) > 25
-    for aqm in ("dualpi2_freebsd", "dualpi2_rfc9332"):
+    for aqm in VARIANTS:
         values = live_config(scenario.load("l4s-llm-testbed"), aqm).router.values
         for name, value in values.items():
             assert name in known, name
@@ -43,7 +43,7 @@ def test_every_value_is_a_parameter_of_the_core_and_in_its_range() -> None:
 def test_defaults_of_scenario_and_core_agree() -> None:
     known = header_parameters()
     own = {"limit_packets", "limit_bytes", "variant", "tupdate_us"}  # by the scenario's buffer, and by variant
-    for aqm, unused in (("dualpi2_freebsd", set()), ("dualpi2_rfc9332", {"alpha", "beta"})):
+    for aqm, unused in (("dualpi2_freebsd", set()), ("dualpi2_linux", set()), ("dualpi2_rfc9332", {"alpha", "beta"})):
         own |= unused
         values = live_config(make(), aqm).router.values
         assert {name: value for name, value in values.items() if name not in own} == {
@@ -65,6 +65,10 @@ def test_variant_rate_delay_and_buffer_follow_the_scenario() -> None:
     options = make(options={"alpha": 0.32, "coupling": 1.5, "classic_weight": 0.1, "target_ms": 5.0})
     values = live_config(options, "dualpi2_rfc9332").router.values
     assert [values[name] for name in ("alpha_q", "coupling", "classic_weight", "target_us")] == [90072, 384, 6554, 5000]
+    options = make(options={"alpha": 82.0, "coupling": 3.0, "classic_protection": 25, "step_packets": 4})
+    linux = live_config(options, "dualpi2_linux").router.values
+    names = ("variant", "pi2_alpha", "pi2_beta", "coupling_factor", "classic_protection", "step_packets", "tupdate_us")
+    assert [linux[name] for name in names] == [LINUX, 88, 879, 3, 25, 4, 16_000]
 
 
 def test_steps_become_rates_at_times() -> None:
@@ -100,7 +104,7 @@ def test_flows_of_every_kind() -> None:
 @pytest.mark.parametrize(
     ("chosen", "aqm", "says"),
     [
-        (make(), "pie", "dualpi2_freebsd, dualpi2_rfc9332"),
+        (make(), "pie", "dualpi2_freebsd, dualpi2_rfc9332, dualpi2_linux"),
         (scenario.load("wifi"), "dualpi2_rfc9332", "'constant'"),
         (scenario.load("l4s-llm-testbed-vm"), "dualpi2_freebsd", "l4s-llm-testbed"),
         (make(link={"passes": 2}), None, "passes 1"),

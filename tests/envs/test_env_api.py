@@ -296,8 +296,8 @@ def test_rewards_are_integrals(interval: int, reward: str, plain: Plain) -> None
     assert info["statistics"] == summary
 
 
-# Linux and PIE draw for the first packet too; asked for, it leaves that number to the next.
-@pytest.mark.parametrize("aqm", [aqm for aqm in layout.AQMS if aqm not in ("dualpi2_linux", "pie")])
+# PIE draws for the first packet too; asked for, it leaves that number to the next.
+@pytest.mark.parametrize("aqm", [aqm for aqm in layout.AQMS if aqm != "pie"])
 def test_rare_decisions_are_a_native_run(aqm: str, plain: Plain) -> None:
     """Only the first packet is asked for, and enqueued: the rest is the discipline's own run."""
     tree = plain("l4s-llm-testbed", horizon_s=5.0)

@@ -12,8 +12,9 @@ import numpy.typing as npt
 from l4s_gym.schema import RECORD
 from l4s_gym.sim.drive import ARRIVAL
 
-TESTBED, RFC9332 = 0, 1
-AQMS: Final = ("dualpi2_freebsd", "dualpi2_rfc9332")
+TESTBED, RFC9332, LINUX = range(3)
+AQMS: Final = ("dualpi2_freebsd", "dualpi2_rfc9332", "dualpi2_linux")
+"""Of each variant."""
 UNSHIELDED: Final = {"shield_c_us": 0, "shield_l_us": 0, "shield_drops": 65536}
 
 

@@ -115,7 +115,7 @@ def test_a_million_rows_are_the_simulators(library: Path) -> None:
     assert count >= 1_000_000
 
 
-@pytest.mark.parametrize("aqm", ["dualpi2_freebsd", "dualpi2_rfc9332"])
+@pytest.mark.parametrize("aqm", ["dualpi2_freebsd", "dualpi2_rfc9332", "dualpi2_linux"])
 def test_rows_of_random_traffic_are_the_simulators(library: Path, aqm: str) -> None:
     rng = np.random.default_rng(11)
     scenario = open_loop(8.0, limit_packets=200)
@@ -133,7 +133,7 @@ def test_rows_of_random_traffic_are_the_simulators(library: Path, aqm: str) -> N
         module.set_all(parameters(scenario, aqm) | UNSHIELDED)
         module.random(99)
         module.config()
-        rows = module.drive(packets, 8e9 / 8e6)  # rows of RFC 9332 are complete at departure
+        rows = module.drive(packets, 8e9 / 8e6)  # where decisions fall at departure, rows are complete then
         module.delete()
     assert set(rows["applied_action"]) == {0, 1, 2}
     expected["flow_id"] = rows["flow_id"]
@@ -276,7 +276,8 @@ def test_a_change_under_traffic_keeps_the_packets(module: Module) -> None:
     for number in range(40):
         module.arrive(1000 + number, ecn=number % 2)
     module.advance(20_000_000)
-    for values in ({"variant": 1}, {"variant": 0, "quirks": 0}, {"quirks": 32767}, {"tupdate_us": 1000}):
+    changes = ({"variant": 1}, {"variant": 2}, {"variant": 0, "quirks": 0}, {"quirks": 32767}, {"tupdate_us": 1000})
+    for values in changes:
         module.set_all(values)
         module.config()  # the same scheduler once more, as ipfw does it
         module.advance(3_000_000)

@@ -143,10 +143,13 @@ def test_real_rows(pools_dir: Path) -> None:
         (500_000_000, 15, 15, True, 500_000_000),
         (4_200_000_000, 500, 0, True, 4_294_967_295),
         (4_200_000_000, 500, 0, False, 2_147_483_647),
+        (1_429_679_000, 308.734102, 2.186823, True, 1_546_889_184),  # the kernel keeps 32 bits of 5841856480
+        (0, 6262.225158, 6262.225158, True, 0),  # nothing is left of a step of 2^32
     ],
 )
-def test_linux_vectors(prob: int, current_ms: int, old_ms: int, overload: bool, expected: int) -> None:
-    assert dualpi2_linux.update_probability(prob, current_ms * MS, old_ms * MS, drop_overload=overload) == expected
+def test_linux_vectors(prob: int, current_ms: float, old_ms: float, overload: bool, expected: int) -> None:
+    current, old = round(current_ms * MS), round(old_ms * MS)
+    assert dualpi2_linux.update_probability(prob, current, old, drop_overload=overload) == expected
 
 
 def printed_gain(gain_hz: Fraction) -> float:
@@ -173,9 +176,15 @@ def test_linux_default_gains() -> None:
 @many
 @given(LINUX_PROBS, DELAYS_NS, DELAYS_NS, st.booleans(), st.integers(1, 8))
 def test_linux_model(prob: int, current: int, old: int, overload: bool, coupling: int) -> None:
+    """With the kernel's types: the sum is kept in a u32, and out of range where it lies on the wrong side."""
     delta = (current - 15 * MS) * 44 + (current - old) * 879
-    new = prob + abs(delta) // 64 * (1 if delta > 0 else -1)
-    new = min(max(new, 0), 2**32 - 1)
+    step = abs(delta) // 64
+    if delta > 0:
+        new = (prob + step) % 2**32
+        new = 2**32 - 1 if new < prob else new
+    else:
+        new = (prob - step) % 2**32
+        new = 0 if new > prob else new
     if not overload:
         new = min(new, (2**32 - 1) // coupling)
     got = dualpi2_linux.update_probability(prob, current, old, drop_overload=overload, coupling=coupling)
@@ -192,7 +201,7 @@ def test_linux_decisions(prob: int, first: int, second: int, ect: bool) -> None:
     assert classic == ((MARK if ect and not overload else DROP) if both else ENQUEUE)
     l4s = dualpi2_linux.decide_l4s(prob, ECT_1 if ect else NOT_ECT, overload, first, second)
     if overload:
-        assert l4s == (DROP if both or not ect else MARK)
+        assert l4s == (DROP if both else MARK if ect else ENQUEUE)  # INET_ECN_set_ce leaves Not-ECT as it is
     else:
         assert l4s == ((MARK if ect else DROP) if first <= 2 * prob else ENQUEUE)
 
@@ -206,6 +215,24 @@ def test_linux_roll_hits_with_probability_zero() -> None:
 def test_linux_overload_without_drops_marks_all() -> None:
     full = dualpi2_linux.MAX_PROB
     assert dualpi2_linux.decide_l4s(full, ECT_1, True, 0, 0, drop_overload=False) == MARK
+    assert dualpi2_linux.decide_l4s(full, NOT_ECT, True, 0, 0, drop_overload=False) == ENQUEUE
+
+
+@pytest.mark.parametrize(
+    ("sojourn_us", "packets", "step_packets", "exceeds"),
+    [(1000, 9, 0, False), (1000.001, 0, 0, True), (5000, 3, 3, False), (0, 4, 3, True)],
+)
+def test_linux_step(sojourn_us: float, packets: int, step_packets: int, exceeds: bool) -> None:
+    assert dualpi2_linux.exceeds_step(round(sojourn_us * 1000), packets, step_packets=step_packets) == exceeds
+
+
+def test_linux_spares_less_than_two_frames() -> None:
+    assert dualpi2_linux.is_small(1, 3013) and not dualpi2_linux.is_small(1, 3014)
+    assert dualpi2_linux.is_small(2, 2999) and not dualpi2_linux.is_small(2, 3000)  # two frames of 1514
+
+
+def test_linux_first_credit() -> None:
+    assert [dualpi2_linux.first_credit(wc) for wc in (0, 10, 50, 100)] == [-151_400, -121_120, 0, 151_400]
 
 
 # -- PIE, RED, CoDel, FIFO

@@ -204,8 +204,8 @@ def test_default_parameters() -> None:
     names = ("alpha_q", "beta_q", "coupling", "p_c_max", "classic_weight", "min_th_ns", "range_ns", "wrr_credit")
     assert [int(env[name]) for name in names] == [45_036, 900_720, 512, 1 << 30, 4096, 800_000, 400_000, 0]
     linux = _built("dualpi2_linux")
-    assert (linux["classic_weight"], linux["wrr_credit"], linux["coupling"]) == (10, -80 * 1514, 2)
-    assert _built("dualpi2_linux", classic_weight=0.125)["classic_weight"] == 12  # whole percent
+    assert (linux["classic_protection"], linux["wrr_credit"], linux["coupling"]) == (10, -80 * 1514, 2)
+    assert _built("dualpi2_linux", classic_protection=0)["wrr_credit"] == -100 * 1514
     assert _built("dualpi2_freebsd", classic_weight=0.5)["classic_weight"] == 1 << 15
 
 
@@ -289,7 +289,13 @@ def test_engine_logs_the_count_of_each_queue(scenario: str) -> None:
 
 @pytest.mark.parametrize(
     ("aqm", "weight"),
-    [("dualpi2_rfc9332", 0.0625), ("dualpi2_rfc9332", 0.3), ("dualpi2_linux", 0.25), ("dualpi2_freebsd", 0.3)],
+    [
+        ("dualpi2_rfc9332", 0.0625),
+        ("dualpi2_rfc9332", 0.3),
+        ("dualpi2_linux", 0.25),
+        ("dualpi2_linux", 0.0),
+        ("dualpi2_freebsd", 0.3),
+    ],
 )
 def test_engine_round_robin_keeps_the_shares(aqm: str, weight: float) -> None:
     """Two unresponsive senders that fill both queues: C gets its weight of the bytes."""
@@ -297,8 +303,8 @@ def test_engine_round_robin_keeps_the_shares(aqm: str, weight: float) -> None:
     tree = {
         "name": "both", "aqm": aqm, "horizon_s": 3.0, "link": {"rate_mbps": 20.0, "buffer_ms": 20_000.0},
         "sources": [{**source, "ecn": "ect0"}, {**source, "ecn": "ect1"}],
-        "options": {"classic_weight": weight, "alpha": 0.0, "beta": 0.0, "min_th_us": 1e9, "step_ms": 1e9,
-                    "quirks_off": ["drr"]},
+        "options": {"classic_weight": weight, "classic_protection": round(100 * weight), "alpha": 0.0, "beta": 0.0,
+                    "min_th_us": 1e9, "step_ms": 1e9, "quirks_off": ["drr"]},
     }  # fmt: skip
     batch = Batch(from_dict(tree))
     batch.reset(0, np.random.default_rng(5))

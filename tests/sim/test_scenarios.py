@@ -112,6 +112,8 @@ def test_bad_source(line: str, message: str, tmp_path: Path) -> None:
         ("tupdate_ms", 0.0, "tupdate_ms"),
         ("tupdate_ms", 1e-9, "tupdate_ms"),
         ("classic_weight", 1.5, "classic_weight"),
+        ("classic_protection", 101, "classic_protection"),
+        ("classic_protection", 0.1, "classic_protection"),
         ("red_max_p", 1.5, "red_max_p"),
         ("scheduler", "fair", "fair"),
         ("k", 2.0, "unknown field `k`"),
