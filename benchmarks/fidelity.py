@@ -1,4 +1,4 @@
-"""Does the simulator behave as the published laws say? Window laws, delay, rate ratios, utilisation, overload.
+"""Does the simulator behave as the published laws say? Windows, losses, delay, rate ratios, utilisation, overload.
 
     python benchmarks/fidelity.py           # everything, some minutes on one core; writes results/fidelity.json
     python benchmarks/fidelity.py --quick   # a cross-section in half a minute; writes nothing unless --out is given
@@ -221,6 +221,73 @@ def window_laws(quick: bool) -> Iterator[Row]:
                     0.9 * reference if reference else None, 1.1 * reference if reference else None,
                     law.cause if judged or reference is None else "outside p <= 0.05 and W >= 10", judged,
                 )  # fmt: skip
+
+
+# -- losses
+
+
+LOSSES: Final = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 0.03, 0.06, 0.1, 0.14, 0.2, 0.25, 0.3, 0.35)
+FREEBSD: Final = {"freebsd": True, "min_rto_ms": 30.0, "rto_slop_ms": 200.0}
+SENDERS: Final[dict[str, dict[str, Any]]] = {
+    "NewReno": RENO,
+    "CUBIC": {"kind": "cubic"},
+    "DCTCP": DCTCP,
+    "UDP Prague": PRAGUE,
+    "TCP Prague": {**PRAGUE, "variant": "tcp"},
+    **{f"{name} of FreeBSD": {"kind": name.lower(), **FREEBSD} for name in ("NewReno", "CUBIC", "DCTCP")},
+}
+MSS_BITS: Final = 1448 * 8
+
+
+def loss_law_mbps(source: dict[str, Any], p: float, rtt_ms: float) -> float:
+    """Goodput at most, with independent losses of probability p: a window a round trip (for Prague, of 25 ms or more).
+
+    The window: 1.31 / sqrt(p) of Reno, AIMD(1, 0.7)'s 1.73 / sqrt(p) or 1.17 (RTT / p)^.75 of CUBIC. UDP Prague grows
+    by a millisecond of queue a round where no loss has come for long, which is above a packet from 11 Mbit/s on.
+    """
+    rtt_s = max(rtt_ms * 1e-3, PRAGUE_S if source["kind"] == "prague" else 0.0)
+    window = 1.31 / math.sqrt(p)
+    if source["kind"] == "cubic":
+        window = max(1.73 / math.sqrt(p), 1.17 * (rtt_s / p) ** 0.75)
+    rate = window * MSS_BITS * 1e-6 / rtt_s
+    grows = source["kind"] == "prague" and source.get("variant") != "tcp" and rate > 11.0
+    return rate * (1.9 if grows else 1.0)
+
+
+def _lossy(source: dict[str, Any], p: float, rtt_ms: float, run_s: float, seeds: int) -> tuple[float, float]:
+    """Goodput of a lone flow over 1 Gbit/s with independent losses, Mbit/s: mean and its standard error."""
+    tree = {
+        "name": "fidelity", "sources": [{"ecn": "not-ect", **_n(source, 1, rtt_ms)}], "horizon_s": 5.0 + run_s,
+        "link": {"rate_mbps": 1000.0},
+    }  # fmt: skip
+    batch = Batch(scenario.from_dict(tree), seeds, aqm="fifo", decider=layout.PROBABILITY)
+    for k in range(seeds):
+        batch.reset(k, np.random.default_rng(SEED + k))
+        batch.env["p_l"][k] = batch.env["p_c"][k] = p
+        batch.stop_at(k, round(5e9))
+    batch.advance()
+    for k in range(seeds):
+        batch.reset_counters(k)
+    batch.advance()
+    rates = batch.flow["goodput_bytes"][:, 0] * 8e-6 / run_s
+    return float(rates.mean()), float(rates.std(ddof=1)) / math.sqrt(seeds)
+
+
+def losses(quick: bool) -> Iterator[Row]:
+    """Section `losses`: goodput falls as losses rise, and is never above the window law (chance: 3 standard errors)."""
+    run_s, seeds = (20.0, 6) if quick else (60.0, 8)
+    for name, source in SENDERS.items():
+        for rtt_ms in (20,) if quick else (5, 20, 50):
+            before, spread_before, rise, excess = math.inf, 0.0, -math.inf, -math.inf
+            for p in (1e-2, 0.1, 0.14, 0.2, 0.25, 0.35) if quick else LOSSES:
+                mean, spread = _lossy(source, p, rtt_ms, run_s, seeds)
+                law = 1.05 * loss_law_mbps(source, p, rtt_ms)
+                rise = max(rise, (mean - 3.0 * math.hypot(spread, spread_before)) / before)
+                excess = max(excess, (mean - 3.0 * spread) / law)
+                before, spread_before = mean, spread
+            case = f"{name}, {rtt_ms} ms"
+            yield judge("losses", "fifo", case, "goodput at the next p", "<= that at the last", rise, None, 1.0)
+            yield judge("losses", "fifo", case, "goodput", "<= the window law", excess, None, 1.0)
 
 
 # -- queue delay
@@ -454,7 +521,7 @@ def main(quick: bool = False, out: Path | None = None) -> None:
     start = time.perf_counter()
     rows: list[Row] = []
     sections: dict[str, float] = {}
-    for section in (window_laws, controller, l_queue, ratios, utilisation, overload):
+    for section in (window_laws, losses, controller, l_queue, ratios, utilisation, overload):
         began = time.perf_counter()
         for row in section(quick):
             rows.append(row)

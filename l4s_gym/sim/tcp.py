@@ -49,7 +49,7 @@ def rto_ns(f: Any) -> int:
     elif f.freebsd:
         base = max(f.srtt_ns + 4.0 * f.rttvar_ns + f.slop_ns, f.min_rto_ns)
     else:  # Linux: the variation counts for at least so much (`tcp_rto_min`), else a full buffer times out by itself
-        base = f.srtt_ns + max(4.0 * f.rttvar_ns, f.min_rto_ns)
+        base = f.srtt_ns + max(4.0 * f.rttvar_ns, f.min_rto_ns) + f.slop_ns
     return int(min(base * f.backoff, MAX_RTO_NS))
 
 

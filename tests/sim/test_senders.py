@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from l4s_gym.sim import layout, prague, setup, slowstart
@@ -15,19 +12,6 @@ from l4s_gym.sim.batch import Batch
 from l4s_gym.sim.scenario import Scenario, from_dict
 
 Build = Callable[..., Scenario]
-MSS_BITS = 1448 * 8
-SENDERS: dict[str, dict[str, Any]] = {
-    "newreno": {"kind": "newreno"},
-    "cubic": {"kind": "cubic"},
-    "dctcp": {"kind": "dctcp"},
-    "prague-udp": {"kind": "prague"},
-    "prague-tcp": {"kind": "prague", "variant": "tcp"},
-    **{
-        f"{kind}-freebsd": {"kind": kind, "freebsd": True, "min_rto_ms": 30.0, "rto_slop_ms": 200.0}
-        for kind in ("newreno", "cubic", "dctcp")
-    },
-}
-LOSSES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 0.03, 0.06, 0.1, 0.14, 0.2, 0.25, 0.3, 0.35)
 
 
 def with_probability(chosen: Scenario, p: float, n: int = 1, aqm: str = "fifo") -> Batch:
@@ -42,57 +26,6 @@ def with_probability(chosen: Scenario, p: float, n: int = 1, aqm: str = "fifo") 
         batch.reset_counters(k)
     batch.advance()
     return batch
-
-
-def goodput_mbps(build: Build, source: dict[str, Any], p: float, seconds: float, n: int) -> npt.NDArray[np.float64]:
-    """Goodput of a lone flow over 1 Gbit/s with independent losses, for each of `n` seeds."""
-    warmup_s = 5.0
-    chosen = build(
-        {"ecn": "not-ect", **source}, link={"rate_mbps": 1000.0}, horizon_s=warmup_s + seconds, warmup_s=warmup_s
-    )
-    rates: npt.NDArray[np.float64] = with_probability(chosen, p, n).flow["goodput_bytes"][:, 0] * 8e-6 / seconds
-    return rates
-
-
-def window_law(source: dict[str, Any], p: float) -> float:
-    """Packets per RTT at most, after random losses: AIMD's law, CUBIC's where it is the larger one."""
-    rtt_s = source["rtt_ms"] * 1e-3
-    if source["kind"] == "cubic":  # AIMD(1, .7): 1.68 / sqrt(p) for even losses, 1.73 for random ones
-        return max(1.73 / math.sqrt(p), 1.17 * (rtt_s / p) ** 0.75)
-    return 1.31 / math.sqrt(p)
-
-
-def law_mbps(source: dict[str, Any], p: float) -> float:
-    """Goodput of that window; Prague's RTT counts for 25 ms at least."""
-    rtt_s = max(source["rtt_ms"] * 1e-3, 0.025 if source["kind"] == "prague" else 0.0)
-    rate = window_law(source, p) * MSS_BITS * 1e-6 / rtt_s
-    # Half of the rounds without a loss for long: UDP Prague then grows by a millisecond of queue a round.
-    grows = source["kind"] == "prague" and source.get("variant") != "tcp" and rate > 11.0
-    return rate * (1.9 if grows else 1.0)
-
-
-def check_law(build: Build, sender: str, rtt_ms: float, losses: tuple[float, ...], seconds: float, n: int) -> None:
-    """Goodput falls as losses rise, and is never above the window law (both within what chance explains)."""
-    source = {**SENDERS[sender], "rtt_ms": rtt_ms}
-    before, spread_before = math.inf, 0.0
-    for p in losses:
-        rates = goodput_mbps(build, source, p, seconds, n)
-        mean, spread = float(rates.mean()), float(rates.std(ddof=1)) / math.sqrt(n)
-        assert mean <= before + 3.0 * math.hypot(spread, spread_before), f"{sender}: more at p = {p}"
-        assert mean <= 1.05 * law_mbps(source, p) + 3.0 * spread, f"{sender}: above the law at p = {p}"
-        before, spread_before = mean, spread
-
-
-@pytest.mark.parametrize("sender", SENDERS)
-def test_goodput_falls_with_loss(sender: str, scenario: Build) -> None:
-    check_law(scenario, sender, 20.0, (1e-2, 0.1, 0.14, 0.2, 0.25, 0.35), 20.0, 6)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("rtt_ms", [5.0, 20.0, 50.0])
-@pytest.mark.parametrize("sender", SENDERS)
-def test_goodput_falls_with_loss_everywhere(sender: str, rtt_ms: float, scenario: Build) -> None:
-    check_law(scenario, sender, rtt_ms, LOSSES, 60.0, 8)
 
 
 def test_a_full_buffer_is_no_reason_for_a_timeout(scenario: Build) -> None:
@@ -228,21 +161,25 @@ def first_loss_window(build: Build, slow_start: str, rate_mbps: float, rtt_ms: f
 
 @pytest.mark.parametrize(("rate_mbps", "rtt_ms"), [(20.0, 50.0), (100.0, 20.0), (100.0, 100.0)])
 def test_hystart_leaves_slow_start_without_a_loss(rate_mbps: float, rtt_ms: float, scenario: Build) -> None:
-    standard, dropped = first_loss_window(scenario, "standard", rate_mbps, rtt_ms)
-    assert dropped > 0
-    for kind in ("hystart", "hystart++"):
-        window, dropped = first_loss_window(scenario, kind, rate_mbps, rtt_ms)
-        assert dropped == 0
-        assert 0.4 < window < 0.7 * standard
+    standard, lost = first_loss_window(scenario, "standard", rate_mbps, rtt_ms)
+    assert lost > 0
+    window, dropped = first_loss_window(scenario, "hystart", rate_mbps, rtt_ms)
+    assert dropped == 0
+    assert 0.5 < window < min(2.0, 0.5 * standard)
+    window, dropped = first_loss_window(scenario, "hystart++", rate_mbps, rtt_ms)
+    assert dropped < lost  # it grows on for five rounds, a quarter as fast
+    assert 0.5 < window < standard
 
 
 def test_hystart_is_on_for_linux_and_off_for_freebsd() -> None:
     """What a source's field says when it is left empty."""
     kinds = {}
-    for name, source in SENDERS.items():
-        flow = setup.build(from_dict({"name": "x", "sources": [source]}), "fifo", 1)[2]
-        kinds[name] = slowstart.KINDS[int(flow["slow_start"][0])]
-    assert kinds.pop("cubic") == "hystart"
+    for kind in ("newreno", "cubic", "dctcp", "prague"):
+        for freebsd in (False, True):
+            source = {"kind": kind, "freebsd": freebsd}
+            flow = setup.build(from_dict({"name": "x", "sources": [source]}), "fifo", 1)[2]
+            kinds[kind, freebsd] = slowstart.KINDS[int(flow["slow_start"][0])]
+    assert kinds.pop(("cubic", False)) == "hystart"
     assert set(kinds.values()) == {"standard"}
 
 
