@@ -73,7 +73,7 @@ class Profile:
         """Mean rate, bit/s."""
         return float(self._within(np.array([self.period_ns]))[0]) * 8e9 / self.period_ns
 
-    @property
+    @functools.cached_property
     def peak_bps(self) -> float:
         """Highest rate over `PEAK_S`, bit/s."""
         step = max(round(PEAK_S * 1e8), self.period_ns // 100_000)
@@ -167,7 +167,12 @@ def _columns(content: str) -> list[str]:
     return [word.strip() for word in content.split(",")] if "," in content else content.split()
 
 
-def _opportunities(text: str, place: str) -> Trace:
+def _times_ms(text: str, place: str) -> Ints:
+    """The lines of Mahimahi's form: whole milliseconds that do not decrease."""
+    if set(text) <= set("0123456789\r\n"):  # as recorded ones are, of up to millions of lines: ten times faster
+        found = np.fromstring(text, np.int64, sep=" ")
+        if (np.diff(found, prepend=0) >= 0).all() and found[-1] <= 1000 * LONGEST_S:
+            return found
     times = array("q")
     last = 0
     for number, content in _lines(text):
@@ -180,11 +185,17 @@ def _opportunities(text: str, place: str) -> Trace:
             raise L4SError(f"{place}:{number}: time {content[:40]}: a trace is at most {LONGEST_S} s long")
         last = time
         times.append(time)
+    return np.array(times, np.int64)
+
+
+def _opportunities(text: str, place: str) -> Trace:
+    times = _times_ms(text, place)
+    last = int(times[-1])
     if last == 0:
         raise L4SError(f"{place}: no delivery opportunity after time 0; a trace needs at least one")
     # Line t is in the millisecond that ends at t; that of line 0 is the last one of the period before. The k-th of n
     # opportunities of one millisecond comes k/n into it.
-    ms = np.sort((np.array(times, np.int64) - 1) % last)
+    ms = np.sort((times - 1) % last)
     _, first, count = np.unique(ms, return_index=True, return_counts=True)
     rank = np.arange(len(ms)) - np.repeat(first, count)
     return Trace(ms * 1_000_000 + rank * 1_000_000 // np.repeat(count, count), last * 1_000_000)
