@@ -93,6 +93,21 @@ def test_output_to_a_pipe_is_not_cut() -> None:
 # -- scenarios
 
 
+def test_trace_of_a_link(capsys: Capture, tmp_path: Path) -> None:
+    path = tmp_path / "link.csv"
+    path.write_text("s,Mbit/s\n0,10\n10,30\n20,0\n")
+    code, out, err = run(capsys, "scenarios", "--trace", str(path))
+    assert (code, err) == (0, "")
+    assert "3 rates, 30 s" in out and "mean 13.33 Mbit/s" in out and "0 to 30 Mbit/s, nothing in 33.3% of them" in out
+    chart = [line.split("|")[1] for line in out.splitlines() if "|" in line]
+    assert chart[0] == " " * 24 + "#" * 24 and chart[-1] == "#" * 48 and len(chart) == 8
+    assert "mean 8.554 Mbit/s" in run(capsys, "scenarios", "--trace", "lte")[1]
+    assert "did you mean 'wifi'" in run(capsys, "scenarios", "--trace", "wify")[2]
+    path.write_text("1\n-1\n")
+    code, out, err = run(capsys, "scenarios", "--trace", str(path))
+    assert (code, out) == (2, "") and "link.csv:2: '-1' is not a time" in err
+
+
 def test_scenarios(capsys: Capture) -> None:
     code, out, err = run(capsys, "scenarios")
     assert (code, err) == (0, "")

@@ -21,12 +21,13 @@ struct run {
 	struct l4s_record *rows;
 	struct l4s_packet *sending;
 	uint64_t link_at;
-	double ns_per_byte;
+	double rate_bps;
+	double free_ns;	/* when the packet that is sent is through */
 };
 
 const char *harness_parameter(int index, uint64_t *low, uint64_t *high);
 int64_t harness_drive(const struct l4s_params *p, uint64_t seed,
-    double ns_per_byte, const struct arrival *arrivals, int64_t count,
+    double rate_bps, const struct arrival *arrivals, int64_t count,
     struct l4s_record *rows, const struct l4s_model *model);
 uint64_t harness_core_size(void);
 
@@ -65,9 +66,9 @@ finish(struct run *r, struct l4s_packet *packet)
 	free(packet);
 }
 
-/* The link is free: the next packet, if there is one. */
+/* The link is free since some time: the next packet, if there is one. */
 static void
-serve(struct run *r, uint64_t now)
+serve(struct run *r, uint64_t now, double since_ns)
 {
 	struct l4s_packet *packet;
 	int action;
@@ -80,8 +81,9 @@ serve(struct run *r, uint64_t now)
 			continue;
 		}
 		r->sending = packet;
-		r->link_at = now +
-		    (uint64_t)((double)packet->length * r->ns_per_byte);
+		r->free_ns = since_ns + packet->length * 8e9 / r->rate_bps;
+		r->link_at = (uint64_t)r->free_ns;
+		r->link_at += (double)r->link_at < r->free_ns;
 		return;
 	}
 }
@@ -100,7 +102,7 @@ run_until(struct run *r, uint64_t time, int rest)
 			uint64_t now = r->link_at;
 
 			finish(r, sent);
-			serve(r, now);
+			serve(r, now, r->free_ns);
 		} else {
 			l4s_update(&r->core, due);
 		}
@@ -145,7 +147,7 @@ arrive(struct run *r, const struct arrival *a)
 	while ((victim = l4s_evict(&r->core, now)) != NULL)
 		finish(r, victim);
 	if (r->sending == NULL)
-		serve(r, now);
+		serve(r, now, (double)now);
 }
 
 /*
@@ -153,7 +155,7 @@ arrive(struct run *r, const struct arrival *a)
  * rows, or -1 for parameters out of range.
  */
 int64_t
-harness_drive(const struct l4s_params *p, uint64_t seed, double ns_per_byte,
+harness_drive(const struct l4s_params *p, uint64_t seed, double rate_bps,
     const struct arrival *arrivals, int64_t count, struct l4s_record *rows,
     const struct l4s_model *model)
 {
@@ -166,7 +168,7 @@ harness_drive(const struct l4s_params *p, uint64_t seed, double ns_per_byte,
 	}
 	l4s_init(&r->core, p, seed, 0);
 	r->rows = rows;
-	r->ns_per_byte = ns_per_byte;
+	r->rate_bps = rate_bps;
 	r->link_at = L4S_NEVER;
 	l4s_set_model(&r->core, model);
 	for (int64_t i = 0; i < count; i++) {

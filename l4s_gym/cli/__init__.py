@@ -32,15 +32,21 @@ def _check_seeds(*seeds: int) -> None:
 
 
 @app.command
-def scenarios(suite: str | None = None, name: str | None = None) -> None:
+def scenarios(suite: str | None = None, name: str | None = None, trace: str | None = None) -> None:
     """List the scenarios that ship.
 
     Args:
         suite: Only those of `train`, `test` or `shift`.
         name: Show all fields of one scenario instead, as JSON.
+        trace: Show the rate of a link's trace instead: a shipped one (lte, wifi, leo), or a file.
     """
     from l4s_gym.sim import scenario
 
+    if trace is not None:
+        from l4s_gym.cli.traces import show
+
+        show(trace)
+        return
     if name is not None:
         import msgspec
 

@@ -84,7 +84,7 @@ class DualPI2ProbEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]]):
     def _counters(self) -> npt.NDArray[np.float64]:
         q = self.batch.queue[0]
         names = ("left_delay_ns", "left", "offered_bytes", "offered", "marked", "dropped")
-        served = np.full(2, float(self.batch.env["served_bytes"][0]))
+        served = np.full(2, self.batch.carried_bytes(0))
         return np.array([*(q[name].astype(float) for name in names), served])  # (7, 2)
 
     def _observe(self, elapsed_ns: int) -> npt.NDArray[np.float32]:

@@ -55,7 +55,7 @@ def _counts(batch: Batch) -> dict[str, npt.NDArray[Any]]:
     scalable = flow["ecn"] == ECT_1
     goodput = [int(flow["goodput_bytes"][of].sum()) for of in (~scalable, scalable)]
     counts = {name: batch.queue[0][name].copy() for name in _COUNTERS}
-    return {**counts, "goodput_bytes": np.array(goodput), "served_bytes": batch.env["served_bytes"][:1].copy()}
+    return {**counts, "goodput_bytes": np.array(goodput), "carried_bytes": np.array([batch.carried_bytes(0)])}
 
 
 def _sample(batch: Batch, since: dict[str, npt.NDArray[Any]], sample_ms: float) -> npt.NDArray[np.void]:
@@ -67,7 +67,7 @@ def _sample(batch: Batch, since: dict[str, npt.NDArray[Any]], sample_ms: float) 
     sample["delay_ms"] = np.where(queue["class_packets"] > 0, queue["class_delay_ns"], 0) * 1e-6
     sample["packets"] = queue["packets"]
     sample["prob"] = probability(env, queue)
-    sample["served_mbps"] = int(counts.pop("served_bytes")[0]) * 8e-6 / (sample_ms * 1e-3)
+    sample["served_mbps"] = float(counts.pop("carried_bytes")[0]) * 8e-6 / (sample_ms * 1e-3)
     for name, value in counts.items():
         sample[name] = value
     return sample

@@ -15,6 +15,7 @@ from l4s_gym.errors import L4SError, unknown
 from l4s_gym.schema import RECORD
 from l4s_gym.sim import engine, layout, setup, traces
 from l4s_gym.sim.layout import NEVER
+from l4s_gym.sim.link import OPPORTUNITY_BYTES
 from l4s_gym.sim.scenario import Scenario
 
 _ENV_COUNTERS = ("served_bytes", "capacity_bytes", "updates", "update_delay_ns", "decisions")
@@ -128,6 +129,7 @@ class Batch:
         self.log = np.zeros((n, max(log_rows, 1)), RECORD)
         self.log_rewards = np.zeros((n, max(log_rows, 1)))
         self._log_rows = log_rows
+        self._profile = traces.load(scenario.link.trace) if scenario.link.kind == "trace" else None
         self._trace = setup.trace_array(scenario)
         self.obs, self.action, self.reward, self.status, self.applied = outputs or Outputs.of(n)
         rows = {
@@ -167,7 +169,7 @@ class Batch:
         self.env[index] = env[0]
         for name, places in self._places.items():
             self.env[name][index] = places[index]
-        self.env["rng"][index] = rng.integers(1 << 64, dtype=np.uint64)
+        self.env["rng"][index], self.env["host_rng"][index] = rng.integers(1 << 64, size=2, dtype=np.uint64)
         self.queue[index] = queue
         self.flow[index] = flow
         self.score[index] = 0
@@ -185,7 +187,7 @@ class Batch:
         tree[slots] = np.minimum(starts, NEVER)
         if self.aqm != "dualpi2_freebsd":
             tree[leaf + layout.SLOT_UPDATE_C] = env["tupdate_us"][0] * 1000
-        if self.scenario.link.kind != "trace" and self.scenario.link.steps:
+        if env["link"][0] != layout.TRACE and env["trace_len"][0] > 0:
             tree[leaf + layout.SLOT_RATE] = self._trace[0]
         width = leaf
         while width > 1:
@@ -274,18 +276,37 @@ class Batch:
     def reset_counters(self, index: int) -> None:
         """Start the measurement anew (after the warm-up); conservation counters and state stay."""
         env = self.env[index]
-        env["since_ns"] = env["capacity_ns"] = env["now_ns"]
+        env["ahead_bytes"] = self._ahead_bytes(index)
+        env["since_ns"] = env["now_ns"]
+        env["capacity_ns"] = self._unused_ns(index)
         for rows, names in ((self.env, _ENV_COUNTERS), (self.queue, _QUEUE_COUNTERS), (self.flow, _FLOW_COUNTERS)):
             for name in names:
                 rows[name][index] = 0
         self.hist[index] = 0
 
+    def _ahead_bytes(self, index: int) -> float:
+        """What has left the queue and not yet crossed the link, bytes."""
+        env = self.env[index]
+        if env["link"] == layout.TRACE:
+            return float(env["left_bytes"]) if env["sending_packet"] >= 0 else 0.0
+        return float(env["stalled_bytes"] + max(env["used_ns"] - env["now_ns"], 0.0) / env["ns_per_byte"])
+
+    def _unused_ns(self, index: int) -> int:
+        """Now, or just after it where the delivery opportunity of this very nanosecond has been used."""
+        env = self.env[index]
+        return int(env["now_ns"]) + int(env["link"] == layout.TRACE and env["used_ns"] == env["now_ns"])
+
+    def carried_bytes(self, index: int) -> float:
+        """What the link has carried since the counters were reset, bytes: at both ends, packets count in part."""
+        env = self.env[index]
+        return max(float(env["ahead_bytes"]) + int(env["served_bytes"]) - self._ahead_bytes(index), 0.0)
+
     def capacity_bytes(self, index: int) -> float:
         """What the link could have carried since the counters were reset, bytes."""
         env = self.env[index]
-        if self.scenario.link.kind == "trace":
-            trace = traces.load(self.scenario.link.trace)
-            return trace.opportunities_in(int(env["since_ns"]), int(env["now_ns"])) * float(traces.MTU_BYTES)
+        if isinstance(self._profile, traces.Trace):
+            used = self._profile.opportunities_in(int(env["capacity_ns"]), self._unused_ns(index))
+            return used * float(OPPORTUNITY_BYTES)
         rest = (env["now_ns"] - env["capacity_ns"]) * 1e-9 * env["rate_bps"] / 8.0
         return float(env["capacity_bytes"] + rest)
 

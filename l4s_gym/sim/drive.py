@@ -71,9 +71,10 @@ def open_loop(rate_mbps: float, *, options: AqmOptions | None = None, limit_pack
         options: Options of the discipline.
         limit_packets: Buffer in packets; 0: 250 ms.
     """
-    silent = Source(kind="cbr", count=_FLOWS, packet_length=100, start_s=1e6)
+    short = Source(kind="cbr", count=_FLOWS - 1, packet_length=60, start_s=1e6)
+    full = Source(kind="cbr", packet_length=1500, start_s=1e6)
     chosen = Link(rate_mbps=rate_mbps, limit_packets=limit_packets)
-    return Scenario("open-loop", (silent,), horizon_s=1e6, link=chosen, options=options or AqmOptions())
+    return Scenario("open-loop", (short, full), horizon_s=1e6, link=chosen, options=options or AqmOptions())
 
 
 def offer(
@@ -83,7 +84,7 @@ def offer(
 
     Args:
         scenario: As `open_loop` makes it.
-        arrivals: Packets (T,) `ARRIVAL`, in order of time; flows below 256, lengths of 100 B or more.
+        arrivals: Packets (T,) `ARRIVAL`, in order of time; flows below 256, lengths of 60 B or more.
         aqm: Discipline; None: the scenario's.
         seed: State of the generator at the start.
 

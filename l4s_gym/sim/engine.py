@@ -40,13 +40,20 @@ SPINS = 1_000_000
 
 @jit
 def _change_rate(w: Any) -> None:
-    """The next step of the link's rate: `trace` holds pairs (time ns, factor in 1e-6)."""
-    w.capacity_bytes += (w.now_ns - w.capacity_ns) * 1e-9 * w.rate_bps / 8.0
-    w.capacity_ns = w.now_ns
-    w.rate_bps = w.base_rate_bps * trace_of(w)[2 * w.trace_pos + 1] * 1e-6
-    w.ns_per_byte = 8e9 / w.rate_bps
+    """The next step of the link's rate: see `setup.trace_array`; the steps of a trace repeat."""
+    value = trace_of(w)[2 * w.trace_pos + 1]
     w.trace_pos += 1
-    set_time(w, SLOT_RATE, trace_of(w)[2 * w.trace_pos] if w.trace_pos < w.trace_len else NEVER)
+    if w.trace_period_ns > 0:
+        link.change_rate(w, value * 1.0)
+        if w.trace_pos == w.trace_len:
+            w.trace_pos = 0
+            w.trace_cycle += 1
+    else:
+        link.change_rate(w, w.base_rate_bps * value * 1e-6)
+    due = NEVER
+    if w.trace_pos < w.trace_len:
+        due = w.trace_cycle * w.trace_period_ns + trace_of(w)[2 * w.trace_pos]
+    set_time(w, SLOT_RATE, due)
 
 
 @jit

@@ -53,13 +53,25 @@ def first_slot(w: Any) -> int:
 
 
 @jit
-def random_u64(env: Any) -> Any:
-    """Next number of the environment's splitmix64 generator (Steele, Lea, Flood 2014)."""
-    env.rng = env.rng + np.uint64(0x9E3779B97F4A7C15)
-    z = env.rng
+def _mix(z: Any) -> Any:
+    """The output of splitmix64 for a state (Steele, Lea, Flood 2014)."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
+
+
+@jit
+def random_u64(env: Any) -> Any:
+    """Next number of the environment's generator, for whoever decides about packets."""
+    env.rng = env.rng + np.uint64(0x9E3779B97F4A7C15)
+    return _mix(env.rng)
+
+
+@jit
+def host_uniform(env: Any) -> float:
+    """Uniform number in [0, 1) of the hosts' own generator: what they draw does not move the queue's draws."""
+    env.host_rng = env.host_rng + np.uint64(0x9E3779B97F4A7C15)
+    return np.float64(_mix(env.host_rng) >> np.uint64(11)) * (1.0 / 9007199254740992.0)
 
 
 @jit

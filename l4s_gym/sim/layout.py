@@ -31,6 +31,9 @@ APPS: Final = ("bulk", "cbr", "onoff", "web")
 
 # Links.
 CONSTANT, TRACE, TICK, DUMMYNET = range(4)
+LEAST_MBPS: Final = 0.056
+MOST_MBPS: Final = 400_000.0
+"""Rates that a link may have: a modem's 56 kbit/s to 400 Gbit/s."""
 
 # Who decides.
 NATIVE, AGENT, PROBABILITY = range(3)
@@ -65,9 +68,9 @@ ENV: Final = _packed(
     [
         # -- touched at nearly every packet
         ("now_ns", "i8"), ("link_at", "i8"), ("horizon_ns", "i8"), ("tree_at", "i8"), ("queue_at", "i8"),
-        ("flow_at", "i8"), ("packet_at", "i8"), ("score_at", "i8"), ("obs_at", "i8"), ("rng", "u8"),
+        ("flow_at", "i8"), ("packet_at", "i8"), ("score_at", "i8"), ("obs_at", "i8"), ("rng", "u8"), ("host_rng", "u8"),
         ("integrated_ns", "i8"), ("served_s", "f8"), ("delay_c_s", "f8"), ("delay_l_s", "f8"), ("power_s", "f8"),
-        ("per_ref_c", "f8"), ("per_ref_l", "f8"), ("s_per_byte", "f8"), ("ns_per_byte", "f8"), ("bytes", "i8"),
+        ("per_ref_c", "f8"), ("per_ref_l", "f8"), ("s_per_byte", "f8"), ("ns_per_byte", "f8"), ("used_ns", "f8"), ("bytes", "i8"),
         ("limit_bytes", "i8"), ("quirks", "i8"), ("target_us", "i8"), ("sent", "i8"), ("delivered", "i8"),
         ("decisions", "i8"), ("events", "i8"), ("served_bytes", "i8"), ("hist_at", "i8"), ("wrr_credit", "i8"),
         ("prob", "i8"), ("prob_fixed", "i8"), ("qdelay_old_ns", "i8"), ("log_capacity", "i8"),
@@ -93,7 +96,7 @@ ENV: Final = _packed(
         ("red_weight", "f8"), ("interval_ns", "i8"), ("ecn_threshold", "f8"), ("dropped", "i8"), ("since_ns", "i8"),
         ("capacity_bytes", "f8"), ("capacity_ns", "i8"), ("updates", "i8"), ("update_delay_ns", "f8"),
         ("log_rows", "i8"), ("sequence", "i8"), ("log_at", "i8"), ("rewards_at", "i8"), ("trace_row", "i8"),
-        ("taken", "f8"), ("explore", "f8"),
+        ("taken", "f8"), ("explore", "f8"), ("stalled_bytes", "f8"), ("ahead_bytes", "f8"),
         # -- the router of the testbed (`l4s_gym.sim.router`)
         ("row_ns", "i8"), ("slice_ns", "i8"), ("pause_ns", "i8"), ("pause_gap_ns", "i8"), ("pause_at", "i8"), ("pipe_ns", "i8"), ("clock_ns", "i8"), ("sched_ns", "i8"),
         ("idle_at", "i8"), ("serve_at", "i8"), ("task_at", "i8"), ("turn_ns", "i8"), ("list_head", "i4", (6,)),

@@ -1,4 +1,10 @@
-"""The bottleneck: packets in, queue discipline, link, packets out; and everything counted on the way."""
+"""The bottleneck: packets in, queue discipline, link, packets out; and everything counted on the way.
+
+`used_ns` is the time up to which the link is taken by what has left the queue: for a link of constant rate the end of
+the packet that is being sent, to the fraction of a nanosecond; for one that serves at ticks, which lets packets go in
+batches, the time at which the rate has paid for them; for a trace the delivery opportunity that was used last. So what
+has left the queue but not yet crossed the link is known at any time (`Batch.carried_bytes`).
+"""
 
 from __future__ import annotations
 
@@ -14,6 +20,7 @@ from l4s_gym.sim.events import uniform
 from l4s_gym.sim.jit import jit
 from l4s_gym.sim.layout import (
     AGENT,
+    CONSTANT,
     DUMMYNET,
     HIST_BINS,
     HIST_SHIFT,
@@ -141,16 +148,54 @@ def _hand_on(w: Any, p: int) -> None:
 
 
 @jit
-def start_sending(w: Any) -> None:
-    """Send the next packet over a link of constant rate, or let the link rest."""
+def _take(w: Any, p: int, since_ns: float) -> None:
+    """Packet `p` takes the link from `since_ns` on, at its rate."""
+    w.used_ns = since_ns + packet_at(w, p).len * 8e9 / w.rate_bps
+
+
+@jit
+def start_sending(w: Any, since_ns: float) -> None:
+    """Send the next packet over a link of constant rate, which is free since `since_ns`, or let the link rest."""
+    w.sending_packet = -1
+    w.link_at = NEVER
+    if w.rate_bps == 0.0:  # an outage: the packets wait in the queue
+        w.busy = int(w.packets > 0)
+        return
     p = dequeue(w)
     w.sending_packet = p
     if p < 0:
         w.busy = 0
-        w.link_at = NEVER
         return
     w.busy = 1
-    w.link_at = w.now_ns + int(packet_at(w, p).len * w.ns_per_byte)
+    _take(w, p, since_ns)
+    w.link_at = math.ceil(w.used_ns)
+
+
+@jit
+def _accrue(w: Any) -> None:
+    """Credit of a link that serves at ticks, bits, up to now."""
+    w.credit += max(w.now_ns - w.sched_ns, 0) * 1e-9 * w.rate_bps
+    w.sched_ns = max(w.sched_ns, w.now_ns)
+
+
+@jit
+def change_rate(w: Any, rate_bps: float) -> None:
+    """The link has another rate from now on, also for the packet that is being sent; 0: it stands still."""
+    w.capacity_bytes += (w.now_ns - w.capacity_ns) * 1e-9 * w.rate_bps / 8.0
+    w.capacity_ns = w.now_ns
+    if w.link == TICK or (w.link == DUMMYNET and w.busy):
+        _accrue(w)
+    rest = w.stalled_bytes + max(w.used_ns - w.now_ns, 0.0) / w.ns_per_byte
+    w.rate_bps = rate_bps
+    w.ns_per_byte = 8e9 / rate_bps
+    w.stalled_bytes = rest if rate_bps == 0.0 else 0.0
+    w.used_ns = w.now_ns + (0.0 if rate_bps == 0.0 else rest * w.ns_per_byte)
+    if w.link != CONSTANT or w.busy == 0:
+        return
+    if w.sending_packet < 0:
+        start_sending(w, w.now_ns)
+    else:
+        w.link_at = NEVER if rate_bps == 0.0 else math.ceil(w.used_ns)
 
 
 @jit
@@ -184,6 +229,7 @@ def _skip_to_now(w: Any) -> None:
 @jit
 def _serve_opportunity(w: Any) -> None:
     """One delivery opportunity: up to `OPPORTUNITY_BYTES`, whole packets leave when their last byte is through."""
+    w.used_ns = w.now_ns
     budget = OPPORTUNITY_BYTES
     while budget > 0:
         if w.sending_packet < 0:
@@ -222,6 +268,7 @@ def _serve_tick(w: Any) -> None:
             w.link_at = NEVER
             return
         w.credit -= packet_at(w, p).len * 8.0
+        _take(w, p, max(w.used_ns, w.now_ns))
         deliver(w, p)
     next_tick = w.now_ns - w.now_ns % w.tick_ns + w.tick_ns
     w.link_at = next_tick
@@ -239,6 +286,7 @@ def _serve_pipe(w: Any) -> None:
         if last < 0:
             break
         w.credit -= packet_at(w, last).len * 8.0
+        _take(w, last, max(w.used_ns, w.now_ns))
         router.enter_line(w, last)
         w.delivered += 1
     w.busy = 0
@@ -318,12 +366,12 @@ def on_link(w: Any) -> None:
     if w.link == TRACE:
         _serve_opportunity(w)
     elif w.link == TICK:
-        w.credit += w.tick_ns * 1e-9 * w.rate_bps
+        _accrue(w)
         _serve_tick(w)
     else:
         p = w.sending_packet
         deliver(w, p)
-        start_sending(w)
+        start_sending(w, w.used_ns)
 
 
 @jit
@@ -341,10 +389,11 @@ def _wake(w: Any) -> None:
         w.link_at = opportunity_ns(w)
     elif w.link == TICK:
         # An idle pipe starts without credit: the first packet leaves at the next tick.
-        w.credit = -w.tick_ns * 1e-9 * w.rate_bps
+        w.credit = 0.0
         w.link_at = w.now_ns - w.now_ns % w.tick_ns + w.tick_ns
+        w.sched_ns = w.link_at
     else:
-        start_sending(w)
+        start_sending(w, w.now_ns)
 
 
 @jit

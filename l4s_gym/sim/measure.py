@@ -97,6 +97,7 @@ def summary(batch: Batch, index: int) -> Summary:
     env = batch.env[index]
     duration_s = float(env["now_ns"] - env["since_ns"]) * 1e-9
     capacity = batch.capacity_bytes(index)
+    used = batch.carried_bytes(index) / capacity if capacity > 0.0 else 0.0
     goodput = batch.flow["goodput_bytes"][index] * (8e-6 / duration_s if duration_s > 0.0 else 0.0)
     delays: dict[str, Delay] = {}
     classes: dict[str, ClassSummary] = {}
@@ -123,7 +124,7 @@ def summary(batch: Batch, index: int) -> Summary:
     offered = sum(c["offered"] for c in classes.values())
     return {
         "duration_s": duration_s,
-        "utilisation": float(env["served_bytes"]) / capacity if capacity > 0.0 else 0.0,
+        "utilisation": min(used, 1.0),  # floating point may be off by its last digits
         "goodput_mbps": [float(rate) for rate in goodput],
         "jain": jain(goodput),
         "delay_ms": delays,

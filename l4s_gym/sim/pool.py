@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from l4s_gym.sim.events import get_time, random31, set_time
+from l4s_gym.sim.events import get_time, host_uniform, set_time
 from l4s_gym.sim.jit import jit
 from l4s_gym.sim.layout import SLOT_FLOWS
 from l4s_gym.sim.memory import flow_at, packet_at
@@ -82,7 +82,7 @@ def push_transit(w: Any, i: int, p: int) -> None:
     a = packet_at(w, p)
     a.due_ns = w.now_ns + f.hop_ns
     if f.jitter_ns > 0:
-        a.due_ns = max(a.due_ns + (random31(w) * f.jitter_ns >> 31), f.last_due_ns)
+        a.due_ns = max(a.due_ns + int(host_uniform(w) * f.jitter_ns), f.last_due_ns)
         f.last_due_ns = a.due_ns
     a.next = -1
     if f.transit_tail >= 0:

@@ -20,7 +20,7 @@ from msgspec import Meta, Struct
 
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.sim import traces
-from l4s_gym.sim.layout import AQMS
+from l4s_gym.sim.layout import AQMS, LEAST_MBPS, MOST_MBPS
 
 Positive = Annotated[float, Meta(gt=0.0, le=1e9)]
 NonNegative = Annotated[float, Meta(ge=0.0, le=1e9)]
@@ -38,11 +38,11 @@ class Link(Struct, frozen=True, forbid_unknown_fields=True):
     """The bottleneck.
 
     Attributes:
-        kind: `constant` (with optional `steps`), `trace` (Mahimahi packet-delivery trace), `tick` (served at the
-            ticks of a kernel) or `dummynet` (the testbed's router, see `l4s_gym.sim.router`).
-        rate_mbps: Rate in Mbit/s; for a trace, its mean is taken from the trace instead.
+        kind: `constant` (with optional `steps`), `trace` (see `l4s_gym.sim.traces`), `tick` (served at the ticks of a
+            kernel) or `dummynet` (the testbed's router, see `l4s_gym.sim.router`).
+        rate_mbps: Rate in Mbit/s, 0.056 to 400,000 (also after each step); a trace brings its own.
         steps: Pairs (time in s, factor of the rate), in order of time.
-        trace: Name of a shipped trace or path of a Mahimahi trace file.
+        trace: Name of a shipped trace, or path of a file: Mahimahi's form, or pairs of seconds and Mbit/s.
         hz: Kernel ticks per second, for `tick` and `dummynet`.
         pipe_delay_ms: Delay of the pipe at each crossing, for `dummynet`; rounded up to ticks.
         row_ms: Time that the router's processor takes for each packet offered, for `dummynet`.
@@ -56,7 +56,7 @@ class Link(Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     kind: Literal["constant", "trace", "tick", "dummynet"] = "constant"
-    rate_mbps: Positive = 8.0
+    rate_mbps: float = 8.0
     steps: tuple[tuple[NonNegative, Positive], ...] = ()
     trace: str = ""
     hz: Annotated[int, Meta(ge=1, le=1_000_000)] = 100
@@ -90,7 +90,7 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True):
         cc: Congestion control of `web`.
         size_bytes: Smallest and largest page of `web` (bounded Pareto).
         size_shape: Shape of that distribution.
-        packet_length: IP length of a full packet, bytes.
+        packet_length: IP length of a full packet, bytes; 52 of them are headers.
         ack_every: Segments per ACK; 0: 2, and 1 for UDP Prague.
         delayed_ack_ms: Longest delay of an ACK.
         initial_window: Packets.
@@ -130,7 +130,7 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True):
     cc: Literal["newreno", "cubic", "dctcp", "prague"] = "cubic"
     size_bytes: tuple[Annotated[int, Meta(ge=0)], Annotated[int, Meta(ge=1)]] = (5_000, 2_000_000)
     size_shape: Positive = 1.2
-    packet_length: Annotated[int, Meta(ge=100, le=9000)] = 1500
+    packet_length: Annotated[int, Meta(ge=60, le=9000)] = 1500
     ack_every: Annotated[int, Meta(ge=0, le=64)] = 0
     delayed_ack_ms: Positive = 40.0
     initial_window: Annotated[float, Meta(ge=1.0, le=1000.0)] = 10.0
@@ -238,6 +238,11 @@ class Draw(Struct, frozen=True, forbid_unknown_fields=True):
         numbers = [choice for choice in self.choices if not isinstance(choice, str)]
         return max(numbers) if numbers else (self.choices[0] if self.choices else self.high)
 
+    def smallest(self) -> float | int | str:
+        """The smallest value that can come."""
+        numbers = [choice for choice in self.choices if not isinstance(choice, str)]
+        return min(numbers) if numbers else (self.choices[0] if self.choices else self.low)
+
 
 class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
     """A scenario.
@@ -288,6 +293,22 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
                 raise L4SError(f"scenario {self.name!r}: randomise.{path}: a choice is not a number")
             if (not draw.choices and not 0.0 <= draw.low <= draw.high) or (draw.log and draw.low <= 0.0):
                 raise L4SError(f"scenario {self.name!r}: randomise.{path}: give 0 <= low <= high, or choices")
+        self._check_rates()
+
+    def _check_rates(self) -> None:
+        """Every rate that the link may get lies within what a link may have."""
+        rates: list[tuple[str, Any]] = [("link.rate_mbps", self.link.rate_mbps)]
+        if "link.rate_mbps" in self.randomise:
+            draw = self.randomise["link.rate_mbps"]
+            rates += [("randomise.link.rate_mbps", rate) for rate in (draw.smallest(), draw.largest())]
+        rates = [(field, rate) for field, rate in rates if not isinstance(rate, str)]
+        rates += [("link.steps", rate * factor) for _, rate in rates for _, factor in self.link.steps]
+        for field, rate in rates:
+            if not LEAST_MBPS <= float(f"{rate:.9g}") <= MOST_MBPS:  # a product may be off by its last digit
+                raise L4SError(
+                    f"scenario {self.name!r}: {field}: a rate of {rate:g} Mbit/s; a link has {LEAST_MBPS:g} to "
+                    f"{MOST_MBPS:.0f} (56 kbit/s to 400 Gbit/s)"
+                )
 
     def replace(self, **changes: Any) -> Scenario:
         """A copy with fields replaced; dotted paths reach inside (`**{"link.rate_mbps": 40}`)."""
@@ -300,8 +321,14 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
         return _with_paths(self, {path: draw.sample(rng) for path, draw in self.randomise.items()})
 
     def largest(self) -> Scenario:
-        """The scenario with every randomised field at its largest."""
-        return _with_paths(self, {path: draw.largest() for path, draw in self.randomise.items()})
+        """The scenario with every randomised field at its largest, packet lengths at their smallest: most memory."""
+        return _with_paths(
+            self,
+            {
+                path: draw.smallest() if path.endswith(".packet_length") else draw.largest()
+                for path, draw in self.randomise.items()
+            },
+        )
 
     @property
     def n_flows(self) -> int:
@@ -397,5 +424,5 @@ def digest(scenario: str | Path | Scenario) -> str:
     chosen = load(scenario)
     content = msgspec.json.encode(chosen, order="deterministic")
     if chosen.link.kind == "trace":
-        content += traces.load(chosen.link.trace).opportunities_ns.tobytes()
+        content += traces.load(chosen.link.trace).content()
     return hashlib.sha256(content).hexdigest()

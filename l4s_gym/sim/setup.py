@@ -47,34 +47,50 @@ def _power_of_two(number: float) -> int:
     return 1 << max(math.ceil(math.log2(max(number, 2.0))), 1)
 
 
+def longest_packet(scenario: Scenario) -> int:
+    """Length of the longest packets that the sources send, bytes: a buffer that is counted in packets is of these."""
+    return max(source.packet_length for source in scenario.sources)
+
+
 def buffer_bytes(scenario: Scenario) -> float:
     """Size of the buffer, bytes."""
     if scenario.link.limit_packets:
-        return scenario.link.limit_packets * 1500.0
-    return max(scenario.link.buffer_ms * mean_rate_bps(scenario) / 8e3, 2 * 1500.0)
+        return float(scenario.link.limit_packets * longest_packet(scenario))
+    return max(scenario.link.buffer_ms * mean_rate_bps(scenario) / 8e3, 2.0 * max(longest_packet(scenario), 1500))
 
 
 def mean_rate_bps(scenario: Scenario) -> float:
     """Rate of the link, bit/s (of a trace: its mean)."""
-    if scenario.link.kind == "trace":
-        return traces.load(scenario.link.trace).mean_bps
-    return scenario.link.rate_mbps * 1e6
+    if scenario.link.kind != "trace":
+        return scenario.link.rate_mbps * 1e6
+    rate = traces.load(scenario.link.trace).mean_bps
+    if not layout.LEAST_MBPS * 1e6 <= rate <= layout.MOST_MBPS * 1e6:
+        raise L4SError(
+            f"scenario {scenario.name!r}: link.trace: {scenario.link.trace} has a mean of {rate * 1e-6:g} Mbit/s; "
+            f"a link has {layout.LEAST_MBPS:g} to {layout.MOST_MBPS:.0f} (56 kbit/s to 400 Gbit/s)"
+        )
+    return rate
 
 
-def path_packets(scenario: Scenario) -> int:
-    """Full-sized packets that path and buffer hold at most."""
+def path_bytes(scenario: Scenario) -> float:
+    """What the path holds at most, without the buffer, bytes."""
+    link = scenario.link
     rtt_s = max(source.rtt_ms for source in scenario.sources) * 1e-3
-    peak = max([factor for _, factor in scenario.link.steps], default=1.0) * mean_rate_bps(scenario)
-    if scenario.link.kind in _TICKING:
-        rtt_s += 8.0 / scenario.link.hz
-    if scenario.link.kind == "dummynet":
-        rtt_s += 4e-3 * scenario.link.pipe_delay_ms
-    return math.ceil((peak * rtt_s / 8.0 + buffer_bytes(scenario)) / 1500.0)
+    peak = max([1.0, *(factor for _, factor in link.steps)]) * mean_rate_bps(scenario)
+    if link.kind == "trace":
+        peak = traces.load(link.trace).peak_bps
+        rtt_s = max(rtt_s, traces.PEAK_S)
+    if link.kind in _TICKING:
+        rtt_s += 8.0 / link.hz
+    if link.kind == "dummynet":
+        rtt_s += 4e-3 * link.pipe_delay_ms
+    return peak * rtt_s / 8.0
 
 
 def receive_window(scenario: Scenario, source: Source) -> int:
-    """Receive window of a flow, packets."""
-    return source.receive_window or min(math.ceil(1.25 * path_packets(scenario)) + 32, 1 << 15)
+    """Receive window of a flow, packets of its own length: a quarter more than path and buffer hold."""
+    path_and_buffer = path_bytes(scenario) + buffer_bytes(scenario)
+    return source.receive_window or math.ceil(1.25 * path_and_buffer / source.packet_length) + 32
 
 
 def sizes(scenario: Scenario) -> Sizes:
@@ -83,17 +99,17 @@ def sizes(scenario: Scenario) -> Sizes:
     flows = large.n_flows
     windows = [max(receive_window(large, source), source.largest_window) for source in large.sources]
     window = max(windows)
-    # ACKs and unresponsive packets may be short: count the buffer in the shortest packets.
+    # ACKs may be short: count path and buffer in the shortest packets.
     shortest = min(52 if large.link.acks_in_queue else source.packet_length for source in large.sources)
     stored = int(buffer_bytes(large) / shortest) if not large.link.limit_packets else large.link.limit_packets
-    in_path = 4 * path_packets(large) + 64 * flows
+    in_path = 4 * math.ceil(path_bytes(large) / min(source.packet_length for source in large.sources)) + 64 * flows
     pairs = zip(large.sources, windows, strict=True)
     in_windows = sum(2 * size * source.count for source, size in pairs)
     packets = stored + in_path + 256
     if all(source.kind not in ("cbr", "onoff") for source in large.sources):  # those keep to no window
         packets = min(packets, stored + 2 * in_windows + 64 * flows + 256)
     if large.link.kind == "dummynet":
-        packets += CARDS * RING + path_packets(large)
+        packets += CARDS * RING + math.ceil((path_bytes(large) + buffer_bytes(large)) / longest_packet(large))
     if packets > MOST_PACKETS:
         raise L4SError(
             f"scenario {scenario.name!r}: path and buffer hold up to {packets} packets, more than {MOST_PACKETS}; "
@@ -110,7 +126,7 @@ def _aqm_fields(scenario: Scenario, aqm: str) -> dict[str, Any]:
     """The parameters that a discipline reads, in its units."""
     o: AqmOptions = scenario.options
     kernel_like = aqm in ("dualpi2_freebsd", "pie")
-    packet_s = 1500 * 8 / mean_rate_bps(scenario)
+    packet_s = longest_packet(scenario) * 8 / mean_rate_bps(scenario)
     fields: dict[str, Any] = {
         "target_us": round(1e3 * _or(o.target_ms, 5.0 if aqm == "codel" else 15.0)),
         "tupdate_us": round(1e3 * _or(o.tupdate_ms, 15.0 if kernel_like else 16.0)),
@@ -279,7 +295,8 @@ def build(
     trace = traces.load(link.trace) if link.kind == "trace" else None
     limit_packets = link.limit_packets
     if aqm == "dualpi2_freebsd" and not limit_packets:
-        limit_packets = min(FREEBSD_LIMIT_PACKETS, max(math.ceil(buffer_bytes(scenario) / 1500.0), 2))
+        limit_packets = min(FREEBSD_LIMIT_PACKETS, max(math.ceil(buffer_bytes(scenario) / longest_packet(scenario)), 2))
+    schedule = isinstance(trace, traces.Schedule)
     finite = [s.transfer_bytes >= 0 and s.kind not in ("cbr", "onoff", "web") for s in scenario.sources]
     _fill(
         env[0],
@@ -292,10 +309,11 @@ def build(
             "sending": -1,
             "free": -1,
             "interval": 1,
-            "link": _LINKS[link.kind],
+            "link": layout.CONSTANT if schedule else _LINKS[link.kind],
             "rate_bps": rate,
             "base_rate_bps": rate,
             "ns_per_byte": 8e9 / rate,
+            "used_ns": -1.0,
             "sending_packet": -1,
             "link_at": NEVER,
             "tick_ns": round(1e9 / link.hz) if link.kind in _TICKING else 0,
@@ -310,7 +328,7 @@ def build(
             "list_tail": -1,
             "passes": link.passes,
             "acks_queued": int(link.acks_in_queue),
-            "trace_len": len(trace.opportunities_ns) if trace else len(link.steps),
+            "trace_len": len(trace) if trace else len(link.steps),
             "trace_period_ns": trace.period_ns if trace else 0,
             "aqm": layout.AQMS.index(aqm),
             "dual": int(aqm.startswith("dualpi2")),
@@ -349,8 +367,14 @@ def build(
 
 
 def trace_array(scenario: Scenario) -> npt.NDArray[np.int64]:
-    """What the engine reads as `trace`: delivery opportunities, or pairs (time ns, factor 1e-6)."""
+    """What the engine reads as `trace`.
+
+    Delivery opportunities; or pairs of time in ns and rate: in bit/s for a trace, as a factor in 1e-6 for `link.steps`.
+    """
     if scenario.link.kind == "trace":
-        return traces.load(scenario.link.trace).opportunities_ns
+        trace = traces.load(scenario.link.trace)
+        if isinstance(trace, traces.Trace):
+            return trace.opportunities_ns
+        return np.column_stack([trace.starts_ns, trace.rates_bps]).ravel()
     pairs = [(round(time * 1e9), round(factor * 1e6)) for time, factor in scenario.link.steps]
     return np.array(pairs or [(0, 0)], np.int64).ravel()

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from l4s_gym.sim import receiver, tcp
-from l4s_gym.sim.events import set_time, uniform
+from l4s_gym.sim.events import host_uniform, set_time
 from l4s_gym.sim.jit import jit, public
 from l4s_gym.sim.layout import BULK, CBR, NEVER, NONE, ONOFF, SLOT_FLOWS, WEB
 from l4s_gym.sim.memory import flow_at, packet_at
@@ -17,7 +17,7 @@ from l4s_gym.sim.receiver import HEADER_LEN
 @jit
 def exponential(env: Any, mean_ns: float) -> int:
     """Exponentially distributed time, ns."""
-    return int(-math.log(1.0 - uniform(env)) * mean_ns)
+    return int(-math.log(1.0 - host_uniform(env)) * mean_ns)
 
 
 @public
@@ -54,7 +54,7 @@ def start(w: Any, i: int) -> None:
         return
     tcp.restart(w, i)
     if f.app == WEB:
-        _offer(f, int(bounded_pareto(uniform(w), f.size_shape, f.size_min, f.size_max)))
+        _offer(f, int(bounded_pareto(host_uniform(w), f.size_shape, f.size_min, f.size_max)))
     elif f.finite:
         _offer(f, int(f.size_min))
     if f.nxt >= f.limit_seq and f.una >= f.limit_seq:

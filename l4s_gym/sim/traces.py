@@ -1,14 +1,30 @@
-"""Mahimahi packet-delivery traces: each line is the millisecond of one delivery opportunity.
+"""Traces of real links: when a link could deliver packets, or at which rate.
 
-An opportunity carries one MTU; the trace repeats after its last line. The traces that ship are generated
-(`generate`) and are labelled so: they have the character of LTE, Wi-Fi and LEO links, they are not
-recordings.
+Two forms of text files are read; blank lines and what follows a `#` are skipped. Both repeat when they end.
+
+- **Mahimahi's**: each line is the millisecond of one delivery opportunity, which carries one MTU. As in Mahimahi, the
+  last line is the length of the trace, so that an opportunity of line 0 comes together with those of the last line.
+- **Pairs**: each line is a time in seconds and a rate in Mbit/s, with blanks or a comma between them, and one header
+  line of two words may come first. A rate holds until the next line; the last one holds as long as the one before it
+  did (a single one: for ever). Times count from the first line.
+
+The traces that ship are generated (`generate`) and are labelled so: they have the character of LTE, Wi-Fi and LEO
+links, they are not recordings.
+
+Recorded ones can be had from public repositories; mind their licences. Mahimahi's form: `traces/` of
+github.com/ravinet/mahimahi (GPL-3), github.com/Soheil-ab/Cellular-Traces-NYC (no licence). Pairs:
+github.com/confiwent/Real-world-bandwidth-traces (MIT), github.com/SIGCOMM21-5G/artifact. Others, such as the csv files
+of github.com/uccmisl/5Gdataset (GPL-3), need their columns of time and rate cut out. `l4s-gym scenarios --trace FILE`
+shows what a file holds, and `link = { kind = "trace", trace = "FILE" }` in a scenario uses it.
 """
 
 from __future__ import annotations
 
 import functools
+import io
 import math
+from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -17,27 +33,81 @@ import numpy as np
 import numpy.typing as npt
 
 from l4s_gym.errors import L4SError, unknown
+from l4s_gym.sim.layout import MOST_MBPS
 
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 MTU_BYTES = 1504
 KINDS = ("lte", "wifi", "leo")
+PEAK_S = 0.1
+"""The peak of a trace is the highest rate over so long a time."""
+LONGEST_S = 1_000_000
+"""Longest trace."""
+
+
+class Profile:
+    """What both forms of a trace have in common: how much a link could carry.
+
+    Attributes:
+        period_ns: Length of the trace, which then repeats.
+    """
+
+    period_ns: int
+
+    def _within(self, times_ns: Ints) -> Floats:
+        """What is carried from the start to times within the first period, bytes."""
+        raise NotImplementedError
+
+    def content(self) -> bytes:
+        """The trace as bytes, for digests."""
+        raise NotImplementedError
+
+    def carried_bytes(self, times_ns: Ints) -> Floats:
+        """What a link that is never idle carries from the start to some times, bytes."""
+        cycles, offsets = np.divmod(times_ns, self.period_ns)
+        per_cycle = self._within(np.array([self.period_ns]))[0]
+        return np.asarray(cycles * per_cycle + self._within(offsets), np.float64)
+
+    @property
+    def mean_bps(self) -> float:
+        """Mean rate, bit/s."""
+        return float(self._within(np.array([self.period_ns]))[0]) * 8e9 / self.period_ns
+
+    @functools.cached_property
+    def peak_bps(self) -> float:
+        """Highest rate over `PEAK_S`, bit/s."""
+        step = max(round(PEAK_S * 1e8), self.period_ns // 100_000)
+        edges = np.arange(-(-self.period_ns // step) + 11, dtype=np.int64) * step
+        carried = self.carried_bytes(edges)
+        return float((carried[10:] - carried[:-10]).max()) * 8e9 / (10 * step)
+
+    def rates_bps_in(self, windows: int) -> Floats:
+        """Mean rates in so many equal parts of the period, bit/s."""
+        edges = np.arange(windows + 1, dtype=np.int64) * self.period_ns // windows
+        return np.asarray(np.diff(self.carried_bytes(edges)) * 8e9 / np.diff(edges), np.float64)
 
 
 @dataclass(frozen=True)
-class Trace:
-    """A trace.
+class Trace(Profile):
+    """A trace of delivery opportunities of `MTU_BYTES`.
 
     Attributes:
         opportunities_ns: (K,) int64, times within one period, not decreasing.
         period_ns: Length of the trace.
     """
 
-    opportunities_ns: npt.NDArray[np.int64]
+    opportunities_ns: Ints
     period_ns: int
 
-    @property
-    def mean_bps(self) -> float:
-        """Mean rate, bit/s."""
-        return len(self.opportunities_ns) * MTU_BYTES * 8e9 / self.period_ns
+    def __len__(self) -> int:
+        return len(self.opportunities_ns)
+
+    def _within(self, times_ns: Ints) -> Floats:
+        return np.asarray(np.searchsorted(self.opportunities_ns, times_ns) * MTU_BYTES, np.float64)
+
+    def content(self) -> bytes:
+        """The opportunities; the last line gives the period."""
+        return self.opportunities_ns.tobytes()
 
     def opportunities_in(self, start_ns: int, end_ns: int) -> int:
         """Number of opportunities in [start_ns, end_ns)."""
@@ -49,44 +119,161 @@ class Trace:
         return before(end_ns) - before(start_ns)
 
 
-def parse(text: str, place: str = "trace") -> Trace:
-    """Read a trace; a line that is not a non-decreasing whole number is an error that names it."""
-    times: list[int] = []
-    for number, line in enumerate(text.splitlines(), 1):
-        content = line.split("#")[0].strip()
-        if not content:
-            continue
-        if not content.isdigit():
-            raise L4SError(f"{place}:{number}: {content!r} is not a time in whole milliseconds")
-        if times and int(content) < times[-1]:
-            raise L4SError(f"{place}:{number}: time {content} is before the line above; sort the trace")
-        times.append(int(content))
-    if not times or times[-1] == 0:
+@dataclass(frozen=True)
+class Schedule(Profile):
+    """A trace of rates, each of which holds until the next one.
+
+    Attributes:
+        starts_ns: (K,) int64, times within one period, increasing from 0 on.
+        rates_bps: (K,) int64, bit/s; 0: an outage.
+        period_ns: Length of the trace.
+    """
+
+    starts_ns: Ints
+    rates_bps: Ints
+    period_ns: int
+
+    def __len__(self) -> int:
+        return len(self.starts_ns)
+
+    def _within(self, times_ns: Ints) -> Floats:
+        ends = np.append(self.starts_ns, self.period_ns)
+        carried = np.append(0.0, np.cumsum(self.rates_bps * np.diff(ends) / 8e9))
+        at = np.searchsorted(self.starts_ns, times_ns, side="right") - 1
+        return np.asarray(carried[at] + self.rates_bps[at] * (times_ns - self.starts_ns[at]) / 8e9)
+
+    def content(self) -> bytes:
+        """Times, rates and period."""
+        return np.concatenate([self.starts_ns, self.rates_bps, [self.period_ns]]).tobytes()
+
+
+def parse(text: str, place: str = "trace") -> Trace | Schedule:
+    """Read a trace in either form; its first line tells which. What is malformed is an error that names the line."""
+    first = next(_lines(text), None)
+    if first is None:
+        raise L4SError(f"{place}: empty: no delivery opportunity and no rate")
+    return _schedule(text, place) if len(_columns(first[1])) == 2 else _opportunities(text, place)
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    """Numbers of the lines that hold something, and what they hold."""
+    for number, line in enumerate(io.StringIO(text, newline=None), 1):
+        content = line.split("#", 1)[0].strip()
+        if content:
+            yield number, content
+
+
+def _columns(content: str) -> list[str]:
+    return [word.strip() for word in content.split(",")] if "," in content else content.split()
+
+
+def _times_ms(text: str, place: str) -> Ints:
+    """The lines of Mahimahi's form: whole milliseconds that do not decrease."""
+    if set(text) <= set("0123456789\r\n"):  # as recorded ones are, of up to millions of lines: ten times faster
+        found = np.fromstring(text, np.int64, sep=" ")
+        if (np.diff(found, prepend=0) >= 0).all() and found[-1] <= 1000 * LONGEST_S:
+            return found
+    times = array("q")
+    last = 0
+    for number, content in _lines(text):
+        if not (content.isascii() and content.isdigit()):
+            raise L4SError(f"{place}:{number}: {content[:40]!r} is not a time in whole milliseconds")
+        time = int(content) if len(content) < 20 else 1000 * LONGEST_S + 1
+        if time < last:
+            raise L4SError(f"{place}:{number}: time {time} is before the line above; sort the trace")
+        if time > 1000 * LONGEST_S:
+            raise L4SError(f"{place}:{number}: time {content[:40]}: a trace is at most {LONGEST_S} s long")
+        last = time
+        times.append(time)
+    return np.array(times, np.int64)
+
+
+def _opportunities(text: str, place: str) -> Trace:
+    times = _times_ms(text, place)
+    last = int(times[-1])
+    if last == 0:
         raise L4SError(f"{place}: no delivery opportunity after time 0; a trace needs at least one")
-    # The k-th of n opportunities of one millisecond comes k/n into it.
-    ms = np.array(times, np.int64)
+    # Line t is in the millisecond that ends at t; that of line 0 is the last one of the period before. The k-th of n
+    # opportunities of one millisecond comes k/n into it.
+    ms = np.sort((times - 1) % last)
     _, first, count = np.unique(ms, return_index=True, return_counts=True)
     rank = np.arange(len(ms)) - np.repeat(first, count)
-    return Trace((ms - 1).clip(0) * 1_000_000 + rank * 1_000_000 // np.repeat(count, count), int(ms[-1]) * 1_000_000)
+    return Trace(ms * 1_000_000 + rank * 1_000_000 // np.repeat(count, count), last * 1_000_000)
+
+
+def _number(word: str) -> float | None:
+    """A number, which may be NaN; None for another word."""
+    try:
+        return float(word) if word.isascii() and "_" not in word else None
+    except ValueError:
+        return None
+
+
+def _schedule(text: str, place: str) -> Schedule:
+    starts, rates = array("d"), array("d")
+    header = True
+    for number, content in _lines(text):
+        words = _columns(content)
+        time, rate = map(_number, words) if len(words) == 2 else (None, None)
+        if header and len(words) == 2 and time is None and rate is None:
+            header = False
+            continue
+        header = False
+        if time is None or rate is None:
+            raise L4SError(f"{place}:{number}: {content[:40]!r} is not a pair of seconds and Mbit/s")
+        if not 0.0 <= time < math.inf:
+            raise L4SError(f"{place}:{number}: time {time:g}: give seconds, 0 or more")
+        if not 0.0 <= rate <= MOST_MBPS:
+            raise L4SError(f"{place}:{number}: rate {rate:g}: give Mbit/s, from 0 to {MOST_MBPS:.0f}")
+        if starts and time < starts[-1]:
+            raise L4SError(f"{place}:{number}: time {time:g} is before the line above; sort the trace")
+        if starts and time - starts[0] > LONGEST_S:
+            raise L4SError(f"{place}:{number}: time {time:g}: a trace is at most {LONGEST_S} s long")
+        starts.append(time)
+        rates.append(rate)
+    if not any(rates):
+        raise L4SError(f"{place}: no rate above 0; a trace needs at least one")
+    starts_ns = np.rint((np.array(starts) - starts[0]) * 1e9).astype(np.int64)
+    kept = np.append(np.diff(starts_ns) > 0, True)  # of several rates at one time, the last one holds
+    starts_ns = starts_ns[kept]
+    rates_bps = np.rint(np.array(rates)[kept] * 1e6).astype(np.int64)
+    held = int(starts_ns[-1] - starts_ns[-2]) if len(starts_ns) > 1 else 1_000_000_000
+    period_ns = int(starts_ns[-1]) + held
+    if period_ns < 1_000_000:
+        raise L4SError(f"{place}: {period_ns} ns long; a trace lasts at least a millisecond")
+    if not rates_bps.any():
+        raise L4SError(f"{place}: no rate of a bit/s; a trace needs at least one")
+    return Schedule(starts_ns, rates_bps, period_ns)
 
 
 def _folder() -> Path:
     return Path(str(resources.files("l4s_gym") / "scenarios" / "traces"))
 
 
-@functools.lru_cache(maxsize=64)
-def load(name: str) -> Trace:
+def load(name: str) -> Trace | Schedule:
     """A shipped trace by name, or a file by path.
 
     Raises:
         L4SError: No such trace, or a malformed one.
     """
-    path = _folder() / f"{name}.txt"
+    shipped = sorted(item.stem for item in _folder().glob("*.txt"))
+    path = _folder() / f"{name}.txt" if name in shipped else Path(name)
     if not path.is_file():
-        path = Path(name)
-    if not path.is_file():
-        raise unknown("trace", name, sorted(item.stem for item in _folder().glob("*.txt")))
-    return parse(path.read_text(), str(path.name))
+        raise unknown("trace", name, shipped)
+    state = path.stat()
+    return _read(path, state.st_mtime_ns, state.st_size)
+
+
+@functools.lru_cache(maxsize=64)
+def _read(path: Path, _changed_ns: int, _size: int) -> Trace | Schedule:
+    """The trace in a file; it is read anew after a change."""
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise L4SError(f"{path}:{line}: is not text in UTF-8") from None
+    return parse(text, str(path))
 
 
 def generate(kind: str, seconds: int = 30, seed: int = 0) -> str:

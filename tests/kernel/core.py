@@ -62,7 +62,7 @@ class Core:
         arrivals = np.ascontiguousarray(arrivals, ARRIVAL)
         rows = np.zeros(len(arrivals), RECORD)
         done = self._lib.harness_drive(
-            p.ctypes.data, seed, 8e9 / (rate_mbps * 1e6), arrivals.ctypes.data, len(arrivals), rows.ctypes.data,
+            p.ctypes.data, seed, rate_mbps * 1e6, arrivals.ctypes.data, len(arrivals), rows.ctypes.data,
             model,
         )  # fmt: skip
         assert done == len(arrivals), "parameters out of range, or a wrong model"

@@ -22,7 +22,7 @@ STOPS = 8
 LINK = st.fixed_dictionaries(
     {
         "kind": st.sampled_from(["constant", "constant", "trace", "tick", "dummynet"]),
-        "rate_mbps": st.sampled_from([0.05, 0.5, 2.0, 8.0, 40.0, 120.0]),
+        "rate_mbps": st.sampled_from([0.56, 0.8, 2.0, 8.0, 40.0, 120.0]),
         "hz": st.sampled_from([10, 100, 1000]),
         "passes": st.integers(1, 3),
         "acks_in_queue": st.booleans(),
@@ -52,7 +52,7 @@ SOURCE = st.fixed_dictionaries(
         "off_s": st.sampled_from([0.001, 0.05]),
         "cc": st.sampled_from(["newreno", "cubic", "dctcp", "prague"]),
         "size_bytes": st.sampled_from([(0, 1), (1, 1), (500, 100_000)]),
-        "packet_length": st.sampled_from([100, 576, 1500, 9000]),
+        "packet_length": st.sampled_from([60, 100, 576, 1500, 9000]),
         "ack_every": st.integers(1, 4),
         "delayed_ack_ms": st.sampled_from([0.01, 40.0]),
         "initial_window": st.sampled_from([1.0, 10.0, 1000.0]),

@@ -169,7 +169,7 @@ def test_unknown_names(tmp_path: Path) -> None:
 
 def test_more_packets_than_memory() -> None:
     with pytest.raises(L4SError, match="lower rate, RTT or buffer"):
-        Batch(from_dict({"name": "x", "sources": [ONE], "link": {"rate_mbps": 1e8}}))
+        Batch(from_dict({"name": "x", "sources": [{**ONE, "rtt_ms": 1000.0}], "link": {"rate_mbps": 4e5}}))
 
 
 # -- replacing and drawing
@@ -229,8 +229,14 @@ def test_suites() -> None:
 # -- traces
 
 
+def opportunities(text: str) -> traces.Trace:
+    trace = traces.parse(text)
+    assert isinstance(trace, traces.Trace)
+    return trace
+
+
 def test_trace_times() -> None:
-    trace = traces.parse("# a comment\n1\n1\n1\n1\n\n3 # the third millisecond\n5\n")
+    trace = opportunities("# a comment\n1\n1\n1\n1\n\n3 # the third millisecond\n5\n")
     # The k-th of n opportunities of a millisecond comes k/n into it; the trace lasts to its last line.
     assert trace.opportunities_ns.tolist() == [0, 250_000, 500_000, 750_000, 2_000_000, 4_000_000]
     assert trace.period_ns == 5_000_000
@@ -238,7 +244,7 @@ def test_trace_times() -> None:
 
 
 def test_trace_repeats() -> None:
-    trace = traces.parse("1\n3\n")
+    trace = opportunities("1\n3\n")
     assert [trace.opportunities_in(0, ms * 1_000_000) for ms in (0, 1, 2, 3, 4, 6, 300)] == [0, 1, 1, 2, 3, 4, 200]
     assert trace.opportunities_in(2_000_000, 3_000_001) == 2
 
@@ -296,15 +302,11 @@ def test_trace_link_keeps_to_its_opportunities(scenario: Build, tmp_path: Path) 
         )
         run = simulate(chosen, sample_ms=5.0)
         carried = run.samples["served_mbps"] * 5e-3 / 8e-6
-        offered = [run_bytes(traces.load(str(path)), 5_000_000 * k) for k in range(len(carried) + 1)]
+        offered = traces.load(str(path)).carried_bytes(np.arange(len(carried) + 1) * 5_000_000)
         gone = np.cumsum(carried)
-        # A packet counts when its first byte goes.
-        assert (gone <= np.array(offered[1:]) + length).all()
-        assert (gone[10:] >= np.array(offered[10:-1]) - 2 * length).all()
-
-
-def run_bytes(trace: traces.Trace, until_ns: int) -> float:
-    return trace.opportunities_in(0, until_ns) * float(traces.MTU_BYTES)
+        # The opportunity of a sample's own nanosecond has been used.
+        assert (gone <= offered[1:] + 1504).all()
+        assert (gone[10:] >= offered[10:-1] - 2 * length).all()
 
 
 def test_unused_opportunities_are_lost(scenario: Build, tmp_path: Path) -> None:
