@@ -243,15 +243,19 @@ def loss_law_mbps(source: dict[str, Any], p: float, rtt_ms: float) -> float:
     """Goodput at most, with independent losses of probability p: a window a round trip (for Prague, of 25 ms or more).
 
     The window: 1.31 / sqrt(p) of Reno, AIMD(1, 0.7)'s 1.73 / sqrt(p) or 1.17 (RTT / p)^.75 of CUBIC. UDP Prague grows
-    by a millisecond of queue a round where no loss has come for long, which is above a packet from 11 Mbit/s on.
+    by a millisecond of queue a round where no loss has come for long, which is above a packet from 11 Mbit/s on; TCP
+    Prague keeps two packets in flight, however short the round trip.
     """
     rtt_s = max(rtt_ms * 1e-3, PRAGUE_S if source["kind"] == "prague" else 0.0)
     window = 1.31 / math.sqrt(p)
     if source["kind"] == "cubic":
         window = max(1.73 / math.sqrt(p), 1.17 * (rtt_s / p) ** 0.75)
     rate = window * MSS_BITS * 1e-6 / rtt_s
-    grows = source["kind"] == "prague" and source.get("variant") != "tcp" and rate > 11.0
-    return rate * (1.9 if grows else 1.0)
+    if source["kind"] != "prague":
+        return rate
+    if source.get("variant") == "tcp":
+        return max(rate, 2.0 * MSS_BITS * 1e-3 / rtt_ms)
+    return rate * (1.9 if rate > 11.0 else 1.0)
 
 
 def _lossy(source: dict[str, Any], p: float, rtt_ms: float, run_s: float, seeds: int) -> tuple[float, float]:
