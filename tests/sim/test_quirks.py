@@ -321,7 +321,7 @@ def exercise(build: Build, quirk: Quirk) -> Scenario:
         return load("l4s-llm-testbed").replace(**{"horizon_s": 40.0, "link.buffer_ms": 1000.0})
     if quirk is Quirk.IDLE_DECAY:  # the queue is empty while a packet is sent for long
         bursts = {"kind": "onoff", "rate_mbps": 1.5, "on_s": 2.0, "off_s": 0.2}
-        return build(bursts, link={"rate_mbps": 0.5, "limit_packets": 6}, horizon_s=120.0)
+        return build(bursts, link={"rate_mbps": 0.5, "limit_packets": 20}, horizon_s=120.0)
     return testbed
 
 

@@ -251,7 +251,7 @@ def test_full_receive_window_and_a_loss(scenario: Build) -> None:
 
 def test_the_log_is_the_kernels(scenario: Build) -> None:
     """What the real log shows of the machine: whole ticks, zeros and long queues side by side, few actions."""
-    log = simulate(load("l4s-llm-testbed-vm").replace(horizon_s=20.0), seed=1, log=True).records
+    log = simulate(load("l4s-llm-testbed-vm").replace(horizon_s=60.0), seed=1, log=True).records
     assert set((log["current_queue_delay"] % 10_000).tolist()) == {0}
     assert log["current_queue_delay"].max() >= 150_000
     assert 0.02 < np.mean(log["current_queue_delay"] == 0) < 0.98
