@@ -172,8 +172,9 @@ def test_bombs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"states": []}, "no step"),
-        ({"states": [np.zeros(8)] * 4}, "7 or 9"),
+        ({"states": []}, "bad.pkl: is an empty pool, it holds no step"),
+        ({"states": [np.zeros(8)] * 4}, "cannot be told whether the 7th"),
+        ({"states": [np.zeros(6)] * 4}, "7, 8 or 9 features are known, others need --columns"),
         ({"states": [np.zeros(7)] * 3 + [np.zeros(6)]}, "not a table"),
         ({"states": [np.full(7, 0.5)] * 4}, "whole number"),
         ({"states": [np.full(7, np.nan)] * 4}, "whole number"),
