@@ -12,8 +12,8 @@ it lies there as 0. What each needs:
 | nothing else cleared the sum between | `COUNTERS`; or probability, allowance and drops as one packet leaves them |
 
 Of a source that lacks `packet_length` bytes prove less: a growth of 40 to 1500 B is one packet, or seldom two short
-ones. Of one that lacks `total_drops` the counters prove less, as packets lost at the head go unseen. Such evidence
-tells what a row does not tell itself, and never speaks against it.
+ones. Such evidence tells what a row does not tell itself, and never speaks against it. Of one that lacks `total_drops`
+only a queue that grew by just its packet's length proves that no packet was lost at its head.
 `flags`, `status_flags` and `max_burst` say where a testbed was not set up as usual: without them it is taken to
 derandomise, to be active, and to grant 150 ms.
 """
@@ -205,26 +205,27 @@ def _previous_counted(rows: Records, q: Queue, present: frozenset[str]) -> Befor
 
 def _follows_reduced(rows: Records, q: Queue, present: frozenset[str]) -> tuple[Bools, bool]:
     """(n - 1,) whether row i + 1 is the packet after row i, by what is there, and whether that is a proof."""
-    sized, counted = "packet_length" in present, "total_drops" in present  # else packets lost at the head go unseen
-    if "total_packets" in present:
-        return _follows_counted(rows, present), counted
-    length = rows["packet_length"][:-1].astype(np.int64)
-    if "total_bytes" in present:
-        grown, gone = _differences(rows, "total_bytes"), np.zeros(len(length), bool)
-    elif present >= {"length_in_bytes", "current_queue_delay"}:
+    sized, drops = "packet_length" in present, "total_drops" in present
+    if drops and "total_packets" in present:
+        return _follows_counted(rows, present), True
+    if drops and "total_bytes" in present:
+        grown, gone = _differences(rows, "total_bytes"), np.zeros(len(rows) - 1, bool)
+    elif (drops or sized) and present >= {"length_in_bytes", "current_queue_delay"}:
         stays = _differences(rows, "current_queue_delay") == 0  # no packet has left meanwhile
         grown, gone = np.where(stays, _differences(rows, "length_in_bytes"), -1), q.real_drop[:-1]
-        counted = True
     else:
-        return np.zeros(len(length), bool), False
+        return np.zeros(len(rows) - 1, bool), False
     if sized:
-        return (grown == np.where(gone, 0, length)) & (length > 0), counted
+        length = rows["packet_length"][:-1].astype(np.int64)
+        return (grown == np.where(gone, 0, length)) & (length > 0), True
     return np.where(gone, grown == 0, (grown >= _SHORTEST) & (grown <= _LONGEST)), False
 
 
-def _number(rows: Records) -> Ints:
+def _number(rows: Records, present: frozenset[str]) -> Ints:
     """(n,) the number of each row, where the windows of a pool overlap that of the same row further up."""
-    _, first, same = np.unique(rows.view((np.void, rows.itemsize)), return_index=True, return_inverse=True)
+    table = np.stack([rows[name].astype(np.int64) for name in sorted(present)], axis=1)
+    whole = table.view((np.void, table.itemsize * table.shape[1]))
+    _, first, same = np.unique(whole, return_index=True, return_inverse=True)
     order = np.empty(len(first), np.int64)
     order[np.argsort(first)] = np.arange(len(first))
     numbers: Ints = order[same.reshape(-1)]
@@ -239,7 +240,7 @@ def _previous_reduced(rows: Records, q: Queue, present: frozenset[str]) -> Befor
         follows &= q.prob[1:] > 0  # an activation would have cleared the probability too
     if "total_drops" in present:
         follows &= _differences(rows, "total_drops") == q.real_drop[:-1]
-    ahead = np.diff(_number(rows))
+    ahead = np.diff(_number(rows, present))
     follows &= ahead == 1
     value = after_row(q.after[:-1], q.real_drop[:-1], False)
     # While the probability stays 0 the sum stays 0, however many packets lie between.
