@@ -39,9 +39,9 @@ _BYTES: Final = FEATURES[8].index("length_in_bytes")
 _DEQUEUE_TIME: Final = FEATURES[8].index("average_dequeue_time")
 _FEWEST_PAIRS: Final = 50
 _FEWEST_HELD: Final = 3
-_MOST_OF_A_COUNT: Final = 0.005
+_MOST_OF_A_COUNT: Final = 0.001
 _MOST_RESTARTS: Final = 0.02
-_LEAST_OF_A_LENGTH: Final = 0.05
+_LEAST_OF_A_LENGTH: Final = 0.01
 
 Floats = npt.NDArray[np.float64]
 

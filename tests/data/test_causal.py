@@ -322,7 +322,7 @@ def test_blocks_may_be_cut_where_the_counters_are() -> None:
 def windows_of(records: Any, before: int = 5) -> Any:
     """Rows before each change of action, as the authors cut their pools: windows overlap, so rows are repeated."""
     changes = np.flatnonzero(np.diff(records["action"].astype(int))) + 1
-    return np.concatenate([np.arange(max(0, change - before), change) for change in changes])
+    return np.concatenate([np.arange(max(0, change - before), change) for change in changes.tolist()])
 
 
 def as_float32(records: Any) -> Any:
