@@ -48,6 +48,9 @@ LOW: Final = MAX_PROB * 85 // 100
 HIGH: Final = MAX_PROB * 85 // 10
 """Always a hit from this sum on (8.5)."""
 
+_FEWEST_JUDGED: Final = 200
+_WHOLE: Final = 0.999
+"""Share of the judged rows of a log that lost none (see `evidence`)."""
 _FULL_BURST: Final = BY_NAME["burst_allowance"].scale
 _ACCUMULATED: Final = OBSERVED.index("accumulated_probability")
 _DROPS: Final = OBSERVED.index("total_drops")
@@ -77,11 +80,16 @@ def _rebuild_queue(rows: Records, present: frozenset[str]) -> tuple[Ints, Bools]
 
     found, known, proved = np.zeros(len(rows), np.int64), np.zeros(len(rows), bool), np.zeros(len(rows), bool)
     before = previous(rows, q, present)
-    known[1:], proved[1:] = before.likely, before.certain
-    found[1:][before.likely] = before.value[before.likely]
+    own = before_from_row(q.after, q.step, held)
+    judged = before.near & (stepped & ~hit & (q.prob > 0))[1:]
+    fits = np.abs(own[1:] - before.value) <= q.tolerance[1:]
+    # Where rows that tell the sum themselves are each the packet after the row above, so are those that do not.
+    whole = judged.sum() >= _FEWEST_JUDGED and fits[judged].mean() >= _WHOLE
+    likely = before.likely | (before.near & whole)
+    known[1:], proved[1:] = likely, before.certain
+    found[1:][likely] = before.value[likely]
 
     # From the row itself.
-    own = before_from_row(q.after, q.step, held)
     kept = np.where(hit, q.after >= HIGH, (q.after < HIGH) | ~q.derandomised)
     from_row = (held & ~hit) | (stepped & (q.prob > 0) & kept & (own >= 0))
     # ... unless the row before says otherwise.

@@ -54,8 +54,9 @@ def test_the_shares_are_shown() -> None:
 
 
 def _short_pool(path: Path) -> Path:
-    """Eight features of a log in which packets leave one by one, so that hits are seldom proved."""
+    """A table of a log that lost rows, without the length of the packets: hits are seldom told."""
     log = make_kernel_log(5, load=2.0)
+    log = log[np.random.default_rng(0).random(len(log)) > 0.1]
     names = tuple(name for name in FEATURES[7] if name not in ("packet_length", "burst_allowance"))
     columns = ",".join([*names, "action"])
     np.savetxt(path, np.stack([log[name] for name in (*names, "action")], 1), "%d", ",", header=columns, comments="")
