@@ -54,8 +54,21 @@ def test_the_byte_column_is_told_by_the_data(tmp_path: Path, names: tuple[str, .
     np.testing.assert_array_equal(rows.records[byte_column], log[byte_column].astype(np.float32).astype(np.int64))
     other = "length_in_bytes" if byte_column == "total_bytes" else "total_bytes"
     assert not rows.records[other].any()
-    assert len(rows.notes) == 1 and f"the 7th of 8 features is {byte_column}: of " in rows.notes[0]
+    assert len(rows.notes) == 1 and f"(the 9 without packet_length) is {byte_column}: of " in rows.notes[0]
     assert rows.notes[0] in inspect_rows(rows)
+
+
+@pytest.mark.parametrize("cut", ["whole", "windows"])
+@pytest.mark.parametrize("counted", [False, True])
+@pytest.mark.parametrize("lacks", ["average_dequeue_time", "total_drops"])
+def test_other_forms_of_eight(lacks: str, counted: bool, cut: str) -> None:
+    log = runs()
+    log = log[windows_of(log)] if cut == "windows" else log
+    swap = {"length_in_bytes": "total_bytes"} if counted else {}
+    names = tuple(swap.get(name, name) for name in FEATURES[9] if name != lacks)
+    found, note = columns_of(states_of(log, names).astype(float))
+    assert found == names
+    assert note is not None and f"the 9 without {lacks}" in note
 
 
 @pytest.mark.parametrize("files", [["exp_pool_l4s_train_9feat.pkl"], ["consecutive_rows_first6000.csv"]])
@@ -79,10 +92,13 @@ def test_what_cannot_be_told_is_refused(tmp_path: Path) -> None:
     timed = states_of(rising, LENGTH).astype(float)
     timed[5, 5] = 1
     for states, message in (
-        (states_of(few, TOTAL)[:12].astype(float), "cannot be told whether the 7th is length_in_bytes or total_bytes"),
-        (unclear, "cannot be told whether the 7th"),
-        (timed, "the 6th is not average_dequeue_time"),
-        (np.zeros((4, 8)), "cannot be told whether the 7th"),
+        (
+            states_of(few, TOTAL)[:12].astype(float),
+            r"cannot be told whether column 7 .* is length_in_bytes or total_bytes",
+        ),
+        (unclear, "cannot be told whether column 7"),
+        (timed, "cannot be told which of the usual 9 is left out"),
+        (np.zeros((4, 8)), "cannot be told whether column 7"),
         (np.zeros((4, 6)), "7, 8 or 9 features are known, others need --columns"),
     ):
         with pytest.raises(L4SError, match=message) as caught:

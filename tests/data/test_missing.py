@@ -102,7 +102,7 @@ def test_how_columns_were_told_is_said(tmp_path: Path, capsys: pytest.CaptureFix
     for target, name in (("pool", "a.json"), ("rec", "a.rec"), ("parquet", "a.parquet")):
         out = str(tmp_path / name)
         assert cli.main(["log", "convert", str(tmp_path / "pool.pkl"), "--to", target, "--out", out]) == 0
-        assert "the 7th of 8 features is length_in_bytes" in capsys.readouterr().out
+        assert "(the 9 without packet_length) is length_in_bytes" in capsys.readouterr().out
     assert load_rows(tmp_path / "a.rec").present == {*FEATURES[8], "action"}
     hits = make_kernel_log(1)["action"] != ENQUEUE
     before = load_rows(tmp_path / "a.json").records["accumulated_probability_before"]
