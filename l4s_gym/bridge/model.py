@@ -148,6 +148,8 @@ def training_rows(
     blocks: Iterable[Records], present: frozenset[str], rows: int = ROWS
 ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
     """Features (T, 8) and logged actions (T,) of the rows that a tree may learn from, the first `rows` of them."""
+    if "action" not in present:
+        raise L4SError("model: the rows bear no actions: give logged decisions")
     causal = CausalStream(present)
     parts: list[tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]] = []
     count = 0

@@ -12,15 +12,22 @@ from l4s_gym.errors import L4SError
 
 app = tyro.extras.SubcommandApp()
 Paths = Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="PATH [PATH ...]")]
+Columns = Annotated[str | None, tyro.conf.arg(metavar="NAME,NAME,...")]
+
+
+def _names(columns: str | None) -> list[str] | None:
+    return None if columns is None else columns.split(",")
 
 
 @app.command
-def inspect(paths: Paths) -> None:
+def inspect(paths: Paths, columns: Columns = None) -> None:
     """Say what is in decision logs: rows, what was skipped and why, shares and quantiles, leak of the label.
 
     Args:
         paths: Kernel logs or binary records (plain, .gz, .bz2, .xz, .zst; rotations are put in order), an experience
             pool (.json, .pkl), Parquet (.parquet) or rows (.csv).
+        columns: What the features of a pickled pool are, in order, "-" for one that is not read; else its form and its
+            data tell.
     """
     from l4s_gym.data.inspect import inspect_rows
     from l4s_gym.data.pools import rows_of
@@ -28,7 +35,7 @@ def inspect(paths: Paths) -> None:
     from l4s_gym.sim import fingerprint
 
     with progress_bar("reading") as show:
-        stream = open_stream(paths, progress=show)
+        stream = open_stream(paths, columns=_names(columns), progress=show)
         rows = rows_of(stream)
     if stream.report is not None:
         say(stream.report.summary())
@@ -42,6 +49,7 @@ def convert(
     paths: Paths,
     to: Literal["minari", "pool", "parquet", "rec"],
     out: Path | None = None,
+    columns: Columns = None,
     as_logged: bool = False,
     id: str | None = None,
     algorithm: str = "dualpi2_freebsd",
@@ -55,6 +63,8 @@ def convert(
             pool (.json, .pkl), Parquet (.parquet) or rows (.csv).
         to: A Minari dataset, an experience pool (JSON), Parquet, or binary records.
         out: The new file: .json, .parquet or .rec (a pool and records may be packed too: .rec.zst).
+        columns: What the features of a pickled pool are, in order, "-" for one that is not read; else its form and its
+            data tell.
         as_logged: Observe the fields as printed, which give most drops away, instead of those before the decision.
         id: Of a Minari dataset: l4s/dualpi2/NAME-v0.
         algorithm: Of a Minari dataset: who decided.
@@ -67,26 +77,36 @@ def convert(
     if to == "minari":
         if id is None or out is not None:
             raise L4SError("--to minari: goes to Minari's folder: give --id l4s/dualpi2/NAME-v0, and no --out")
-        _to_minari(paths, id, as_logged, algorithm, description, overwrite)
+        _to_minari(paths, _names(columns), id, as_logged, algorithm, description, overwrite)
         return
     if out is None or id is not None:
         raise L4SError(f"--to {to}: writes a file: give --out PATH, and no --id")
     check_target(to, out, as_logged=as_logged, overwrite=overwrite)
     with progress_bar(f"writing {out.name}") as show:
-        done = convert_(paths, to, out, as_logged=as_logged, overwrite=overwrite, progress=show)
+        named = _names(columns)
+        done = convert_(paths, to, out, columns=named, as_logged=as_logged, overwrite=overwrite, progress=show)
     if done.report is not None:
         say(done.report.summary())
+    for note in done.notes:
+        say(note)
     say(f"{done.rows} rows, {done.runs} {'run' if done.runs == 1 else 'runs'}: {done.path}")
 
 
 def _to_minari(
-    paths: tuple[Path, ...], id: str, as_logged: bool, algorithm: str, description: str | None, overwrite: bool
+    paths: tuple[Path, ...],
+    columns: list[str] | None,
+    id: str,
+    as_logged: bool,
+    algorithm: str,
+    description: str | None,
+    overwrite: bool,
 ) -> None:
+    from l4s_gym.data.convert import notes_of
     from l4s_gym.data.minari_io import create_from_stream
     from l4s_gym.data.stream import open_stream
 
     with progress_bar(f"writing {id}") as show:
-        stream = open_stream(paths, progress=show)
+        stream = open_stream(paths, columns=columns, progress=show)
         dataset = create_from_stream(
             id,
             stream,
@@ -97,6 +117,8 @@ def _to_minari(
         )
     if stream.report is not None:
         say(stream.report.summary())
+    for note in notes_of(stream):
+        say(note)
     folder = dataset.storage.data_path
     say(f"{dataset.total_steps} steps, {dataset.total_episodes} episodes: {id} in {folder}")
 
@@ -105,16 +127,20 @@ def _to_minari(
 def audit(
     paths: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="PATH [PATH ...] | DATASET_ID")],
     rows: int = 200_000,
+    columns: Columns = None,
     json: Path | None = None,
 ) -> None:
     """Tell whether the actions of a log, pool or dataset can be read off its features.
 
     A classifier is asked on rows that it has not seen: of the hits that the discipline leaves to chance, which does
-    it foresee with certainty? It can do so only where a feature was written after the decision.
+    it foresee with certainty? It can do so only where a feature was written after the decision, or where a value is
+    missing because of it.
 
     Args:
         paths: Decision logs of any kind, as for `inspect`; or a Minari dataset, l4s/dualpi2/NAME-v0.
         rows: At most so many rows are used, in evenly spaced stretches.
+        columns: What the features of a pickled pool are, in order, "-" for one that is not read; else its form and its
+            data tell.
         json: Write all figures there.
     """
     from json import dumps
@@ -130,7 +156,7 @@ def audit(
         sample = sample_dataset(paths[0], rows)
     else:
         with progress_bar("reading") as show:
-            sample = sample_stream(open_stream(paths, progress=show), rows)
+            sample = sample_stream(open_stream(paths, columns=_names(columns), progress=show), rows)
     found = audit_(sample)
     say(found.table())
     if json is not None:

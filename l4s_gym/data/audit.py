@@ -15,6 +15,12 @@ It is near 0 for features known before the decision, and near 1 where a feature 
 called a leak, and the features are named without which it is gone. (A discipline that leaves nothing to chance, such
 as a fixed threshold, can be read off honest features too: the audit then names those.)
 
+A value that is missing tells too, if it is missing because of the decision: whoever learns sees a mark, or 0 in its
+place. So all rows are judged. A feature that is missing in some has a second one, whether it is; in its own place
+stands a value drawn from the known ones, which tells nothing. Of each second feature the same measure is taken without
+a classifier, as hits are rare and little foresees them with certainty: the share of hits in which the value is missing,
+less that of the enqueued packets. (A row of which the accumulated probability is not known counts as left to chance.)
+
 Every figure is of rows that the classifier (gradient boosting) has not seen: five contiguous blocks are held out in
 turn. A random split would leave the neighbours of a row in the training set.
 """
@@ -31,6 +37,7 @@ import numpy as np
 import numpy.typing as npt
 
 from l4s_gym.data.causal import HIGH
+from l4s_gym.data.report import Missing
 from l4s_gym.data.samples import NAMES, Floats, Ints, Sample
 from l4s_gym.errors import L4SError
 from l4s_gym.extras import optional
@@ -48,6 +55,8 @@ FEWEST: Final = 20
 _FOLDS: Final = 5
 _FEWEST_ROWS: Final = 50
 _MOST_NAMED: Final = 3
+MISSING: Final = ": missing"
+"""Ends the name of a feature that tells whether another one is missing."""
 _PROBABILITY: Final = OBSERVED.index("drop_probability")
 _ACCUMULATED: Final = OBSERVED.index("accumulated_probability")
 
@@ -72,8 +81,10 @@ class Findings:
     """What a set of features tells about the actions; shares are 0 to 1.
 
     Attributes:
-        rows: Rows in which all features are known.
-        missing: Share of the rows of each action in which one is not.
+        rows: Rows, all of which are judged.
+        missing: Share of the rows of each action in which a feature is missing.
+        uneven: Whether that differs between the actions by more than chance (see `report.Missing`).
+        missing_told: Of each feature that is missing in some rows, what that tells (see the module).
         majority: Accuracy of always taking the most frequent action.
         accuracy: Accuracy on rows held out.
         macro_f1: Mean F1 over the three actions.
@@ -87,6 +98,8 @@ class Findings:
 
     rows: int
     missing: Mapping[str, float]
+    uneven: bool
+    missing_told: Mapping[str, float]
     majority: float
     accuracy: float
     macro_f1: float
@@ -100,7 +113,7 @@ class Findings:
     @property
     def leaks(self) -> bool:
         """Whether the labels can be read off the features."""
-        return self.chance_hits >= FEWEST and self.told > LEAK
+        return self.chance_hits >= FEWEST and max(self.told, *self.missing_told.values(), 0.0) > LEAK
 
     @property
     def verdict(self) -> str:
@@ -111,11 +124,16 @@ class Findings:
         if self.leaks:
             names = " and ".join(self.given_away_by)
             them = "it" if len(self.given_away_by) == 1 else "them"
-            return f"LEAK: the labels can be read off {names} ({foreseen}, without {them} {self.told_without:.3f})"
-        shares = [share for action, share in self.missing.items() if action != ACTIONS[ENQUEUE]]
-        uneven = max(shares, default=0.0) - self.missing[ACTIONS[ENQUEUE]] > 0.1
-        note = "; but a value is missing mostly in hits: leave such rows out" if uneven else ""
+            told = f"{foreseen}, without {them} {self.told_without:.3f}"
+            shares = ", ".join(f"{name} {share:.3f}" for name, share in self.missing_told.items() if share > LEAK)
+            return f"LEAK: the labels can be read off {names} ({told}{f'; {shares}' if shares else ''})"
+        note = f"; but {self._missing_text}: leave such rows out" if self.uneven else ""
         return f"no leak: no feature gives the label away ({foreseen}){note}"
+
+    @property
+    def _missing_text(self) -> str:
+        shares = (f"{share:.2%} of {action}" for action, share in self.missing.items() if not np.isnan(share))
+        return f"a value is missing in {', '.join(shares)}"
 
 
 @dataclass(frozen=True)
@@ -135,13 +153,13 @@ class Audit:
         lines = [f"{self.source}: can the actions be read off the features?"]
         for name, f in self.findings.items():
             recall = ", ".join(f"{action} {share:.3f}" for action, share in f.recall.items())
-            missing = ", ".join(f"{action} {share:.2%}" for action, share in f.missing.items())
+            missing = ", ".join(f"{action} {share:.2%}" for action, share in f.missing.items() if not np.isnan(share))
             lines += [
                 f"{name}: {f.rows} rows; a value is missing in: {missing}",
                 f"  accuracy {f.accuracy:.3f} (majority {f.majority:.3f}), macro-F1 {f.macro_f1:.3f}, recall: {recall}",
                 f"  hits left to chance {f.chance_hits}, told {f.told:.3f} (above {LEAK:g}: a leak)",
-                f"  {'':30}{'macro-F1 alone':>16}{'told if shuffled':>18}",
-                *(f"  {each.name:30}{each.alone:16.3f}{each.shuffled:18.3f}" for each in f.features),
+                f"  {'':32}{'macro-F1 alone':>16}{'told if shuffled':>18}",
+                *(f"  {each.name:32}{each.alone:16.3f}{each.shuffled:18.3f}" for each in f.features),
             ]
         return "\n".join([*lines, self.verdict])
 
@@ -223,35 +241,68 @@ def macro_f1(actions: Ints, predicted: Ints) -> float:
 
 def _told(probabilities: Floats, actions: Ints, chance: Bools) -> float:
     """The measure of the module; 0 without such rows."""
-    sure, hit = 1 - probabilities[:, ENQUEUE] >= SURE, actions != ENQUEUE
-    shares = [float(sure[chance & rows].mean()) if (chance & rows).any() else 0.0 for rows in (hit, ~hit)]
+    return _more_in_hits(1 - probabilities[:, ENQUEUE] >= SURE, actions, chance)
+
+
+def _more_in_hits(what: Bools, actions: Ints, chance: Bools) -> float:
+    """Share of the hits left to chance of which it is so, less that of the enqueued packets; at least 0."""
+    hit = actions != ENQUEUE
+    shares = [float(what[chance & rows].mean()) if (chance & rows).any() else 0.0 for rows in (hit, ~hit)]
     return max(shares[0] - shares[1], 0.0)
 
 
-def _find(actions: Ints, values: Floats) -> Findings:
-    there = ~np.isnan(values).all(axis=0)
-    unknown = np.isnan(values[:, there]).any(axis=1)
-    missing = {name: _share(unknown, actions == action) for action, name in enumerate(ACTIONS)}
-    y, x = actions[~unknown], values[~unknown]
-    settled = x[:, _ACCUMULATED] + x[:, _PROBABILITY] >= HIGH
-    chance = ~settled & ~(x[:, _PROBABILITY] > MAX_PROB / 2)
+def _columns(values: Floats) -> tuple[list[str], Floats]:
+    """Names and columns (T, k) of what is known in some rows (see the module), the second features last."""
+    rng = np.random.default_rng(0)
+    unknown = np.isnan(values)
+    names, columns, second = [], [], []
+    for place in np.flatnonzero(~unknown.all(axis=0)).tolist():
+        column, gaps = values[:, place].copy(), unknown[:, place]
+        column[gaps] = rng.choice(column[~gaps], int(gaps.sum()))
+        names.append(NAMES[place])
+        columns.append(column)
+        if gaps.any():
+            second.append((NAMES[place] + MISSING, gaps.astype(np.float64)))
+    return [*names, *(name for name, _ in second)], np.stack([*columns, *(column for _, column in second)], axis=1)
+
+
+def _find(y: Ints, values: Floats) -> Findings:
+    names, x = _columns(values)
+    missing = Missing()
+    missing.add(y, np.asarray(np.isnan(values[:, ~np.isnan(values).all(axis=0)]).any(axis=1)))
+    settled = values[:, _ACCUMULATED] + values[:, _PROBABILITY] >= HIGH
+    chance = ~settled & ~(values[:, _PROBABILITY] > MAX_PROB / 2)
     chance_hits = int((chance & (y != ENQUEUE)).sum())
-    left = np.flatnonzero(there).tolist()
-    whole, *shuffled = _held_out(x[:, left], y, True)
+    missing_told = {
+        name: _more_in_hits(x[:, place] > 0, y, chance) for place, name in enumerate(names) if name.endswith(MISSING)
+    }
+    left = list(range(len(names)))
+    whole, *shuffled = _held_out(x, y, True)
     told_shuffled = [_told(p, y, chance) for p in shuffled]
     told = without = _told(whole, y, chance)
-    alone = _alone(x[:, left], y)
-    features = tuple(Feature(NAMES[i], f, t) for i, f, t in zip(left, alone, told_shuffled, strict=True))
+    alone = _alone(x, y)
+    features = tuple(Feature(*each) for each in zip(names, alone, told_shuffled, strict=True))
     given_away: list[str] = []
+
+    def take(place: int) -> float:
+        given_away.append(names[place])
+        left.remove(place)
+        return _told(_held_out(x[:, left], y, False)[0], y, chance)
+
+    for place, name in enumerate(names):
+        if chance_hits >= FEWEST and missing_told.get(name, 0.0) > LEAK:
+            without = take(place)
+            told_shuffled = []
     while without > LEAK and chance_hits >= FEWEST and len(given_away) < _MOST_NAMED and len(left) > 1:
-        if given_away:
+        if len(told_shuffled) != len(left):
             told_shuffled = [_told(p, y, chance) for p in _held_out(x[:, left], y, True)[1:]]
-        given_away.append(NAMES[left.pop(int(np.argmin(told_shuffled)))])
-        without = _told(_held_out(x[:, left], y, False)[0], y, chance)
+        without = take(left[int(np.argmin(told_shuffled))])
     predicted = whole.argmax(axis=1)
     return Findings(
         rows=len(y),
-        missing=missing,
+        missing=missing.shares,
+        uneven=missing.uneven,
+        missing_told=missing_told,
         majority=float(np.bincount(y).max() / len(y)),
         accuracy=float((predicted == y).mean()),
         macro_f1=macro_f1(y, predicted),
@@ -280,9 +331,9 @@ def audit(sample: Sample) -> Audit:
     """
     findings = {}
     for name, values in sample.tables.items():
-        there = ~np.isnan(values).all(axis=0)
-        known = int((~np.isnan(values[:, there]).any(axis=1)).sum())
-        if known < _FEWEST_ROWS:
-            raise L4SError(f"{sample.source}: has {known} rows with all values, an audit needs {_FEWEST_ROWS}")
+        if len(values) < _FEWEST_ROWS:
+            raise L4SError(f"{sample.source}: has {len(values)} rows, an audit needs {_FEWEST_ROWS}")
+        if np.isnan(values).all():
+            raise L4SError(f"{sample.source}: {name}: bears none of {', '.join(NAMES)}: give logged decisions")
         findings[name] = _find(sample.actions, values)
     return Audit(sample.source, findings)

@@ -11,26 +11,28 @@ from the kernel's rule (a packet takes one step of the sum, unless it is guarded
 
 A row tells the value itself where it was guarded (unchanged) or not reset (minus its own step). After a reset
 only the same queue's previous row tells it, and only if that row is the packet just before. What cannot be
-proved is marked missing. The rule is that of the testbed's kernel; for a log of a simulator whose quirks
-were switched off, use the recorded `accumulated_probability_before`.
+proved is marked missing, and a field that the source lacks proves nothing (`l4s_gym.data.evidence`). The rule is
+that of the testbed's kernel; for a log of a simulator whose quirks were switched off, use the recorded
+`accumulated_probability_before`.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from l4s_gym.data.logs import Records
+from l4s_gym.data.evidence import REQUIRED, SUFFICIENT, columns, guarded, previous
+from l4s_gym.data.logs import NAMES_23, NAMES_24, Records
 from l4s_gym.data.pools import Rows
+from l4s_gym.data.report import Missing
 from l4s_gym.data.stream import join, take
 from l4s_gym.errors import L4SError
 from l4s_gym.schema import (
     ACTIONS,
     BY_NAME,
     CLASSIC,
-    DROP,
     ENQUEUE,
     L4S,
     MAX_PROB,
@@ -45,16 +47,11 @@ LOW: Final = MAX_PROB * 85 // 100
 """No hit below this sum (0.85)."""
 HIGH: Final = MAX_PROB * 85 // 10
 """Always a hit from this sum on (8.5)."""
-GUARD_BYTES: Final = 1600
-GUARD_PROB: Final = MAX_PROB // 5
-FLAG_RATE_ESTIMATION: Final = 8
-FLAG_DERANDOMISE: Final = 16
-ACTIVE: Final = 1
 
+_FEWEST_JUDGED: Final = 200
+_WHOLE: Final = 0.999
+"""Share of the judged rows of a log that lost none (see `evidence`)."""
 _FULL_BURST: Final = BY_NAME["burst_allowance"].scale
-_FLOAT32: Final = 2.0**-22
-"""Relative error of a difference of numbers that went through float32."""
-_MOST_STEPS: Final = 8
 _ACCUMULATED: Final = OBSERVED.index("accumulated_probability")
 _DROPS: Final = OBSERVED.index("total_drops")
 
@@ -62,27 +59,11 @@ BEFORE: Final = {"accumulated_probability": "accumulated_probability_before", "t
 """Observed fields, and where their values before the decision are recorded."""
 UNKNOWN: Final = BY_NAME["accumulated_probability_before"].high
 """Stands in `accumulated_probability_before` for a value that is not known: no sum comes near it."""
-
-
-class _Queue(NamedTuple):
-    """Columns of one queue's rows, each (n,): integers as int64."""
-
-    after: Ints
-    prob: Ints
-    step: Ints
-    action: Ints
-    burst: Ints
-    queue_bytes: Ints
-    length: Ints
-    real_drop: Bools
-    complete: Bools
-    derandomised: Bools
-    tolerance: Floats
-
-
-def guard(prob: Any, delay_old_us: Any, queue_bytes: Any, ref_us: Any) -> Any:
-    """Whether a packet is enqueued without a look at the probability. Scalars or arrays."""
-    return ((delay_old_us < ref_us // 2) & (prob < GUARD_PROB)) | (queue_bytes <= GUARD_BYTES)
+_NEEDS: Final = {
+    "accumulated_probability": REQUIRED,
+    "total_drops": frozenset({"queue_type", "total_drops", "drop_probability", "burst_allowance"}),
+}
+"""What it takes to rebuild them of any row at all."""
 
 
 def before_from_row(after: Any, step: Any, guarded: Any) -> Any:
@@ -90,157 +71,68 @@ def before_from_row(after: Any, step: Any, guarded: Any) -> Any:
     return np.where(guarded, after, after - step)
 
 
-def after_row(after: Any, real_drop: Any, activated: Any) -> Any:
-    """The sum once the packet was dealt with: what the queue's next packet finds. Scalars or arrays."""
-    return np.where(real_drop | activated, 0, after)
-
-
-def _columns(rows: Records) -> _Queue:
-    def integers(name: str) -> Ints:
-        return rows[name].astype(np.int64)
-
-    # Rows of pools and csv files bear no parameters; a real update period is never 0.
-    complete = rows["tupdate"] > 0
-    active = (rows["status_flags"] & ACTIVE > 0) | ~complete
-    derandomised = (rows["flags"] & FLAG_DERANDOMISE > 0) | ~complete
-    after, prob, action, burst = map(
-        integers, ("accumulated_probability", "drop_probability", "action", "burst_allowance")
-    )
-    return _Queue(
-        after=after,
-        prob=prob,
-        step=np.where(derandomised, prob, 0),
-        action=action,
-        burst=burst,
-        queue_bytes=integers("length_in_bytes"),
-        length=integers("packet_length"),
-        # A drop that is logged during the burst allowance, or while the controller rests, is not executed.
-        real_drop=(action == DROP) & (burst == 0) & active,
-        complete=complete,
-        derandomised=derandomised,
-        tolerance=np.where(complete, 0.0, after * _FLOAT32),
-    )
-
-
-def _follows_complete(rows: Records) -> Bools:
-    """(n - 1,) whether row i + 1 is the queue's packet right after row i, by the kernel's own counters."""
-    step = np.diff(rows["total_packets"].astype(np.int64))
-    grown = np.diff(rows["total_bytes"].astype(np.int64))
-    length = rows["packet_length"][:-1]
-    follows: Bools = (step == 1) & ((length == 0) | (grown == length))
-    return follows
-
-
-def _previous_complete(rows: Records, q: _Queue) -> tuple[Ints, Bools]:
-    """(n,) the sum that each packet found, from the row before it, and whether that is certain."""
-    old, new = rows[:-1], rows[1:]
-    drops = np.diff(rows["total_drops"].astype(np.int64)) - q.real_drop[:-1]
-    was_active = old["status_flags"] & ACTIVE > 0
-    moved = old["measurement_start"] != new["measurement_start"]
-    # With rate estimation the clock of the measurement moves by itself.
-    moves_alone = new["flags"] & FLAG_RATE_ESTIMATION > 0
-    activated = ~was_active & moved & ~moves_alone
-    value = after_row(q.after[:-1], q.real_drop[:-1], activated)
-    # Other than by its own packet a queue loses packets at its head, which may reset the sum. A queue that was
-    # inactive may have been activated within the same tick of the clock.
-    plain = (drops == 0) & ((was_active & ~moved) | activated)
-    certain = _follows_complete(rows) & (drops >= 0) & (plain | (value == 0)) & (old["decided_by"] == 0)
-    return value, certain & q.complete[:-1] & q.complete[1:]
-
-
-def _previous_reduced(rows: Records, q: _Queue) -> tuple[Ints, Bools]:
-    """The same for rows without counters: certain if queue, controller and drops fit one packet's step."""
-    grown = np.where(q.real_drop[:-1], 0, q.length[:-1])
-    same = (np.diff(q.prob) == 0) & (np.diff(q.burst) == 0)
-    delay = rows["current_queue_delay"]
-    follows = same & (delay[1:] == delay[:-1]) & (np.diff(q.queue_bytes) == grown) & (q.length[:-1] > 0)
-    if rows["total_drops"].any():
-        follows &= np.diff(rows["total_drops"].astype(np.int64)) == q.real_drop[:-1]
-    follows &= rows[1:] != rows[:-1]  # the pools repeat rows
-    value = after_row(q.after[:-1], q.real_drop[:-1], False)
-    # While the probability stays 0 the sum stays 0, however many packets lie between.
-    idle = same & (q.prob[1:] == 0) & (q.burst[1:] > 0) & (value == 0)
-    return value, (follows | idle) & ~q.complete[:-1] & ~q.complete[1:]
-
-
-def _guard_reduced(q: _Queue) -> npt.NDArray[np.int8]:
-    """(n,) 1 guarded, 0 not, -1 unknown, for rows that lack the delay at the last update.
-
-    That delay is constant between two updates, and so is the probability: if the sum has moved within such a
-    stretch of rows, none of its rows was guarded by the delay.
-    """
-    state = np.full(len(q.after), -1, np.int8)
-    change = np.abs(np.diff(q.after)).astype(np.float64)
-    steps = np.rint(change / np.maximum(q.prob[1:], 1))
-    tolerance = np.maximum(q.tolerance[1:], q.tolerance[:-1])
-    same = (np.diff(q.prob) == 0) & (np.diff(q.burst) == 0) & (q.prob[1:] > 4 * tolerance)
-    multiple = same & (steps <= _MOST_STEPS) & (np.abs(change - steps * q.prob[1:]) <= tolerance)
-    reset = same & ((q.after[1:] == 0) | (q.after[:-1] == 0))
-    stretch = np.concatenate([[0], np.cumsum(~(multiple | reset))])
-    moved = q.action != ENQUEUE
-    moved[1:] |= multiple & (steps > 0)
-    state[np.bincount(stretch, moved, minlength=stretch[-1] + 1)[stretch] > 0] = 0
-    # Margin: such a probability may have been rounded up to the threshold.
-    state[q.prob >= GUARD_PROB + 64] = 0
-    state[q.action != ENQUEUE] = 0
-    held = (q.prob == 0) & (q.after > 0)  # a step with probability 0 would have cleared the sum
-    held |= (q.prob > 0) & (q.after == 0) & (q.action == ENQUEUE)  # a step would have left its own size
-    # A full allowance means no update since it was granted, which happens only with small delays.
-    held |= (q.prob == 0) & (q.burst >= _FULL_BURST)
-    state[held | (q.queue_bytes <= GUARD_BYTES)] = 1
-    return state
-
-
-def _rebuild_queue(rows: Records) -> tuple[Ints, Bools]:
+def _rebuild_queue(rows: Records, present: frozenset[str]) -> tuple[Ints, Bools]:
     """`rebuild_accumulated` for the rows of one queue."""
-    q = _columns(rows)
-    full = guard(q.prob, rows["queue_delay_old"].astype(np.int64), q.queue_bytes, rows["qdelay_ref"].astype(np.int64))
-    whole = bool(q.complete.all())  # of a log: the evidence for reduced rows is not needed
-    state = full.astype(np.int8) if whole else np.where(q.complete, full, _guard_reduced(q))
-    guarded, stepped, unknown = state == 1, state == 0, state == -1
+    q = columns(rows, present)
+    state = guarded(rows, q, present)
+    held, stepped, unknown = state == 1, state == 0, state == -1
     hit = q.action != ENQUEUE
 
-    previous, known = np.zeros(len(rows), np.int64), np.zeros(len(rows), bool)
-    for look in (_previous_complete,) if whole else (_previous_complete, _previous_reduced):
-        value, certain = look(rows, q)
-        previous[1:][certain] = value[certain]
-        known[1:] |= certain
+    found, known, proved = np.zeros(len(rows), np.int64), np.zeros(len(rows), bool), np.zeros(len(rows), bool)
+    before = previous(rows, q, present)
+    own = before_from_row(q.after, q.step, held)
+    judged = before.near & (stepped & ~hit & (q.prob > 0))[1:]
+    fits = np.abs(own[1:] - before.value) <= q.tolerance[1:]
+    # Where rows that tell the sum themselves are each the packet after the row above, so are those that do not.
+    whole = judged.sum() >= _FEWEST_JUDGED and fits[judged].mean() >= _WHOLE
+    likely = before.likely | (before.near & whole)
+    known[1:], proved[1:] = likely, before.certain
+    found[1:][likely] = before.value[likely]
 
     # From the row itself.
-    own = before_from_row(q.after, q.step, guarded)
     kept = np.where(hit, q.after >= HIGH, (q.after < HIGH) | ~q.derandomised)
-    from_row = (guarded & ~hit) | (stepped & (q.prob > 0) & kept & (own >= 0))
+    from_row = (held & ~hit) | (stepped & (q.prob > 0) & kept & (own >= 0))
     # ... unless the row before says otherwise.
-    from_row &= ~known | (np.abs(own - previous) <= q.tolerance)
+    from_row &= ~proved | (np.abs(own - found) <= q.tolerance)
 
     # From the row before: cleared by probability 0, or by a hit, which needs a large enough sum.
-    could_hit = (q.prob > 0) & (~q.derandomised | (previous + q.step + q.tolerance >= LOW))
-    reset = (q.after == 0) & np.where(hit, stepped & could_hit, (q.prob == 0) & ~guarded)
-    either = np.minimum(np.abs(previous - q.after), np.abs(previous - (q.after - q.step))) <= q.tolerance
+    could_hit = (q.prob > 0) & (~q.derandomised | (found + q.step + q.tolerance >= LOW))
+    reset = (q.after == 0) & np.where(hit, stepped & could_hit, (q.prob == 0) & ~held)
+    either = np.minimum(np.abs(found - q.after), np.abs(found - (q.after - q.step))) <= q.tolerance
     from_previous = known & (reset | (unknown & ~hit & (q.prob > 0) & either))
 
     missing = ~(from_row | from_previous) | (rows["decided_by"] != 0)
-    return np.where(missing, 0, np.where(from_row, own, previous)), missing
+    return np.where(missing, 0, np.where(from_row, own, found)), missing
 
 
-def rebuild_accumulated(records: Records) -> tuple[Ints, Bools]:
+def _borne(records: Records) -> frozenset[str]:
+    """Fields of records that say nothing of it: those of a log, or else what is not 0 throughout."""
+    if len(records) and (records["tupdate"] > 0).all():
+        return frozenset(NAMES_24 if records["packet_length"].any() else NAMES_23)
+    return REQUIRED | {name for name in NAMES_24 if records[name].any()}
+
+
+def rebuild_accumulated(records: Records, present: frozenset[str] | None = None) -> tuple[Ints, Bools]:
     """Rebuild the accumulated probability before each decision from the logged values after it.
 
-    Complete records use the kernel's counters; records without parameters (`tupdate` 0: pools and csv files)
-    use weaker evidence, and values that went through float32 are right to its precision. Rows that an agent
+    Rows with all fields of a log are judged by the kernel's counters; others by weaker evidence
+    (`l4s_gym.data.evidence`), and values that went through float32 are right to its precision. Rows that an agent
     decided do not follow the kernel's rule and are missing.
 
     Args:
         records: Records (T,) in the order of the log, both queues.
+        present: Names of the fields that they bear; None: those of a log if all rows have a `tupdate`, else those
+            that are not 0 throughout.
 
     Returns:
         The values (T,) int64 in 1/(2^31-1), 0 where missing; and whether they are missing (T,).
     """
+    borne = _borne(records) if present is None else present
     before, missing = np.zeros(len(records), np.int64), np.ones(len(records), bool)
-    for queue in (CLASSIC, L4S):
+    for queue in (CLASSIC, L4S) if borne >= REQUIRED else ():
         index = np.flatnonzero(records["queue_type"] == queue)
         if index.size:
-            before[index], missing[index] = _rebuild_queue(records[index])
+            before[index], missing[index] = _rebuild_queue(records[index], borne)
     return before, missing
 
 
@@ -271,26 +163,28 @@ def as_logged_observation(rows: Rows) -> Floats:
 
 def observable(present: frozenset[str], as_logged: bool = False) -> list[str]:
     """The `OBSERVED` fields that can be told, at least of some rows, from the fields that a source bears."""
-    return [name for name in OBSERVED if name in present or (not as_logged and BEFORE.get(name) in present)]
+    if as_logged:
+        return [name for name in OBSERVED if name in present]
+    return [name for name in OBSERVED if BEFORE.get(name) in present or present >= _NEEDS.get(name, {name})]
 
 
 class CausalStream:
     """What the kernel knew before each decision, for rows that come block by block.
 
     Of a log the values of a row follow from the row and its queue's row before, so the blocks may be cut anywhere.
-    Rows without parameters (pools, csv files) are judged by whole stretches of rows: they must come in one block.
+    Rows that lack a field of `SUFFICIENT` (pools, csv files) are judged by whole stretches of rows: they must come in
+    one block.
 
     Args:
         present: Names of the fields that the source bears.
         as_logged: Give the fields as printed instead (see `as_logged_observation`).
+        missing: Counts the rows whose accumulated probability is not known, if the rows bear actions.
     """
 
-    def __init__(self, present: frozenset[str], as_logged: bool = False) -> None:
-        self.present, self.as_logged = present, as_logged
-        rebuilt = "accumulated_probability" in present and "accumulated_probability_before" not in present
-        self._whole = rebuilt and "tupdate" not in present and not as_logged
-        self._rebuilt = rebuilt
-        self._counted = "total_drops" in present and "interval_drops" not in present
+    def __init__(self, present: frozenset[str], as_logged: bool = False, missing: Missing | None = None) -> None:
+        self.present, self.as_logged, self.missing = present, as_logged, missing
+        self._rebuilt, self._counted = (present >= _NEEDS[name] and BEFORE[name] not in present for name in BEFORE)
+        self._whole = self._rebuilt and not present >= SUFFICIENT and not as_logged
         self._ended = False
         self._last: dict[int, Records] = {}  # the last row (1,) of each queue
         self._base: dict[int, int] = {}  # its drops when the control interval started
@@ -326,6 +220,8 @@ class CausalStream:
             index = np.flatnonzero(records["queue_type"] == queue)
             if index.size:
                 self._observe_queue(queue, take(records, index), raw, index)
+        if self.missing is not None and "action" in self.present:
+            self.missing.add(records["action"], np.isnan(raw[:, _ACCUMULATED]))
         return raw
 
     def _observe_queue(self, queue: int, part: Records, raw: Floats, index: Ints) -> None:
@@ -333,15 +229,15 @@ class CausalStream:
         last = self._last.get(queue, part[:0])
         rows = join([last, part])
         if self._rebuilt:
-            before, missing = _rebuild_queue(rows)
+            before, missing = _rebuild_queue(rows, self.present)
             raw[index, _ACCUMULATED] = np.where(missing, np.nan, before)[len(last) :]
         if self._counted:
-            drops, self._base[queue] = _interval_drops(rows, self._base.get(queue))
+            drops, self._base[queue] = _interval_drops(rows, self.present, self._base.get(queue))
             raw[index, _DROPS] = drops[len(last) :]
         self._last[queue] = part[-1:].copy()
 
 
-def _interval_drops(part: Records, base: int | None) -> tuple[Ints, int]:
+def _interval_drops(part: Records, present: frozenset[str], base: int | None) -> tuple[Ints, int]:
     """Drops of a queue since the controller's last update, rebuilt from the total.
 
     An update shows as a change of probability, old delay or burst allowance; one that changes none of them
@@ -350,6 +246,7 @@ def _interval_drops(part: Records, base: int | None) -> tuple[Ints, int]:
 
     Args:
         part: Rows of one queue (n,).
+        present: Names of the fields that they bear: without the old delay more updates go unseen.
         base: The total when the first row's interval started; None: it starts with that row.
 
     Returns:
@@ -357,7 +254,7 @@ def _interval_drops(part: Records, base: int | None) -> tuple[Ints, int]:
     """
     total = part["total_drops"].astype(np.int64)
     first = np.zeros(len(part), bool)
-    for name in ("drop_probability", "queue_delay_old", "burst_allowance"):
+    for name in present & {"drop_probability", "queue_delay_old", "burst_allowance"}:
         first[1:] |= part[name][1:] != part[name][:-1]
     first &= part["burst_allowance"] < np.where(part["max_burst"] > 0, part["max_burst"], _FULL_BURST)
     first[1:] |= np.diff(total) < 0  # a new run

@@ -12,6 +12,7 @@ from l4s_gym.data.jsonpool import write_pool
 from l4s_gym.data.parquet import write_parquet
 from l4s_gym.data.records import RecordWriter
 from l4s_gym.data.report import LogReport
+from l4s_gym.data.steps import reward_warning
 from l4s_gym.data.stream import Progress, RowStream, RunSplitter, open_stream
 from l4s_gym.errors import L4SError
 
@@ -33,12 +34,20 @@ class Converted:
         rows: Number of rows.
         runs: Number of runs.
         report: What was read and skipped; None for kinds that have no report.
+        notes: What else to know of it: how columns were told, and warnings.
     """
 
     path: Path
     rows: int
     runs: int
     report: LogReport | None
+    notes: tuple[str, ...] = ()
+
+
+def notes_of(stream: RowStream) -> tuple[str, ...]:
+    """What to know of a stream that was made into observations and rewards."""
+    found = (stream.missing.warning, reward_warning(stream.present))
+    return (*stream.notes, *(note for note in found if note is not None))
 
 
 def write_records(stream: RowStream, path: PathLike) -> tuple[int, int]:
@@ -74,6 +83,7 @@ def convert(
     target: Target,
     out: PathLike,
     *,
+    columns: Sequence[str] | None = None,
     as_logged: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -84,6 +94,7 @@ def convert(
         paths: Files of any kind (`stream.open_stream`).
         target: Kind of the new file: experience pool (JSON), Parquet, or binary records.
         out: The new file; it appears as a whole or not at all.
+        columns: As `open_stream`.
         as_logged: For a pool: the printed values instead of those before the decision.
         overwrite: Whether an existing file may be replaced.
         progress: Called with the share that is done.
@@ -93,9 +104,9 @@ def convert(
     """
     path = Path(out)
     check_target(target, path, as_logged=as_logged, overwrite=overwrite)
-    stream = open_stream(paths, progress=progress)
+    stream = open_stream(paths, columns=columns, progress=progress)
     if target == "pool":
         rows, runs = write_pool(stream, path, as_logged=as_logged)
-    else:
-        rows, runs = {"parquet": write_parquet, "rec": write_records}[target](stream, path)
-    return Converted(path, rows, runs, stream.report)
+        return Converted(path, rows, runs, stream.report, notes_of(stream))
+    rows, runs = {"parquet": write_parquet, "rec": write_records}[target](stream, path)
+    return Converted(path, rows, runs, stream.report, stream.notes)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from l4s_gym.data.causal import observable
 from l4s_gym.data.logs import Records
 from l4s_gym.data.pools import Rows
+from l4s_gym.data.report import COUNTED
 from l4s_gym.data.steps import EXTRAS, StepMaker, Steps
 from l4s_gym.data.stream import RowStream, RunSplitter
 from l4s_gym.errors import L4SError
@@ -67,7 +68,7 @@ def run_starts(rows: Rows) -> list[int]:
     if "sequence" in rows.present and records["sequence"].any():
         return [0, *(np.flatnonzero(np.diff(records["sequence"].astype(np.int64)) <= 0) + 1).tolist()]
     starts = [0]
-    if "total_packets" not in rows.present:
+    if not rows.present >= COUNTED:
         return starts
     back: list[tuple[int, int]] = []  # (row that went back, row of the same queue before it)
     for queue in (CLASSIC, L4S):
@@ -88,7 +89,7 @@ class Continuity:
     """
 
     def __init__(self, present: frozenset[str]) -> None:
-        self.whole = bool({"sequence", "total_packets"} & present)
+        self.whole = "sequence" in present or present >= COUNTED
         self._by = "sequence" if "sequence" in present else "total_packets"
         self._last: dict[int, int] = {}
 
@@ -131,7 +132,7 @@ def runs_of_stream(stream: RowStream, *, as_logged: bool = False) -> Iterator[St
     """The runs of a stream, one after the other as they are read; each must be read before the next."""
 
     def pieces() -> Iterator[tuple[int, Records, Steps]]:
-        maker = StepMaker(stream.present, as_logged=as_logged, source=stream.source)
+        maker = StepMaker(stream.present, as_logged=as_logged, source=stream.source, missing=stream.missing)
         splitter = RunSplitter(stream.present)
         number = 0
         for records in stream.blocks():

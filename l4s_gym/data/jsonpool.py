@@ -175,7 +175,7 @@ def write_pool(stream: RowStream, path: PathLike, *, as_logged: bool = False) ->
     """
     if "action" not in stream.present:
         raise L4SError(f"{stream.source}: bears no actions: give logged decisions")
-    causal, splitter = CausalStream(stream.present, as_logged), RunSplitter(stream.present)
+    causal, splitter = CausalStream(stream.present, as_logged, stream.missing), RunSplitter(stream.present)
     features = observable(stream.present, as_logged)
     rows = runs = 0
     folder = Path(os.path.realpath(path)).parent

@@ -15,7 +15,7 @@ from l4s_gym.data.causal import UNKNOWN
 from l4s_gym.data.files import PathLike, atomic_write
 from l4s_gym.data.logs import RANGE
 from l4s_gym.data.records import out_of_bounds
-from l4s_gym.data.report import Tally
+from l4s_gym.data.report import COUNTED, Tally
 from l4s_gym.data.stream import BLOCK_ROWS, Blocks, Progress, Records, RowStream, RunSplitter, regroup, take
 from l4s_gym.errors import L4SError
 from l4s_gym.extras import optional
@@ -121,7 +121,7 @@ def open_parquet(paths: Sequence[PathLike], *, progress: Progress | None = None)
         raise L4SError(f"{path}: has columns of other names or types than ours: convert the log again")
 
     def blocks() -> Blocks:
-        tally = Tally()
+        tally = Tally(present >= COUNTED)
         try:
             with file:
                 for batch in file.iter_batches(BLOCK_ROWS):

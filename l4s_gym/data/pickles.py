@@ -29,6 +29,7 @@ class _Global:
 
 _GLOBALS: Final = {
     ("utils.exp_pool", "ExperiencePool"): _Global("pool"),
+    ("__main__", "ExperiencePool"): _Global("pool"),  # of a class that was defined in a notebook
     ("numpy", "ndarray"): _Global("ndarray"),
     ("numpy", "dtype"): _Global("dtype"),
     **{
@@ -173,7 +174,7 @@ class Machine:
         return self.stack[-1]
 
     def find(self, module: object, name: object) -> _Global:
-        """The stand-in for a global name; all but the six of a pool are refused."""
+        """The stand-in for a global name; all but the few of a pool are refused."""
         found = _GLOBALS.get((str(module), str(name)))
         if found is None:
             shown = printable(f"{module}.{name}")

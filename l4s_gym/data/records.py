@@ -33,7 +33,7 @@ import numpy.typing as npt
 
 from l4s_gym.data.files import Meter, PathLike, compressed_write, open_compressed, order_rotation, read_error
 from l4s_gym.data.logs import RANGE, known_fields
-from l4s_gym.data.report import Tally
+from l4s_gym.data.report import COUNTED, Tally
 from l4s_gym.data.stream import BLOCK_ROWS, Blocks, Progress, Records, RowStream, as_paths, join, take
 from l4s_gym.errors import L4SError
 from l4s_gym.schema import BY_NAME, FIELDS, RECORD, SCHEMA_VERSION
@@ -201,7 +201,7 @@ def open_records(paths: PathLike | Sequence[PathLike], *, progress: Progress | N
             raise L4SError(f"{path}: does not bear the same fields as {files[0]} ({other}): read it by itself")
 
     def blocks() -> Blocks:
-        tally, meter = Tally(), Meter(files, progress)
+        tally, meter = Tally(found[0][0] >= COUNTED), Meter(files, progress)
         for path in files:
             yield from _read_file(path, meter, tally, found[0][0])
         return tally.report(files, "rows")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from l4s_gym.schema import CLASSIC, L4S
+from l4s_gym.schema import ACTIONS, CLASSIC, ENQUEUE, L4S
 
 REPEATED: Final = "last message repeated"
 OTHER: Final = "other message"
+COUNTED: Final = frozenset({"queue_type", "total_packets"})
+"""Fields by which lost and repeated rows, and new runs, are told."""
 _EXAMPLES: Final = 20
 
 
@@ -65,8 +67,12 @@ class LogReport:
 
 @dataclass
 class Tally:
-    """The growing report of rows that are read block by block."""
+    """The growing report of rows that are read block by block.
 
+    `counted` tells whether they bear the counters of their queues.
+    """
+
+    counted: bool = True
     lines: int = 0
     records: int = 0
     records_23: int = 0
@@ -93,7 +99,7 @@ class Tally:
     def add(self, records: npt.NDArray[np.void]) -> None:
         """Count records (T,) that follow those of the last call, and the steps of their counters."""
         self.records += len(records)
-        for queue in (CLASSIC, L4S):
+        for queue in (CLASSIC, L4S) if self.counted else ():
             total = records["total_packets"][records["queue_type"] == queue].astype(np.int64)
             if not len(total):
                 continue
@@ -123,4 +129,60 @@ class Tally:
             restarts=restarts,
             duplicates=duplicates,
             unit=unit,
+        )
+
+
+@dataclass
+class Missing:
+    """Rows of which the accumulated probability before the decision is not known, by action.
+
+    It is mostly hits of which it is lost. So whoever sees that a value is missing, or sees 0 in its place, sees the
+    action.
+
+    Attributes:
+        rows: Rows of each action (3,).
+        missing: Those of them without the value (3,).
+    """
+
+    rows: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(ACTIONS), np.int64))
+    missing: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(len(ACTIONS), np.int64))
+
+    def add(self, actions: npt.NDArray[Any], missing: npt.NDArray[np.bool_]) -> None:
+        """Count rows with these actions (T,), of which some lack the value (T,)."""
+        self.rows += np.bincount(actions, minlength=len(ACTIONS))
+        self.missing += np.bincount(actions[missing], minlength=len(ACTIONS))
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The share of the rows of each action without the value; NaN without such rows."""
+        return {
+            name: float(missing / rows) if rows else float("nan")
+            for name, missing, rows in zip(ACTIONS, self.missing, self.rows, strict=True)
+        }
+
+    @property
+    def uneven(self) -> bool:
+        """Whether it is missing more or less often in drops or marks than in enqueued packets.
+
+        By more than a hundredth, and by more than three standard deviations of what chance alone would make.
+        """
+        share = self.missing / np.maximum(self.rows, 1)
+        even = self.missing.sum() / max(self.rows.sum(), 1)
+        spread = 3 * np.sqrt(even * (1 - even) / np.maximum(self.rows, 1))
+        far = (np.abs(share - share[ENQUEUE]) > 0.01) & (np.abs(share - even) > spread) & (self.rows > 0)
+        return bool(self.rows[ENQUEUE] and np.delete(far, ENQUEUE).any())
+
+    def __str__(self) -> str:
+        """The shares as text."""
+        shown = (f"{name} {share:.2%}" for name, share in self.shares.items() if not np.isnan(share))
+        return f"missing in {self.missing.sum() / max(self.rows.sum(), 1):.2%} of the rows ({', '.join(shown)})"
+
+    @property
+    def warning(self) -> str | None:
+        """A line of warning where the missing values tell the action."""
+        if not self.uneven:
+            return None
+        return (
+            f"warning: the accumulated probability before the decision is {self}: that it is missing tells the action, "
+            "so leave such rows out, and hide from who learns which they were"
         )

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from l4s_gym.data.causal import CausalStream
 from l4s_gym.data.logs import Records
+from l4s_gym.data.report import Missing
 from l4s_gym.errors import L4SError
 from l4s_gym.schema import BY_NAME, DROP, ENQUEUE, OBS_HIGH, OBS_SCALE, OBSERVED
 
@@ -52,8 +53,19 @@ def logged_rewards(records: Records) -> npt.NDArray[np.float64]:
     return rewards
 
 
+def reward_warning(present: frozenset[str]) -> str | None:
+    """A line of warning where a source lacks a field of `REWARD`, which is then computed with 0."""
+    absent = [name for name in ("packet_length", "current_queue_delay") if name not in present]
+    if not absent:
+        return None
+    return f"warning: the source lacks {' and '.join(absent)}, so the rewards mean nothing: learn from the actions only"
+
+
 def applied_actions(records: Records, present: frozenset[str]) -> npt.NDArray[np.uint8]:
-    """What was done to the packets (T,): recorded, or else the logged action unless the kernel withheld a drop."""
+    """What was done to the packets (T,): recorded, or else the logged action unless the kernel withheld a drop.
+
+    A source without `burst_allowance` does not tell whether a drop was withheld: it counts as done.
+    """
     if "applied_action" in present:
         applied: npt.NDArray[np.uint8] = records["applied_action"]
         return applied
@@ -69,13 +81,21 @@ class StepMaker:
         present: Names of the fields that the source bears.
         as_logged: Observe the fields as printed, which give most drops away, instead of those before the decision.
         source: Where the records come from, for errors.
+        missing: Counts the rows whose accumulated probability is not known.
     """
 
-    def __init__(self, present: frozenset[str], *, as_logged: bool = False, source: str = "records") -> None:
+    def __init__(
+        self,
+        present: frozenset[str],
+        *,
+        as_logged: bool = False,
+        source: str = "records",
+        missing: Missing | None = None,
+    ) -> None:
         if "action" not in present:
             raise L4SError(f"{source}: bears no actions: give logged decisions")
         self.present = present
-        self._causal = CausalStream(present, as_logged)
+        self._causal = CausalStream(present, as_logged, missing)
         self._recorded = present >= set(BY_NAME) and not as_logged
 
     def make(self, records: Records, rewards: npt.NDArray[np.float64] | None = None) -> Steps:

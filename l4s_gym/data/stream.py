@@ -5,17 +5,19 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from l4s_gym.data.evidence import REQUIRED, SUFFICIENT
 from l4s_gym.data.files import PathLike, open_compressed, read_error
-from l4s_gym.data.report import LogReport
+from l4s_gym.data.names import known_header
+from l4s_gym.data.report import COUNTED, LogReport, Missing
 from l4s_gym.errors import L4SError
-from l4s_gym.schema import BY_NAME, CLASSIC, L4S, RECORD
+from l4s_gym.schema import CLASSIC, L4S, RECORD
 
 Records = npt.NDArray[np.void]
 Progress = Callable[[float], None]
@@ -54,6 +56,9 @@ class RowStream:
         content: What is read.
         simulator: Fingerprint of the simulator that wrote it; empty: the source bears none, as a kernel's log.
         report: What was read and skipped and why, once the blocks were read to the end; None for kinds without.
+        notes: What was decided when the source was opened, in words.
+        missing: The rows of which the accumulated probability before the decision is unknown, counted by who rebuilds
+            it as they are read.
     """
 
     source: str
@@ -61,12 +66,15 @@ class RowStream:
     content: Blocks
     simulator: str = ""
     report: LogReport | None = None
+    notes: tuple[str, ...] = ()
+    missing: Missing = field(default_factory=Missing)
     _begun: bool = False
 
     @property
     def reduced(self) -> bool:
-        """Whether the rows lack what tells them apart one by one (see `causal`), and must stay together."""
-        return "tupdate" not in self.present and "accumulated_probability_before" not in self.present
+        """Whether the rows lack what judges them one by one (see `evidence`), and must stay together."""
+        rebuilt = self.present >= REQUIRED and "accumulated_probability_before" not in self.present
+        return rebuilt and not self.present >= SUFFICIENT
 
     def blocks(self) -> Iterator[Records]:
         """The rows in order, in blocks of at most `BLOCK_ROWS`. Can be called once.
@@ -87,7 +95,7 @@ class RowStream:
 
 
 class _Open(Protocol):
-    def __call__(self, paths: Sequence[Path], *, progress: Progress | None) -> RowStream: ...
+    def __call__(self, paths: Sequence[Path], *, progress: Progress | None, **options: Any) -> RowStream: ...
 
 
 def _by_content(path: Path) -> str:
@@ -102,7 +110,7 @@ def _by_content(path: Path) -> str:
     if head.lstrip()[:1] == b"{" and b"experience pool" in head:
         return "pool"
     header = head.split(b"\n", 1)[0].strip().decode("utf-8", "replace").split(",")
-    return "csv" if len(header) > 1 and set(header) <= set(BY_NAME) else "log"
+    return "csv" if known_header(header) else "log"
 
 
 def named_kind(path: Path) -> str | None:
@@ -139,13 +147,19 @@ def as_paths(paths: PathLike | Sequence[PathLike]) -> list[Path]:
     return found
 
 
-def open_stream(paths: PathLike | Sequence[PathLike], *, progress: Progress | None = None) -> RowStream:
+def open_stream(
+    paths: PathLike | Sequence[PathLike],
+    *,
+    columns: Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> RowStream:
     """Open logged decisions of any kind.
 
     Args:
         paths: Kernel logs or binary records (.rec), plain or compressed (.gz, .bz2, .xz, .zst), one or several that
             follow each other (rotations are put in order); or one experience pool (.json, or the authors' .pkl),
             Parquet file (ours) or csv file.
+        columns: Names of the features of a pickled pool, see `pools.load_pool`; None: by its form and data.
         progress: Called with the share of the files' bytes that was read.
 
     Returns:
@@ -164,7 +178,11 @@ def open_stream(paths: PathLike | Sequence[PathLike], *, progress: Progress | No
         raise L4SError(f"{', '.join(path.name for path in chosen)}: give one file of this kind at a time")
     module, _, name = _KINDS[kind].partition(":")
     opener: _Open = getattr(importlib.import_module(module), name)
-    return opener(chosen, progress=progress)
+    if columns is None:
+        return opener(chosen, progress=progress)
+    if kind != "pickle":
+        raise L4SError(f"{chosen[0]}: says itself what its columns are: columns are named for pickled pools only")
+    return opener(chosen, progress=progress, columns=columns)
 
 
 class RunSplitter:
@@ -179,7 +197,7 @@ class RunSplitter:
     """
 
     def __init__(self, present: frozenset[str]) -> None:
-        self._numbered, self._counted = "sequence" in present, "total_packets" in present
+        self._numbered, self._counted = "sequence" in present, present >= COUNTED
         self._seen = 0
         self._sequence: int | None = None
         self._any = False

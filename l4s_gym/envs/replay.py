@@ -78,8 +78,10 @@ class ReplaySource:
             raise L4SError(f"{rows.source}: has no rows: a replay needs at least one")
         if nearest_every < 1:
             raise L4SError(f"nearest_every={nearest_every}: is not positive: jump every 1, 10 or 100 decisions")
-        if mode == "nearest" and not {"length_in_bytes", "packet_length"} <= rows.present:
-            raise L4SError(f"{rows.source}: lacks the queue or packet length: use the mode 'follow'")
+        if "action" not in rows.present:
+            raise L4SError(f"{rows.source}: bears no actions: give logged decisions")
+        if mode == "nearest" and not {"queue_type", "length_in_bytes", "packet_length"} <= rows.present:
+            raise L4SError(f"{rows.source}: lacks the queue, or its or the packet's length: use the mode 'follow'")
         self.rows, self.mode, self.column, self.nearest_every = rows, mode, column, nearest_every
         raw = causal_observation(rows) if observe == "causal" else as_logged_observation(rows)
         self._missing = np.isnan(raw[:, OBSERVED.index("accumulated_probability")])  # (T,)
@@ -139,7 +141,10 @@ class ReplaySource:
         return int(self._logged[self.index])
 
     def reward(self) -> float:
-        """The reward of the public pools for the current row: packet length (B) / (queue delay (us) + 1000)."""
+        """The reward of the public pools for the current row: packet length (B) / (queue delay (us) + 1000).
+
+        It means nothing where the rows lack one of the two (`steps.reward_warning`).
+        """
         delay_us = int(self.rows.records["current_queue_delay"][self.index])
         return float(self._packet[self.index]) / (delay_us + REWARD_DELAY_US)
 

@@ -20,8 +20,9 @@ import numpy.typing as npt
 from l4s_gym.agents.logged import Logged
 from l4s_gym.agents.metrics import SMALLEST, classification
 from l4s_gym.data.audit import probabilities_of
-from l4s_gym.data.causal import GUARD_BYTES, HIGH, LOW, causal_accumulated
+from l4s_gym.data.causal import HIGH, LOW, causal_accumulated
 from l4s_gym.data.episodes import Episode, absent_features
+from l4s_gym.data.evidence import GUARD_BYTES
 from l4s_gym.data.pools import Rows
 from l4s_gym.data.steps import REWARD, StepMaker
 from l4s_gym.errors import L4SError, unknown
@@ -208,7 +209,8 @@ def kernel_rule(rows: Rows, keep: Bools, blocks: Blocks) -> Floats:
     probability = records["drop_probability"].astype(np.float64)
     total = causal_accumulated(rows)[keep] + probability
     hit = np.where(total < LOW, 0.0, np.where(total >= HIGH, 1.0, probability / MAX_PROB))
-    hit[records["length_in_bytes"] <= GUARD_BYTES] = 0.0
+    if "length_in_bytes" in rows.present:
+        hit[records["length_in_bytes"] <= GUARD_BYTES] = 0.0
 
     def predict(held: Bools) -> Floats:
         counts = np.bincount(blocks.actions[~held], minlength=len(ACTIONS)).astype(np.float64)

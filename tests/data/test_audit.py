@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -196,19 +195,49 @@ def test_what_cannot_be_told() -> None:
     settled = _honest(200)
     settled.tables["x"][:, NAMES.index("accumulated_probability")] = BY_NAME["accumulated_probability"].scale
     assert audit(settled).findings["x"].chance_hits == 0
-    with pytest.raises(L4SError, match="has 40 rows with all values, an audit needs 50"):
+    with pytest.raises(L4SError, match="has 40 rows, an audit needs 50"):
         audit(_honest(40))
 
 
-def test_values_that_are_missing_in_hits_are_pointed_out() -> None:
-    sample = _honest(800)
-    column = sample.tables["x"][:, NAMES.index("accumulated_probability")]
-    column[np.flatnonzero(sample.actions)[::2]] = np.nan
-    found = audit(sample).findings["x"]
-    assert found.missing["drop"] == pytest.approx(0.5, abs=0.01)
-    assert found.rows == len(sample.actions) - np.isnan(column).sum()
-    assert found.verdict.endswith("a value is missing mostly in hits: leave such rows out")
-    assert not replace(found, missing=dict.fromkeys(found.missing, 0.0)).verdict.endswith("leave such rows out")
+def _with_missing(hits: float, enqueued: float, rows: int = 800) -> Sample:
+    """Honest rows, in a share of which the accumulated probability is not known."""
+    sample = _honest(rows)
+    share = np.where(sample.actions > 0, hits, enqueued)
+    gone = np.random.default_rng(1).random(rows) < share
+    sample.tables["x"][gone, NAMES.index("accumulated_probability")] = np.nan
+    return sample
+
+
+def test_that_a_value_is_missing_is_a_feature() -> None:
+    """In most hits, and seldom else: a learner reads the label off it. All rows are judged."""
+    name = "accumulated_probability: missing"
+    found = audit(_with_missing(0.75, 0.04)).findings["x"]
+    assert found.rows == 800
+    assert found.missing["drop"] == pytest.approx(0.75, abs=0.05)
+    assert [feature.name for feature in found.features][-1] == name
+    assert found.missing_told[name] == pytest.approx(0.71, abs=0.05)
+    assert found.leaks and found.uneven
+    assert found.given_away_by == (name,)
+    assert found.told_without < 0.1
+    assert f"LEAK: the labels can be read off {name}" in found.verdict
+
+
+def test_a_share_that_tells_little_is_pointed_out() -> None:
+    found = audit(_with_missing(0.3, 0.03)).findings["x"]
+    assert not found.leaks and found.uneven
+    assert "no leak" in found.verdict and found.verdict.endswith("of drop: leave such rows out")
+    even = audit(_with_missing(0.2, 0.2)).findings["x"]
+    assert not even.leaks and not even.uneven
+    assert not even.verdict.endswith("leave such rows out")
+    nothing = audit(_with_missing(0.0, 0.0)).findings["x"]
+    assert nothing.missing_told == {} and not nothing.uneven
+
+
+def test_a_sample_of_nothing_is_refused() -> None:
+    sample = _honest(100)
+    sample.tables["x"][:] = np.nan
+    with pytest.raises(L4SError, match="bears none of"):
+        audit(sample)
 
 
 def test_without_scikit_learn_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

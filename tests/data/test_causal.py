@@ -20,9 +20,11 @@ from l4s_gym.data.causal import (
     observable,
     rebuild_accumulated,
 )
+from l4s_gym.data.evidence import COUNTERS, REQUIRED, SUFFICIENT
 from l4s_gym.data.inspect import inspect_rows
 from l4s_gym.data.logs import NAMES_23, NAMES_24
 from l4s_gym.data.pools import FEATURES, load_rows, make_rows
+from l4s_gym.data.simulated import simulate_log
 from l4s_gym.errors import L4SError
 from l4s_gym.schema import BY_NAME, DROP, ENQUEUE, MARK, MAX_PROB, OBSERVED, RECORD
 from tests.data.conftest import make_kernel_log
@@ -211,11 +213,180 @@ def test_real_rows_follow_the_rule(pools_dir: Any) -> None:
         rest = ~(steps | stays | (after[1:] == 0))
         odd += (grown[rest] / prob[1:][rest]).tolist()
     assert odd == [pytest.approx(2.0)]  # one lost row
-    before, missing = rebuild_accumulated(rows.records)
+    before, missing = rebuild_accumulated(rows.records, rows.present)
     assert missing.mean() < 0.02
     step = rows.records["accumulated_probability"].astype(np.int64) - before
     prob = rows.records["drop_probability"]
     assert ((step == 0) | (step == prob) | (prob == 0))[~missing].all()
+
+
+# -- fields that the source lacks
+
+
+EIGHT = FEATURES[8]
+"""Without the length of the packets."""
+EIGHT_TOTAL = tuple("total_bytes" if name == "length_in_bytes" else name for name in EIGHT)
+
+
+@cache
+def _all_logs() -> Any:
+    """Logs with random hits, hits by the 8.5 rule, withheld drops, activations, and packets lost at the head."""
+    plain = [make_kernel_log(seed, load=1.1 + 0.1 * seed, swing=0.2 * seed) for seed in range(6)]
+    return np.concatenate([*plain, *(make_kernel_log(seed, limit=60, load=2.0) for seed in range(2))])
+
+
+def _bearing(records: Any, present: frozenset[str], fill: int = 0) -> Any:
+    """Records with something in the fields that they do not bear."""
+    records = records.copy()
+    for name in set(NAMES_24) - present:
+        low, high = (0, 2) if name == "action" else (BY_NAME[name].low, BY_NAME[name].high)
+        records[name] = np.random.default_rng(fill).integers(low, high, len(records)) if fill else 0
+    for name in set(BY_NAME) - set(NAMES_24):
+        records[name] = 0
+    return records
+
+
+def _rebuilt(present: frozenset[str]) -> tuple[Any, Any]:
+    """Missing rows, of all logs; what is not missing is right, and does not depend on what lies in other fields."""
+    log = _all_logs()
+    before, missing = rebuild_accumulated(_bearing(log, present), present)
+    np.testing.assert_array_equal(before[~missing], log["accumulated_probability_before"][~missing])
+    other = rebuild_accumulated(_bearing(log, present, fill=1), present)
+    np.testing.assert_array_equal(other[0], before)
+    np.testing.assert_array_equal(other[1], missing)
+    return missing, log["action"] != ENQUEUE
+
+
+NEEDED = {
+    "burst_allowance": "hits",  # whether a logged drop was executed
+    "length_in_bytes": "enqueued",  # the guard
+    "total_packets": "hits",  # which row is the next packet's
+    "total_drops": "hits",  # whether a packet was lost at the head
+    "status_flags": "hits",  # activations
+    "measurement_start": "hits",
+    **dict.fromkeys(REQUIRED, "all"),
+}
+"""Fields without which more is missing, and in which rows. What the others tell, others tell too."""
+
+
+@pytest.mark.parametrize("name", NAMES_24)
+def test_a_field_that_is_absent_is_not_read(name: str) -> None:
+    missing, hit = _rebuilt(frozenset(NAMES_24) - {name})
+    full, _ = _rebuilt(frozenset(NAMES_24))
+    assert not (full & ~missing).any()
+    more = missing & ~full
+    rows = {"hits": hit, "enqueued": ~hit, "all": np.ones(len(hit), bool)}.get(NEEDED.get(name, ""), ~hit & hit)
+    assert more[rows].any() == rows.any()
+    assert missing.all() or missing.mean() < 0.06
+
+
+@pytest.mark.parametrize("name", ["qdelay_ref", "queue_delay_old", "flags"])
+def test_each_guard_has_other_evidence(name: str) -> None:
+    """Without the delay's guard, or the flags, the rest of a log still proves nearly all."""
+    missing, _ = _rebuilt(frozenset(NAMES_24) - {name})
+    assert missing.mean() < 0.003
+
+
+@pytest.mark.parametrize("absent", [(), *((name,) for name in (*EIGHT, "action"))])
+@pytest.mark.parametrize("form", [FEATURES[7], EIGHT, EIGHT_TOTAL, FEATURES[9]])
+def test_a_field_that_a_pool_lacks_is_not_read(form: tuple[str, ...], absent: tuple[str, ...]) -> None:
+    missing, _ = _rebuilt(frozenset((*form, "action")) - set(absent))
+    assert missing.all() == bool(REQUIRED & set(absent))
+
+
+def test_some_columns_of_a_csv_file(tmp_path: Any) -> None:
+    """Queue, probability, sum and action alone: the leaky value is not shown as the one before the decision."""
+    names = ("queue_type", "drop_probability", "accumulated_probability", "action")
+    log = make_kernel_log(2)
+    path = tmp_path / "rows.csv"
+    np.savetxt(path, np.stack([log[name] for name in names], 1), "%d", ",", header=",".join(names), comments="")
+    rows = load_rows(path)
+    before = causal_accumulated(rows)
+    known = ~np.isnan(before)
+    assert known.mean() < 0.1
+    np.testing.assert_array_equal(before[known], log["accumulated_probability_before"][known])
+    hit = log["action"] != ENQUEUE
+    assert not known[hit & (log["accumulated_probability"] == 0)].any()
+    assert "missing in 0.00%" not in inspect_rows(rows)
+
+
+def test_blocks_may_be_cut_where_the_counters_are() -> None:
+    for name in SUFFICIENT - REQUIRED:
+        with pytest.raises(L4SError, match="as a whole"):
+            stream = CausalStream(frozenset(NAMES_24) - {name})
+            for _ in range(2):
+                stream.observe(_all_logs()[:50])
+    assert SUFFICIENT >= COUNTERS and frozenset(NAMES_23) >= SUFFICIENT
+
+
+def windows_of(records: Any, before: int = 5) -> Any:
+    """Rows before each change of action, as the authors cut their pools: windows overlap, so rows are repeated."""
+    changes = np.flatnonzero(np.diff(records["action"].astype(int))) + 1
+    return np.concatenate([np.arange(max(0, change - before), change) for change in changes.tolist()])
+
+
+def as_float32(records: Any) -> Any:
+    """Records as they come out of a pool."""
+    records = records.copy()
+    for name in ("drop_probability", "accumulated_probability", "total_bytes"):
+        records[name] = np.minimum(records[name].astype(np.float32).astype(np.uint64), 1 << 62)
+    records["drop_probability"] = np.minimum(records["drop_probability"].astype(np.int64), MAX_PROB)
+    return records
+
+
+@pytest.mark.parametrize("form", [FEATURES[7], EIGHT, EIGHT_TOTAL, FEATURES[9]])
+def test_overlapping_windows(form: tuple[str, ...]) -> None:
+    """A row that is repeated does not follow the later one above it."""
+    log = _all_logs()[:24_000]
+    index = windows_of(log)
+    present = frozenset((*form, "action"))
+    before, missing = rebuild_accumulated(_bearing(as_float32(log[index]), present), present)
+    truth = log["accumulated_probability_before"][index].astype(np.int64)
+    assert (np.abs(before - truth)[~missing] <= 2.0**-22 * truth[~missing]).all()
+    assert missing.mean() < (0.4 if "total_bytes" in form else 0.1)
+    dropped = log["action"][index] == DROP
+    assert missing[dropped].mean() < 0.25
+
+
+def test_eight_features_know_as_much_as_nine(pools_dir: Any) -> None:
+    """Of the authors' pool: that a queue grew by one packet tells what the packet's length told."""
+    rows = load_rows(pools_dir / "exp_pool_l4s_train_9feat.pkl")
+    before, missing = rebuild_accumulated(rows.records, rows.present)
+    present = frozenset((*EIGHT, "action"))
+    other, lost = rebuild_accumulated(_bearing(rows.records, present), present)
+    np.testing.assert_array_equal(other[~missing & ~lost], before[~missing & ~lost])
+    assert lost.mean() < 0.02
+    assert lost[rows.records["action"] == DROP].mean() < 0.05
+
+
+@pytest.mark.parametrize("lost", [0.0, 0.02])
+@pytest.mark.parametrize("form", [FEATURES[7], EIGHT, FEATURES[9]])
+def test_rows_of_a_log_that_lost_none_follow_each_other(form: tuple[str, ...], lost: float) -> None:
+    """Hits after packets have left are told where the rows about them prove that none is lost, and only there."""
+    log = _all_logs()[:24_000]
+    log = log[np.random.default_rng(0).random(len(log)) >= lost]
+    present = frozenset((*form, "action"))
+    before, missing = rebuild_accumulated(_bearing(log, present), present)
+    np.testing.assert_array_equal(before[~missing], log["accumulated_probability_before"][~missing])
+    dropped = log["action"] == DROP
+    assert missing[dropped].mean() < 0.1 if not lost else 0.1 < missing[dropped].mean() < 0.3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", [NAMES_24, FEATURES[7], EIGHT, EIGHT_TOTAL, FEATURES[9]])
+def test_logs_of_the_simulator(form: tuple[str, ...]) -> None:
+    """With the testbed's clock, by which packets leave in batches: 0 wrong; hits missing with fewer fields than all."""
+    log = _simulated()
+    present = frozenset((*form, "action"))
+    before, missing = rebuild_accumulated(_bearing(log, present), present)
+    np.testing.assert_array_equal(before[~missing], log["accumulated_probability_before"][~missing])
+    assert missing.mean() < 0.03
+    assert missing[log["action"] != ENQUEUE].mean() < 0.05
+
+
+@cache
+def _simulated() -> Any:
+    return np.concatenate([simulate_log("l4s-llm-testbed-vm", seed=seed, seconds=20.0) for seed in range(2)])
 
 
 # -- block by block

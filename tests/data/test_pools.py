@@ -28,17 +28,17 @@ class ExperiencePool:
     """Stands for the class of the same name that the pools were pickled from."""
 
 
-def dump(attributes: dict[str, Any], protocol: int = 4) -> bytes:
-    """A pickle like those of the public pools."""
+def dump(attributes: dict[str, Any], protocol: int = 4, module: str = "utils.exp_pool") -> bytes:
+    """A pickle like those of the public pools, of a class of that module (`__main__`: of a notebook)."""
     pool = ExperiencePool()
     pool.__dict__.update(attributes)
 
-    ExperiencePool.__module__ = "utils.exp_pool"
-    module = types.ModuleType("utils.exp_pool")
-    vars(module)["ExperiencePool"] = ExperiencePool
+    ExperiencePool.__module__ = module
+    made = types.ModuleType(module)
+    vars(made)["ExperiencePool"] = ExperiencePool
     with pytest.MonkeyPatch.context() as patch:  # pickle looks the class up by its name
-        patch.setitem(sys.modules, "utils", types.ModuleType("utils"))
-        patch.setitem(sys.modules, "utils.exp_pool", module)
+        patch.setitem(sys.modules, module.partition(".")[0], types.ModuleType("utils"))
+        patch.setitem(sys.modules, module, made)
         return pickle.dumps(pool, protocol)
 
 
@@ -87,8 +87,9 @@ def test_real_csv(pools_dir: Path) -> None:
 
 @pytest.mark.parametrize("features", [7, 9])
 @pytest.mark.parametrize("protocol", [3, 4])
-def test_own_pool(tmp_path: Path, features: int, protocol: int) -> None:
-    pool = load_pool(save(tmp_path / "pool.pkl", dump(attributes(5, features), protocol)))
+@pytest.mark.parametrize("module", ["utils.exp_pool", "__main__"])
+def test_own_pool(tmp_path: Path, features: int, protocol: int, module: str) -> None:
+    pool = load_pool(save(tmp_path / "pool.pkl", dump(attributes(5, features), protocol, module)))
     assert pool.records["drop_probability"].tolist() == [MAX_PROB] * 5
     assert pool.observed.tolist() == [0, 1, 2, 0, 1]
     assert load_rows(tmp_path / "pool.pkl").present == {*FEATURES[features], "action"}
@@ -172,8 +173,9 @@ def test_bombs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"states": []}, "no step"),
-        ({"states": [np.zeros(8)] * 4}, "7 or 9"),
+        ({"states": []}, "bad.pkl: is an empty pool, it holds no step"),
+        ({"states": [np.zeros(8)] * 4}, "cannot be told whether column 7"),
+        ({"states": [np.zeros(6)] * 4}, "7, 8 or 9 features are known, others need --columns"),
         ({"states": [np.zeros(7)] * 3 + [np.zeros(6)]}, "not a table"),
         ({"states": [np.full(7, 0.5)] * 4}, "whole number"),
         ({"states": [np.full(7, np.nan)] * 4}, "whole number"),

@@ -1,0 +1,141 @@
+"""What the columns of a public experience pool are: a pickle bears no names.
+
+Of 7 and of 9 features there is one form each. Those of 8 are the 9 without one, mostly without `packet_length`, and
+their byte column is `length_in_bytes` in some and `total_bytes` in others. The data tells. Of two different rows of a
+queue, the later one
+
+| has | of `total_bytes` | of `length_in_bytes` |
+|---|---|---|
+| more | always, as each packet has bytes | where none left |
+| as much, or at least half of it | never | often |
+| less than half | where the count begins anew, at a new run | where the queue drains |
+
+Rows that a pool repeats count once. The column before the bytes is `average_dequeue_time` if it is 0 throughout, as
+this kernel leaves it. The last one is `packet_length` if all of it is the size of packets and it falls often, or never
+changes; and `total_drops` if it falls at new runs only. What fits no form has to be named by the user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from l4s_gym.data.logs import NAMES_24
+from l4s_gym.data.names import field_of, unknown_field
+from l4s_gym.errors import L4SError
+from l4s_gym.schema import BY_NAME, OBSERVED
+
+_NINE: Final = tuple(name for name in NAMES_24 if name in OBSERVED or name == "average_dequeue_time")
+FEATURES: Final = {
+    7: tuple(name for name in OBSERVED if name != "total_drops"),
+    8: tuple(name for name in _NINE if name != "packet_length"),
+    9: _NINE,
+}
+"""Names of the features of the forms of the pools, in order; of 8, those of the form with `length_in_bytes`."""
+LEFT_OUT: Final = "-"
+"""Stands for the name of a column that is not read."""
+
+_AFTER_SUM: Final = FEATURES[9].index("average_dequeue_time")
+_FEWEST_PAIRS: Final = 50
+_FEWEST_HELD: Final = 3
+_MOST_OF_A_COUNT: Final = 0.001
+_MOST_RESTARTS: Final = 0.02
+_LEAST_OF_A_LENGTH: Final = 0.01
+_PACKETS: Final = (20, 65_535)
+"""Bytes of the shortest and the longest packet."""
+
+Floats = npt.NDArray[np.float64]
+
+
+def named_columns(named: Sequence[str], width: int) -> tuple[str, ...]:
+    """Names that the user gave, ours or the authors'.
+
+    Raises:
+        L4SError: One is no field, comes twice or is the action, or they are not as many as there are features.
+    """
+    names = tuple(field_of(name.strip()) for name in named)
+    for name in names:
+        if name not in BY_NAME and name != LEFT_OUT:
+            raise unknown_field("column", name, [*BY_NAME, LEFT_OUT])
+    given = [name for name in names if name != LEFT_OUT]
+    if len(set(given)) != len(given) or "action" in given:
+        raise L4SError(f"columns {','.join(names)}: a field comes twice, or action, which a pool holds apart: mend it")
+    if len(names) != width:
+        raise L4SError(f"columns {','.join(names)}: are {len(names)}, but the pool has {width} features: name all")
+    return names
+
+
+def columns_of(states: Floats) -> tuple[tuple[str, ...], str | None]:
+    """Names of the columns of a pool's states (T, d), and how it was told where there is more than one form.
+
+    Raises:
+        L4SError: No form is known, or it cannot be told.
+    """
+    width = states.shape[1]
+    if width not in FEATURES:
+        raise L4SError(f"has states of shape ({width},): pools of 7, 8 or 9 features are known, others need --columns")
+    return (FEATURES[width], None) if width != 8 else _eight(states)
+
+
+class _Steps(NamedTuple):
+    """How a column goes on from one row to the next of a queue.
+
+    Attributes:
+        pairs: Pairs of rows.
+        held: Those of which the later one has as much, or at least half as much.
+        anew: Those of which it has less than half.
+        falls: Those of which it has less.
+    """
+
+    pairs: int
+    held: int
+    anew: int
+    falls: int
+
+
+def _steps(rows: Floats, column: int) -> _Steps:
+    counts = np.zeros(4, np.int64)
+    for queue in (0, 1):
+        value = rows[rows[:, 0] == queue, column]
+        old, new = value[:-1], value[1:]
+        small = new < old / 2
+        counts += (len(new), int(((new <= old) & ~small).sum()), int(small.sum()), int((new < old).sum()))
+    return _Steps(*counts.tolist())
+
+
+def _form(rows: Floats) -> str | None:
+    """The feature that the 8 lack, of different rows (n, 8); None if it cannot be told."""
+    last, steps = rows[:, -1], _steps(rows, -1)
+    sizes = _PACKETS[0] <= last.min() and last.max() <= _PACKETS[1]
+    falls = steps.falls / max(steps.pairs, 1)
+    if sizes and (falls >= _LEAST_OF_A_LENGTH or (last == last[0]).all()):
+        return "total_drops" if not rows[:, _AFTER_SUM].any() else "average_dequeue_time"
+    return "packet_length" if falls <= _MOST_RESTARTS and not rows[:, _AFTER_SUM].any() else None
+
+
+def _eight(states: Floats) -> tuple[tuple[str, ...], str]:
+    _, first = np.unique(states, axis=0, return_index=True)
+    rows = states[np.sort(first)]
+    lacks = _form(rows)
+    remedy = f"name all columns, such as --columns {','.join(FEATURES[8])}"
+    if lacks is None:
+        raise L4SError(f"has 8 features, and it cannot be told which of the usual 9 is left out: {remedy}")
+    names = tuple(name for name in FEATURES[9] if name != lacks)
+    place = names.index("length_in_bytes")
+    pairs, held, anew, _ = _steps(rows, place)
+    column, of = f"column {place + 1} of 8 (the 9 without {lacks})", f"of {pairs} pairs of different rows of a queue"
+    if held >= max(_FEWEST_HELD, _LEAST_OF_A_LENGTH * pairs):
+        return names, f"{column} is length_in_bytes: {of}, the later one has as much or up to half less in {held}"
+    if pairs >= _FEWEST_PAIRS and held <= _MOST_OF_A_COUNT * pairs and anew <= _MOST_RESTARTS * pairs:
+        counted = (*names[:place], "total_bytes", *names[place + 1 :])
+        return (
+            counted,
+            f"{column} is total_bytes: {of}, the later one has more in {pairs - held - anew}, begins anew in {anew}",
+        )
+    raise L4SError(
+        f"cannot be told whether {column} is length_in_bytes or total_bytes ({of}, the later one has as much or up to "
+        f"half less in {held}, less than half in {anew}): {remedy}, or with total_bytes"
+    )
