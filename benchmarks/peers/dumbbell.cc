@@ -208,6 +208,8 @@ SetAqmDefaults(const Options& o)
         Config::SetDefault("ns3::RedQueueDisc::LInterm", DoubleValue(1 / o.redMaxP));
         Config::SetDefault("ns3::RedQueueDisc::Gentle", BooleanValue(true));
         Config::SetDefault("ns3::RedQueueDisc::UseHardDrop", BooleanValue(false));
+        // Floyd and Jacobson's spacing of hits: 1 to 1 / p packets apart. ns-3's default is 1 / p to 2 / p.
+        Config::SetDefault("ns3::RedQueueDisc::Wait", BooleanValue(false));
         Config::SetDefault("ns3::RedQueueDisc::UseEcn", BooleanValue(o.ecn));
         Config::SetDefault("ns3::RedQueueDisc::MeanPktSize", UintegerValue(PACKET_BYTES));
         Config::SetDefault("ns3::RedQueueDisc::LinkBandwidth", DataRateValue(DataRate(o.rateMbps * 1e6)));
