@@ -25,6 +25,63 @@ using namespace ns3;
 namespace
 {
 
+// DCTCP as RFC 8257 writes it, where ns-3's own departs from it (`ns3.py` says how, and what that costs).
+class RfcDctcp : public TcpDctcp
+{
+  public:
+    static TypeId GetTypeId()
+    {
+        static TypeId tid = TypeId("RfcDctcp").SetParent<TcpDctcp>().AddConstructor<RfcDctcp>();
+        return tid;
+    }
+
+    Ptr<TcpCongestionOps> Fork() override
+    {
+        return CopyObject<RfcDctcp>(this);
+    }
+
+    // A mark cuts by alpha / 2, a loss by half.
+    uint32_t GetSsThresh(Ptr<const TcpSocketState> tcb, uint32_t bytesInFlight) override
+    {
+        const bool marked = tcb->m_ecnState == TcpSocketState::ECN_ECE_RCVD &&
+                            tcb->m_congState != TcpSocketState::CA_RECOVERY;
+        return marked ? TcpDctcp::GetSsThresh(tcb, bytesInFlight) : TcpLinuxReno::GetSsThresh(tcb, bytesInFlight);
+    }
+
+    // When the CE state changes, what waits for its ACK is acknowledged first, under the old state.
+    void CwndEvent(Ptr<TcpSocketState> tcb, const TcpSocketState::TcpCAEvent_t event) override
+    {
+        if (event == TcpSocketState::CA_EVENT_DELAYED_ACK || event == TcpSocketState::CA_EVENT_NON_DELAYED_ACK)
+        {
+            m_ackWaits = event == TcpSocketState::CA_EVENT_DELAYED_ACK;
+        }
+        const bool ce = event == TcpSocketState::CA_EVENT_ECN_IS_CE;
+        if (!ce && event != TcpSocketState::CA_EVENT_ECN_NO_CE)
+        {
+            return;
+        }
+        if (ce != m_ce && m_ackWaits)
+        {
+            tcb->m_sendEmptyPacketCallback(m_ce ? TcpHeader::ACK | TcpHeader::ECE : TcpHeader::ACK);
+        }
+        m_ce = ce;
+        if (ce)
+        {
+            tcb->m_ecnState = TcpSocketState::ECN_CE_RCVD;
+        }
+        else if (tcb->m_ecnState == TcpSocketState::ECN_CE_RCVD || tcb->m_ecnState == TcpSocketState::ECN_SENDING_ECE)
+        {
+            tcb->m_ecnState = TcpSocketState::ECN_IDLE;
+        }
+    }
+
+  private:
+    bool m_ce{false};
+    bool m_ackWaits{false};
+};
+
+NS_OBJECT_ENSURE_REGISTERED(RfcDctcp);
+
 constexpr uint32_t SEGMENT_BYTES = 1448; // + 32 TCP (timestamps) + 20 IPv4 = 1500 bytes
 constexpr uint32_t PACKET_BYTES = 1500;
 constexpr uint32_t SOCKET_BUFFER_BYTES = 8'000'000;
@@ -36,6 +93,7 @@ const std::map<std::string, std::string> CONGESTION_CONTROLS = {
     {"newreno", "ns3::TcpNewReno"},
     {"linuxreno", "ns3::TcpLinuxReno"},
     {"dctcp", "ns3::TcpDctcp"},
+    {"rfcdctcp", "RfcDctcp"},
 };
 
 struct Options
@@ -150,6 +208,8 @@ SetAqmDefaults(const Options& o)
         Config::SetDefault("ns3::RedQueueDisc::LInterm", DoubleValue(1 / o.redMaxP));
         Config::SetDefault("ns3::RedQueueDisc::Gentle", BooleanValue(true));
         Config::SetDefault("ns3::RedQueueDisc::UseHardDrop", BooleanValue(false));
+        // Floyd and Jacobson's spacing of hits: 1 to 1 / p packets apart. ns-3's default is 1 / p to 2 / p.
+        Config::SetDefault("ns3::RedQueueDisc::Wait", BooleanValue(false));
         Config::SetDefault("ns3::RedQueueDisc::UseEcn", BooleanValue(o.ecn));
         Config::SetDefault("ns3::RedQueueDisc::MeanPktSize", UintegerValue(PACKET_BYTES));
         Config::SetDefault("ns3::RedQueueDisc::LinkBandwidth", DataRateValue(DataRate(o.rateMbps * 1e6)));
