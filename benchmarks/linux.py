@@ -197,10 +197,10 @@ def reference(seeds: int, seconds: float) -> Iterator[Row]:
             yield judge("reference Prague", case, "rate, Mbit/s", real, result.rate_mbps[0], REFERENCE, 0.05)
 
 
-def _case(row: dict[str, str]) -> tuple[str, list[dict[str, Any]], float]:
+def _case(row: dict[str, str]) -> tuple[str, list[dict[str, Any]], int]:
     """An overload case: its name, its sources (Prague, CUBIC, then UDP), and the share of C."""
     not_ect, ect1 = float(row["udp_not_ect_mbps"]), float(row["udp_ect1_mbps"])
-    protection = float(row["classic_protection_percent"])
+    protection = int(row["classic_protection_percent"])
     path = {"rtt_ms": 20.0}
     sources: list[dict[str, Any]] = [
         {**path, "kind": "prague", "variant": "tcp"}, {**path, "kind": "cubic", "ecn": "not-ect"}
@@ -209,7 +209,7 @@ def _case(row: dict[str, str]) -> tuple[str, list[dict[str, Any]], float]:
         if mbps:  # the nominal rate is of 1200 bytes of payload
             udp = {**path, "kind": "cbr", "ecn": ecn, "rate_mbps": mbps * 1228 / 1200, "packet_length": 1228}
             sources.append(udp)
-    return f"C {protection:g} %, UDP {not_ect:g} Not-ECT, {ect1:g} ECT(1)", sources, protection
+    return f"C {protection} %, UDP {not_ect:g} Not-ECT, {ect1:g} ECT(1)", sources, protection
 
 
 def overload(table: list[dict[str, str]], seeds: int, seconds: float) -> Iterator[Row]:

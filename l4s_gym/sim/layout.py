@@ -138,7 +138,7 @@ FLOW: Final = _packed(
         ("ecn", "i1"), ("accurate", "i1"), ("ect_resent", "i1"), ("paced", "i1"), ("running", "i1"), ("done", "i1"),
         ("recovery", "i1"), ("send_cwr", "i1"), ("limited", "i1"), ("held_back", "i1"), ("ce_state", "i1"),
         ("echo", "i1"), ("finite", "i1"), ("slope_one", "i1"), ("variant", "i1"), ("slow_start", "i1"),
-        ("lost_late", "i1"), ("fast_resend", "i1"), ("shrinks", "i1"), ("packet_len", "i4"), ("sent_all", "i4"), ("burst_open", "i4"),
+        ("lost_late", "i1"), ("fast_resend", "i1"), ("holds", "i1"), ("shrinks", "i1"), ("packet_len", "i4"), ("sent_all", "i4"), ("burst_open", "i4"),
         ("jitter_ns", "i4"), ("last_due_ns", "i8"), ("hole_ns", "i8"), ("loss_ns", "i8"), ("lost_since", "i4"),
     ],
     [

@@ -109,6 +109,8 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True):
         largest_window: Up to which the receive window grows by half, as FreeBSD's does; 0: it stays as it is.
         paced: Whether packets are sent at the window's rate instead of as ACKs come in: Prague by its own rule,
             others by Linux's (1.2 times the window per RTT, twice in the first half of slow start); None: Prague only.
+        holds: Whether the window stays as it is for the round after the reduction that answers a mark, as Linux's TCP
+            does (`TCP_CA_CWR`); None: for CUBIC and NewReno of Linux. DCTCP grows on: so its law is 2 / p (RFC 9332).
         slow_start: When slow start ends before a loss: `standard` (never), `hystart` (as Linux's CUBIC), `hystart++`
             (RFC 9406), or empty: `hystart` for CUBIC of Linux, `standard` for the others.
         variant: Prague: `udp` (the L4S team's reference) or `tcp` (slow start, two packets at least in flight).
@@ -147,6 +149,7 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True):
     receive_window: Count = 0
     largest_window: Annotated[int, Meta(ge=0, le=1 << 15)] = 0
     paced: bool | None = None
+    holds: bool | None = None
     slow_start: Literal["standard", "hystart", "hystart++", ""] = ""
     variant: Literal["udp", "tcp"] = "udp"
     jitter_us: Annotated[float, Meta(ge=0.0, le=1e5)] = 5.0

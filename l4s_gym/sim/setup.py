@@ -234,6 +234,7 @@ def _source_fields(scenario: Scenario, source: Source) -> dict[str, Any]:
         "accurate": int(accurate),
         "ect_resent": int(cc == "prague"),
         "paced": int(cc == "prague" if source.paced is None else source.paced),
+        "holds": int(cc in ("cubic", "newreno") and not source.freebsd if source.holds is None else source.holds),
         "variant": prague.VARIANTS.index(source.variant),
         "shrinks": int(not finite and source.kind != "web"),
         "slow_start": slowstart.KINDS.index(source.slow_start or ("hystart" if linux_cubic else "standard")),

@@ -104,7 +104,7 @@ def _on_ack_of_tcp(w: Any, i: int, advance: int, acked: int, marked: int, echo: 
         f.fast_resend = 1
         congestion.on_loss(f, w.now_ns)
     _react_to_ecn(f, acked, marked, echo, w.now_ns)
-    if advance == 0 or acked == 0 or f.recovery == 1 or f.limited == 0:
+    if advance == 0 or acked == 0 or f.recovery == 1 or f.limited == 0 or (f.holds and f.una <= f.ecn_recover):
         return
     if f.slow_start != slowstart.STANDARD and f.cwnd < f.ssthresh:
         slowstart.note_rtt(f, rtt_ns, w.now_ns)

@@ -183,6 +183,17 @@ def test_hystart_is_on_for_linux_and_off_for_freebsd() -> None:
     assert set(kinds.values()) == {"standard"}
 
 
+def test_window_stays_for_a_round_after_a_mark(scenario: Build) -> None:
+    """As Linux does: with the same losses of the window, each cycle of the sawtooth takes a round trip longer."""
+    marks = {}
+    for holds in (False, True):
+        one = {"kind": "newreno", "rtt_ms": 20.0, "holds": holds, "ack_every": 1}
+        chosen = scenario(one, link={"rate_mbps": 100.0}, horizon_s=40.0, warmup_s=5.0)
+        batch = with_probability(chosen, 0.01, 4)
+        marks[holds] = batch.flow["received"][:, 0].mean()
+    assert marks[True] < 0.97 * marks[False]
+
+
 def test_paced_tcp_sends_no_bursts(scenario: Build) -> None:
     """Pacing after Linux's rule takes the bursts of slow start apart: the queue that they build is smaller."""
     longest = {}
