@@ -14,7 +14,7 @@ from typing import Final
 
 from l4s_gym.errors import L4SError
 
-FINGERPRINT: Final = "465434fc7e15"
+FINGERPRINT: Final = "7d2735b8f906"
 """Of the golden runs: `python tests/sim/test_golden.py --write` writes it with them."""
 KERNEL_LOG: Final = "kernel log"
 """Stands where a fingerprint would, of what no simulator made: it is never stale."""

@@ -94,7 +94,7 @@ def test_probabilities_are_those_of_the_kernels_functions(
 RUNS: dict[str, tuple[str, float, float, dict[str, Any]]] = {
     "testbed": ("l4s-llm-testbed", 20.0, 0.0, {}),
     "prague": ("l4s-llm-testbed-prague", 20.0, 0.0, {}),
-    "machines": ("l4s-llm-testbed-vm", 400.0, 0.0, {}),
+    "machines": ("l4s-llm-testbed-vm", 120.0, 0.0, {}),
     "overload": ("overload", 10.0, 0.0, {}),
     "short flows": ("web", 20.0, 0.0, {}),
     "overflow": ("l4s-llm-testbed", 20.0, 0.0, {"link.limit_packets": 25}),

@@ -13,6 +13,7 @@ from l4s_gym.data.files import atomic_write
 from l4s_gym.evaluation.origin import origin
 from l4s_gym.evaluation.sweep import ShowProgress, silent
 from l4s_gym.extras import optional
+from l4s_gym.sim import fingerprint
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Picture
@@ -101,8 +102,11 @@ def captions(folder: Path) -> Path:
         record = records[stem]
         name = f"Figure {record['name']}" if record["name"].isdigit() else record["name"].capitalize()
         quick = " (a quick run: it says nothing)" if record["quick"] else ""
+        old = fingerprint.reason(record.get("simulator", fingerprint.NONE))
+        stale = [f"*What is simulated here {old}.*"] if old else []
         parts += [
             f"## {name}{quick}. {record['title']}\n![{record['title']}]({stem}.png)",
+            *stale,
             record["found"],
             f"- **Paper:** {record['paper']}\n- **What differs:** {record['differs']}\n- `{record['command']}`",
         ]
