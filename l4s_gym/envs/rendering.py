@@ -44,7 +44,9 @@ class Window:
     def __init__(self, fps: float) -> None:
         """`fps`: at most so many pictures are shown in a second."""
         self._fps = fps
-        self._pygame = self._window = self._clock = None
+        self._pygame: Any = None
+        self._window: Any = None
+        self._clock: Any = None
         optional("pygame", "render")
 
     def __reduce__(self) -> tuple[type[Window], tuple[float]]:
@@ -54,12 +56,10 @@ class Window:
         """Show a picture, not before its time has come."""
         if self._window is None:
             self._open(frame)
-        pygame: Any = self._pygame
-        window: Any = self._window
-        clock: Any = self._clock
-        window.blit(pygame.surfarray.make_surface(frame.swapaxes(0, 1)), (0, 0))
+        pygame = self._pygame
+        self._window.blit(pygame.surfarray.make_surface(frame.swapaxes(0, 1)), (0, 0))
         pygame.event.pump()
-        clock.tick(self._fps)
+        self._clock.tick(self._fps)
         pygame.display.flip()
 
     def _open(self, frame: Frame) -> None:
@@ -75,8 +75,7 @@ class Window:
     def close(self) -> None:
         """Close the window."""
         if self._window is not None:
-            pygame: Any = self._pygame
-            pygame.display.quit()
+            self._pygame.display.quit()
             self._window = None
 
 

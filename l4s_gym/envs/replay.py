@@ -335,7 +335,7 @@ class DualPI2ReplayEnv(Snapshots, gym.Env[Observation, int]):
         """The observed features of the row, as logged."""
         return {name: int(self._source.record()[name]) for name in OBSERVED}
 
-    def render(self) -> str | None:
+    def render(self) -> Any:
         """`ansi`: a line on the row."""
         if self.render_mode is None:
             gym.logger.warn("render() needs render_mode='ansi' in gym.make")

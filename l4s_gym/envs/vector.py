@@ -142,8 +142,8 @@ class DualPI2VectorEnv(Snapshots, VectorEnv[npt.NDArray[np.float32], npt.NDArray
             if self._mode == "disabled":
                 which = np.flatnonzero(restarted).tolist()
                 raise gym.error.ResetNeeded(f"step: environments {which} have ended; reset them with reset_mask")
-            for i in np.flatnonzero(restarted):
-                batch.reset(int(i), self._rngs[i])
+            for i in np.flatnonzero(restarted).tolist():
+                batch.reset(i, self._rngs[i])
         batch.advance()
         if any_restarted:
             batch.reward[restarted] = 0.0

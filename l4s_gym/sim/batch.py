@@ -151,7 +151,7 @@ class Batch:
         }  # fmt: skip
         self._memory = (parts, rows, self._trace)
         outs = dict(zip(Outputs._fields, (self.obs, self.action, self.reward, self.status, self.applied), strict=True))
-        changing = {**parts, **outs, "log": self.log, "log_rewards": self.log_rewards}
+        changing: dict[str, Any] = {**parts, **outs, "log": self.log, "log_rewards": self.log_rewards}
         # As bytes: NumPy copies records field by field, a hundred times slower.
         self._bytes = {name: array[..., None].view(np.uint8) for name, array in changing.items()}
         self.first_env, self.first_obs = self.env[0], self.obs[0]

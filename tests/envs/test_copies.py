@@ -31,6 +31,17 @@ Plain = Callable[..., dict[str, Any]]
 BEFORE, STEPS = 700, 1000
 
 
+def content(what: Any) -> bytes:
+    """Bytes that are equal where observations, rewards and infos are."""
+    if isinstance(what, dict):
+        return b"".join(key.encode() + content(what[key]) for key in sorted(what))
+    if isinstance(what, tuple):
+        return b"".join(content(part) for part in what)
+    if isinstance(what, np.ndarray) and what.dtype != object:
+        return what.tobytes()
+    return repr(what).encode()
+
+
 def go_on(env: Any, steps: int = STEPS, seed: int = 3) -> str:
     """Digest of all that comes back from some steps; ended episodes are started anew, without a seed."""
     rng = np.random.default_rng(seed)
@@ -42,10 +53,9 @@ def go_on(env: Any, steps: int = STEPS, seed: int = 3) -> str:
             action: Any = rng.choice(3, count or None, p=[0.94, 0.03, 0.03])
         else:
             action = (rng.random((count, 2) if count else 2) * 0.2).astype(np.float32)
-        obs, reward, terminated, truncated, info = env.step(action)
-        digest.update(obs.tobytes())
-        digest.update(repr((reward, terminated, truncated, info)).encode())
-        if not count and (terminated or truncated):
+        came = env.step(action)
+        digest.update(content(came))
+        if not count and (came[2] or came[3]):
             digest.update(env.reset()[0].tobytes())
     if env.render_mode is not None:
         digest.update(np.asarray(env.render()).tobytes())
@@ -94,7 +104,7 @@ def makers(plain: Plain, log_path: Path) -> dict[str, Callable[[], Any]]:
         "intervals": functools.partial(gym.make, PROB_ID, scenario=short, even=True, render_mode="ansi"),
         "replay": functools.partial(gym.make, l4s_gym.REPLAY_ID, log=log, mode="nearest", decision_interval=10),
         "vector": functools.partial(DualPI2VectorEnv, 3, short, autoreset_mode="same_step"),
-        "vector with threads": functools.partial(DualPI2VectorEnv, PARALLEL_FROM, short, copy=False),
+        "vector with threads": functools.partial(DualPI2VectorEnv, PARALLEL_FROM, "mixed", copy=False),
         "vector of intervals": functools.partial(
             sync, [functools.partial(gym.make, PROB_ID, scenario=short, control_interval_ms=4.0)] * 2
         ),
