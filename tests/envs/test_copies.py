@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import functools
 import hashlib
+import inspect
 import json
 import pickle
 import subprocess
@@ -163,6 +164,15 @@ def test_a_copy_has_memory_of_its_own(makers: dict[str, Callable[[], Any]]) -> N
     assert batch.env["trace_row"][0] == batch._trace.ctypes.data
     assert not np.shares_memory(batch.env, env.batch.env)
     assert np.shares_memory(batch.first_obs, batch.obs) and np.shares_memory(batch.first_env, batch.env)
+
+
+def test_whatever_a_batch_is_made_of_goes_with_it() -> None:
+    """Each argument, and each array whose address the engine knows."""
+    batch = Batch(scenario.load("web"))
+    assert {*batch._options, "self", "scenario", "outputs"} == set(inspect.signature(Batch.__init__).parameters)
+    known = batch._memory[1]
+    assert set(known) == set(batch._places)
+    assert all(any(np.shares_memory(array, part) for part in batch._bytes.values()) for array in known.values())
 
 
 def test_a_batch_with_its_log() -> None:

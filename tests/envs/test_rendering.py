@@ -46,6 +46,13 @@ def test_gymnasium_checks_without_what_extras_bring() -> None:
         "    env = gym.make(env_id).unwrapped\n"
         "    check_env(env)\n"
         "    assert env.metadata['render_modes'] == ['ansi', 'rgb_array', 'rgb_array_list']\n"
+        "warnings.simplefilter('ignore')\n"
+        "try:\n"
+        "    gym.make(l4s_gym.ENV_IDS[0], render_mode='human').reset()\n"
+        "except gym.error.DependencyNotInstalled as error:\n"
+        "    assert 'pip install' in str(error)\n"
+        "else:\n"
+        "    raise AssertionError('a window without pygame')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
