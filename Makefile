@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 
 BIN := .venv/bin
-EXTRAS := data,baselines,llm,report,dev
+EXTRAS := data,baselines,llm,render,report,dev
 # One file stays in one process: fixtures and compiled code are made once a file.
 # What was skipped, and why, is said where nobody watches.
 PYTEST := pytest -n 2 --dist loadfile $(if $(CI),-rs)
@@ -99,7 +99,7 @@ endef
 	echo "Installing l4s-gym with the newest Gymnasium ..."
 	grep -v '^gymnasium==' constraints.txt >.venv-newest/constraints.txt
 	.venv-newest/bin/python -m pip install -qq --disable-pip-version-check --upgrade -c .venv-newest/constraints.txt \
-	    -e ".[report]" gymnasium hypothesis pytest pytest-xdist
+	    -e ".[render,report]" gymnasium hypothesis pytest pytest-xdist
 	touch $@
 
 .ONESHELL:

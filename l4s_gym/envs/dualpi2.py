@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import Any, NoReturn, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
-from l4s_gym import schema
-from l4s_gym.envs.rendering import History
-from l4s_gym.envs.replay import Column, Mode, ReplaySource
-from l4s_gym.errors import L4SError, unknown
+from l4s_gym import REPLAY_ID, schema
+from l4s_gym.envs.rendering import FPS, RenderMode, metadata
+from l4s_gym.envs.simulated import SimulatedEnv
+from l4s_gym.errors import L4SError
 from l4s_gym.sim import engine, layout, measure, scenario
 from l4s_gym.sim.batch import Batch
 
-BACKENDS = ("sim", "replay")
 Observation = npt.NDArray[np.float32]
 
 
@@ -32,7 +30,18 @@ def check_interval(interval: int) -> int:
     return int(interval)
 
 
-class DualPI2Env(gym.Env[Observation, int]):
+def refuse_arguments(environment: str, given: dict[str, Any]) -> NoReturn:
+    """An error for arguments that an environment does not take, or no longer."""
+    name = next(iter(given))
+    if {"backend", "log", "replay_mode", "replay_column"} & given.keys():
+        raise L4SError(
+            f"{name}={given[name]!r}: {environment} only simulates; logged rows are an environment of their own: "
+            f"gym.make('l4s_gym:{REPLAY_ID}', log=PATH, mode=..., column=...)"
+        )
+    raise TypeError(f"{environment}.__init__() got an unexpected keyword argument {name!r}")
+
+
+class DualPI2Env(SimulatedEnv[Observation, int]):
     """
     ## Description
 
@@ -89,81 +98,77 @@ class DualPI2Env(gym.Env[Observation, int]):
     ## Episode end
 
     `terminated` when all flows are finite transfers and all are done. `truncated` at the scenario's horizon
-    (60 s by default; a replay: at the end of its rows). `info["statistics"]` then has the episode's
-    utilisation, delays and rates.
+    (60 s by default). `info["statistics"]` then has the episode's utilisation, delays and rates.
 
     ## Arguments
 
     | argument | meaning |
     |---|---|
     | `scenario` | name (`l4s-gym scenarios`), path of a TOML file, or a dict with the scenario's fields |
-    | `backend` | `sim`, or `replay` of logged rows (`log=`) |
     | `aqm` | discipline underneath; None: the scenario's own |
     | `decision_interval` | ask at every n-th packet (1, 10, 100); the discipline decides the others |
-    | `reward` | `balance`, `power`, `l4s_llm`; None: `balance`, for a replay `l4s_llm` |
-    | `render_mode` | None, `ansi`, `rgb_array` |
+    | `reward` | `balance`, `power`, `l4s_llm` |
+    | `render_mode` | None, `ansi`, `rgb_array`, `rgb_array_list`, `human` (needs pygame: `pip install 'l4s-gym[render]'`) |
+    | `render_fps` | pictures for each simulated second |
     | `info_record` | put the raw record into `info` |
-    | `log`, `replay_mode`, `replay_column` | replay: file; `follow` or `nearest`; `length_in_bytes` or the authors' `packet_length` |
+
+    ## Pictures
+
+    A step is a packet, so `rgb_array` draws a new picture only where a 1 / `render_fps` of simulated time has passed,
+    and returns the last one (read-only) until then. `rgb_array_list` returns the pictures since the last `render()`: for
+    videos in real time, `gymnasium.utils.save_video.save_video(env.render(), folder, fps=env.metadata["render_fps"])`.
+    `human` shows them in a window, in real time or slower.
+
+    ## Copies and snapshots
+
+    `copy.deepcopy` and `pickle` give an independent environment that goes on as this one would, in any process.
+    For planning, `snapshot = env.unwrapped.clone_state()` and `env.unwrapped.restore_state(snapshot)` are faster.
 
     ## Version history
 
     - v0: first version.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 10}
+    metadata: dict[str, Any] = metadata()
+    _values = ("_np_random", "_np_random_seed", "_ready", "_over")
 
     def __init__(
         self,
         scenario: str | dict[str, Any] = "l4s-llm-testbed",
-        backend: str = "sim",
         aqm: str | None = None,
         decision_interval: int = 1,
-        reward: str | None = None,
-        render_mode: str | None = None,
+        reward: str = "balance",
+        render_mode: RenderMode | None = None,
         info_record: bool = False,
-        log: str | Path | None = None,
-        replay_mode: Mode = "follow",
-        replay_column: Column = "length_in_bytes",
+        render_fps: float = FPS,
+        **unexpected: Any,
     ) -> None:
-        if backend not in BACKENDS:
-            raise unknown("backend", backend, BACKENDS)
-        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
-            raise unknown("render_mode", render_mode, self.metadata["render_modes"])
-        self.render_mode = render_mode
+        if unexpected:
+            refuse_arguments(type(self).__name__, unexpected)
         self.observation_space = observation_space()
         self.action_space = gym.spaces.Discrete(3)  # type: ignore[assignment]  # its elements are int64
         interval = check_interval(decision_interval)
-        self._history = History() if render_mode else None
         self._info_record = info_record
         self._ready = False
         self._over = False
-        self._replay: ReplaySource | None = None
-        if backend == "replay":
-            self._replay = _open_replay(log, reward, replay_mode, replay_column, interval)
-            return
         self.scenario = load_scenario(scenario)
-        self.batch = Batch(self.scenario, aqm=aqm, decider=layout.AGENT, interval=interval, reward=reward or "balance")
-        # Views that are read at every step.
-        self._address, self._stride = self.batch.address, self.batch.stride
-        self._obs = self.batch.obs[0]
-        self._env = self.batch.env[0]
+        self.batch = Batch(self.scenario, aqm=aqm, decider=layout.AGENT, interval=interval, reward=reward)
+        self._watch(render_mode, render_fps)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Start an episode; `seed` fixes everything random. `options={"start": k}`: first row of a replay."""
+        """Start an episode; `seed` fixes everything random."""
         super().reset(seed=seed)
         self._ready = True
         self._over = False
-        if self._history is not None:
-            self._history.clear()
-        if self._replay is not None:
-            self._replay.reset(int((options or {}).get("start", 0)))
-            return self._replay.observation(), self._replay_info()
-        self.batch.reset(0, self.np_random)
-        self.batch.advance_one()
-        self.batch.reward[0] = 0.0
-        return self._obs.copy(), self._info()
+        batch = self.batch
+        batch.reset(0, self.np_random)
+        batch.advance_one()
+        batch.reward[0] = 0.0
+        if self._view is not None:
+            self._view.start()
+        return batch.first_obs.copy(), self._info()
 
     def step(
         self, action: int | np.integer | npt.NDArray[np.integer]
@@ -174,56 +179,31 @@ class DualPI2Env(gym.Env[Observation, int]):
         if not self._ready or self._over:
             what = "the episode has ended" if self._over else "the environment has not been started"
             raise gym.error.ResetNeeded(f"step: {what}; call reset() first")
-        if self._replay is not None:
-            return self._step_replay(int(action))
         batch = self.batch
-        if self._history is not None:
-            self._history.add(self._env, batch.queue[0], int(action))
         batch.action[0] = int(action)
-        engine.advance(self._address, self._stride, 0, 1, 0)
+        engine.advance(batch.address, batch.stride, 0, 1, 0)
         status = int(batch.status[0])
         reward = float(batch.reward[0])
+        if self._view is not None:
+            self._view.note(int(action))
         if status == layout.DECISION:
-            return self._obs.copy(), reward, False, False, self._info()
+            return batch.first_obs.copy(), reward, False, False, self._info()
         batch.check_status()
         self._over = True
         info = self._info()
         info["statistics"] = measure.summary(batch, 0)
-        return self._obs.copy(), reward, status == layout.TERMINATED, status == layout.TRUNCATED, info
+        return batch.first_obs.copy(), reward, status == layout.TERMINATED, status == layout.TRUNCATED, info
 
     def _info(self) -> dict[str, Any]:
-        info: dict[str, Any] = {"applied_action": int(self._env["applied"])}
+        info: dict[str, Any] = {"applied_action": int(self.batch.applied[0])}
         if self._info_record:
             info["record"] = self.record()
         return info
 
     def record(self) -> dict[str, int]:
         """The observed features of the packet that waits, in kernel units."""
-        if self._replay is not None:
-            return {name: int(self._replay.record()[name]) for name in schema.OBSERVED}
-        raw = schema.unscale_observation(self._obs)
+        raw = schema.unscale_observation(self.batch.first_obs)
         return {name: round(value) for name, value in zip(schema.OBSERVED, raw, strict=True)}
-
-    def _replay_info(self) -> dict[str, Any]:
-        assert self._replay is not None
-        info: dict[str, Any] = {"logged_action": int(self._replay.record()["action"]), "row": self._replay.index}
-        if self._info_record:
-            info["record"] = self.record()
-        return info
-
-    def _step_replay(self, action: int) -> tuple[Observation, SupportsFloat, bool, bool, dict[str, Any]]:
-        assert self._replay is not None
-        reward = self._replay.reward()
-        done = self._replay.step(action)
-        self._over = done
-        return self._replay.observation(), reward, False, done, self._replay_info()
-
-    def render(self) -> Any:
-        """`ansi`: a line on both queues. `rgb_array`: (480, 640, 3) uint8, delays, probability, decisions."""
-        if self._history is None:
-            gym.logger.warn("render() needs render_mode='ansi' or 'rgb_array' in gym.make")
-            return None
-        return self._history.text() if self.render_mode == "ansi" else self._history.picture()
 
 
 def load_scenario(what: str | dict[str, Any] | scenario.Scenario) -> scenario.Scenario:
@@ -231,13 +211,3 @@ def load_scenario(what: str | dict[str, Any] | scenario.Scenario) -> scenario.Sc
     if isinstance(what, dict):
         return scenario.from_dict({"name": "given", **what})
     return scenario.load(what)
-
-
-def _open_replay(log: str | Path | None, reward: str | None, mode: Mode, column: Column, interval: int) -> ReplaySource:
-    from l4s_gym.data.pools import load_rows
-
-    if log is None:
-        raise L4SError("backend='replay' needs log=PATH (a kernel log, binary records, a pool, Parquet or csv)")
-    if reward not in (None, "l4s_llm"):
-        raise L4SError(f"reward {reward!r}: logged rows bear no time, so a replay knows only reward='l4s_llm'")
-    return ReplaySource(load_rows(Path(log)), mode=mode, column=column, nearest_every=interval)

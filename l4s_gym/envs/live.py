@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Final, SupportsFloat
+from typing import Any, Final, NoReturn, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
@@ -213,6 +213,13 @@ class DualPI2LiveEnv(gym.Env[Observation, int]):
             raise gym.error.ResetNeeded("record: the environment has not been started; call reset() first")
         raw = raw_observations(self._ask.reshape(1))[0]
         return {name: int(value) for name, value in zip(OBSERVED, raw, strict=True)}
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        """Refuse to be copied and pickled."""
+        raise TypeError(
+            f"{type(self).__name__} cannot be copied or pickled: it controls a real queue, whose state is not here, and "
+            "it has one controller at a time; close this one and make another with gym.make"
+        )
 
     def close(self) -> None:
         """Detach and close the connection."""

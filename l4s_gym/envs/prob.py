@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from l4s_gym.envs.dualpi2 import load_scenario
-from l4s_gym.envs.rendering import History, probability
-from l4s_gym.errors import L4SError, unknown
+from l4s_gym.envs.rendering import FPS, RenderMode, metadata, probability
+from l4s_gym.envs.simulated import SimulatedEnv
+from l4s_gym.errors import L4SError
 from l4s_gym.schema import ENQUEUE
 from l4s_gym.sim import layout, measure
 from l4s_gym.sim.batch import Batch
@@ -18,7 +19,7 @@ from l4s_gym.sim.batch import Batch
 _HIGH = np.array([100, 100, 100, 100, 100, 100, 1, 1, 1, 1, 10, 1], np.float32)
 
 
-class DualPI2ProbEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]]):
+class DualPI2ProbEnv(SimulatedEnv[npt.NDArray[np.float32], npt.NDArray[np.float32]]):
     """
     ## Description
 
@@ -45,7 +46,7 @@ class DualPI2ProbEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]]):
     | 10 | bytes served | the link's mean capacity in the interval | 10 |
     | 11 | base probability of the discipline underneath | 1 | 1 |
 
-    ## Rewards, starting state, episode end, arguments
+    ## Rewards, starting state, episode end, arguments, pictures, copies
 
     As `L4S-DualPI2-v0`, rewards `balance` and `power`; `control_interval_ms` instead of `decision_interval`.
 
@@ -54,7 +55,8 @@ class DualPI2ProbEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]]):
     - v0: first version.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 10}
+    metadata: dict[str, Any] = metadata()
+    _values = ("_np_random", "_np_random_seed", "_ready", "_before")
 
     def __init__(
         self,
@@ -63,23 +65,24 @@ class DualPI2ProbEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]]):
         control_interval_ms: float = 16.0,
         reward: str = "balance",
         even: bool = False,
-        render_mode: str | None = None,
+        render_mode: RenderMode | None = None,
+        render_fps: float = FPS,
     ) -> None:
         if not 0.0 < control_interval_ms < 1e6:
             raise L4SError(f"control_interval_ms={control_interval_ms!r}: give a positive number of milliseconds")
         if reward == "l4s_llm":
             raise L4SError("reward 'l4s_llm' belongs to single packets; use 'balance' or 'power'")
-        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
-            raise unknown("render_mode", render_mode, self.metadata["render_modes"])
-        self.render_mode = render_mode
         self.action_space = gym.spaces.Box(0.0, 1.0, (2,), np.float32)
         self.observation_space = gym.spaces.Box(np.zeros(12, np.float32), _HIGH, dtype=np.float32)
         self.batch = Batch(load_scenario(scenario), aqm=aqm, decider=layout.PROBABILITY, reward=reward)
         self._even = int(even)
         self._interval_ns = round(control_interval_ms * 1e6)
-        self._history = History() if render_mode else None
         self._ready = False
         self._before = np.zeros((7, 2))
+        self._watch(render_mode, render_fps)
+
+    def _identity(self) -> dict[str, str]:
+        return {**super()._identity(), "control_interval_ns": str(self._interval_ns), "even": str(self._even)}
 
     def _counters(self) -> npt.NDArray[np.float64]:
         q = self.batch.queue[0]
@@ -116,10 +119,10 @@ class DualPI2ProbEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]]):
         super().reset(seed=seed)
         self.batch.reset(0, self.np_random)
         self.batch.env["even"] = self._even
-        if self._history is not None:
-            self._history.clear()
         self._before = self._counters()
         self._ready = True
+        if self._view is not None:
+            self._view.start()
         return self._observe(1), {}
 
     def step(
@@ -139,8 +142,8 @@ class DualPI2ProbEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]]):
         start = int(batch.env["now_ns"][0])
         batch.stop_at(0, start + self._interval_ns)
         status = batch.advance_one()
-        if self._history is not None:
-            self._history.add(batch.env[0], batch.queue[0], ENQUEUE)
+        if self._view is not None:
+            self._view.note(ENQUEUE)
         over = status in (layout.TERMINATED, layout.TRUNCATED)
         info: dict[str, Any] = {}
         if over:
@@ -149,10 +152,3 @@ class DualPI2ProbEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.float32]]):
         obs = self._observe(int(batch.env["now_ns"][0]) - start)
         reward = float(batch.reward[0])
         return obs, reward, status == layout.TERMINATED, status == layout.TRUNCATED, info
-
-    def render(self) -> Any:
-        """As `L4S-DualPI2-v0`."""
-        if self._history is None:
-            gym.logger.warn("render() needs render_mode='ansi' or 'rgb_array' in gym.make")
-            return None
-        return self._history.text() if self.render_mode == "ansi" else self._history.picture()

@@ -1,14 +1,21 @@
-"""Logged decisions played back: a source of observations that an environment can wrap."""
+"""`L4S-DualPI2-Replay-v0`: logged decisions played back; and the source of rows that it wraps."""
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal, get_args
+import functools
+import hashlib
+from pathlib import Path
+from typing import Any, Final, Literal, SupportsFloat, get_args
 
+import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
+from l4s_gym import __version__
 from l4s_gym.data.causal import as_logged_observation, causal_observation
-from l4s_gym.data.pools import Rows
+from l4s_gym.data.pools import Rows, load_rows
+from l4s_gym.envs.dualpi2 import Observation, check_interval, observation_space
+from l4s_gym.envs.snapshots import Snapshots
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.schema import ACTIONS, DROP, OBSERVED, scale_observation
 
@@ -121,6 +128,14 @@ class ReplaySource:
         self.no_candidate = 0
         self.done = False
 
+    def state(self) -> tuple[int, int, int, bool]:
+        """Where the replay is."""
+        return self.index, self.decisions, self.no_candidate, self.done
+
+    def restore(self, state: tuple[int, int, int, bool]) -> None:
+        """Go back to a state of a source of the same rows and arguments."""
+        self.index, self.decisions, self.no_candidate, self.done = state
+
     @property
     def missing(self) -> bool:
         """Whether the accumulated probability of the current row is unknown, and shown as 0."""
@@ -205,3 +220,134 @@ class ReplaySource:
             self.index = following
             self.done = self.mode == "nearest" and self.decisions >= len(self.rows)
         return self.done
+
+
+class DualPI2ReplayEnv(Snapshots, gym.Env[Observation, int]):
+    """
+    ## Description
+
+    Logged decisions of a queue, one row a step: what `L4S-DualPI2-v0` would show, from a kernel log, an experience
+    pool, or records. No closed loop: delays and lengths are those of the log, whatever the agent does.
+
+    ## Action space, observation space
+
+    As `L4S-DualPI2-v0`: `Discrete(3)` (0 enqueue, 1 drop, 2 mark), and `Box(8,) float32` from the state before
+    the decision; fields that the log cannot tell are 0. With `info_record=True`, `info["record"]` has the raw integers
+    by name.
+
+    ## Rewards
+
+    packet_length / (current_queue_delay + 1000) of the packet that was decided, the paper's code (`l4s_llm`): pools bear
+    no time, which the other rewards need.
+
+    ## Starting state
+
+    The first row, or that of `reset(options={"start": k})`. Nothing is random.
+
+    ## Episode end
+
+    Never `terminated`. `truncated` at the last row, and with `mode="nearest"` after as many decisions as there are rows.
+
+    ## Info
+
+    | key | meaning |
+    |---|---|
+    | `logged_action` | what the kernel decided about the packet that is observed |
+    | `row` | its number in the log |
+
+    ## Arguments
+
+    | argument | meaning |
+    |---|---|
+    | `log` | path of a kernel log, binary records, a pool, Parquet or csv |
+    | `mode` | `follow`: the next row, whatever the action. `nearest`: jumps to a row like the state after the action |
+    | `column` | for `nearest`: `length_in_bytes`, or the authors' `packet_length` (`ReplaySource` tells what they do) |
+    | `decision_interval` | for `nearest`: a jump at every n-th decision |
+    | `render_mode` | None, `ansi` |
+    | `info_record` | put the raw record into `info` |
+
+    ## Version history
+
+    - v0: first version.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 25}
+    _parts = ("_source",)
+    _values = ("_np_random", "_np_random_seed", "_ready", "_chosen")
+
+    def __init__(
+        self,
+        log: str | Path | None = None,
+        mode: Mode = "follow",
+        column: Column = "length_in_bytes",
+        decision_interval: int = 1,
+        render_mode: str | None = None,
+        info_record: bool = False,
+    ) -> None:
+        if log is None:
+            raise L4SError("the replay needs log=PATH: a kernel log, binary records, a pool, Parquet or csv")
+        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
+            raise unknown("render_mode", render_mode, self.metadata["render_modes"])
+        self.render_mode = render_mode
+        self.observation_space = observation_space()
+        self.action_space = gym.spaces.Discrete(3)  # type: ignore[assignment]  # its elements are int64
+        every = check_interval(decision_interval)
+        self._source = ReplaySource(load_rows(Path(log)), mode, column=column, nearest_every=every)
+        self._info_record = info_record
+        self._ready = False
+        self._chosen: int | None = None
+
+    @functools.cached_property
+    def _rows_digest(self) -> str:
+        return hashlib.sha256(self._source.rows.records.tobytes()).hexdigest()[:12]
+
+    def _identity(self) -> dict[str, str]:
+        source = self._source
+        arguments = {"mode": source.mode, "column": source.column, "decision_interval": str(source.nearest_every)}
+        return {"version": __version__, "rows": self._rows_digest, **arguments}
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Go to the first row, or to that of `options={"start": k}`."""
+        super().reset(seed=seed)
+        self._source.reset(int((options or {}).get("start", 0)))
+        self._ready = True
+        self._chosen = None
+        return self._source.observation(), self._info()
+
+    def step(
+        self, action: int | np.integer | npt.NDArray[np.integer]
+    ) -> tuple[Observation, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Decide on the packet of the row, and go to the next one."""
+        if (isinstance(action, np.ndarray) and action.ndim > 0) or (action != 0 and action != 1 and action != 2):
+            raise L4SError(f"action {action!r}: give 0 (enqueue), 1 (drop) or 2 (mark)")
+        if not self._ready or self._source.done:
+            what = "the episode has ended" if self._ready else "the environment has not been started"
+            raise gym.error.ResetNeeded(f"step: {what}; call reset() first")
+        self._chosen = int(action)
+        reward = self._source.reward()
+        done = self._source.step(self._chosen)
+        return self._source.observation(), reward, False, done, self._info()
+
+    def _info(self) -> dict[str, Any]:
+        info: dict[str, Any] = {"logged_action": self._source.logged_action(), "row": self._source.index}
+        if self._info_record:
+            info["record"] = self.record()
+        return info
+
+    def record(self) -> dict[str, int]:
+        """The observed features of the row, as logged."""
+        return {name: int(self._source.record()[name]) for name in OBSERVED}
+
+    def render(self) -> Any:
+        """`ansi`: a line on the row."""
+        if self.render_mode is None:
+            gym.logger.warn("render() needs render_mode='ansi' in gym.make")
+            return None
+        row = self._source.record()
+        last = "" if self._chosen is None else f"  last action {ACTIONS[self._chosen]}"
+        return (
+            f"row {self._source.index:7d}  {'CL'[int(row['queue_type'])]} {int(row['length_in_bytes']):7d} B "
+            f"{int(row['current_queue_delay']) * 1e-3:8.2f} ms  logged {ACTIONS[int(row['action'])]}{last}"
+        )

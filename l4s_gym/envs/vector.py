@@ -12,7 +12,8 @@ from gymnasium.utils import seeding
 from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from l4s_gym.envs.dualpi2 import check_interval, load_scenario, observation_space
+from l4s_gym.envs.dualpi2 import check_interval, load_scenario, observation_space, refuse_arguments
+from l4s_gym.envs.snapshots import Snapshots
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.sim import engine, layout, measure
 from l4s_gym.sim.batch import Batch
@@ -22,33 +23,36 @@ _ENUM: Any = getattr(gym.vector, "AutoresetMode", None)
 _MODES: dict[str, Any] = {name: getattr(_ENUM, name.upper(), name) for name in ("next_step", "same_step", "disabled")}
 
 
-class DualPI2VectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[Any]]):
+class DualPI2VectorEnv(Snapshots, VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[Any]]):
     """`num_envs` copies of `L4S-DualPI2-v0` (its page tells spaces, rewards and arguments).
 
     Environment i after `reset(seed=s)` is a single environment after `reset(seed=s + i)`. With `copy=False`
     the arrays that `step` returns are the engine's own (`buffers`), overwritten by the next step.
 
     `autoreset_mode`: `next_step` (an ended environment starts anew at the next step, whose action is ignored),
-    `same_step` (at once; the last observation is in `infos["final_obs"]`), or `disabled` (reset by hand:
-    `reset(options={"reset_mask": mask})`).
+    `same_step` (at once; the last observation and info are in `infos["final_obs"]` and `infos["final_info"]`), or
+    `disabled` (reset by hand: `reset(options={"reset_mask": mask})`). Infos are those of Gymnasium's `SyncVectorEnv`:
+    an array a key, nested like the single environment's info, each with a mask `_key` of who has it.
     """
 
     metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": _MODES["next_step"]}
+    _parts = ("batch",)
+    _values = ("_rngs", "_ended")
 
     def __init__(
         self,
         num_envs: int = 1,
         scenario: str | dict[str, Any] = "l4s-llm-testbed",
-        backend: str = "sim",
         aqm: str | None = None,
         decision_interval: int = 1,
-        reward: str | None = None,
+        reward: str = "balance",
         render_mode: str | None = None,
         autoreset_mode: str = "next_step",
         copy: bool = True,
+        **unexpected: Any,
     ) -> None:
-        if backend != "sim":
-            raise L4SError(f"backend {backend!r}: the vector environment simulates; use gym.make for a replay")
+        if unexpected:
+            refuse_arguments(type(self).__name__, unexpected)
         if render_mode is not None:
             raise L4SError(f"render_mode {render_mode!r}: the vector environment draws nothing; use gym.make")
         name = str(getattr(autoreset_mode, "name", autoreset_mode)).lower()
@@ -69,13 +73,16 @@ class DualPI2VectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64],
             aqm=aqm,
             decider=layout.AGENT,
             interval=check_interval(decision_interval),
-            reward=reward or "balance",
+            reward=reward,
         )
         self._mode = name
         self._copy = copy
         self._rngs: list[np.random.Generator] = []
         self._ended = np.zeros(num_envs, bool)
         self._all = np.ones(num_envs, bool)
+
+    def _identity(self) -> dict[str, str]:
+        return {**self.batch.identity, "autoreset_mode": self._mode}
 
     @property
     def buffers(self) -> dict[str, npt.NDArray[Any]]:
@@ -135,8 +142,8 @@ class DualPI2VectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64],
             if self._mode == "disabled":
                 which = np.flatnonzero(restarted).tolist()
                 raise gym.error.ResetNeeded(f"step: environments {which} have ended; reset them with reset_mask")
-            for i in np.flatnonzero(restarted):
-                batch.reset(int(i), self._rngs[i])
+            for i in np.flatnonzero(restarted).tolist():
+                batch.reset(i, self._rngs[i])
         batch.advance()
         if any_restarted:
             batch.reward[restarted] = 0.0
@@ -144,25 +151,31 @@ class DualPI2VectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64],
         terminated = status == layout.TERMINATED
         truncated = status == layout.TRUNCATED
         ended = terminated | truncated
-        infos = self._infos()
         if not ended.any():
             self._ended = ended
-            return self._observations(), self._take(batch.reward), terminated, truncated, infos
-        statistics = np.full(self.num_envs, None, object)
-        final = np.full(self.num_envs, None, object)
-        for i in np.flatnonzero(ended):
-            statistics[i] = measure.summary(batch, int(i))
-            final[i] = batch.obs[i].copy()
-        infos |= {"statistics": statistics, "_statistics": ended.copy()}
+            return self._observations(), self._take(batch.reward), terminated, truncated, self._infos()
+        infos: dict[str, Any] = {}
         rewards = self._take(batch.reward)
         if self._mode == "same_step":
+            rewards = batch.reward.copy()
+            final = np.full(self.num_envs, None, object)
+            for i in np.flatnonzero(ended).tolist():
+                final[i] = batch.obs[i].copy()
+                infos = self._add_info(infos, {"final_info": self._last_info(i)}, i)
+                self._start(i)
             infos |= {"final_obs": final, "_final_obs": ended.copy()}
-            rewards = rewards.copy()
-            for i in np.flatnonzero(ended):
-                self._start(int(i))
-            ended = np.zeros(self.num_envs, bool)
-        self._ended = ended
+            self._ended = np.zeros(self.num_envs, bool)
+            infos |= self._infos()
+        else:
+            infos = self._infos()
+            for i in np.flatnonzero(ended).tolist():
+                infos = self._add_info(infos, self._last_info(i), i)
+            self._ended = ended
         return self._observations(), rewards, terminated, truncated, infos
+
+    def _last_info(self, i: int) -> dict[str, Any]:
+        """The single environment's info at the end of an episode."""
+        return {"applied_action": int(self.batch.applied[i]), "statistics": measure.summary(self.batch, i)}
 
     def _take(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return array.copy() if self._copy else array
@@ -171,4 +184,4 @@ class DualPI2VectorEnv(VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64],
         return self._take(self.batch.obs)
 
     def _infos(self) -> dict[str, Any]:
-        return {"applied_action": self.batch.applied.copy(), "_applied_action": self._all}
+        return {"applied_action": self.batch.applied.copy(), "_applied_action": self._all.copy()}

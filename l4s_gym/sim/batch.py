@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import gc
+import hashlib
 import os
 import sys
 import threading
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from l4s_gym import __version__
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.schema import RECORD
 from l4s_gym.sim import engine, layout, setup, traces
@@ -59,6 +63,9 @@ class Outputs(NamedTuple):
 class Batch:
     """``n`` environments of one scenario in contiguous arrays.
 
+    A copy or a pickle is independent and goes on as the original would: it has memory of its own, and its records
+    bear the addresses of that.
+
     Attributes:
         env: (n,) `layout.ENV`.
         queue: (n, 2) `layout.QUEUE`.
@@ -69,6 +76,8 @@ class Batch:
         applied: (n,) int64, what was done to the packet decided last.
         action: (n,) int64, to be written before `advance`.
         hist: (n, 2, HIST_BINS) int32, sojourn histograms of the classes.
+        first_env: View of `env[0]`, made once for those who read it at every step.
+        first_obs: View of `obs[0]`, likewise.
     """
 
     def __init__(
@@ -110,6 +119,10 @@ class Batch:
             raise L4SError(f"explore={explore}: give a share from 0 to 1")
         self.explore = explore
         self.reward_kind = layout.REWARDS.index(reward)
+        self._options = {
+            **{"n": n, "aqm": aqm, "decider": decider, "interval": interval, "reward": reward},
+            **{"log_rows": log_rows, "explore": explore},
+        }
         size = setup.sizes(scenario)
         self._sizes = size
         parts = layout.arena(
@@ -139,6 +152,11 @@ class Batch:
             "reward_at": self.reward, "status_at": self.status,
         }  # fmt: skip
         self._memory = (parts, rows, self._trace)
+        outs = dict(zip(Outputs._fields, (self.obs, self.action, self.reward, self.status, self.applied), strict=True))
+        changing: dict[str, Any] = {**parts, **outs, "log": self.log, "log_rewards": self.log_rewards}
+        # As bytes: NumPy copies records field by field, a hundred times slower.
+        self._bytes = {name: array[..., None].view(np.uint8) for name, array in changing.items()}
+        self.first_env, self.first_obs = self.env[0], self.obs[0]
         self._places = {name: a.ctypes.data + a.strides[0] * np.arange(n) for name, a in rows.items()}
         self.address = int(self.env.ctypes.data)
         self.stride = int(self.env.strides[0])
@@ -193,6 +211,50 @@ class Batch:
         while width > 1:
             width //= 2
             tree[width : 2 * width] = np.minimum(tree[2 * width : 4 * width : 2], tree[2 * width + 1 : 4 * width : 2])
+
+    @functools.cached_property
+    def identity(self) -> dict[str, str]:
+        """What a state fits: the same of all batches that can go on from each other's states."""
+        content = msgspec.json.encode(self.scenario, order="deterministic") + self._trace.tobytes()
+        return {
+            **_same_engine(),
+            "scenario": f"{self.scenario.name} ({hashlib.sha256(content).hexdigest()[:12]})",
+            **{name: str(value) for name, value in self._options.items()},
+            "aqm": self.aqm,
+        }
+
+    def state(self) -> dict[str, npt.NDArray[Any]]:
+        """A copy of all that an episode changes, without addresses: it fits any batch of the same `identity`."""
+        used = int(self.env["fresh"].max())  # packets beyond have never been under way
+        state = {name: (part[:, :used] if name == "packet" else part).copy() for name, part in self._bytes.items()}
+        env = state["env"].view(layout.ENV)
+        for name in (*self._places, "trace_row"):
+            env[name] = 0
+        return state
+
+    def restore(self, state: dict[str, npt.NDArray[Any]]) -> None:
+        """Go back to a `state` of a batch of the same `identity`, which the caller has checked."""
+        for name, part in state.items():
+            (self._bytes[name][:, : part.shape[1]] if name == "packet" else self._bytes[name])[:] = part
+        for name, places in self._places.items():
+            self.env[name] = places
+        self.env["trace_row"] = self._trace.ctypes.data
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Scenario, options and state; threads and addresses are made anew."""
+        return {
+            "identity": self.identity,
+            "scenario": self.scenario,
+            "options": self._options,
+            "state": self.state(),
+        }
+
+    def __setstate__(self, saved: dict[str, Any]) -> None:
+        """Take over a state in memory of its own."""
+        check_identity("the pickled simulation", saved["identity"], _same_engine())
+        self.__init__(saved["scenario"], **saved["options"])  # type: ignore[misc]
+        check_identity("the pickled simulation", saved["identity"], self.identity)
+        self.restore(saved["state"])
 
     def stop_at(self, index: int, time_ns: int) -> None:
         """Let environment `index` come back with `layout.STOPPED` at a time."""
@@ -368,6 +430,33 @@ class _Workers:
             for k in np.flatnonzero((control[:, 1] != job) & (control[:, 2] == 0) & ~woken).tolist():
                 woken[k] = True  # it fell asleep just before it could see the job
                 self._wake[k].release()
+
+
+@functools.cache
+def _same_engine() -> dict[str, str]:
+    """Version of the package, and of the memory's layout."""
+    records = (layout.ENV, layout.QUEUE, layout.FLOW, layout.PACKET, RECORD)
+    content = repr([record.descr for record in records]).encode()
+    return {"version": __version__, "layout": hashlib.sha256(content).hexdigest()[:12]}
+
+
+def check_identity(what: str, theirs: dict[str, str], ours: dict[str, str]) -> None:
+    """Refuse a state that does not fit here.
+
+    Args:
+        what: What the state is called in the error.
+        theirs: `Batch.identity` of where it was made, or that of an environment.
+        ours: What it has to agree with.
+
+    Raises:
+        L4SError: They differ.
+    """
+    for name, value in ours.items():
+        if theirs.get(name) != value:
+            raise L4SError(
+                f"{what}: made with {name} {theirs.get(name)}, here it is {value}: "
+                "use it with the arguments and the version of l4s-gym that it was made with"
+            )
 
 
 def compile_engine() -> None:

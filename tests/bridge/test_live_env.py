@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,6 +51,12 @@ def test_gymnasium_checks(serve: Serve) -> None:
         warnings.simplefilter("error")
         check_env(env, skip_render_check=True)
     env.close()
+
+
+@pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_copies_are_refused(serve: Serve, how: Any) -> None:
+    with pytest.raises(TypeError, match="cannot be copied or pickled: it controls a real queue"):
+        how(make(serve()))
 
 
 def test_spaces_are_those_of_the_simulator(serve: Serve) -> None:

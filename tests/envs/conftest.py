@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
 import l4s_gym  # noqa: F401  (registers the environments)
+from l4s_gym.data.logs import write_log
+from l4s_gym.evaluation.native import simulate
 from l4s_gym.sim.scenario import load
 
 Plain = Callable[..., dict[str, Any]]
@@ -38,3 +41,11 @@ def finite() -> dict[str, Any]:
     """Two transfers that end."""
     source = {"kind": "newreno", "transfer_bytes": 60_000, "count": 2, "stagger_s": 0.01}
     return {"sources": [source], "link": {"rate_mbps": 8.0}}
+
+
+@pytest.fixture(scope="session")
+def log_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A log of the simulator, as text."""
+    path = tmp_path_factory.mktemp("replay") / "run.log"
+    write_log(path, simulate(load("l4s-llm-testbed").replace(horizon_s=6.0), seed=1, log=True).records)
+    return path

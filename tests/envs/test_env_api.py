@@ -23,17 +23,18 @@ from gymnasium.utils.env_checker import check_env
 
 import l4s_gym
 from l4s_gym.data.causal import causal_observation
-from l4s_gym.data.logs import write_log
 from l4s_gym.data.pools import load_rows
 from l4s_gym.envs.dualpi2 import DualPI2Env
 from l4s_gym.envs.prob import DualPI2ProbEnv
+from l4s_gym.envs.replay import DualPI2ReplayEnv
+from l4s_gym.envs.vector import DualPI2VectorEnv
 from l4s_gym.errors import L4SError
-from l4s_gym.evaluation.native import simulate
 from l4s_gym.schema import DROP, MARK, OBSERVED, scale_observation
 from l4s_gym.sim import layout, measure, scenario
 from l4s_gym.sim.batch import Batch
 
 ENV_ID, PROB_ID = l4s_gym.ENV_IDS
+REPLAY_ID = l4s_gym.REPLAY_ID
 Plain = Callable[..., dict[str, Any]]
 
 
@@ -70,17 +71,13 @@ def test_gymnasium_checks(env_id: str, name: str) -> None:
         check_env(make(env_id, scenario=name), skip_render_check=True)
 
 
-@pytest.mark.parametrize("env_id", l4s_gym.ENV_IDS)
-def test_gymnasium_checks_rendering(env_id: str) -> None:
-    check_env(make(env_id))
-
-
 def test_registration_is_idempotent() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         importlib.reload(l4s_gym)
         importlib.reload(l4s_gym)
-    assert [env_id for env_id in registry if env_id.startswith("L4S-")] == [*l4s_gym.ENV_IDS, l4s_gym.LIVE_ID]
+    registered = [env_id for env_id in registry if env_id.startswith("L4S-")]
+    assert registered == [*l4s_gym.ENV_IDS, l4s_gym.REPLAY_ID, l4s_gym.LIVE_ID]
 
 
 def fresh_process(code: str) -> str:
@@ -195,7 +192,8 @@ def test_bad_probabilities(action: Any) -> None:
         ({"scenario": {"sources": []}}, "no flows"),
         ({"aqm": "dualpi2_linx"}, "did you mean 'dualpi2_linux'"),
         ({"reward": "balanced"}, "did you mean 'balance'"),
-        ({"render_mode": "human"}, "unknown render_mode"),
+        ({"render_mode": "rgb_arry"}, "did you mean 'rgb_array'"),
+        ({"render_mode": "rgb_array", "render_fps": 0}, "render_fps=0"),
     ],
 )
 @pytest.mark.parametrize("cls", [DualPI2Env, DualPI2ProbEnv])
@@ -216,13 +214,24 @@ def test_bad_control_intervals(interval: float) -> None:
         DualPI2ProbEnv(control_interval_ms=interval)
 
 
-def test_bad_backends() -> None:
-    with pytest.raises(L4SError, match="did you mean 'replay'"):
-        DualPI2Env(backend="reply")
-    with pytest.raises(L4SError, match="needs log=PATH"):
-        DualPI2Env(backend="replay")
+def test_bad_rewards() -> None:
     with pytest.raises(L4SError, match="belongs to single packets"):
         DualPI2ProbEnv(reward="l4s_llm")
+
+
+@pytest.mark.parametrize("cls", [DualPI2Env, DualPI2VectorEnv])
+@pytest.mark.parametrize(
+    "old", [{"backend": "replay"}, {"backend": "replay", "log": "x.log"}, {"replay_mode": "nearest"}, {"log": "x.log"}]
+)
+def test_the_former_replay_names_the_new_one(cls: type[Any], old: dict[str, Any]) -> None:
+    with pytest.raises(L4SError, match=f"gym.make\\('l4s_gym:{REPLAY_ID}', log=PATH"):
+        cls(**old)
+
+
+@pytest.mark.parametrize("cls", [DualPI2Env, DualPI2VectorEnv])
+def test_unexpected_arguments(cls: type[Any]) -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'scenaro'"):
+        cls(scenaro="web")
 
 
 # -- what a step does
@@ -417,19 +426,10 @@ def test_control_interval_does_not_change_the_return(reward: str, plain: Plain) 
 # -- replay
 
 
-@pytest.fixture(scope="module")
-def log_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A log of the simulator, as text."""
-    chosen = scenario.load("l4s-llm-testbed").replace(horizon_s=6.0)
-    path = tmp_path_factory.mktemp("replay") / "run.log"
-    write_log(path, simulate(chosen, seed=1, log=True).records)
-    return path
-
-
 def test_replay_follows_the_log(log_path: Path) -> None:
     rows = load_rows(log_path)
     expected = scale_observation(np.nan_to_num(causal_observation(rows)))
-    env = make(backend="replay", log=str(log_path))
+    env = make(REPLAY_ID, log=str(log_path))
     obs, info = env.reset(seed=0)
     for k in range(len(rows)):
         assert info["row"] == min(k, len(rows) - 1)
@@ -445,11 +445,28 @@ def test_replay_follows_the_log(log_path: Path) -> None:
     assert env.reset(options={"start": 5})[1]["row"] == 5
 
 
+def test_replay_keeps_the_contract(log_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(make(REPLAY_ID, log=str(log_path)))
+    env = make(REPLAY_ID, log=str(log_path), render_mode="ansi", info_record=True)
+    with pytest.raises(gym.error.ResetNeeded, match="not been started"):
+        env.step(0)
+    _, info = env.reset()
+    assert env.render().startswith("row       0") and "last action" not in env.render()
+    assert set(info) == {"logged_action", "row", "record"} and list(info["record"]) == list(OBSERVED)
+    env.step(DROP)
+    assert env.render().startswith("row       1") and env.render().endswith("last action drop")
+    for bad in (3, None, np.array([1])):
+        with pytest.raises(L4SError, match="give 0"):
+            env.step(bad)
+
+
 @pytest.mark.parametrize("column", ["length_in_bytes", "packet_length"])
 @pytest.mark.parametrize("interval", [1, 10])
 def test_replay_nearest(column: str, interval: int, log_path: Path) -> None:
-    kwargs = {"log": str(log_path), "replay_mode": "nearest", "replay_column": column}
-    env = make(backend="replay", decision_interval=interval, **kwargs)
+    kwargs = {"log": str(log_path), "mode": "nearest", "column": column}
+    env = make(REPLAY_ID, decision_interval=interval, **kwargs)
     first, _, _ = play(env, 0)
     assert play(env, 0)[0] == first
     assert len(first) > 100
@@ -467,48 +484,20 @@ def test_replay_nearest(column: str, interval: int, log_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"replay_mode": "nearst"}, "did you mean 'nearest'"),
-        ({"replay_column": "packet"}, "did you mean 'packet_length'"),
-        ({"reward": "balance"}, "only reward='l4s_llm'"),
+        ({"mode": "nearst"}, "did you mean 'nearest'"),
+        ({"column": "packet"}, "did you mean 'packet_length'"),
+        ({"decision_interval": 0}, "decision_interval"),
+        ({"render_mode": "rgb_array"}, "unknown render_mode"),
+        ({"log": None}, "needs log=PATH"),
         ({"log": "none.log"}, r"none\.log"),
     ],
 )
 def test_bad_replays(kwargs: dict[str, Any], message: str, log_path: Path) -> None:
     with pytest.raises(L4SError, match=message):
-        DualPI2Env(backend="replay", **{"log": log_path, **kwargs})
+        DualPI2ReplayEnv(**{"log": log_path, **kwargs})
 
 
 @pytest.mark.parametrize("start", [-1, 10**9])
 def test_replay_start_out_of_range(start: int, log_path: Path) -> None:
     with pytest.raises(L4SError, match="no such row"):
-        DualPI2Env(backend="replay", log=log_path).reset(options={"start": start})
-
-
-# -- rendering
-
-
-@pytest.mark.parametrize("env_id", l4s_gym.ENV_IDS)
-def test_rendering(env_id: str) -> None:
-    text = make(env_id, render_mode="ansi")
-    text.reset(seed=0)
-    assert text.render() == "no decision yet"
-    for _ in range(100):
-        text.step(text.action_space.sample())
-    assert text.render().startswith("t=")
-    picture = make(env_id, render_mode="rgb_array")
-    picture.reset(seed=0)
-    blank = picture.render()
-    for _ in range(100):
-        picture.step(picture.action_space.sample())
-    drawn = picture.render()
-    assert blank.shape == drawn.shape == (480, 640, 3)
-    assert drawn.dtype == np.uint8
-    assert not np.array_equal(blank, drawn)
-
-
-@pytest.mark.parametrize("env_id", l4s_gym.ENV_IDS)
-def test_rendering_without_a_mode_warns(env_id: str) -> None:
-    env = make(env_id)
-    env.reset(seed=0)
-    with pytest.warns(UserWarning, match="render_mode"):
-        assert env.render() is None
+        DualPI2ReplayEnv(log_path).reset(options={"start": start})
