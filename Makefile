@@ -53,6 +53,7 @@ bench: setup  ## fill the leaderboard, measure speed, and compare the simulator 
 	$(BIN)/python benchmarks/leaderboard.py
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/fidelity.py
+	$(BIN)/python benchmarks/linux.py
 	$(BIN)/python benchmarks/sim_to_real.py
 	$(BIN)/python benchmarks/data_speed.py
 	$(BIN)/python benchmarks/intervals.py

@@ -1,6 +1,6 @@
 """Does the simulator behave as real Linux does? `dualpi2_linux`, CUBIC and Prague beside measured figures.
 
-    python benchmarks/linux.py                    # about four minutes on one core
+    python benchmarks/linux.py                    # about half a minute on one core
     python benchmarks/linux.py --seeds 1 --seconds 10 --out /tmp/here
 
 Writes linux.json and linux.md into `results` beside this script. What is real here are figures with their source; all
@@ -287,7 +287,7 @@ def markdown(rows: list[Row]) -> str:
 
 
 def main(
-    seeds: int = 4, seconds: float = 1.0, overload_table: Path | None = None, out: Path = HERE / "results"
+    seeds: int = 4, seconds: float = 1.0, overload_table: Path = OVERLOAD, out: Path = HERE / "results"
 ) -> None:
     """Compare the simulator with measurements of real Linux.
 
