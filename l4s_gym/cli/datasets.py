@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from rich.table import Table
+from rich.table import Column, Table
 
 from l4s_gym.cli.common import console, progress_bar, say
 from l4s_gym.errors import L4SError
@@ -53,7 +53,9 @@ def list_(
 
     buildable, here = _buildable(recipes), remotes.here()
     there = {} if remote is None else remotes.listed("".join(remote))
-    table = Table("dataset", "recipe", "steps", "MB", "state", *([] if remote is None else ["remote"]))
+    table = Table(
+        Column("dataset", no_wrap=True), "recipe", "steps", "MB", "state", *([] if remote is None else ["remote"])
+    )
     for each in [*buildable, *sorted({*here, *there} - set(buildable))]:
         stored = here.get(each)
         cells = ["-", "-", "-"]

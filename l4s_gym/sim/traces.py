@@ -138,9 +138,10 @@ class Schedule(Profile):
 
     def _within(self, times_ns: Ints) -> Floats:
         ends = np.append(self.starts_ns, self.period_ns)
-        carried = np.append(0.0, np.cumsum(self.rates_bps * np.diff(ends) / 8e9))
+        per_ns = self.rates_bps / 8e9  # bytes; in floating point, since rate times length passes 64 bits
+        carried = np.append(0.0, np.cumsum(per_ns * np.diff(ends)))
         at = np.searchsorted(self.starts_ns, times_ns, side="right") - 1
-        return np.asarray(carried[at] + self.rates_bps[at] * (times_ns - self.starts_ns[at]) / 8e9)
+        return np.asarray(carried[at] + per_ns[at] * (times_ns - self.starts_ns[at]))
 
     def content(self) -> bytes:
         """Times, rates and period."""

@@ -44,8 +44,9 @@ def kind_of(name: str) -> str:
 
 @pytest.fixture(scope="module")
 def episodes() -> list[Episode]:
-    """Three runs, of a second each, in which every action is taken."""
-    return [e for seed in range(3) for e in episodes_from_rows(make_rows(simulate_log("web", seed=seed, seconds=1.0)))]
+    """Three runs, of four seconds each, in which every action is taken."""
+    runs = [simulate_log("l4s-llm-testbed", seed=seed, seconds=4.0) for seed in range(3)]
+    return [episode for run in runs for episode in episodes_from_rows(make_rows(run))]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ def dataset(episodes: list[Episode], tmp_path_factory: pytest.TempPathFactory) -
         minari_io.create(
             DATASET,
             episodes,
-            env_kwargs={"scenario": "web", "aqm": "dualpi2_freebsd"},
+            env_kwargs={"scenario": "l4s-llm-testbed", "aqm": "dualpi2_freebsd"},
             algorithm_name="dualpi2_freebsd",
             description="For tests.",
         )

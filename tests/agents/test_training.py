@@ -221,7 +221,7 @@ def test_greedy_decisions_are_d3rlpys(kind: str, trained: Trained) -> None:
 def test_options_of_learners_of_values(trained: Trained) -> None:
     obs = np.random.default_rng(0).random((20, 8)).astype(np.float32)
     soft, hot, even = (
-        agents.make(f"{trained('cql')},rule=sample,{more}") for more in ("epsilon=0", "temperature=1e6", "epsilon=1")
+        agents.make(f"{trained('cql')},rule=sample,{more}") for more in ("epsilon=0", "temperature=1e8", "epsilon=1")
     )
     p = [agent.probabilities(obs) for agent in (soft, hot, even)]  # type: ignore[attr-defined]
     np.testing.assert_allclose(p[1], 1 / 3, atol=1e-5)

@@ -26,7 +26,7 @@ PRINTED = frozenset(NAMES_24)
 @pytest.fixture(scope="module")
 def vm() -> Any:
     """The testbed as its virtual machines ran it: every packet twice through the queue, hz = 100."""
-    return simulate_log("l4s-llm-testbed-vm", seconds=60)
+    return simulate_log("l4s-llm-testbed-vm", seed=4, seconds=60)
 
 
 def of(records: Any, present: frozenset[str] = ALL, **changes: Any) -> Evidence:

@@ -271,3 +271,8 @@ def test_the_receive_window_holds_a_traces_peak(scenario: Build, tmp_path: Path)
     window = setup.receive_window(chosen, chosen.sources[0])
     assert window * 1500 * 8 / 0.2 > 40e6
     assert setup.sizes(chosen).window > window
+
+
+def test_fast_links_do_not_overflow() -> None:
+    """200 Gbit/s for a second is 2e20 when it is counted in bits times nanoseconds."""
+    assert traces.parse("0,2e5\n1,2e5\n").mean_bps == pytest.approx(2e11)
