@@ -152,7 +152,7 @@ VARIANTS: Final[dict[str, dict[str, float]]] = {
     "0.4 ms": {"link.row_ms": 0.4},
     "0.9 ms": {"link.row_ms": 0.9},
     "no pauses": {"link.pause_ms": 0.0},
-    "weights 1 : 1": {"options.drr_weight": 1},
+    "weights 1 : 1": {"options.dualpi2_freebsd.drr_weight": 1},
 }
 
 

@@ -21,11 +21,11 @@ from typing import Any, Final, Protocol
 
 import l4s_gym
 from l4s_gym.agents import saved
-from l4s_gym.agents.config import read_toml
 from l4s_gym.data.episodes import Episode
 from l4s_gym.data.files import atomic_write, read_error
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.sim import fingerprint
+from l4s_gym.tables import read_toml
 
 Progress = Callable[[float], None]
 Say = Callable[[str], None]
