@@ -112,3 +112,20 @@ def parse_toml(content: bytes, place: str) -> dict[str, Any]:
         raise L4SError(f"{place}:{line}: byte {content[error.start]:#04x} is not UTF-8: save it as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise L4SError(f"{place}: is no TOML ({error}): correct it") from None
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """Name and value of ``a.b=value``; the value is TOML, or else a word.
+
+    Raises:
+        L4SError: It has no such form.
+    """
+    name, equals, value = text.partition("=")
+    keys = [key.strip() for key in name.split(".")]
+    if not equals or not all(keys):
+        raise L4SError(f"--set {text}: give key=value, such as steps=1000 or imbalance.kind=sample")
+    try:
+        parsed: Any = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    return ".".join(keys), parsed

@@ -26,9 +26,9 @@ import time
 from pathlib import Path
 from typing import NoReturn, TypedDict, cast
 
-import tyro
 from gymnasium.utils import seeding
 
+from l4s_gym.cli.arguments import command_line
 from l4s_gym.data.files import atomic_write
 from l4s_gym.evaluation.origin import origin
 from l4s_gym.sim import measure, scenario
@@ -329,4 +329,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command_line(main)

@@ -13,7 +13,6 @@ import resource
 import signal
 import sys
 import threading
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,7 +24,7 @@ from l4s_gym.data.episodes import Episode
 from l4s_gym.data.files import atomic_write, read_error
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.sim import fingerprint
-from l4s_gym.tables import read_toml
+from l4s_gym.tables import parse_setting, read_toml
 
 Progress = Callable[[float], None]
 Say = Callable[[str], None]
@@ -114,16 +113,9 @@ def merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> Plain:
 
 
 def _setting(text: str) -> Plain:
-    """``a.b=value`` as a table; the value is TOML, or else a word."""
-    name, equals, value = text.partition("=")
-    keys = [key.strip() for key in name.split(".")]
-    if not equals or not all(keys):
-        raise L4SError(f"--set {text}: give key=value, such as steps=1000 or imbalance.kind=sample")
-    try:
-        parsed: Any = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        parsed = value
-    for key in reversed(keys):
+    """``a.b=value`` as a table."""
+    name, parsed = parse_setting(text)
+    for key in reversed(name.split(".")):
         parsed = {key: parsed}
     table: Plain = parsed
     return table

@@ -17,10 +17,11 @@ from rich.table import Table
 
 from l4s_gym.cli import agents as _agents
 from l4s_gym.cli import leaderboard as _leaderboard
-from l4s_gym.cli.common import console, progress_bar, say
+from l4s_gym.cli.arguments import App
+from l4s_gym.cli.common import Settings, chosen_scenario, console, progress_bar, say
 from l4s_gym.errors import L4SError
 
-app = tyro.extras.SubcommandApp()
+app = App()
 GROUPS = {"log": "l4s_gym.cli.log", "datasets": "l4s_gym.cli.datasets", "live": "l4s_gym.cli.live"}
 """Groups of commands, and their modules (each has an `app`)."""
 
@@ -62,6 +63,7 @@ def simulate(
     aqm: str | None = None,
     seed: int = 0,
     seconds: float | None = None,
+    settings: Settings = (),
     log: Path | None = None,
     picture: Path | None = None,
 ) -> None:
@@ -72,6 +74,7 @@ def simulate(
         aqm: dualpi2_freebsd, dualpi2_rfc9332, dualpi2_linux, pie, codel, red or fifo; the scenario's by default.
         seed: Seed of the episode.
         seconds: Length of the run instead of the scenario's.
+        settings: Fields of the scenario, such as link.rate_mbps=40 or options.pie.target_ms=10.
         log: Write the decision log: text lines of the testbed's kernel, or all fields as binary records (.rec), which
             bear the simulator's fingerprint.
         picture: Write a picture of delays, queues, probability and rate (PNG).
@@ -82,7 +85,6 @@ def simulate(
     from l4s_gym.data.stream import named_kind
     from l4s_gym.evaluation import native
     from l4s_gym.sim import fingerprint
-    from l4s_gym.sim import scenario as scenarios_
 
     _check_seeds(seed)
     for path in (log, picture):
@@ -91,9 +93,7 @@ def simulate(
     kind = None if log is None else named_kind(log)
     if kind not in (None, "log", "rec"):
         raise L4SError(f"{log}: is not written by `simulate`: write a .rec file, and `l4s-gym log convert` it")
-    chosen = scenarios_.load(scenario)
-    if seconds is not None:
-        chosen = chosen.replace(horizon_s=seconds)
+    chosen = chosen_scenario(scenario, seconds, settings)
     with progress_bar(f"simulating {chosen.name}") as report:
         run = native.simulate(chosen, aqm, seed, log=log is not None, progress=report)
     _print_run(run, f"{chosen.name}, {run.batch.aqm}, seed {seed}")
@@ -161,6 +161,7 @@ def evaluate(
     reward: str = "balance",
     interval: int = 1,
     seconds: float | None = None,
+    settings: Settings = (),
     out: Path | None = None,
     allow_stale: bool = False,
 ) -> None:
@@ -174,19 +175,17 @@ def evaluate(
         reward: balance, power or l4s_llm.
         interval: Ask the agent at each interval-th packet.
         seconds: Length of the episodes instead of the scenario's.
+        settings: Fields of the scenario, such as link.rate_mbps=40 or options.pie.target_ms=10.
         out: Write the results as JSON there.
         allow_stale: Take agents too that were trained on data of another simulator; the results say so.
     """
     from l4s_gym.evaluation import harness, report
     from l4s_gym.sim import fingerprint
-    from l4s_gym.sim import scenario as scenarios_
 
     _check_seeds(*seeds)
     if interval < 1:
         raise L4SError(f"--interval {interval}: give 1 or more")
-    chosen = scenarios_.load(scenario)
-    if seconds is not None:
-        chosen = chosen.replace(horizon_s=seconds)
+    chosen = chosen_scenario(scenario, seconds, settings)
     results: list[harness.Result] = []
     stale: list[str] = []
     for who in agents:

@@ -7,10 +7,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import TYPE_CHECKING, Annotated, Final
 
+import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from l4s_gym.sim.scenario import Scenario
+
+Settings = Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="KEY=VALUE [KEY=VALUE ...]")]
 
 # Into a file or a pipe a table may be as wide as it needs.
 console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
@@ -54,3 +60,12 @@ def _lines(text: str) -> Callable[[float], None]:
             print(f"{text}: {share:.0%}, about {left / 60:.0f} min left", file=sys.stderr, flush=True)
 
     return show
+
+
+def chosen_scenario(name: str, seconds: float | None, settings: tuple[str, ...]) -> Scenario:
+    """A scenario of this length, with fields set."""
+    from l4s_gym.sim import scenario
+    from l4s_gym.tables import parse_setting
+
+    changes = dict(map(parse_setting, settings))
+    return scenario.load(name).replace(**changes, **({} if seconds is None else {"horizon_s": seconds}))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from rich.table import Table
 
+from l4s_gym.cli.arguments import App
 from l4s_gym.cli.common import console, progress_bar, say
 from l4s_gym.cli.live_up import up
 from l4s_gym.errors import L4SError
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from l4s_gym.bridge.control import Run
     from l4s_gym.bridge.doctor import Evidence, Finding
 
-app = tyro.extras.SubcommandApp()
+app = App()
 
 app.command(up)
 
