@@ -28,6 +28,8 @@ Progress = Callable[[int], None]
 ENV_ID: Final = "l4s_gym:L4S-DualPI2-v0"
 _ID_FORM: Final = "l4s/dualpi2/<name>-v0"
 _NAMESPACE: Final = "Decisions of L4S DualPI2 and other queue disciplines, from kernel logs and from a simulator"
+_SPACE: Final = 1 << 16
+"""Bytes."""
 _OWN: Final = ("id", "total_steps", "consecutive", "source", "absent")
 
 
@@ -237,6 +239,7 @@ def publish(
         episodes, steps = link_shards(new / "data", fill(new / "data"))
         if not episodes:
             raise L4SError(f"dataset {dataset_id!r}: no episodes: give at least one run of two rows")
+        _check_space(new)
         (new / "data" / MAIN).replace(new / MAIN)
         storage = import_minari("minari.dataset.minari_storage").MinariStorage.new(
             new / "data",
@@ -257,6 +260,20 @@ def publish(
             }
         )
     return minari.load_dataset(dataset_id)
+
+
+def _check_space(folder: Path) -> None:
+    """Refuse a full disk before Minari writes its few kilobytes by HDF5, which ends the program for it.
+
+    Raises:
+        OSError: It is full.
+    """
+    trial = folder / "trial"
+    try:
+        with open(trial, "wb") as file:
+            file.write(bytes(_SPACE))
+    finally:
+        trial.unlink(missing_ok=True)
 
 
 def create(
