@@ -123,7 +123,7 @@ class _Cache(caching.FunctionCache):  # type: ignore[misc]
     def stamp(self, text: str) -> None:
         """Tell machine code of other sources apart."""
         old = self._cache_file
-        self._cache_file = _Files(old._cache_path, self._impl.filename_base, (old._source_stamp, text))
+        self._cache_file = _Files(old._cache_path, f"{self._impl.filename_base}.checked", (old._source_stamp, text))
 
     def holds(self) -> bool:
         try:

@@ -13,6 +13,7 @@ import resource
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -187,21 +188,28 @@ class Stop:
         self.asked = False
 
 
-@contextmanager
-def interruptible() -> Iterator[Stop]:
-    """Let Ctrl-C (and SIGTERM) only ask to stop, so that a step is done wholly or not at all; the second one kills.
+_AT_ONCE_S: Final = 5.0
+"""Who is in a hurry presses Ctrl-C several times."""
 
-    Outside of the main thread nothing changes.
+
+@contextmanager
+def interruptible(clock: Callable[[], float] = time.monotonic) -> Iterator[Stop]:
+    """Let Ctrl-C (and SIGTERM) only ask to stop, so that a step is done wholly or not at all; a later one kills.
+
+    One that comes within `_AT_ONCE_S` of the first says the same once more. Outside of the main thread nothing changes.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    asked: list[float] = []
 
     def ask(number: int, _: object) -> None:
-        if stop.asked:
+        if stop.asked and clock() - asked[0] > _AT_ONCE_S:
             raise KeyboardInterrupt
+        if not stop.asked:
+            asked.append(clock())
         stop.asked = True
 
     try:

@@ -6,6 +6,8 @@ Exit status: 0 done, 1 failed, 2 bad input (one line tells the remedy), 130 inte
 from __future__ import annotations
 
 import importlib
+import io
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -18,10 +20,12 @@ from rich.table import Table
 from l4s_gym.cli import agents as _agents
 from l4s_gym.cli import leaderboard as _leaderboard
 from l4s_gym.cli.arguments import App
-from l4s_gym.cli.common import Settings, chosen_scenario, console, progress_bar, say
+from l4s_gym.cli.common import STDOUT, Settings, chosen_scenario, console, progress_bar, say
+from l4s_gym.data.files import printable
 from l4s_gym.errors import L4SError
 
 app = App()
+_ABOUT = "L4S DualPI2: simulate, work on logs, evaluate agents. --version tells that of program and simulator."
 GROUPS = {"log": "l4s_gym.cli.log", "datasets": "l4s_gym.cli.datasets", "live": "l4s_gym.cli.live"}
 """Groups of commands, and their modules (each has an `app`)."""
 
@@ -46,7 +50,7 @@ def scenarios(suite: str | None = None, name: str | None = None) -> None:
         import msgspec
 
         text = msgspec.json.format(msgspec.json.encode(scenario.load(name)))
-        console.print(text.decode(), markup=False, highlight=False, soft_wrap=True)
+        console.print(text.decode(), highlight=False, soft_wrap=True)
         return
     chosen = scenario.suite(suite) if suite else scenario.names()
     table = Table("name", "suites", "Mbit/s", "flows", "description")
@@ -227,17 +231,46 @@ def demo(out: Path = Path("runs/demo"), pools: Path | None = None, steps: int = 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; the exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files may hold anything
     try:
-        if args[:1] and args[0] in GROUPS:
+        code = _run(args)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # what is wrong with it is seen here, and not when Python ends
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):  # else who read it has enough, as `head`
+            print(f"l4s-gym: {STDOUT}: {error.strerror or error}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code
+
+
+def _version() -> str:
+    from l4s_gym import __version__
+    from l4s_gym.sim import fingerprint
+
+    return f"l4s-gym {__version__}, simulator {fingerprint.FINGERPRINT}"
+
+
+def _run(args: list[str]) -> int:
+    """Run a command; the exit status."""
+    try:
+        if args[:1] == ["--version"]:
+            say(_version())
+        elif args[:1] and args[0] in GROUPS:
             module = importlib.import_module(GROUPS[args[0]])
             module.app.cli(prog=f"l4s-gym {args[0]}", args=args[1:], description=module.__doc__)
         else:
-            app.cli(prog="l4s-gym", args=args, description="L4S DualPI2: simulate, work on logs, evaluate agents.")
+            app.cli(prog="l4s-gym", args=args, description=_ABOUT)
     except L4SError as error:
         print(f"l4s-gym: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"l4s-gym: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        if error.filename == STDOUT:
+            raise
+        place = f"{printable(error.filename)}: " if error.filename else ""
+        print(f"l4s-gym: {place}{error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("l4s-gym: interrupted", file=sys.stderr)

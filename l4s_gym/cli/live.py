@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.table import Table
+from rich.text import Text
 
 from l4s_gym.cli.arguments import App
 from l4s_gym.cli.common import console, progress_bar, say
@@ -216,14 +217,8 @@ def _print_findings(found: list[Finding]) -> None:
     table = Table("check", "", "seen", "remedy")
     for each in found:
         colour = {"ok": "green", "warn": "yellow", "fail": "red"}.get(each.verdict, "dim")
-        table.add_row(each.name, f"[{colour}]{each.verdict}[/{colour}]", _plain(each.seen), _plain(each.remedy))
+        table.add_row(each.name, Text(each.verdict, style=colour), each.seen, each.remedy)
     console.print(table)
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 @app.command

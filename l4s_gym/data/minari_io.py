@@ -15,7 +15,7 @@ from l4s_gym import schema
 from l4s_gym.data.episodes import Episode, runs_of_stream
 from l4s_gym.data.files import atomic_folder
 from l4s_gym.data.steps import EXTRAS, REWARD, STEP, Steps
-from l4s_gym.data.storage import INFOS, MAIN, Shard, link_shards, shard_name, write_shard
+from l4s_gym.data.storage import INFOS, MAIN, Shard, check_files, link_shards, readable, shard_name, write_shard
 from l4s_gym.errors import L4SError
 from l4s_gym.extras import optional
 from l4s_gym.sim import fingerprint
@@ -138,7 +138,11 @@ def ensure_namespace(namespace: str) -> None:
     """Make a namespace that is not here yet."""
     namespaces = import_minari("minari.namespace")
     if namespace not in namespaces.list_local_namespaces():
-        namespaces.create_namespace(namespace, description=_NAMESPACE)
+        try:
+            namespaces.create_namespace(namespace, description=_NAMESPACE)
+        except ValueError:  # another process was faster
+            if namespace not in namespaces.list_local_namespaces():
+                raise
 
 
 def schema_metadata(reward: str, extra: Mapping[str, Any]) -> dict[str, Any]:
@@ -355,9 +359,12 @@ def load(dataset_id: str) -> Any:
     if not path.is_dir():
         raise L4SError(f"dataset {dataset_id!r}: not found in {path.parent}: see `minari list local`, or download it")
     try:
-        return minari.load_dataset(dataset_id)
-    except (ValueError, KeyError, OSError, AssertionError) as error:
+        dataset = minari.load_dataset(dataset_id)
+    except (ValueError, KeyError, OSError, AssertionError, AttributeError, TypeError) as error:
         raise L4SError(f"dataset {dataset_id!r}: cannot be read ({error}): write or download it again") from error
+    if (path / "data" / MAIN).is_file():
+        check_files(path / "data")
+    return dataset
 
 
 def read_episodes(dataset: Any) -> Iterator[Episode]:
@@ -369,6 +376,11 @@ def read_episodes(dataset: Any) -> Iterator[Episode]:
     Raises:
         L4SError: An episode lacks our infos.
     """
+    with readable(Path(dataset.spec.data_path)):
+        yield from _episodes(dataset)
+
+
+def _episodes(dataset: Any) -> Iterator[Episode]:
     notes = dataset.storage.get_episode_metadata(dataset.episode_indices)
     for data, note in zip(dataset.iterate_episodes(), notes, strict=True):
         if not set(INFOS) <= set(data.infos or ()):
@@ -435,6 +447,14 @@ def validate(dataset: Any) -> None:
     """
     where = f"dataset {dataset.id!r}"
     check_schema(dataset)
+    with readable(Path(dataset.spec.data_path)):
+        steps = _checked_steps(dataset, where)
+    if steps != dataset.total_steps:
+        raise L4SError(f"{where}: has {steps} steps, but says {dataset.total_steps}: write it again")
+
+
+def _checked_steps(dataset: Any, where: str) -> int:
+    """Check each episode; the number of their steps."""
     steps = 0
     for data, episode in zip(dataset.iterate_episodes(), read_episodes(dataset), strict=True):
         place = f"{where}, episode {data.id}"
@@ -445,5 +465,4 @@ def validate(dataset: Any) -> None:
         if data.terminations.any() or not np.array_equal(data.truncations, truncated):
             raise L4SError(f"{place}: must be truncated at its last step, and end nowhere else")
         steps += len(episode)
-    if steps != dataset.total_steps:
-        raise L4SError(f"{where}: has {steps} steps, but says {dataset.total_steps}: write it again")
+    return steps

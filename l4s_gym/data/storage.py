@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from l4s_gym.data.files import atomic_write
+from l4s_gym.data.files import atomic_write, printable
 from l4s_gym.data.steps import EXTRAS, STEP, Steps
 from l4s_gym.errors import L4SError
 from l4s_gym.extras import optional
@@ -159,7 +159,8 @@ def _write_episode(file: Any, number: int, run: Run, folder: Path) -> int:
             return 0
         spool.seek(0)
         group = file.create_group(f"episode_{number}")
-        group.attrs.update({"id": number, "total_steps": rows - 1, **run.about})
+        about = {name: printable(each) if isinstance(each, str) else each for name, each in run.about.items()}
+        group.attrs.update({"id": number, "total_steps": rows - 1, **about})
         made = {
             path: group.create_dataset(path, (rows - 1 + more, *row), dtype)
             for path, (dtype, row, more) in ARRAYS.items()
@@ -196,6 +197,39 @@ def write_shard(path: Path, first: int, runs: Iterable[Run]) -> Shard:
             steps += written
         file.attrs.update({"first": first, "episodes": episodes, "steps": steps})
     return Shard(path.name, first, episodes, steps)
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """What h5py says of a damaged or locked file as an error of one line.
+
+    Args:
+        path: The file that is read, or the folder of several.
+
+    Raises:
+        L4SError: It cannot be read.
+    """
+    try:
+        yield
+    except (OSError, KeyError, RuntimeError) as error:
+        said = " ".join(str(error.args[-1] if error.args else error).split())
+        if "unable to lock file" in said:
+            raise L4SError(f"{path}: is locked: another process writes it: wait for it") from error
+        remedy = "download the dataset with --force, or build it with --overwrite"
+        raise L4SError(f"{path}: cannot be read ({printable(said)}): {remedy}") from error
+
+
+def check_files(folder: Path) -> None:
+    """Open each file of a dataset's `data` folder.
+
+    Raises:
+        L4SError: One is missing, damaged or locked.
+    """
+    with readable(folder / MAIN), h5py().File(folder / MAIN, "r") as main:
+        links = [main.get(name, getlink=True) for name in main]
+    for name in sorted({link.filename for link in links if isinstance(link, h5py().ExternalLink)}):
+        with readable(folder / name), h5py().File(folder / name, "r"):
+            pass
 
 
 def read_shard(path: Path) -> Shard:

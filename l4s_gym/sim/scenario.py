@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 
+from l4s_gym.data.files import printable
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.sim import options, traces
 from l4s_gym.sim.layout import AQMS
@@ -325,7 +326,7 @@ def load(scenario: str | Path | Scenario) -> Scenario:
         raise unknown("scenario", str(scenario), names())
     if not path.is_file():
         raise L4SError(f"{path}: no such scenario file; `l4s-gym scenarios` lists the ones that ship")
-    return from_dict({"name": path.stem, **read_toml(path)})
+    return from_dict({"name": printable(path.stem), **read_toml(path)})
 
 
 def digest(scenario: str | Path | Scenario) -> str:
