@@ -267,7 +267,7 @@ def _run(args: list[str]) -> int:
         print(f"l4s-gym: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.filename == STDOUT:
+        if error.filename == STDOUT or isinstance(error, BrokenPipeError):
             raise
         place = f"{printable(error.filename)}: " if error.filename else ""
         print(f"l4s-gym: {place}{error.strerror or error}", file=sys.stderr)
