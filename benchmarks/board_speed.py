@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import tyro
 
 from l4s_gym import agents
+from l4s_gym.cli.arguments import command_line
 from l4s_gym.evaluation import entry, harness, leaderboard, sweep
 from l4s_gym.evaluation.origin import append_run, origin
 from l4s_gym.sim import scenario
@@ -135,4 +135,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    main(command_line(Options, description=__doc__))

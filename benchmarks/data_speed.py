@@ -25,8 +25,8 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import tyro
 
+from l4s_gym.cli.arguments import command_line
 from l4s_gym.data import recipes
 from l4s_gym.data.build import build as build_dataset
 from l4s_gym.data.convert import convert
@@ -270,4 +270,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    main(command_line(Options))

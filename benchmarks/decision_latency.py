@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
 
 from l4s_gym.agents.llm.agent import LLMAgent, Target
 from l4s_gym.agents.llm.config import BackboneConfig, LLMConfig, LoraConfig
 from l4s_gym.agents.llm.model import DecisionModel
+from l4s_gym.cli.arguments import command_line
 from l4s_gym.evaluation.cost import act, decide, figures
 from l4s_gym.evaluation.origin import append_run, origin
 
@@ -132,4 +132,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    main(command_line(Options))

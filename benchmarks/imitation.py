@@ -23,10 +23,10 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-import tyro
 
 from l4s_gym.agents import RULES, make, saved, training
 from l4s_gym.agents.logged import offline_probabilities
+from l4s_gym.cli.arguments import command_line
 from l4s_gym.data import build, minari_io, recipes
 from l4s_gym.data.files import atomic_write
 from l4s_gym.errors import L4SError, unknown
@@ -422,7 +422,7 @@ def main(options: Options) -> None:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Options))
+        main(command_line(Options))
     except L4SError as error:
         raise SystemExit(f"error: {error}") from error
     except KeyboardInterrupt:

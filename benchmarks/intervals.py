@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 
+from l4s_gym.cli.arguments import command_line
 from l4s_gym.data.files import atomic_write
 from l4s_gym.evaluation import ranking, statistics
 from l4s_gym.evaluation.origin import origin
@@ -157,4 +157,4 @@ def main(boards: int = 1000, resamples: int = 200, seed: int = 0, out: Path = RE
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command_line(main)

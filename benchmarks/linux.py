@@ -113,7 +113,8 @@ def run(
 ) -> Result:  # fmt: skip
     """Simulate a case with several seeds; `marks` takes the discipline's place with marks of this probability."""
     tree = {
-        "name": "linux", "sources": sources, "horizon_s": warmup_s + seconds, "options": options,
+        "name": "linux", "sources": sources, "horizon_s": warmup_s + seconds,
+        "options": {aqm: options} if options else {},
         "link": {"rate_mbps": rate_mbps},
     }  # fmt: skip
     decider = layout.NATIVE if marks is None else layout.PROBABILITY
@@ -286,9 +287,7 @@ def markdown(rows: list[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(
-    seeds: int = 4, seconds: float = 1.0, overload_table: Path = OVERLOAD, out: Path = HERE / "results"
-) -> None:
+def main(seeds: int = 4, seconds: float = 1.0, overload_table: Path = OVERLOAD, out: Path = HERE / "results") -> None:
     """Compare the simulator with measurements of real Linux.
 
     Args:

@@ -19,8 +19,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import tyro
-
 from l4s_gym import agents
 from l4s_gym.bridge import protocol
 from l4s_gym.bridge.client import Client
@@ -29,6 +27,7 @@ from l4s_gym.bridge.control import Controller
 from l4s_gym.bridge.figures import Figures, read
 from l4s_gym.bridge.plan import inside
 from l4s_gym.bridge.testbed import LiveTestbed
+from l4s_gym.cli.arguments import command_line
 from l4s_gym.data.files import atomic_write
 from l4s_gym.evaluation import native
 from l4s_gym.evaluation.origin import append_run, origin
@@ -461,4 +460,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command_line(main)

@@ -13,8 +13,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
+from l4s_gym.cli.arguments import command_line
 from l4s_gym.errors import L4SError
 from l4s_gym.extras import optional
 
@@ -55,6 +54,6 @@ def main(report: Path = Path("runs/leaderboard/index.html"), readme: bool = Fals
 
 if __name__ == "__main__":
     try:
-        tyro.cli(main, description=__doc__)
+        command_line(main, description=__doc__)
     except L4SError as error:
         sys.exit(f"error: {error}")

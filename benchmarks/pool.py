@@ -25,12 +25,12 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import tyro
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from l4s_gym.agents.metrics import classification, reliability
 from l4s_gym.agents.training import load_config
+from l4s_gym.cli.arguments import command_line
 from l4s_gym.data.causal import as_logged_observation
 from l4s_gym.data.files import atomic_write
 from l4s_gym.data.pools import Rows, load_rows
@@ -563,7 +563,7 @@ def main(
 
 if __name__ == "__main__":
     try:
-        tyro.cli(main)
+        command_line(main)
     except L4SError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -21,12 +21,12 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 import numpy.typing as npt
-import tyro
 from gymnasium.utils import seeding
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy.stats import ks_2samp, wasserstein_distance
 
+from l4s_gym.cli.arguments import command_line
 from l4s_gym.data.files import atomic_write
 from l4s_gym.data.pools import load_rows
 from l4s_gym.evaluation.demo import POOL_FILES, find_pools
@@ -152,7 +152,7 @@ VARIANTS: Final[dict[str, dict[str, float]]] = {
     "0.4 ms": {"link.row_ms": 0.4},
     "0.9 ms": {"link.row_ms": 0.9},
     "no pauses": {"link.pause_ms": 0.0},
-    "weights 1 : 1": {"options.drr_weight": 1},
+    "weights 1 : 1": {"options.dualpi2_freebsd.drr_weight": 1},
 }
 
 
@@ -396,4 +396,4 @@ def main(seeds: int = 10, seconds: float = 60.0, out: Path | None = None, pools:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command_line(main)

@@ -26,12 +26,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import tyro
-
 from l4s_gym.bridge import protocol as p
 from l4s_gym.bridge.client import BridgeError, Client
 from l4s_gym.bridge.figures import Figures, read
 from l4s_gym.bridge.testbed import LiveTestbed
+from l4s_gym.cli.arguments import command_line
 from l4s_gym.evaluation.origin import append_run, origin
 from l4s_gym.schema import RECORD
 from l4s_gym.sim import scenario
@@ -437,4 +436,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command_line(main)

@@ -21,9 +21,9 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import tyro
 from gymnasium.utils import seeding
 
+from l4s_gym.cli.arguments import command_line
 from l4s_gym.envs.vector import DualPI2VectorEnv
 from l4s_gym.evaluation.origin import append_run, origin
 from l4s_gym.sim import layout, scenario
@@ -204,4 +204,4 @@ def main(ns3_python: Path | None = None, repeats: int = 7, out: Path = RESULTS, 
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command_line(main)

@@ -25,7 +25,6 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import torch
-import tyro
 
 from l4s_gym import agents
 from l4s_gym.agents.llm.text import ANSWER_TOKENS, parse, prompt
@@ -34,6 +33,7 @@ from l4s_gym.agents.logged import Logged, Stretch, cut
 from l4s_gym.agents.metrics import classification, decisions
 from l4s_gym.agents.protocol import DecisionRule
 from l4s_gym.agents.training import CHECKPOINT, config_file, load_config, read_dataset
+from l4s_gym.cli.arguments import command_line
 from l4s_gym.data.files import atomic_write
 from l4s_gym.evaluation.harness import evaluate
 from l4s_gym.evaluation.origin import origin
@@ -248,4 +248,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    main(command_line(Options))

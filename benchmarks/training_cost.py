@@ -16,10 +16,10 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-import tyro
 
 from l4s_gym.agents.llm.trainer import Trainer
 from l4s_gym.agents.training import load_config
+from l4s_gym.cli.arguments import command_line
 from l4s_gym.errors import L4SError
 from l4s_gym.evaluation.cost import training_steps
 from l4s_gym.evaluation.origin import append_run, origin
@@ -93,6 +93,6 @@ def main(options: Options, source: Any = None) -> dict[str, Any]:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Options))
+        main(command_line(Options))
     except L4SError as error:
         sys.exit(f"error: {error}")

@@ -340,3 +340,80 @@ def test_progress_is_a_line_a_minute_where_nobody_watches(
         for share in (0.1, 0.25, 0.3, 0.5):
             show(share)
     assert capsys.readouterr().err == "cells: 25%, about 4 min left\ncells: 50%, about 4 min left\n"
+
+
+# -- names and pipes that are not as they should be
+
+
+def program(command: str, folder: Path) -> subprocess.CompletedProcess[bytes]:
+    """What a shell makes of a command, in which L4S is the program."""
+    run_it = f"{sys.executable} -m l4s_gym.cli"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "L4S": run_it}
+    command = f"set -o pipefail; {command}"
+    return subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, check=False)
+
+
+def test_version(capsys: Capture) -> None:
+    import l4s_gym
+    from l4s_gym.sim import fingerprint
+
+    code, out, err = run(capsys, "--version")
+    assert (code, err) == (0, "")
+    assert out == f"l4s-gym {l4s_gym.__version__}, simulator {fingerprint.FINGERPRINT}\n"
+
+
+@pytest.mark.parametrize("command", ["scenarios", "scenarios --name web", "scenarios --help"])
+def test_who_reads_the_output_has_enough(command: str, tmp_path: Path) -> None:
+    done = program(f"$L4S {command} | true", tmp_path)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_stdout_that_takes_nothing(tmp_path: Path) -> None:
+    done = program("$L4S scenarios > /dev/full", tmp_path)
+    assert (done.returncode, done.stderr) == (1, b"l4s-gym: stdout: No space left on device\n")
+    done = program("$L4S scenarios >&-", tmp_path)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("name", ["a[b]c", "[bold]x", "[red]", "a[", "no:smile:"])
+def test_square_brackets_in_names(name: str, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are no markup: what is printed is the name."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / f"{name}.toml").write_text('horizon_s = 1.0\n[[sources]]\nkind = "prague"\n')
+    code, out, err = run(capsys, "simulate", f"{name}.toml", "--log", f"{name}.log", "--picture", f"{name}.png")
+    assert (code, err) == (0, "")
+    assert f"{name}, dualpi2_freebsd" in out and f"in {name}.log" in out and f"picture: {name}.png" in out
+    (tmp_path / "own.py").write_text(
+        "from l4s_gym.agents import EnqueueAgent\n\nclass Own(EnqueueAgent):\n    name = '[/x]" + name + "'\n"
+    )
+    words = ("evaluate", "own.py:Own", "--scenario", f"{name}.toml", "--seeds", "0", "--out", f"{name}.json")
+    code, out, err = run(capsys, *words)
+    assert (code, err) == (0, "")
+    assert f"[/x]{name}" in out and f"results: {name}.json" in out
+
+
+def test_a_bar_shows_names_as_they_are(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    with common.progress_bar("evaluating [/x][red]a") as show:
+        show(0.5)
+    assert "evaluating [/x][red]a" in capsys.readouterr().err
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    text = 'horizon_s = 1.0\n[[sources]]\nkind = "prague"\n'
+    (tmp_path / "plain.toml").write_text(text)
+    name = "$'n\\xff'"
+    for command in (
+        f"cp plain.toml {name}.toml && $L4S simulate {name}.toml --log {name}.rec",
+        f"$L4S scenarios --name {name}.toml",
+        f"$L4S evaluate native:fifo --scenario {name}.toml --seeds 0 --out {name}.json",
+        f"$L4S log inspect {name}.rec",
+        f"$L4S log convert {name}.rec --to pool --out {name}.pool.json",
+        f"MINARI_DATASETS_PATH=here $L4S log convert {name}.rec --to minari --id l4s/dualpi2/x-v0",
+    ):
+        done = program(command, tmp_path)
+        assert done.returncode == 0 and b"Traceback" not in done.stderr, (command, done)
+    for command in (f"$L4S train bc --dataset {name}", f"$L4S evaluate {name}:x", f"$L4S evaluate ./{name}"):
+        done = program(command, tmp_path)
+        assert done.returncode == 2 and done.stderr.count(b"\n") == 1, (command, done)

@@ -10,10 +10,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
 from l4s_gym.agents.llm.train import train
 from l4s_gym.agents.training import load_config
+from l4s_gym.cli.arguments import command_line
 from l4s_gym.errors import L4SError
 from l4s_gym.sim.fingerprint import allow_stale
 
@@ -58,7 +57,7 @@ def main(options: Options) -> None:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Options))
+        main(command_line(Options))
     except L4SError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

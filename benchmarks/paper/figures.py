@@ -16,6 +16,7 @@ from typing import Annotated
 
 import tyro
 
+from l4s_gym.cli.arguments import command_line
 from l4s_gym.cli.common import progress_bar
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.evaluation.paper import FIGURES
@@ -55,6 +56,6 @@ def main(options: Options) -> None:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Options, description=__doc__))
+        main(command_line(Options, description=__doc__))
     except L4SError as error:
         sys.exit(f"error: {error}")

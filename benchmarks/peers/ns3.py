@@ -40,9 +40,9 @@ import time
 from pathlib import Path
 from typing import NoReturn, TypedDict, cast
 
-import tyro
 from gymnasium.utils import seeding
 
+from l4s_gym.cli.arguments import command_line
 from l4s_gym.data.files import atomic_write
 from l4s_gym.evaluation.origin import origin
 from l4s_gym.sim import measure, scenario
@@ -232,11 +232,13 @@ def our_scenario(case: Case) -> scenario.Scenario:
                 {"kind": kinds.get(cc, cc), "count": n, "rtt_ms": case.rtt_ms, **ecn} for cc, n in case.flows.items()
             ],
             "options": {
-                "red_min_ms": case.red_min_th * per_packet_ms,
-                "red_max_ms": case.red_max_th * per_packet_ms,
-                "red_weight": case.red_qw,
-                "red_max_p": case.red_max_p,
-                "derandomise": False,  # as ns-3's default
+                "red": {
+                    "min_ms": case.red_min_th * per_packet_ms,
+                    "max_ms": case.red_max_th * per_packet_ms,
+                    "weight": case.red_qw,
+                    "max_p": case.red_max_p,
+                },
+                "pie": {"derandomise": False},  # as ns-3's default
             },
         }
     )
@@ -342,4 +344,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command_line(main)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import os
 from pathlib import Path
 from typing import Any, Final
@@ -69,6 +70,15 @@ def _foreign(spec: str, module: str, attribute: str) -> Agent:
     except AttributeError as error:
         raise L4SError(f"agent {spec!r}: {error}: give MODULE:ATTRIBUTE") from error
     if callable(found) and (isinstance(found, type) or not isinstance(found, Agent)):
+        try:
+            inspect.signature(found).bind()
+        except TypeError as error:
+            raise L4SError(
+                f"agent {spec!r}: {attribute} takes arguments ({error}): give an object with the methods of "
+                "l4s_gym.agents.Agent, or a class or function without arguments that makes it"
+            ) from None
+        except ValueError:  # written in C, it has no signature that can be read
+            pass
         found = found()
     if not isinstance(found, Agent):
         lacking = [name for name in ("name", "rule", "reset", "act", "cost") if not hasattr(found, name)]

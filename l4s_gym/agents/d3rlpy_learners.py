@@ -16,7 +16,6 @@ import msgspec
 import numpy as np
 
 from l4s_gym.agents import training as shared
-from l4s_gym.agents.config import convert
 from l4s_gym.agents.d3rlpy_agents import BCAgent, D3RLPyAgent, ValueAgent, seeded
 from l4s_gym.agents.imbalance import Imbalance
 from l4s_gym.agents.logged import Ints, Logged, Stretch, cut, split
@@ -25,6 +24,7 @@ from l4s_gym.agents.protocol import RULES
 from l4s_gym.data.d3rlpy_io import import_d3rlpy, quiet
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.schema import ACTIONS, OBSERVED
+from l4s_gym.tables import convert
 
 Report = Callable[[int, Mapping[str, float]], None]
 _LINES: Final = 10

@@ -23,9 +23,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from l4s_gym.agents.config import convert
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.schema import ACTIONS
+from l4s_gym.tables import convert
 
 Floats = npt.NDArray[np.float64]
 

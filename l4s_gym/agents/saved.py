@@ -19,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from l4s_gym.data.files import PathLike, atomic_folder, read_error, sha256
+from l4s_gym.data.files import PathLike, atomic_folder, printable, read_error, sha256
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.extras import optional
 from l4s_gym.schema import SCHEMA_VERSION
@@ -109,6 +109,18 @@ def _safetensors() -> Any:
     return optional("safetensors.torch", "baselines", "llm")
 
 
+def check_name(folder: PathLike) -> None:
+    """Refuse a name that safetensors and TensorBoard cannot take.
+
+    Raises:
+        L4SError: It is not UTF-8.
+    """
+    try:
+        os.fspath(folder).encode()
+    except UnicodeEncodeError:
+        raise L4SError(f"{printable(folder)}: the name is not UTF-8: name another folder") from None
+
+
 def check_target(folder: PathLike) -> None:
     """Refuse a folder that holds something else than an agent or its unfinished training.
 
@@ -116,6 +128,7 @@ def check_target(folder: PathLike) -> None:
         L4SError: It does, or it is a file.
     """
     path = Path(folder)
+    check_name(path)
     if path.exists() and not path.is_dir():
         raise L4SError(f"{folder}: is a file: name a folder")
     names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
@@ -290,6 +303,7 @@ def load(folder: PathLike, options: Mapping[str, str] | None = None, *, kind: st
     Raises:
         L4SError: As `read`; it is of another kind; the loader refuses an option.
     """
+    check_name(folder)
     saved = read(folder, kind)
     module, _, name = KINDS[saved.kind].partition(":")
     try:

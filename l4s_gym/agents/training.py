@@ -13,7 +13,7 @@ import resource
 import signal
 import sys
 import threading
-import tomllib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,11 +21,11 @@ from typing import Any, Final, Protocol
 
 import l4s_gym
 from l4s_gym.agents import saved
-from l4s_gym.agents.config import read_toml
 from l4s_gym.data.episodes import Episode
 from l4s_gym.data.files import atomic_write, read_error
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.sim import fingerprint
+from l4s_gym.tables import parse_setting, read_toml
 
 Progress = Callable[[float], None]
 Say = Callable[[str], None]
@@ -114,16 +114,9 @@ def merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> Plain:
 
 
 def _setting(text: str) -> Plain:
-    """``a.b=value`` as a table; the value is TOML, or else a word."""
-    name, equals, value = text.partition("=")
-    keys = [key.strip() for key in name.split(".")]
-    if not equals or not all(keys):
-        raise L4SError(f"--set {text}: give key=value, such as steps=1000 or imbalance.kind=sample")
-    try:
-        parsed: Any = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        parsed = value
-    for key in reversed(keys):
+    """``a.b=value`` as a table."""
+    name, parsed = parse_setting(text)
+    for key in reversed(name.split(".")):
         parsed = {key: parsed}
     table: Plain = parsed
     return table
@@ -195,21 +188,28 @@ class Stop:
         self.asked = False
 
 
-@contextmanager
-def interruptible() -> Iterator[Stop]:
-    """Let Ctrl-C (and SIGTERM) only ask to stop, so that a step is done wholly or not at all; the second one kills.
+_AT_ONCE_S: Final = 5.0
+"""Who is in a hurry presses Ctrl-C several times."""
 
-    Outside of the main thread nothing changes.
+
+@contextmanager
+def interruptible(clock: Callable[[], float] = time.monotonic) -> Iterator[Stop]:
+    """Let Ctrl-C (and SIGTERM) only ask to stop, so that a step is done wholly or not at all; a later one kills.
+
+    One that comes within `_AT_ONCE_S` of the first says the same once more. Outside of the main thread nothing changes.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    asked: list[float] = []
 
     def ask(number: int, _: object) -> None:
-        if stop.asked:
+        if stop.asked and clock() - asked[0] > _AT_ONCE_S:
             raise KeyboardInterrupt
+        if not stop.asked:
+            asked.append(clock())
         stop.asked = True
 
     try:

@@ -31,11 +31,12 @@ UNSHAPED: Final = 0
 """The rate of a router that does not shape."""
 
 _COMMON: Final = (
-    "target_us", "tupdate_us", "limit_packets", "limit_bytes", "max_burst_us", "max_ecn_threshold", "flags", "step_ns"
+    "target_us", "tupdate_us", "limit_packets", "limit_bytes", "max_burst_us", "max_ecn_threshold", "flags"
 )  # fmt: skip
-_TESTBED: Final = ("alpha", "beta", "quirks", "drr_weight", "classic_weight", "shift_ns")
-_RFC9332: Final = (*_TESTBED, "coupling", "alpha_q", "beta_q", "min_th_ns", "range_ns", "th_len", "p_c_max")
-_LINUX: Final = ("step_packets", "min_qlen_step", "drop_on_overload", "classic_protection")
+_EITHER: Final = ("alpha", "beta", "classic_weight", "shift_ns")
+_TESTBED: Final = (*_EITHER, "quirks", "drr_weight", "step_ns")
+_RFC9332: Final = (*_EITHER, "coupling", "alpha_q", "beta_q", "min_th_ns", "range_ns", "th_len", "p_c_max")
+_LINUX: Final = ("step_ns", "step_packets", "min_qlen_step", "drop_on_overload", "classic_protection")
 _OWN: Final = {TESTBED: _TESTBED, RFC9332: _RFC9332, LINUX: _LINUX}
 """Parameters of each variant that bear the names of the simulator's fields."""
 _LINUX_NAMES: Final = {"pi2_alpha": "alpha", "pi2_beta": "beta", "coupling_factor": "coupling"}

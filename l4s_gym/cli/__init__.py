@@ -6,6 +6,8 @@ Exit status: 0 done, 1 failed, 2 bad input (one line tells the remedy), 130 inte
 from __future__ import annotations
 
 import importlib
+import io
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -17,10 +19,13 @@ from rich.table import Table
 
 from l4s_gym.cli import agents as _agents
 from l4s_gym.cli import leaderboard as _leaderboard
-from l4s_gym.cli.common import console, progress_bar, say
+from l4s_gym.cli.arguments import App
+from l4s_gym.cli.common import STDOUT, Settings, chosen_scenario, console, progress_bar, say
+from l4s_gym.data.files import printable
 from l4s_gym.errors import L4SError
 
-app = tyro.extras.SubcommandApp()
+app = App()
+_ABOUT = "L4S DualPI2: simulate, work on logs, evaluate agents. --version tells that of program and simulator."
 GROUPS = {"log": "l4s_gym.cli.log", "datasets": "l4s_gym.cli.datasets", "live": "l4s_gym.cli.live"}
 """Groups of commands, and their modules (each has an `app`)."""
 
@@ -51,7 +56,7 @@ def scenarios(suite: str | None = None, name: str | None = None, trace: str | No
         import msgspec
 
         text = msgspec.json.format(msgspec.json.encode(scenario.load(name)))
-        console.print(text.decode(), markup=False, highlight=False, soft_wrap=True)
+        console.print(text.decode(), highlight=False, soft_wrap=True)
         return
     chosen = scenario.suite(suite) if suite else scenario.names()
     table = Table("name", "suites", "Mbit/s", "flows", "description")
@@ -68,6 +73,7 @@ def simulate(
     aqm: str | None = None,
     seed: int = 0,
     seconds: float | None = None,
+    settings: Settings = (),
     log: Path | None = None,
     picture: Path | None = None,
 ) -> None:
@@ -78,6 +84,7 @@ def simulate(
         aqm: dualpi2_freebsd, dualpi2_rfc9332, dualpi2_linux, pie, codel, red or fifo; the scenario's by default.
         seed: Seed of the episode.
         seconds: Length of the run instead of the scenario's.
+        settings: Fields of the scenario, such as link.rate_mbps=40 or options.pie.target_ms=10.
         log: Write the decision log: text lines of the testbed's kernel, or all fields as binary records (.rec), which
             bear the simulator's fingerprint.
         picture: Write a picture of delays, queues, probability and rate (PNG).
@@ -88,7 +95,6 @@ def simulate(
     from l4s_gym.data.stream import named_kind
     from l4s_gym.evaluation import native
     from l4s_gym.sim import fingerprint
-    from l4s_gym.sim import scenario as scenarios_
 
     _check_seeds(seed)
     for path in (log, picture):
@@ -97,9 +103,7 @@ def simulate(
     kind = None if log is None else named_kind(log)
     if kind not in (None, "log", "rec"):
         raise L4SError(f"{log}: is not written by `simulate`: write a .rec file, and `l4s-gym log convert` it")
-    chosen = scenarios_.load(scenario)
-    if seconds is not None:
-        chosen = chosen.replace(horizon_s=seconds)
+    chosen = chosen_scenario(scenario, seconds, settings)
     with progress_bar(f"simulating {chosen.name}") as report:
         run = native.simulate(chosen, aqm, seed, log=log is not None, progress=report)
     _print_run(run, f"{chosen.name}, {run.batch.aqm}, seed {seed}")
@@ -167,6 +171,7 @@ def evaluate(
     reward: str = "balance",
     interval: int = 1,
     seconds: float | None = None,
+    settings: Settings = (),
     out: Path | None = None,
     allow_stale: bool = False,
 ) -> None:
@@ -180,19 +185,17 @@ def evaluate(
         reward: balance, power or l4s_llm.
         interval: Ask the agent at each interval-th packet.
         seconds: Length of the episodes instead of the scenario's.
+        settings: Fields of the scenario, such as link.rate_mbps=40 or options.pie.target_ms=10.
         out: Write the results as JSON there.
         allow_stale: Take agents too that were trained on data of another simulator; the results say so.
     """
     from l4s_gym.evaluation import harness, report
     from l4s_gym.sim import fingerprint
-    from l4s_gym.sim import scenario as scenarios_
 
     _check_seeds(*seeds)
     if interval < 1:
         raise L4SError(f"--interval {interval}: give 1 or more")
-    chosen = scenarios_.load(scenario)
-    if seconds is not None:
-        chosen = chosen.replace(horizon_s=seconds)
+    chosen = chosen_scenario(scenario, seconds, settings)
     results: list[harness.Result] = []
     stale: list[str] = []
     for who in agents:
@@ -234,17 +237,46 @@ def demo(out: Path = Path("runs/demo"), pools: Path | None = None, steps: int = 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; the exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files may hold anything
     try:
-        if args[:1] and args[0] in GROUPS:
+        code = _run(args)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # what is wrong with it is seen here, and not when Python ends
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):  # else who read it has enough, as `head`
+            print(f"l4s-gym: {STDOUT}: {error.strerror or error}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code
+
+
+def _version() -> str:
+    from l4s_gym import __version__
+    from l4s_gym.sim import fingerprint
+
+    return f"l4s-gym {__version__}, simulator {fingerprint.FINGERPRINT}"
+
+
+def _run(args: list[str]) -> int:
+    """Run a command; the exit status."""
+    try:
+        if args[:1] == ["--version"]:
+            say(_version())
+        elif args[:1] and args[0] in GROUPS:
             module = importlib.import_module(GROUPS[args[0]])
             module.app.cli(prog=f"l4s-gym {args[0]}", args=args[1:], description=module.__doc__)
         else:
-            app.cli(prog="l4s-gym", args=args, description="L4S DualPI2: simulate, work on logs, evaluate agents.")
+            app.cli(prog="l4s-gym", args=args, description=_ABOUT)
     except L4SError as error:
         print(f"l4s-gym: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"l4s-gym: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        if error.filename == STDOUT or isinstance(error, BrokenPipeError):
+            raise
+        place = f"{printable(error.filename)}: " if error.filename else ""
+        print(f"l4s-gym: {place}{error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("l4s-gym: interrupted", file=sys.stderr)

@@ -10,11 +10,10 @@ from typing import Annotated, Any
 import tyro
 from rich.table import Table
 
-from l4s_gym.cli.common import console, progress_bar, say
+from l4s_gym.cli.common import Settings, chosen_scenario, console, progress_bar, say
 from l4s_gym.errors import L4SError
 
 Name = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="AGENT")]
-Settings = Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="KEY=VALUE [KEY=VALUE ...]")]
 
 
 def train(
@@ -75,6 +74,7 @@ def examine(
     reward: str = "balance",
     interval: int = 1,
     seconds: float | None = None,
+    settings: Settings = (),
     steps: int = 20_000,
     out: Path | None = None,
     allow_stale: bool = False,
@@ -91,6 +91,7 @@ def examine(
         reward: balance, power or l4s_llm.
         interval: Ask the agent at each interval-th packet.
         seconds: Length of the episodes instead of the scenario's.
+        settings: Fields of the scenario, such as link.rate_mbps=40 or options.pie.target_ms=10.
         steps: The offline metrics are of at most so many steps.
         out: Write everything as JSON there.
         allow_stale: Take agents and datasets of another simulator too; the results say so.
@@ -99,15 +100,12 @@ def examine(
     from l4s_gym.evaluation import harness, report
     from l4s_gym.evaluation.origin import origin
     from l4s_gym.sim import fingerprint
-    from l4s_gym.sim import scenario as scenarios
 
     if not agents:
         raise L4SError("test: name at least one agent")
     if min(seeds, default=0) < 0 or interval < 1 or steps < 1:
         raise L4SError("test: --seeds takes numbers of 0 or more, --interval and --steps 1 or more")
-    chosen = scenarios.load(scenario)
-    if seconds is not None:
-        chosen = chosen.replace(horizon_s=seconds)
+    chosen = chosen_scenario(scenario, seconds, settings)
     offline: dict[str, dict[str, Any]] = {}
     results: list[harness.Result] = []
     stale: list[str] = []

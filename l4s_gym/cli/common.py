@@ -7,18 +7,38 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
+import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-# Into a file or a pipe a table may be as wide as it needs.
-console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160)
+if TYPE_CHECKING:
+    from l4s_gym.sim.scenario import Scenario
+
+Settings = Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="KEY=VALUE [KEY=VALUE ...]")]
+
+STDOUT: Final = "stdout"
+
+
+class _Console(Console):
+    """Names stdout where it cannot be written."""
+
+    def print(self, *objects: Any, **more: Any) -> None:
+        try:
+            super().print(*objects, **more)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, STDOUT) from None
+
+
+_wide = (sys.stdout is not None and sys.stdout.isatty()) or "COLUMNS" in os.environ
+# Into a file or a pipe a table may be as wide as it needs. Names are shown as they are, whatever brackets they bear.
+console = _Console(markup=False, emoji=False, width=None if _wide else 160)
 
 
 def say(text: str) -> None:
     """Print a line as it is: no markup, no colours, no line breaks of our own."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(text, highlight=False, soft_wrap=True)
 
 
 EVERY_S: Final = 60.0
@@ -31,12 +51,12 @@ def progress_bar(text: str) -> Iterator[Callable[[float], None]]:
 
     What is printed meanwhile stands above the bar, where stdout is a terminal too.
     """
-    err = Console(stderr=True)
+    err = Console(stderr=True, markup=False, emoji=False)
     if not err.is_terminal:
         yield _lines(text)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
-    above = sys.stdout.isatty()  # else lines that go into a file would land on the terminal
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+    above = sys.stdout is not None and sys.stdout.isatty()  # else lines that go into a file would land on the terminal
     with Progress(*columns, TimeRemainingColumn(), console=err, transient=True, redirect_stdout=above) as bar:
         task = bar.add_task(text, total=1.0)
         yield lambda share: bar.update(task, completed=min(share, 1.0))
@@ -54,3 +74,12 @@ def _lines(text: str) -> Callable[[float], None]:
             print(f"{text}: {share:.0%}, about {left / 60:.0f} min left", file=sys.stderr, flush=True)
 
     return show
+
+
+def chosen_scenario(name: str, seconds: float | None, settings: tuple[str, ...]) -> Scenario:
+    """A scenario of this length, with fields set."""
+    from l4s_gym.sim import scenario
+    from l4s_gym.tables import parse_setting
+
+    changes = dict(map(parse_setting, settings))
+    return scenario.load(name).replace(**changes, **({} if seconds is None else {"horizon_s": seconds}))

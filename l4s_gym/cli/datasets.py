@@ -11,10 +11,11 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.table import Column, Table
 
+from l4s_gym.cli.arguments import App
 from l4s_gym.cli.common import console, progress_bar, say
 from l4s_gym.errors import L4SError
 
-app = tyro.extras.SubcommandApp()
+app = App()
 Names = Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="NAME [NAME ...]")]
 Id = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ID")]
 Size = Literal["small", "full"]
@@ -52,6 +53,8 @@ def list_(
         return "stale" if fingerprint.reason(minari_io.simulator_in(stored)) else ""
 
     buildable, here = _buildable(recipes), remotes.here()
+    if remote is not None and len(remote) > 1:
+        raise L4SError("--remote: give one place at most")
     there = {} if remote is None else remotes.listed("".join(remote))
     table = Table(
         Column("dataset", no_wrap=True), "recipe", "steps", "MB", "state", *([] if remote is None else ["remote"])

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.table import Table
+from rich.text import Text
 
+from l4s_gym.cli.arguments import App
 from l4s_gym.cli.common import console, progress_bar, say
 from l4s_gym.cli.live_up import up
 from l4s_gym.errors import L4SError
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from l4s_gym.bridge.control import Run
     from l4s_gym.bridge.doctor import Evidence, Finding
 
-app = tyro.extras.SubcommandApp()
+app = App()
 
 app.command(up)
 
@@ -215,14 +217,8 @@ def _print_findings(found: list[Finding]) -> None:
     table = Table("check", "", "seen", "remedy")
     for each in found:
         colour = {"ok": "green", "warn": "yellow", "fail": "red"}.get(each.verdict, "dim")
-        table.add_row(each.name, f"[{colour}]{each.verdict}[/{colour}]", _plain(each.seen), _plain(each.remedy))
+        table.add_row(each.name, Text(each.verdict, style=colour), each.seen, each.remedy)
     console.print(table)
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 @app.command

@@ -7,10 +7,11 @@ from typing import Annotated, Literal
 
 import tyro
 
+from l4s_gym.cli.arguments import App
 from l4s_gym.cli.common import progress_bar, say
 from l4s_gym.errors import L4SError
 
-app = tyro.extras.SubcommandApp()
+app = App()
 Paths = Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="PATH [PATH ...]")]
 Columns = Annotated[str | None, tyro.conf.arg(metavar="NAME,NAME,...")]
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from l4s_gym.data.minari_io import check_simulator, load
-from l4s_gym.data.storage import ARRAYS, MAIN, h5py
+from l4s_gym.data.storage import ARRAYS, MAIN, h5py, readable
 from l4s_gym.errors import L4SError
 
 Ints = npt.NDArray[np.int64]
@@ -112,7 +113,8 @@ def open_layout(source: Any, names: Sequence[str] = tuple(ARRAYS)) -> Layout:
     files: dict[str, int] = {}
     held: list[Any] = []
     rows = []
-    with h5py().File(f"{dataset.spec.data_path}/{MAIN}", "r") as main:
+    folder = Path(dataset.spec.data_path)
+    with readable(folder), h5py().File(folder / MAIN, "r") as main:
         for number in numbers.tolist():
             where = f"dataset {dataset.id!r}: episode {number}"
             try:

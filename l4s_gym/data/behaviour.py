@@ -87,7 +87,7 @@ def episode_probabilities(episode: Episode) -> Floats:
     if not {"scenario", "aqm", "explore", "seed", "seconds"} <= set(about) or str(about["aqm"]) != AQM:
         raise L4SError(f"episode of {episode.source!r}: was not simulated with {AQM}: its probabilities are not known")
     scenario = load(str(about["scenario"])).replace(horizon_s=float(about["seconds"]))
-    if scenario.options.quirks_off:
+    if scenario.options.dualpi2_freebsd.quirks_off:
         raise L4SError(f"scenario {scenario.name!r}: switches quirks off: only the kernel's own decisions are known")
     explore = float(about["explore"])
     run = SimulatedRun(scenario, Behaviour(AQM, explore), int(about["seed"]))

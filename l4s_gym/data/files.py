@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import fcntl
 import gzip
 import hashlib
@@ -69,6 +70,8 @@ def atomic_write(path: PathLike) -> Iterator[BinaryIO]:
         os.replace(temporary, target)
     except IsADirectoryError as error:
         raise L4SError(f"{path}: is a folder: name a file") from error
+    except OSError as error:
+        raise _named(path, error) from error
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
@@ -121,7 +124,10 @@ def atomic_folder(
             new.mkdir(parents=True)
         except OSError as error:
             raise _folder_error(path, error) from error
-        yield new
+        try:
+            yield new
+        except OSError as error:
+            raise _named(path, error) from error
         put_in_place(new, target, overwrite=overwrite, keep=keep)
     finally:
         shutil.rmtree(new, ignore_errors=True)
@@ -160,6 +166,16 @@ def put_in_place(new: Path, target: Path, *, overwrite: bool = True, keep: Calla
         raise _folder_error(target, error) from error
     _sync_folder(target.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _named(path: PathLike, error: OSError) -> Exception:
+    """The error of a disk that takes no more, which names no file where an open one was written; others as they are."""
+    if error.filename is not None or error.errno not in _DISK:
+        return error
+    return L4SError(f"{path}: cannot be written ({error.strerror}): free some space, or choose another place")
+
+
+_DISK: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 def _folder_error(path: PathLike, error: OSError) -> L4SError:

@@ -15,7 +15,7 @@ from l4s_gym import schema
 from l4s_gym.data.episodes import Episode, runs_of_stream
 from l4s_gym.data.files import atomic_folder
 from l4s_gym.data.steps import EXTRAS, REWARD, STEP, Steps
-from l4s_gym.data.storage import INFOS, MAIN, Shard, link_shards, shard_name, write_shard
+from l4s_gym.data.storage import INFOS, MAIN, Shard, check_files, link_shards, readable, shard_name, write_shard
 from l4s_gym.errors import L4SError
 from l4s_gym.extras import optional
 from l4s_gym.sim import fingerprint
@@ -28,6 +28,8 @@ Progress = Callable[[int], None]
 ENV_ID: Final = "l4s_gym:L4S-DualPI2-v0"
 _ID_FORM: Final = "l4s/dualpi2/<name>-v0"
 _NAMESPACE: Final = "Decisions of L4S DualPI2 and other queue disciplines, from kernel logs and from a simulator"
+_SPACE: Final = 1 << 16
+"""Bytes."""
 _OWN: Final = ("id", "total_steps", "consecutive", "source", "absent")
 
 
@@ -136,7 +138,11 @@ def ensure_namespace(namespace: str) -> None:
     """Make a namespace that is not here yet."""
     namespaces = import_minari("minari.namespace")
     if namespace not in namespaces.list_local_namespaces():
-        namespaces.create_namespace(namespace, description=_NAMESPACE)
+        try:
+            namespaces.create_namespace(namespace, description=_NAMESPACE)
+        except ValueError:  # another process was faster
+            if namespace not in namespaces.list_local_namespaces():
+                raise
 
 
 def schema_metadata(reward: str, extra: Mapping[str, Any]) -> dict[str, Any]:
@@ -237,6 +243,7 @@ def publish(
         episodes, steps = link_shards(new / "data", fill(new / "data"))
         if not episodes:
             raise L4SError(f"dataset {dataset_id!r}: no episodes: give at least one run of two rows")
+        _check_space(new)
         (new / "data" / MAIN).replace(new / MAIN)
         storage = import_minari("minari.dataset.minari_storage").MinariStorage.new(
             new / "data",
@@ -257,6 +264,20 @@ def publish(
             }
         )
     return minari.load_dataset(dataset_id)
+
+
+def _check_space(folder: Path) -> None:
+    """Refuse a full disk before Minari writes its few kilobytes by HDF5, which ends the program for it.
+
+    Raises:
+        OSError: It is full.
+    """
+    trial = folder / "trial"
+    try:
+        with open(trial, "wb") as file:
+            file.write(bytes(_SPACE))
+    finally:
+        trial.unlink(missing_ok=True)
 
 
 def create(
@@ -338,9 +359,12 @@ def load(dataset_id: str) -> Any:
     if not path.is_dir():
         raise L4SError(f"dataset {dataset_id!r}: not found in {path.parent}: see `minari list local`, or download it")
     try:
-        return minari.load_dataset(dataset_id)
-    except (ValueError, KeyError, OSError, AssertionError) as error:
+        dataset = minari.load_dataset(dataset_id)
+    except (ValueError, KeyError, OSError, AssertionError, AttributeError, TypeError) as error:
         raise L4SError(f"dataset {dataset_id!r}: cannot be read ({error}): write or download it again") from error
+    if (path / "data" / MAIN).is_file():
+        check_files(path / "data")
+    return dataset
 
 
 def read_episodes(dataset: Any) -> Iterator[Episode]:
@@ -352,6 +376,11 @@ def read_episodes(dataset: Any) -> Iterator[Episode]:
     Raises:
         L4SError: An episode lacks our infos.
     """
+    with readable(Path(dataset.spec.data_path)):
+        yield from _episodes(dataset)
+
+
+def _episodes(dataset: Any) -> Iterator[Episode]:
     notes = dataset.storage.get_episode_metadata(dataset.episode_indices)
     for data, note in zip(dataset.iterate_episodes(), notes, strict=True):
         if not set(INFOS) <= set(data.infos or ()):
@@ -418,6 +447,14 @@ def validate(dataset: Any) -> None:
     """
     where = f"dataset {dataset.id!r}"
     check_schema(dataset)
+    with readable(Path(dataset.spec.data_path)):
+        steps = _checked_steps(dataset, where)
+    if steps != dataset.total_steps:
+        raise L4SError(f"{where}: has {steps} steps, but says {dataset.total_steps}: write it again")
+
+
+def _checked_steps(dataset: Any, where: str) -> int:
+    """Check each episode; the number of their steps."""
     steps = 0
     for data, episode in zip(dataset.iterate_episodes(), read_episodes(dataset), strict=True):
         place = f"{where}, episode {data.id}"
@@ -428,5 +465,4 @@ def validate(dataset: Any) -> None:
         if data.terminations.any() or not np.array_equal(data.truncations, truncated):
             raise L4SError(f"{place}: must be truncated at its last step, and end nowhere else")
         steps += len(episode)
-    if steps != dataset.total_steps:
-        raise L4SError(f"{where}: has {steps} steps, but says {dataset.total_steps}: write it again")
+    return steps

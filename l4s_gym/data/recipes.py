@@ -19,6 +19,7 @@ from l4s_gym.data.simulated import Behaviour, SimulatedRun
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.schema import SCHEMA_VERSION
 from l4s_gym.sim import jit, scenario
+from l4s_gym.tables import convert, read_toml
 
 SIZES: Final = ("small", "full")
 FILE: Final = "recipe.toml"
@@ -177,12 +178,7 @@ def load(name: str, given: Path | None = None) -> Recipe:
     if name not in names(given):
         raise unknown("dataset", name, names(given))
     path = folder(given) / name / FILE
-    try:
-        recipe = msgspec.toml.decode(path.read_bytes(), type=Recipe)
-    except msgspec.ValidationError as error:
-        raise L4SError(f"{path}: {error}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise L4SError(f"{path}: is not TOML ({error})") from error
+    recipe = convert(Recipe, read_toml(path), str(path))
     used = {*recipe.scenarios, *recipe.small.scenarios, *recipe.full.scenarios, recipe.evaluated_on}
     for each in sorted(used):
         scenario.load(each)

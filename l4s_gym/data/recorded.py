@@ -6,16 +6,18 @@ tens of millions of rows, for which a pass of NumPy for each field is too slow.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
+
+from l4s_gym.compiled import kept
 
 Floats = npt.NDArray[np.float64]
 
 
-@numba.njit(cache=True, nogil=True)
+@partial(kept, nogil=True)
 def fill_steps(records: Any, rewards: Floats, scale: Floats, high: Floats, steps: Any) -> None:
     """Fill steps as `StepMaker.make` does.
 

@@ -18,9 +18,9 @@ import numpy as np
 from l4s_gym import schema
 from l4s_gym.data import build, minari_io
 from l4s_gym.data.environ import datasets_in, environment
-from l4s_gym.data.files import atomic_write, locked, put_in_place
+from l4s_gym.data.files import atomic_write, locked, printable, put_in_place
 from l4s_gym.data.minari_io import import_minari
-from l4s_gym.data.storage import MAIN, h5py, mapped
+from l4s_gym.data.storage import MAIN, h5py, mapped, readable
 from l4s_gym.errors import L4SError
 
 SUMS: Final = "SHA256SUMS"
@@ -124,14 +124,18 @@ def listed(remote: str = "", token: str = "", namespace: str = NAMESPACE) -> dic
 def here() -> dict[str, dict[str, Any]]:
     """Ids and metadata of our datasets on this machine."""
     minari = import_minari()
-    found: dict[str, dict[str, Any]] = minari.list_local_datasets(prefix=NAMESPACE)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found: dict[str, dict[str, Any]] = minari.list_local_datasets(prefix=NAMESPACE)
+    for each in said:
+        print(f"l4s-gym: {printable(each.message)}", file=sys.stderr)
     return found
 
 
 def count_actions(folder: Path) -> list[int]:
     """How often each action was decided, in a dataset's `data` folder."""
     counts = np.zeros(len(schema.ACTIONS), np.int64)
-    with h5py().File(folder / MAIN, "r") as main:
+    with readable(folder), h5py().File(folder / MAIN, "r") as main:
         for name in main:
             counts += np.bincount(mapped(main[name]["actions"]), minlength=len(counts))
     numbers: list[int] = counts.tolist()

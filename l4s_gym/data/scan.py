@@ -5,15 +5,18 @@ Apart from `l4s_gym.data.logs`, so that only long logs wait for the compiler.
 
 from __future__ import annotations
 
-import numba
+from functools import partial
+
 import numpy as np
 import numpy.typing as npt
+
+from l4s_gym.compiled import kept
 
 Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
 
 
-@numba.njit(cache=True, nogil=True)
+@partial(kept, nogil=True)
 def scan(
     buffer: Bytes, at: int, start: Bytes, end: Bytes, forms: Ints, rows: Bytes, lines: Ints, left: Ints, state: Ints
 ) -> int:

@@ -6,8 +6,10 @@ and which only links to them (`h5py.ExternalLink`, by names relative to its fold
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import Any, Final, NamedTuple, Protocol
@@ -15,7 +17,7 @@ from typing import Any, Final, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from l4s_gym.data.files import atomic_write
+from l4s_gym.data.files import atomic_write, printable
 from l4s_gym.data.steps import EXTRAS, STEP, Steps
 from l4s_gym.errors import L4SError
 from l4s_gym.extras import optional
@@ -82,9 +84,73 @@ def h5py() -> Any:
     return optional("h5py", "data")
 
 
-def _write_episode(file: Any, number: int, run: Run) -> int:
-    """Write one run as an episode; its number of steps, 0 if there are fewer than two rows (nothing is written)."""
-    with SpooledTemporaryFile(max_size=_IN_MEMORY) as spool:
+class _Sink(io.RawIOBase):
+    """The file that HDF5 writes to: a failure of the disk is kept, and then nothing is written any more.
+
+    HDF5 cannot close a file whose last bytes it cannot write, and ends the whole program for it.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._file = open(path, "r+b", buffering=0)  # noqa: SIM115
+        self._end = 0
+        self._error: OSError | None = None
+
+    def check(self) -> None:
+        """Raise what has failed."""
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(self._end if whence == os.SEEK_END else offset)
+
+    def readinto(self, buffer: Any) -> int | None:
+        return self._file.readinto(buffer)
+
+    def write(self, data: Any) -> int:
+        left = memoryview(data).cast("B")
+        size = len(left)
+        self._end = max(self._end, self._file.tell() + size)
+        try:
+            while self._error is None and len(left):
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            self._error = error
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        self._end = self._file.tell() if size is None else size
+        try:
+            if self._error is None:
+                self._file.truncate(self._end)
+        except OSError as error:
+            self._error = error
+        return self._end
+
+
+@contextmanager
+def _new_file(path: str) -> Iterator[tuple[Any, Callable[[], None]]]:
+    """A file of HDF5 for writing, and what tells whether it still can be written: it raises OSError."""
+    options = {"alignment_threshold": 1, "alignment_interval": _ALIGNMENT}
+    with closing(_Sink(path)) as sink:
+        with h5py().File(sink, "w", **options) as file:
+            yield file, sink.check
+        sink.check()
+
+
+def _write_episode(file: Any, number: int, run: Run, folder: Path) -> int:
+    """Write one run as an episode; its number of steps, 0 if there are fewer than two rows (nothing is written).
+
+    Args:
+        file: Where to.
+        number: Of the episode.
+        run: The run.
+        folder: Where a long one waits until its length is known.
+    """
+    with SpooledTemporaryFile(max_size=_IN_MEMORY, dir=str(folder)) as spool:
         rows = 0
         for block in run.blocks():
             spool.write(np.ascontiguousarray(block).view(np.uint8).data)
@@ -93,7 +159,8 @@ def _write_episode(file: Any, number: int, run: Run) -> int:
             return 0
         spool.seek(0)
         group = file.create_group(f"episode_{number}")
-        group.attrs.update({"id": number, "total_steps": rows - 1, **run.about})
+        about = {name: printable(each) if isinstance(each, str) else each for name, each in run.about.items()}
+        group.attrs.update({"id": number, "total_steps": rows - 1, **about})
         made = {
             path: group.create_dataset(path, (rows - 1 + more, *row), dtype)
             for path, (dtype, row, more) in ARRAYS.items()
@@ -122,15 +189,47 @@ def write_shard(path: Path, first: int, runs: Iterable[Run]) -> Shard:
     """
     episodes = steps = 0
     # h5py reads what it wrote, so it is given the name, not the file.
-    with atomic_write(path) as temporary:
-        options = {"alignment_threshold": 1, "alignment_interval": _ALIGNMENT}
-        with h5py().File(temporary.name, "w", **options) as file:
-            for run in runs:
-                written = _write_episode(file, first + episodes, run)
-                episodes += written > 0
-                steps += written
-            file.attrs.update({"first": first, "episodes": episodes, "steps": steps})
+    with atomic_write(path) as temporary, _new_file(temporary.name) as (file, check):
+        for run in runs:
+            written = _write_episode(file, first + episodes, run, path.parent)
+            check()
+            episodes += written > 0
+            steps += written
+        file.attrs.update({"first": first, "episodes": episodes, "steps": steps})
     return Shard(path.name, first, episodes, steps)
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """What h5py says of a damaged or locked file as an error of one line.
+
+    Args:
+        path: The file that is read, or the folder of several.
+
+    Raises:
+        L4SError: It cannot be read.
+    """
+    try:
+        yield
+    except (OSError, KeyError, RuntimeError) as error:
+        said = " ".join(str(error.args[-1] if error.args else error).split())
+        if "unable to lock file" in said:
+            raise L4SError(f"{path}: is locked: another process writes it: wait for it") from error
+        remedy = "download the dataset with --force, or build it with --overwrite"
+        raise L4SError(f"{path}: cannot be read ({printable(said)}): {remedy}") from error
+
+
+def check_files(folder: Path) -> None:
+    """Open each file of a dataset's `data` folder.
+
+    Raises:
+        L4SError: One is missing, damaged or locked.
+    """
+    with readable(folder / MAIN), h5py().File(folder / MAIN, "r") as main:
+        links = [main.get(name, getlink=True) for name in main]
+    for name in sorted({link.filename for link in links if isinstance(link, h5py().ExternalLink)}):
+        with readable(folder / name), h5py().File(folder / name, "r"):
+            pass
 
 
 def read_shard(path: Path) -> Shard:
@@ -149,7 +248,7 @@ def link_shards(folder: Path, shards: Iterable[Shard]) -> tuple[int, int]:
         L4SError: The numbers of the episodes have gaps.
     """
     episodes = steps = 0
-    with h5py().File(folder / MAIN, "w") as main:
+    with atomic_write(folder / MAIN) as temporary, _new_file(temporary.name) as (main, _):
         for shard in shards:
             if shard.first != episodes:
                 raise L4SError(f"{shard.name}: starts with episode {shard.first}, not {episodes}: build it again")
@@ -157,8 +256,6 @@ def link_shards(folder: Path, shards: Iterable[Shard]) -> tuple[int, int]:
                 main[f"episode_{number}"] = h5py().ExternalLink(shard.name, f"/episode_{number}")
             episodes += shard.episodes
             steps += shard.steps
-    with open(folder / MAIN, "rb") as file:
-        os.fsync(file.fileno())
     return episodes, steps
 
 

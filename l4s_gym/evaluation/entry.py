@@ -19,6 +19,7 @@ from l4s_gym.errors import L4SError, unknown
 from l4s_gym.schema import SCHEMA_VERSION
 from l4s_gym.sim import fingerprint
 from l4s_gym.sim import scenario as scenarios
+from l4s_gym.tables import convert, parse_toml
 
 FORMAT: Final = 1
 SIZES: Final = ("quick", "standard", "full")
@@ -242,7 +243,7 @@ def _decoded(path: Path, kind: Any, more: Mapping[str, Any] | None = None) -> An
         content = path.read_bytes()
         if path.suffix == ".json":
             return msgspec.json.decode(content, type=kind)
-        return msgspec.convert({**(more or {}), **msgspec.toml.decode(content)}, kind)
+        return convert(kind, {**(more or {}), **parse_toml(content, str(path))}, str(path))
     except OSError as error:
         raise read_error(path, error) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

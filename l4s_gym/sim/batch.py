@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from l4s_gym import __version__
+from l4s_gym.compiled import is_kept
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.schema import RECORD
 from l4s_gym.sim import engine, layout, setup, traces
@@ -463,8 +464,7 @@ def compile_engine() -> None:
     """Compile the engine, or load it from the cache; says so on stderr where it takes a while."""
     if getattr(engine.advance, "signatures", True):
         return
-    index = getattr(getattr(engine.advance, "_cache", None), "_cache_file", None)
-    if index is None or not index._load_index():
+    if not is_kept(engine.advance):
         print("l4s-gym: compiling the simulator (once after install, about 20 s) ...", file=sys.stderr, flush=True)
     collects = gc.isenabled()
     gc.disable()  # the compiler makes much garbage and frees it by itself; a tenth of the time

@@ -18,8 +18,9 @@ from l4s_gym.sim.events import get_time
 from l4s_gym.sim.jit import entry, jit
 from l4s_gym.sim.layout import NEVER, SLOT_UPDATE_C, SLOT_UPDATE_L
 from l4s_gym.sim.memory import env_record, packet_at, pointer
+from l4s_gym.sim.options import Options
 from l4s_gym.sim.pool import allocate, renew
-from l4s_gym.sim.scenario import AqmOptions, Link, Scenario, Source
+from l4s_gym.sim.scenario import Link, Scenario, Source
 
 ARRIVAL: Final = np.dtype(
     [("time_ns", "i8"), ("length", "i4"), ("flow", "i4"), ("ecn", "i4"), ("action", "i4")], align=True
@@ -63,18 +64,18 @@ def _offer(address: int, arrivals_at: int, count: int) -> int:
     return count
 
 
-def open_loop(rate_mbps: float, *, options: AqmOptions | None = None, limit_packets: int = 0) -> Scenario:
+def open_loop(rate_mbps: float, *, options: Options | None = None, limit_packets: int = 0) -> Scenario:
     """A scenario for `offer`: a link of constant rate and no senders.
 
     Args:
         rate_mbps: Rate of the link.
-        options: Options of the discipline.
+        options: Options of the disciplines.
         limit_packets: Buffer in packets; 0: 250 ms.
     """
     short = Source(kind="cbr", count=_FLOWS - 1, packet_length=60, start_s=1e6)
     full = Source(kind="cbr", packet_length=1500, start_s=1e6)
     chosen = Link(rate_mbps=rate_mbps, limit_packets=limit_packets)
-    return Scenario("open-loop", (short, full), horizon_s=1e6, link=chosen, options=options or AqmOptions())
+    return Scenario("open-loop", (short, full), horizon_s=1e6, link=chosen, options=options or Options())
 
 
 def offer(

@@ -2,7 +2,7 @@
 
 Source: dn_sched_l4s.c / dn_sched_dualpi2.c of the L4S-LLM work and FreeBSD's dn_aqm_pie.h. Probabilities
 are integers of 1/(2^31 - 1), delays microseconds. Each departure from RFC 9332 is a `Quirk` that can be
-switched off by name (``quirks_off`` of a scenario's AQM options):
+switched off by name (``quirks_off`` of `FreeBSDOptions`):
 
 | quirk | with it (the testbed's kernel) | without it |
 |---|---|---|
@@ -22,7 +22,7 @@ switched off by name (``quirks_off`` of a scenario's AQM options):
 | `drr` | deficit round robin, L : C = `drr_weight` : 1 | weighted round robin, 15 : 1 |
 | `head_drop` | a full buffer drops the head of the longer queue | tail drop |
 
-The log's kernel has weights 2 : 1; kernels of its authors with 1 : 1 exist too (`drr_weight` of the AQM options).
+The log's kernel has weights 2 : 1; kernels of its authors with 1 : 1 exist too (`drr_weight` of `FreeBSDOptions`).
 Not a quirk but a property of the module: decisions fall at enqueue (Linux offers both), and its clock
 moves by kernel ticks (`link.hz` of a scenario).
 """

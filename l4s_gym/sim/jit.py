@@ -10,6 +10,8 @@ from typing import Any, TypeVar, cast
 
 import numba
 
+from l4s_gym.compiled import kept
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -38,8 +40,4 @@ def public(function: F) -> F:
 
 def entry(function: F) -> F:
     """Compile an entry point: cached on disk, and without the GIL, so that threads run side by side."""
-    compiled = numba.njit(function, error_model="numpy", nogil=True, cache=True)
-    index = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
-    if index is not None and hasattr(index, "_source_stamp"):
-        index._source_stamp = (index._source_stamp, source_digest())
-    return cast(F, compiled)
+    return kept(function, source_digest(), error_model="numpy", nogil=True)

@@ -18,14 +18,16 @@ import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 
+from l4s_gym.data.files import printable
 from l4s_gym.errors import L4SError, unknown
-from l4s_gym.sim import traces
+from l4s_gym.sim import options, traces
 from l4s_gym.sim.layout import AQMS, LEAST_MBPS, MOST_MBPS
+from l4s_gym.sim.options import Options
+from l4s_gym.tables import convert, parse_toml, read_toml
 
 Positive = Annotated[float, Meta(gt=0.0, le=1e9)]
 NonNegative = Annotated[float, Meta(ge=0.0, le=1e9)]
 Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
-OrDefault = Annotated[float, Meta(ge=-1.0, le=1e9)]
 Count = Annotated[int, Meta(ge=0, le=1_000_000)]
 Kind = Literal["newreno", "cubic", "dctcp", "prague", "cbr", "onoff", "web"]
 Ecn = Literal["not-ect", "ect0", "ect1"]
@@ -155,69 +157,8 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True):
     jitter_us: Annotated[float, Meta(ge=0.0, le=1e5)] = 5.0
 
 
-class AqmOptions(Struct, frozen=True, forbid_unknown_fields=True):
-    """Parameters of the disciplines; a value of -1 stands for the discipline's own default.
-
-    Attributes:
-        target_ms: Target delay (15; CoDel 5).
-        tupdate_ms: Control interval (15 for the testbed's kernel and PIE, 16 else).
-        max_burst_ms: Burst allowance of the testbed's kernel and of PIE.
-        alpha: Integral gain: kernel integer of 1/8192 (FreeBSD), Hz (RFC 9332: rounded to 2^-48 per ns; PIE), 1/256 Hz
-            (Linux).
-        beta: Proportional gain, likewise.
-        max_ecn_threshold: FreeBSD: probability (1/8192) from which ECN packets are dropped.
-        quirks_off: FreeBSD: names of `Quirk` to switch off; "all" for all of them.
-        drr_weight: FreeBSD: bytes of L for each of C while both queues wait (2, or 1: there are kernels of both).
-        step_ms: Step threshold of L (Linux; FreeBSD without `no_l4s_step`).
-        step_packets: Linux: step threshold of L in packets, instead of `step_ms`; 0: by time.
-        min_qlen_step: Linux: the step is for packets that find at least so many in L.
-        coupling: k (RFC 9332: rounded to 1/256; Linux: whole, 1 to 255).
-        min_th_us: RFC 9332: foot of the L ramp.
-        range_us: RFC 9332: width of the L ramp.
-        th_len: RFC 9332: no native L mark while L holds at most so many packets.
-        p_c_max: RFC 9332: overload threshold on p_C.
-        scheduler: RFC 9332: `wrr` or `time_shifted`.
-        classic_weight: RFC 9332: share of C in the round robin (1/16, rounded to 1/65536).
-        classic_protection: Linux: the same in per cent; 0: L has strict priority.
-        shift_ms: Time shift of the `time_shifted` scheduler.
-        drop_on_overload: Linux: drop L too in overload.
-        red_min_ms: RED's thresholds, as delays at the link's rate.
-        red_max_ms: See `red_min_ms`.
-        red_max_p: RED's probability at the upper threshold.
-        red_weight: RED's weight of a new sample.
-        interval_ms: CoDel's interval.
-        derandomise: PIE: RFC 8033 section 5.4.
-        ecn_threshold: PIE: probability above which ECN packets are dropped.
-    """
-
-    target_ms: OrDefault = -1.0
-    tupdate_ms: OrDefault = -1.0
-    max_burst_ms: NonNegative = 150.0
-    alpha: OrDefault = -1.0
-    beta: OrDefault = -1.0
-    max_ecn_threshold: Annotated[int, Meta(ge=0, le=8192)] = 819
-    quirks_off: tuple[str, ...] = ()
-    drr_weight: Annotated[int, Meta(ge=1, le=64)] = 2
-    step_ms: NonNegative = 1.0
-    step_packets: Count = 0
-    min_qlen_step: Count = 0
-    coupling: Positive = 2.0
-    min_th_us: NonNegative = 800.0
-    range_us: Positive = 400.0
-    th_len: Count = 1
-    p_c_max: Fraction = 0.25
-    scheduler: Literal["wrr", "time_shifted"] = "wrr"
-    classic_weight: Annotated[float, Meta(ge=-1.0, le=1.0)] = -1.0
-    classic_protection: Annotated[int, Meta(ge=0, le=100)] = 10
-    shift_ms: Positive = 50.0
-    drop_on_overload: bool = True
-    red_min_ms: Positive = 15.0
-    red_max_ms: Positive = 45.0
-    red_max_p: Fraction = 0.1
-    red_weight: Fraction = 0.002
-    interval_ms: Positive = 100.0
-    derandomise: bool = True
-    ecn_threshold: Fraction = 0.1
+class _Drawn(float):
+    """A number that was drawn: of a field of whole numbers it is the whole part."""
 
 
 class Draw(Struct, frozen=True, forbid_unknown_fields=True):
@@ -233,18 +174,18 @@ class Draw(Struct, frozen=True, forbid_unknown_fields=True):
         if self.choices:
             return self.choices[int(rng.integers(len(self.choices)))]
         if self.log:
-            return float(math.exp(rng.uniform(math.log(self.low), math.log(self.high))))
-        return float(rng.uniform(self.low, self.high))
+            return _Drawn(math.exp(rng.uniform(math.log(self.low), math.log(self.high))))
+        return _Drawn(rng.uniform(self.low, self.high))
 
     def largest(self) -> float | int | str:
         """The largest value that can come (for the size of the arrays)."""
         numbers = [choice for choice in self.choices if not isinstance(choice, str)]
-        return max(numbers) if numbers else (self.choices[0] if self.choices else self.high)
+        return max(numbers) if numbers else (self.choices[0] if self.choices else _Drawn(self.high))
 
     def smallest(self) -> float | int | str:
         """The smallest value that can come."""
         numbers = [choice for choice in self.choices if not isinstance(choice, str)]
-        return min(numbers) if numbers else (self.choices[0] if self.choices else self.low)
+        return min(numbers) if numbers else (self.choices[0] if self.choices else _Drawn(self.low))
 
 
 class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
@@ -259,7 +200,7 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
         aqm: Default discipline.
         link: The bottleneck.
         sources: The flows.
-        options: Options of the discipline.
+        options: Options of the disciplines, a table for each (`l4s_gym.sim.options`).
         randomise: Path of a field (`link.rate_mbps`, `sources.0.rtt_ms`, `sources.*.rtt_ms`) -> `Draw`.
     """
 
@@ -271,7 +212,7 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
     warmup_s: NonNegative = 5.0
     aqm: str = "dualpi2_freebsd"
     link: Link = Link()
-    options: AqmOptions = AqmOptions()
+    options: Options = Options()
     randomise: dict[str, Draw] = {}
 
     def __post_init__(self) -> None:
@@ -284,8 +225,6 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
             raise L4SError(f"scenario {self.name!r}: link.steps must be in order of time")
         if self.link.kind == "trace" and not self.link.trace:
             raise L4SError(f"scenario {self.name!r}: link.kind is 'trace' but link.trace names none")
-        if 0.0 <= self.options.tupdate_ms < 0.001:
-            raise L4SError(f"scenario {self.name!r}: options.tupdate_ms must be at least 0.001")
         for source in self.sources:
             if source.size_bytes[0] > source.size_bytes[1]:
                 raise L4SError(f"scenario {self.name!r}: size_bytes must be the smallest, then the largest page")
@@ -355,27 +294,29 @@ def _assign(tree: Any, path: list[str], value: Any, whole: str) -> None:
     elif rest:
         _assign(tree[head], rest, value, whole)
     else:
-        tree[head] = int(value) if isinstance(tree[head], int) and isinstance(value, float) else value
+        kind = int if isinstance(tree[head], int) else float
+        tree[head] = kind(value) if isinstance(value, _Drawn) else value
 
 
 def _with_paths(scenario: Scenario, changes: Mapping[str, Any]) -> Scenario:
     tree = msgspec.to_builtins(scenario)
     tree["sources"] = list(tree["sources"])
     for path, value in changes.items():
-        plain = msgspec.to_builtins(value)
+        plain = value if isinstance(value, _Drawn) else msgspec.to_builtins(value)
+        if path.startswith("options."):
+            options.check(*path.split(".")[1:])
         _assign(tree, path.split("."), plain, path)
     return from_dict(tree)
 
 
 def from_dict(tree: Mapping[str, Any]) -> Scenario:
     """A scenario from plain data; an error names the place."""
+    place = f"scenario {tree.get('name', '?')!r}"
     try:
-        return msgspec.convert(tree, Scenario)
-    except msgspec.ValidationError as error:
-        cause = error.__cause__
-        if isinstance(cause, L4SError):
-            raise cause from None
-        raise L4SError(f"scenario {tree.get('name', '?')!r}: {error}") from None
+        options.check_tables(tree.get("options"))
+    except L4SError as error:
+        raise L4SError(f"{place}: {error}") from None
+    return convert(Scenario, dict(tree), place)
 
 
 def _folder() -> Any:
@@ -397,7 +338,7 @@ def suite(name: str) -> tuple[str, ...]:
 
 @functools.cache
 def _load_shipped(name: str) -> Scenario:
-    return from_dict({"name": name, **msgspec.toml.decode((_folder() / f"{name}.toml").read_bytes())})
+    return from_dict({"name": name, **parse_toml((_folder() / f"{name}.toml").read_bytes(), name)})
 
 
 def load(scenario: str | Path | Scenario) -> Scenario:
@@ -415,11 +356,7 @@ def load(scenario: str | Path | Scenario) -> Scenario:
         raise unknown("scenario", str(scenario), names())
     if not path.is_file():
         raise L4SError(f"{path}: no such scenario file; `l4s-gym scenarios` lists the ones that ship")
-    try:
-        tree = msgspec.toml.decode(path.read_bytes())
-    except msgspec.DecodeError as error:
-        raise L4SError(f"{path}: not valid TOML: {error}") from None
-    return from_dict({"name": path.stem, **tree})
+    return from_dict({"name": printable(path.stem), **read_toml(path)})
 
 
 def digest(scenario: str | Path | Scenario) -> str:

@@ -16,8 +16,9 @@ from l4s_gym.sim import dualpi2_freebsd as freebsd
 from l4s_gym.sim import dualpi2_linux as linux
 from l4s_gym.sim import dualpi2_rfc9332 as rfc9332
 from l4s_gym.sim.layout import NEVER
+from l4s_gym.sim.options import FreeBSDOptions, LinuxOptions, RFC9332Options
 from l4s_gym.sim.router import CARDS, RING
-from l4s_gym.sim.scenario import AqmOptions, Scenario, Source
+from l4s_gym.sim.scenario import Scenario, Source
 
 ENDLESS = 1 << 30
 """Segments of an endless transfer (an hour at 3 Gbit/s); segment numbers are 32 bits wide."""
@@ -118,72 +119,81 @@ def sizes(scenario: Scenario) -> Sizes:
     return Sizes(flows, packets, _power_of_two(window + 1), _power_of_two(layout.SLOT_FLOWS + 2 * flows))
 
 
-def _or(value: float, default: float) -> float:
-    return default if value < 0.0 else value
-
-
 def _aqm_fields(scenario: Scenario, aqm: str) -> dict[str, Any]:
-    """The parameters that a discipline reads, in its units."""
-    o: AqmOptions = scenario.options
-    kernel_like = aqm in ("dualpi2_freebsd", "pie")
-    packet_s = longest_packet(scenario) * 8 / mean_rate_bps(scenario)
-    fields: dict[str, Any] = {
-        "target_us": round(1e3 * _or(o.target_ms, 5.0 if aqm == "codel" else 15.0)),
-        "tupdate_us": round(1e3 * _or(o.tupdate_ms, 15.0 if kernel_like else 16.0)),
+    """The parameters that a discipline reads, in its units; those that only rows show are the testbed's."""
+    fields: dict[str, Any] = {"max_burst_us": 150_000, "max_ecn_threshold": 819, "flags": 19, "tupdate_us": 16_000}
+    fields["target_us"] = 15_000
+    if aqm == "fifo":
+        return fields
+    o: Any = getattr(scenario.options, aqm)
+    if aqm == "red":
+        packet_s = longest_packet(scenario) * 8 / mean_rate_bps(scenario)
+        fields |= {"red_min": o.min_ms * 1e-3 / packet_s, "red_max": o.max_ms * 1e-3 / packet_s}
+        return fields | {"red_max_p": o.max_p, "red_weight": o.weight}
+    fields["target_us"] = round(1e3 * o.target_ms)
+    if aqm == "codel":
+        return fields | {"interval_ns": round(1e6 * o.interval_ms)}
+    fields["tupdate_us"] = round(1e3 * o.tupdate_ms)
+    if aqm == "dualpi2_freebsd":
+        return fields | _freebsd_fields(o)
+    if aqm == "dualpi2_linux":
+        return fields | _linux_fields(o)
+    if aqm == "dualpi2_rfc9332":
+        return fields | _rfc9332_fields(o, f"scenario {scenario.name!r}: options.{aqm}")
+    return fields | {
         "max_burst_us": round(1e3 * o.max_burst_ms),
+        "alpha_hz": o.alpha,
+        "beta_hz": o.beta,
+        "derandomise": int(o.derandomise),
+        "ecn_threshold": o.ecn_threshold,
+    }
+
+
+def _freebsd_fields(o: FreeBSDOptions) -> dict[str, int]:
+    return {
+        "max_burst_us": round(1e3 * o.max_burst_ms),
+        "alpha": o.alpha,
+        "beta": o.beta,
         "max_ecn_threshold": o.max_ecn_threshold,
+        "quirks": _quirks(o.quirks_off),
+        "drr_weight": o.drr_weight,
+        "step_ns": round(1e6 * o.step_ms),
+        **_scheduler_fields(o),
+    }
+
+
+def _linux_fields(o: LinuxOptions) -> dict[str, int]:
+    return {
+        "alpha": linux.scale_gain(o.alpha),
+        "beta": linux.scale_gain(o.beta),
+        "coupling": o.coupling,
         "step_ns": round(1e6 * o.step_ms),
         "step_packets": o.step_packets,
         "min_qlen_step": o.min_qlen_step,
+        "classic_protection": o.classic_protection,
+        "wrr_credit": linux.first_credit(o.classic_protection),
+        "drop_on_overload": int(o.drop_on_overload),
+    }
+
+
+def _scheduler_fields(o: FreeBSDOptions | RFC9332Options) -> dict[str, int]:
+    return {
+        "classic_weight": round(rfc9332.WEIGHT_ONE * o.classic_weight),
+        "shift_ns": round(1e6 * o.shift_ms) if o.scheduler == "time_shifted" else 0,
+    }
+
+
+def _rfc9332_fields(o: RFC9332Options, place: str) -> dict[str, int]:
+    """The parameters of RFC 9332's discipline, within what its fixed-point arithmetic holds."""
+    fields = {
+        "alpha_q": rfc9332.scale_gain(o.alpha),
+        "beta_q": rfc9332.scale_gain(o.beta),
+        "coupling": round(256 * o.coupling),
+        "p_c_max": round(rfc9332.ONE * o.p_c_max),
         "min_th_ns": round(1e3 * o.min_th_us),
         "range_ns": round(1e3 * o.range_us),
         "th_len": o.th_len,
-        "shift_ns": round(1e6 * o.shift_ms) if o.scheduler == "time_shifted" else 0,
-        "drop_on_overload": int(o.drop_on_overload),
-        "red_min": o.red_min_ms * 1e-3 / packet_s,
-        "red_max": o.red_max_ms * 1e-3 / packet_s,
-        "red_max_p": o.red_max_p,
-        "red_weight": o.red_weight,
-        "interval_ns": round(1e6 * o.interval_ms),
-        "derandomise": int(o.derandomise),
-        "ecn_threshold": o.ecn_threshold,
-        "classic_weight": round(rfc9332.WEIGHT_ONE * _or(o.classic_weight, 1 / 16)),
-        "classic_protection": o.classic_protection,
-        "quirks": _quirks(o.quirks_off),
-        "drr_weight": o.drr_weight,
-        "flags": 19,
-        "alpha": 0,
-        "beta": 0,
-    }
-    if aqm == "dualpi2_freebsd":
-        fields["alpha"] = round(_or(o.alpha, 1024))
-        fields["beta"] = round(_or(o.beta, 10240))
-    elif aqm == "dualpi2_linux":
-        fields["alpha"] = linux.scale_gain(round(_or(o.alpha, 41)))
-        fields["beta"] = linux.scale_gain(round(_or(o.beta, 819)))
-        if not (float(o.coupling).is_integer() and o.coupling <= linux.MOST_COUPLING):
-            raise L4SError(
-                f"scenario {scenario.name!r}: options.coupling = {o.coupling:g}: "
-                f"for Linux give a whole number from 1 to {linux.MOST_COUPLING}"
-            )
-        fields["coupling"] = int(o.coupling)
-        fields["wrr_credit"] = linux.first_credit(o.classic_protection)
-    elif aqm == "dualpi2_rfc9332":
-        fields |= _rfc9332_fields(scenario)
-    elif aqm == "pie":
-        fields["alpha_hz"] = _or(o.alpha, 0.125)
-        fields["beta_hz"] = _or(o.beta, 1.25)
-    return fields
-
-
-def _rfc9332_fields(scenario: Scenario) -> dict[str, int]:
-    """The parameters of RFC 9332's discipline that are fixed-point numbers, within what its arithmetic holds."""
-    o = scenario.options
-    fields = {
-        "alpha_q": rfc9332.scale_gain(_or(o.alpha, 0.16)),
-        "beta_q": rfc9332.scale_gain(_or(o.beta, 3.2)),
-        "coupling": round(256 * o.coupling),
-        "p_c_max": round(rfc9332.ONE * o.p_c_max),
+        **_scheduler_fields(o),
     }
     most_hz = int(rfc9332.MOST_GAIN * 1e9 / (1 << 48))
     most_ms = (1 << 62) / max(fields["alpha_q"], 1) * 1e-6  # so that both products together stay below 2^63
@@ -191,12 +201,11 @@ def _rfc9332_fields(scenario: Scenario) -> dict[str, int]:
         ("alpha", fields["alpha_q"] <= rfc9332.MOST_GAIN, f"at most {most_hz} Hz"),
         ("beta", fields["beta_q"] <= rfc9332.MOST_GAIN, f"at most {most_hz} Hz"),
         ("coupling", 1 <= fields["coupling"] <= rfc9332.MOST_COUPLING, "1/256 to 256"),
-        ("range_us", round(1e3 * o.range_us) <= rfc9332.LONGEST_NS, f"at most {rfc9332.LONGEST_NS // 1000} us"),
-        ("target_ms", _or(o.target_ms, 15.0) <= most_ms, f"at most {most_ms:.0f} ms with this alpha"),
+        ("range_us", fields["range_ns"] <= rfc9332.LONGEST_NS, f"at most {rfc9332.LONGEST_NS // 1000} us"),
+        ("target_ms", o.target_ms <= most_ms, f"at most {most_ms:.0f} ms with this alpha"),
     ):
         if not fits:
-            given = getattr(o, name)
-            raise L4SError(f"scenario {scenario.name!r}: options.{name} = {given:g}: for RFC 9332 give {remedy}")
+            raise L4SError(f"{place}.{name} = {getattr(o, name):g}: give {remedy}")
     return fields
 
 

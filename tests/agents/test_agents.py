@@ -31,6 +31,15 @@ instance = Own()
 def build(): return Own()
 def fails(): return 3
 number = 4
+
+
+def decide(obs, rewards):
+    return 0
+
+
+class Needs(Own):
+    def __init__(self, thing):
+        super().__init__()
 """
 
 
@@ -106,6 +115,8 @@ def test_an_agents_draws_are_not_those_of_the_environment() -> None:
         ("own_agent:missing", "missing"),
         ("own_agent:fails", "int lacks name"),
         ("own_agent:number", "int lacks name"),
+        ("own_agent:decide", r"decide takes arguments \(missing .*: give an object with the methods of .*, or a class"),
+        ("own_agent:Needs", "Needs takes arguments"),
     ],
 )
 def test_bad_specs(own: str, spec: str, message: str) -> None:

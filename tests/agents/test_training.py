@@ -339,16 +339,33 @@ def test_what_is_stale_is_taken_by_an_option_and_the_results_say_so(
     assert "is stale" in text and "is stale" not in err  # a real queue has no simulator beside the agent
 
 
+def test_a_later_ctrl_c_ends_a_step_that_hangs() -> None:
+    now = [0.0]
+    with pytest.raises(KeyboardInterrupt), training.interruptible(lambda: now[0]) as stop:
+        signal.raise_signal(signal.SIGINT)
+        now[0] = 1.0
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.asked
+        now[0] = 60.0
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("presses", [1, 2, 5])
 def test_ctrl_c_says_how_to_go_on(
-    dataset: str, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    dataset: str, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, presses: int
 ) -> None:
+    """Pressed once or several times at once, it leaves a checkpoint."""
     from contextlib import contextmanager
 
     from l4s_gym.cli import agents as commands
 
     @contextmanager
     def interrupting(_: str) -> Any:
-        yield lambda share: signal.raise_signal(signal.SIGINT) if share == 0.5 else None
+        def show(share: float) -> None:
+            for _ in range(presses if share == 0.5 else 0):
+                signal.raise_signal(signal.SIGINT)
+
+        yield show
 
     out = tmp_path / "my agents" / "bc"
     words = ("--dataset", dataset, "--out", out, "--set", "steps=10", "hidden=[16]")

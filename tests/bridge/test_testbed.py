@@ -60,12 +60,14 @@ def test_variant_rate_delay_and_buffer_follow_the_scenario() -> None:
     assert rfc.rate_bps == 40_000_000
     assert list(rfc.delays_ns.values()) == [10_000_000, 2_500_000]
     assert testbed.values["drr_weight"] == 2
-    equal = make(options={"drr_weight": 1})
+    equal = make(options={"dualpi2_freebsd": {"drr_weight": 1}})
     assert "drr_weight 1\n" in live_config(equal, "dualpi2_freebsd").router.text()
-    options = make(options={"alpha": 0.32, "coupling": 1.5, "classic_weight": 0.1, "target_ms": 5.0})
+    options = make(
+        options={"dualpi2_rfc9332": {"alpha": 0.32, "coupling": 1.5, "classic_weight": 0.1, "target_ms": 5.0}}
+    )
     values = live_config(options, "dualpi2_rfc9332").router.values
     assert [values[name] for name in ("alpha_q", "coupling", "classic_weight", "target_us")] == [90072, 384, 6554, 5000]
-    options = make(options={"alpha": 82.0, "coupling": 3.0, "classic_protection": 25, "step_packets": 4})
+    options = make(options={"dualpi2_linux": {"alpha": 82, "coupling": 3, "classic_protection": 25, "step_packets": 4}})
     linux = live_config(options, "dualpi2_linux").router.values
     names = ("variant", "pi2_alpha", "pi2_beta", "coupling_factor", "classic_protection", "step_packets", "tupdate_us")
     assert [linux[name] for name in names] == [LINUX, 88, 879, 3, 25, 4, 16_000]

@@ -258,9 +258,9 @@ def test_the_small_size_is_what_its_checksums_say(name: str) -> None:
     [
         ('"overload"', '"overlod"', "unknown scenario 'overlod': did you mean 'overload'"),
         ("episodes = 5", "episodes = 0", r"recipe.toml: .*>= 1.*small.episodes"),
-        ("explore = 0.25", "explor = 0.25", r"unknown field `explor`.*behaviours"),
-        ("explore = 0.25", "explore = ", "is not TOML"),
-        ("dualpi2_linux", "dualpi3", r"recipe.toml: Invalid enum value 'dualpi3'"),
+        ("explore = 0.25", "explor = 0.25", "unknown setting of behaviours 'explor': did you mean 'explore'"),
+        ("explore = 0.25", "explore = ", "is no TOML"),
+        ("dualpi2_linux", "dualpi3", r"recipe.toml: behaviours.aqm: unknown value 'dualpi3': did you mean"),
     ],
 )
 def test_bad_recipes_are_refused(recipe: recipes.Recipe, place: Path, old: str, new: str, message: str) -> None:

@@ -188,7 +188,10 @@ def test_bad_probabilities(action: Any) -> None:
     ("kwargs", "message"),
     [
         ({"scenario": "l4s-llm-testbd"}, "did you mean 'l4s-llm-testbed'"),
-        ({"scenario": {"sources": [{"kind": "cubic"}], "horizont_s": 1.0}}, "unknown field `horizont_s`"),
+        (
+            {"scenario": {"sources": [{"kind": "cubic"}], "horizont_s": 1.0}},
+            "did you mean 'horizon_s'",
+        ),
         ({"scenario": {"sources": []}}, "no flows"),
         ({"aqm": "dualpi2_linx"}, "did you mean 'dualpi2_linux'"),
         ({"reward": "balanced"}, "did you mean 'balance'"),

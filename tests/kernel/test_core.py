@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -21,7 +22,8 @@ from l4s_gym.data.causal import CausalStream
 from l4s_gym.schema import RECORD
 from l4s_gym.sim import dualpi2_freebsd as freebsd
 from l4s_gym.sim.drive import ARRIVAL, offer, open_loop
-from l4s_gym.sim.scenario import AqmOptions, Scenario
+from l4s_gym.sim.options import FreeBSDOptions, LinuxOptions, Options, RFC9332Options
+from l4s_gym.sim.scenario import Scenario
 from tests.kernel.core import AQMS, LINUX, RFC9332, TESTBED, UNSHIELDED, Core
 
 QUIRKS = [quirk.name.lower() for quirk in freebsd.Quirk if quirk.name]
@@ -33,44 +35,58 @@ def core(build: Callable[..., Path]) -> Core:
     return Core(build("libl4s_core.so") / "libl4s_core.so")
 
 
-GAINS = {TESTBED: [0.0, 1.0, 3.0, 10.0], RFC9332: [0.0, 1.0, 3.0, 10.0], LINUX: [0.0, 41.0, 819.0, 2e5, 1e9]}
-"""Beside the defaults; Linux's larger ones take updates past 32 bits, with long queues past 64."""
-COUPLINGS = {TESTBED: [2.0], RFC9332: [1.0, 1.7, 2.0, 4.0], LINUX: [1.0, 2.0, 3.0, 255.0]}
-
-
-@st.composite
-def options(draw: st.DrawFn, variant: int) -> AqmOptions:
-    """Options of a variant, near their defaults and far from them."""
-    some = st.sampled_from
-    return AqmOptions(
-        target_ms=draw(some([1.0, 5.0, 15.0, 40.0])),
-        tupdate_ms=draw(some([1.0, 15.0, 16.0, 33.3])),
-        max_burst_ms=draw(some([0.0, 20.0, 150.0])),
-        alpha=draw(some([-1.0, *GAINS[variant]])),
-        beta=draw(some([-1.0, *GAINS[variant]])),
-        max_ecn_threshold=draw(some([0, 819, 4000, 8192])),
-        quirks_off=tuple(draw(st.lists(some(QUIRKS), unique=True, max_size=len(QUIRKS)))) or draw(some([(), ("all",)])),
-        drr_weight=draw(some([1, 2, 5])),
-        step_ms=draw(some([0.0, 1.0, 5.0])),
-        step_packets=draw(some([0, 1, 5])),
-        min_qlen_step=draw(some([0, 1, 5])),
-        coupling=draw(some(COUPLINGS[variant])),
-        min_th_us=draw(some([0.0, 800.0, 3000.0])),
-        range_us=draw(some([1.0, 400.0, 5000.0])),
-        th_len=draw(some([0, 1, 5])),
-        p_c_max=draw(some([0.0, 0.25, 1.0])),
-        scheduler=draw(some(["wrr", "time_shifted"])),
-        classic_weight=draw(some([-1.0, 0.0, 0.1, 0.5, 1.0])),
-        classic_protection=draw(some([0, 10, 50, 100])),
-        shift_ms=draw(some([1.0, 50.0])),
-        drop_on_overload=draw(st.booleans()),
-    )
+SOME = st.sampled_from
+QUIRKS_OFF = st.one_of(st.lists(SOME(QUIRKS), unique=True).map(tuple), st.just(("all",)))
+EVERY: dict[str, Any] = {"target_ms": SOME([1.0, 5.0, 15.0, 40.0]), "tupdate_ms": SOME([1.0, 15.0, 16.0, 33.3])}
+SCHEDULER: dict[str, Any] = {
+    "scheduler": SOME(["wrr", "time_shifted"]),
+    "classic_weight": SOME([1 / 16, 0.0, 0.1, 0.5, 1.0]),
+    "shift_ms": SOME([1.0, 50.0]),
+}
+STEP: dict[str, Any] = {"step_ms": SOME([0.0, 1.0, 5.0])}
+OPTIONS = {
+    TESTBED: st.builds(
+        FreeBSDOptions,
+        **EVERY, **SCHEDULER, **STEP,
+        max_burst_ms=SOME([0.0, 20.0, 150.0]),
+        alpha=SOME([1024, 0, 1, 3, 10]),
+        beta=SOME([10240, 0, 1, 3, 10]),
+        max_ecn_threshold=SOME([0, 819, 4000, 8192]),
+        quirks_off=QUIRKS_OFF,
+        drr_weight=SOME([1, 2, 5]),
+    ),
+    RFC9332: st.builds(
+        RFC9332Options,
+        **EVERY, **SCHEDULER,
+        alpha=SOME([0.16, 0.0, 1.0, 3.0, 10.0]),
+        beta=SOME([3.2, 0.0, 1.0, 3.0, 10.0]),
+        coupling=SOME([1.0, 1.7, 2.0, 4.0]),
+        min_th_us=SOME([0.0, 800.0, 3000.0]),
+        range_us=SOME([1.0, 400.0, 5000.0]),
+        th_len=SOME([0, 1, 5]),
+        p_c_max=SOME([0.0, 0.25, 1.0]),
+    ),
+    # The larger gains take updates past 32 bits, with long queues past 64.
+    LINUX: st.builds(
+        LinuxOptions,
+        **EVERY, **STEP,
+        alpha=SOME([41, 0, 819, 200_000, 1_000_000_000]),
+        beta=SOME([819, 0, 41, 200_000, 1_000_000_000]),
+        coupling=SOME([1, 2, 3, 255]),
+        step_packets=SOME([0, 1, 5]),
+        min_qlen_step=SOME([0, 1, 5]),
+        classic_protection=SOME([0, 10, 50, 100]),
+        drop_on_overload=st.booleans(),
+    ),
+}  # fmt: skip
+"""Options of each variant, near their defaults and far from them."""
 
 
 @st.composite
 def scenarios(draw: st.DrawFn, variant: int) -> Scenario:
     limit_packets = draw(st.sampled_from([0, 3, 40, 10240]))
-    return open_loop(draw(st.sampled_from(RATES)), options=draw(options(variant)), limit_packets=limit_packets)
+    options = msgspec.structs.replace(Options(), **{AQMS[variant]: draw(OPTIONS[variant])})
+    return open_loop(draw(st.sampled_from(RATES)), options=options, limit_packets=limit_packets)
 
 
 @st.composite

@@ -14,8 +14,8 @@ from l4s_gym.sim import drive
 from l4s_gym.sim import dualpi2_linux as linux
 from l4s_gym.sim.batch import Batch
 from l4s_gym.sim.drive import ARRIVAL, open_loop
-from l4s_gym.sim.scenario import AqmOptions, from_dict
-from l4s_gym.sim.setup import build
+from l4s_gym.sim.options import LinuxOptions, Options
+from l4s_gym.sim.scenario import from_dict
 
 MS = 1_000_000
 FIRST = (1500, NOT_ECT)
@@ -31,7 +31,8 @@ def queued(*packets: tuple[int, int], prob: int = 0, rate_mbps: float = 12.0, **
         rate_mbps: Rate of the link.
         **options: Options of the discipline.
     """
-    scenario = open_loop(rate_mbps, options=AqmOptions(alpha=0.0, beta=0.0, **options), limit_packets=1000)
+    linux = LinuxOptions(alpha=0, beta=0, **options)
+    scenario = open_loop(rate_mbps, options=Options(dualpi2_linux=linux), limit_packets=1000)
     arrivals = np.zeros(len(packets) + 1, ARRIVAL)
     arrivals["length"], arrivals["ecn"] = np.transpose([FIRST, *packets])
     arrivals["time_ns"], arrivals["action"] = np.arange(len(arrivals)), -1
@@ -86,6 +87,5 @@ def test_the_step_is_for_l_alone() -> None:
 
 @pytest.mark.parametrize("coupling", [0.5, 1.7, 256.0])
 def test_coupling_is_a_whole_number_of_a_byte(coupling: float) -> None:
-    scenario = from_dict({"name": "x", "sources": [{"kind": "cubic"}], "options": {"coupling": coupling}})
-    with pytest.raises(L4SError, match=r"options\.coupling = .*: for Linux give a whole number from 1 to 255"):
-        build(scenario, "dualpi2_linux", 1)
+    with pytest.raises(L4SError, match=r"options\.dualpi2_linux\.coupling: Expected `int`"):
+        from_dict({"name": "x", "sources": [{"kind": "cubic"}], "options": {"dualpi2_linux": {"coupling": coupling}}})

@@ -245,7 +245,7 @@ def test_head_drop_takes_from_the_longer_queue(scenario: Build) -> None:
     assert queue["drops"][0] > 100
     assert queue["drops"][1] == 0
     assert run.batch.env["packets"][0] == 40
-    tail = simulate(flood.replace(**{"options.quirks_off": ["head_drop"]}), log=True).records
+    tail = simulate(flood.replace(**{"options.dualpi2_freebsd.quirks_off": ["head_drop"]}), log=True).records
     assert (tail["applied_action"] == DROP).sum() > 100
     assert tail["length_in_packets"].max() <= 40
 
@@ -264,8 +264,8 @@ def test_drr_serves_by_weight(scenario: Build) -> None:
 
     assert ratio(both) == pytest.approx(2.0, rel=0.02)
     for weight in (1, 2, 5):
-        assert ratio(both.replace(**{"options.drr_weight": weight})) == pytest.approx(weight, rel=0.02)
-    assert ratio(both.replace(**{"options.quirks_off": ["drr"]})) == pytest.approx(15.0, rel=0.03)
+        assert ratio(both.replace(**{"options.dualpi2_freebsd.drr_weight": weight})) == pytest.approx(weight, rel=0.02)
+    assert ratio(both.replace(**{"options.dualpi2_freebsd.quirks_off": ["drr"]})) == pytest.approx(15.0, rel=0.03)
 
 
 def test_restart_on_drain(scenario: Build) -> None:
@@ -275,7 +275,7 @@ def test_restart_on_drain(scenario: Build) -> None:
         link={"rate_mbps": 8.0, "limit_packets": 300},
     )
     for off, expected in ((False, True), (True, False)):
-        chosen = bursts.replace(**{"options.quirks_off": ["restart_on_drain"] if off else []})
+        chosen = bursts.replace(**{"options.dualpi2_freebsd.quirks_off": ["restart_on_drain"] if off else []})
         rows = simulate(chosen, log=True).records
         waking = np.flatnonzero(rows["status_flags"][:-1] == 0) + 1
         assert len(waking) > 3
@@ -292,7 +292,7 @@ def test_per_queue_control(scenario: Build) -> None:
     )
     for off, expected in (((), True), (("per_queue_control",), False)):
         # L gets 16/3 Mbit/s: that queue is short, and hardly ever empty.
-        kept = chosen.replace(**{"options.quirks_off": off})
+        kept = chosen.replace(**{"options.dualpi2_freebsd.quirks_off": off})
         rows = simulate(kept, log=True).records
         prob = [int(rows["drop_probability"][rows["queue_type"] == queue].max()) for queue in (0, 1)]
         assert prob[0] > MAX_PROB // 100
@@ -301,7 +301,8 @@ def test_per_queue_control(scenario: Build) -> None:
 
 def test_no_l4s_step(scenario: Build) -> None:
     one = scenario({"kind": "prague", "rtt_ms": 10.0}, link={"rate_mbps": 40.0}, horizon_s=5.0)
-    with_step = one.replace(**{"options.quirks_off": ["no_l4s_step"], "options.step_ms": 1.0})
+    own = "options.dualpi2_freebsd"
+    with_step = one.replace(**{f"{own}.quirks_off": ["no_l4s_step"], f"{own}.step_ms": 1.0})
     plain, stepped = simulate(one).summary["delay_ms"]["L"], simulate(with_step).summary["delay_ms"]["L"]
     assert stepped["p50"] < 2.0 < plain["p50"]
 
@@ -316,7 +317,7 @@ def exercise(build: Build, quirk: Quirk) -> Scenario:
         sources = {"kind": "cubic", "count": 2}, {"kind": "dctcp", "count": 2}
         return build(*sources, link={"rate_mbps": 8.0, "passes": 2})
     if quirk is Quirk.BURST_ALLOWANCE:  # 150 ms pass before the sum reaches 0.85
-        return testbed.replace(**{"options.max_burst_ms": 3000.0})
+        return testbed.replace(**{"options.dualpi2_freebsd.max_burst_ms": 3000.0})
     if quirk is Quirk.ACCU_KEPT:  # 8.5 without a random hit: a small probability for long, and marks
         return load("l4s-llm-testbed").replace(**{"horizon_s": 40.0, "link.buffer_ms": 1000.0})
     if quirk is Quirk.IDLE_DECAY:  # the queue is empty while a packet is sent for long
@@ -331,17 +332,17 @@ def test_switching_off_changes_a_run(
 ) -> None:
     assert quirk.name is not None
     chosen = exercise(scenario, quirk)
-    off = native(chosen.replace(**{"options.quirks_off": [quirk.name.lower()]}))
+    off = native(chosen.replace(**{"options.dualpi2_freebsd.quirks_off": [quirk.name.lower()]}))
     assert int(off.env["quirks"][0]) == without(quirk)
     assert counters(off) != counters(native(chosen))
 
 
 def test_all_can_be_switched_off(native: Callable[..., Batch]) -> None:
-    run = native(load("l4s-llm-testbed").replace(**{"options.quirks_off": ["all"]}), seconds=5.0)
+    run = native(load("l4s-llm-testbed").replace(**{"options.dualpi2_freebsd.quirks_off": ["all"]}), seconds=5.0)
     assert run.env["quirks"][0] == 0
 
 
 def test_unknown_quirk_is_refused() -> None:
-    chosen = load("l4s-llm-testbed").replace(**{"options.quirks_off": ["dead_couplin"]})
+    chosen = load("l4s-llm-testbed").replace(**{"options.dualpi2_freebsd.quirks_off": ["dead_couplin"]})
     with pytest.raises(L4SError, match="unknown quirk 'dead_couplin': did you mean 'dead_coupling'"):
         Batch(chosen).reset(0, np.random.default_rng(0))

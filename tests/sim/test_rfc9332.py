@@ -191,12 +191,15 @@ def test_unit_of_the_records(prob: int) -> None:
 # -- the parameters
 
 
-def _scenario(**options: Any) -> Scenario:
-    return from_dict({"name": "x", "aqm": "dualpi2_rfc9332", "sources": [{"kind": "cubic"}], "options": options})
+RFC: Any = "dualpi2_rfc9332"
+
+
+def _scenario(aqm: str, **options: Any) -> Scenario:
+    return from_dict({"name": "x", "aqm": aqm, "sources": [{"kind": "cubic"}], "options": {aqm: options}})
 
 
 def _built(aqm: str = "dualpi2_rfc9332", **options: Any) -> Any:
-    return setup.build(_scenario(**options), aqm, 1)[0][0]
+    return setup.build(_scenario(aqm, **options), aqm, 1)[0][0]
 
 
 def test_default_parameters() -> None:
@@ -228,17 +231,15 @@ def test_state_is_integer(aqm: str) -> None:
     ],
 )
 def test_limits_of_the_parameters(name: str, good: float, bad: float) -> None:
-    setup.build(_scenario(**{name: good}), "dualpi2_rfc9332", 1)
-    with pytest.raises(L4SError, match=rf"options\.{name} = .*: for RFC 9332 give (at most|1/256)"):
-        setup.build(_scenario(**{name: bad}), "dualpi2_rfc9332", 1)
-    setup.build(_scenario(**{name: bad}), "pie", 1)  # the limits are those of this discipline
+    setup.build(_scenario(RFC, **{name: good}), "dualpi2_rfc9332", 1)
+    with pytest.raises(L4SError, match=rf"options\.dualpi2_rfc9332\.{name} = .*: give (at most|1/256)"):
+        setup.build(_scenario(RFC, **{name: bad}), "dualpi2_rfc9332", 1)
+    setup.build(_scenario(RFC, **{name: bad}), "pie", 1)  # the limits are those of this discipline's arithmetic
 
 
 def test_target_is_limited_with_the_gain() -> None:
     _built(alpha=3814.0, target_ms=4294.0)
-    with pytest.raises(
-        L4SError, match=r"options\.target_ms = 4300: for RFC 9332 give at most 429\d ms with this alpha"
-    ):
+    with pytest.raises(L4SError, match=r"\.target_ms = 4300: give at most 429\d ms with this alpha"):
         _built(alpha=3814.0, target_ms=4300.0)
 
 
@@ -303,8 +304,11 @@ def test_engine_round_robin_keeps_the_shares(aqm: str, weight: float) -> None:
     tree = {
         "name": "both", "aqm": aqm, "horizon_s": 3.0, "link": {"rate_mbps": 20.0, "buffer_ms": 20_000.0},
         "sources": [{**source, "ecn": "ect0"}, {**source, "ecn": "ect1"}],
-        "options": {"classic_weight": weight, "classic_protection": round(100 * weight), "alpha": 0.0, "beta": 0.0,
-                    "min_th_us": 1e9, "step_ms": 1e9, "quirks_off": ["drr"]},
+        "options": {
+            "dualpi2_rfc9332": {"classic_weight": weight, "alpha": 0.0, "beta": 0.0, "min_th_us": 1e9},
+            "dualpi2_linux": {"classic_protection": round(100 * weight), "alpha": 0, "beta": 0, "step_ms": 1e9},
+            "dualpi2_freebsd": {"classic_weight": weight, "alpha": 0, "beta": 0, "quirks_off": ["drr"]},
+        },
     }  # fmt: skip
     batch = Batch(from_dict(tree))
     batch.reset(0, np.random.default_rng(5))

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from l4s_gym.agents.llm.attention import banded, single
 from l4s_gym.agents.llm.config import FAMILIES, BackboneConfig, LoraConfig
 from l4s_gym.agents.llm.lora import attach
-from l4s_gym.errors import L4SError
+from l4s_gym.errors import L4SError, unknown
 from l4s_gym.extras import optional
 
 _LIMIT: Final = 1024
@@ -70,10 +70,8 @@ def random_config(config: BackboneConfig) -> Any:
         return transformers.AutoConfig.for_model(config.family, **tokens, **special)
     except ValueError as error:
         if "Unrecognized model" in str(error):
-            raise L4SError(
-                f"backbone: unknown family {config.family!r}: choose one of {', '.join(FAMILIES)}, "
-                "or another model_type of transformers"
-            ) from None
+            error_ = unknown("family", config.family, FAMILIES)
+            raise L4SError(f"backbone: {error_}, or another model_type of transformers") from None
         raise L4SError(f"backbone: {config.family!r} of this size: {one_line(error)}: choose another size") from None
 
 
@@ -99,7 +97,7 @@ def _load(config: BackboneConfig, words: bool) -> tuple[Any, str]:
         model = _build(
             lambda attention: kind.from_pretrained(name, revision=revision, attn_implementation=attention, dtype=dtype)
         )
-    except (OSError, ValueError) as error:  # not found, hub unreachable, damaged; of no known type
+    except Exception as error:  # not found, hub unreachable, of no known type; whatever a damaged file leads to
         raise L4SError(
             f"backbone {name!r}: cannot be loaded ({one_line(error)}): give the folder of a downloaded model, or "
             "check name and connection"
@@ -178,7 +176,10 @@ class Backbone(nn.Module):
         if config.exit_layer:
             _cut(model, config.exit_layer, int(sizes.num_hidden_layers))
         model.requires_grad_(not config.frozen)
-        embedding = model.get_input_embeddings()
+        try:
+            embedding = model.get_input_embeddings()
+        except NotImplementedError:
+            embedding = None
         if not isinstance(embedding, nn.Embedding):
             raise L4SError(f"backbone {self.family!r}: cannot be used (it reads no words): choose another family")
         if not words:

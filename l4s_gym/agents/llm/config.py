@@ -24,10 +24,10 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from l4s_gym.agents.config import convert, read_toml
 from l4s_gym.data.files import PathLike
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.schema import ACTIONS, OBSERVED
+from l4s_gym.tables import convert, read_toml
 
 Positive = Annotated[int, Meta(ge=1, le=1 << 20)]
 Count = Annotated[int, Meta(ge=0, le=1 << 20)]

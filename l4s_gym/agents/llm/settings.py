@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from l4s_gym.agents.config import convert
 from l4s_gym.agents.llm import config
 from l4s_gym.agents.llm.schedule import TrainConfig
 from l4s_gym.agents.training import merged
 from l4s_gym.errors import L4SError, unknown
+from l4s_gym.tables import convert
 
 TABLES: Final = ("model", "train")
 

@@ -8,6 +8,7 @@ models and large batches are faster in PyTorch's matrix products (`fits` says wh
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import numba
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from l4s_gym.agents.llm.encoders import MAGNITUDE, FoldedEncoder
+from l4s_gym.compiled import kept
 
 if TYPE_CHECKING:
     from l4s_gym.agents.llm.model import DecisionModel
@@ -178,7 +180,7 @@ def _look(seen: Array, observation: Array, lacks: Array, missing: bool) -> None:
         row[length - 1], row[2 * length - 1], row[3 * length - 1] = value, _logarithm(value), np.float32(known)
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=_MATHS)
+@partial(kept, nogil=True, error_model="numpy", fastmath=_MATHS)
 def _step(
     sizes: Any, embeddings: Any, encoder: Any, layers: Any, memory: Any,
     to_go: Array, observations: Array, previous: Array, missing: Array, logits: Array,

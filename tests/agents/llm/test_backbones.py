@@ -140,11 +140,12 @@ def test_a_backbone_that_ignores_the_mask_is_refused(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("family", "message"),
     [
-        ("gtp2", "unknown family 'gtp2'"),
+        ("gtp2", "unknown family 'gtp2': did you mean 'gpt2'"),
         ("bloom", "of no known kind|does not take|step by step"),
         ("mamba", "of no known kind|does not take|step by step"),
         ("bert", "of no known kind|does not take|step by step|cannot be used"),
         ("vit", "cannot be used|no known kind|does not take"),
+        ("clip", "cannot be used|no known kind|does not take"),
     ],
 )
 def test_families_that_cannot_be_used(family: str, message: str) -> None:
@@ -160,6 +161,17 @@ def test_a_model_that_is_not_there(tmp_path: Path) -> None:
         with pytest.raises(L4SError, match="cannot be loaded") as caught:
             Backbone(BackboneConfig(pretrained=name), NONE)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [0, 4, 100, 5000])
+def test_truncated_weights(size: int, tmp_path: Path) -> None:
+    sizes = transformers.GPT2Config(n_layer=1, n_embd=32, n_head=2, vocab_size=50, bos_token_id=0, eos_token_id=0)
+    transformers.GPT2Model(sizes).save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:size])
+    with pytest.raises(L4SError, match=r"cannot be loaded \(.*: give the folder of a downloaded model") as caught:
+        Backbone(BackboneConfig(pretrained=str(tmp_path)), NONE)
+    assert "\n" not in str(caught.value)
 
 
 def test_without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,6 @@ for _name in ("torch", "transformers", "peft", "accelerate", "h5py", "minari"):
 import torch  # noqa: E402
 
 from l4s_gym import L4SError  # noqa: E402
-from l4s_gym.agents.config import convert  # noqa: E402
 from l4s_gym.agents.imbalance import Imbalance  # noqa: E402
 from l4s_gym.agents.llm import checkpoint, storage  # noqa: E402
 from l4s_gym.agents.llm.agent import open_agent  # noqa: E402
@@ -36,6 +35,7 @@ from l4s_gym.agents.llm.train import RESULT, Trainer, settings, train  # noqa: E
 from l4s_gym.agents.llm.trainer import logits_of, tensors  # noqa: E402
 from l4s_gym.agents.training import load_config  # noqa: E402
 from l4s_gym.data.minari_io import schema_metadata  # noqa: E402
+from l4s_gym.tables import convert  # noqa: E402
 from tests.agents.llm.toys import MODEL, TRAIN, by_chance, by_feature, config, dataset, seldom, store  # noqa: E402
 
 ROOT = Path(__file__).parents[3]

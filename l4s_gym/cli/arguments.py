@@ -1,0 +1,82 @@
+"""Options that are given again: those that take several values take more, others are refused."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+
+import tyro
+
+from l4s_gym.errors import L4SError
+
+_T = TypeVar("_T")
+
+
+def several(target: Callable[..., Any]) -> frozenset[str]:
+    """The options of a command (a function, or a dataclass) that take any number of values."""
+    found = set()
+    for name, kind in get_type_hints(target, include_extras=True).items():
+        extras = list(get_args(kind))[1:] if get_origin(kind) is Annotated else []
+        plain = get_args(kind)[0] if extras else kind
+        parts = [plain, *get_args(plain)]  # alone, or in a union with None
+        if any(get_origin(part) in (tuple, list) and get_args(part)[-1:] in ((...,), get_args(part)) for part in parts):
+            named = [each.name for each in extras if getattr(each, "name", None)]
+            found.add(f"--{(named or [name])[0].replace('_', '-')}")
+    return frozenset(found)
+
+
+def accumulated(args: Sequence[str], several: frozenset[str]) -> list[str]:
+    """Arguments with the values of an option that is given again beside its first ones.
+
+    Args:
+        args: As given.
+        several: Options that take any number of values.
+
+    Raises:
+        L4SError: An option that takes one value is given twice.
+    """
+    runs: dict[str, list[str]] = {}  # each option with the words that follow it
+    key = ""
+    for k, word in enumerate(args):
+        if word == "--":
+            runs["--"] = list(args[k:])
+            break
+        if not word.startswith("--"):
+            runs.setdefault(key, []).append(word)
+            continue
+        option, equals, value = word.partition("=")
+        key = option.replace("_", "-")
+        if key not in runs:
+            runs[key] = [option, value] if equals and key in several else [word]
+        elif key in several:
+            runs[key] += [value] if equals else []
+        else:
+            raise L4SError(f"{key}: is given twice: give it once")
+    return [word for run in runs.values() for word in run]
+
+
+class App(tyro.extras.SubcommandApp):
+    """Commands whose options may be given again."""
+
+    def cli(self, *, args: Sequence[str] | None = None, **more: Any) -> Any:
+        """As tyro's."""
+        words = list(sys.argv[1:] if args is None else args)
+        target = self.targets().get(words[0].replace("_", "-")) if words else None
+        return super().cli(args=words if target is None else accumulated(words, several(target)), **more)
+
+    def targets(self) -> dict[str, Callable[..., Any]]:
+        """The function of each command."""
+        stored: dict[str, Any] = dict(self._subcommands)
+        return {name.replace("_", "-"): getattr(each, "target", each) for name, each in stored.items()}
+
+
+def command_line(target: Callable[..., _T], **more: Any) -> _T:
+    """`tyro.cli` of a script, whose options may be given again too."""
+    try:
+        words = accumulated(sys.argv[1:], several(target))
+    except L4SError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    found: _T = tyro.cli(target, args=words, **more)
+    return found
