@@ -125,13 +125,50 @@
 	    "shield: share that an agent may drop, 1/65536; 65536: all")       \
 	X(shield_window, 128, 16, 65536, "shield: packets of that share")      \
 	X(shield_hold_us, 1000000, 1000, 600000000,                            \
-	    "shield: time for which the native law then decides, us")
+	    "shield: time for which the native law then decides, us")          \
+	X(shield_floor_c_us, 5000, 0, 60000000,                                \
+	    "shield: delay of C below which an agent may not drop or mark")    \
+	X(shield_floor_l_us, 500, 0, 60000000,                                 \
+	    "shield: the same of L; or C's delay is above C's")
 
 struct l4s_params {
 #define L4S_MEMBER(name, normal, low, high, text) uint64_t name;
 	L4S_PARAMETERS(L4S_MEMBER)
 #undef L4S_MEMBER
 };
+
+/* The shield's bounds, in the order of the parameters shield_*. */
+#define L4S_SHIELD(X)                                                          \
+	X(c_us) X(l_us) X(drops) X(window) X(hold_us) X(floor_c_us) X(floor_l_us)
+#define L4S_BOUNDS 7	/* their number */
+
+struct l4s_bounds {
+#define L4S_MEMBER(name) uint64_t name;
+	L4S_SHIELD(L4S_MEMBER)
+#undef L4S_MEMBER
+};
+
+/* The tighter one of each two bounds; a bound of the delay of 0 is none. */
+static inline struct l4s_bounds
+l4s_tighter(struct l4s_bounds a, const struct l4s_bounds *b)
+{
+#define L4S_LESS(name) if (b->name < a.name) a.name = b->name;
+#define L4S_MORE(name) if (b->name > a.name) a.name = b->name;
+#define L4S_CEILING(name)                                                      \
+	if (a.name == 0 || (b->name != 0 && b->name < a.name))                 \
+		a.name = b->name;
+	L4S_CEILING(c_us)
+	L4S_CEILING(l_us)
+	L4S_LESS(drops)
+	L4S_LESS(window)
+	L4S_MORE(hold_us)
+	L4S_MORE(floor_c_us)
+	L4S_MORE(floor_l_us)
+#undef L4S_LESS
+#undef L4S_MORE
+#undef L4S_CEILING
+	return (a);
+}
 
 /* One packet, in the caller's memory for as long as the core has it. */
 struct l4s_packet {
@@ -247,6 +284,7 @@ struct l4s_queue {
 	uint8_t waits;		/* the last row asked about was not answered */
 	/* shield */
 	uint64_t held_until_ns;	/* 0: not held */
+	uint64_t tripped_ns;
 	uint64_t window_packets, window_drops, window_decisions;
 	uint64_t before_decisions;	/* in the window before */
 	uint64_t calm_prob;	/* testbed: prob when nobody else decided */
@@ -255,6 +293,9 @@ struct l4s_queue {
 
 struct l4s_core {
 	struct l4s_params p;
+	struct l4s_bounds bounds;	/* in force: the operator's, or tighter */
+	struct l4s_bounds wanted;	/* of the controller, where `tightened` */
+	bool tightened;
 	struct l4s_queue q[2];
 	uint64_t prob;		/* p': RFC 9332 2^-32, Linux 1/(2^32 - 1) */
 	uint64_t calm_prob;	/* the same when nobody else decided */
@@ -318,8 +359,17 @@ void l4s_update(struct l4s_core *c, uint64_t now_ns);
 /* A controller comes: asked about each interval-th packet (1 or more). */
 void l4s_attach(struct l4s_core *c, uint64_t interval);
 
-/* The controller goes: the native law decides, pending decisions are void. */
+/*
+ * The controller goes: the native law decides, pending decisions are void, and
+ * the shield's bounds are the operator's again.
+ */
 void l4s_detach(struct l4s_core *c);
+
+/*
+ * The controller's own bounds of the shield, checked. Those in force are the
+ * tighter ones of these and the operator's (the parameters), until it goes.
+ */
+void l4s_tighten(struct l4s_core *c, const struct l4s_bounds *wanted);
 
 /* A decision for the next packet of a queue; see enum l4s_refusal. */
 enum l4s_refusal l4s_decide(struct l4s_core *c, const struct l4s_decision *d,

@@ -35,8 +35,8 @@ bool l4s_command_valid(const struct l4s_command *command);
 
 struct l4s_decision l4s_command_decision(const struct l4s_command *command);
 
-/* CONFIGURE's bounds of the shield into parameters; false: out of range. */
-bool l4s_command_shield(const struct l4s_command *command,
-    struct l4s_params *params);
+/* CONFIGURE's bounds of the shield; false: out of range. */
+bool l4s_command_bounds(const struct l4s_command *command,
+    struct l4s_bounds *bounds);
 
 #endif

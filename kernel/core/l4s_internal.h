@@ -67,6 +67,7 @@ int l4s_linux_pick(struct l4s_core *c);
 void l4s_linux_charge(struct l4s_core *c, int index, uint32_t length);
 
 /* Decisions from outside: l4s_outside.c. */
+void l4s_set_bounds(struct l4s_core *c);
 int l4s_outside(struct l4s_core *c, struct l4s_packet *packet,
     uint64_t now_ns);
 

@@ -8,6 +8,27 @@
 
 #define NONE (-1)
 
+/* -- who may decide, and within which bounds */
+
+/* The bounds in force, after the operator's or the controller's changed. */
+void
+l4s_set_bounds(struct l4s_core *c)
+{
+#define L4S_BOUND(name) c->bounds.name = c->p.shield_##name;
+	L4S_SHIELD(L4S_BOUND)
+#undef L4S_BOUND
+	if (c->tightened)
+		c->bounds = l4s_tighter(c->bounds, &c->wanted);
+}
+
+void
+l4s_tighten(struct l4s_core *c, const struct l4s_bounds *wanted)
+{
+	c->wanted = *wanted;
+	c->tightened = true;
+	l4s_set_bounds(c);
+}
+
 void
 l4s_attach(struct l4s_core *c, uint64_t interval)
 {
@@ -43,11 +64,10 @@ hand_back(struct l4s_core *c, struct l4s_queue *q)
 	/* Where most packets were its own to decide, it knows best. */
 	if (2 * (q->window_decisions + q->before_decisions) >
 	    q->window_packets +
-	    (q->before_decisions > 0 ? c->p.shield_window : 0)) {
+	    (q->before_decisions > 0 ? c->bounds.window : 0)) {
 		q->prob = q->calm_prob;
 		c->prob = c->calm_prob;
 	}
-	q->window_packets = q->window_drops = 0;
 	q->window_decisions = q->before_decisions = 0;
 }
 
@@ -57,14 +77,21 @@ l4s_detach(struct l4s_core *c)
 	for (int i = 0; i < 2; i++) {
 		struct l4s_queue *q = &c->q[i];
 
+		/* What may still be dropped stays: nobody gains by coming again. */
 		if (c->interval > 0)
 			hand_back(c, q);
+		/* The next one is held for as long as the operator says. */
+		if (q->held_until_ns != 0)
+			q->held_until_ns = q->tripped_ns +
+			    c->p.shield_hold_us * 1000;
 		q->answer = 0;
 		q->waits = 0;
 		/* What was asked before is nobody's to answer any more. */
 		q->answered = q->asked;
 	}
 	c->interval = 0;
+	c->tightened = false;
+	l4s_set_bounds(c);
 }
 
 static void
@@ -145,19 +172,40 @@ trip(struct l4s_core *c, struct l4s_queue *q, uint8_t kind, uint64_t value,
 {
 	uint8_t index = q == &c->q[1];
 
-	q->held_until_ns = now_ns + c->p.shield_hold_us * 1000;
+	q->tripped_ns = now_ns;
+	q->held_until_ns = now_ns + c->bounds.hold_us * 1000;
 	q->answer = 0;
 	q->trips++;
 	hand_back(c, q);
+	q->window_packets = q->window_drops = 0;
 	c->event[index] = (struct l4s_event){ .time_ns = now_ns,
 	    .value = value, .kind = kind, .queue = index };
+}
+
+/* One more packet of the shield's window, whoever decides about it. */
+static void
+count_packet(struct l4s_core *c, struct l4s_queue *q)
+{
+	if (++q->window_packets <= c->bounds.window)
+		return;
+	q->window_packets = 1;
+	q->before_decisions = q->window_decisions;
+	q->window_drops = q->window_decisions = 0;
+}
+
+/* For how long the oldest packet of a queue has waited. */
+static uint64_t
+age_ns(const struct l4s_core *c, const struct l4s_queue *q, uint64_t now_ns)
+{
+	return (q->packets == 0 ? 0 :
+	    l4s_clock(c, now_ns) - q->head->enqueued_ns);
 }
 
 /* Whether the queue is out of reach from outside, because of the shield. */
 static bool
 shielded(struct l4s_core *c, struct l4s_queue *q, uint64_t now_ns)
 {
-	uint64_t limit_us, delay_ns;
+	uint64_t limit_us, delay_ns = age_ns(c, q, now_ns);
 	uint8_t index = q == &c->q[1];
 
 	if (q->held_until_ns != 0) {
@@ -167,25 +215,30 @@ shielded(struct l4s_core *c, struct l4s_queue *q, uint64_t now_ns)
 		c->event[index] = (struct l4s_event){ .time_ns = now_ns,
 		    .kind = L4S_EVENT_SHIELD_RELEASE, .queue = index };
 	}
-	if (++q->window_packets > c->p.shield_window) {
-		q->window_packets = 1;
-		q->before_decisions = q->window_decisions;
-		q->window_drops = q->window_decisions = 0;
-	}
 	remember(c, q);
 	/* Where the native law alone has decided, the delay is its own. */
-	if (q->window_decisions == 0)
+	if (undisturbed(q))
 		return (false);
-	delay_ns = q->delay_ns;
-	if (q->packets == 0)
-		delay_ns = 0;
-	else if (l4s_clock(c, now_ns) - q->head->enqueued_ns > delay_ns)
-		delay_ns = l4s_clock(c, now_ns) - q->head->enqueued_ns;
-	limit_us = index == L4S_L4S ? c->p.shield_l_us : c->p.shield_c_us;
+	if (q->packets > 0 && q->delay_ns > delay_ns)
+		delay_ns = q->delay_ns;
+	limit_us = index == L4S_L4S ? c->bounds.l_us : c->bounds.c_us;
 	if (limit_us == 0 || delay_ns <= limit_us * 1000)
 		return (false);
 	trip(c, q, L4S_EVENT_SHIELD_DELAY, delay_ns / 1000, now_ns);
 	return (true);
+}
+
+/*
+ * Whether the queue stands, so that to slow senders down leaves no capacity
+ * unused. L is served first and may be short while C stands.
+ */
+static bool
+stands(const struct l4s_core *c, const struct l4s_queue *q, uint64_t now_ns)
+{
+	if (age_ns(c, &c->q[0], now_ns) >= c->bounds.floor_c_us * 1000)
+		return (true);
+	return (q == &c->q[1] &&
+	    age_ns(c, q, now_ns) >= c->bounds.floor_l_us * 1000);
 }
 
 /* Whether the shield lets one more drop of an agent pass. */
@@ -194,7 +247,7 @@ may_drop(struct l4s_core *c, struct l4s_queue *q, uint64_t now_ns)
 {
 	uint64_t drops = q->window_drops + 1;
 
-	if (drops * 65536 <= c->p.shield_drops * c->p.shield_window) {
+	if (drops * 65536 <= c->bounds.drops * c->bounds.window) {
 		q->window_drops = drops;
 		return (true);
 	}
@@ -291,6 +344,7 @@ l4s_outside(struct l4s_core *c, struct l4s_packet *packet, uint64_t now_ns)
 	bool missed = ask(c, q, packet, now_ns), wanted;
 	int action = NONE;
 
+	count_packet(c, q);
 	if (c->interval == 0 && c->model == 0) {
 		if (q->held_until_ns != 0)
 			(void)shielded(c, q, now_ns);
@@ -302,6 +356,10 @@ l4s_outside(struct l4s_core *c, struct l4s_packet *packet, uint64_t now_ns)
 			action = ask_model(c, &packet->row);
 	}
 	wanted = action != NONE;
+	if (wanted && action != L4S_ENQUEUE && !stands(c, q, now_ns)) {
+		c->refused[L4S_SHIELDED]++;
+		action = NONE;
+	}
 	if (action == L4S_DROP ||
 	    (action == L4S_MARK && packet->ecn == L4S_NOT_ECT))
 		if (!may_drop(c, q, now_ns))

@@ -88,6 +88,7 @@ attach(struct l4s_client *client, const struct l4s_command *command)
 		    "another descriptor controls the queue"));
 	sc->controller = client;
 	sc->interval = command->args[0];
+	sc->tightened = false;
 	client->asks_from = sc->head;
 	if (sc->current != NULL)
 		l4s_attach(&sc->current->core, sc->interval);
@@ -98,6 +99,7 @@ static void
 detach(void)
 {
 	sc->controller = NULL;
+	sc->tightened = false;
 	if (sc->current != NULL)
 		l4s_detach(&sc->current->core);
 }
@@ -105,14 +107,17 @@ detach(void)
 static int
 configure(struct l4s_client *client, const struct l4s_command *command)
 {
-	struct l4s_params params = sc->params;
+	struct l4s_bounds bounds;
 
 	if (sc->controller != client)
 		return (refuse(client, command, L4S_E_NOT_CONTROLLER,
 		    "CONFIGURE is the controller's: ATTACH first"));
-	if (!l4s_command_shield(command, &params))
+	if (!l4s_command_bounds(command, &bounds))
 		return (EINVAL);
-	l4s_apply(&params);
+	sc->bounds = bounds;
+	sc->tightened = true;
+	if (sc->current != NULL)
+		l4s_tighten(&sc->current->core, &bounds);
 	return (answer_status(client, command));
 }
 

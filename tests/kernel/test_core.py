@@ -254,7 +254,8 @@ class Link:
 
 
 ACCEPTED, DETACHED, MALFORMED, EXPIRED, OUT_OF_ORDER, UNASKED, SHIELDED = range(7)
-FREE = {"shield_c_us": 0, "shield_l_us": 0, "shield_drops": 65536}
+FREE = UNSHIELDED
+NO_FLOOR = {"shield_floor_c_us": 0, "shield_floor_l_us": 0}
 
 
 def test_a_decision_is_used_once_for_the_next_packet_of_its_queue(core: Core) -> None:
@@ -330,7 +331,7 @@ def test_interval_asks_about_each_nth_packet(core: Core) -> None:
 
 
 def test_shield_bounds_the_drops_of_an_agent(core: Core) -> None:
-    link = Link(core, shield_c_us=0, shield_window=16, shield_drops=65536 // 4, shield_hold_us=50_000)
+    link = Link(core, **NO_FLOOR, shield_c_us=0, shield_window=16, shield_drops=65536 // 4, shield_hold_us=50_000)
     link.attach()
     rows = [link.offer()]
     for _ in range(12):

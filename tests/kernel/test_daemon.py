@@ -541,8 +541,8 @@ def test_asks_and_decisions(make: Make) -> None:
     assert (got.queue, got.action, got.sequence, got.expires_us) == (1, 2, 10, 777)
     controller.send(command(wire.DECIDE, queue=9, action=9))  # the queue counts it
     assert daemon.device.next(wire.DECIDE).queue == 9
-    controller.send(command(wire.CONFIGURE, 1000, 2000, 3000, 64, 1000, 5, tag=4))
-    assert daemon.device.answer(wire.CONFIGURE).args == (1000, 2000, 3000, 64, 1000, 0, 0, 0)
+    controller.send(command(wire.CONFIGURE, 1000, 2000, 3000, 64, 1000, 6, 7, 5, tag=4))
+    assert daemon.device.answer(wire.CONFIGURE).args == (1000, 2000, 3000, 64, 1000, 6, 7, 0)
     assert controller.next(wire.STATUS).tag == 4
     controller.send(command(wire.ATTACH, 8, tag=5))  # another interval
     daemon.device.answer(wire.ATTACH, interval=8)
