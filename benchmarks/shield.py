@@ -44,13 +44,13 @@ TRAFFIC: Final = {
         {"kind": "prague", "rtt_ms": 20.0, "stagger_s": 0.0},
     ],
 }
-OFF: Final = {"c_us": 0, "l_us": 0, "drops": 65536, "window": 65536, "hold_us": 1000, "floor_c_us": 0, "floor_l_us": 0}
-BEFORE: Final = {"c_us": 150_000, "l_us": 50_000, "drops": 16384, "floor_c_us": 0, "floor_l_us": 0}
-"""What was shipped before there were floors."""
+OFF: Final = {"c_us": 0, "l_us": 0, "drops": 65536, "window": 65536, "hold_us": 1000, "hits": 0}
+BEFORE: Final = {"c_us": 150_000, "l_us": 50_000, "drops": 16384, "hits": 0}
+"""What was shipped before hits were bounded."""
 BOUNDS: Final[dict[str, dict[str, int]]] = {
     "off": OFF,
     "before": BEFORE,
-    **{f"floor {c / 1000:g} ms": {"floor_c_us": c, "floor_l_us": c // 10} for c in (1250, 2500, 5000, 10_000)},
+    **{f"hits {n}": {"hits": 256 * n} for n in (1, 4, 16, 64)},
     "drops 1/4": {"drops": 16384},
     "drops 1/64": {"drops": 1024},
     "delay 50, 10 ms": {"c_us": 50_000, "l_us": 10_000},
@@ -72,7 +72,7 @@ command = struct.Struct("<HBBBBHQQQ8I")
 def send(kind, *args, queue=0, act=0, sequence=0, expires=0):
     link.sendall(command.pack(0x344C, 1, kind, queue, act, 0, 0, sequence, expires, *args, *[0] * (8 - len(args))))
 send(2, 1)
-send(5, 0, 0, 65536, 65536, 1000, 0, 0)
+send(5, 0, 0, 65536, 65536, 1000, 0)
 data = b""
 while True:
     more = link.recv(1 << 16)

@@ -109,6 +109,8 @@ l4s_init(struct l4s_core *c, const struct l4s_params *p, uint64_t seed,
 	c->rng = seed;
 	c->integrated_ns = now_ns;
 	l4s_set_bounds(c);
+	for (int i = 0; i < 2; i++)
+		c->q[i].hit_credit = c->q[i].drop_credit = L4S_MOST_CREDIT;
 	relist(c);
 	start_law(c, now_ns);
 }

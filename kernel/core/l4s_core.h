@@ -126,10 +126,8 @@
 	X(shield_window, 128, 16, 65536, "shield: packets of that share")      \
 	X(shield_hold_us, 1000000, 1000, 600000000,                            \
 	    "shield: time for which the native law then decides, us")          \
-	X(shield_floor_c_us, 5000, 0, 60000000,                                \
-	    "shield: delay of C below which an agent may not drop or mark")    \
-	X(shield_floor_l_us, 500, 0, 60000000,                                 \
-	    "shield: the same of L; or C's delay is above C's")
+	X(shield_hits, 512, 0, 65536,                                          \
+	    "shield: drops and marks of an agent, 1/256 of the law's; 0: all")
 
 struct l4s_params {
 #define L4S_MEMBER(name, normal, low, high, text) uint64_t name;
@@ -139,8 +137,8 @@ struct l4s_params {
 
 /* The shield's bounds, in the order of the parameters shield_*. */
 #define L4S_SHIELD(X)                                                          \
-	X(c_us) X(l_us) X(drops) X(window) X(hold_us) X(floor_c_us) X(floor_l_us)
-#define L4S_BOUNDS 7	/* their number */
+	X(c_us) X(l_us) X(drops) X(window) X(hold_us) X(hits)
+#define L4S_BOUNDS 6	/* their number */
 
 struct l4s_bounds {
 #define L4S_MEMBER(name) uint64_t name;
@@ -148,12 +146,11 @@ struct l4s_bounds {
 #undef L4S_MEMBER
 };
 
-/* The tighter one of each two bounds; a bound of the delay of 0 is none. */
+/* The tighter one of each two bounds; 0 is none of delays and hits. */
 static inline struct l4s_bounds
 l4s_tighter(struct l4s_bounds a, const struct l4s_bounds *b)
 {
 #define L4S_LESS(name) if (b->name < a.name) a.name = b->name;
-#define L4S_MORE(name) if (b->name > a.name) a.name = b->name;
 #define L4S_CEILING(name)                                                      \
 	if (a.name == 0 || (b->name != 0 && b->name < a.name))                 \
 		a.name = b->name;
@@ -161,11 +158,10 @@ l4s_tighter(struct l4s_bounds a, const struct l4s_bounds *b)
 	L4S_CEILING(l_us)
 	L4S_LESS(drops)
 	L4S_LESS(window)
-	L4S_MORE(hold_us)
-	L4S_MORE(floor_c_us)
-	L4S_MORE(floor_l_us)
+	L4S_CEILING(hits)
+	if (b->hold_us > a.hold_us)
+		a.hold_us = b->hold_us;
 #undef L4S_LESS
-#undef L4S_MORE
 #undef L4S_CEILING
 	return (a);
 }
@@ -287,6 +283,7 @@ struct l4s_queue {
 	uint64_t tripped_ns;
 	uint64_t window_packets, window_drops, window_decisions;
 	uint64_t before_decisions;	/* in the window before */
+	uint64_t hit_credit, drop_credit;	/* of an agent, 2^-32 */
 	uint64_t calm_prob;	/* testbed: prob when nobody else decided */
 	uint64_t trips;
 };
@@ -322,6 +319,9 @@ void l4s_params_default(struct l4s_params *p, uint64_t variant);
 
 /* Index of the first parameter out of its range, or -1. */
 int l4s_params_check(const struct l4s_params *p);
+
+/* The operator's bounds of the shield. */
+struct l4s_bounds l4s_bounds_of(const struct l4s_params *p);
 
 /* Start with empty queues. */
 void l4s_init(struct l4s_core *c, const struct l4s_params *p, uint64_t seed,

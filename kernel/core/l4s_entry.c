@@ -64,10 +64,18 @@ l4s_fit(uint64_t value)
 }
 
 void
+l4s_entry_bounds(struct l4s_status *status, const struct l4s_bounds *bounds)
+{
+	unsigned i = 0;
+
+#define L4S_IN_FORCE(name) status->shield[i++] = l4s_fit(bounds->name);
+	L4S_SHIELD(L4S_IN_FORCE)
+#undef L4S_IN_FORCE
+}
+
+void
 l4s_entry_status(struct l4s_status *status, const struct l4s_core *c)
 {
-	unsigned bound = 0;
-
 	for (int i = 0; i < 2; i++) {
 		const struct l4s_queue *q = &c->q[i];
 
@@ -82,10 +90,7 @@ l4s_entry_status(struct l4s_status *status, const struct l4s_core *c)
 	}
 	for (int i = 0; i < L4S_REFUSALS; i++)
 		status->refused[i] = l4s_fit(c->refused[i]);
-#define L4S_IN_FORCE(name)                                                     \
-	status->shield[bound++] = l4s_fit(c->bounds.name);
-	L4S_SHIELD(L4S_IN_FORCE)
-#undef L4S_IN_FORCE
+	l4s_entry_bounds(status, &c->bounds);
 	status->latency_p50_us = l4s_fit(l4s_latency_us(c, 500));
 	status->latency_p99_us = l4s_fit(l4s_latency_us(c, 990));
 }

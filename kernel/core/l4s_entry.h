@@ -28,6 +28,10 @@ void l4s_entry_event(struct l4s_event_body *body,
 /* Counters of the queues; who controls is the caller's to add. */
 void l4s_entry_status(struct l4s_status *status, const struct l4s_core *c);
 
+/* Bounds in force, where there is no queue yet. */
+void l4s_entry_bounds(struct l4s_status *status,
+    const struct l4s_bounds *bounds);
+
 uint32_t l4s_fit(uint64_t value);
 
 /* Whether a command is of this protocol. */

@@ -10,13 +10,22 @@
 
 /* -- who may decide, and within which bounds */
 
+struct l4s_bounds
+l4s_bounds_of(const struct l4s_params *p)
+{
+	struct l4s_bounds bounds;
+
+#define L4S_BOUND(name) bounds.name = p->shield_##name;
+	L4S_SHIELD(L4S_BOUND)
+#undef L4S_BOUND
+	return (bounds);
+}
+
 /* The bounds in force, after the operator's or the controller's changed. */
 void
 l4s_set_bounds(struct l4s_core *c)
 {
-#define L4S_BOUND(name) c->bounds.name = c->p.shield_##name;
-	L4S_SHIELD(L4S_BOUND)
-#undef L4S_BOUND
+	c->bounds = l4s_bounds_of(&c->p);
 	if (c->tightened)
 		c->bounds = l4s_tighter(c->bounds, &c->wanted);
 }
@@ -47,7 +56,7 @@ undisturbed(const struct l4s_queue *q)
 /*
  * The law goes on learning while somebody else decides, and then learns from
  * delays that it did not make: its integral winds up. So it gets its queue back
- * with the probability that it had before.
+ * with the probability that it had before, where that is the lower one.
  */
 static void
 remember(struct l4s_core *c, struct l4s_queue *q)
@@ -65,8 +74,10 @@ hand_back(struct l4s_core *c, struct l4s_queue *q)
 	if (2 * (q->window_decisions + q->before_decisions) >
 	    q->window_packets +
 	    (q->before_decisions > 0 ? c->bounds.window : 0)) {
-		q->prob = q->calm_prob;
-		c->prob = c->calm_prob;
+		if (q->calm_prob < q->prob)
+			q->prob = q->calm_prob;
+		if (c->calm_prob < c->prob)
+			c->prob = c->calm_prob;
 	}
 	q->window_decisions = q->before_decisions = 0;
 }
@@ -228,17 +239,87 @@ shielded(struct l4s_core *c, struct l4s_queue *q, uint64_t now_ns)
 	return (true);
 }
 
-/*
- * Whether the queue stands, so that to slow senders down leaves no capacity
- * unused. L is served first and may be short while C stands.
- */
-static bool
-stands(const struct l4s_core *c, const struct l4s_queue *q, uint64_t now_ns)
+/* How likely the law's step or ramp is to hit a packet of L, 2^-32. */
+static uint64_t
+step(const struct l4s_core *c, uint64_t delay_ns)
 {
-	if (age_ns(c, &c->q[0], now_ns) >= c->bounds.floor_c_us * 1000)
+	const struct l4s_params *p = &c->p;
+
+	switch (p->variant) {
+	case L4S_TESTBED:
+		return ((p->quirks & L4S_NO_L4S_STEP) == 0 &&
+		    delay_ns > p->step_ns ? L4S_ONE : 0);
+	case L4S_LINUX:
+		return ((p->step_packets > 0 ?
+		    c->q[1].packets > p->step_packets :
+		    delay_ns > p->step_ns) ? L4S_ONE : 0);
+	default:
+		return (c->q[1].packets > p->th_len ?
+		    l4s_rfc9332_ramp(p, delay_ns) : 0);
+	}
+}
+
+/* How likely the native law is to mark or drop a packet that comes now. */
+static uint64_t
+likelihood(const struct l4s_core *c, int index, uint64_t now_ns)
+{
+	const struct l4s_params *p = &c->p;
+	bool testbed = p->variant == L4S_TESTBED;
+	uint64_t prob = testbed ? c->q[index].prob << 1 : c->prob, steps;
+
+	if (index == L4S_CLASSIC)
+		return (l4s_square(prob));
+	if (p->variant == L4S_LINUX)
+		prob *= p->coupling_factor;
+	else if (!testbed)
+		prob = (prob * p->coupling) >> 8;
+	else if ((p->quirks & L4S_DEAD_COUPLING) == 0 &&
+	    prob < c->q[0].prob << 2)
+		prob = c->q[0].prob << 2;
+	steps = step(c, age_ns(c, &c->q[1], now_ns));
+	if (steps > prob)
+		prob = steps;
+	return (prob < L4S_ONE ? prob : L4S_ONE);
+}
+
+static void
+earn(const struct l4s_core *c, uint64_t *credit, uint64_t likely)
+{
+	*credit += (likely * c->bounds.hits) >> 8;
+	if (*credit > L4S_MOST_CREDIT)
+		*credit = L4S_MOST_CREDIT;
+}
+
+/*
+ * Each packet lets an agent mark or drop as much more as the native law would
+ * at this moment, times `hits`. The law's integral answers to what the agent
+ * does: where that leaves the link idle, the law would hit less, and so can the
+ * agent. It drops no more often than the law would in C, from L too.
+ */
+static void
+earn_hits(struct l4s_core *c, struct l4s_queue *q, uint64_t now_ns)
+{
+	uint64_t in_c = likelihood(c, L4S_CLASSIC, now_ns);
+
+	earn(c, &q->drop_credit, in_c);
+	earn(c, &q->hit_credit, q == &c->q[L4S_L4S] ?
+	    likelihood(c, L4S_L4S, now_ns) : in_c);
+}
+
+/* Whether the shield lets one more mark or drop of an agent pass. */
+static bool
+may_hit(struct l4s_core *c, struct l4s_queue *q, bool drops)
+{
+	if (c->bounds.hits == 0)
 		return (true);
-	return (q == &c->q[1] &&
-	    age_ns(c, q, now_ns) >= c->bounds.floor_l_us * 1000);
+	if (q->hit_credit < L4S_ONE || (drops && q->drop_credit < L4S_ONE)) {
+		c->refused[L4S_SHIELDED]++;
+		return (false);
+	}
+	q->hit_credit -= L4S_ONE;
+	if (drops)
+		q->drop_credit -= L4S_ONE;
+	return (true);
 }
 
 /* Whether the shield lets one more drop of an agent pass. */
@@ -341,10 +422,11 @@ int
 l4s_outside(struct l4s_core *c, struct l4s_packet *packet, uint64_t now_ns)
 {
 	struct l4s_queue *q = &c->q[packet->queue];
-	bool missed = ask(c, q, packet, now_ns), wanted;
+	bool missed = ask(c, q, packet, now_ns), wanted, drops;
 	int action = NONE;
 
 	count_packet(c, q);
+	earn_hits(c, q, now_ns);
 	if (c->interval == 0 && c->model == 0) {
 		if (q->held_until_ns != 0)
 			(void)shielded(c, q, now_ns);
@@ -356,14 +438,12 @@ l4s_outside(struct l4s_core *c, struct l4s_packet *packet, uint64_t now_ns)
 			action = ask_model(c, &packet->row);
 	}
 	wanted = action != NONE;
-	if (wanted && action != L4S_ENQUEUE && !stands(c, q, now_ns)) {
-		c->refused[L4S_SHIELDED]++;
+	drops = action == L4S_DROP ||
+	    (action == L4S_MARK && packet->ecn == L4S_NOT_ECT);
+	if ((drops || action == L4S_MARK) && !may_hit(c, q, drops))
 		action = NONE;
-	}
-	if (action == L4S_DROP ||
-	    (action == L4S_MARK && packet->ecn == L4S_NOT_ECT))
-		if (!may_drop(c, q, now_ns))
-			action = NONE;
+	else if (drops && !may_drop(c, q, now_ns))
+		action = NONE;
 	if (action != NONE) {
 		q->window_decisions++;
 		packet->row.decided_by = L4S_BY_AGENT;

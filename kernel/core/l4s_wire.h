@@ -42,7 +42,7 @@ enum l4s_command_kind {
 	L4S_ATTACH = 2,		/* args[0]: decision interval, packets */
 	L4S_DETACH = 3,
 	L4S_DECIDE = 4,		/* sequence, expires_us, queue, action */
-	L4S_CONFIGURE = 5,	/* controller: args[0..6] the seven shield_* */
+	L4S_CONFIGURE = 5,	/* controller: args[0..5] the six shield_* */
 	L4S_GET_STATUS = 6
 };
 
@@ -111,7 +111,7 @@ struct L4S_PACKED l4s_status {
 	uint8_t model;		/* a model is loaded */
 	uint8_t controls;	/* you are the controller */
 	uint8_t reserved;
-	uint32_t shield[7];	/* bounds in force, as CONFIGURE's args */
+	uint32_t shield[6];	/* bounds in force, as CONFIGURE's args */
 };
 
 struct L4S_PACKED l4s_error {

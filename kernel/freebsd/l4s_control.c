@@ -28,6 +28,7 @@ void
 l4s_status(const struct l4s_client *client, struct l4s_status *status)
 {
 	const struct l4s_core *c = l4s_current();
+	struct l4s_bounds bounds = l4s_bounds_of(&sc->params);
 
 	bzero(status, sizeof(*status));
 	status->clock_us = l4s_now() / 1000;
@@ -35,6 +36,9 @@ l4s_status(const struct l4s_client *client, struct l4s_status *status)
 	status->interval = sc->controller != NULL ? l4s_fit(sc->interval) : 0;
 	status->model = sc->model != NULL;
 	status->controls = client == sc->controller;
+	if (sc->tightened)
+		bounds = l4s_tighter(bounds, &sc->bounds);
+	l4s_entry_bounds(status, &bounds);
 	if (c != NULL)
 		l4s_entry_status(status, c);
 }

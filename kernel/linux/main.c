@@ -50,8 +50,8 @@ static const char usage[] =
     "  --shield NAME=NUMBER  a bound on what agents may do, instead of the\n"
     "                     configuration's shield_NAME; may be repeated: c_us,\n"
     "                     l_us (delays), drops (1/65536), window (packets),\n"
-    "                     hold_us, floor_c_us, floor_l_us. An agent can make\n"
-    "                     them tighter for itself, never wider.\n";
+    "                     hold_us, hits (1/256 of the native law's). An agent\n"
+    "                     can make them tighter for itself, never wider.\n";
 
 /* A descriptor among the others: signals are never lost in a busy loop. */
 static int

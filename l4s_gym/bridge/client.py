@@ -189,8 +189,7 @@ class Client:
         drops: float = 1.0,
         window: int = 65536,
         hold_us: int = 1000,
-        floor_c_us: int = 0,
-        floor_l_us: int = 0,
+        hits: float = 0.0,
     ) -> Status:
         """Make the bounds on what a controller may do tighter, for as long as this one controls.
 
@@ -203,12 +202,11 @@ class Client:
             drops: Share of the packets that an agent may drop, 0 to 1 (1: all).
             window: Packets over which that share is counted.
             hold_us: Time for which the native law then decides, us.
-            floor_c_us: Delay of C below which the agent may not drop or mark, us.
-            floor_l_us: The same of L, while C is below its own, us.
+            hits: Drops and marks of an agent, as a multiple of those of the native law; 0: no bound.
         """
         if not 0 <= drops <= 1:
             raise L4SError(f"drops={drops!r}: give a share from 0 to 1")
-        args = (c_us, l_us, round(drops * 65536), window, hold_us, floor_c_us, floor_l_us)
+        args = (c_us, l_us, round(drops * 65536), window, hold_us, round(hits * 256))
         for name, value in zip(p.SHIELD, args, strict=True):
             if not 0 <= value < 1 << 32:
                 raise L4SError(f"{name}={value!r}: give a whole number from 0 to {(1 << 32) - 1}")

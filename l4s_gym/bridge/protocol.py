@@ -55,7 +55,7 @@ AT_ARRIVAL: Final = VARIANTS[:1]
 
 SHIELD: Final = (
     "shield_c_us", "shield_l_us", "shield_drops", "shield_window", "shield_hold_us",
-    "shield_floor_c_us", "shield_floor_l_us",
+    "shield_hits",
 )  # fmt: skip
 """Bounds of the shield: arguments of CONFIGURE, and what STATUS says is in force, in order."""
 
@@ -78,7 +78,7 @@ STATUS_BODY: Final = np.dtype(
         ("clock_us", "<u8"), ("packets", "<u8", (2,)), ("agent", "<u8", (2,)), ("fallback", "<u8", (2,)),
         ("drops", "<u8", (2,)), ("marks", "<u8", (2,)), ("lost", "<u8"), ("refused", "<u4", (7,)),
         ("trips", "<u4", (2,)), ("interval", "<u4"), ("latency_p50_us", "<u4"), ("latency_p99_us", "<u4"),
-        ("held", "u1"), ("model", "u1"), ("controls", "u1"), ("reserved", "u1"), ("shield", "<u4", (7,)),
+        ("held", "u1"), ("model", "u1"), ("controls", "u1"), ("reserved", "u1"), ("shield", "<u4", (6,)),
     ]
 )  # fmt: skip
 ERROR_BODY: Final = np.dtype([("code", "<u2"), ("command", "u1"), ("reserved", "u1"), ("text", "S160")])

@@ -16,7 +16,7 @@ TESTBED, RFC9332, LINUX = range(3)
 AQMS: Final = ("dualpi2_freebsd", "dualpi2_rfc9332", "dualpi2_linux")
 """Of each variant."""
 UNSHIELDED: Final = {
-    "shield_c_us": 0, "shield_l_us": 0, "shield_drops": 65536, "shield_floor_c_us": 0, "shield_floor_l_us": 0
+    "shield_c_us": 0, "shield_l_us": 0, "shield_drops": 65536, "shield_hits": 0
 }  # fmt: skip
 
 

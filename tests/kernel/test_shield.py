@@ -13,7 +13,7 @@ from l4s_gym.bridge import protocol
 from .loop import Choice, Loop, Share
 from .module import Module, built, command
 
-WIDEST = (0, 0, 65536, 65536, 1000, 0, 0)
+WIDEST = (0, 0, 65536, 65536, 1000, 0)
 """CONFIGURE's arguments with which an agent would switch the shield off."""
 SECONDS = 8.0
 HOSTILE: dict[str, Choice] = {
