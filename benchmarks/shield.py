@@ -217,7 +217,11 @@ def main(
     """
     names = QUICK if quick else tuple(BOUNDS)
     out = out or (None if quick else RESULTS)
-    data: dict[str, Any] = origin() | {"note": note, "seconds": seconds, "bounds": {name: BOUNDS[name] for name in names}}
+    data: dict[str, Any] = origin() | {
+        "note": note,
+        "seconds": seconds,
+        "bounds": {name: BOUNDS[name] for name in names},
+    }
     data["freebsd"] = freebsd(names)
     data["router"] = router(names, seconds, kernel)
     if out is None:

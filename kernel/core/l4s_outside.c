@@ -440,9 +440,8 @@ l4s_outside(struct l4s_core *c, struct l4s_packet *packet, uint64_t now_ns)
 	wanted = action != NONE;
 	drops = action == L4S_DROP ||
 	    (action == L4S_MARK && packet->ecn == L4S_NOT_ECT);
-	if ((drops || action == L4S_MARK) && !may_hit(c, q, drops))
-		action = NONE;
-	else if (drops && !may_drop(c, q, now_ns))
+	if (((drops || action == L4S_MARK) && !may_hit(c, q, drops)) ||
+	    (drops && !may_drop(c, q, now_ns)))
 		action = NONE;
 	if (action != NONE) {
 		q->window_decisions++;

@@ -123,7 +123,9 @@ class Loop:
         self._count += 1
         heapq.heappush(self._events, (time_ns, self._count, instance, kind, what))
 
-    def run(self, seconds: float, device: Device | None = None, choose: Choice | None = None) -> list[tuple[Share, Share]]:
+    def run(
+        self, seconds: float, device: Device | None = None, choose: Choice | None = None
+    ) -> list[tuple[Share, Share]]:
         """Let it run; what C and L of each instance got meanwhile."""
         for each in self.instances:
             each.shares = (Share(), Share())

@@ -257,7 +257,6 @@ ACCEPTED, DETACHED, MALFORMED, EXPIRED, OUT_OF_ORDER, UNASKED, SHIELDED = range(
 FREE = UNSHIELDED
 
 
-
 def test_a_decision_is_used_once_for_the_next_packet_of_its_queue(core: Core) -> None:
     link = Link(core, **FREE)
     link.attach()
