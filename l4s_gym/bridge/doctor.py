@@ -68,12 +68,17 @@ def _share(part: int, whole: int) -> str:
     return f"{part} of {whole} ({100 * part / whole:.1f} %)" if whole else "none"
 
 
-def watch(client: Client, seconds: float, progress: Callable[[float], None] | None = None) -> Evidence:
-    """Rows of a live queue for a time; of a queue started anew meanwhile, those since."""
+def watch(
+    client: Client,
+    seconds: float,
+    progress: Callable[[float], None] | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Evidence:
+    """Rows of a live queue for a time of the clock (s); of a queue started anew meanwhile, those since."""
     client.subscribe(True)
-    started, count = time.monotonic(), 0
+    started, count = clock(), 0
     parts: list[Records] = []
-    while (passed := time.monotonic() - started) < seconds and count < MOST_ROWS:
+    while (passed := clock() - started) < seconds and count < MOST_ROWS:
         entries = client.entries(min(seconds - passed, 0.2))
         hellos = np.flatnonzero(entries["kind"] == protocol.HELLO)
         if len(hellos):
