@@ -187,8 +187,8 @@ def markdown(data: dict[str, Any]) -> str:
     lines = [
         "# The shield",
         "",
-        "Written by `python benchmarks/shield.py`; all figures are in `shield.json`. Rates are what the link carried of "
-        "each class after the agent came; *of native* is their sum beside that without an agent. Delays are means.",
+        "Written by `python benchmarks/shield.py`; all figures are in `shield.json`. Rates are what the link carried "
+        "of each class after the agent came; *of native* is their sum beside that without an agent. Delays are means.",
     ]
     for title, rows, extra in (
         ("Router, 20 Mbit/s, real packets", data["router"], ["agent decided %", "trips"]),

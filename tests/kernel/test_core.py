@@ -392,7 +392,8 @@ def test_an_agent_hits_no_more_than_the_law_and_its_factor(core: Core, variant: 
         """Hits of an agent that always wants to, of all packets; and the law's probability for C."""
         link = Link(core, variant=variant, shield_hits=hits, shield_c_us=0, shield_drops=65536, quirks=0)
         for _ in range(400):
-            link.offer(), link.take()
+            link.offer()
+            link.take()
         link.attach()
         rows = []
         for turn in range(4000):
