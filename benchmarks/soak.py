@@ -59,13 +59,15 @@ THRESHOLD: Final = 9
 AGENT: Final = """
 import socket, struct, sys
 path = sys.argv[1]
-interval, action, lifetime, sequence_at, time_at, delay_at = map(int, sys.argv[2:])
+interval, action, lifetime, sequence_at, time_at, delay_at, *bounds = map(int, sys.argv[2:])
 link = socket.socket(socket.AF_UNIX)
 link.connect(path)
 command = struct.Struct("<HBBBBHQQQ8I")
-def send(kind, queue=0, act=0, sequence=0, expires=0, arg=0):
-    link.sendall(command.pack(0x344C, 1, kind, queue, act, 0, 0, sequence, expires, arg, *[0] * 7))
-send(2, arg=interval)
+def send(kind, queue=0, act=0, sequence=0, expires=0, args=()):
+    link.sendall(command.pack(0x344C, 1, kind, queue, act, 0, 0, sequence, expires, *args, *[0] * (8 - len(args))))
+send(2, args=[interval])
+if bounds:
+    send(5, args=bounds)
 data = b""
 while True:
     more = link.recv(1 << 16)
@@ -113,11 +115,13 @@ class Outcome:
 
 
 @contextmanager
-def agent(bed: LiveTestbed, action: int = THRESHOLD, interval: int = 1) -> Iterator[subprocess.Popen[bytes]]:
-    """A controller in a process of its own: by thresholds, or one that always does the same."""
+def agent(
+    bed: LiveTestbed, action: int = THRESHOLD, interval: int = 1, bounds: Sequence[int] = ()
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A controller in a process of its own, by thresholds, or one that always does the same; `bounds` of the shield."""
     assert RECORD.fields is not None
     offsets = [16 + RECORD.fields[name][1] for name in ("sequence", "time_us", "current_queue_delay")]
-    numbers = [interval, action, 500_000, *offsets]
+    numbers = [interval, action, 500_000, *offsets, *bounds]
     command = [sys.executable, "-I", "-S", "-c", AGENT, str(bed.socket), *map(str, numbers)]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
@@ -270,17 +274,11 @@ def two_controllers(bed: LiveTestbed) -> dict[str, Any]:
     return {"refused": refused, "interval": interval}
 
 
-def _shielded(bed: LiveTestbed, action: int, **bounds: Any) -> dict[str, Any]:
-    with Client(bed.socket) as client:  # the bounds stay when their setter goes
-        client.attach(1)
-        client.configure_shield(hold_us=2_000_000, **bounds)
+def _shielded(bed: LiveTestbed, action: int, c_us: int, l_us: int, drops: int) -> dict[str, Any]:
     before = status(bed)
-    with agent(bed, action):
+    with agent(bed, action, bounds=(c_us, l_us, drops, 128, 2_000_000, 0)):
         bed.wait(1.5)
         after = status(bed)
-    with Client(bed.socket) as client:
-        client.attach(1)
-        client.configure_shield(c_us=150_000, l_us=50_000, drops=0.25)
     return {
         "trips": sum(after.trips) - sum(before.trips),
         "shielded": after.refused["shielded"] - before.refused["shielded"],
@@ -289,12 +287,12 @@ def _shielded(bed: LiveTestbed, action: int, **bounds: Any) -> dict[str, Any]:
 
 def all_enqueued(bed: LiveTestbed) -> dict[str, Any]:
     """An agent that lets everything in: delay grows until the shield takes the queue back."""
-    return _shielded(bed, 0, c_us=40_000, l_us=20_000, drops=0.25)
+    return _shielded(bed, 0, c_us=40_000, l_us=20_000, drops=16384)
 
 
 def all_dropped(bed: LiveTestbed) -> dict[str, Any]:
-    """An agent that drops everything: the shield takes the queue back."""
-    return _shielded(bed, 1, c_us=150_000, l_us=50_000, drops=0.05)
+    """An agent that drops everything, and may drop nothing: the shield takes the queue back."""
+    return _shielded(bed, 1, c_us=150_000, l_us=50_000, drops=0)
 
 
 FAULTS: Final[dict[str, Callable[[LiveTestbed], dict[str, Any]]]] = {

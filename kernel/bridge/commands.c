@@ -123,8 +123,44 @@ plain(const struct l4s_command *from)
 	if (from->kind == L4S_ATTACH)
 		command.args[0] = from->args[0];
 	if (from->kind == L4S_CONFIGURE)
-		memcpy(command.args, from->args, 5 * sizeof(from->args[0]));
+		memcpy(command.args, from->args,
+		    L4S_BOUNDS * sizeof(from->args[0]));
 	return command;
+}
+
+/* CONFIGURE with the tighter ones of a client's bounds and the daemon's. */
+static void
+tighten(const struct bridge *b, struct l4s_command *command)
+{
+	struct l4s_bounds bounds;
+	unsigned i = 0;
+
+#define L4S_ARGUMENT(name) bounds.name = command->args[i++];
+	L4S_SHIELD(L4S_ARGUMENT)
+#undef L4S_ARGUMENT
+	bounds = l4s_tighter(bounds, &b->options->shield);
+	i = 0;
+#define L4S_ARGUMENT(name) command->args[i++] = (uint32_t)bounds.name;
+	L4S_SHIELD(L4S_ARGUMENT)
+#undef L4S_ARGUMENT
+}
+
+/* The daemon's own bounds, for a controller who asks for none. */
+static void
+send_bounds(struct bridge *b)
+{
+	struct l4s_command command = { .magic = L4S_WIRE_MAGIC,
+	    .version = L4S_WIRE_VERSION, .kind = L4S_CONFIGURE };
+	/* No bounds of a client's: the widest that CONFIGURE can say. */
+	const struct l4s_bounds widest = { .drops = 65536, .window = 65536,
+	    .hold_us = 1000 };
+	unsigned i = 0;
+
+#define L4S_ARGUMENT(name) command.args[i++] = (uint32_t)widest.name;
+	L4S_SHIELD(L4S_ARGUMENT)
+#undef L4S_ARGUMENT
+	tighten(b, &command);
+	(void)device_send(b, &command);
 }
 
 static void
@@ -143,7 +179,8 @@ attach(struct bridge *b, struct client *c, const struct l4s_command *command)
 		c->uncontrolled = 0;
 		c->voided = false;
 	}
-	(void)ask_device(b, c, command);
+	if (ask_device(b, c, command) && b->options->shielded)
+		send_bounds(b);
 }
 
 static void
@@ -200,6 +237,8 @@ command_take(struct bridge *b, struct client *c,
 		    "only the controller may do this: ATTACH first");
 		return;
 	}
+	if (command->kind == L4S_CONFIGURE)
+		tighten(b, &ours);
 	if (ask_device(b, c, &ours) && command->kind == L4S_DETACH)
 		control_end(b, false);
 }

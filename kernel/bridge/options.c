@@ -37,6 +37,10 @@ static const char usage[] =
 "                      Root and the daemon's own user always may.\n"
 "  --ring ENTRIES      rows kept for each slow reader (16384), 192 bytes each\n"
 "  --clients N         most connections at a time (16)\n"
+"  --shield NAME=N     a bound on what agents may do, on top of the queue's\n"
+"                      own; may be repeated: c_us, l_us (delays), drops\n"
+"                      (1/65536), window (packets), hold_us, hits (1/256\n"
+"                      of the native law's)\n"
 "  --foreground        stay in the foreground, and log to stderr\n"
 "  --pidfile PATH      write the number of the process there\n"
 "  --verbose           log connections too\n"
@@ -46,7 +50,7 @@ static const char usage[] =
 
 enum {
 	O_DEVICE = 1000, O_SOCKET, O_MODE, O_GROUP, O_USER, O_RING, O_CLIENTS,
-	O_FOREGROUND, O_PIDFILE, O_VERBOSE, O_HELP
+	O_SHIELD, O_FOREGROUND, O_PIDFILE, O_VERBOSE, O_HELP
 };
 
 static const struct option longs[] = {
@@ -57,12 +61,16 @@ static const struct option longs[] = {
 	{ "allow-user", required_argument, NULL, O_USER },
 	{ "ring", required_argument, NULL, O_RING },
 	{ "clients", required_argument, NULL, O_CLIENTS },
+	{ "shield", required_argument, NULL, O_SHIELD },
 	{ "foreground", no_argument, NULL, O_FOREGROUND },
 	{ "pidfile", required_argument, NULL, O_PIDFILE },
 	{ "verbose", no_argument, NULL, O_VERBOSE },
 	{ "help", no_argument, NULL, O_HELP },
 	{ NULL, 0, NULL, 0 }
 };
+
+/* Bounds that leave the queue's as they are. */
+#define WIDEST { .drops = UINT64_MAX, .window = UINT64_MAX }
 
 /* A number that is nothing but a number, or false. */
 static bool
@@ -87,6 +95,42 @@ number_between(const char *option, const char *text, uint32_t low,
 		die(EXIT_USAGE, "%s %s: give a number from %u to %u", option,
 		    text, low, high);
 	return (uint32_t)number;
+}
+
+/* NAME=NUMBER, of the parameter shield_NAME. */
+static void
+set_bound(struct options *o, const char *text)
+{
+	static const struct { const char *name; uint64_t low, high; } all[] = {
+#define ONE(name, normal, low, high, text) { #name, low, high },
+		L4S_PARAMETERS(ONE)
+#undef ONE
+	};
+	uint64_t *const bounds[] = {
+#define ONE(name) &o->shield.name,
+		L4S_SHIELD(ONE)
+#undef ONE
+	};
+	const char *number = strchr(text, '=');
+	size_t bound = 0;
+
+	for (size_t i = 0; number != NULL &&
+	    i < sizeof(all) / sizeof(all[0]); i++) {
+		const char *name = all[i].name;
+
+		if (strncmp(name, "shield_", 7) != 0)
+			continue;
+		if (strncmp(name + 7, text, (size_t)(number - text)) == 0 &&
+		    name[7 + (number - text)] == '\0') {
+			*bounds[bound] = number_between("--shield", number + 1,
+			    (uint32_t)all[i].low, (uint32_t)all[i].high);
+			o->shielded = true;
+			return;
+		}
+		bound++;
+	}
+	die(EXIT_USAGE, "--shield %s: give NAME=NUMBER, with a name of --help",
+	    text);
 }
 
 static mode_t
@@ -180,6 +224,9 @@ set_option(struct options *o, int option, const char *text)
 	case O_CLIENTS:
 		o->clients = number_between("--clients", text, 1, MAX_CLIENTS);
 		break;
+	case O_SHIELD:
+		set_bound(o, text);
+		break;
 	case O_FOREGROUND:
 		o->foreground = true;
 		break;
@@ -203,7 +250,7 @@ options_parse(struct options *o, int argc, char **argv)
 
 	*o = (struct options){ .device = "/dev/l4s",
 	    .socket = DEFAULT_SOCKET, .mode = unset, .ring = 16384,
-	    .clients = 16 };
+	    .clients = 16, .shield = WIDEST };
 	opterr = 0;
 	while ((option = getopt_long(argc, argv, ":", longs, NULL)) != -1) {
 		if (option == ':')

@@ -11,6 +11,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "l4s_core.h"
+
 #define MAX_USERS 32
 #define MAX_CLIENTS 250		/* an index fits in a byte */
 
@@ -25,6 +27,8 @@ struct options {
 	unsigned user_count;
 	uint32_t ring;			/* entries of each client */
 	uint32_t clients;
+	bool shielded;			/* a bound was given */
+	struct l4s_bounds shield;
 	bool foreground;
 	const char *pidfile;
 	bool verbose;

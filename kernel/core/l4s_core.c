@@ -108,6 +108,9 @@ l4s_init(struct l4s_core *c, const struct l4s_params *p, uint64_t seed,
 	c->p = *p;
 	c->rng = seed;
 	c->integrated_ns = now_ns;
+	l4s_set_bounds(c);
+	for (int i = 0; i < 2; i++)
+		c->q[i].hit_credit = c->q[i].drop_credit = L4S_MOST_CREDIT;
 	relist(c);
 	start_law(c, now_ns);
 }
@@ -119,6 +122,7 @@ l4s_configure(struct l4s_core *c, const struct l4s_params *p, uint64_t now_ns)
 	bool round_robin = l4s_round_robin(c);
 
 	c->p = *p;
+	l4s_set_bounds(c);
 	if (variant != p->variant)
 		start_law(c, now_ns);
 	if (variant != p->variant || round_robin != l4s_round_robin(c))

@@ -125,13 +125,46 @@
 	    "shield: share that an agent may drop, 1/65536; 65536: all")       \
 	X(shield_window, 128, 16, 65536, "shield: packets of that share")      \
 	X(shield_hold_us, 1000000, 1000, 600000000,                            \
-	    "shield: time for which the native law then decides, us")
+	    "shield: time for which the native law then decides, us")          \
+	X(shield_hits, 512, 0, 65536,                                          \
+	    "shield: drops and marks of an agent, 1/256 of the law's; 0: all")
 
 struct l4s_params {
 #define L4S_MEMBER(name, normal, low, high, text) uint64_t name;
 	L4S_PARAMETERS(L4S_MEMBER)
 #undef L4S_MEMBER
 };
+
+/* The shield's bounds, in the order of the parameters shield_*. */
+#define L4S_SHIELD(X)                                                          \
+	X(c_us) X(l_us) X(drops) X(window) X(hold_us) X(hits)
+#define L4S_BOUNDS 6	/* their number */
+
+struct l4s_bounds {
+#define L4S_MEMBER(name) uint64_t name;
+	L4S_SHIELD(L4S_MEMBER)
+#undef L4S_MEMBER
+};
+
+/* The tighter one of each two bounds; 0 is none of delays and hits. */
+static inline struct l4s_bounds
+l4s_tighter(struct l4s_bounds a, const struct l4s_bounds *b)
+{
+#define L4S_LESS(name) if (b->name < a.name) a.name = b->name;
+#define L4S_CEILING(name)                                                      \
+	if (a.name == 0 || (b->name != 0 && b->name < a.name))                 \
+		a.name = b->name;
+	L4S_CEILING(c_us)
+	L4S_CEILING(l_us)
+	L4S_LESS(drops)
+	L4S_LESS(window)
+	L4S_CEILING(hits)
+	if (b->hold_us > a.hold_us)
+		a.hold_us = b->hold_us;
+#undef L4S_LESS
+#undef L4S_CEILING
+	return (a);
+}
 
 /* One packet, in the caller's memory for as long as the core has it. */
 struct l4s_packet {
@@ -247,14 +280,19 @@ struct l4s_queue {
 	uint8_t waits;		/* the last row asked about was not answered */
 	/* shield */
 	uint64_t held_until_ns;	/* 0: not held */
+	uint64_t tripped_ns;
 	uint64_t window_packets, window_drops, window_decisions;
 	uint64_t before_decisions;	/* in the window before */
+	uint64_t hit_credit, drop_credit;	/* of an agent, 2^-32 */
 	uint64_t calm_prob;	/* testbed: prob when nobody else decided */
 	uint64_t trips;
 };
 
 struct l4s_core {
 	struct l4s_params p;
+	struct l4s_bounds bounds;	/* in force: the operator's, or tighter */
+	struct l4s_bounds wanted;	/* of the controller, where `tightened` */
+	bool tightened;
 	struct l4s_queue q[2];
 	uint64_t prob;		/* p': RFC 9332 2^-32, Linux 1/(2^32 - 1) */
 	uint64_t calm_prob;	/* the same when nobody else decided */
@@ -281,6 +319,9 @@ void l4s_params_default(struct l4s_params *p, uint64_t variant);
 
 /* Index of the first parameter out of its range, or -1. */
 int l4s_params_check(const struct l4s_params *p);
+
+/* The operator's bounds of the shield. */
+struct l4s_bounds l4s_bounds_of(const struct l4s_params *p);
 
 /* Start with empty queues. */
 void l4s_init(struct l4s_core *c, const struct l4s_params *p, uint64_t seed,
@@ -318,8 +359,17 @@ void l4s_update(struct l4s_core *c, uint64_t now_ns);
 /* A controller comes: asked about each interval-th packet (1 or more). */
 void l4s_attach(struct l4s_core *c, uint64_t interval);
 
-/* The controller goes: the native law decides, pending decisions are void. */
+/*
+ * The controller goes: the native law decides, pending decisions are void, and
+ * the shield's bounds are the operator's again.
+ */
 void l4s_detach(struct l4s_core *c);
+
+/*
+ * The controller's own bounds of the shield, checked. Those in force are the
+ * tighter ones of these and the operator's (the parameters), until it goes.
+ */
+void l4s_tighten(struct l4s_core *c, const struct l4s_bounds *wanted);
 
 /* A decision for the next packet of a queue; see enum l4s_refusal. */
 enum l4s_refusal l4s_decide(struct l4s_core *c, const struct l4s_decision *d,

@@ -64,6 +64,16 @@ l4s_fit(uint64_t value)
 }
 
 void
+l4s_entry_bounds(struct l4s_status *status, const struct l4s_bounds *bounds)
+{
+	unsigned i = 0;
+
+#define L4S_IN_FORCE(name) status->shield[i++] = l4s_fit(bounds->name);
+	L4S_SHIELD(L4S_IN_FORCE)
+#undef L4S_IN_FORCE
+}
+
+void
 l4s_entry_status(struct l4s_status *status, const struct l4s_core *c)
 {
 	for (int i = 0; i < 2; i++) {
@@ -80,6 +90,7 @@ l4s_entry_status(struct l4s_status *status, const struct l4s_core *c)
 	}
 	for (int i = 0; i < L4S_REFUSALS; i++)
 		status->refused[i] = l4s_fit(c->refused[i]);
+	l4s_entry_bounds(status, &c->bounds);
 	status->latency_p50_us = l4s_fit(l4s_latency_us(c, 500));
 	status->latency_p99_us = l4s_fit(l4s_latency_us(c, 990));
 }
@@ -104,13 +115,16 @@ l4s_command_decision(const struct l4s_command *command)
 }
 
 bool
-l4s_command_shield(const struct l4s_command *command,
-    struct l4s_params *params)
+l4s_command_bounds(const struct l4s_command *command,
+    struct l4s_bounds *bounds)
 {
-	params->shield_c_us = command->args[0];
-	params->shield_l_us = command->args[1];
-	params->shield_drops = command->args[2];
-	params->shield_window = command->args[3];
-	params->shield_hold_us = command->args[4];
-	return (l4s_params_check(params) < 0);
+	struct l4s_params params;
+	unsigned i = 0;
+
+	l4s_params_default(&params, L4S_TESTBED);
+#define L4S_ARGUMENT(name)                                                     \
+	bounds->name = params.shield_##name = command->args[i++];
+	L4S_SHIELD(L4S_ARGUMENT)
+#undef L4S_ARGUMENT
+	return (l4s_params_check(&params) < 0);
 }

@@ -28,6 +28,10 @@ void l4s_entry_event(struct l4s_event_body *body,
 /* Counters of the queues; who controls is the caller's to add. */
 void l4s_entry_status(struct l4s_status *status, const struct l4s_core *c);
 
+/* Bounds in force, where there is no queue yet. */
+void l4s_entry_bounds(struct l4s_status *status,
+    const struct l4s_bounds *bounds);
+
 uint32_t l4s_fit(uint64_t value);
 
 /* Whether a command is of this protocol. */
@@ -35,8 +39,8 @@ bool l4s_command_valid(const struct l4s_command *command);
 
 struct l4s_decision l4s_command_decision(const struct l4s_command *command);
 
-/* CONFIGURE's bounds of the shield into parameters; false: out of range. */
-bool l4s_command_shield(const struct l4s_command *command,
-    struct l4s_params *params);
+/* CONFIGURE's bounds of the shield; false: out of range. */
+bool l4s_command_bounds(const struct l4s_command *command,
+    struct l4s_bounds *bounds);
 
 #endif

@@ -9,6 +9,7 @@
 #include "l4s_core.h"
 
 #define L4S_QUANTUM 1514	/* bytes a round; where credits start from */
+#define L4S_MOST_CREDIT (2 * (uint64_t)L4S_ONE)	/* hits that an agent saves */
 #define L4S_MTU 1500	/* RFC 9332 keeps room for one */
 
 /* Queue of a packet that arrives. */
@@ -36,6 +37,13 @@ l4s_round_robin(const struct l4s_core *c)
 	    (c->p.quirks & L4S_DRR) != 0);
 }
 
+/* Square of a probability, 2^-32. */
+static inline uint64_t
+l4s_square(uint64_t prob)
+{
+	return (((prob >> 1) * (prob >> 1)) >> 30);
+}
+
 /* Uniform in [0, 2^31): the next number of splitmix64. */
 uint64_t l4s_random31(struct l4s_core *c);
 
@@ -56,6 +64,7 @@ int l4s_testbed_pick(struct l4s_core *c, uint64_t now_ns);
 void l4s_rfc9332_update(struct l4s_core *c, uint64_t current_ns);
 uint8_t l4s_rfc9332_decide(struct l4s_core *c, struct l4s_queue *q,
     const struct l4s_packet *packet);
+uint64_t l4s_rfc9332_ramp(const struct l4s_params *p, uint64_t delay_ns);
 int l4s_rfc9332_pick(const struct l4s_core *c, uint64_t now_ns);
 void l4s_rfc9332_charge(struct l4s_core *c, int index, uint32_t length);
 
@@ -67,6 +76,7 @@ int l4s_linux_pick(struct l4s_core *c);
 void l4s_linux_charge(struct l4s_core *c, int index, uint32_t length);
 
 /* Decisions from outside: l4s_outside.c. */
+void l4s_set_bounds(struct l4s_core *c);
 int l4s_outside(struct l4s_core *c, struct l4s_packet *packet,
     uint64_t now_ns);
 

@@ -8,6 +8,36 @@
 
 #define NONE (-1)
 
+/* -- who may decide, and within which bounds */
+
+struct l4s_bounds
+l4s_bounds_of(const struct l4s_params *p)
+{
+	struct l4s_bounds bounds;
+
+#define L4S_BOUND(name) bounds.name = p->shield_##name;
+	L4S_SHIELD(L4S_BOUND)
+#undef L4S_BOUND
+	return (bounds);
+}
+
+/* The bounds in force, after the operator's or the controller's changed. */
+void
+l4s_set_bounds(struct l4s_core *c)
+{
+	c->bounds = l4s_bounds_of(&c->p);
+	if (c->tightened)
+		c->bounds = l4s_tighter(c->bounds, &c->wanted);
+}
+
+void
+l4s_tighten(struct l4s_core *c, const struct l4s_bounds *wanted)
+{
+	c->wanted = *wanted;
+	c->tightened = true;
+	l4s_set_bounds(c);
+}
+
 void
 l4s_attach(struct l4s_core *c, uint64_t interval)
 {
@@ -26,7 +56,7 @@ undisturbed(const struct l4s_queue *q)
 /*
  * The law goes on learning while somebody else decides, and then learns from
  * delays that it did not make: its integral winds up. So it gets its queue back
- * with the probability that it had before.
+ * with the probability that it had before, where that is the lower one.
  */
 static void
 remember(struct l4s_core *c, struct l4s_queue *q)
@@ -43,11 +73,12 @@ hand_back(struct l4s_core *c, struct l4s_queue *q)
 	/* Where most packets were its own to decide, it knows best. */
 	if (2 * (q->window_decisions + q->before_decisions) >
 	    q->window_packets +
-	    (q->before_decisions > 0 ? c->p.shield_window : 0)) {
-		q->prob = q->calm_prob;
-		c->prob = c->calm_prob;
+	    (q->before_decisions > 0 ? c->bounds.window : 0)) {
+		if (q->calm_prob < q->prob)
+			q->prob = q->calm_prob;
+		if (c->calm_prob < c->prob)
+			c->prob = c->calm_prob;
 	}
-	q->window_packets = q->window_drops = 0;
 	q->window_decisions = q->before_decisions = 0;
 }
 
@@ -57,14 +88,21 @@ l4s_detach(struct l4s_core *c)
 	for (int i = 0; i < 2; i++) {
 		struct l4s_queue *q = &c->q[i];
 
+		/* What may still be dropped stays: nobody gains by coming again. */
 		if (c->interval > 0)
 			hand_back(c, q);
+		/* The next one is held for as long as the operator says. */
+		if (q->held_until_ns != 0)
+			q->held_until_ns = q->tripped_ns +
+			    c->p.shield_hold_us * 1000;
 		q->answer = 0;
 		q->waits = 0;
 		/* What was asked before is nobody's to answer any more. */
 		q->answered = q->asked;
 	}
 	c->interval = 0;
+	c->tightened = false;
+	l4s_set_bounds(c);
 }
 
 static void
@@ -145,19 +183,40 @@ trip(struct l4s_core *c, struct l4s_queue *q, uint8_t kind, uint64_t value,
 {
 	uint8_t index = q == &c->q[1];
 
-	q->held_until_ns = now_ns + c->p.shield_hold_us * 1000;
+	q->tripped_ns = now_ns;
+	q->held_until_ns = now_ns + c->bounds.hold_us * 1000;
 	q->answer = 0;
 	q->trips++;
 	hand_back(c, q);
+	q->window_packets = q->window_drops = 0;
 	c->event[index] = (struct l4s_event){ .time_ns = now_ns,
 	    .value = value, .kind = kind, .queue = index };
+}
+
+/* One more packet of the shield's window, whoever decides about it. */
+static void
+count_packet(struct l4s_core *c, struct l4s_queue *q)
+{
+	if (++q->window_packets <= c->bounds.window)
+		return;
+	q->window_packets = 1;
+	q->before_decisions = q->window_decisions;
+	q->window_drops = q->window_decisions = 0;
+}
+
+/* For how long the oldest packet of a queue has waited. */
+static uint64_t
+age_ns(const struct l4s_core *c, const struct l4s_queue *q, uint64_t now_ns)
+{
+	return (q->packets == 0 ? 0 :
+	    l4s_clock(c, now_ns) - q->head->enqueued_ns);
 }
 
 /* Whether the queue is out of reach from outside, because of the shield. */
 static bool
 shielded(struct l4s_core *c, struct l4s_queue *q, uint64_t now_ns)
 {
-	uint64_t limit_us, delay_ns;
+	uint64_t limit_us, delay_ns = age_ns(c, q, now_ns);
 	uint8_t index = q == &c->q[1];
 
 	if (q->held_until_ns != 0) {
@@ -167,24 +226,99 @@ shielded(struct l4s_core *c, struct l4s_queue *q, uint64_t now_ns)
 		c->event[index] = (struct l4s_event){ .time_ns = now_ns,
 		    .kind = L4S_EVENT_SHIELD_RELEASE, .queue = index };
 	}
-	if (++q->window_packets > c->p.shield_window) {
-		q->window_packets = 1;
-		q->before_decisions = q->window_decisions;
-		q->window_drops = q->window_decisions = 0;
-	}
 	remember(c, q);
 	/* Where the native law alone has decided, the delay is its own. */
-	if (q->window_decisions == 0)
+	if (undisturbed(q))
 		return (false);
-	delay_ns = q->delay_ns;
-	if (q->packets == 0)
-		delay_ns = 0;
-	else if (l4s_clock(c, now_ns) - q->head->enqueued_ns > delay_ns)
-		delay_ns = l4s_clock(c, now_ns) - q->head->enqueued_ns;
-	limit_us = index == L4S_L4S ? c->p.shield_l_us : c->p.shield_c_us;
+	if (q->packets > 0 && q->delay_ns > delay_ns)
+		delay_ns = q->delay_ns;
+	limit_us = index == L4S_L4S ? c->bounds.l_us : c->bounds.c_us;
 	if (limit_us == 0 || delay_ns <= limit_us * 1000)
 		return (false);
 	trip(c, q, L4S_EVENT_SHIELD_DELAY, delay_ns / 1000, now_ns);
+	return (true);
+}
+
+/* How likely the law's step or ramp is to hit a packet of L, 2^-32. */
+static uint64_t
+step(const struct l4s_core *c, uint64_t delay_ns)
+{
+	const struct l4s_params *p = &c->p;
+
+	switch (p->variant) {
+	case L4S_TESTBED:
+		return ((p->quirks & L4S_NO_L4S_STEP) == 0 &&
+		    delay_ns > p->step_ns ? L4S_ONE : 0);
+	case L4S_LINUX:
+		return ((p->step_packets > 0 ?
+		    c->q[1].packets > p->step_packets :
+		    delay_ns > p->step_ns) ? L4S_ONE : 0);
+	default:
+		return (c->q[1].packets > p->th_len ?
+		    l4s_rfc9332_ramp(p, delay_ns) : 0);
+	}
+}
+
+/* How likely the native law is to mark or drop a packet that comes now. */
+static uint64_t
+likelihood(const struct l4s_core *c, int index, uint64_t now_ns)
+{
+	const struct l4s_params *p = &c->p;
+	bool testbed = p->variant == L4S_TESTBED;
+	uint64_t prob = testbed ? c->q[index].prob << 1 : c->prob, steps;
+
+	if (index == L4S_CLASSIC)
+		return (l4s_square(prob));
+	if (p->variant == L4S_LINUX)
+		prob *= p->coupling_factor;
+	else if (!testbed)
+		prob = (prob * p->coupling) >> 8;
+	else if ((p->quirks & L4S_DEAD_COUPLING) == 0 &&
+	    prob < c->q[0].prob << 2)
+		prob = c->q[0].prob << 2;
+	steps = step(c, age_ns(c, &c->q[1], now_ns));
+	if (steps > prob)
+		prob = steps;
+	return (prob < L4S_ONE ? prob : L4S_ONE);
+}
+
+static void
+earn(const struct l4s_core *c, uint64_t *credit, uint64_t likely)
+{
+	*credit += (likely * c->bounds.hits) >> 8;
+	if (*credit > L4S_MOST_CREDIT)
+		*credit = L4S_MOST_CREDIT;
+}
+
+/*
+ * Each packet lets an agent mark or drop as much more as the native law would
+ * at this moment, times `hits`. The law's integral answers to what the agent
+ * does: where that leaves the link idle, the law would hit less, and so can the
+ * agent. It drops no more often than the law would in C, from L too.
+ */
+static void
+earn_hits(struct l4s_core *c, struct l4s_queue *q, uint64_t now_ns)
+{
+	uint64_t in_c = likelihood(c, L4S_CLASSIC, now_ns);
+
+	earn(c, &q->drop_credit, in_c);
+	earn(c, &q->hit_credit, q == &c->q[L4S_L4S] ?
+	    likelihood(c, L4S_L4S, now_ns) : in_c);
+}
+
+/* Whether the shield lets one more mark or drop of an agent pass. */
+static bool
+may_hit(struct l4s_core *c, struct l4s_queue *q, bool drops)
+{
+	if (c->bounds.hits == 0)
+		return (true);
+	if (q->hit_credit < L4S_ONE || (drops && q->drop_credit < L4S_ONE)) {
+		c->refused[L4S_SHIELDED]++;
+		return (false);
+	}
+	q->hit_credit -= L4S_ONE;
+	if (drops)
+		q->drop_credit -= L4S_ONE;
 	return (true);
 }
 
@@ -194,7 +328,7 @@ may_drop(struct l4s_core *c, struct l4s_queue *q, uint64_t now_ns)
 {
 	uint64_t drops = q->window_drops + 1;
 
-	if (drops * 65536 <= c->p.shield_drops * c->p.shield_window) {
+	if (drops * 65536 <= c->bounds.drops * c->bounds.window) {
 		q->window_drops = drops;
 		return (true);
 	}
@@ -288,9 +422,11 @@ int
 l4s_outside(struct l4s_core *c, struct l4s_packet *packet, uint64_t now_ns)
 {
 	struct l4s_queue *q = &c->q[packet->queue];
-	bool missed = ask(c, q, packet, now_ns), wanted;
+	bool missed = ask(c, q, packet, now_ns), wanted, drops;
 	int action = NONE;
 
+	count_packet(c, q);
+	earn_hits(c, q, now_ns);
 	if (c->interval == 0 && c->model == 0) {
 		if (q->held_until_ns != 0)
 			(void)shielded(c, q, now_ns);
@@ -302,10 +438,11 @@ l4s_outside(struct l4s_core *c, struct l4s_packet *packet, uint64_t now_ns)
 			action = ask_model(c, &packet->row);
 	}
 	wanted = action != NONE;
-	if (action == L4S_DROP ||
-	    (action == L4S_MARK && packet->ecn == L4S_NOT_ECT))
-		if (!may_drop(c, q, now_ns))
-			action = NONE;
+	drops = action == L4S_DROP ||
+	    (action == L4S_MARK && packet->ecn == L4S_NOT_ECT);
+	if (((drops || action == L4S_MARK) && !may_hit(c, q, drops)) ||
+	    (drops && !may_drop(c, q, now_ns)))
+		action = NONE;
 	if (action != NONE) {
 		q->window_decisions++;
 		packet->row.decided_by = L4S_BY_AGENT;

@@ -43,15 +43,9 @@ recur(uint64_t *count, uint64_t likelihood)
 	return (true);
 }
 
-static uint64_t
-square(uint64_t prob)
-{
-	return (((prob >> 1) * (prob >> 1)) >> 30);
-}
-
 /* Native marking probability of L: a ramp over the packet's own delay. */
-static uint64_t
-ramp(const struct l4s_params *p, uint64_t delay_ns)
+uint64_t
+l4s_rfc9332_ramp(const struct l4s_params *p, uint64_t delay_ns)
 {
 	if (delay_ns <= p->min_th_ns)
 		return (0);
@@ -69,10 +63,10 @@ decide_l4s(struct l4s_core *c, struct l4s_queue *q, uint8_t ecn)
 	if (coupled < L4S_ONE) {
 		/* The packet itself still counts as queued. */
 		if (q->packets + 1 > c->p.th_len)
-			native = ramp(&c->p, q->delay_ns);
+			native = l4s_rfc9332_ramp(&c->p, q->delay_ns);
 		hit = recur(&q->accu, native > coupled ? native : coupled);
 	} else {
-		if (recur(&q->accu, square(c->prob)))
+		if (recur(&q->accu, l4s_square(c->prob)))
 			return (L4S_DROP);
 		hit = recur(&q->accu, L4S_ONE);
 	}
@@ -84,7 +78,7 @@ decide_l4s(struct l4s_core *c, struct l4s_queue *q, uint8_t ecn)
 static uint8_t
 decide_classic(struct l4s_core *c, struct l4s_queue *q, uint8_t ecn)
 {
-	uint64_t prob = square(c->prob);
+	uint64_t prob = l4s_square(c->prob);
 
 	if (!recur(&q->accu, prob))
 		return (L4S_ENQUEUE);

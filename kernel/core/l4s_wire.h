@@ -11,7 +11,9 @@
  * time + lifetime. Nothing ever waits for an answer: the packet that was asked
  * about has been decided, an answer is used for the queue's next packet, and
  * where none has come in time the native law decides. DECIDE itself is never
- * answered; STATUS counts what was refused, and why. Where entries are lost
+ * answered; STATUS counts what was refused, and why. CONFIGURE can make the
+ * shield's bounds tighter than the operator's, not wider, and ends with the
+ * control: its answer, STATUS, has those in force. Where entries are lost
  * because a reader is slow, the oldest go, and the next entry that comes tells
  * how many.
  */
@@ -40,7 +42,7 @@ enum l4s_command_kind {
 	L4S_ATTACH = 2,		/* args[0]: decision interval, packets */
 	L4S_DETACH = 3,
 	L4S_DECIDE = 4,		/* sequence, expires_us, queue, action */
-	L4S_CONFIGURE = 5,	/* controller: args[0..4] the five shield_* */
+	L4S_CONFIGURE = 5,	/* controller: args[0..5] the six shield_* */
 	L4S_GET_STATUS = 6
 };
 
@@ -109,6 +111,7 @@ struct L4S_PACKED l4s_status {
 	uint8_t model;		/* a model is loaded */
 	uint8_t controls;	/* you are the controller */
 	uint8_t reserved;
+	uint32_t shield[6];	/* bounds in force, as CONFIGURE's args */
 };
 
 struct L4S_PACKED l4s_error {

@@ -28,6 +28,7 @@ void
 l4s_status(const struct l4s_client *client, struct l4s_status *status)
 {
 	const struct l4s_core *c = l4s_current();
+	struct l4s_bounds bounds = l4s_bounds_of(&sc->params);
 
 	bzero(status, sizeof(*status));
 	status->clock_us = l4s_now() / 1000;
@@ -35,6 +36,9 @@ l4s_status(const struct l4s_client *client, struct l4s_status *status)
 	status->interval = sc->controller != NULL ? l4s_fit(sc->interval) : 0;
 	status->model = sc->model != NULL;
 	status->controls = client == sc->controller;
+	if (sc->tightened)
+		bounds = l4s_tighter(bounds, &sc->bounds);
+	l4s_entry_bounds(status, &bounds);
 	if (c != NULL)
 		l4s_entry_status(status, c);
 }
@@ -88,6 +92,7 @@ attach(struct l4s_client *client, const struct l4s_command *command)
 		    "another descriptor controls the queue"));
 	sc->controller = client;
 	sc->interval = command->args[0];
+	sc->tightened = false;
 	client->asks_from = sc->head;
 	if (sc->current != NULL)
 		l4s_attach(&sc->current->core, sc->interval);
@@ -98,6 +103,7 @@ static void
 detach(void)
 {
 	sc->controller = NULL;
+	sc->tightened = false;
 	if (sc->current != NULL)
 		l4s_detach(&sc->current->core);
 }
@@ -105,14 +111,17 @@ detach(void)
 static int
 configure(struct l4s_client *client, const struct l4s_command *command)
 {
-	struct l4s_params params = sc->params;
+	struct l4s_bounds bounds;
 
 	if (sc->controller != client)
 		return (refuse(client, command, L4S_E_NOT_CONTROLLER,
 		    "CONFIGURE is the controller's: ATTACH first"));
-	if (!l4s_command_shield(command, &params))
+	if (!l4s_command_bounds(command, &bounds))
 		return (EINVAL);
-	l4s_apply(&params);
+	sc->bounds = bounds;
+	sc->tightened = true;
+	if (sc->current != NULL)
+		l4s_tighten(&sc->current->core, &bounds);
 	return (answer_status(client, command));
 }
 

@@ -101,8 +101,11 @@ l4s_choose(void)
 		return;
 	sc->parked.number = 0;	/* another one's, if still there */
 	l4s_set_model(&si->core, sc->model);
-	if (sc->controller != NULL)
+	if (sc->controller != NULL) {
 		l4s_attach(&si->core, sc->interval);
+		if (sc->tightened)
+			l4s_tighten(&si->core, &sc->bounds);
+	}
 }
 
 /* Checked parameters for everybody; queued packets stay. */

@@ -88,6 +88,8 @@ struct l4s_softc {
 	LIST_HEAD(, l4s_client) clients;
 	struct l4s_client *controller;
 	uint64_t interval;	/* of the controller */
+	struct l4s_bounds bounds;	/* that it asked for, where `tightened` */
+	bool tightened;
 	struct l4s_model *model;
 	struct l4s_entry *ring;
 	uint64_t head;		/* number of the next entry written */

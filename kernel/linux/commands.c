@@ -69,15 +69,15 @@ static int
 configure(struct router *router, const struct l4s_command *command,
     uint64_t now_ns)
 {
-	struct l4s_params params = router->core.p;
+	struct l4s_bounds bounds;
 
 	if (!router->device.attached)
 		return (refuse(router, command, L4S_E_NOT_CONTROLLER,
 		    "CONFIGURE is the controller's: ATTACH first"));
-	if (!l4s_command_shield(command, &params))
+	if (!l4s_command_bounds(command, &bounds))
 		return (refuse(router, command, L4S_E_MALFORMED,
 		    "CONFIGURE: a bound of the shield is out of range"));
-	l4s_configure(&router->core, &params, now_ns);
+	l4s_tighten(&router->core, &bounds);
 	status(router, command->tag, now_ns);
 	return (0);
 }

@@ -248,6 +248,21 @@ config_read(struct config *config, const char *path)
 }
 
 int
+config_shield(struct config *config, char *text)
+{
+	struct place place = { .path = "--shield", .line = 1 };
+	char key[32];
+	char *number = strchr(text, '=');
+
+	if (number != NULL)
+		*number++ = '\0';
+	snprintf(key, sizeof(key), "shield_%s", text);
+	return (read_number(config, &place, key, number) == 0 ? 0 :
+	    wrong(&place, text, "give NAME=NUMBER, with the name of a "
+	    "parameter shield_NAME"));
+}
+
+int
 config_model(struct l4s_model *model, const char *path)
 {
 	FILE *file = fopen(path, "re");

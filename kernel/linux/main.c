@@ -19,17 +19,19 @@
 
 #include "router.h"
 
+#define BOUNDS 32		/* --shield: at most so many */
 #define SPIN_NS 500000	/* --spin: from so long before a deadline */
 
 struct options {
 	const char *config, *senders, *receivers, *device, *stats, *model;
-	int spin;
+	char *shield[BOUNDS];
+	int bounds, spin;
 };
 
 static const char usage[] =
     "usage: l4s-router --config FILE --senders NETNS:IFNAME\n"
     "           --receivers NETNS:IFNAME --device PATH [--spin]\n"
-    "           [--stats FILE] [--model FILE]\n"
+    "           [--stats FILE] [--model FILE] [--shield NAME=NUMBER ...]\n"
     "\n"
     "Makes a TUN device in each of two network namespaces and carries packets\n"
     "between them: from senders to receivers through DualPI2 and a link of a\n"
@@ -44,7 +46,12 @@ static const char usage[] =
     "  --device PATH      socket for records and decisions\n"
     "  --spin             burn a core to be on time\n"
     "  --stats FILE       write statistics (JSON) at the end and on SIGUSR1\n"
-    "  --model FILE       let an integer decision tree decide\n";
+    "  --model FILE       let an integer decision tree decide\n"
+    "  --shield NAME=NUMBER  a bound on what agents may do, instead of the\n"
+    "                     configuration's shield_NAME; may be repeated: c_us,\n"
+    "                     l_us (delays), drops (1/65536), window (packets),\n"
+    "                     hold_us, hits (1/256 of the native law's). An agent\n"
+    "                     can make them tighter for itself, never wider.\n";
 
 /* A descriptor among the others: signals are never lost in a busy loop. */
 static int
@@ -86,6 +93,7 @@ parse_options(struct options *options, int argc, char **argv)
 		{ "device", required_argument, NULL, 'd' },
 		{ "stats", required_argument, NULL, 'o' },
 		{ "model", required_argument, NULL, 'm' },
+		{ "shield", required_argument, NULL, 'b' },
 		{ "spin", no_argument, NULL, 'x' },
 		{ "help", no_argument, NULL, 'h' },
 		{ NULL, 0, NULL, 0 },
@@ -100,6 +108,14 @@ parse_options(struct options *options, int argc, char **argv)
 		case 'd': options->device = optarg; break;
 		case 'o': options->stats = optarg; break;
 		case 'm': options->model = optarg; break;
+		case 'b':
+			if (options->bounds == BOUNDS) {
+				fprintf(stderr, "l4s-router: --shield: too "
+				    "many\n");
+				return (-1);
+			}
+			options->shield[options->bounds++] = optarg;
+			break;
 		case 'x': options->spin = 1; break;
 		case 'h':
 			fputs(usage, stdout);
@@ -121,9 +137,14 @@ static int
 prepare(struct router *router, const struct options *options)
 {
 	static struct l4s_model model;
+	int i;
 
-	if (config_read(&router->config, options->config) != 0 ||
-	    (options->model != NULL &&
+	if (config_read(&router->config, options->config) != 0)
+		return (-1);
+	for (i = 0; i < options->bounds; i++)
+		if (config_shield(&router->config, options->shield[i]) != 0)
+			return (-1);
+	if ((options->model != NULL &&
 	    config_model(&model, options->model) != 0) ||
 	    pool_make(&router->forward, router->config.packets,
 	    router->config.mtu) != 0 ||

@@ -42,6 +42,8 @@ struct config {
 /* 0, or -1 after a line on stderr. */
 int config_read(struct config *config, const char *path);
 int config_model(struct l4s_model *model, const char *path);
+/* A bound of the shield from the command line: NAME=NUMBER. */
+int config_shield(struct config *config, char *text);
 
 /* ---- stats.c: histograms and the report ---- */
 

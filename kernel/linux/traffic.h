@@ -26,7 +26,9 @@ enum { DATA = 1, FEEDBACK, BLAST, PING, PONG };
 struct message {
 	uint32_t magic, kind;
 	uint64_t sequence, sent_ns;
-	uint64_t received, ce, lost;	/* FEEDBACK: so far */
+	uint64_t bytes;			/* DATA: IP length; FEEDBACK: so far */
+	uint64_t received;		/* FEEDBACK: so far, and these */
+	uint32_t ce, lost;
 };
 
 struct options {

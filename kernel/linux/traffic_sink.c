@@ -17,7 +17,7 @@
 
 struct peer {
 	struct sockaddr_in from;
-	uint64_t received, ce, next;	/* next: highest sequence + 1 */
+	uint64_t received, bytes, ce, next;	/* next: highest sequence + 1 */
 };
 
 struct totals {
@@ -63,8 +63,10 @@ respond(int fd, struct peer *peers, const struct sockaddr_in *from,
 		m->kind = PONG;
 	} else if (m->kind == DATA && (peer = find_peer(peers, from)) != NULL) {
 		if (m->sequence == 0)
-			peer->received = peer->ce = peer->next = 0;
+			peer->received = peer->bytes = peer->ce =
+			    peer->next = 0;
 		peer->received++;
+		peer->bytes += m->bytes;
 		peer->ce += ecn == 3;
 		if (m->sequence >= peer->next)
 			peer->next = m->sequence + 1;
@@ -72,9 +74,10 @@ respond(int fd, struct peer *peers, const struct sockaddr_in *from,
 			return;
 		m->kind = FEEDBACK;
 		m->received = peer->received;
-		m->ce = peer->ce;
+		m->bytes = peer->bytes;
+		m->ce = (uint32_t)peer->ce;
 		m->lost = peer->next > peer->received ?
-		    peer->next - peer->received : 0;
+		    (uint32_t)(peer->next - peer->received) : 0;
 	} else {
 		return;
 	}

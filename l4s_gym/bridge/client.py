@@ -182,9 +182,19 @@ class Client:
         return self._ask(p.GET_STATUS)
 
     def configure_shield(
-        self, *, c_us: int, l_us: int, drops: float, window: int = 128, hold_us: int = 1_000_000
+        self,
+        *,
+        c_us: int = 0,
+        l_us: int = 0,
+        drops: float = 1.0,
+        window: int = 65536,
+        hold_us: int = 1000,
+        hits: float = 0.0,
     ) -> Status:
-        """Set the bounds on what a controller may do; only the controller can.
+        """Make the bounds on what a controller may do tighter, for as long as this one controls.
+
+        In force are the tighter ones of these and the operator's (`status().shield`); the defaults leave the
+        operator's as they are.
 
         Args:
             c_us: Delay of queue C from which the native law takes it back, us; 0: no bound.
@@ -192,10 +202,11 @@ class Client:
             drops: Share of the packets that an agent may drop, 0 to 1 (1: all).
             window: Packets over which that share is counted.
             hold_us: Time for which the native law then decides, us.
+            hits: Drops and marks of an agent, as a multiple of those of the native law; 0: no bound.
         """
         if not 0 <= drops <= 1:
             raise L4SError(f"drops={drops!r}: give a share from 0 to 1")
-        args = (c_us, l_us, round(drops * 65536), window, hold_us)
+        args = (c_us, l_us, round(drops * 65536), window, hold_us, round(hits * 256))
         for name, value in zip(p.SHIELD, args, strict=True):
             if not 0 <= value < 1 << 32:
                 raise L4SError(f"{name}={value!r}: give a whole number from 0 to {(1 << 32) - 1}")

@@ -193,6 +193,7 @@ class Controller:
         reward: What the agent is told; None: nothing, zeros.
         patience_s: For how long a server that has gone is looked for.
         seed: Of the agent.
+        clock: Tells the time, s, by which `run` ends.
 
     Attributes:
         done: What it did so far.
@@ -208,6 +209,7 @@ class Controller:
         reward: str | None = None,
         patience_s: float = PATIENCE_S,
         seed: int = 0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if not lifetime_ms > 0:
             raise L4SError(f"lifetime_ms={lifetime_ms!r}: give a positive number of milliseconds")
@@ -216,6 +218,7 @@ class Controller:
         self._client, self._agent = client, agent
         self._interval, self._lifetime_us = interval, max(round(lifetime_ms * 1e3), 1)
         self._reward, self._patience_s, self._seed = reward, patience_s, seed
+        self._clock = clock
         self._stopped = False
         self._meter: RewardMeter | None = None
         self._last: Any = None
@@ -232,16 +235,17 @@ class Controller:
         Raises:
             BridgeError: The server is gone, or somebody else controls.
         """
-        started = time.monotonic()
         self._agent.reset(1, self._seed)
+        started = self._clock()
         try:
             self._connect()
-            while not self._stopped and (seconds is None or time.monotonic() - started < seconds):
+            started = self._clock()
+            while not self._stopped and (seconds is None or self._clock() - started < seconds):
                 self._turn(_WAIT_S if seconds is None else min(_WAIT_S, seconds))
                 if progress is not None and seconds is not None:
-                    progress((time.monotonic() - started) / seconds)
+                    progress((self._clock() - started) / seconds)
         finally:
-            self.done.seconds = time.monotonic() - started
+            self.done.seconds = self._clock() - started
             self._end()
         return self.done
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from l4s_gym.bridge.doctor import ONCE, Finding
+from l4s_gym.errors import L4SError
 
 Runner = Callable[[Sequence[str]], str | None]
 """Runs a command; its output, or None where it is not there or fails."""
@@ -57,6 +58,17 @@ def local_checks(
 
 
 _OWN_ECN: Final = ("sysctl tcp_ecn", "sysctl ecn.enable")
+
+
+def testbed_check() -> Finding:
+    """Whether `l4s-gym live up` can make a queue here."""
+    from l4s_gym.bridge.testbed import check_host
+
+    try:
+        check_host()
+    except L4SError as error:
+        return Finding("live up", "unknown", f"cannot make a queue here: {error}")
+    return Finding("live up", "ok", "can make a queue here")
 
 
 def _number(text: str | None) -> int | None:

@@ -53,6 +53,12 @@ VARIANTS: Final = ("testbed", "rfc9332", "linux")
 AT_ARRIVAL: Final = VARIANTS[:1]
 """Variants that decide at arrival; the others at departure."""
 
+SHIELD: Final = (
+    "shield_c_us", "shield_l_us", "shield_drops", "shield_window", "shield_hold_us",
+    "shield_hits",
+)  # fmt: skip
+"""Bounds of the shield: arguments of CONFIGURE, and what STATUS says is in force, in order."""
+
 HELLO_BODY: Final = np.dtype(
     [
         ("schema_version", "<u2"), ("record_size", "<u2"), ("entry_size", "<u2"), ("command_size", "<u2"),
@@ -72,7 +78,7 @@ STATUS_BODY: Final = np.dtype(
         ("clock_us", "<u8"), ("packets", "<u8", (2,)), ("agent", "<u8", (2,)), ("fallback", "<u8", (2,)),
         ("drops", "<u8", (2,)), ("marks", "<u8", (2,)), ("lost", "<u8"), ("refused", "<u4", (7,)),
         ("trips", "<u4", (2,)), ("interval", "<u4"), ("latency_p50_us", "<u4"), ("latency_p99_us", "<u4"),
-        ("held", "u1"), ("model", "u1"), ("controls", "u1"), ("reserved", "u1"),
+        ("held", "u1"), ("model", "u1"), ("controls", "u1"), ("reserved", "u1"), ("shield", "<u4", (6,)),
     ]
 )  # fmt: skip
 ERROR_BODY: Final = np.dtype([("code", "<u2"), ("command", "u1"), ("reserved", "u1"), ("text", "S160")])
@@ -97,8 +103,6 @@ COMMAND: Final[np.dtype[np.void]] = np.dtype(
 
 _PACK: Final = Struct("<HBBBBHQQQ8I").pack
 
-SHIELD: Final = ("shield_c_us", "shield_l_us", "shield_drops", "shield_window", "shield_hold_us")
-"""Arguments of CONFIGURE, in order."""
 
 _PLAIN: Final = np.dtype((np.void, ENTRY_SIZE))
 """An entry without its fields: copied at once instead of field by field."""
@@ -145,6 +149,7 @@ class Status:
         held: Which queues the shield holds.
         model: Whether a model is loaded.
         controls: Whether you are the controller.
+        shield: Bounds in force, by the names of `SHIELD`: the operator's, or tighter ones of the controller.
     """
 
     clock_us: int
@@ -162,6 +167,7 @@ class Status:
     held: tuple[bool, bool]
     model: bool
     controls: bool
+    shield: dict[str, int]
 
 
 def decode(data: bytes | bytearray | memoryview) -> Entries:
@@ -294,6 +300,7 @@ def read_status(entry: Any) -> Status:
         held=(bool(body["held"] & 1), bool(body["held"] & 2)),
         model=bool(body["model"]),
         controls=bool(body["controls"]),
+        shield=dict(zip(SHIELD, body["shield"].tolist(), strict=True)),
     )
 
 

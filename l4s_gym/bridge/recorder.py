@@ -228,15 +228,22 @@ class Recorder:
             kernel's line alone.
         rotate_mb: Start another file (OUT-0001.rec, ...) after so many MB of records.
         window: Rows that wait for earlier ones; None: `WINDOW` for a law that decides at departure, else none.
+        clock: Tells the time, s, by which `run` ends.
     """
 
     def __init__(
-        self, client: Client, path: PathLike, *, rotate_mb: float | None = None, window: int | None = None
+        self,
+        client: Client,
+        path: PathLike,
+        *,
+        rotate_mb: float | None = None,
+        window: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if rotate_mb is not None and not rotate_mb > 0:
             raise L4SError(f"rotate_mb={rotate_mb!r}: give a positive number of MB")
         self.done = Recording()
-        self._client, self._window = client, window
+        self._client, self._window, self._clock = client, window, clock
         rotate = None if rotate_mb is None else max(round(rotate_mb * 1e6), 1)
         self._output = _Output(Path(os.fspath(path)), rotate, self.done)
         self._sorter = Sorter(0, 0)
@@ -269,7 +276,7 @@ class Recorder:
             client.subscribe(True)
             self._open_session(client.status().clock_us)
             self._session = client.hello.session
-            started = time.monotonic()
+            started = self._clock()
             try:
                 self._record(started, seconds, progress)
                 self._finish()
@@ -278,14 +285,14 @@ class Recorder:
                 self._output.abandon(error)
                 raise
             finally:
-                self.done.seconds = time.monotonic() - started
+                self.done.seconds = self._clock() - started
                 self.done.lost = client.lost
         return self.done
 
     def _record(self, started: float, seconds: float | None, progress: Progress | None) -> None:
         look_at = started + _WAIT_S
         while not self._stopped:
-            now = time.monotonic()
+            now = self._clock()
             left = _WAIT_S if seconds is None else started + seconds - now
             if left <= 0:
                 self.done.ended = "the time is over"

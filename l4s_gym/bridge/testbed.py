@@ -21,6 +21,7 @@ import select
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import tempfile
 import time
@@ -39,7 +40,10 @@ from l4s_gym.sim.scenario import Scenario, load
 START_S: Final = 10.0
 """Longest wait for a program to be ready, s."""
 STOP_S: Final = 5.0
-_NAME: Final = re.compile(r"^l4s-(\d+)-\d+-(snd|rcv)$")
+SOCKET_NOTE: Final = "socket"
+"""File in a testbed's folder with the path of the daemon's socket, for whoever has to clear up."""
+_NAME: Final = re.compile(r"^l4s-(\d+)-(?:(\d+)-)?\d+-(?:snd|rcv|[0-9a-f]{8})$")
+"""Namespaces and folders of testbeds: number of the process, its start."""
 _numbers = itertools.count()
 
 
@@ -97,24 +101,74 @@ def check_free(path: Path) -> None:
     raise L4SError(f"{path}: in use by another testbed or daemon: end it, or give another socket")
 
 
+def started(pid: int) -> str:
+    """When a process began, in ticks since the machine's start; empty where it is gone.
+
+    A number of a process is given again after a while; number and start are not.
+    """
+    try:
+        return Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def _is_left(name: str) -> bool:
+    """Whether a name is of a testbed whose process is gone."""
+    match = _NAME.match(name)
+    if match is None:
+        return False
+    now = started(int(match[1]))
+    return not now or (match[2] is not None and match[2] != now)
+
+
 def leftovers() -> list[str]:
     """Namespaces of testbeds whose process is gone."""
     done = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=False)
     names = [line.split()[0] for line in done.stdout.splitlines() if line.strip()]
-    found = [(name, _NAME.match(name)) for name in names]
-    return [name for name, match in found if match and not Path("/proc", match[1]).exists()]
+    return [name for name in names if _is_left(name)]
+
+
+def left_folders() -> list[Path]:
+    """Temporary folders of testbeds whose process is gone: this user's own, and nobody's link to elsewhere."""
+    found = []
+    for path in Path(tempfile.gettempdir()).glob("l4s-*"):
+        with suppress(OSError):
+            status = path.lstat()
+            if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and _is_left(path.name):
+                found.append(path)
+    return found
+
+
+def _remove_namespace(name: str) -> None:
+    """End what runs in a namespace, and remove it."""
+    for _ in range(100):
+        pids = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=False).stdout.split()
+        if not pids:
+            break
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        time.sleep(0.02)
+    subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+
+
+def _remove_folder(folder: Path) -> None:
+    """Remove a folder, and the daemon's socket that it names, if nobody serves that any more."""
+    with suppress(OSError, ValueError, L4SError):
+        where = Path((folder / SOCKET_NOTE).read_text())
+        check_free(where)
+        where.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_leftovers() -> list[str]:
-    """Take down what a testbed without a watcher left; the namespaces removed."""
-    names = leftovers()
+    """Take down what a testbed without a watcher left: processes, namespaces, folders, sockets; what was removed."""
+    names, folders = leftovers(), left_folders()
     for name in names:
-        pids = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=False)
-        for pid in pids.stdout.split():
-            with suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGKILL)
-        subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
-    return names
+        _remove_namespace(name)
+    for folder in folders:
+        _remove_folder(folder)
+    return [*names, *map(str, folders)]
 
 
 def failed(program: str, text: str) -> ChildProcessError:
@@ -164,7 +218,7 @@ class LiveTestbed:
         self.seconds = self.config.scenario.horizon_s if seconds is None else seconds
         if not 0.0 < self.seconds <= 86400.0:
             raise L4SError(f"seconds {self.seconds:g}: give a positive number, of at most a day")
-        tag = f"l4s-{os.getpid()}-{next(_numbers)}"
+        tag = f"l4s-{os.getpid()}-{started(os.getpid()) or 0}-{next(_numbers)}"
         if dry_run:
             paths = {name: name for name in programs.PROGRAMS}
         else:
@@ -181,9 +235,10 @@ class LiveTestbed:
 
     def __enter__(self) -> LiveTestbed:
         names = self.plan.names
+        remove_leftovers()  # a daemon that was left may serve the socket
         check_free(self.socket)
-        remove_leftovers()
         names.folder.mkdir(mode=0o700)
+        (names.folder / SOCKET_NOTE).write_text(str(self.socket))
         self._watcher = subprocess.Popen(
             self.plan.watcher(),
             stdin=subprocess.PIPE,
@@ -220,7 +275,10 @@ class LiveTestbed:
         if self._watcher is not None:
             assert self._watcher.stdin is not None
             self._watcher.stdin.close()
-            self._watcher.wait()
+            if self._watcher.wait() != 0:  # it was killed itself
+                for name in (self.plan.names.senders, self.plan.names.receivers):
+                    _remove_namespace(name)
+                self.socket.unlink(missing_ok=True)
             self._watcher = None
         shutil.rmtree(self.plan.names.folder, ignore_errors=True)
 

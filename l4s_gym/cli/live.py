@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -166,7 +167,8 @@ def doctor(
     """Say why a testbed gives no marks: exit status 0 where nothing is to be done, else 1.
 
     Args:
-        socket: Of the queue; $L4S_GYM_SOCKET, or /run/l4s-gym/live.sock.
+        socket: Of the queue; $L4S_GYM_SOCKET, or /run/l4s-gym/live.sock. Where none is named and none is there, this
+            machine alone is examined.
         seconds: For how long to watch it.
         log: Examine these logs instead (kernel logs, binary records, ...).
         namespace: Look at the settings of this network namespace too.
@@ -179,6 +181,8 @@ def doctor(
         raise L4SError(f"--seconds {seconds:g}: give a positive number")
     if log:
         found = checks.examine(_logged(log))
+    elif (missing := _no_socket(socket)) is not None:
+        found = [missing, machine.testbed_check()]
     else:
         with progress_bar("watching the queue") as show:
             found = _watched(socket, seconds, show)
@@ -188,6 +192,17 @@ def doctor(
     _print_findings(found)
     if not checks.healthy(found):
         raise SystemExit(1)
+
+
+def _no_socket(socket: Path | None) -> Finding | None:
+    """What is said where nobody named a socket, and there is none."""
+    from l4s_gym.bridge.client import ADDRESS, default_address
+    from l4s_gym.bridge.doctor import Finding
+
+    if socket is not None or default_address() != ADDRESS or os.path.exists(ADDRESS):
+        return None
+    remedy = "for the queue itself: `sudo l4s-gym live up`, or the daemon `l4s-bridged`, or --socket"
+    return Finding("queue", "unknown", f"no socket at {ADDRESS}: only this machine was examined", remedy)
 
 
 def _logged(log: tuple[Path, ...]) -> Evidence:

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
 
 from l4s_gym.cli.common import console, say
 from l4s_gym.errors import L4SError
@@ -30,6 +32,7 @@ def up(
     flows: bool = True,
     kernel: Path | None = None,
     spin: bool = False,
+    shield: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=NUMBER")] = (),
     out: Path | None = None,
     dry_run: bool = False,
 ) -> None:
@@ -47,6 +50,9 @@ def up(
         flows: Whether the scenario's flows send; else the queue waits for traffic of your own.
         kernel: Folder of the programs; $L4S_GYM_KERNEL, the checkout (built if need be) or PATH by default.
         spin: Let the router spin instead of sleeping: a whole core for the finest timing.
+        shield: A bound on what agents may do, instead of the shipped one; may be repeated. c_us, l_us: delays; drops:
+            share that they may drop (1/65536), of window packets; hold_us: how long the native law then decides; hits:
+            drops and marks, 1/256 of the native law's, 0 for no bound.
         out: Folder for the results as JSON (live.json).
         dry_run: Print every command that would be run, and run none.
     """
@@ -64,6 +70,7 @@ def up(
         group=os.environ.get("SUDO_GID", ""),
         kernel=kernel,
         spin=spin,
+        values=_bounds(shield),
         dry_run=dry_run,
     )
     if dry_run:
@@ -88,6 +95,22 @@ def up(
     if out is not None:
         path = _write(result, out)
         say(f"results: {path}")
+
+
+def _bounds(given: tuple[str, ...]) -> dict[str, int]:
+    """Parameters of the core from NAME=NUMBER; the router checks their ranges."""
+    from l4s_gym.bridge.protocol import SHIELD
+    from l4s_gym.errors import unknown
+
+    found = {}
+    for text in given:
+        name, _, number = text.partition("=")
+        if f"shield_{name}" not in SHIELD:
+            raise unknown("bound", name, [each.removeprefix("shield_") for each in SHIELD])
+        if not (number.isascii() and number.isdigit()):
+            raise L4SError(f"--shield {text}: give {name}=NUMBER, a whole number")
+        found[f"shield_{name}"] = int(number)
+    return found
 
 
 @contextmanager

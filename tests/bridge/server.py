@@ -225,7 +225,7 @@ class _Connection(threading.Thread):
                     return self._error(command, p.E_NOT_CONTROLLER, "attach first")
                 server.controller, self.controls, server.queue.interval = None, False, 0
             elif kind == p.CONFIGURE:
-                server.queue.shield = command["args"][:5].tolist()
+                server.queue.shield = command["args"][:6].tolist()
             answer = server.queue.status(self.controls)
             answer["tag"] = tag
             self.peer.sendall(answer.tobytes())

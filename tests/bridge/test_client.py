@@ -55,7 +55,7 @@ def test_control(serve: Serve) -> None:
         client.decide(0, 0, 9, 1)
         shielded = client.configure_shield(c_us=1, l_us=2, drops=0.5, window=64, hold_us=9)
         assert shielded.refused["malformed"] == 1
-        assert server.queue.shield == [1, 2, 32768, 64, 9]
+        assert server.queue.shield == [1, 2, 32768, 64, 9, 0]
         assert not client.detach().controls
     assert sum(server.queue.counts["agent"]) >= 4
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from pathlib import Path
@@ -13,21 +14,22 @@ import pytest
 from l4s_gym import agents
 from l4s_gym.bridge import protocol as p
 from l4s_gym.bridge.client import BridgeError, Client
-from l4s_gym.bridge.control import Controller, newest, observations, shares
+from l4s_gym.bridge.control import Controller, Run, newest, observations, shares
 from l4s_gym.errors import L4SError
 from tests.bridge.conftest import Serve
 from tests.bridge.server import Server, log_of
 
 
 class Spy:
-    """An agent that keeps what it sees, and may do something at some decision."""
+    """An agent that keeps what it sees, and may do something at some decisions."""
 
     name, rule = "spy", "-"
 
-    def __init__(self, at: int = -1, then: Any = None) -> None:
+    def __init__(self, at: int = -1, then: Any = None, last: int = -1) -> None:
         self.seen: list[Any] = []
         self.rewards: list[float] = []
-        self._at, self.then = at, then
+        self._at, self.then, self._last = at, then, last
+        self.controller: Controller | None = None
 
     def reset(self, n: int, seed: int) -> None:
         assert n == 1
@@ -38,10 +40,18 @@ class Spy:
         self.rewards.append(float(rewards[0]))
         if len(self.seen) == self._at:
             self.then()
+        if len(self.seen) == self._last and self.controller is not None:
+            self.controller.stop()
         return np.array([len(self.seen) % 3])
 
     def cost(self) -> dict[str, float]:
         return {}
+
+
+def decides(server: Server, spy: Spy, **options: Any) -> Run:
+    """A run that ends with the last decision of the spy."""
+    spy.controller = Controller(Client(server.path), spy, **options)
+    return spy.controller.run()
 
 
 def test_an_agent_controls(serve: Serve) -> None:
@@ -70,15 +80,20 @@ def test_only_the_newest_ask_of_each_queue_is_answered(serve: Serve) -> None:
     assert newest(asks) == [5, 9]
     assert newest(asks[:1]) == [0]
     server = serve(asks_at_once=40, patience_s=None)
-    spy = Spy()
-    done = Controller(Client(server.path), spy).run(0.3)
+    spy = Spy(last=8)
+    done = decides(server, spy)
     assert done.asks > done.answered == len(spy.seen) > 0
     assert done.shares is not None and done.shares.refused["out_of_order"] == 0
 
 
 def test_an_agent_that_is_slow_costs_decisions_alone(serve: Serve) -> None:
     server = serve(patience_s=0.001)
-    done = Controller(Client(server.path), Spy(at=1, then=lambda: time.sleep(0.4))).run(0.2)
+
+    def dawdle() -> None:
+        while server.queue.sequence < 20:
+            time.sleep(0.01)
+
+    done = decides(server, Spy(at=1, then=dawdle, last=2))
     assert done.shares is not None and done.shares.packets > done.answered
     assert done.shares.decided_by["fallback"] > 0
 
@@ -102,7 +117,7 @@ def test_a_queue_started_anew(serve: Serve) -> None:
         with server.lock:
             server.restart()
 
-    done = Controller(Client(server.path), Spy(at=20, then=restart), reward="balance").run(0.6)
+    done = decides(server, Spy(at=20, then=restart, last=60), reward="balance")
     assert done.sessions == 2 and done.answered > 20
     assert done.shares is not None and 0 < done.shares.by_agent < done.shares.packets
 
@@ -145,8 +160,15 @@ def test_a_daemon_that_loses_its_queue(serve: Serve) -> None:
                 server.controller.controls = False
             server.controller = None
 
-    done = Controller(Client(server.path), Spy(at=10, then=lose)).run(0.6)
+    done = decides(server, Spy(at=10, then=lose, last=30))
     assert done.sessions == 2 and done.answered > 10  # told by an ERROR that it is the controller no more
+
+
+def test_the_time_is_the_clocks(serve: Serve) -> None:
+    """A quarter of a second for each look at it: as many turns, however long they take."""
+    looks = itertools.count(step=0.25)
+    done = Controller(Client(serve(patience_s=None).path), Spy(), clock=lambda: next(looks)).run(2.0)
+    assert 2.0 <= done.seconds <= 2.5 and done.answered <= 8 * 2
 
 
 def test_busy(serve: Serve) -> None:

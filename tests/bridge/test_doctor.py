@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -165,6 +166,20 @@ def test_bottleneck_of_an_idle_link() -> None:
     assert doctor.check_bottleneck(of(records)).verdict == "fail"
 
 
+def test_overload(simulated: Any) -> None:
+    assert doctor.check_overload(of(simulated)).verdict == "ok"
+    source = {"kind": "cbr", "rate_mbps": 20.0, "ecn": "ect1", "stagger_s": 0.0}
+    scenario = {"aqm": "dualpi2_rfc9332", "horizon_s": 6.0, "sources": [source], "link": {"rate_mbps": 8.0}}
+    found = doctor.check_overload(of(simulate_log(load_scenario(scenario))))
+    assert found.verdict == "fail" and "offer less" in found.remedy
+    pushed_out = log_of(100)
+    pushed_out["queue_type"], pushed_out["total_packets"] = 0, np.arange(100)
+    pushed_out["total_drops"] = np.arange(100) // 2  # the rows say: queued
+    assert doctor.check_overload(of(pushed_out)).verdict == "fail"
+    assert doctor.check_overload(of(log_of(100), applied_action=1)).verdict == "fail"
+    assert doctor.check_overload(of(log_of(10), applied_action=1)).verdict == "unknown"
+
+
 def test_clock() -> None:
     rng = np.random.default_rng(0)
     ticks = rng.integers(1, 20, 200)
@@ -268,7 +283,8 @@ def test_rate(simulated: Any) -> None:
 def test_watching(serve: Serve, simulated: Any) -> None:
     server = serve(simulated)
     with Client(server.path) as client:
-        found = doctor.watch(client, 0.5)
+        looks = itertools.count(step=0.01)
+        found = doctor.watch(client, 0.5, clock=lambda: next(looks))
         assert len(found) > 100 and found.present == ALL
         np.testing.assert_array_equal(found.records["ecn"][:100], simulated["ecn"][:100])
         assert client.status().packets[0] > 0

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from l4s_gym import cli
+from l4s_gym.bridge import client, machine
+from l4s_gym.bridge.doctor import Finding
 from l4s_gym.cli.common import console
 from l4s_gym.data.logs import write_log
 from l4s_gym.data.records import load_records, save_records
@@ -87,6 +89,19 @@ def test_doctor_of_logs(tmp_path: Path, capsys: Capture, simulated: Any) -> None
     write_log(tmp_path / "a.log", sick)
     code, said, err = run(capsys, "doctor", "--log", tmp_path / "a.log")
     assert (code, err) == (1, "") and "kern.hz=1000" in said
+
+
+def test_doctor_without_a_socket_examines_the_machine(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(client.VARIABLE, raising=False)
+    monkeypatch.setattr(client, "ADDRESS", str(tmp_path / "live.sock"))
+    monkeypatch.setattr(machine, "local_checks", lambda **_: [])
+    code, said, err = run(capsys, "doctor")
+    assert (code, err) == (0, "") and "only this machine was examined" in " ".join(said.split())
+    monkeypatch.setattr(machine, "local_checks", lambda **_: [Finding("sysctl", "fail", "off", "switch it on")])
+    code, said, _ = run(capsys, "doctor")
+    assert code == 1 and "switch it on" in said
 
 
 def test_mistakes(tmp_path: Path, capsys: Capture) -> None:

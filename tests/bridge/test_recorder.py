@@ -52,16 +52,19 @@ def test_rotation(serve: Serve, tmp_path: Path) -> None:
 
 
 def test_time_is_over(serve: Serve, tmp_path: Path) -> None:
-    done = Recorder(Client(serve().path), tmp_path / "a.rec").run(0.3)
-    assert done.ended == "the time is over" and done.rows == len(load_records(tmp_path / "a.rec")) > 0
+    recorder = Recorder(Client(serve().path), tmp_path / "a.rec", clock=lambda: recorder.done.rows * 1e-3)
+    done = recorder.run(0.3)
+    assert done.ended == "the time is over" and done.rows == len(load_records(tmp_path / "a.rec")) >= 300
 
 
 def test_stopped(serve: Serve, tmp_path: Path) -> None:
-    recorder = Recorder(Client(serve().path), tmp_path / "a.rec")
-    timer = threading.Timer(0.3, recorder.stop)
-    timer.start()
+    def clock() -> float:
+        if recorder.done.rows:
+            recorder.stop()
+        return 0.0
+
+    recorder = Recorder(Client(serve().path), tmp_path / "a.rec", clock=clock)
     done = recorder.run()
-    timer.join()
     assert done.ended == "stopped" and len(load_records(tmp_path / "a.rec")) == done.rows > 0
 
 
@@ -89,18 +92,26 @@ def test_nothing_came(serve: Serve, tmp_path: Path) -> None:
 
 def test_a_queue_started_anew_is_another_run(serve: Serve, tmp_path: Path) -> None:
     server = serve(log_of(500))
-    recorder = Recorder(Client(server.path), tmp_path / "a.rec")
 
     def restart() -> None:
-        with server.lock:
+        with server.lock:  # which it holds while it waits for the recorder to read
             server.restart()
 
-    timers = [threading.Timer(0.2, restart), threading.Timer(0.6, recorder.stop)]
-    for timer in timers:
-        timer.start()
+    other = threading.Thread(target=restart)
+    again: list[int] = []
+
+    def clock() -> float:
+        if recorder.done.rows > 100 and other.ident is None:
+            other.start()
+        if recorder.done.sessions == 2:
+            again.append(recorder.done.rows)
+            if again[-1] > again[0]:
+                recorder.stop()
+        return 0.0
+
+    recorder = Recorder(Client(server.path), tmp_path / "a.rec", clock=clock)
     done = recorder.run()
-    for timer in timers:
-        timer.join()
+    other.join()
     rows = load_records(tmp_path / "a.rec")
     assert done.sessions == 2 and done.missing == 0
     starts = RunSplitter(frozenset(BY_NAME)).starts(rows)

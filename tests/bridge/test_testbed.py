@@ -149,6 +149,15 @@ def test_the_dry_run_needs_nothing_and_prints_every_command(capsys: pytest.Captu
     assert not Path(where).exists()
 
 
+def test_bounds_of_the_shield_are_the_operators(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["live", "up", "--dry-run", "--shield", "hits=0", "--shield", "c_us=90000"]) == 0
+    out = capsys.readouterr().out
+    assert "shield_hits 0\n" in out and "shield_c_us 90000\n" in out
+    for wrong, says in (("speed=3", "unknown bound 'speed'"), ("hits", "whole number"), ("hits=-1", "whole number")):
+        assert cli.main(["live", "up", "--dry-run", "--shield", wrong]) == 2
+        assert says in capsys.readouterr().err
+
+
 def test_flows_that_start_after_the_end_are_not_in_the_plan() -> None:
     bed = LiveTestbed(make({"kind": "cubic", "start_s": 20.0}, {"kind": "prague"}), seconds=5.0, dry_run=True)
     assert bed.plan.text(5.0).count("--cc cubic") == 0

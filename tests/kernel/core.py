@@ -15,7 +15,9 @@ from l4s_gym.sim.drive import ARRIVAL
 TESTBED, RFC9332, LINUX = range(3)
 AQMS: Final = ("dualpi2_freebsd", "dualpi2_rfc9332", "dualpi2_linux")
 """Of each variant."""
-UNSHIELDED: Final = {"shield_c_us": 0, "shield_l_us": 0, "shield_drops": 65536}
+UNSHIELDED: Final = {
+    "shield_c_us": 0, "shield_l_us": 0, "shield_drops": 65536, "shield_hits": 0
+}  # fmt: skip
 
 
 class Core:

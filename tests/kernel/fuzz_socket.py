@@ -46,7 +46,7 @@ def a_number(rng: random.Random, bits: int) -> int:
 def a_command(rng: random.Random) -> bytes:
     """One that is well-formed in most cases."""
     kind = rng.choice((1, 1, 2, 2, 3, 4, 4, 4, 5, 6, 6, rng.randrange(256)))
-    shield = (rng.randrange(1000), rng.randrange(1000), rng.randrange(65537), rng.randrange(16, 65537), 1000)
+    shield = (*(rng.randrange(n) for n in (1000, 1000, 65537)), rng.randrange(16, 65537), 1000, rng.randrange(9))
     args = shield if kind == wire.CONFIGURE else (rng.choice((0, 1, 1, 1, 2, a_number(rng, 32))),)
     numbers = {"tag": a_number(rng, 64), "sequence": a_number(rng, 64), "expires_us": a_number(rng, 64)}
     return command(kind, *args, queue=rng.randrange(3), action=rng.randrange(4), **numbers)

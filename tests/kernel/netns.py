@@ -53,7 +53,8 @@ ENTRY: Final = np.dtype(
     ]
 )
 Entries = npt.NDArray[np.void]
-_STATUS: Final = struct.Struct("<Q2Q2Q2Q2Q2QQ7I2IIIIBBBB")
+_STATUS: Final = struct.Struct("<Q2Q2Q2Q2Q2QQ7I2IIIIBBBB6I")
+SHIELD: Final = tuple(f"shield_{name}" for name in ("c_us", "l_us", "drops", "window", "hold_us", "hits"))
 _numbers = itertools.count()
 
 
@@ -128,6 +129,7 @@ def read_status(entry: Any) -> dict[str, Any]:
         "held": n[24],
         "model": n[25],
         "controls": n[26],
+        "shield": n[28:34],
     }
 
 

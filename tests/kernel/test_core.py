@@ -270,7 +270,7 @@ class Link:
 
 
 ACCEPTED, DETACHED, MALFORMED, EXPIRED, OUT_OF_ORDER, UNASKED, SHIELDED = range(7)
-FREE = {"shield_c_us": 0, "shield_l_us": 0, "shield_drops": 65536}
+FREE = UNSHIELDED
 
 
 def test_a_decision_is_used_once_for_the_next_packet_of_its_queue(core: Core) -> None:
@@ -346,7 +346,7 @@ def test_interval_asks_about_each_nth_packet(core: Core) -> None:
 
 
 def test_shield_bounds_the_drops_of_an_agent(core: Core) -> None:
-    link = Link(core, shield_c_us=0, shield_window=16, shield_drops=65536 // 4, shield_hold_us=50_000)
+    link = Link(core, shield_hits=0, shield_c_us=0, shield_window=16, shield_drops=65536 // 4, shield_hold_us=50_000)
     link.attach()
     rows = [link.offer()]
     for _ in range(12):
@@ -359,7 +359,7 @@ def test_shield_bounds_the_drops_of_an_agent(core: Core) -> None:
 
 
 def test_shield_bounds_the_delay_under_an_agent(core: Core) -> None:
-    link = Link(core, shield_c_us=20_000)
+    link = Link(core, shield_c_us=20_000, shield_hits=0)
     link.attach()
     row = link.offer()
     seen = []
@@ -368,6 +368,63 @@ def test_shield_bounds_the_delay_under_an_agent(core: Core) -> None:
         row = link.offer()
     assert seen[0] == ACCEPTED and seen[-1] == SHIELDED
     assert seen.index(SHIELDED) in range(19, 24)
+
+
+def bounds(c_us: int, l_us: int, drops: int, window: int, hold_us: int, hits: int) -> Any:
+    """`struct l4s_bounds`."""
+    return np.array([c_us, l_us, drops, window, hold_us, hits], np.uint64).ctypes.data_as(ctypes.c_void_p)
+
+
+def test_what_an_agent_may_drop_does_not_grow_by_coming_again(core: Core) -> None:
+    link = Link(core, shield_hits=0, shield_c_us=0, shield_window=64, shield_drops=65536 // 8, shield_hold_us=1000)
+    for _ in range(8):  # all in one window
+        link.attach()
+        link.decide(int(link.offer()["sequence"]), 1)
+        link.offer(after_ns=10_000)
+        link.detach()
+    link.attach()
+    assert link.decide(int(link.offer()["sequence"]), 1) == ACCEPTED
+    assert link.offer(after_ns=10_000)["applied_action"] != 1
+
+
+def test_the_next_agent_is_held_for_as_long_as_the_operator_says(core: Core) -> None:
+    link = Link(core, shield_hits=0, shield_c_us=0, shield_hold_us=5_000)
+    link.attach()
+    core._lib.l4s_tighten(link.core, bounds(0, 0, 0, 16, 600_000_000, 0))
+    row = link.offer()
+    assert link.decide(int(row["sequence"]), 1) == ACCEPTED
+    row = link.offer()
+    assert link.decide(int(row["sequence"]), 1) == SHIELDED
+    link.detach()
+    link.attach()
+    row = link.offer(after_ns=6_000_000)
+    assert link.decide(int(row["sequence"]), 1) == ACCEPTED
+
+
+@pytest.mark.parametrize("variant", [TESTBED, RFC9332, LINUX], ids=AQMS)
+@pytest.mark.parametrize("action", [1, 2])
+def test_an_agent_hits_no_more_than_the_law_and_its_factor(core: Core, variant: int, action: int) -> None:
+    def share(hits: int) -> tuple[float, float]:
+        """Hits of an agent that always wants to, of all packets; and the law's probability for C."""
+        link = Link(core, variant=variant, shield_hits=hits, shield_c_us=0, shield_drops=65536, quirks=0)
+        for _ in range(400):
+            link.offer()
+            link.take()
+        link.attach()
+        rows = []
+        for turn in range(4000):
+            row = link.offer()
+            link.decide(int(row["sequence"]), action)
+            rows.append(row)
+            if turn % 40:  # a little more comes than goes
+                link.take()
+        hit = np.mean([row["decided_by"] == 1 and row["action"] == action for row in rows[2000:]])
+        return float(hit), float(np.mean([(row["drop_probability"] / 2.0**31) ** 2 for row in rows[2000:]]))
+
+    for factor in (1, 4):
+        hit, likely = share(256 * factor)
+        assert 0.0 < hit <= 1.05 * min(factor * likely, 1.0) + 0.002
+    assert share(0)[0] > 0.9
 
 
 def pack_model(nodes: list[tuple[int, int, int, int, int, int]]) -> bytes:

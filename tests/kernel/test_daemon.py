@@ -541,8 +541,8 @@ def test_asks_and_decisions(make: Make) -> None:
     assert (got.queue, got.action, got.sequence, got.expires_us) == (1, 2, 10, 777)
     controller.send(command(wire.DECIDE, queue=9, action=9))  # the queue counts it
     assert daemon.device.next(wire.DECIDE).queue == 9
-    controller.send(command(wire.CONFIGURE, 1000, 2000, 3000, 64, 1000, 5, tag=4))
-    assert daemon.device.answer(wire.CONFIGURE).args == (1000, 2000, 3000, 64, 1000, 0, 0, 0)
+    controller.send(command(wire.CONFIGURE, 1000, 2000, 3000, 64, 1000, 6, 5, tag=4))
+    assert daemon.device.answer(wire.CONFIGURE).args == (1000, 2000, 3000, 64, 1000, 6, 0, 0)
     assert controller.next(wire.STATUS).tag == 4
     controller.send(command(wire.ATTACH, 8, tag=5))  # another interval
     daemon.device.answer(wire.ATTACH, interval=8)
@@ -556,6 +556,25 @@ def test_asks_and_decisions(make: Make) -> None:
     daemon.device.send(row(11, kind=wire.ASK) + row(12))
     assert reader.next(wire.ROW).sequence == 12
     controller.expect_silence(0.05)
+
+
+def test_bounds_of_the_daemon(make: Make) -> None:
+    """They hold from the ATTACH on, and what a controller asks for can only be tighter."""
+    daemon = make("--shield", "c_us=5000", "--shield", "hits=300", "--shield", "window=64")
+    who = daemon.client()
+    who.send(command(wire.ATTACH, 1, tag=21))
+    daemon.device.answer(wire.ATTACH, interval=1)
+    assert daemon.device.answer(wire.CONFIGURE).args == (5000, 0, 65536, 64, 1000, 300, 0, 0)
+    assert who.next(wire.STATUS).tag == 21
+    who.expect_event(wire.CAME)
+    who.send(command(wire.CONFIGURE, 0, 0, 65536, 65536, 1000, 0, tag=4))
+    assert daemon.device.answer(wire.CONFIGURE).args == (5000, 0, 65536, 64, 1000, 300, 0, 0)
+    assert who.next(wire.STATUS).tag == 4
+    who.send(command(wire.CONFIGURE, 4000, 7, 1, 16, 2000, 9))
+    assert daemon.device.answer(wire.CONFIGURE).args == (4000, 7, 1, 16, 2000, 9, 0, 0)
+    for wrong in ("c_us", "speed=3", "drops=65537", "c_us=x", "=3"):
+        done = run(daemon, "--shield", wrong)
+        assert done.returncode == 2 and "--shield" in done.stderr
 
 
 def test_one_controller(make: Make) -> None:

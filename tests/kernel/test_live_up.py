@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -44,16 +45,16 @@ def pids_in(name: str) -> list[str]:
     return subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=True).stdout.split()
 
 
-def processes_of(pid: int) -> list[str]:
-    """Command lines that name something of the testbed of a process."""
-    found = []
+def processes_of(pid: int) -> dict[int, str]:
+    """Command lines that name something of the testbed of a process, by their process."""
+    found = {}
     for each in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             line = each.read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue
         if f"l4s-{pid}-" in line:
-            found.append(line)
+            found[int(each.parent.name)] = line
     return found
 
 
@@ -149,6 +150,48 @@ def test_what_a_killed_testbed_left_is_removed_by_the_next() -> None:
     finally:
         holder.kill()
         holder.wait()
+
+
+def test_it_starts_again_after_it_and_its_watcher_were_killed(start: Start, tmp_path: Path) -> None:
+    """The daemon that was left still serves the socket; namespaces, folder and socket are cleared by the next one."""
+    socket = tmp_path / "live.sock"
+    process = start("--seconds", "60", "--socket", str(socket))
+    until(socket.exists)
+    (folder,) = Path(tempfile.gettempdir()).glob(f"l4s-{process.pid}-*")
+    watchers = [pid for pid in processes_of(process.pid) if "l4s-watcher" in processes_of(process.pid)[pid]]
+    for pid in [*watchers, process.pid]:
+        os.kill(pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    assert len(watchers) == 1 and namespaces_of(process.pid) and socket.exists() and folder.exists()
+    second = start("--seconds", "1", "--socket", str(socket))
+    _, err = second.communicate(timeout=60)
+    assert second.returncode == 0, err
+    assert gone(process.pid, socket, folder)
+
+
+def test_a_leftover_is_known_by_more_than_the_number_of_its_process() -> None:
+    mine = testbed.started(os.getpid())
+    left, alive = f"l4s-{os.getpid()}-{int(mine) - 1}-7-snd", f"l4s-{os.getpid()}-{mine}-7-snd"
+    folder = Path(tempfile.gettempdir(), f"l4s-{os.getpid()}-{int(mine) - 1}-7-0123abcd")
+    for name in (left, alive):
+        subprocess.run(["ip", "netns", "add", name], check=True)
+    folder.mkdir()
+    try:
+        assert left in testbed.leftovers() and alive not in testbed.leftovers()
+        removed = testbed.remove_leftovers()
+        assert left in removed and str(folder) in removed and alive not in removed
+        assert not folder.exists() and left not in testbed.leftovers()
+    finally:
+        folder.rmdir() if folder.exists() else None
+        for name in (left, alive):
+            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+
+
+def test_a_killed_watcher_alone_leaves_nothing(kernel: Path) -> None:
+    with LiveTestbed(scenario.from_dict(TREE), kernel=kernel) as bed:
+        assert bed._watcher is not None
+        bed._watcher.kill()
+    assert gone(os.getpid(), bed.plan.names.folder, bed.socket)
 
 
 def test_an_exception_inside_takes_it_down(kernel: Path) -> None:

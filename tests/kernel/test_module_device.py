@@ -442,9 +442,10 @@ def test_only_the_controller_decides(module: Module, device: Device) -> None:
 
 
 def test_the_shield_takes_the_queue_back_and_says_so(module: Module, device: Device) -> None:
+    module.sysctl("shield_hits", 0)
     device.write(command(protocol.ATTACH, 1))
     status = device.ask(protocol.CONFIGURE, 0, 0, 512, 128, 50_000)[-1]
-    assert status["kind"] == STATUS and module.sysctl("shield_drops") == 512
+    assert status["kind"] == STATUS and status["status"]["shield"].tolist() == [150_000, 50_000, 512, 128, 1_000_000, 0]
     with pytest.raises(OSError, match="EINVAL"):
         device.write(command(protocol.CONFIGURE, 0, 0, 512, 1, 50_000))
     module.arrive()
@@ -456,6 +457,34 @@ def test_the_shield_takes_the_queue_back_and_says_so(module: Module, device: Dev
     assert (event["kind"], event["queue"]) == (2, 0)
     status = entries[0]["status"]
     assert status["held"] == 1 and status["trips"].tolist() == [1, 0] and status["agent"][0] == 1
+
+
+def test_an_agent_can_only_tighten_the_shield(module: Module, device: Device) -> None:
+    """Its bounds are of the instance that it controls and end with its control; the sysctls are the operator's."""
+    operator = dict(zip(protocol.SHIELD, (90_000, 40_000, 9000, 100, 50_000, 512), strict=True))
+    module.set_all(operator)
+    module.config(2)
+    module.arrive()
+    module.arrive(number=2)
+
+    def in_force(kind: int, *args: int) -> list[int]:
+        entries = device.ask(kind, *args)
+        return list(entries[entries["kind"] == STATUS][-1]["status"]["shield"].tolist())
+
+    normal, tight = list(operator.values()), [20_000, 10_000, 1, 16, 60_000, 256]
+    in_force(protocol.ATTACH, 1)
+    assert in_force(protocol.CONFIGURE, 0, 0, 65536, 65536, 1000, 0) == normal
+    assert in_force(protocol.CONFIGURE, *tight) == tight
+    assert [module.sysctl(name) for name in operator] == normal
+    module.sysctl("shield_c_us", 80_000)  # the operator's change leaves what is tighter
+    assert in_force(protocol.GET_STATUS) == tight
+    module.sysctl("instance", 2)  # its control goes over to the other one, and its bounds with it
+    assert in_force(protocol.GET_STATUS) == tight
+    module.sysctl("instance", 1)
+    assert in_force(protocol.DETACH) == [80_000, *normal[1:]]
+    module.sysctl("instance", 2)
+    assert in_force(protocol.ATTACH, 1) == [80_000, *normal[1:]]
+    module.delete(2)
 
 
 # -- ioctl
@@ -485,7 +514,7 @@ def leaf(drop: int, mark: int = 0) -> Nodes:
 
 
 def test_a_model_decides(module: Module, device: Device) -> None:
-    module.set_all({"shield_drops": 65536, "shield_c_us": 0})
+    module.set_all({"shield_drops": 65536, "shield_c_us": 0, "shield_hits": 0})
     nodes = np.concatenate([np.zeros(1, NODE), leaf(0), leaf(SURE)])
     nodes[0] = (999, 0, 0, 1, 2, 7, (0, 0, 0))  # packets of more than 999 B are dropped
     device.ioctl(MODEL, request(nodes))
@@ -505,7 +534,7 @@ def test_a_model_decides(module: Module, device: Device) -> None:
 
 
 def test_a_wrong_model_is_refused_and_the_old_one_stays(module: Module, device: Device) -> None:
-    module.set_all({"shield_drops": 65536})
+    module.set_all({"shield_drops": 65536, "shield_hits": 0})
     device.ioctl(MODEL, request(leaf(SURE)))
     loop = np.zeros(2, NODE)
     for wrong in (request(loop), request(leaf(SURE, 1)), request(leaf(0), count=4097), request(leaf(0), reserved=1)):

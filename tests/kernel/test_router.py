@@ -34,6 +34,7 @@ from .netns import (
     RECEIVER,
     RECEIVER6,
     ROW,
+    SHIELD,
     STATUS,
     SUBSCRIBE,
     Bed,
@@ -139,7 +140,7 @@ def test_marks_in_the_header(namespaces: None, build: Build, tmp_path: Path, fam
     sent = [NOT_ECT, ECT_1, ECT_0, ECT_1, NOT_ECT, CE, ECT_1, ECT_0]
     model = model_file(tmp_path, node(0, 1, 2), node(), node(mark=1 << 31))
     with (
-        Bed(build(san=True), tmp_path, UNSHAPED, "--model", model) as bed,
+        Bed(build(san=True), tmp_path, UNSHAPED | {"shield_hits": 0}, "--model", model) as bed,
         bed.udp(bed.senders, family) as sender,
         bed.udp(bed.receivers, family) as receiver,
     ):
@@ -338,7 +339,7 @@ def answer_all(device: Device, action: int, asks: int) -> Entries:
 
 
 # One window holds all packets of the test, however few of the answers come in time: 512 / 65536 of 4096 are 32 drops.
-@configured(TESTBED | {"shield_hold_us": 600_000_000, "shield_window": 4096, "shield_drops": 512})
+@configured(TESTBED | {"shield_hold_us": 600_000_000, "shield_window": 4096, "shield_drops": 512, "shield_hits": 0})
 def test_an_agent_that_drops_everything_meets_the_shield(bed: Bed) -> None:
     bed.sink()
     with Device(bed.socket) as device:
@@ -411,28 +412,61 @@ def test_a_silent_agent_leaves_the_queue_to_the_native_law(bed: Bed) -> None:
         assert refused["tag"].tolist() == [3, 4]
 
 
-@configured(TESTBED)
-def test_the_controller_sets_the_shield(bed: Bed) -> None:
+OPERATOR = (30_000, 20_000, 16384, 64, 600_000_000, 0)
+"""Bounds of the shield that the operator sets."""
+
+
+@configured(TESTBED | dict(zip(SHIELD, OPERATOR, strict=True)))
+def test_an_agent_can_only_tighten_the_shield(bed: Bed) -> None:
     bed.sink()
+
+    def in_force(device: Device, kind: int, *args: int) -> tuple[int, ...]:
+        device.send(kind, *args, tag=77)
+        entries = device.until(lambda all_: bool((all_["tag"] == 77).any()))
+        return tuple(netns.read_status(entries[entries["tag"] == 77][0])["shield"])
+
     with Device(bed.socket) as device:
         hello(device)
-        device.send(ATTACH, 1)
-        device.send(CONFIGURE, 0, 0, 65536, 16, 1000)
-        device.until(lambda all_: (all_["kind"] == STATUS).sum() == 2)
-        flow = bed.send("blast", 3.0, "--pps", "200", "--size", "500")
-        answer_all(device, 1, 100)
+        assert in_force(device, ATTACH, 1) == OPERATOR
+        assert in_force(device, CONFIGURE, 0, 0, 65536, 65536, 1000, 0) == OPERATOR
+        tight = (20_000, 10_000, 0, 16, 600_000_000, 256)
+        assert in_force(device, CONFIGURE, *tight) == tight
+        assert in_force(device, CONFIGURE, 0, 0, 65536, 65536, 1000, 0) == OPERATOR  # of the one that asks last
+        assert in_force(device, CONFIGURE, *tight) == tight
+        assert in_force(device, ATTACH, 1) == OPERATOR
+        assert in_force(device, CONFIGURE, *tight) == tight
+        assert in_force(device, DETACH) == OPERATOR
+        assert in_force(device, ATTACH, 1) == OPERATOR
+        assert in_force(device, CONFIGURE, *tight) == tight
+    with Device(bed.socket) as device:  # the next client
+        hello(device)
+        assert in_force(device, ATTACH, 1) == OPERATOR
+        assert in_force(device, CONFIGURE, 0, 0, 65536, 65536, 1000, 0) == OPERATOR
+        flow = bed.send("blast", 5.0, "--pps", "400", "--size", "500")
+        answer_all(device, 1, 300)
         status = device.status()
         flow.kill()
-        assert status["trips"] == 0 and status["agent"] > 32
+        assert status["trips"] == 1 and status["held"] == 1 and status["agent"] <= 16  # a quarter of 64
         device.send(CONFIGURE, 0, 0, 65537, 16, 1000)
         assert [code for code, _ in errors(ended(device))] == [netns.MALFORMED]
+
+
+def test_bounds_of_the_shield_on_the_command_line(namespaces: None, build: Build, tmp_path: Path) -> None:
+    config = TESTBED | {"shield_c_us": 7, "shield_hits": 8}
+    options = ("--shield", "c_us=9000", "--shield", "drops=5")
+    with Bed(build(san=True), tmp_path, config, *options) as bed, Device(bed.socket) as device:
+        hello(device)
+        assert device.status()["shield"] == (9000, 50_000, 5, 128, 1_000_000, 8)
+    for wrong in ("c_us", "speed=3", "drops=65537", "c_us=x"):
+        done = start_with(build, tmp_path, "variant 1\n", "--shield", wrong)
+        assert done.returncode == 1 and "--shield" in done.stderr
 
 
 @pytest.mark.parametrize("leaf", [{"mark": 1 << 31}, {"drop": 1 << 31}], ids=["mark", "drop"])
 def test_a_model_decides(leaf: dict[str, int], namespaces: None, build: Build, tmp_path: Path) -> None:
     """A tree whose only node is a leaf."""
     model = model_file(tmp_path, node(**leaf))
-    with Bed(build(san=True), tmp_path, UNSHAPED | {"shield_drops": 65536}, "--model", model) as bed:
+    with Bed(build(san=True), tmp_path, UNSHAPED | {"shield_drops": 65536, "shield_hits": 0}, "--model", model) as bed:
         bed.sink()
         with Device(bed.socket) as device:
             hello(device)
@@ -462,17 +496,19 @@ def test_one_connection_at_a_time(bed: Bed) -> None:
 def test_other_users_are_refused(bed: Bed) -> None:
     assert bed.socket.stat().st_mode & 0o7777 == 0o600
     bed.socket.chmod(0o666)
-    for folder in (bed.folder, *bed.folder.parents):
-        if folder.stat().st_uid == os.geteuid() and "pytest" in str(folder):
-            folder.chmod(0o755)
+    home = os.open(".", os.O_RDONLY)
     device = socket.socket(socket.AF_UNIX)
     with device:
+        os.chdir(bed.folder)  # no folder above the socket must be open to that user
+        bed.folder.chmod(0o755)
         os.seteuid(65534)
         try:
             device.settimeout(netns.WAIT_S)
-            device.connect(str(bed.socket))
+            device.connect(bed.socket.name)
         finally:
             os.seteuid(0)
+            os.fchdir(home)
+            os.close(home)
         data = b""
         while more := device.recv(4096):
             data += more

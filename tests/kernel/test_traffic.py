@@ -142,3 +142,30 @@ def test_help(build: Build) -> None:
         done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
         assert done.returncode == 0 and "not TCP Prague" in done.stdout
     assert subprocess.run([program], capture_output=True, check=False).returncode == 2
+
+
+def test_ten_slow_flows_keep_the_queue_short(build: Build, tmp_path: Path) -> None:
+    """Ten flows and a CUBIC one at 8 Mbit/s: packets shrink, so that L neither stands nor overflows.
+
+    Before they did, each flow sent at least two full packets in 25 ms: together more than the link can carry.
+    """
+    with Bed(build(), tmp_path, {"variant": 2, "rate_bps": 8_000_000, "delay default": 10_000_000}) as bed:
+        bed.sink()
+        senders = [bed.send("tcp", 9.0), bed.send("prague-like", 9.0, "--flows", "10")]
+        time.sleep(4.0)  # how they start is another matter
+        before = bed.stats()["l4s"]
+        _, flows = (bed.result(sender) for sender in senders)
+        after = bed.stats()["l4s"]
+    assert after["drops"] == before["drops"] and after["packets"] > before["packets"] + 1000
+    assert sum(flow["packet_length"] < 1500 for flow in flows) >= 5
+    assert all(flow["packet_length"] >= 150 and flow["goodput_mbps"] > 0.02 for flow in flows)
+
+
+def test_prague_like_starts_slowly(build: Build, tmp_path: Path) -> None:
+    """At 100 kbit/s with short packets, and without slow start: it hurts nobody who is there already."""
+    with Bed(build(san=True), tmp_path, UNSHAPED) as bed:
+        silent = bed.sink("--seconds", "60")
+        silent.send_signal(signal.SIGSTOP)
+        (flow,) = bed.traffic("prague-like", 0.5)
+        silent.send_signal(signal.SIGCONT)
+    assert flow["delivered"] == 0 and 1 <= flow["sent"] <= 10 and flow["packet_length"] == 156
