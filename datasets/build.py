@@ -13,4 +13,7 @@ from l4s_gym.cli import main
 HERE = Path(__file__).resolve().parent
 
 if __name__ == "__main__":
-    sys.exit(main(["datasets", "build", "--recipes", str(HERE), *sys.argv[1:]]))
+    given = sys.argv[1:]
+    if not any(word.partition("=")[0] == "--recipes" for word in given):
+        given = ["--recipes", str(HERE), *given]
+    sys.exit(main(["datasets", "build", *given]))

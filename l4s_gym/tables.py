@@ -6,6 +6,7 @@ import codecs
 import functools
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -29,6 +30,9 @@ def convert(kind: type[_T], values: Any, place: str) -> _T:
     Raises:
         L4SError: A setting does not exist, or has no fitting value.
     """
+    if getattr(getattr(kind, "__struct_config__", None), "forbid_unknown_fields", False):
+        with suppress(msgspec.ValidationError):  # what follows is slow, and tells what is wrong
+            return msgspec.convert(values, kind)
     try:
         return msgspec.convert(_named(kind, values, place, ()), kind)
     except msgspec.ValidationError as error:

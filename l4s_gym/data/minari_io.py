@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Final, Required, TypedDict, Unpack
@@ -37,8 +38,11 @@ def import_minari(name: str = "minari") -> Any:
     """Minari or one of its modules.
 
     Raises:
-        L4SError: It is not installed.
+        L4SError: It is not installed, or its folder would be one called `~`.
     """
+    place = os.environ.get("MINARI_DATASETS_PATH", os.path.expanduser("~"))
+    if place.startswith("~"):
+        raise L4SError(f"datasets: nobody knows the home {place!r}: set MINARI_DATASETS_PATH to a folder")
     return optional(name, "data")
 
 

@@ -104,6 +104,19 @@ def test_a_list_names_what_is_broken(data: Path, capsys: pytest.CaptureFixture[s
     assert err.startswith("l4s-gym: Misconfigured dataset") and err.count("\n") == 1
 
 
+@pytest.mark.parametrize("env", [{"HOME": "~"}, {"MINARI_DATASETS_PATH": "~/x"}])
+def test_no_folder_is_called_tilde(
+    env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MINARI_DATASETS_PATH", raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    for words in (("datasets", "list"), COMMANDS[0]):
+        assert "set MINARI_DATASETS_PATH to a folder" in refused(words, capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
 # -- namespaces
 
 

@@ -257,7 +257,7 @@ def test_the_small_size_is_what_its_checksums_say(name: str) -> None:
     ("old", "new", "message"),
     [
         ('"overload"', '"overlod"', "unknown scenario 'overlod': did you mean 'overload'"),
-        ("episodes = 5", "episodes = 0", r"recipe.toml: .*>= 1.*small.episodes"),
+        ("episodes = 5", "episodes = 0", r"recipe.toml: small.episodes: .*>= 1"),
         ("explore = 0.25", "explor = 0.25", "unknown setting of behaviours 'explor': did you mean 'explore'"),
         ("explore = 0.25", "explore = ", "is no TOML"),
         ("dualpi2_linux", "dualpi3", r"recipe.toml: behaviours.aqm: unknown value 'dualpi3': did you mean"),
