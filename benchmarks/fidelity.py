@@ -20,8 +20,8 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import tyro
 
+from l4s_gym.cli.arguments import command_line
 from l4s_gym.data.files import atomic_write
 from l4s_gym.envs.rendering import probability
 from l4s_gym.evaluation.origin import origin
@@ -560,4 +560,4 @@ def main(quick: bool = False, out: Path | None = None) -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command_line(main)

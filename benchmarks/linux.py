@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import tyro
 
+from l4s_gym.cli.arguments import command_line
 from l4s_gym.data.files import atomic_write
 from l4s_gym.evaluation.origin import origin
 from l4s_gym.sim import layout, measure, scenario
@@ -326,4 +326,4 @@ def main(seeds: int = 4, seconds: float = 1.0, overload_table: Path = OVERLOAD, 
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command_line(main)

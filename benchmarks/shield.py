@@ -19,13 +19,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import tyro
-
 ROOT: Final = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the simulated kernel is driven as the tests drive it
 
 from l4s_gym.bridge.figures import Figures, read  # noqa: E402
 from l4s_gym.bridge.testbed import LiveTestbed  # noqa: E402
+from l4s_gym.cli.arguments import command_line
 from l4s_gym.data.files import atomic_write  # noqa: E402
 from l4s_gym.evaluation.origin import append_run, origin  # noqa: E402
 from l4s_gym.schema import RECORD  # noqa: E402
@@ -234,4 +233,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    command_line(main)
