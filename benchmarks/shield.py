@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))  # the simulated kernel is driven as the tests dri
 
 from l4s_gym.bridge.figures import Figures, read  # noqa: E402
 from l4s_gym.bridge.testbed import LiveTestbed  # noqa: E402
-from l4s_gym.cli.arguments import command_line
+from l4s_gym.cli.arguments import command_line  # noqa: E402
 from l4s_gym.data.files import atomic_write  # noqa: E402
 from l4s_gym.evaluation.origin import append_run, origin  # noqa: E402
 from l4s_gym.schema import RECORD  # noqa: E402
