@@ -507,12 +507,12 @@ def main(
         draws: Of the bootstrap.
         quick: Two agents and a few steps, to see that all runs; writes nothing unless `out` is given.
     """
-    folder = find_pools(pools)
-    if folder is None:
-        raise L4SError("pool: the authors' pools are not here: give their folder by --pools or in $L4S_GYM_POOLS")
     for agent in agents:
         if agent not in AGENTS:
             raise unknown("agent", agent, AGENTS)
+    folder = find_pools(pools)
+    if folder is None:
+        raise L4SError("pool: the authors' pools are not here: give their folder by --pools or in $L4S_GYM_POOLS")
     out = out or (None if quick else RESULTS)
     rows = load_rows(folder / POOL_FILES[0])
     digest = hashlib.sha256((folder / POOL_FILES[0]).read_bytes()).hexdigest()

@@ -26,7 +26,7 @@ def fill(option: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("command", "option"), [(name, option) for name, target in COMMANDS.items() for option in several(target)]
+    ("command", "option"), [(name, option) for name, target in COMMANDS.items() for option in sorted(several(target))]
 )
 def test_every_repeated_list_takes_all_values(command: str, option: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What tyro is handed is what one option with all values would be."""

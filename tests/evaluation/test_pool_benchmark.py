@@ -81,6 +81,8 @@ def test_without_the_pools_it_says_what_to_do(pool: Any, tmp_path: Path, monkeyp
         pool.main()
 
 
-def test_unknown_agents_are_named(pool: Any) -> None:
+def test_unknown_agents_are_named(pool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the pools are not at hand: names are looked at first."""
+    monkeypatch.setattr(pool, "find_pools", lambda given: None)
     with pytest.raises(L4SError, match="llm-gpt2"):
         pool.main(agents=("llm-gpt3",))
