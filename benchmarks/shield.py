@@ -49,7 +49,7 @@ BEFORE: Final = {"c_us": 150_000, "l_us": 50_000, "drops": 16384, "hits": 0}
 BOUNDS: Final[dict[str, dict[str, int]]] = {
     "off": OFF,
     "before": BEFORE,
-    **{f"hits {n}": {"hits": 256 * n} for n in (1, 4, 16)},
+    **{f"hits {n}": {"hits": 256 * n} for n in (2, 4, 16)},
     "delay 50, 10 ms": {"c_us": 50_000, "l_us": 10_000},
     "shipped": {},
 }

@@ -126,7 +126,7 @@
 	X(shield_window, 128, 16, 65536, "shield: packets of that share")      \
 	X(shield_hold_us, 1000000, 1000, 600000000,                            \
 	    "shield: time for which the native law then decides, us")          \
-	X(shield_hits, 512, 0, 65536,                                          \
+	X(shield_hits, 256, 0, 65536,                                          \
 	    "shield: drops and marks of an agent, 1/256 of the law's; 0: all")
 
 struct l4s_params {
