@@ -32,7 +32,7 @@ def up(
     flows: bool = True,
     kernel: Path | None = None,
     spin: bool = False,
-    shield: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=NUMBER")] = (),
+    shield: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=NUMBER")] = (),
     out: Path | None = None,
     dry_run: bool = False,
 ) -> None:

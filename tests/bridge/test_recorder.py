@@ -235,7 +235,7 @@ def test_a_file_that_cannot_be_written(serve: Serve, tmp_path: Path, monkeypatch
     monkeypatch.setattr(module.RecordWriter, "write", fail)
     (tmp_path / "out").mkdir()
     client = Client(serve().path)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(L4SError, match=r"a\.rec: cannot be written \(No space left"):
         Recorder(client, tmp_path / "out" / "a.rec").run(rows=100)
     assert list((tmp_path / "out").iterdir()) == [] and not client.connected
 
