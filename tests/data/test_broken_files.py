@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import fcntl
-import multiprocessing
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -142,12 +143,25 @@ def test_another_process_makes_the_namespace(tmp_path: Path, monkeypatch: pytest
     assert "l4s/dualpi2" in known()
 
 
-def _ensure(place: str) -> None:
-    os.environ["MINARI_DATASETS_PATH"] = place
+MAKER = """
+import os, sys
+from l4s_gym.data import minari_io
+minari_io.import_minari()
+for line in sys.stdin:
+    os.environ["MINARI_DATASETS_PATH"] = line.strip()
     minari_io.ensure_namespace("l4s/dualpi2")
+    print("made", flush=True)
+"""
 
 
 def test_four_processes_make_the_namespace(tmp_path: Path) -> None:
-    with multiprocessing.get_context("spawn").Pool(4) as pool:
-        for k in range(8):
-            pool.map(_ensure, [str(tmp_path / str(k))] * 4, chunksize=1)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    makers: list[subprocess.Popen[str]] = [subprocess.Popen([sys.executable, "-c", MAKER], **pipes) for _ in range(4)]  # type: ignore[call-overload]
+    places = "".join(f"{tmp_path / str(k)}\n" for k in range(8))
+    for maker in makers:
+        assert maker.stdin is not None
+        maker.stdin.write(places)
+        maker.stdin.flush()
+    for maker in makers:
+        out, err = maker.communicate(timeout=120)
+        assert (out.split(), maker.returncode) == (["made"] * 8, 0), err
