@@ -73,7 +73,7 @@ def test_rate_of_prague(p: float, rtt_ms: float, reference_mbps: float, scenario
     """Rates of the L4S team's prague_cc (UDP, 1400 B) under independent marks, within 5 %."""
     one = {"kind": "prague", "packet_length": 1400, "rtt_ms": rtt_ms}
     chosen = scenario(one, link={"rate_mbps": 1000.0}, horizon_s=80.0, warmup_s=20.0)
-    batch = with_probability(chosen, p, 4)
+    batch = with_probability(chosen, p, 1 if p < 0.05 else 4)
     carried = batch.flow["goodput_bytes"][:, 0] + batch.flow["received"][:, 0] * 52
     assert carried.mean() * 8e-6 / 60.0 == pytest.approx(reference_mbps, rel=0.05)
 
