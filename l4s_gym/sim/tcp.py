@@ -112,12 +112,14 @@ def _on_ack_of_tcp(w: Any, i: int, advance: int, acked: int, marked: int, echo: 
 
 
 @jit
-def _on_ack_of_prague(w: Any, i: int, acked: int, marked: int, sent_ns: int) -> None:
+def _on_ack_of_prague(w: Any, i: int, advance: int, acked: int, marked: int, sent_ns: int) -> None:
     """`udp` notices a loss by the first gap, and where what it sent again is lost too; `tcp` as TCP does."""
     f = flow_at(w, i)
     news = 0
     if f.variant == prague.UDP:
         news = scoreboard.find_lost(w, i, f.sack1)
+        if advance > 0 and f.una < f.nxt and board_of(w, i)[f.una & (w.window - 1)] & RESENT:
+            f.hole_ns = w.now_ns
         if f.una < f.nxt and sent_ns > f.hole_ns:
             again = scoreboard.lose_again(w, i, f.una)
             if again:
@@ -147,8 +149,6 @@ def on_ack(w: Any, i: int, p: int) -> None:
         f.rto_at = w.now_ns + rto_ns(f) if f.nxt > f.una else NEVER
         if f.rto_at < NEVER:
             arm(w, i, f.rto_at)
-        if f.nxt > f.una and board_of(w, i)[f.una & (w.window - 1)] & RESENT:
-            f.hole_ns = w.now_ns
     marked = max(a.ce_count - f.ce_seen, 0)
     f.ce_seen = max(f.ce_seen, a.ce_count)
     if f.freebsd:
@@ -156,7 +156,7 @@ def on_ack(w: Any, i: int, p: int) -> None:
             congestion.count_marks(f, acked, acked if a.echo else 0)
         freebsd_tcp.on_ack(w, i, advance, acked, fack, a)
     elif f.cc == PRAGUE:
-        _on_ack_of_prague(w, i, acked, min(marked, acked), a.sent_ns)
+        _on_ack_of_prague(w, i, advance, acked, min(marked, acked), a.sent_ns)
     else:
         _on_ack_of_tcp(w, i, advance, acked, marked, a.echo != 0, rtt_ns)
     f.window_sum += f.cwnd * acked
