@@ -6,6 +6,7 @@ tuple of ten views made the engine six times slower.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numba
@@ -113,6 +114,32 @@ def _opener(label: str, dtype: np.dtype[np.void]) -> Any:
     return open_record
 
 
+def own_records(name: str, env: np.dtype[np.void], queue: np.dtype[np.void]) -> tuple[Any, Any]:
+    """Compiled openers of a discipline's own state.
+
+    Args:
+        name: Of the discipline.
+        env: What an environment has of it.
+        queue: What each queue has of it.
+
+    Returns:
+        `w` -> the environment's record; `w`, `index` -> the queue's.
+    """
+    label = f"{name}.{hashlib.sha256(repr((env.descr, queue.descr)).encode()).hexdigest()[:12]}"
+    open_env, open_queue = _opener(f"{label}.env", env), _opener(f"{label}.queue", queue)
+    size = queue.itemsize
+
+    @jit
+    def of_env(w: Any) -> Any:
+        return open_env(w.own_at)
+
+    @jit
+    def of_queue(w: Any, index: int) -> Any:
+        return open_queue(w.own_queue_at + index * size)
+
+    return of_env, of_queue
+
+
 env_record = _opener("env", ENV)
 _queue_record = _opener("queue", QUEUE)
 _flow_record = _opener("flow", FLOW)
@@ -126,7 +153,7 @@ _LOG_SIZE = RECORD.itemsize
 
 @jit
 def queue_at(w: Any, index: int) -> Any:
-    """Queue 0 (C, or the only one) or 1 (L): `QUEUE` record."""
+    """Queue 0 (C, or the only one), 1 (L), or from 2 on those of single flows: `QUEUE` record."""
     return _queue_record(w.queue_at + index * _QUEUE_SIZE)
 
 

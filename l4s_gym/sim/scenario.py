@@ -20,15 +20,12 @@ from msgspec import Meta, Struct
 
 from l4s_gym.data.files import printable
 from l4s_gym.errors import L4SError, unknown
-from l4s_gym.sim import options, traces
-from l4s_gym.sim.layout import AQMS, LEAST_MBPS, MOST_MBPS
+from l4s_gym.sim import disciplines, options, traces
+from l4s_gym.sim.discipline import Count, Fraction, NonNegative, Positive
+from l4s_gym.sim.layout import LEAST_MBPS, MOST_MBPS
 from l4s_gym.sim.options import Options
 from l4s_gym.tables import convert, parse_toml, read_toml
 
-Positive = Annotated[float, Meta(gt=0.0, le=1e9)]
-NonNegative = Annotated[float, Meta(ge=0.0, le=1e9)]
-Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
-Count = Annotated[int, Meta(ge=0, le=1_000_000)]
 Kind = Literal["newreno", "cubic", "dctcp", "prague", "cbr", "onoff", "web"]
 Ecn = Literal["not-ect", "ect0", "ect1"]
 SUITES = ("train", "test", "shift")
@@ -216,8 +213,7 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
     randomise: dict[str, Draw] = {}
 
     def __post_init__(self) -> None:
-        if self.aqm not in AQMS:
-            raise unknown("discipline", self.aqm, AQMS)
+        disciplines.get(self.aqm)
         if not any(source.count for source in self.sources):
             raise L4SError(f"scenario {self.name!r}: no flows; give at least one source with count >= 1")
         times = [time for time, _ in self.link.steps]

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from l4s_gym.schema import MAX_PROB, OBS_HIGH
 from l4s_gym.sim import layout
 from l4s_gym.sim.batch import Batch
+from l4s_gym.sim.disciplines import AQMS
 from l4s_gym.sim.scenario import Scenario, from_dict
 
 DECIDERS = (layout.NATIVE, layout.AGENT, layout.PROBABILITY)
@@ -70,7 +71,7 @@ EPISODE = st.fixed_dictionaries(
     {
         "link": LINK,
         "sources": st.lists(SOURCE, min_size=1, max_size=4),
-        "aqm": st.sampled_from(layout.AQMS),
+        "aqm": st.sampled_from(AQMS),
         "decider": st.sampled_from(DECIDERS),
         "interval": st.sampled_from([1, 1, 3, 100]),
         "probabilities": st.tuples(st.floats(0, 1), st.floats(0, 1)),
@@ -196,7 +197,7 @@ def test_many_random_episodes(episode: dict[str, Any]) -> None:
     check_episode(episode, horizon_s=0.25, decisions=300)
 
 
-@pytest.mark.parametrize("aqm", layout.AQMS)
+@pytest.mark.parametrize("aqm", AQMS)
 def test_buffer_of_two_packets(aqm: str) -> None:
     episode = {
         "link": {"rate_mbps": 8.0, "limit_packets": 2},

@@ -14,7 +14,8 @@ from l4s_gym.sim import drive
 from l4s_gym.sim import dualpi2_linux as linux
 from l4s_gym.sim.batch import Batch
 from l4s_gym.sim.drive import ARRIVAL, open_loop
-from l4s_gym.sim.options import LinuxOptions, Options
+from l4s_gym.sim.dualpi2_linux import Options as LinuxOptions
+from l4s_gym.sim.options import Options
 from l4s_gym.sim.scenario import from_dict
 
 MS = 1_000_000

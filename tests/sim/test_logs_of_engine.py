@@ -16,6 +16,7 @@ from l4s_gym.evaluation.native import simulate
 from l4s_gym.schema import DROP, ENQUEUE, EXTENSION, MARK, OBSERVED, PRINTED, scale_observation
 from l4s_gym.sim import layout
 from l4s_gym.sim.batch import Batch
+from l4s_gym.sim.disciplines import AQMS
 from l4s_gym.sim.dualpi2_freebsd import DERANDOMISE_LOW
 from l4s_gym.sim.scenario import load
 
@@ -57,7 +58,7 @@ def test_text_round_trip(log: Any, tmp_path: Path) -> None:
     assert np.array_equal(before[~missing], truth[~missing])
 
 
-@pytest.mark.parametrize("aqm", layout.AQMS)
+@pytest.mark.parametrize("aqm", AQMS)
 def test_log_does_not_disturb(aqm: str) -> None:
     """A log that is drained as it fills holds every packet once, and the run is the one without a log."""
     scenario = load("l4s-llm-testbed").replace(horizon_s=5.0)
