@@ -160,7 +160,10 @@ class Batch:
             "obs_at": self.obs, "applied_at": self.applied, "action_at": self.action,
             "reward_at": self.reward, "status_at": self.status,
         }  # fmt: skip
-        self._memory = (parts, rows, self._trace)
+        self._hooks = (
+            disciplines.addresses(self.discipline) if disciplines.is_plugged(self.aqm) else np.zeros(1, np.int64)
+        )
+        self._memory = (parts, rows, self._trace, self._hooks)
         outs = dict(zip(Outputs._fields, (self.obs, self.action, self.reward, self.status, self.applied), strict=True))
         changing: dict[str, Any] = {**parts, **outs, "log": self.log, "log_rewards": self.log_rewards}
         # As bytes: NumPy copies records field by field, a hundred times slower.
@@ -189,6 +192,7 @@ class Batch:
             env["log_capacity"] = self._log_rows
             env["explore"] = self.explore
             env["trace_row"] = self._trace.ctypes.data
+            env["hooks_at"] = self._hooks.ctypes.data
             env["pool"] = self._sizes.packets
             env["window"] = self._sizes.window
             env["leaves"] = self._sizes.leaves
@@ -239,7 +243,7 @@ class Batch:
         used = int(self.env["fresh"].max())  # packets beyond have never been under way
         state = {name: (part[:, :used] if name == "packet" else part).copy() for name, part in self._bytes.items()}
         env = state["env"].view(layout.ENV)
-        for name in (*self._places, "trace_row"):
+        for name in (*self._places, "trace_row", "hooks_at"):
             env[name] = 0
         return state
 
@@ -250,6 +254,7 @@ class Batch:
         for name, places in self._places.items():
             self.env[name] = places
         self.env["trace_row"] = self._trace.ctypes.data
+        self.env["hooks_at"] = self._hooks.ctypes.data
 
     def __getstate__(self) -> dict[str, Any]:
         """Scenario, options and state; threads and addresses are made anew."""

@@ -10,7 +10,7 @@ needs of its own it keeps in its own records, which `records` opens. `l4s_gym/si
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Annotated, Any, Final, NamedTuple
 
 import numpy as np
@@ -135,5 +135,13 @@ class Discipline:
     old_delay_us: Any = None
 
 
-HOOKS: Final = tuple(each.name for each in fields(Discipline))[-16:]
-"""The functions of a discipline, in the order of their addresses (`Batch`)."""
+HOOKS: Final = {
+    **{"classify": "w, p", "has_room": "w, p", "fullest": "w", "pick": "w", "after_dequeue": "w, index, p, action"},
+    **dict.fromkeys(("decide_at_enqueue", "decide_at_dequeue", "after_enqueue"), "w, index, p"),
+    **dict.fromkeys(("note_foreign_decision", "after_decision"), "w, index, action"),
+    **dict.fromkeys(("update", "base_probability", "accumulated_probability"), "w, index"),
+    **dict.fromkeys(("burst_allowance_us", "current_delay_us", "old_delay_us"), "w, index"),
+}
+"""The functions of a discipline and their parameters, in the order of their addresses."""
+VOID: Final = ("note_foreign_decision", "after_decision", "after_enqueue", "after_dequeue")
+"""Those that return nothing."""

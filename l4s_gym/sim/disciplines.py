@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from l4s_gym.errors import unknown
+import numpy as np
+import numpy.typing as npt
+
+from l4s_gym.errors import L4SError, unknown
+from l4s_gym.extras import load
 from l4s_gym.schema import ENQUEUE, MAX_PROB
-from l4s_gym.sim import router
+from l4s_gym.sim import plugin, router
 from l4s_gym.sim.codel import CODEL
-from l4s_gym.sim.discipline import Discipline
+from l4s_gym.sim.discipline import HOOKS, VOID, Discipline
 from l4s_gym.sim.dualpi2_freebsd import DUALPI2_FREEBSD
 from l4s_gym.sim.dualpi2_linux import DUALPI2_LINUX
 from l4s_gym.sim.dualpi2_rfc9332 import DUALPI2_RFC9332
@@ -18,7 +22,7 @@ from l4s_gym.sim.fifo import FIFO
 from l4s_gym.sim.fifo import has_room as fits_buffer
 from l4s_gym.sim.jit import entry, jit
 from l4s_gym.sim.layout import DUMMYNET, NEVER, SLOT_UPDATE_C
-from l4s_gym.sim.memory import env_record, queue_at
+from l4s_gym.sim.memory import env_record, load64, queue_at
 from l4s_gym.sim.pie import PIE
 from l4s_gym.sim.red import RED
 
@@ -26,30 +30,62 @@ BUILT_IN: Final[tuple[Discipline, ...]] = (FIFO, RED, CODEL, PIE, DUALPI2_FREEBS
 AQMS: Final = tuple(each.name for each in BUILT_IN)
 
 
+PLUGGED: Final = len(BUILT_IN)
+"""Number of a discipline from outside; its functions are called by their addresses."""
+
+
+def is_plugged(name: str) -> bool:
+    """Whether a name is of a discipline from outside: `module:attribute`."""
+    return ":" in name
+
+
 def get(name: str) -> Discipline:
-    """The discipline of a name.
+    """The discipline of a name, or that of `module:attribute`.
 
     Raises:
         L4SError: There is none.
     """
+    if is_plugged(name):
+        found = load(name, "discipline")
+        if not isinstance(found, Discipline):
+            raise L4SError(
+                f"discipline {name!r}: is of type {type(found).__name__}: give a l4s_gym.sim.discipline.Discipline"
+            )
+        return found
     for each in BUILT_IN:
         if each.name == name:
             return each
-    raise unknown("discipline", name, AQMS)
+    raise unknown("discipline", name, (*AQMS, "module:attribute"))
 
 
 def number_of(discipline: Discipline) -> int:
     """What `layout.ENV` has as `aqm`."""
-    return AQMS.index(discipline.name)
+    return BUILT_IN.index(discipline) if discipline in BUILT_IN else PLUGGED
 
 
-def _dispatch(hook: str, parameters: str, default: Callable[..., Any]) -> Any:
+def addresses(discipline: Discipline) -> npt.NDArray[np.int64]:
+    """Addresses of the functions of a discipline from outside, which are compiled now; else, and of what it lacks, 0."""
+    out = np.zeros(len(HOOKS), np.int64)
+    if discipline in BUILT_IN:
+        return out
+    for k, (hook, parameters) in enumerate(HOOKS.items()):
+        function = getattr(discipline, hook)
+        if function is not None:
+            arguments = ", ".join(["env", *["int64"] * parameters.count(",")])
+            out[k] = plugin.callback(function, f"{'void' if hook in VOID else 'int64'}({arguments})")
+    return out
+
+
+def _dispatch(hook: str, default: Callable[..., Any]) -> Any:
     """One compiled function for a hook of all disciplines: that of the one that runs, or else the default."""
     own = {f"_{k}": getattr(each, hook) for k, each in enumerate(BUILT_IN) if getattr(each, hook)}
-    lines = [f"def {hook}({parameters}):"]
-    lines += [f"    if w.aqm == {name[1:]}: return {name}({parameters})" for name in own]
-    lines += [f"    return _default({parameters})"]
-    found: dict[str, Any] = {**own, "_default": default}
+    given, place = HOOKS[hook], f"load64(w.hooks_at + {8 * list(HOOKS).index(hook)})"
+    lines = [f"def {hook}({given}):"]
+    lines += [f"    if w.aqm == {name[1:]}: return {name}({given})" for name in own]
+    lines += [f"    if w.aqm == {PLUGGED} and {place} != 0: return _call({place}, ({given},))"]
+    lines += [f"    return _default({given})"]
+    call = plugin.call_void if hook in VOID else plugin.call_int
+    found: dict[str, Any] = {**own, "_default": default, "_call": call, "load64": load64}
     exec("\n".join(lines), found)
     return jit(found[hook])
 
@@ -100,22 +136,22 @@ def _sojourn_us(w: Any, index: int) -> int:
 
 
 # What each does, and its default in words: `l4s_gym.sim.discipline.Discipline`.
-classify = _dispatch("classify", "w, p", _only_queue)
-decide_at_enqueue = _dispatch("decide_at_enqueue", "w, index, p", _enqueue)
-decide_at_dequeue = _dispatch("decide_at_dequeue", "w, index, p", _enqueue)
-note_foreign_decision = _dispatch("note_foreign_decision", "w, index, action", _nothing_at)
-after_decision = _dispatch("after_decision", "w, index, action", _nothing_at)
-after_enqueue = _dispatch("after_enqueue", "w, index, p", _nothing_at)
-has_room = _dispatch("has_room", "w, p", fits_buffer)
-fullest = _dispatch("fullest", "w", _longer)
-pick = _dispatch("pick", "w", _first)
-after_dequeue = _dispatch("after_dequeue", "w, index, p, action", _nothing_after)
-_update = _dispatch("update", "w, index", _older)
-base_probability = _dispatch("base_probability", "w, index", _zero)
-accumulated_probability = _dispatch("accumulated_probability", "w, index", _zero)
-burst_allowance_us = _dispatch("burst_allowance_us", "w, index", _zero)
-current_delay_us = _dispatch("current_delay_us", "w, index", _sojourn_us)
-old_delay_us = _dispatch("old_delay_us", "w, index", _zero)
+classify = _dispatch("classify", _only_queue)
+decide_at_enqueue = _dispatch("decide_at_enqueue", _enqueue)
+decide_at_dequeue = _dispatch("decide_at_dequeue", _enqueue)
+note_foreign_decision = _dispatch("note_foreign_decision", _nothing_at)
+after_decision = _dispatch("after_decision", _nothing_at)
+after_enqueue = _dispatch("after_enqueue", _nothing_at)
+has_room = _dispatch("has_room", fits_buffer)
+fullest = _dispatch("fullest", _longer)
+pick = _dispatch("pick", _first)
+after_dequeue = _dispatch("after_dequeue", _nothing_after)
+_update = _dispatch("update", _older)
+base_probability = _dispatch("base_probability", _zero)
+accumulated_probability = _dispatch("accumulated_probability", _zero)
+burst_allowance_us = _dispatch("burst_allowance_us", _zero)
+current_delay_us = _dispatch("current_delay_us", _sojourn_us)
+old_delay_us = _dispatch("old_delay_us", _zero)
 
 
 @jit

@@ -7,7 +7,7 @@ tuple of ten views made the engine six times slower.
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import Any, Final
 
 import numba
 import numpy as np
@@ -100,9 +100,14 @@ class NamedRecord(types.Record):  # type: ignore[misc]
 register_model(NamedRecord)(models.RecordModel)
 
 
-def _opener(label: str, dtype: np.dtype[np.void]) -> Any:
-    """A compiled function from an address to the record of `dtype` that lies there."""
-    record = NamedRecord(label, dtype)
+RECORDS: Final = {
+    label: NamedRecord(label, dtype)
+    for label, dtype in (("env", ENV), ("queue", QUEUE), ("flow", FLOW), ("packet", PACKET), ("record", RECORD))
+}
+
+
+def _opener(record: NamedRecord) -> Any:
+    """A compiled function from an address to the record that lies there."""
 
     @intrinsic
     def open_record(typingctx: Any, address: Any) -> Any:
@@ -126,7 +131,8 @@ def own_records(name: str, env: np.dtype[np.void], queue: np.dtype[np.void]) -> 
         `w` -> the environment's record; `w`, `index` -> the queue's.
     """
     label = f"{name}.{hashlib.sha256(repr((env.descr, queue.descr)).encode()).hexdigest()[:12]}"
-    open_env, open_queue = _opener(f"{label}.env", env), _opener(f"{label}.queue", queue)
+    open_env = _opener(NamedRecord(f"{label}.env", env))
+    open_queue = _opener(NamedRecord(f"{label}.queue", queue))
     size = queue.itemsize
 
     @jit
@@ -140,11 +146,11 @@ def own_records(name: str, env: np.dtype[np.void], queue: np.dtype[np.void]) -> 
     return of_env, of_queue
 
 
-env_record = _opener("env", ENV)
-_queue_record = _opener("queue", QUEUE)
-_flow_record = _opener("flow", FLOW)
-_packet_record = _opener("packet", PACKET)
-_log_record = _opener("record", RECORD)
+env_record = _opener(RECORDS["env"])
+_queue_record = _opener(RECORDS["queue"])
+_flow_record = _opener(RECORDS["flow"])
+_packet_record = _opener(RECORDS["packet"])
+_log_record = _opener(RECORDS["record"])
 _QUEUE_SIZE = QUEUE.itemsize
 _FLOW_SIZE = FLOW.itemsize
 _PACKET_SIZE = PACKET.itemsize

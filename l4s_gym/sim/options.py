@@ -4,26 +4,48 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from msgspec import defstruct
+from msgspec import defstruct, field
 from msgspec.structs import fields
 
 from l4s_gym.errors import L4SError, unknown
-from l4s_gym.sim.discipline import NoOptions
+from l4s_gym.sim.discipline import Discipline, NoOptions
 from l4s_gym.sim.disciplines import BUILT_IN
+from l4s_gym.tables import convert
 
 if TYPE_CHECKING:
     Options = Any
 else:
     Options = defstruct(
         "Options",
-        [(each.name, each.options, each.options()) for each in BUILT_IN if each.options is not NoOptions],
-        namespace={"__doc__": "A table for each discipline that has options; the one that runs reads its own."},
+        [
+            *((each.name, each.options, each.options()) for each in BUILT_IN if each.options is not NoOptions),
+            ("own", dict[str, Any], field(default_factory=dict)),
+        ],
+        namespace={"__doc__": "A table for each discipline that has options, and `own` for one from outside."},
         frozen=True,
         forbid_unknown_fields=True,
     )
 
-OPTIONS = {each.name: tuple(field.name for field in fields(each.options)) for each in BUILT_IN if fields(each.options)}
+OPTIONS = {
+    each.name: tuple(option.name for option in fields(each.options)) for each in BUILT_IN if fields(each.options)
+}
 """Names of the options of each discipline."""
+
+
+def of(options: Options, discipline: Discipline, plugged: bool) -> Any:
+    """The options of a discipline.
+
+    Args:
+        options: Of a scenario.
+        discipline: Whose.
+        plugged: Whether it is from outside: its options are the table `own`.
+
+    Raises:
+        L4SError: An option of one from outside is unknown, or has a value that it cannot have.
+    """
+    if plugged:
+        return convert(discipline.options, options.own, f"options.own (of {discipline.name})")
+    return getattr(options, discipline.name, NoOptions())
 
 
 def check(name: str, *option: str) -> None:
@@ -36,13 +58,15 @@ def check(name: str, *option: str) -> None:
     Raises:
         L4SError: There is none; the error tells whose options there are.
     """
+    if name == "own":
+        return
     if name not in OPTIONS:
         if owners := [aqm for aqm, names in OPTIONS.items() if name in names]:
             raise L4SError(
                 f"options.{name}: each discipline has options of its own: "
                 f"write {' or '.join(f'options.{aqm}.{name}' for aqm in owners)}"
             )
-        raise unknown("discipline with options", name, tuple(OPTIONS))
+        raise unknown("discipline with options", name, (*OPTIONS, "own"))
     for each in option[:1]:
         if each not in OPTIONS[name]:
             owners = [aqm for aqm, names in OPTIONS.items() if each in names]

@@ -11,9 +11,8 @@ import numpy.typing as npt
 
 from l4s_gym.errors import L4SError
 from l4s_gym.schema import ECT_0, ECT_1, NOT_ECT
-from l4s_gym.sim import congestion, layout, prague, slowstart, traces
-from l4s_gym.sim.discipline import Discipline, NoOptions, Path
-from l4s_gym.sim.disciplines import get, number_of
+from l4s_gym.sim import congestion, disciplines, layout, options, prague, slowstart, traces
+from l4s_gym.sim.discipline import Discipline, Path
 from l4s_gym.sim.layout import NEVER
 from l4s_gym.sim.router import CARDS, RING
 from l4s_gym.sim.scenario import Scenario, Source
@@ -115,15 +114,15 @@ def sizes(scenario: Scenario) -> Sizes:
     return Sizes(flows, packets, _power_of_two(window + 1), _power_of_two(layout.SLOT_FLOWS + 2 * flows))
 
 
-def aqm_fields(scenario: Scenario, discipline: Discipline) -> dict[str, Any]:
+def aqm_fields(scenario: Scenario, aqm: str) -> dict[str, Any]:
     """Values of a discipline's own fields; of those that only rows of the log show, the testbed's where it has none."""
-    place = f"scenario {scenario.name!r}: options.{discipline.name}"
-    options = getattr(scenario.options, discipline.name, NoOptions())
+    discipline = disciplines.get(aqm)
+    chosen = options.of(scenario.options, discipline, disciplines.is_plugged(aqm))
     path = Path(mean_rate_bps(scenario), longest_packet(scenario), buffer_bytes(scenario))
     try:
-        own = discipline.setup(options, path)
+        own = discipline.setup(chosen, path)
     except L4SError as error:
-        raise L4SError(f"{place}.{error}") from None
+        raise L4SError(f"scenario {scenario.name!r}: options.{discipline.name}.{error}") from None
     shown = {"max_burst_us": 150_000, "max_ecn_threshold": 819, "flags": 19, "tupdate_us": 16_000, "target_us": 15_000}
     return {**shown, **own}
 
@@ -225,7 +224,7 @@ def build(scenario: Scenario, aqm: str, n_flows: int) -> Template:
         aqm: Name of the discipline.
         n_flows: Rows of the flow array.
     """
-    discipline = get(aqm)
+    discipline = disciplines.get(aqm)
     link = scenario.link
     rate = mean_rate_bps(scenario)
     env = np.zeros(1, layout.ENV)
@@ -271,7 +270,7 @@ def build(scenario: Scenario, aqm: str, n_flows: int) -> Template:
             "acks_queued": int(link.acks_in_queue),
             "trace_len": len(trace) if trace else len(link.steps),
             "trace_period_ns": trace.period_ns if trace else 0,
-            "aqm": number_of(discipline),
+            "aqm": disciplines.number_of(discipline),
             "dual": int(discipline.dual),
             "limit_packets": limit_packets,
             "limit_bytes": 0 if limit_packets else round(buffer_bytes(scenario)),
@@ -283,8 +282,8 @@ def build(scenario: Scenario, aqm: str, n_flows: int) -> Template:
     queue = np.zeros(queues, layout.QUEUE)
     queue["head"] = queue["tail"] = -1
     own, own_queue = np.zeros(1, discipline.records.env), np.zeros(queues, discipline.records.queue)
-    for name, value in aqm_fields(scenario, discipline).items():
-        next(each for each in (own, own_queue, env) if name in each.dtype.names)[name] = value
+    for name, value in aqm_fields(scenario, aqm).items():
+        next(each for each in (own, own_queue, env) if name in (each.dtype.names or ()))[name] = value
     flow = np.zeros(n_flows, layout.FLOW)
     for name in ("rto_at", "delack_at", "pace_at", "app_at"):
         flow[name] = NEVER

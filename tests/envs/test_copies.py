@@ -159,7 +159,7 @@ def test_a_copy_has_memory_of_its_own(makers: dict[str, Callable[[], Any]]) -> N
     copied = copy.deepcopy(env)
     batch = copied.batch
     assert batch.address != env.batch.address
-    places = {"queue_at": batch.queue, "flow_at": batch.flow, "packet_at": batch.packet, "obs_at": batch.obs}
+    places = {"queue_at": batch.queues, "flow_at": batch.flow, "packet_at": batch.packet, "obs_at": batch.obs}
     for name, array in places.items():
         assert batch.env[name][0] == array.ctypes.data
     assert batch.env["trace_row"][0] == batch._trace.ctypes.data

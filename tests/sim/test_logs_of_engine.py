@@ -89,17 +89,14 @@ def test_log_does_not_disturb(aqm: str) -> None:
 # -- observation and label
 
 
-def clone(batch: Batch) -> tuple[Any, ...]:
+def clone(batch: Batch) -> list[Any]:
     """The whole state of a batch: its arrays."""
-    arrays = (batch.env, batch.queue, batch.flow, batch.packet, batch.score, batch.tree, batch.hist, batch.log)
-    return tuple(array.copy() for array in (*arrays, batch.obs, batch.action, batch.reward, batch.status))
+    return [array.copy() for array in batch._bytes.values()]
 
 
-def restore(batch: Batch, state: tuple[Any, ...]) -> None:
+def restore(batch: Batch, state: list[Any]) -> None:
     """Put a state back, in place: the engine knows the arrays by their addresses."""
-    arrays = (batch.env, batch.queue, batch.flow, batch.packet, batch.score, batch.tree, batch.hist, batch.log)
-    array: Any
-    for array, saved in zip((*arrays, batch.obs, batch.action, batch.reward, batch.status), state, strict=True):
+    for array, saved in zip(batch._bytes.values(), state, strict=True):
         array[...] = saved
 
 
