@@ -73,7 +73,7 @@ def records(name: str, env: tuple[Row, ...] = (), queue: tuple[Row, ...] = ()) -
     return Records(env_type, queue_type, *own_records(name, env_type, queue_type))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Discipline:
     """A queue discipline; every function is optional, and what it does without is said with it.
 

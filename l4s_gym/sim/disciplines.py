@@ -64,7 +64,7 @@ def number_of(discipline: Discipline) -> int:
 
 
 def addresses(discipline: Discipline) -> npt.NDArray[np.int64]:
-    """Addresses of the functions of a discipline from outside, which are compiled now; else, and of what it lacks, 0."""
+    """Addresses of the functions of a discipline from outside, which are compiled now; 0 where it has none."""
     out = np.zeros(len(HOOKS), np.int64)
     if discipline in BUILT_IN:
         return out

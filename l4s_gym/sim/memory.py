@@ -13,6 +13,7 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import carray, types
+from numba.core.errors import TypingError
 from numba.extending import intrinsic, models, register_model
 
 from l4s_gym.schema import RECORD
@@ -95,6 +96,12 @@ class NamedRecord(types.Record):  # type: ignore[misc]
         plain = numba.from_dtype(dtype)
         super().__init__([(name, field._asdict()) for name, field in plain.fields.items()], plain.size, plain.aligned)
         self.name = label
+
+    def typeof(self, key: str) -> Any:
+        """Type of a field."""
+        if key not in self.fields:
+            raise TypingError(f"the record {self.name!r} has no field {key!r}")
+        return super().typeof(key)
 
 
 register_model(NamedRecord)(models.RecordModel)

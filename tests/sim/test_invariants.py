@@ -20,7 +20,7 @@ from l4s_gym.sim.scenario import Scenario, from_dict
 
 DECIDERS = (layout.NATIVE, layout.AGENT, layout.PROBABILITY)
 STOPS = 8
-HIGHEST = {
+HIGHEST: dict[str, dict[str, float]] = {
     "dualpi2_freebsd": {"drop_prob": MAX_PROB, "accu_prob": 1 << 62, "burst_us": 1 << 62},
     "dualpi2_rfc9332": {"prob": 1 << 32, "recur": 1 << 32},
     "dualpi2_linux": {"prob": (1 << 32) - 1},
