@@ -6,12 +6,13 @@ tuple of ten views made the engine six times slower.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import numba
 import numpy as np
 from llvmlite import ir
 from numba import carray, types
+from numba.core.errors import TypingError
 from numba.extending import intrinsic, models, register_model
 
 from l4s_gym.schema import RECORD
@@ -95,13 +96,24 @@ class NamedRecord(types.Record):  # type: ignore[misc]
         super().__init__([(name, field._asdict()) for name, field in plain.fields.items()], plain.size, plain.aligned)
         self.name = label
 
+    def typeof(self, key: str) -> Any:
+        """Type of a field."""
+        if key not in self.fields:
+            raise TypingError(f"{self.name} has no field {key!r}")
+        return super().typeof(key)
+
 
 register_model(NamedRecord)(models.RecordModel)
 
 
-def _opener(label: str, dtype: np.dtype[np.void]) -> Any:
-    """A compiled function from an address to the record of `dtype` that lies there."""
-    record = NamedRecord(label, dtype)
+RECORDS: Final = {
+    label: NamedRecord(label, dtype)
+    for label, dtype in (("env", ENV), ("queue", QUEUE), ("flow", FLOW), ("packet", PACKET), ("record", RECORD))
+}
+
+
+def _opener(record: NamedRecord) -> Any:
+    """A compiled function from an address to the record that lies there."""
 
     @intrinsic
     def open_record(typingctx: Any, address: Any) -> Any:
@@ -113,11 +125,11 @@ def _opener(label: str, dtype: np.dtype[np.void]) -> Any:
     return open_record
 
 
-env_record = _opener("env", ENV)
-_queue_record = _opener("queue", QUEUE)
-_flow_record = _opener("flow", FLOW)
-_packet_record = _opener("packet", PACKET)
-_log_record = _opener("record", RECORD)
+env_record = _opener(RECORDS["env"])
+_queue_record = _opener(RECORDS["queue"])
+_flow_record = _opener(RECORDS["flow"])
+_packet_record = _opener(RECORDS["packet"])
+_log_record = _opener(RECORDS["record"])
 _QUEUE_SIZE = QUEUE.itemsize
 _FLOW_SIZE = FLOW.itemsize
 _PACKET_SIZE = PACKET.itemsize
