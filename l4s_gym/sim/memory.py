@@ -100,7 +100,7 @@ class NamedRecord(types.Record):  # type: ignore[misc]
     def typeof(self, key: str) -> Any:
         """Type of a field."""
         if key not in self.fields:
-            raise TypingError(f"the record {self.name!r} has no field {key!r}")
+            raise TypingError(f"{self.name} has no field {key!r}")
         return super().typeof(key)
 
 
