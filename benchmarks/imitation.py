@@ -33,7 +33,7 @@ from l4s_gym.errors import L4SError, unknown
 from l4s_gym.evaluation import harness, imitation
 from l4s_gym.evaluation.origin import append_run, origin
 from l4s_gym.schema import ACTIONS
-from l4s_gym.sim import layout
+from l4s_gym.sim.disciplines import AQMS
 from l4s_gym.sim.scenario import load
 
 RESULTS: Final = Path(__file__).resolve().parent / "results"
@@ -41,7 +41,7 @@ LLM: Final = "llm-"
 IMITATORS: Final = ("bc", "dt", "llm-gpt2", "llm-opt", "llm-llama", "llm-t5")
 VALUES: Final = ("cql", "bcq", "dqn", "double_dqn", "sac")
 KERNEL: Final = "native:dualpi2_freebsd"
-BESIDE: Final = (*(f"native:{aqm}" for aqm in layout.AQMS), "random", "threshold", "enqueue")
+BESIDE: Final = (*(f"native:{aqm}" for aqm in AQMS), "random", "threshold", "enqueue")
 FIGURES: Final[dict[str, tuple[str, str, Callable[[harness.Result], float | None]]]] = {
     "return": ("return", ".2f", lambda r: r.episode_return),
     "drop": ("drop %", ".2f", lambda r: 100 * r.drop_rate),

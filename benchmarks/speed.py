@@ -26,8 +26,9 @@ from gymnasium.utils import seeding
 from l4s_gym.cli.arguments import command_line
 from l4s_gym.envs.vector import DualPI2VectorEnv
 from l4s_gym.evaluation.origin import append_run, origin
-from l4s_gym.sim import layout, scenario
+from l4s_gym.sim import scenario
 from l4s_gym.sim.batch import Batch
+from l4s_gym.sim.disciplines import AQMS
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "speed.json"
@@ -178,7 +179,7 @@ def main(ns3_python: Path | None = None, repeats: int = 7, out: Path = RESULTS, 
     data: dict[str, Any] = origin()
     paper = scenario.load(PAPER)
     data["native"] = {}
-    for aqm in layout.AQMS:
+    for aqm in AQMS:
         data["native"][aqm] = native_rate(paper, aqm, repeats)
         show(f"native episodes, {PAPER}, {aqm}", data["native"][aqm], 1e6, "M packets/s", "target 5")
     if ns3_python is not None:

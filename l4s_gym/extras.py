@@ -1,8 +1,11 @@
-"""Libraries that come with an extra of the package, imported where they are used."""
+"""Code from elsewhere, imported where it is used: libraries that come with an extra, and a user's own objects."""
 
 from __future__ import annotations
 
+import functools
 import importlib
+import importlib.util
+from pathlib import Path
 from typing import Any
 
 from l4s_gym.errors import L4SError
@@ -23,3 +26,64 @@ def optional(module: str, *extras: str) -> Any:
     except ImportError as error:
         remedy = " or ".join(f"'l4s-gym[{extra}]'" for extra in extras)
         raise L4SError(f"{module}: cannot be imported ({error}): pip install {remedy}") from error
+
+
+@functools.cache
+def _file(path: Path) -> Any:
+    """The module that a file holds."""
+    described = importlib.util.spec_from_file_location(path.stem, path)
+    assert described is not None
+    assert described.loader is not None
+    module = importlib.util.module_from_spec(described)
+    described.loader.exec_module(module)
+    return module
+
+
+def load(spec: str, what: str) -> Any:
+    """A user's own object.
+
+    Args:
+        spec: ``MODULE:ATTRIBUTE``, or ``FILE.py:ATTRIBUTE``.
+        what: What it is to be, for errors.
+
+    Raises:
+        L4SError: There is no such module, file or attribute.
+    """
+    module, _, attribute = spec.rpartition(":")
+    try:
+        if module.endswith(".py"):
+            found = _file(_path(spec, what))
+        else:
+            found = importlib.import_module(module)
+        for name in attribute.split("."):
+            found = getattr(found, name)
+    except ModuleNotFoundError as error:
+        raise _missing(spec, what, error.name) from error
+    except AttributeError as error:
+        raise L4SError(f"{what} {spec!r}: {error}: give MODULE:ATTRIBUTE") from error
+    return found
+
+
+def source_code(spec: str, what: str) -> bytes:
+    """The file that a user's own object is in; arguments and errors are those of `load`."""
+    return _path(spec, what).read_bytes()
+
+
+def _path(spec: str, what: str) -> Path:
+    module = spec.rpartition(":")[0]
+    if module.endswith(".py"):
+        path = Path(module).absolute()
+        if not path.is_file():
+            raise L4SError(f"{what} {spec!r}: there is no file {module}: check the path")
+        return path
+    try:
+        found = importlib.util.find_spec(module)
+    except (ModuleNotFoundError, ValueError) as error:  # the latter of `__main__`
+        raise _missing(spec, what, module) from error
+    if found is None or not found.has_location:
+        raise _missing(spec, what, module)
+    return Path(str(found.origin))
+
+
+def _missing(spec: str, what: str, module: str | None) -> L4SError:
+    return L4SError(f"{what} {spec!r}: no module {module!r}: choose another name, or put its folder on PYTHONPATH")

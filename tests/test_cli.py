@@ -19,7 +19,8 @@ from l4s_gym.data.logs import read_log
 from l4s_gym.data.pools import load_rows
 from l4s_gym.data.records import load_records
 from l4s_gym.schema import PRINTED
-from l4s_gym.sim import layout, scenario
+from l4s_gym.sim import scenario
+from l4s_gym.sim.disciplines import AQMS
 
 Capture = pytest.CaptureFixture[str]
 
@@ -136,7 +137,7 @@ def test_simulate(capsys: Capture) -> None:
     assert run(capsys, "simulate", "l4s-llm-testbed", "--seconds", 2, "--seed", 4)[1] != out
 
 
-@pytest.mark.parametrize("aqm", layout.AQMS)
+@pytest.mark.parametrize("aqm", AQMS)
 def test_simulate_disciplines(aqm: str, capsys: Capture) -> None:
     code, out, _ = run(capsys, "simulate", "overload", "--aqm", aqm, "--seconds", 1)
     assert code == 0

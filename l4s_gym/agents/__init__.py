@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
 import os
 from pathlib import Path
@@ -17,6 +15,7 @@ from l4s_gym.agents.protocol import (
 )
 from l4s_gym.agents.rules import EnqueueAgent, RandomAgent, ThresholdAgent
 from l4s_gym.errors import L4SError, unknown
+from l4s_gym.extras import load
 
 __all__ = [
     "NO_RULE",
@@ -48,34 +47,16 @@ def _options(spec: str, text: str, names: tuple[str, ...]) -> dict[str, float]:
     return options
 
 
-def _file(spec: str, path: Path) -> Any:
-    """The module that a file holds."""
-    described = importlib.util.spec_from_file_location(path.stem, path)
-    if described is None or described.loader is None or not path.is_file():
-        raise L4SError(f"agent {spec!r}: there is no file {path}: check the path")
-    module = importlib.util.module_from_spec(described)
-    described.loader.exec_module(module)
-    return module
-
-
-def _foreign(spec: str, module: str, attribute: str) -> Agent:
+def _foreign(spec: str) -> Agent:
     """Somebody's own agent: an object, or what a class or function without arguments returns."""
-    try:
-        found: Any = _file(spec, Path(module)) if module.endswith(".py") else importlib.import_module(module)
-        for name in attribute.split("."):
-            found = getattr(found, name)
-    except ModuleNotFoundError as error:
-        remedy = "choose another name, or put its folder on PYTHONPATH"
-        raise L4SError(f"agent {spec!r}: no module {error.name!r}: {remedy}") from error
-    except AttributeError as error:
-        raise L4SError(f"agent {spec!r}: {error}: give MODULE:ATTRIBUTE") from error
+    found = load(spec, "agent")
     if callable(found) and (isinstance(found, type) or not isinstance(found, Agent)):
         try:
             inspect.signature(found).bind()
         except TypeError as error:
             raise L4SError(
-                f"agent {spec!r}: {attribute} takes arguments ({error}): give an object with the methods of "
-                "l4s_gym.agents.Agent, or a class or function without arguments that makes it"
+                f"agent {spec!r}: {spec.rpartition(':')[2]} takes arguments ({error}): give an object with the "
+                "methods of l4s_gym.agents.Agent, or a class or function without arguments that makes it"
             ) from None
         except ValueError:  # written in C, it has no signature that can be read
             pass
@@ -130,12 +111,11 @@ def make(spec: str) -> Agent:
         return made
     if name == "native":
         raise L4SError(f"agent {spec!r}: runs inside the engine: give it to the evaluation, there is nothing to make")
-    file, _, attribute = spec.rpartition(":")
-    if file.endswith(".py"):
-        return _foreign(spec, file, attribute)
+    if spec.rpartition(":")[0].endswith(".py"):
+        return _foreign(spec)
     found = _saved(spec)
     if found is not None:
         return found
     if not colon or not rest or not name:
         raise unknown("agent", spec, NAMES)
-    return _foreign(spec, name, rest)
+    return _foreign(spec)

@@ -130,10 +130,11 @@ class LiveConfig:
 
 def parameters(scenario: Scenario, aqm: str) -> dict[str, int]:
     """Parameters of the core for a scenario, as the simulator has them."""
-    env = build(scenario, aqm, scenario.n_flows)[0][0]
+    template = build(scenario, aqm, scenario.n_flows)
+    values = {name: record[name][0] for record in (template.env, template.own) for name in record.dtype.names or ()}
     variant = VARIANTS[aqm]
     fields = {name: name for name in _COMMON + _OWN[variant]} | (_LINUX_NAMES if variant == LINUX else {})
-    return {"variant": variant} | {name: int(env[field]) for name, field in fields.items()}
+    return {"variant": variant} | {name: int(values[field]) for name, field in fields.items()}
 
 
 def _check_link(scenario: Scenario, aqm: str) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from l4s_gym.envs.dualpi2 import load_scenario
-from l4s_gym.envs.rendering import FPS, RenderMode, metadata, probability
+from l4s_gym.envs.rendering import FPS, RenderMode, metadata
 from l4s_gym.envs.simulated import SimulatedEnv
 from l4s_gym.errors import L4SError
 from l4s_gym.schema import ENQUEUE
@@ -107,7 +107,7 @@ class DualPI2ProbEnv(SimulatedEnv[npt.NDArray[np.float32], npt.NDArray[np.float3
                 arrived / capacity,
                 marked / packets,
                 dropped / packets,
-                [served[0] / capacity, probability(env, queue)],
+                [served[0] / capacity, self.batch.base_probability(0)],
             ]
         )
         return np.clip(obs, 0.0, _HIGH).astype(np.float32)

@@ -13,7 +13,6 @@ from l4s_gym.envs.raster import Colour, Frame, curve, text
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.extras import optional
 from l4s_gym.schema import ACTIONS
-from l4s_gym.sim import layout
 from l4s_gym.sim.batch import Batch
 
 RenderMode = Literal["ansi", "rgb_array", "rgb_array_list", "human"]
@@ -25,17 +24,6 @@ def metadata() -> dict[str, Any]:
     """Of the simulated environments; without pygame there is no mode `human`, which Gymnasium then asks it for."""
     modes = [mode for mode in get_args(RenderMode) if mode != "human" or importlib.util.find_spec("pygame")]
     return {"render_modes": modes, "render_fps": FPS}
-
-
-def probability(env: Any, queue: Any) -> float:
-    """Base probability of the discipline, 0 to 1, for the queue with the larger one."""
-    if env["aqm"] == layout.FREEBSD:
-        return float(queue["drop_prob"].max()) / (2**31 - 1)
-    if env["aqm"] == layout.LINUX:
-        return float(env["prob_fixed"]) / (2**32 - 1)
-    if env["aqm"] == layout.RFC9332:
-        return float(env["prob"]) / 2**32
-    return float(queue["prob"].max())
 
 
 class Window:
@@ -143,7 +131,7 @@ class View:
         hit = queue["marked"] + queue["dropped"]
         return [
             *(self._peak * 1e-6),
-            probability(env, queue),
+            batch.base_probability(0),
             float(env["served_bytes"]),
             batch.capacity_bytes(0),
             *queue["offered"],
@@ -209,7 +197,7 @@ class View:
         in_c, in_l = queue["packets"]
         return (
             f"t={float(env['now_ns']) * 1e-9:8.3f} s  C {in_c:4d} packets {delay_c:7.2f} ms  "
-            f"L {in_l:4d} packets {delay_l:7.2f} ms  p={probability(env, queue):.4f}  {ACTIONS[self._action]}"
+            f"L {in_l:4d} packets {delay_l:7.2f} ms  p={self._batch.base_probability(0):.4f}  {ACTIONS[self._action]}"
         )
 
     def _draw(self) -> Frame:

@@ -13,10 +13,10 @@ from gymnasium.utils import seeding
 
 from l4s_gym import agents
 from l4s_gym.agents.protocol import Agent, Floats
-from l4s_gym.errors import L4SError, unknown
+from l4s_gym.errors import L4SError
 from l4s_gym.evaluation.entry import NATIVE
 from l4s_gym.schema import ACTIONS, ECT_1
-from l4s_gym.sim import engine, layout, measure
+from l4s_gym.sim import disciplines, engine, layout, measure
 from l4s_gym.sim.batch import Batch, Outputs
 from l4s_gym.sim.jit import entry
 from l4s_gym.sim.scenario import Scenario, load
@@ -206,8 +206,7 @@ def resolve(who: str | Agent) -> tuple[Agent | None, str | None]:
     if not who.startswith(NATIVE):
         return agents.make(who), None
     name = who.removeprefix(NATIVE)
-    if name not in layout.AQMS:
-        raise unknown("discipline", name, layout.AQMS)
+    disciplines.get(name)
     return None, name
 
 

@@ -13,7 +13,6 @@ from gymnasium.utils import seeding
 
 from l4s_gym.agents.protocol import Agent
 from l4s_gym.data.simulated import AT_DEQUEUE
-from l4s_gym.envs.rendering import probability
 from l4s_gym.errors import L4SError
 from l4s_gym.schema import ECT_1, RECORD
 from l4s_gym.sim import layout, measure
@@ -66,7 +65,7 @@ def _sample(batch: Batch, since: dict[str, npt.NDArray[Any]], sample_ms: float) 
     sample["time_s"] = env["now_ns"] * 1e-9
     sample["delay_ms"] = np.where(queue["class_packets"] > 0, queue["class_delay_ns"], 0) * 1e-6
     sample["packets"] = queue["packets"]
-    sample["prob"] = probability(env, queue)
+    sample["prob"] = batch.base_probability(0)
     sample["served_mbps"] = float(counts.pop("carried_bytes")[0]) * 8e-6 / (sample_ms * 1e-3)
     for name, value in counts.items():
         sample[name] = value

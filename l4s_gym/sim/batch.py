@@ -18,7 +18,7 @@ from l4s_gym import __version__
 from l4s_gym.compiled import is_kept
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.schema import RECORD
-from l4s_gym.sim import engine, layout, setup, traces
+from l4s_gym.sim import disciplines, engine, layout, setup, traces
 from l4s_gym.sim.layout import NEVER
 from l4s_gym.sim.link import OPPORTUNITY_BYTES
 from l4s_gym.sim.scenario import Scenario
@@ -69,7 +69,10 @@ class Batch:
 
     Attributes:
         env: (n,) `layout.ENV`.
-        queue: (n, 2) `layout.QUEUE`.
+        queues: (n, Q) `layout.QUEUE`; Q is 2, and more where each flow has a queue.
+        queue: (n, 2) the first two of them: C and L, or the only one; and the counts of the classes C and L.
+        own: (n,) the discipline's own record (`discipline.records.env`).
+        own_queue: (n, Q) its own records of the queues (`discipline.records.queue`).
         flow: (n, F) `layout.FLOW`.
         obs: (n, 8) float32, observation of the packet that waits for a decision.
         reward: (n,) float64, reward since the last decision.
@@ -109,8 +112,7 @@ class Batch:
         """
         self.scenario = scenario
         self.aqm = aqm or scenario.aqm
-        if self.aqm not in layout.AQMS:
-            raise unknown("discipline", self.aqm, layout.AQMS)
+        self.discipline = disciplines.get(self.aqm)
         if reward not in layout.REWARDS:
             raise unknown("reward", reward, layout.REWARDS)
         self.n = n
@@ -126,11 +128,14 @@ class Batch:
         }
         size = setup.sizes(scenario)
         self._sizes = size
+        queues, own = setup.n_queues(self.discipline, size.flows), self.discipline.records
         parts = layout.arena(
             n,
             {
                 "env": ((), layout.ENV),
-                "queue": ((2,), layout.QUEUE),
+                "queue": ((queues,), layout.QUEUE),
+                "own": ((), own.env),
+                "own_queue": ((queues,), own.queue),
                 "tree": ((2 * size.leaves,), np.dtype(np.int64)),
                 "flow": ((size.flows,), layout.FLOW),
                 "score": ((size.flows, size.window), np.dtype(np.uint8)),
@@ -138,7 +143,9 @@ class Batch:
                 "packet": ((size.packets,), layout.PACKET),
             },
         )
-        self.env, self.queue, self.flow = parts["env"], parts["queue"], parts["flow"]
+        self.env, self.queues, self.flow = parts["env"], parts["queue"], parts["flow"]
+        self.queue = self.queues[:, :2]
+        self.own, self.own_queue = parts["own"], parts["own_queue"]
         self.packet, self.score, self.tree, self.hist = parts["packet"], parts["score"], parts["tree"], parts["hist"]
         self.log = np.zeros((n, max(log_rows, 1)), RECORD)
         self.log_rewards = np.zeros((n, max(log_rows, 1)))
@@ -147,12 +154,16 @@ class Batch:
         self._trace = setup.trace_array(scenario)
         self.obs, self.action, self.reward, self.status, self.applied = outputs or Outputs.of(n)
         rows = {
-            "queue_at": self.queue, "flow_at": self.flow, "packet_at": self.packet, "score_at": self.score,
+            "queue_at": self.queues, "flow_at": self.flow, "packet_at": self.packet, "score_at": self.score,
+            "own_at": self.own, "own_queue_at": self.own_queue,
             "tree_at": self.tree, "hist_at": self.hist, "log_at": self.log, "rewards_at": self.log_rewards,
             "obs_at": self.obs, "applied_at": self.applied, "action_at": self.action,
             "reward_at": self.reward, "status_at": self.status,
         }  # fmt: skip
-        self._memory = (parts, rows, self._trace)
+        self._hooks = (
+            disciplines.addresses(self.discipline) if disciplines.is_plugged(self.aqm) else np.zeros(1, np.int64)
+        )
+        self._memory = (parts, rows, self._trace, self._hooks)
         outs = dict(zip(Outputs._fields, (self.obs, self.action, self.reward, self.status, self.applied), strict=True))
         changing: dict[str, Any] = {**parts, **outs, "log": self.log, "log_rewards": self.log_rewards}
         # As bytes: NumPy copies records field by field, a hundred times slower.
@@ -161,7 +172,7 @@ class Batch:
         self._places = {name: a.ctypes.data + a.strides[0] * np.arange(n) for name, a in rows.items()}
         self.address = int(self.env.ctypes.data)
         self.stride = int(self.env.strides[0])
-        self._template: tuple[Any, ...] | None = None
+        self._template: setup.Template | None = None
         self._workers: _Workers | None = None
         compile_engine()
 
@@ -170,9 +181,9 @@ class Batch:
         if self.scenario.randomise or self._template is None:
             sampled = self.scenario.sample(rng)
             self._template = setup.build(sampled, self.aqm, self._sizes.flows)
-            env = self._template[0]
+            env = self._template.env
             # A drawn 0 ("as much as fits") may ask for more than the scoreboard holds.
-            rwnd = self._template[2]["rwnd"]
+            rwnd = self._template.flow["rwnd"]
             np.minimum(rwnd, self._sizes.window - 1, out=rwnd)
             env["decider"] = self.decider
             env["interval"] = self.interval
@@ -181,15 +192,18 @@ class Batch:
             env["log_capacity"] = self._log_rows
             env["explore"] = self.explore
             env["trace_row"] = self._trace.ctypes.data
+            env["hooks_at"] = self._hooks.ctypes.data
             env["pool"] = self._sizes.packets
             env["window"] = self._sizes.window
             env["leaves"] = self._sizes.leaves
-        env, queue, flow, stagger = self._template
+        env, queue, own, own_queue, flow, stagger = self._template
         self.env[index] = env[0]
         for name, places in self._places.items():
             self.env[name][index] = places[index]
         self.env["rng"][index], self.env["host_rng"][index] = rng.integers(1 << 64, size=2, dtype=np.uint64)
-        self.queue[index] = queue
+        self.queues[index] = queue
+        self.own[index] = own[0]
+        self.own_queue[index] = own_queue
         self.flow[index] = flow
         self.score[index] = 0
         self.hist[index] = 0
@@ -204,7 +218,7 @@ class Batch:
         leaf = len(tree) // 2
         slots = leaf + layout.SLOT_FLOWS + 2 * np.arange(len(flow)) + 1
         tree[slots] = np.minimum(starts, NEVER)
-        if self.aqm != "dualpi2_freebsd":
+        if not self.discipline.queue_timers:
             tree[leaf + layout.SLOT_UPDATE_C] = env["tupdate_us"][0] * 1000
         if env["link"][0] != layout.TRACE and env["trace_len"][0] > 0:
             tree[leaf + layout.SLOT_RATE] = self._trace[0]
@@ -229,7 +243,7 @@ class Batch:
         used = int(self.env["fresh"].max())  # packets beyond have never been under way
         state = {name: (part[:, :used] if name == "packet" else part).copy() for name, part in self._bytes.items()}
         env = state["env"].view(layout.ENV)
-        for name in (*self._places, "trace_row"):
+        for name in (*self._places, "trace_row", "hooks_at"):
             env[name] = 0
         return state
 
@@ -240,6 +254,7 @@ class Batch:
         for name, places in self._places.items():
             self.env[name] = places
         self.env["trace_row"] = self._trace.ctypes.data
+        self.env["hooks_at"] = self._hooks.ctypes.data
 
     def __getstate__(self) -> dict[str, Any]:
         """Scenario, options and state; threads and addresses are made anew."""
@@ -317,7 +332,7 @@ class Batch:
         queued: list[int] = []
         if not everything:
             packets = self.packet[index]
-            for head in self.queue["head"][index]:
+            for head in self.queues["head"][index]:
                 at = int(head)
                 while at >= 0:
                     queued.append(at)
@@ -358,6 +373,10 @@ class Batch:
         """Now, or just after it where the delivery opportunity of this very nanosecond has been used."""
         env = self.env[index]
         return int(env["now_ns"]) + int(env["link"] == layout.TRACE and env["used_ns"] == env["now_ns"])
+
+    def base_probability(self, index: int) -> float:
+        """Base probability of the discipline, 0 to 1, for the queue with the larger one."""
+        return float(disciplines.shown_probability(self.address + index * self.stride))
 
     def carried_bytes(self, index: int) -> float:
         """What the link has carried since the counters were reset, bytes: at both ends, packets count in part."""

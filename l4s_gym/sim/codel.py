@@ -3,10 +3,52 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
+
+from msgspec import Struct
 
 from l4s_gym.schema import DROP, ENQUEUE, MARK, NOT_ECT
+from l4s_gym.sim.discipline import Discipline, NonNegative, Path, Positive, records
 from l4s_gym.sim.jit import jit, public
+from l4s_gym.sim.layout import Row
+from l4s_gym.sim.memory import packet_at, queue_at
+
+
+class Options(Struct, frozen=True, forbid_unknown_fields=True):
+    """Of `codel`.
+
+    Attributes:
+        target_ms: Target delay.
+        interval_ms: Interval.
+    """
+
+    target_ms: NonNegative = 5.0
+    interval_ms: Positive = 100.0
+
+
+PARAMETERS: Final[tuple[Row, ...]] = (
+    ("target_ns", "i8", "ns", "Target delay."),
+    ("interval_ns", "i8", "ns", "Interval."),
+)
+STATES: Final[tuple[Row, ...]] = (
+    ("first_above_ns", "i8", "ns", "When the delay will have been above target for an interval; 0: it is not above."),
+    ("drop_next_ns", "i8", "ns", "Time of the next drop."),
+    ("count", "i8", "packets", "Dropped since the dropping state began."),
+    ("last_count", "i8", "packets", "`count` when it began."),
+    ("dropping", "i1", "flag", "Whether it is in the dropping state."),
+)
+STATE: Final = records("codel", PARAMETERS, STATES)
+
+
+def setup(options: Options, path: Path) -> Mapping[str, Any]:
+    """Target and interval."""
+    target_us = round(1e3 * options.target_ms)
+    return {
+        "target_us": target_us,
+        "target_ns": 1000 * target_us,
+        "interval_ns": round(1e6 * options.interval_ms),
+    }
 
 
 @public
@@ -28,29 +70,46 @@ def ok_to_drop(
 
 
 @jit
-def decide(env: Any, q: Any, sojourn_ns: int, ecn: int) -> int:
-    """The engine's call for each packet it takes off the queue; after a drop it calls again with the next.
+def is_hit(my: Any, mine: Any, sojourn_ns: int, queue_bytes: int, now_ns: int) -> bool:
+    """Whether the packet that has just been taken off is hit: RFC 8289's `deque` and `dodequeue`, by one packet.
 
-    RFC 8289's `dodequeue` and `deque` in one: the state machine advances by one packet.
+    Args:
+        my: Record with `PARAMETERS`.
+        mine: The queue's record with `STATES`.
+        sojourn_ns: Of the packet, ns.
+        queue_bytes: In the queue without it.
+        now_ns: Time.
     """
-    now = env.now_ns
-    ok, q.first_above_ns = ok_to_drop(sojourn_ns, q.bytes, now, q.first_above_ns, env.target_us * 1000, env.interval_ns)
-    hit = False
-    if q.dropping:
+    ok, mine.first_above_ns = ok_to_drop(
+        sojourn_ns, queue_bytes, now_ns, mine.first_above_ns, my.target_ns, my.interval_ns
+    )
+    if mine.dropping:
         if not ok:
-            q.dropping = 0
-        elif now >= q.drop_next_ns:
-            hit = True
-            q.count += 1
-            q.drop_next_ns = control_law(q.drop_next_ns, q.count, env.interval_ns)
-    elif ok:
-        hit = True
-        q.dropping = 1
-        delta = q.count - q.last_count
-        recent = now - q.drop_next_ns < 16 * env.interval_ns
-        q.count = delta if delta > 1 and recent else 1
-        q.drop_next_ns = control_law(now, q.count, env.interval_ns)
-        q.last_count = q.count
-    if not hit:
+            mine.dropping = 0
+        elif now_ns >= mine.drop_next_ns:
+            mine.count += 1
+            mine.drop_next_ns = control_law(mine.drop_next_ns, mine.count, my.interval_ns)
+            return True
+        return False
+    if ok:
+        mine.dropping = 1
+        delta = mine.count - mine.last_count
+        recent = now_ns - mine.drop_next_ns < 16 * my.interval_ns
+        mine.count = delta if delta > 1 and recent else 1
+        mine.drop_next_ns = control_law(now_ns, mine.count, my.interval_ns)
+        mine.last_count = mine.count
+    return ok
+
+
+@jit
+def decide(w: Any, index: int, p: int) -> int:
+    """At dequeue, for each packet: after a drop the next one is asked about."""
+    q = queue_at(w, index)
+    if not is_hit(STATE.of_env(w), STATE.of_queue(w, index), q.delay_ns, q.bytes, w.now_ns):
         return ENQUEUE
-    return MARK if ecn != NOT_ECT else DROP
+    return MARK if packet_at(w, p).ecn != NOT_ECT else DROP
+
+
+CODEL: Final = Discipline(
+    name="codel", title="CoDel, RFC 8289", options=Options, records=STATE, setup=setup, decide_at_dequeue=decide
+)

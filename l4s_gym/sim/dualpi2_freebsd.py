@@ -2,7 +2,7 @@
 
 Source: dn_sched_l4s.c / dn_sched_dualpi2.c of the L4S-LLM work and FreeBSD's dn_aqm_pie.h. Probabilities
 are integers of 1/(2^31 - 1), delays microseconds. Each departure from RFC 9332 is a `Quirk` that can be
-switched off by name (``quirks_off`` of `FreeBSDOptions`):
+switched off by name (``quirks_off`` of `Options`):
 
 | quirk | with it (the testbed's kernel) | without it |
 |---|---|---|
@@ -22,7 +22,7 @@ switched off by name (``quirks_off`` of `FreeBSDOptions`):
 | `drr` | deficit round robin, L : C = `drr_weight` : 1 | weighted round robin, 15 : 1 |
 | `head_drop` | a full buffer drops the head of the longer queue | tail drop |
 
-The log's kernel has weights 2 : 1; kernels of its authors with 1 : 1 exist too (`drr_weight` of `FreeBSDOptions`).
+The log's kernel has weights 2 : 1; kernels of its authors with 1 : 1 exist too (`drr_weight` of `Options`).
 Not a quirk but a property of the module: decisions fall at enqueue (Linux offers both), and its clock
 moves by kernel ticks (`link.hz` of a scenario).
 """
@@ -30,12 +30,78 @@ moves by kernel ticks (`link.hz` of a scenario).
 from __future__ import annotations
 
 import enum
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Annotated, Any, Final
 
+from msgspec import Meta, Struct
+
+from l4s_gym.errors import unknown
 from l4s_gym.schema import CE, DROP, ECT_1, ENQUEUE, MARK, MAX_PROB, NOT_ECT
-from l4s_gym.sim.events import random31
+from l4s_gym.sim import dualpi2_rfc9332, fifo
+from l4s_gym.sim.discipline import Discipline, Fraction, Gain, Interval, NonNegative, Path, Positive, records
+from l4s_gym.sim.events import clock_ns, random31, set_time
 from l4s_gym.sim.jit import jit, public
-from l4s_gym.sim.memory import queue_at
+from l4s_gym.sim.layout import NEVER, SLOT_UPDATE_C
+from l4s_gym.sim.memory import packet_at, queue_at
+
+
+class Options(Struct, frozen=True, forbid_unknown_fields=True):
+    """Of `dualpi2_freebsd`.
+
+    Attributes:
+        target_ms: Target delay.
+        tupdate_ms: Control interval.
+        max_burst_ms: Burst allowance.
+        alpha: Integral gain, 1/8192.
+        beta: Proportional gain, 1/8192.
+        max_ecn_threshold: Probability (1/8192) from which ECN packets are dropped.
+        quirks_off: Names of `Quirk` to switch off; "all" for all of them.
+        drr_weight: Bytes of L for each of C while both queues wait (2, or 1: there are kernels of both).
+        step_ms: Step threshold of L, without the quirk `no_l4s_step`.
+        scheduler: Without the quirk `drr`: `wrr` or `time_shifted`, as RFC 9332's.
+        classic_weight: Share of C in that round robin.
+        shift_ms: Time shift of that `time_shifted` scheduler.
+    """
+
+    target_ms: NonNegative = 15.0
+    tupdate_ms: Interval = 15.0
+    max_burst_ms: NonNegative = 150.0
+    alpha: Gain = 1024
+    beta: Gain = 10240
+    max_ecn_threshold: Annotated[int, Meta(ge=0, le=8192)] = 819
+    quirks_off: tuple[str, ...] = ()
+    drr_weight: Annotated[int, Meta(ge=1, le=64)] = 2
+    step_ms: NonNegative = 1.0
+    scheduler: dualpi2_rfc9332.Scheduler = "wrr"
+    classic_weight: Fraction = 1 / 16
+    shift_ms: Positive = 50.0
+
+
+STATE: Final = records(
+    "dualpi2_freebsd",
+    (
+        ("quirks", "i8", "bits", "`Quirk` bits."),
+        ("drr_weight", "i8", "-", "Bytes of L for each of C while both queues wait."),
+        ("step_ns", "i8", "ns", "Step threshold of L."),
+        ("new0", "i4", "queue", "First in the scheduler's list of new queues, or -1."),
+        ("new1", "i4", "queue", "Second in it."),
+        ("old0", "i4", "queue", "First in the list of old queues."),
+        ("old1", "i4", "queue", "Second in it."),
+        *dualpi2_rfc9332.SCHEDULER,
+    ),
+    (
+        ("drop_prob", "i8", "1/(2^31 - 1)", "Drop probability."),
+        ("accu_prob", "i8", "1/(2^31 - 1)", "Accumulated probability."),
+        ("qdelay_us", "i8", "us", "Current queue delay."),
+        ("qdelay_old_us", "i8", "us", "Queue delay at the last update."),
+        ("burst_us", "i8", "us", "Burst allowance that is left."),
+        ("deficit", "i8", "B", "Of the deficit round robin."),
+        ("listed", "i1", "flag", "Whether the scheduler knows the queue."),
+    ),
+)
+of_env, of_queue = STATE.of_env, STATE.of_queue
+MOST_PACKETS: Final = 10240
+"""dummynet's largest queue, the kernel's default for this scheduler."""
 
 QUANTUM: Final = 1514
 DERANDOMISE_LOW: Final = 1825361099
@@ -231,127 +297,278 @@ def classify(ecn: int, quirks: int = ALL_QUIRKS) -> int:
 # -- over the engine's state
 
 
+def _quirks(off: tuple[str, ...]) -> int:
+    """Quirk bits without the ones that are named."""
+    if "all" in off:
+        return 0
+    bits = ALL_QUIRKS
+    for name in off:
+        member = Quirk.__members__.get(name.upper())
+        if member is None:
+            raise unknown("quirk", name, [quirk.lower() for quirk in Quirk.__members__])
+        bits &= ~int(member)
+    return bits
+
+
+def setup(options: Options, path: Path) -> Mapping[str, Any]:
+    """The kernel's parameters."""
+    o = options
+    return {
+        "target_us": round(1e3 * o.target_ms),
+        "tupdate_us": round(1e3 * o.tupdate_ms),
+        "max_burst_us": round(1e3 * o.max_burst_ms),
+        "alpha": o.alpha,
+        "beta": o.beta,
+        "max_ecn_threshold": o.max_ecn_threshold,
+        "quirks": _quirks(o.quirks_off),
+        "drr_weight": o.drr_weight,
+        "step_ns": round(1e6 * o.step_ms),
+        **dict.fromkeys(("new0", "new1", "old0", "old1"), -1),
+        **dualpi2_rfc9332.scheduler_fields(o.scheduler, o.classic_weight, o.shift_ms),
+    }
+
+
 @jit
-def step_accumulator(env: Any, q: Any) -> bool:
+def classify_packet(w: Any, p: int) -> int:
+    """`classify` for a packet that arrives."""
+    return classify(packet_at(w, p).ecn, of_env(w).quirks)
+
+
+@jit
+def _step_accumulator(w: Any, index: int) -> bool:
     """Take this packet's step of the accumulated probability; whether the packet is open to a hit."""
-    prob = q.drop_prob
-    if env.quirks & SMALL_QUEUE_GUARD and guarded(prob, q.qdelay_old_us, q.bytes, env.target_us):
+    mine = of_queue(w, index)
+    prob = mine.drop_prob
+    if of_env(w).quirks & SMALL_QUEUE_GUARD and guarded(
+        prob, mine.qdelay_old_us, queue_at(w, index).bytes, w.target_us
+    ):
         return False
-    q.accu_prob = accumulate(prob, q.accu_prob)
+    mine.accu_prob = accumulate(prob, mine.accu_prob)
     return True
 
 
 @jit
-def decide(env: Any, index: int, ecn: int) -> tuple[int, int]:
-    """The kernel's own decision for a packet at enqueue: (logged, applied)."""
-    q = queue_at(env, index)
+def decide(w: Any, index: int, p: int) -> int:
+    """The kernel's own decision for a packet at enqueue; `w.logged` is what it prints."""
+    my, q, mine = of_env(w), queue_at(w, index), of_queue(w, index)
     is_l4s = index == 1
-    if is_l4s and not env.quirks & NO_L4S_STEP and q.qdelay_us * 1000 > env.step_ns and q.packets >= 1:
-        return MARK, MARK
-    if not step_accumulator(env, q):
-        return ENQUEUE, ENQUEUE
+    if is_l4s and not my.quirks & NO_L4S_STEP and mine.qdelay_us * 1000 > my.step_ns and q.packets >= 1:
+        return MARK
+    if not _step_accumulator(w, index):
+        return ENQUEUE
     # Both numbers are always taken, so that the generator does not depend on the outcome.
-    random_1 = random31(env)
-    random_2 = random31(env)
-    hit, q.accu_prob = draw(
-        q.drop_prob, q.accu_prob, is_l4s, random_1, random_2, queue_at(env, 0).drop_prob, env.quirks
+    random_1 = random31(w)
+    random_2 = random31(w)
+    hit, mine.accu_prob = draw(
+        mine.drop_prob, mine.accu_prob, is_l4s, random_1, random_2, of_queue(w, 0).drop_prob, my.quirks
     )
-    return resolve(hit, q.active != 0, q.burst_us, ecn, q.drop_prob, is_l4s, env.max_ecn_threshold, env.quirks)
+    w.logged, applied = resolve(
+        hit, q.active != 0, mine.burst_us, packet_at(w, p).ecn, mine.drop_prob, is_l4s, w.max_ecn_threshold, my.quirks
+    )
+    return applied
 
 
 @jit
-def after_decision(env: Any, q: Any, clock_us: int, applied: int) -> bool:
-    """What follows a decision and its log line; whether the controller was activated now.
+def note_foreign_decision(w: Any, index: int, action: int) -> None:
+    """The accumulated probability steps, and is reset as for a decision of its own."""
+    _step_accumulator(w, index)
+    if action != ENQUEUE:
+        of_queue(w, index).accu_prob = 0
+
+
+@jit
+def after_decision(w: Any, index: int, action: int) -> None:
+    """What follows a decision and its log line.
 
     A drop resets the accumulated probability (only now: the log shows its value before); an idle controller
     is activated; the burst allowance is renewed where there is no congestion.
     """
-    if applied == DROP:
-        q.accu_prob = 0
+    q, mine = queue_at(w, index), of_queue(w, index)
+    if action == DROP:
+        mine.accu_prob = 0
     activated = False
-    if q.active == 0 and (q.bytes >= ONE_THIRD or q.listed == 0):
-        restart = env.quirks & RESTART_ON_DRAIN or q.total_packets == 0
+    if q.active == 0 and (q.bytes >= ONE_THIRD or mine.listed == 0):
+        restart = of_env(w).quirks & RESTART_ON_DRAIN or q.total_packets == 0
         q.active = 1
         activated = True
         if restart:
-            q.drop_prob = 0
-            q.qdelay_old_us = 0
-            q.accu_prob = 0
-            q.burst_us = env.max_burst_us
-            q.measurement_start_us = clock_us
-    half = env.target_us // 2
-    if q.drop_prob == 0 and q.qdelay_us < half and q.qdelay_old_us < half:
-        q.burst_us = env.max_burst_us
-    return activated
+            mine.drop_prob = 0
+            mine.qdelay_old_us = 0
+            mine.accu_prob = 0
+            mine.burst_us = w.max_burst_us
+            q.measurement_start_us = clock_ns(w) // 1000
+    half = w.target_us // 2
+    if mine.drop_prob == 0 and mine.qdelay_us < half and mine.qdelay_old_us < half:
+        mine.burst_us = w.max_burst_us
+    if activated:
+        w.late &= ~(1 << index)
+        set_time(w, SLOT_UPDATE_C + index, w.now_ns + w.tupdate_us * 1000)
 
 
 @jit
-def update(env: Any, index: int) -> None:
+def has_room(w: Any, p: int) -> int:
+    """The kernel looks only after the enqueue, and then drops a head."""
+    return 1 if of_env(w).quirks & HEAD_DROP else fifo.has_room(w, p)
+
+
+@jit
+def update(w: Any, index: int) -> int:
     """The update callout of one queue, every ``tupdate`` while its controller is active."""
-    q = queue_at(env, index)
+    my, q, mine = of_env(w), queue_at(w, index), of_queue(w, index)
     if q.bytes == 0:
-        q.qdelay_us = 0
-    current = q.qdelay_us
-    if not env.quirks & PER_QUEUE_CONTROL:
-        current = max(queue_at(env, 0).qdelay_us, queue_at(env, 1).qdelay_us)
-    q.drop_prob = update_probability(
-        q.drop_prob,
+        mine.qdelay_us = 0
+    current = mine.qdelay_us
+    if not my.quirks & PER_QUEUE_CONTROL:
+        current = max(of_queue(w, 0).qdelay_us, of_queue(w, 1).qdelay_us)
+    mine.drop_prob = update_probability(
+        mine.drop_prob,
         current,
-        q.qdelay_old_us,
-        env.target_us,
-        env.alpha,
-        env.beta,
-        env.quirks & CAPDROP != 0,
-        env.quirks & AUTOTUNE != 0,
-        env.quirks & IDLE_DECAY != 0,
+        mine.qdelay_old_us,
+        w.target_us,
+        w.alpha,
+        w.beta,
+        my.quirks & CAPDROP != 0,
+        my.quirks & AUTOTUNE != 0,
+        my.quirks & IDLE_DECAY != 0,
     )
-    q.qdelay_old_us = current
-    q.interval_drops = 0
-    if q.burst_us > 0:
-        q.burst_us = q.burst_us - env.tupdate_us if q.burst_us > env.tupdate_us else 0
+    mine.qdelay_old_us = current
+    if mine.burst_us > 0:
+        mine.burst_us = mine.burst_us - w.tupdate_us if mine.burst_us > w.tupdate_us else 0
+    return mine.qdelay_us * 1000
 
 
 @jit
-def list_queue(env: Any, q: Any, index: int) -> None:
-    """Put a queue that was idle at the end of the list of new queues (FQ-PIE's scheduler)."""
-    q.listed = 1
-    q.deficit = QUANTUM
-    if env.new0 < 0:
-        env.new0 = index
+def after_enqueue(w: Any, index: int, p: int) -> None:
+    """A packet has joined a queue; if the scheduler had forgotten it, it goes to the end of the list of new queues."""
+    my, mine = of_env(w), of_queue(w, index)
+    if mine.listed:
+        return
+    mine.listed = 1
+    if not my.quirks & DRR:
+        return
+    mine.deficit = QUANTUM
+    if my.new0 < 0:
+        my.new0 = index
     else:
-        env.new1 = index
+        my.new1 = index
 
 
 @jit
-def _to_old(env: Any, index: int) -> None:
-    if env.old0 < 0:
-        env.old0 = index
+def _to_old(my: Any, index: int) -> None:
+    if my.old0 < 0:
+        my.old0 = index
     else:
-        env.old1 = index
+        my.old1 = index
 
 
 @jit
-def pick(env: Any) -> int:
-    """Deficit round robin with lists of new and old queues, C's weight 1; -1 where all is empty."""
+def _pick_by_deficit(w: Any) -> int:
+    """Deficit round robin with lists of new and old queues (FQ-PIE's), C's weight 1; -1 where all is empty."""
+    my = of_env(w)
     while True:
-        from_new = env.new0 >= 0
-        index = env.new0 if from_new else env.old0
+        from_new = my.new0 >= 0
+        index = my.new0 if from_new else my.old0
         if index < 0:
             return -1
-        q = queue_at(env, index)
-        if q.deficit >= 0 and q.packets > 0:
+        q, mine = queue_at(w, index), of_queue(w, index)
+        if mine.deficit >= 0 and q.packets > 0:
             return index
         if from_new:
-            env.new0 = env.new1
-            env.new1 = -1
+            my.new0 = my.new1
+            my.new1 = -1
         else:
-            env.old0 = env.old1
-            env.old1 = -1
-        if q.deficit < 0:
-            q.deficit += QUANTUM * (env.drr_weight if index else 1)
-            _to_old(env, index)
+            my.old0 = my.old1
+            my.old1 = -1
+        if mine.deficit < 0:
+            mine.deficit += QUANTUM * (my.drr_weight if index else 1)
+            _to_old(my, index)
         elif from_new:
-            _to_old(env, index)
+            _to_old(my, index)
         else:
-            q.listed = 0
+            mine.listed = 0
             q.active = 0
+
+
+@jit
+def pick(w: Any) -> int:
+    """The scheduler's choice; the controllers stop when their queue is found empty."""
+    my = of_env(w)
+    if my.quirks & DRR:
+        index = _pick_by_deficit(w)
+    else:
+        index = dualpi2_rfc9332.schedule(w, my)
+        for i in range(2):
+            if queue_at(w, i).packets == 0 and of_queue(w, i).listed:
+                of_queue(w, i).listed = 0
+                queue_at(w, i).active = 0
+    for i in range(2):
+        if queue_at(w, i).active == 0:
+            set_time(w, SLOT_UPDATE_C + i, NEVER)
+    return index
+
+
+@jit
+def after_dequeue(w: Any, index: int, p: int, action: int) -> None:
+    """The queue's delay is that of the packet that leaves, and the scheduler is charged for it."""
+    my, mine, length = of_env(w), of_queue(w, index), packet_at(w, p).len
+    mine.qdelay_us = queue_at(w, index).delay_ns // 1000
+    if my.quirks & DRR:
+        mine.deficit -= length
+    else:
+        dualpi2_rfc9332.charge(w, my, index, length)
+
+
+@jit
+def base_probability(w: Any, index: int) -> int:
+    """The queue's drop probability, 1/(2^31 - 1)."""
+    return of_queue(w, index).drop_prob
+
+
+@jit
+def accumulated_probability(w: Any, index: int) -> int:
+    """The queue's accumulated probability, 1/(2^31 - 1)."""
+    return of_queue(w, index).accu_prob
+
+
+@jit
+def burst_allowance_us(w: Any, index: int) -> int:
+    """The burst allowance that is left, us."""
+    return of_queue(w, index).burst_us
+
+
+@jit
+def current_delay_us(w: Any, index: int) -> int:
+    """The delay that the controller goes by, us."""
+    return of_queue(w, index).qdelay_us
+
+
+@jit
+def old_delay_us(w: Any, index: int) -> int:
+    """Delay at the last update, us."""
+    return of_queue(w, index).qdelay_old_us
+
+
+DUALPI2_FREEBSD: Final = Discipline(
+    name="dualpi2_freebsd",
+    title="DualPI2 of the testbed's FreeBSD 14 kernel",
+    options=Options,
+    records=STATE,
+    setup=setup,
+    dual=True,
+    queue_timers=True,
+    most_packets=MOST_PACKETS,
+    classify=classify_packet,
+    decide_at_enqueue=decide,
+    note_foreign_decision=note_foreign_decision,
+    after_decision=after_decision,
+    after_enqueue=after_enqueue,
+    has_room=has_room,
+    pick=pick,
+    after_dequeue=after_dequeue,
+    update=update,
+    base_probability=base_probability,
+    accumulated_probability=accumulated_probability,
+    burst_allowance_us=burst_allowance_us,
+    current_delay_us=current_delay_us,
+    old_delay_us=old_delay_us,
+)

@@ -12,12 +12,62 @@ times saturated at 2^32 ns; a timer that fires late; a parent qdisc that does no
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Annotated, Any, Final
+
+from msgspec import Meta, Struct
 
 from l4s_gym.schema import DROP, ENQUEUE, MARK, NOT_ECT
-from l4s_gym.sim.events import random32
+from l4s_gym.sim.discipline import Count, Discipline, Gain, Interval, NonNegative, Path, records
+from l4s_gym.sim.dualpi2_rfc9332 import classify
+from l4s_gym.sim.events import head_delay_ns, random32
 from l4s_gym.sim.jit import jit, public
-from l4s_gym.sim.memory import queue_at
+from l4s_gym.sim.memory import packet_at, queue_at
+
+
+class Options(Struct, frozen=True, forbid_unknown_fields=True):
+    """Of `dualpi2_linux`.
+
+    Attributes:
+        target_ms: Target delay.
+        tupdate_ms: Control interval.
+        alpha: Integral gain, 1/256 Hz, as netlink has it.
+        beta: Proportional gain, 1/256 Hz.
+        coupling: k.
+        step_ms: Step threshold of L.
+        step_packets: Step threshold of L in packets, instead of `step_ms`; 0: by time.
+        min_qlen_step: The step is for packets that find at least so many in L.
+        classic_protection: Share of C in the round robin, per cent; 0: L has strict priority.
+        drop_on_overload: Drop L too in overload.
+    """
+
+    target_ms: NonNegative = 15.0
+    tupdate_ms: Interval = 16.0
+    alpha: Gain = 41
+    beta: Gain = 819
+    coupling: Annotated[int, Meta(ge=1, le=255)] = 2
+    step_ms: NonNegative = 1.0
+    step_packets: Count = 0
+    min_qlen_step: Count = 0
+    classic_protection: Annotated[int, Meta(ge=0, le=100)] = 10
+    drop_on_overload: bool = True
+
+
+STATE: Final = records(
+    "dualpi2_linux",
+    (
+        ("prob", "i8", "1/(2^32 - 1)", "Base probability p'."),
+        ("old_ns", "i8", "ns", "Delay at the last update."),
+        ("coupling", "i8", "-", "Coupling factor k."),
+        ("step_ns", "i8", "ns", "Step threshold of L."),
+        ("step_packets", "i8", "packets", "Step threshold of L; 0: by time."),
+        ("min_qlen_step", "i8", "packets", "The step is for packets that find at least so many in L."),
+        ("classic_protection", "i8", "%", "Share of C in the round robin."),
+        ("wrr_credit", "i8", "%B", "Credit of the round robin: L's turn while it is not above 0."),
+        ("drop_on_overload", "i1", "flag", "Whether L is dropped too in overload."),
+    ),
+)
+of_env = STATE.of_env
 
 MAX_PROB: Final = (1 << 32) - 1
 """Probability 1 of this qdisc."""
@@ -124,53 +174,121 @@ def is_small(packets: int, length: int) -> bool:
     return length + LINK_HEADER * packets < 2 * PSCHED_MTU
 
 
-@jit
-def decide(env: Any, index: int, sojourn_ns: int, ecn: int, step_ok: bool) -> int:
-    """The engine's call at dequeue (`must_drop` and `do_step_aqm`); the packet has been removed from its queue."""
-    action = ENQUEUE
-    if not is_small(env.packets, env.bytes):
-        random_1 = random32(env)
-        random_2 = random32(env)
-        overload = env.prob_fixed * env.coupling > MAX_PROB
-        if index == 0:
-            action = decide_classic(env.prob_fixed, ecn, overload, random_1, random_2)
-        else:
-            action = decide_l4s(
-                env.prob_fixed, ecn, overload, random_1, random_2, env.coupling, env.drop_on_overload != 0
-            )
-    if index == 0 or action == DROP or not step_ok:
-        return action
-    if exceeds_step(sojourn_ns, queue_at(env, 1).packets, env.step_ns, env.step_packets):
-        return DROP if ecn == NOT_ECT else MARK
-    return action
-
-
 @public
 def first_credit(classic_protection: int) -> int:
     """Credit of the round robin when both queues have been empty, in favour of L below 50 per cent for C."""
     return PSCHED_MTU * (2 * classic_protection - 100)
 
 
+def setup(options: Options, path: Path) -> Mapping[str, Any]:
+    """The kernel's parameters."""
+    o = options
+    return {
+        "target_us": round(1e3 * o.target_ms),
+        "tupdate_us": round(1e3 * o.tupdate_ms),
+        "alpha": scale_gain(o.alpha),
+        "beta": scale_gain(o.beta),
+        "coupling": o.coupling,
+        "step_ns": round(1e6 * o.step_ms),
+        "step_packets": o.step_packets,
+        "min_qlen_step": o.min_qlen_step,
+        "classic_protection": o.classic_protection,
+        "wrr_credit": first_credit(o.classic_protection),
+        "drop_on_overload": int(o.drop_on_overload),
+    }
+
+
 @jit
-def pick(env: Any) -> int:
+def decide(w: Any, index: int, p: int) -> int:
+    """At dequeue (`must_drop` and `do_step_aqm`); the packet has been removed from its queue."""
+    my, a = of_env(w), packet_at(w, p)
+    action = ENQUEUE
+    if not is_small(w.packets, w.bytes):
+        random_1 = random32(w)
+        random_2 = random32(w)
+        overload = my.prob * my.coupling > MAX_PROB
+        if index == 0:
+            action = decide_classic(my.prob, a.ecn, overload, random_1, random_2)
+        else:
+            action = decide_l4s(my.prob, a.ecn, overload, random_1, random_2, my.coupling, my.drop_on_overload != 0)
+    if index == 0 or action == DROP or a.step_ok == 0:
+        return action
+    q = queue_at(w, 1)
+    if exceeds_step(q.delay_ns, q.packets, my.step_ns, my.step_packets):
+        return DROP if a.ecn == NOT_ECT else MARK
+    return action
+
+
+@jit
+def after_enqueue(w: Any, index: int, p: int) -> None:
+    """The step is only for packets that have found enough others in their queue."""
+    packet_at(w, p).step_ok = 1 if queue_at(w, index).packets > of_env(w).min_qlen_step else 0
+
+
+@jit
+def pick(w: Any) -> int:
     """Credit-based weighted round robin (`dequeue_packet`); -1 where all is empty, and the credit starts anew."""
-    if queue_at(env, 1).packets > 0 and (queue_at(env, 0).packets == 0 or env.wrr_credit <= 0):
+    my = of_env(w)
+    if queue_at(w, 1).packets > 0 and (queue_at(w, 0).packets == 0 or my.wrr_credit <= 0):
         return 1
-    if queue_at(env, 0).packets > 0:
+    if queue_at(w, 0).packets > 0:
         return 0
-    env.wrr_credit = first_credit(env.classic_protection)
+    my.wrr_credit = first_credit(my.classic_protection)
     return -1
 
 
 @jit
-def charge(env: Any, index: int, length: int) -> None:
+def after_dequeue(w: Any, index: int, p: int, action: int) -> None:
     """Account a served packet: L adds wc x frame, C subtracts wl x frame (per cent), only while the other queue waits.
 
     With wc = 0 the credit never leaves its first value, and L has strict priority.
     """
-    wc = env.classic_protection
-    if queue_at(env, 1 - index).packets > 0:
-        if index == 1:
-            env.wrr_credit += wc * (length + LINK_HEADER)
-        else:
-            env.wrr_credit -= (100 - wc) * (length + LINK_HEADER)
+    if action == DROP or queue_at(w, 1 - index).packets == 0:
+        return
+    my, frame = of_env(w), packet_at(w, p).len + LINK_HEADER
+    if index == 1:
+        my.wrr_credit += my.classic_protection * frame
+    else:
+        my.wrr_credit -= (100 - my.classic_protection) * frame
+
+
+@jit
+def update(w: Any, index: int) -> int:
+    """Every `tupdate`, by the older of both heads."""
+    my = of_env(w)
+    current = max(head_delay_ns(w, 0), head_delay_ns(w, 1))
+    my.prob = update_probability(
+        my.prob, current, my.old_ns, w.target_us * 1000, w.alpha, w.beta, my.drop_on_overload != 0, my.coupling
+    )
+    my.old_ns = current
+    return current
+
+
+@jit
+def base_probability(w: Any, index: int) -> int:
+    """p', 1/(2^31 - 1)."""
+    return of_env(w).prob >> 1
+
+
+@jit
+def old_delay_us(w: Any, index: int) -> int:
+    """Delay at the last update, us."""
+    return of_env(w).old_ns // 1000
+
+
+DUALPI2_LINUX: Final = Discipline(
+    name="dualpi2_linux",
+    title="DualPI2 of the Linux kernel, sch_dualpi2",
+    options=Options,
+    records=STATE,
+    setup=setup,
+    dual=True,
+    classify=classify,
+    decide_at_dequeue=decide,
+    after_enqueue=after_enqueue,
+    pick=pick,
+    after_dequeue=after_dequeue,
+    update=update,
+    base_probability=base_probability,
+    old_delay_us=old_delay_us,
+)

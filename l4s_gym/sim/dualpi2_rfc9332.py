@@ -8,11 +8,77 @@ Divisions and shifts round towards minus infinity; no intermediate value leaves 
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Any, Final, Literal
 
+from msgspec import Struct
+
+from l4s_gym.errors import L4SError
 from l4s_gym.schema import DROP, ENQUEUE, MARK, MAX_PROB, NOT_ECT
+from l4s_gym.sim import fifo
+from l4s_gym.sim.discipline import Count, Discipline, Fraction, Interval, NonNegative, Path, Positive, records
+from l4s_gym.sim.events import head_delay_ns
 from l4s_gym.sim.jit import jit, public
+from l4s_gym.sim.layout import Row
 from l4s_gym.sim.memory import packet_at, queue_at
+
+Scheduler = Literal["wrr", "time_shifted"]
+
+
+class Options(Struct, frozen=True, forbid_unknown_fields=True):
+    """Of `dualpi2_rfc9332`.
+
+    Attributes:
+        target_ms: Target delay.
+        tupdate_ms: Control interval.
+        alpha: Integral gain, Hz (rounded to 2^-48 per ns).
+        beta: Proportional gain, Hz, likewise.
+        coupling: k (rounded to 1/256).
+        min_th_us: Foot of the L ramp.
+        range_us: Width of the L ramp.
+        th_len: No native L mark while L holds at most so many packets.
+        p_c_max: Overload threshold on p_C.
+        scheduler: `wrr` or `time_shifted`.
+        classic_weight: Share of C in the round robin (rounded to 1/65536).
+        shift_ms: Time shift of the `time_shifted` scheduler.
+    """
+
+    target_ms: NonNegative = 15.0
+    tupdate_ms: Interval = 16.0
+    alpha: NonNegative = 0.16
+    beta: NonNegative = 3.2
+    coupling: Positive = 2.0
+    min_th_us: NonNegative = 800.0
+    range_us: Positive = 400.0
+    th_len: Count = 1
+    p_c_max: Fraction = 0.25
+    scheduler: Scheduler = "wrr"
+    classic_weight: Fraction = 1 / 16
+    shift_ms: Positive = 50.0
+
+
+SCHEDULER: Final[tuple[Row, ...]] = (
+    ("wrr_credit", "i8", "B/65536", "Credit of the round robin: L's turn while it is not above 0."),
+    ("classic_weight", "i8", "1/65536", "Share of C in the round robin."),
+    ("shift_ns", "i8", "ns", "Time shift of the time-shifted FIFO; 0: the round robin."),
+)
+STATE: Final = records(
+    "dualpi2_rfc9332",
+    (
+        ("prob", "i8", "2^-32", "Base probability p'."),
+        ("old_ns", "i8", "ns", "Delay at the last update."),
+        ("alpha_q", "i8", "2^-48/ns", "Integral gain."),
+        ("beta_q", "i8", "2^-48/ns", "Proportional gain."),
+        ("coupling", "i8", "1/256", "Coupling factor k."),
+        ("p_c_max", "i8", "2^-32", "p_C from which ECN packets of C are dropped."),
+        ("min_th_ns", "i8", "ns", "Foot of the L ramp."),
+        ("range_ns", "i8", "ns", "Width of the L ramp."),
+        ("th_len", "i8", "packets", "No native L mark while L holds at most so many."),
+        *SCHEDULER,
+    ),
+    (("recur", "i8", "2^-32", "Sum of the likelihoods since the last hit."),),
+)
+of_env, of_queue = STATE.of_env, STATE.of_queue
 
 ONE: Final = 1 << 32
 """Probability 1."""
@@ -27,6 +93,47 @@ MTU: Final = 1514
 def scale_gain(gain_hz: float) -> int:
     """A gain in Hz in units of 2^-48 per ns, the nearest: 0.16 -> 45036, 3.2 -> 900720."""
     return round(gain_hz * (1 << 48) / 1e9)
+
+
+def scheduler_fields(scheduler: Scheduler, classic_weight: float, shift_ms: float) -> dict[str, int]:
+    """Values of `SCHEDULER`."""
+    return {
+        "classic_weight": round(WEIGHT_ONE * classic_weight),
+        "shift_ns": round(1e6 * shift_ms) if scheduler == "time_shifted" else 0,
+    }
+
+
+def setup(options: Options, path: Path) -> Mapping[str, Any]:
+    """The parameters, within what the fixed-point arithmetic holds.
+
+    Raises:
+        L4SError: One is outside.
+    """
+    o = options
+    fields = {
+        "target_us": round(1e3 * o.target_ms),
+        "tupdate_us": round(1e3 * o.tupdate_ms),
+        "alpha_q": scale_gain(o.alpha),
+        "beta_q": scale_gain(o.beta),
+        "coupling": round(256 * o.coupling),
+        "p_c_max": round(ONE * o.p_c_max),
+        "min_th_ns": round(1e3 * o.min_th_us),
+        "range_ns": round(1e3 * o.range_us),
+        "th_len": o.th_len,
+        **scheduler_fields(o.scheduler, o.classic_weight, o.shift_ms),
+    }
+    most_hz = int(MOST_GAIN * 1e9 / (1 << 48))
+    most_ms = (1 << 62) / max(fields["alpha_q"], 1) * 1e-6  # so that both products together stay below 2^63
+    for name, fits, remedy in (
+        ("alpha", fields["alpha_q"] <= MOST_GAIN, f"at most {most_hz} Hz"),
+        ("beta", fields["beta_q"] <= MOST_GAIN, f"at most {most_hz} Hz"),
+        ("coupling", 1 <= fields["coupling"] <= MOST_COUPLING, "1/256 to 256"),
+        ("range_us", fields["range_ns"] <= LONGEST_NS, f"at most {LONGEST_NS // 1000} us"),
+        ("target_ms", o.target_ms <= most_ms, f"at most {most_ms:.0f} ms with this alpha"),
+    ):
+        if not fits:
+            raise L4SError(f"{name} = {getattr(o, name):g}: give {remedy}")
+    return fields
 
 
 @public
@@ -139,44 +246,120 @@ def in_records(prob: int) -> int:
 
 
 @jit
-def pick_time_shifted(env: Any) -> int:
+def classify(w: Any, p: int) -> int:
+    """ECT(1) and CE go to L."""
+    return packet_at(w, p).ecn & 1
+
+
+@jit
+def has_room(w: Any, p: int) -> int:
+    """Whether one MTU is free."""
+    return int(not fifo.is_full(w.packets, w.bytes, 1500, w.limit_packets, w.limit_bytes))
+
+
+@jit
+def _pick_time_shifted(w: Any, shift_ns: int) -> int:
     """Time-shifted FIFO (RFC 9332 section 4.1.1): serve L unless C's head has waited `shift_ns` longer."""
-    l_delay = env.now_ns - packet_at(env, queue_at(env, 1).head).enqueued_ns
-    c_delay = env.now_ns - packet_at(env, queue_at(env, 0).head).enqueued_ns
-    return 1 if l_delay + env.shift_ns >= c_delay else 0
+    l_delay = w.now_ns - packet_at(w, queue_at(w, 1).head).enqueued_ns
+    c_delay = w.now_ns - packet_at(w, queue_at(w, 0).head).enqueued_ns
+    return 1 if l_delay + shift_ns >= c_delay else 0
 
 
 @jit
-def pick(env: Any) -> int:
-    """Conditional priority: weighted round robin with C's share `classic_weight`, or time-shifted FIFO."""
-    if queue_at(env, 1).packets == 0:
-        return 0 if queue_at(env, 0).packets > 0 else -1
-    if queue_at(env, 0).packets == 0:
+def schedule(w: Any, my: Any) -> int:
+    """Conditional priority: weighted round robin with C's share `classic_weight`, or time-shifted FIFO.
+
+    `my` has the fields of `SCHEDULER`.
+    """
+    if queue_at(w, 1).packets == 0:
+        return 0 if queue_at(w, 0).packets > 0 else -1
+    if queue_at(w, 0).packets == 0:
         return 1
-    if env.shift_ns > 0:
-        return pick_time_shifted(env)
-    return 1 if env.wrr_credit <= 0 else 0
+    if my.shift_ns > 0:
+        return _pick_time_shifted(w, my.shift_ns)
+    return 1 if my.wrr_credit <= 0 else 0
 
 
 @jit
-def charge(env: Any, index: int, length: int) -> None:
+def charge(w: Any, my: Any, index: int, length: int) -> None:
     """Account a served packet to the round robin (1/65536 byte); the credit moves only while the other queue waits."""
-    if queue_at(env, 0).packets == 0 and queue_at(env, 1).packets == 0:
-        env.wrr_credit = -MTU * (WEIGHT_ONE - 2 * env.classic_weight)
-    elif queue_at(env, 1 - index).packets > 0:
+    if queue_at(w, 0).packets == 0 and queue_at(w, 1).packets == 0:
+        my.wrr_credit = -MTU * (WEIGHT_ONE - 2 * my.classic_weight)
+    elif queue_at(w, 1 - index).packets > 0:
         if index == 1:
-            env.wrr_credit += env.classic_weight * length
+            my.wrr_credit += my.classic_weight * length
         else:
-            env.wrr_credit -= (WEIGHT_ONE - env.classic_weight) * length
+            my.wrr_credit -= (WEIGHT_ONE - my.classic_weight) * length
 
 
 @jit
-def decide(env: Any, q: Any, index: int, sojourn_ns: int, ecn: int) -> int:
-    """The engine's call at dequeue (the packet has been removed from its queue)."""
+def pick(w: Any) -> int:
+    """The scheduler's choice."""
+    return schedule(w, of_env(w))
+
+
+@jit
+def after_dequeue(w: Any, index: int, p: int, action: int) -> None:
+    """A packet dropped at dequeue costs nothing."""
+    if action != DROP:
+        charge(w, of_env(w), index, packet_at(w, p).len)
+
+
+@jit
+def decide(w: Any, index: int, p: int) -> int:
+    """At dequeue (the packet has been removed from its queue)."""
+    my, q, mine, ecn = of_env(w), queue_at(w, index), of_queue(w, index), packet_at(w, p).ecn
     if index == 1:
-        action, q.recur = decide_l4s(
-            env.prob, sojourn_ns, q.packets + 1, q.recur, ecn, env.coupling, env.min_th_ns, env.range_ns, env.th_len
+        action, mine.recur = decide_l4s(
+            my.prob, q.delay_ns, q.packets + 1, mine.recur, ecn, my.coupling, my.min_th_ns, my.range_ns, my.th_len
         )
     else:
-        action, q.recur = decide_classic(env.prob, q.recur, ecn, env.p_c_max)
+        action, mine.recur = decide_classic(my.prob, mine.recur, ecn, my.p_c_max)
     return action
+
+
+@jit
+def update(w: Any, index: int) -> int:
+    """Every T_UPDATE, by the older of both heads."""
+    my = of_env(w)
+    current = max(head_delay_ns(w, 0), head_delay_ns(w, 1))
+    my.prob = update_probability(my.prob, current, my.old_ns, w.target_us * 1000, my.alpha_q, my.beta_q)
+    my.old_ns = current
+    return current
+
+
+@jit
+def base_probability(w: Any, index: int) -> int:
+    """p', 1/(2^31 - 1)."""
+    return in_records(of_env(w).prob)
+
+
+@jit
+def accumulated_probability(w: Any, index: int) -> int:
+    """The sum of `recur`, 1/(2^31 - 1)."""
+    return in_records(of_queue(w, index).recur)
+
+
+@jit
+def old_delay_us(w: Any, index: int) -> int:
+    """Delay at the last update, us."""
+    return of_env(w).old_ns // 1000
+
+
+DUALPI2_RFC9332: Final = Discipline(
+    name="dualpi2_rfc9332",
+    title="DualPI2 of RFC 9332, appendix A",
+    options=Options,
+    records=STATE,
+    setup=setup,
+    dual=True,
+    classify=classify,
+    decide_at_dequeue=decide,
+    has_room=has_room,
+    pick=pick,
+    after_dequeue=after_dequeue,
+    update=update,
+    base_probability=base_probability,
+    accumulated_probability=accumulated_probability,
+    old_delay_us=old_delay_us,
+)

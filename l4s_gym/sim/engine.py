@@ -121,7 +121,7 @@ def run(w: Any, action: int) -> int:
                 if w.until_decision <= 0:
                     w.until_decision = w.interval
                     p = w.arriving
-                    record.observe(w, disciplines.classify(w, packet_at(w, p).ecn), p)
+                    record.observe(w, disciplines.classify(w, p), p)
                     w.status = DECISION
                     return DECISION
             p = w.arriving

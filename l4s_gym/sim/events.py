@@ -1,4 +1,4 @@
-"""Event times in a tournament tree, and random numbers."""
+"""Event times in a tournament tree, clocks, and random numbers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from l4s_gym.sim.jit import jit
-from l4s_gym.sim.memory import load64, store64
+from l4s_gym.sim.layout import DUMMYNET
+from l4s_gym.sim.memory import load64, packet_at, queue_at, store64
 
 
 @jit
@@ -50,6 +51,21 @@ def first_slot(w: Any) -> int:
         node <<= 1
         node += load64(tree + (node << 3)) != earliest  # no branch: it would be a coin toss for the processor
     return node - leaves
+
+
+@jit
+def clock_ns(w: Any) -> int:
+    """The discipline's clock: the kernel's moves by whole ticks (AQM_UNOW), the others' is exact."""
+    if w.tick_ns > 0:
+        return w.clock_ns if w.link == DUMMYNET else w.now_ns - w.now_ns % w.tick_ns
+    return w.now_ns
+
+
+@jit
+def head_delay_ns(w: Any, index: int) -> int:
+    """Age of the head of a queue, 0 where it is empty."""
+    head = queue_at(w, index).head
+    return 0 if head < 0 else clock_ns(w) - packet_at(w, head).enqueued_ns
 
 
 @jit

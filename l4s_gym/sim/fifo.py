@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from l4s_gym.sim.jit import public
+from typing import Any, Final
+
+from l4s_gym.sim.discipline import Discipline, records
+from l4s_gym.sim.jit import jit, public
+from l4s_gym.sim.memory import packet_at
 
 
 @public
@@ -11,3 +15,12 @@ def is_full(packets: int, total_bytes: int, length: int, limit_packets: int, lim
     if limit_packets > 0 and packets + 1 > limit_packets:
         return True
     return limit_bytes > 0 and total_bytes + length > limit_bytes
+
+
+@jit
+def has_room(w: Any, p: int) -> int:
+    """Whether the packet fits into the buffer."""
+    return int(not is_full(w.packets, w.bytes, packet_at(w, p).len, w.limit_packets, w.limit_bytes))
+
+
+FIFO: Final = Discipline(name="fifo", title="first in, first out, with tail drop", records=records("fifo"))

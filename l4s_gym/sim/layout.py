@@ -9,6 +9,7 @@ nanoseconds, packet numbers are indices into the environment's packet pool, -1 m
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -16,10 +17,6 @@ import numpy.typing as npt
 
 NEVER: Final = 1 << 62
 """A time that does not come."""
-
-# Queue disciplines.
-FIFO, RED, CODEL, PIE, FREEBSD, RFC9332, LINUX = range(7)
-AQMS: Final = ("fifo", "red", "codel", "pie", "dualpi2_freebsd", "dualpi2_rfc9332", "dualpi2_linux")
 
 # Congestion controls; NONE is unresponsive.
 NONE, NEWRENO, CUBIC, DCTCP, PRAGUE = range(5)
@@ -58,70 +55,187 @@ HIST_BINS: Final = 24 << HIST_SHIFT
 """Delay histogram: 32 bins an octave of delay in 256 ns units, so a quantile is right to about 3 %."""
 
 
+Row = tuple[str, str, str, str]
+"""A field: its name, NumPy type, unit (`-`: none), and what it is."""
+
+
+def dtype_of(rows: Sequence[Row]) -> np.dtype[np.void]:
+    """A record of some fields that starts and ends on cache lines of 64 bytes."""
+    bare = np.dtype([row[:2] for row in rows], align=True)
+    return np.dtype([*(row[:2] for row in rows), ("padding", "u1", (-bare.itemsize % 64 or 64,))], align=True)
+
+
 def _packed(hot: list[tuple[str, str]], cold: list[tuple[Any, ...]]) -> np.dtype[np.void]:
     """A record that starts and ends on cache lines of 64 bytes, with what is used together side by side."""
     bare = np.dtype(hot + cold, align=True)
     return np.dtype([*hot, *cold, ("padding", "u1", (-bare.itemsize % 64 or 64,))], align=True)
 
 
-ENV: Final = _packed(
-    [
+ENV_ROWS: Final[tuple[Row, ...]] = (
+    *(
         # -- touched at nearly every packet
-        ("now_ns", "i8"), ("link_at", "i8"), ("horizon_ns", "i8"), ("tree_at", "i8"), ("queue_at", "i8"),
-        ("flow_at", "i8"), ("packet_at", "i8"), ("score_at", "i8"), ("obs_at", "i8"), ("rng", "u8"), ("host_rng", "u8"),
-        ("integrated_ns", "i8"), ("served_s", "f8"), ("delay_c_s", "f8"), ("delay_l_s", "f8"), ("power_s", "f8"),
-        ("per_ref_c", "f8"), ("per_ref_l", "f8"), ("s_per_byte", "f8"), ("ns_per_byte", "f8"), ("used_ns", "f8"), ("bytes", "i8"),
-        ("limit_bytes", "i8"), ("quirks", "i8"), ("target_us", "i8"), ("sent", "i8"), ("delivered", "i8"),
-        ("decisions", "i8"), ("events", "i8"), ("served_bytes", "i8"), ("hist_at", "i8"), ("wrr_credit", "i8"),
-        ("prob", "i8"), ("prob_fixed", "i8"), ("qdelay_old_ns", "i8"), ("log_capacity", "i8"),
-        ("last_reward_len", "i8"), ("last_reward_delay_us", "i8"), ("action_at", "i8"), ("reward_at", "i8"),
-        ("status_at", "i8"), ("applied_at", "i8"), ("min_qlen_step", "i8"), ("tick_ns", "i8"), ("free", "i4"),
-        ("fresh", "i4"), ("in_flight", "i4"), ("pool", "i4"), ("window", "i4"), ("leaves", "i4"), ("packets", "i4"),
-        ("limit_packets", "i4"), ("arriving", "i4"), ("sending", "i4"), ("until_decision", "i4"),
-        ("sending_packet", "i4"), ("n_flows", "i4"), ("unfinished", "i4"), ("interval", "i4"), ("new0", "i4"),
-        ("new1", "i4"), ("old0", "i4"), ("old1", "i4"), ("status", "i1"), ("decider", "i1"), ("aqm", "i1"),
-        ("dual", "i1"), ("link", "i1"), ("busy", "i1"), ("finite", "i1"), ("passes", "i1"), ("acks_queued", "i1"),
-        ("applied", "i1"), ("reward_kind", "i1"), ("drop_on_overload", "i1"),
-    ],
-    [
-        # -- the rest of the link, the parameters of the disciplines (each module says which it reads), measurement
-        ("p_l", "f8"), ("p_c", "f8"), ("recur_l", "f8"), ("recur_c", "f8"), ("rate_bps", "f8"),
-        ("base_rate_bps", "f8"), ("left_bytes", "i8"), ("credit", "f8"), ("trace_len", "i8"),
-        ("trace_pos", "i8"), ("trace_cycle", "i8"), ("trace_period_ns", "i8"), ("tupdate_us", "i8"),
-        ("max_burst_us", "i8"), ("max_ecn_threshold", "i8"), ("alpha", "i8"), ("beta", "i8"), ("flags", "i8"),
-        ("step_ns", "i8"), ("coupling", "i8"), ("alpha_hz", "f8"), ("beta_hz", "f8"), ("min_th_ns", "i8"),
-        ("range_ns", "i8"), ("th_len", "i8"), ("p_c_max", "i8"), ("classic_weight", "i8"), ("shift_ns", "i8"),
-        ("drr_weight", "i8"), ("classic_protection", "i8"), ("step_packets", "i8"),
-        ("alpha_q", "i8"), ("beta_q", "i8"), ("red_min", "f8"), ("red_max", "f8"), ("red_max_p", "f8"),
-        ("red_weight", "f8"), ("interval_ns", "i8"), ("ecn_threshold", "f8"), ("dropped", "i8"), ("since_ns", "i8"),
-        ("capacity_bytes", "f8"), ("capacity_ns", "i8"), ("updates", "i8"), ("update_delay_ns", "f8"),
-        ("log_rows", "i8"), ("sequence", "i8"), ("log_at", "i8"), ("rewards_at", "i8"), ("trace_row", "i8"),
-        ("taken", "f8"), ("explore", "f8"), ("stalled_bytes", "f8"), ("ahead_bytes", "f8"),
-        # -- the router of the testbed (`l4s_gym.sim.router`)
-        ("row_ns", "i8"), ("slice_ns", "i8"), ("pause_ns", "i8"), ("pause_gap_ns", "i8"), ("pause_at", "i8"), ("pipe_ns", "i8"), ("clock_ns", "i8"), ("sched_ns", "i8"),
-        ("idle_at", "i8"), ("serve_at", "i8"), ("task_at", "i8"), ("turn_ns", "i8"), ("list_head", "i4", (6,)),
-        ("list_tail", "i4", (6,)), ("ring_size", "i4", (4,)), ("in_rings", "i4"), ("card", "i4"), ("budget", "i4"),
-        ("even", "i1"), ("derandomise", "i1"), ("called", "i1"), ("late", "i1"),
-    ],
-)  # fmt: skip
-
-QUEUE: Final = _packed(
-    [
+        ("now_ns", "i8", "ns", "Simulated time."),
+        ("link_at", "i8", "ns", "Time of the link's next event."),
+        ("horizon_ns", "i8", "ns", "End of the episode."),
+        ("tree_at", "i8", "address", "Of the tree of event times."),
+        ("queue_at", "i8", "address", "Of the queues."),
+        ("flow_at", "i8", "address", "Of the flows."),
+        ("packet_at", "i8", "address", "Of the packets."),
+        ("score_at", "i8", "address", "Of the flows' scoreboards."),
+        ("obs_at", "i8", "address", "Of the observation."),
+        ("rng", "u8", "-", "State of the generator of whoever decides about packets."),
+        ("host_rng", "u8", "-", "State of the hosts' generator."),
+        ("integrated_ns", "i8", "ns", "Time up to which the reward's integrals go."),
+        ("served_s", "f8", "s", "Link time used since the reward was last taken."),
+        ("delay_c_s", "f8", "s", "Integral of C's normalised delay since then."),
+        ("delay_l_s", "f8", "s", "Integral of L's normalised delay since then."),
+        ("power_s", "f8", "s", "Link time used since then, each packet's share divided by 1 + its normalised delay."),
+        ("per_ref_c", "f8", "1/ns", "1 / reference delay of C."),
+        ("per_ref_l", "f8", "1/ns", "1 / reference delay of L."),
+        ("s_per_byte", "f8", "s", "Link time of a byte at the first rate."),
+        ("ns_per_byte", "f8", "ns", "Link time of a byte at the rate now."),
+        ("used_ns", "f8", "ns", "Time up to which the link is taken by what has left the queues."),
+        ("bytes", "i8", "B", "Queued in all."),
+        ("limit_bytes", "i8", "B", "Buffer; 0: no limit in bytes."),
+        ("own_at", "i8", "address", "Of the discipline's own record."),
+        ("own_queue_at", "i8", "address", "Of the discipline's own records of the queues."),
+        ("target_us", "i8", "us", "Target delay of the discipline."),
+        ("sent", "i8", "packets", "Offered to the queues."),
+        ("delivered", "i8", "packets", "That have crossed the link."),
+        ("decisions", "i8", "-", "Taken by the agent."),
+        ("events", "i8", "-", "Handled."),
+        ("served_bytes", "i8", "B", "Taken from the queues to be sent."),
+        ("hist_at", "i8", "address", "Of the delay histograms."),
+        ("log_capacity", "i8", "rows", "Of the decision log; 0: no log."),
+        ("last_reward_len", "i8", "B", "Length of the packet that was decided last, for the reward `l4s_llm`."),
+        ("last_reward_delay_us", "i8", "us", "Delay of its queue."),
+        ("action_at", "i8", "address", "Of the action."),
+        ("reward_at", "i8", "address", "Of the reward."),
+        ("status_at", "i8", "address", "Of the status."),
+        ("applied_at", "i8", "address", "Of the applied action."),
+        ("tick_ns", "i8", "ns", "A tick of the kernel; 0: its clock is exact."),
+        ("free", "i4", "packet", "Head of the list of packets that were given back."),
+        ("fresh", "i4", "packet", "First packet that has never been under way."),
+        ("in_flight", "i4", "packets", "Under way."),
+        ("pool", "i4", "packets", "In the pool."),
+        ("window", "i4", "segments", "Size of a scoreboard, a power of two."),
+        ("leaves", "i4", "-", "Of the tree of event times, a power of two."),
+        ("packets", "i4", "packets", "Queued in all."),
+        ("limit_packets", "i4", "packets", "Buffer; 0: no limit in packets."),
+        ("arriving", "i4", "packet", "That arrives at the queues now."),
+        ("sending", "i4", "flow", "That may send now."),
+        ("until_decision", "i4", "packets", "Until the agent is asked again."),
+        ("sending_packet", "i4", "packet", "That is being sent."),
+        ("n_flows", "i4", "-", "Flows."),
+        ("n_queues", "i4", "-", "Queues."),
+        ("unfinished", "i4", "flows", "Finite transfers that are not done."),
+        ("interval", "i4", "packets", "From one of the agent's decisions to the next."),
+        ("status", "i1", "-", "Why the engine came back."),
+        ("decider", "i1", "-", "Who decides: `NATIVE`, `AGENT`, `PROBABILITY`."),
+        ("aqm", "i1", "-", "Number of the discipline in `disciplines.BUILT_IN`."),
+        ("dual", "i1", "flag", "Whether the discipline has the queues C and L."),
+        ("link", "i1", "-", "Kind of the link: `CONSTANT`, `TRACE`, `TICK`, `DUMMYNET`."),
+        ("busy", "i1", "flag", "Whether the link sends."),
+        ("finite", "i1", "flag", "Whether all flows are finite transfers."),
+        ("passes", "i1", "-", "Crossings of each packet."),
+        ("acks_queued", "i1", "flag", "Whether the ACKs cross the same queues."),
+        ("applied", "i1", "action", "Done to the packet that arrived last."),
+        ("logged", "i1", "action", "That the log shows where it is not what was done, else -1."),
+        ("reward_kind", "i1", "-", "`BALANCE`, `POWER`, `L4S_LLM`."),
+        ("queue_timers", "i1", "flag", "Whether each queue has a control timer of its own."),
+    ),
+    *(
+        # -- the rest of the link, what the log shows of the discipline, measurement, the router (`l4s_gym.sim.router`)
+        ("p_l", "f8", "1", "Probability of L that an agent has set."),
+        ("p_c", "f8", "1", "Probability of C that an agent has set."),
+        ("recur_l", "f8", "1", "Sum of L's probabilities since its last hit, where hits are even."),
+        ("recur_c", "f8", "1", "Sum of C's probabilities since its last hit, where hits are even."),
+        ("rate_bps", "f8", "bit/s", "Of the link now."),
+        ("base_rate_bps", "f8", "bit/s", "Of the link at the start."),
+        ("left_bytes", "i8", "B", "Of the packet that a trace's opportunities are sending."),
+        ("credit", "f8", "bit", "Of a link that serves at ticks."),
+        ("trace_len", "i8", "-", "Opportunities of the trace, or steps of the rate."),
+        ("trace_pos", "i8", "-", "The next of them."),
+        ("trace_cycle", "i8", "-", "Times that the trace has ended."),
+        ("trace_period_ns", "i8", "ns", "Length of the trace; 0: it does not repeat."),
+        ("tupdate_us", "i8", "us", "Control interval of the discipline."),
+        ("max_burst_us", "i8", "us", "Burst allowance, for the log."),
+        ("max_ecn_threshold", "i8", "1/8192", "Probability from which ECN packets are dropped, for the log."),
+        ("alpha", "i8", "-", "Integral gain in the unit of the discipline, for the log."),
+        ("beta", "i8", "-", "Proportional gain in the unit of the discipline, for the log."),
+        ("flags", "i8", "-", "Of the kernel's parameters, for the log."),
+        ("dropped", "i8", "packets", "Dropped in all."),
+        ("since_ns", "i8", "ns", "Time at which the measurement began."),
+        ("capacity_bytes", "f8", "B", "That the link could have carried, up to the last change of its rate."),
+        ("capacity_ns", "i8", "ns", "Time of that change."),
+        ("updates", "i8", "-", "Of the discipline's controller."),
+        ("update_delay_ns", "f8", "ns", "Sum of the delays at these updates."),
+        ("log_rows", "i8", "rows", "In the decision log."),
+        ("sequence", "i8", "-", "Number of the next row."),
+        ("log_at", "i8", "address", "Of the decision log."),
+        ("rewards_at", "i8", "address", "Of the rewards at its rows."),
+        ("trace_row", "i8", "address", "Of the trace."),
+        ("hooks_at", "i8", "address", "Of the addresses of a discipline's functions that came from outside."),
+        ("taken", "f8", "-", "Reward that was taken since the start."),
+        ("explore", "f8", "1", "Share of the native decisions that is drawn instead."),
+        ("stalled_bytes", "f8", "B", "Of the packet that waits for an outage's end."),
+        ("ahead_bytes", "f8", "B", "Between queue and the link's far end when the measurement began."),
+        ("row_ns", "i8", "ns", "Processor time of the router for each packet."),
+        ("slice_ns", "i8", "ns", "Longest time that the network card's thread runs while others wait."),
+        ("pause_ns", "i8", "ns", "Length of the router's pauses."),
+        ("pause_gap_ns", "i8", "ns", "Mean time between them."),
+        ("pause_at", "i8", "ns", "Next pause; -1: not drawn yet."),
+        ("pipe_ns", "i8", "ns", "Delay of the pipe."),
+        ("clock_ns", "i8", "ns", "The kernel's clock at its last tick."),
+        ("sched_ns", "i8", "ns", "Time up to which the link's credit is counted."),
+        ("idle_at", "i8", "ns", "Since when the pipe rests."),
+        ("serve_at", "i8", "ns", "When the pipe serves next."),
+        ("task_at", "i8", "ns", "When dummynet's task is due."),
+        ("turn_ns", "i8", "ns", "When the running thread's turn began."),
+        ("list_head", "(6,)i4", "packet", "Heads of the router's lists of packets (`l4s_gym.sim.router`)."),
+        ("list_tail", "(6,)i4", "packet", "Their tails."),
+        ("ring_size", "(4,)i4", "packets", "In the rings of the network cards."),
+        ("in_rings", "i4", "packets", "In all rings."),
+        ("card", "i4", "-", "Network card whose turn it is."),
+        ("budget", "i4", "packets", "That it may still hand on."),
+        ("even", "i1", "flag", "Whether an agent's probabilities hit evenly instead of at random."),
+        ("called", "i1", "-", "Whether the processor has work (1), or has printed its line (2)."),
+        ("late", "i1", "bits", "Queues whose update waits for the processor."),
+    ),
+)
+QUEUE_ROWS: Final[tuple[Row, ...]] = (
+    *(
         # -- touched at nearly every packet
-        ("drop_prob", "i8"), ("accu_prob", "i8"), ("qdelay_us", "i8"), ("qdelay_old_us", "i8"), ("burst_us", "i8"),
-        ("delay_ns", "i8"), ("packets", "i8"), ("bytes", "i8"), ("head", "i8"), ("tail", "i8"),
-        ("total_packets", "i8"), ("total_bytes", "i8"), ("class_delay_ns", "i8"), ("normalised", "f8"),
-        ("class_packets", "i8"), ("offered", "i8"), ("offered_bytes", "i8"), ("left", "i8"), ("left_delay_ns", "f8"),
-        ("max_delay_ns", "i8"), ("deficit", "i8"), ("interval_drops", "i8"), ("recur", "i8"), ("idle_ns", "i8"),
-        ("active", "i1"), ("listed", "i1"),
-    ],
-    [
-        # -- drops and marks, then the states of single disciplines
-        ("drops", "i8"), ("measurement_start_us", "i8"), ("average", "f8"), ("since_action", "i8"), ("prob", "f8"),
-        ("accu", "f8"), ("burst_ns", "i8"), ("first_above_ns", "i8"), ("drop_next_ns", "i8"), ("count", "i8"),
-        ("last_count", "i8"), ("dropped", "i8"), ("marked", "i8"), ("dropped_ect", "i8"), ("dropping", "i1"),
-    ],
-)  # fmt: skip
+        ("delay_ns", "i8", "ns", "Sojourn of the packet that left last."),
+        ("packets", "i8", "packets", "Queued."),
+        ("bytes", "i8", "B", "Queued."),
+        ("head", "i8", "packet", "First in the queue, or -1."),
+        ("tail", "i8", "packet", "Last in the queue, or -1."),
+        ("total_packets", "i8", "packets", "Offered to the queue."),
+        ("total_bytes", "i8", "B", "Offered to the queue."),
+        ("class_delay_ns", "i8", "ns", "Sojourn of the class's packet that left last."),
+        ("normalised", "f8", "1", "That delay / (itself + the class's reference)."),
+        ("class_packets", "i8", "packets", "Of the class, queued."),
+        ("offered", "i8", "packets", "Of the class, since the measurement began (as all counts of the class)."),
+        ("offered_bytes", "i8", "B", "Of the class."),
+        ("left", "i8", "packets", "Of the class, that left the queues to be sent."),
+        ("left_delay_ns", "f8", "ns", "Sum of their sojourns."),
+        ("max_delay_ns", "i8", "ns", "Longest of them."),
+        ("interval_drops", "i8", "packets", "Dropped in this control interval."),
+        ("idle_ns", "i8", "ns", "Time at which the queue became empty."),
+        ("active", "i1", "flag", "Whether the queue's controller runs, where each has its own."),
+    ),
+    *(
+        # -- drops and marks
+        ("drops", "i8", "packets", "Dropped from the queue since the start."),
+        ("measurement_start_us", "i8", "us", "Start of the controller, for the log."),
+        ("dropped", "i8", "packets", "Of the class."),
+        ("marked", "i8", "packets", "Of the class."),
+        ("dropped_ect", "i8", "packets", "Of the class, with ECN."),
+    ),
+)
+ENV: Final = dtype_of(ENV_ROWS)
+QUEUE: Final = dtype_of(QUEUE_ROWS)
 
 FLOW: Final = _packed(
     [

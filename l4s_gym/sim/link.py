@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from l4s_gym.schema import CE, DROP, ENQUEUE, MARK, NOT_ECT
 from l4s_gym.sim import disciplines, receiver, record, router, tcp
-from l4s_gym.sim.events import uniform
+from l4s_gym.sim.events import clock_ns, uniform
 from l4s_gym.sim.jit import jit
 from l4s_gym.sim.layout import (
     AGENT,
@@ -83,9 +83,8 @@ def _leave_queue(w: Any, index: int) -> int:
     record.integrate(w)
     p = pop(w, q)
     a = packet_at(w, p)
-    sojourn = disciplines.clock_ns(w) - a.enqueued_ns
+    sojourn = clock_ns(w) - a.enqueued_ns
     q.delay_ns = sojourn
-    q.qdelay_us = sojourn // 1000
     c = queue_at(w, a.cls)
     c.class_packets -= 1
     c.class_delay_ns = sojourn
@@ -106,11 +105,11 @@ def dequeue(w: Any) -> int:
         q = queue_at(w, index)
         action = ENQUEUE
         if a.decided == 0:
-            action = disciplines.decide_at_dequeue(w, index, p, q.delay_ns)
+            action = disciplines.decide_at_dequeue(w, index, p)
             if action != ENQUEUE and a.record >= 0:
                 log_at(w, a.record).action = action
                 log_at(w, a.record).applied_action = action
-        disciplines.charge(w, index, a.len, action == DROP)
+        disciplines.after_dequeue(w, index, p, action)
         if action == DROP:
             drop(w, index, p)
             continue
@@ -417,9 +416,8 @@ def _foreign_action(env: Any, index: int, ecn: int) -> int:
 
 
 @jit
-def _drop_from_longer(w: Any) -> None:
-    """dummynet's limit: over it, the head of the longer queue goes."""
-    index = 1 if queue_at(w, 1).packets > queue_at(w, 0).packets else 0
+def _drop_head(w: Any, index: int) -> None:
+    """The buffer is over its limit: the head of a queue goes."""
     record.integrate(w)
     p = pop(w, queue_at(w, index))
     queue_at(w, packet_at(w, p).cls).class_packets -= 1
@@ -430,7 +428,7 @@ def _drop_from_longer(w: Any) -> None:
 def arrive(w: Any, p: int, action: int) -> None:
     """A packet arrives at the bottleneck and is decided: by `action`, or by the discipline where that is -1."""
     a = packet_at(w, p)
-    index = disciplines.classify(w, a.ecn)
+    index = disciplines.classify(w, p)
     q = queue_at(w, index)
     a.crossing += 1
     a.cls = index if w.dual else (1 if tcp.is_l4s(a.ecn) else 0)
@@ -445,12 +443,14 @@ def arrive(w: Any, p: int, action: int) -> None:
             action = _foreign_action(w, index, a.ecn)
         logged = action
         applied = DROP if action == MARK and a.ecn == NOT_ECT else action
-        disciplines.note_foreign_decision(w, q, applied)
+        disciplines.note_foreign_decision(w, index, applied)
         a.decided = 1
         decided_by = 1
     else:
-        logged, applied = disciplines.decide_at_enqueue(w, index, a.ecn)
-    if applied != DROP and disciplines.no_room(w, a.len):
+        w.logged = -1
+        applied = disciplines.decide_at_enqueue(w, index, p)
+        logged = w.logged if w.logged >= 0 else applied
+    if applied != DROP and not disciplines.has_room(w, p):
         applied = DROP
     w.applied = applied
     if row >= 0:
@@ -463,15 +463,14 @@ def arrive(w: Any, p: int, action: int) -> None:
         return
     if applied == MARK:
         mark(w, p)
-    a.enqueued_ns = disciplines.clock_ns(w)
-    a.step_ok = 1 if q.packets >= w.min_qlen_step else 0
+    a.enqueued_ns = clock_ns(w)
     a.record = row
     if c.class_packets == 0:
         record.integrate(w)
     append(w, q, p)
     c.class_packets += 1
-    disciplines.enlist(w, q, index)
+    disciplines.after_enqueue(w, index, p)
     if w.limit_packets > 0 and w.packets > w.limit_packets:
-        _drop_from_longer(w)
+        _drop_head(w, disciplines.fullest(w))
     if w.busy == 0:
         _wake(w)

@@ -6,12 +6,14 @@ tuple of ten views made the engine six times slower.
 
 from __future__ import annotations
 
-from typing import Any
+import hashlib
+from typing import Any, Final
 
 import numba
 import numpy as np
 from llvmlite import ir
 from numba import carray, types
+from numba.core.errors import TypingError
 from numba.extending import intrinsic, models, register_model
 
 from l4s_gym.schema import RECORD
@@ -95,13 +97,24 @@ class NamedRecord(types.Record):  # type: ignore[misc]
         super().__init__([(name, field._asdict()) for name, field in plain.fields.items()], plain.size, plain.aligned)
         self.name = label
 
+    def typeof(self, key: str) -> Any:
+        """Type of a field."""
+        if key not in self.fields:
+            raise TypingError(f"{self.name} has no field {key!r}")
+        return super().typeof(key)
+
 
 register_model(NamedRecord)(models.RecordModel)
 
 
-def _opener(label: str, dtype: np.dtype[np.void]) -> Any:
-    """A compiled function from an address to the record of `dtype` that lies there."""
-    record = NamedRecord(label, dtype)
+RECORDS: Final = {
+    label: NamedRecord(label, dtype)
+    for label, dtype in (("env", ENV), ("queue", QUEUE), ("flow", FLOW), ("packet", PACKET), ("record", RECORD))
+}
+
+
+def _opener(record: NamedRecord) -> Any:
+    """A compiled function from an address to the record that lies there."""
 
     @intrinsic
     def open_record(typingctx: Any, address: Any) -> Any:
@@ -113,11 +126,38 @@ def _opener(label: str, dtype: np.dtype[np.void]) -> Any:
     return open_record
 
 
-env_record = _opener("env", ENV)
-_queue_record = _opener("queue", QUEUE)
-_flow_record = _opener("flow", FLOW)
-_packet_record = _opener("packet", PACKET)
-_log_record = _opener("record", RECORD)
+def own_records(name: str, env: np.dtype[np.void], queue: np.dtype[np.void]) -> tuple[Any, Any]:
+    """Compiled openers of a discipline's own state.
+
+    Args:
+        name: Of the discipline.
+        env: What an environment has of it.
+        queue: What each queue has of it.
+
+    Returns:
+        `w` -> the environment's record; `w`, `index` -> the queue's.
+    """
+    label = f"{name}.{hashlib.sha256(repr((env.descr, queue.descr)).encode()).hexdigest()[:12]}"
+    open_env = _opener(NamedRecord(f"{label}.env", env))
+    open_queue = _opener(NamedRecord(f"{label}.queue", queue))
+    size = queue.itemsize
+
+    @jit
+    def of_env(w: Any) -> Any:
+        return open_env(w.own_at)
+
+    @jit
+    def of_queue(w: Any, index: int) -> Any:
+        return open_queue(w.own_queue_at + index * size)
+
+    return of_env, of_queue
+
+
+env_record = _opener(RECORDS["env"])
+_queue_record = _opener(RECORDS["queue"])
+_flow_record = _opener(RECORDS["flow"])
+_packet_record = _opener(RECORDS["packet"])
+_log_record = _opener(RECORDS["record"])
 _QUEUE_SIZE = QUEUE.itemsize
 _FLOW_SIZE = FLOW.itemsize
 _PACKET_SIZE = PACKET.itemsize
@@ -126,7 +166,7 @@ _LOG_SIZE = RECORD.itemsize
 
 @jit
 def queue_at(w: Any, index: int) -> Any:
-    """Queue 0 (C, or the only one) or 1 (L): `QUEUE` record."""
+    """Queue 0 (C, or the only one), 1 (L), or from 2 on those of single flows: `QUEUE` record."""
     return _queue_record(w.queue_at + index * _QUEUE_SIZE)
 
 

@@ -2,11 +2,69 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
-from l4s_gym.schema import DROP, ENQUEUE, MARK, NOT_ECT
-from l4s_gym.sim.events import uniform
+from msgspec import Struct
+
+from l4s_gym.schema import DROP, ENQUEUE, MARK, MAX_PROB, NOT_ECT
+from l4s_gym.sim.discipline import Discipline, Fraction, Interval, NonNegative, Path, records
+from l4s_gym.sim.events import head_delay_ns, uniform
 from l4s_gym.sim.jit import jit, public
+from l4s_gym.sim.memory import packet_at, queue_at
+
+
+class Options(Struct, frozen=True, forbid_unknown_fields=True):
+    """Of `pie`.
+
+    Attributes:
+        target_ms: Target delay.
+        tupdate_ms: Control interval.
+        max_burst_ms: Burst allowance.
+        alpha: Integral gain, Hz.
+        beta: Proportional gain, Hz.
+        derandomise: Section 5.4.
+        ecn_threshold: Probability above which ECN packets are dropped.
+    """
+
+    target_ms: NonNegative = 15.0
+    tupdate_ms: Interval = 15.0
+    max_burst_ms: NonNegative = 150.0
+    alpha: NonNegative = 0.125
+    beta: NonNegative = 1.25
+    derandomise: bool = True
+    ecn_threshold: Fraction = 0.1
+
+
+STATE: Final = records(
+    "pie",
+    (
+        ("alpha_hz", "f8", "Hz", "Integral gain."),
+        ("beta_hz", "f8", "Hz", "Proportional gain."),
+        ("derandomise", "i1", "flag", "Whether hits are spread as section 5.4 says."),
+        ("ecn_threshold", "f8", "1", "Probability above which ECN packets are dropped."),
+        ("prob", "f8", "1", "Drop probability."),
+        ("accu", "f8", "1", "Sum of the probabilities since the last hit."),
+        ("burst_ns", "i8", "ns", "Burst allowance that is left."),
+        ("old_ns", "i8", "ns", "Queue delay at the last update."),
+    ),
+)
+of_env = STATE.of_env
+
+
+def setup(options: Options, path: Path) -> Mapping[str, Any]:
+    """Times in ns, gains in Hz."""
+    burst_us = round(1e3 * options.max_burst_ms)
+    return {
+        "target_us": round(1e3 * options.target_ms),
+        "tupdate_us": round(1e3 * options.tupdate_ms),
+        "max_burst_us": burst_us,
+        "burst_ns": 1000 * burst_us,
+        "alpha_hz": options.alpha,
+        "beta_hz": options.beta,
+        "derandomise": int(options.derandomise),
+        "ecn_threshold": options.ecn_threshold,
+    }
 
 
 @public
@@ -67,27 +125,77 @@ def draw(prob: float, accu: float, number: float, derandomise: bool = True) -> t
 
 
 @jit
-def decide(env: Any, q: Any, ecn: int) -> int:
-    """The engine's call at enqueue (RFC 8033 section 4.1)."""
-    number = uniform(env)
-    if q.burst_ns > 0:
+def decide(w: Any, index: int, p: int) -> int:
+    """At enqueue (RFC 8033 section 4.1)."""
+    my = of_env(w)
+    number = uniform(w)
+    if my.burst_ns > 0:
         return ENQUEUE
-    if (env.qdelay_old_ns < env.target_us * 500 and q.prob < 0.2) or q.bytes <= 2 * 1500:
+    if (my.old_ns < w.target_us * 500 and my.prob < 0.2) or queue_at(w, index).bytes <= 2 * 1500:
         return ENQUEUE
-    hit, q.accu = draw(q.prob, q.accu, number, env.derandomise != 0)
+    hit, my.accu = draw(my.prob, my.accu, number, my.derandomise != 0)
     if not hit:
         return ENQUEUE
-    return MARK if ecn != NOT_ECT and q.prob <= env.ecn_threshold else DROP
+    return MARK if packet_at(w, p).ecn != NOT_ECT and my.prob <= my.ecn_threshold else DROP
 
 
 @jit
-def update(env: Any, q: Any) -> None:
-    """The engine's call every T_UPDATE."""
+def note_foreign_decision(w: Any, index: int, action: int) -> None:
+    """Count as for a decision of its own."""
+    my = of_env(w)
+    my.accu = 0.0 if action != ENQUEUE or my.prob == 0.0 else my.accu + my.prob
+
+
+@jit
+def update(w: Any, index: int) -> int:
+    """Every T_UPDATE. The statistics take the age of the head, the controller the last sojourn."""
+    my, q = of_env(w), queue_at(w, 0)
     current = q.delay_ns if q.packets > 0 else 0
-    q.prob = update_probability(q.prob, current, env.qdelay_old_ns, env.target_us * 1000, env.alpha_hz, env.beta_hz)
-    half = env.target_us * 500
-    if q.burst_ns > 0:
-        q.burst_ns = max(q.burst_ns - env.tupdate_us * 1000, 0)
-    elif q.prob == 0.0 and current < half and env.qdelay_old_ns < half:
-        q.burst_ns = env.max_burst_us * 1000
-    env.qdelay_old_ns = current
+    my.prob = update_probability(my.prob, current, my.old_ns, w.target_us * 1000, my.alpha_hz, my.beta_hz)
+    half = w.target_us * 500
+    if my.burst_ns > 0:
+        my.burst_ns = max(my.burst_ns - w.tupdate_us * 1000, 0)
+    elif my.prob == 0.0 and current < half and my.old_ns < half:
+        my.burst_ns = w.max_burst_us * 1000
+    my.old_ns = current
+    return head_delay_ns(w, 0)
+
+
+@jit
+def base_probability(w: Any, index: int) -> int:
+    """The drop probability, 1/(2^31 - 1)."""
+    return int(of_env(w).prob * MAX_PROB)
+
+
+@jit
+def accumulated_probability(w: Any, index: int) -> int:
+    """The accumulated probability, 1/(2^31 - 1)."""
+    return int(of_env(w).accu * MAX_PROB)
+
+
+@jit
+def burst_allowance_us(w: Any, index: int) -> int:
+    """The burst allowance that is left, us."""
+    return of_env(w).burst_ns // 1000
+
+
+@jit
+def old_delay_us(w: Any, index: int) -> int:
+    """Delay at the last update, us."""
+    return of_env(w).old_ns // 1000
+
+
+PIE: Final = Discipline(
+    name="pie",
+    title="PIE, RFC 8033",
+    options=Options,
+    records=STATE,
+    setup=setup,
+    decide_at_enqueue=decide,
+    note_foreign_decision=note_foreign_decision,
+    update=update,
+    base_probability=base_probability,
+    accumulated_probability=accumulated_probability,
+    burst_allowance_us=burst_allowance_us,
+    old_delay_us=old_delay_us,
+)

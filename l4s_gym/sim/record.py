@@ -26,11 +26,11 @@ def observe(w: Any, index: int, p: int) -> None:
     """Write the observation of the packet `p` that has arrived for queue `index`, before any decision."""
     q = queue_at(w, index)
     obs = obs_of(w)
-    obs[0] = index
-    _put(obs, 1, disciplines.burst_allowance_us(w, q))
-    _put(obs, 2, disciplines.base_probability(w, q))
-    _put(obs, 3, disciplines.current_delay_us(w, q))
-    _put(obs, 4, disciplines.accumulated_probability(w, q))
+    obs[0] = index * w.dual
+    _put(obs, 1, disciplines.burst_allowance_us(w, index))
+    _put(obs, 2, disciplines.base_probability(w, index))
+    _put(obs, 3, disciplines.current_delay_us(w, index))
+    _put(obs, 4, disciplines.accumulated_probability(w, index))
     _put(obs, 5, q.bytes)
     _put(obs, 6, q.interval_drops)
     _put(obs, 7, packet_at(w, p).len)
@@ -41,7 +41,7 @@ def note_decided(w: Any, p: int) -> None:
     """Keep what the reward `l4s_llm` takes of the packet that is decided now."""
     a = packet_at(w, p)
     w.last_reward_len = a.len
-    w.last_reward_delay_us = disciplines.current_delay_us(w, queue_at(w, disciplines.classify(w, a.ecn)))
+    w.last_reward_delay_us = disciplines.current_delay_us(w, disciplines.classify(w, p))
 
 
 @jit
@@ -54,7 +54,7 @@ def write_before(w: Any, index: int, p: int) -> int:
     row = w.log_rows
     w.log_rows += 1
     r = log_at(w, row)
-    r.queue_type = index
+    r.queue_type = index * w.dual
     r.qdelay_ref = w.target_us
     r.tupdate = w.tupdate_us
     r.max_burst = w.max_burst_us
@@ -62,10 +62,10 @@ def write_before(w: Any, index: int, p: int) -> int:
     r.alpha = w.alpha
     r.beta = w.beta
     r.flags = w.flags
-    r.burst_allowance = disciplines.burst_allowance_us(w, q)
-    r.drop_probability = disciplines.base_probability(w, q)
-    r.current_queue_delay = disciplines.current_delay_us(w, q)
-    r.queue_delay_old = disciplines.old_delay_us(w, q)
+    r.burst_allowance = disciplines.burst_allowance_us(w, index)
+    r.drop_probability = disciplines.base_probability(w, index)
+    r.current_queue_delay = disciplines.current_delay_us(w, index)
+    r.queue_delay_old = disciplines.old_delay_us(w, index)
     r.measurement_start = q.measurement_start_us
     r.average_dequeue_time = 0
     r.dequeue_count = 0
@@ -80,7 +80,7 @@ def write_before(w: Any, index: int, p: int) -> int:
     r.time_us = w.now_ns // 1000
     r.flow_id = a.flow
     r.ecn = a.ecn
-    r.accumulated_probability_before = disciplines.accumulated_probability(w, q)
+    r.accumulated_probability_before = disciplines.accumulated_probability(w, index)
     r.interval_drops = q.interval_drops
     rewards_of(w)[row] = w.taken + reward_so_far(w)
     w.sequence += 1
@@ -91,7 +91,7 @@ def write_before(w: Any, index: int, p: int) -> int:
 def write_after(w: Any, row: int, index: int, logged: int, applied: int, decided_by: int) -> None:
     """Finish a row with the decision and the kernel's accumulated probability after it."""
     r = log_at(w, row)
-    r.accumulated_probability = disciplines.accumulated_probability(w, queue_at(w, index))
+    r.accumulated_probability = disciplines.accumulated_probability(w, index)
     r.action = logged
     r.applied_action = applied
     r.decided_by = decided_by

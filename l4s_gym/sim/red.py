@@ -1,15 +1,63 @@
 """RED with the gentle slope and ECN (Floyd and Jacobson 1993; RFC 2309; RFC 3168 section 7).
 
-Thresholds are in packets; the engine derives them from delays at the link's rate.
+Thresholds are in packets; `setup` derives them from delays at the link's rate.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
-from l4s_gym.schema import DROP, ENQUEUE, MARK, NOT_ECT
+from msgspec import Struct
+
+from l4s_gym.schema import DROP, ENQUEUE, MARK, MAX_PROB, NOT_ECT
+from l4s_gym.sim.discipline import Discipline, Fraction, Path, Positive, records
 from l4s_gym.sim.events import uniform
 from l4s_gym.sim.jit import jit, public
+from l4s_gym.sim.memory import packet_at, queue_at
+
+
+class Options(Struct, frozen=True, forbid_unknown_fields=True):
+    """Of `red`.
+
+    Attributes:
+        min_ms: Lower threshold, as the delay at the link's rate.
+        max_ms: Upper threshold, likewise.
+        max_p: Probability at the upper threshold.
+        weight: Weight of a new sample.
+    """
+
+    min_ms: Positive = 15.0
+    max_ms: Positive = 45.0
+    max_p: Fraction = 0.1
+    weight: Fraction = 0.002
+
+
+STATE: Final = records(
+    "red",
+    (
+        ("least", "f8", "packets", "Lower threshold."),
+        ("most", "f8", "packets", "Upper threshold."),
+        ("max_p", "f8", "1", "Probability at the upper threshold."),
+        ("weight", "f8", "1", "Weight of a new sample."),
+        ("average", "f8", "packets", "Moving average of the queue's length."),
+        ("prob", "f8", "1", "Initial probability of a hit."),
+        ("since_action", "i8", "packets", "Since the last hit; -1: the average is below the threshold."),
+    ),
+)
+of_env = STATE.of_env
+
+
+def setup(options: Options, path: Path) -> Mapping[str, Any]:
+    """Thresholds in packets, from delays at the link's rate."""
+    packet_s = path.packet_bytes * 8 / path.rate_bps
+    return {
+        "least": options.min_ms * 1e-3 / packet_s,
+        "most": options.max_ms * 1e-3 / packet_s,
+        "max_p": options.max_p,
+        "weight": options.weight,
+        "since_action": -1,
+    }
 
 
 @public
@@ -46,18 +94,36 @@ def spread(prob: float, since_action: int) -> float:
 
 
 @jit
-def decide(env: Any, q: Any, ecn: int) -> int:
-    """The engine's call at enqueue."""
+def decide(w: Any, index: int, p: int) -> int:
+    """At enqueue."""
+    q, my = queue_at(w, index), of_env(w)
     idle = 0.0
     if q.packets == 0:
-        idle = (env.now_ns - q.idle_ns) / (env.ns_per_byte * 1500.0)
-    q.average = update_average(q.average, q.packets, idle, env.red_weight)
-    q.prob = probability(q.average, env.red_min, env.red_max, env.red_max_p)
-    if q.prob <= 0.0:
-        q.since_action = -1
+        idle = (w.now_ns - q.idle_ns) / (w.ns_per_byte * 1500.0)
+    my.average = update_average(my.average, q.packets, idle, my.weight)
+    my.prob = probability(my.average, my.least, my.most, my.max_p)
+    if my.prob <= 0.0:
+        my.since_action = -1
         return ENQUEUE
-    q.since_action += 1
-    if q.prob < 1.0 and uniform(env) >= spread(q.prob, q.since_action):
+    my.since_action += 1
+    if my.prob < 1.0 and uniform(w) >= spread(my.prob, my.since_action):
         return ENQUEUE
-    q.since_action = 0
-    return DROP if ecn == NOT_ECT or q.prob >= 1.0 else MARK
+    my.since_action = 0
+    return DROP if packet_at(w, p).ecn == NOT_ECT or my.prob >= 1.0 else MARK
+
+
+@jit
+def base_probability(w: Any, index: int) -> int:
+    """The initial probability, 1/(2^31 - 1)."""
+    return int(of_env(w).prob * MAX_PROB)
+
+
+RED: Final = Discipline(
+    name="red",
+    title="RED with the gentle slope (Floyd and Jacobson 1993)",
+    options=Options,
+    records=STATE,
+    setup=setup,
+    decide_at_enqueue=decide,
+    base_probability=base_probability,
+)

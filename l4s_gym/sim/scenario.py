@@ -20,15 +20,13 @@ from msgspec import Meta, Struct
 
 from l4s_gym.data.files import printable
 from l4s_gym.errors import L4SError, unknown
-from l4s_gym.sim import options, traces
-from l4s_gym.sim.layout import AQMS, LEAST_MBPS, MOST_MBPS
+from l4s_gym.extras import source_code
+from l4s_gym.sim import disciplines, options, traces
+from l4s_gym.sim.discipline import Count, Fraction, NonNegative, Positive
+from l4s_gym.sim.layout import LEAST_MBPS, MOST_MBPS
 from l4s_gym.sim.options import Options
 from l4s_gym.tables import convert, parse_toml, read_toml
 
-Positive = Annotated[float, Meta(gt=0.0, le=1e9)]
-NonNegative = Annotated[float, Meta(ge=0.0, le=1e9)]
-Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
-Count = Annotated[int, Meta(ge=0, le=1_000_000)]
 Kind = Literal["newreno", "cubic", "dctcp", "prague", "cbr", "onoff", "web"]
 Ecn = Literal["not-ect", "ect0", "ect1"]
 SUITES = ("train", "test", "shift")
@@ -197,7 +195,7 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
         suites: Suites that it belongs to: `train`, `test` (same distribution), `shift` (unseen).
         horizon_s: Time after which an episode is truncated.
         warmup_s: Start of the episode that the statistics leave out.
-        aqm: Default discipline.
+        aqm: Default discipline, or `module:attribute` of one of your own (`l4s_gym.sim.discipline`).
         link: The bottleneck.
         sources: The flows.
         options: Options of the disciplines, a table for each (`l4s_gym.sim.options`).
@@ -216,8 +214,7 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
     randomise: dict[str, Draw] = {}
 
     def __post_init__(self) -> None:
-        if self.aqm not in AQMS:
-            raise unknown("discipline", self.aqm, AQMS)
+        options.of(self.options, disciplines.get(self.aqm), disciplines.is_plugged(self.aqm))
         if not any(source.count for source in self.sources):
             raise L4SError(f"scenario {self.name!r}: no flows; give at least one source with count >= 1")
         times = [time for time, _ in self.link.steps]
@@ -289,12 +286,12 @@ def _assign(tree: Any, path: list[str], value: Any, whole: str) -> None:
             _assign(tree[index], rest, value, whole)
     elif not isinstance(tree, dict):
         raise L4SError(f"no field {whole!r}: {head!r} is inside a single value")
-    elif head not in tree:
+    elif head not in tree and whole != f"options.own.{head}":
         raise unknown(f"field in {whole!r}", head, list(tree))
     elif rest:
         _assign(tree[head], rest, value, whole)
     else:
-        kind = int if isinstance(tree[head], int) else float
+        kind = int if isinstance(tree.get(head), int) else float
         tree[head] = kind(value) if isinstance(value, _Drawn) else value
 
 
@@ -360,9 +357,11 @@ def load(scenario: str | Path | Scenario) -> Scenario:
 
 
 def digest(scenario: str | Path | Scenario) -> str:
-    """SHA-256 of a scenario: its fields as JSON with sorted names, and the content of its trace."""
+    """SHA-256 of a scenario: its fields as JSON with sorted names, its trace, and a plugged discipline's code."""
     chosen = load(scenario)
     content = msgspec.json.encode(chosen, order="deterministic")
+    if disciplines.is_plugged(chosen.aqm):
+        content += source_code(chosen.aqm, "discipline")
     if chosen.link.kind == "trace":
         content += traces.load(chosen.link.trace).content()
     return hashlib.sha256(content).hexdigest()

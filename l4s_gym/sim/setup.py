@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from l4s_gym.errors import L4SError, unknown
+from l4s_gym.errors import L4SError
 from l4s_gym.schema import ECT_0, ECT_1, NOT_ECT
-from l4s_gym.sim import congestion, layout, prague, slowstart, traces
-from l4s_gym.sim import dualpi2_freebsd as freebsd
-from l4s_gym.sim import dualpi2_linux as linux
-from l4s_gym.sim import dualpi2_rfc9332 as rfc9332
+from l4s_gym.sim import congestion, disciplines, layout, options, prague, slowstart, traces
+from l4s_gym.sim.discipline import Discipline, Path
 from l4s_gym.sim.layout import NEVER
-from l4s_gym.sim.options import FreeBSDOptions, LinuxOptions, RFC9332Options
 from l4s_gym.sim.router import CARDS, RING
 from l4s_gym.sim.scenario import Scenario, Source
 
@@ -30,8 +27,6 @@ _TICKING = ("tick", "dummynet")
 _SCALABLE = ("dctcp", "prague")
 MOST_PACKETS = 1 << 24
 """Largest packet pool, 1 GiB an environment."""
-FREEBSD_LIMIT_PACKETS = 10240
-"""dummynet's largest queue, the kernel's default for this scheduler."""
 
 
 @dataclass(frozen=True)
@@ -119,107 +114,17 @@ def sizes(scenario: Scenario) -> Sizes:
     return Sizes(flows, packets, _power_of_two(window + 1), _power_of_two(layout.SLOT_FLOWS + 2 * flows))
 
 
-def _aqm_fields(scenario: Scenario, aqm: str) -> dict[str, Any]:
-    """The parameters that a discipline reads, in its units; those that only rows show are the testbed's."""
-    fields: dict[str, Any] = {"max_burst_us": 150_000, "max_ecn_threshold": 819, "flags": 19, "tupdate_us": 16_000}
-    fields["target_us"] = 15_000
-    if aqm == "fifo":
-        return fields
-    o: Any = getattr(scenario.options, aqm)
-    if aqm == "red":
-        packet_s = longest_packet(scenario) * 8 / mean_rate_bps(scenario)
-        fields |= {"red_min": o.min_ms * 1e-3 / packet_s, "red_max": o.max_ms * 1e-3 / packet_s}
-        return fields | {"red_max_p": o.max_p, "red_weight": o.weight}
-    fields["target_us"] = round(1e3 * o.target_ms)
-    if aqm == "codel":
-        return fields | {"interval_ns": round(1e6 * o.interval_ms)}
-    fields["tupdate_us"] = round(1e3 * o.tupdate_ms)
-    if aqm == "dualpi2_freebsd":
-        return fields | _freebsd_fields(o)
-    if aqm == "dualpi2_linux":
-        return fields | _linux_fields(o)
-    if aqm == "dualpi2_rfc9332":
-        return fields | _rfc9332_fields(o, f"scenario {scenario.name!r}: options.{aqm}")
-    return fields | {
-        "max_burst_us": round(1e3 * o.max_burst_ms),
-        "alpha_hz": o.alpha,
-        "beta_hz": o.beta,
-        "derandomise": int(o.derandomise),
-        "ecn_threshold": o.ecn_threshold,
-    }
-
-
-def _freebsd_fields(o: FreeBSDOptions) -> dict[str, int]:
-    return {
-        "max_burst_us": round(1e3 * o.max_burst_ms),
-        "alpha": o.alpha,
-        "beta": o.beta,
-        "max_ecn_threshold": o.max_ecn_threshold,
-        "quirks": _quirks(o.quirks_off),
-        "drr_weight": o.drr_weight,
-        "step_ns": round(1e6 * o.step_ms),
-        **_scheduler_fields(o),
-    }
-
-
-def _linux_fields(o: LinuxOptions) -> dict[str, int]:
-    return {
-        "alpha": linux.scale_gain(o.alpha),
-        "beta": linux.scale_gain(o.beta),
-        "coupling": o.coupling,
-        "step_ns": round(1e6 * o.step_ms),
-        "step_packets": o.step_packets,
-        "min_qlen_step": o.min_qlen_step,
-        "classic_protection": o.classic_protection,
-        "wrr_credit": linux.first_credit(o.classic_protection),
-        "drop_on_overload": int(o.drop_on_overload),
-    }
-
-
-def _scheduler_fields(o: FreeBSDOptions | RFC9332Options) -> dict[str, int]:
-    return {
-        "classic_weight": round(rfc9332.WEIGHT_ONE * o.classic_weight),
-        "shift_ns": round(1e6 * o.shift_ms) if o.scheduler == "time_shifted" else 0,
-    }
-
-
-def _rfc9332_fields(o: RFC9332Options, place: str) -> dict[str, int]:
-    """The parameters of RFC 9332's discipline, within what its fixed-point arithmetic holds."""
-    fields = {
-        "alpha_q": rfc9332.scale_gain(o.alpha),
-        "beta_q": rfc9332.scale_gain(o.beta),
-        "coupling": round(256 * o.coupling),
-        "p_c_max": round(rfc9332.ONE * o.p_c_max),
-        "min_th_ns": round(1e3 * o.min_th_us),
-        "range_ns": round(1e3 * o.range_us),
-        "th_len": o.th_len,
-        **_scheduler_fields(o),
-    }
-    most_hz = int(rfc9332.MOST_GAIN * 1e9 / (1 << 48))
-    most_ms = (1 << 62) / max(fields["alpha_q"], 1) * 1e-6  # so that both products together stay below 2^63
-    for name, fits, remedy in (
-        ("alpha", fields["alpha_q"] <= rfc9332.MOST_GAIN, f"at most {most_hz} Hz"),
-        ("beta", fields["beta_q"] <= rfc9332.MOST_GAIN, f"at most {most_hz} Hz"),
-        ("coupling", 1 <= fields["coupling"] <= rfc9332.MOST_COUPLING, "1/256 to 256"),
-        ("range_us", fields["range_ns"] <= rfc9332.LONGEST_NS, f"at most {rfc9332.LONGEST_NS // 1000} us"),
-        ("target_ms", o.target_ms <= most_ms, f"at most {most_ms:.0f} ms with this alpha"),
-    ):
-        if not fits:
-            raise L4SError(f"{place}.{name} = {getattr(o, name):g}: give {remedy}")
-    return fields
-
-
-def _quirks(off: tuple[str, ...]) -> int:
-    """Quirk bits of the testbed's kernel without the ones that are named."""
-    if "all" in off:
-        return 0
-    bits = freebsd.ALL_QUIRKS
-    for name in off:
-        member = freebsd.Quirk.__members__.get(name.upper())
-        if member is None:
-            raise unknown("quirk", name, [quirk.lower() for quirk in freebsd.Quirk.__members__])
-        bits &= ~int(member)
-    return bits
+def aqm_fields(scenario: Scenario, aqm: str) -> dict[str, Any]:
+    """Values of a discipline's own fields; of those that only rows of the log show, the testbed's where it has none."""
+    discipline = disciplines.get(aqm)
+    chosen = options.of(scenario.options, discipline, disciplines.is_plugged(aqm))
+    path = Path(mean_rate_bps(scenario), longest_packet(scenario), buffer_bytes(scenario))
+    try:
+        own = discipline.setup(chosen, path)
+    except L4SError as error:
+        raise L4SError(f"scenario {scenario.name!r}: options.{discipline.name}.{error}") from None
+    shown = {"max_burst_us": 150_000, "max_ecn_threshold": 819, "flags": 19, "tupdate_us": 16_000, "target_us": 15_000}
+    return {**shown, **own}
 
 
 def _source_fields(scenario: Scenario, source: Source) -> dict[str, Any]:
@@ -286,26 +191,49 @@ def _fill(record: Any, fields: dict[str, Any]) -> None:
         record[name] = value
 
 
-def build(
-    scenario: Scenario, aqm: str, n_flows: int
-) -> tuple[npt.NDArray[np.void], npt.NDArray[np.void], npt.NDArray[np.void], npt.NDArray[np.float64]]:
+class Template(NamedTuple):
+    """Records of a fresh episode, and the stagger of each flow's start.
+
+    Attributes:
+        env: (1,) `layout.ENV`.
+        queue: (Q,) `layout.QUEUE`.
+        own: (1,) the discipline's own record.
+        own_queue: (Q,) its own records of the queues.
+        flow: (F,) `layout.FLOW`.
+        stagger_ns: (F,).
+    """
+
+    env: npt.NDArray[np.void]
+    queue: npt.NDArray[np.void]
+    own: npt.NDArray[np.void]
+    own_queue: npt.NDArray[np.void]
+    flow: npt.NDArray[np.void]
+    stagger_ns: npt.NDArray[np.float64]
+
+
+def n_queues(discipline: Discipline, n_flows: int) -> int:
+    """Queues of a discipline: C and L, and perhaps one for each flow."""
+    return 2 + n_flows if discipline.flow_queues else 2
+
+
+def build(scenario: Scenario, aqm: str, n_flows: int) -> Template:
     """Records of a fresh episode.
 
     Args:
         scenario: The scenario of the episode (already sampled).
         aqm: Name of the discipline.
         n_flows: Rows of the flow array.
-
-    Returns:
-        ENV (1,), QUEUE (2,), FLOW (n_flows,) and the stagger of each flow's start in ns, (n_flows,).
     """
+    discipline = disciplines.get(aqm)
     link = scenario.link
     rate = mean_rate_bps(scenario)
     env = np.zeros(1, layout.ENV)
+    queues = n_queues(discipline, n_flows)
     trace = traces.load(link.trace) if link.kind == "trace" else None
     limit_packets = link.limit_packets
-    if aqm == "dualpi2_freebsd" and not limit_packets:
-        limit_packets = min(FREEBSD_LIMIT_PACKETS, max(math.ceil(buffer_bytes(scenario) / longest_packet(scenario)), 2))
+    if discipline.most_packets and not limit_packets:
+        stored = math.ceil(buffer_bytes(scenario) / longest_packet(scenario))
+        limit_packets = min(discipline.most_packets, max(stored, 2))
     schedule = isinstance(trace, traces.Schedule)
     finite = [s.transfer_bytes >= 0 and s.kind not in ("cbr", "onoff", "web") for s in scenario.sources]
     _fill(
@@ -336,29 +264,26 @@ def build(
             "idle_at": -1,
             "list_head": -1,
             "list_tail": -1,
+            "n_queues": queues,
+            "queue_timers": int(discipline.queue_timers),
             "passes": link.passes,
             "acks_queued": int(link.acks_in_queue),
             "trace_len": len(trace) if trace else len(link.steps),
             "trace_period_ns": trace.period_ns if trace else 0,
-            "aqm": layout.AQMS.index(aqm),
-            "dual": int(aqm.startswith("dualpi2")),
+            "aqm": disciplines.number_of(discipline),
+            "dual": int(discipline.dual),
             "limit_packets": limit_packets,
             "limit_bytes": 0 if limit_packets else round(buffer_bytes(scenario)),
-            "new0": -1,
-            "new1": -1,
-            "old0": -1,
-            "old1": -1,
             "per_ref_c": 1.0 / REFERENCE_NS[0],
             "per_ref_l": 1.0 / REFERENCE_NS[1],
             "s_per_byte": 8.0 / rate,
-            **_aqm_fields(scenario, aqm),
         },
     )
-    queue = np.zeros(2, layout.QUEUE)
+    queue = np.zeros(queues, layout.QUEUE)
     queue["head"] = queue["tail"] = -1
-    queue["since_action"] = -1
-    if aqm == "pie":
-        queue["burst_ns"] = env[0]["max_burst_us"] * 1000
+    own, own_queue = np.zeros(1, discipline.records.env), np.zeros(queues, discipline.records.queue)
+    for name, value in aqm_fields(scenario, aqm).items():
+        next(each for each in (own, own_queue, env) if name in (each.dtype.names or ()))[name] = value
     flow = np.zeros(n_flows, layout.FLOW)
     for name in ("rto_at", "delack_at", "pace_at", "app_at"):
         flow[name] = NEVER
@@ -373,7 +298,7 @@ def build(
             flow[row : row + source.count] = flow[row]
             stagger[row : row + source.count] = source.stagger_s * 1e9
             row += source.count
-    return env, queue, flow, stagger
+    return Template(env, queue, own, own_queue, flow, stagger)
 
 
 def trace_array(scenario: Scenario) -> npt.NDArray[np.int64]:

@@ -26,6 +26,7 @@ from l4s_gym.envs.vector import DualPI2VectorEnv
 from l4s_gym.errors import L4SError
 from l4s_gym.sim import layout, scenario
 from l4s_gym.sim.batch import PARALLEL_FROM, Batch
+from l4s_gym.sim.disciplines import AQMS
 
 ENV_ID, PROB_ID = l4s_gym.ENV_IDS
 Plain = Callable[..., dict[str, Any]]
@@ -158,7 +159,7 @@ def test_a_copy_has_memory_of_its_own(makers: dict[str, Callable[[], Any]]) -> N
     copied = copy.deepcopy(env)
     batch = copied.batch
     assert batch.address != env.batch.address
-    places = {"queue_at": batch.queue, "flow_at": batch.flow, "packet_at": batch.packet, "obs_at": batch.obs}
+    places = {"queue_at": batch.queues, "flow_at": batch.flow, "packet_at": batch.packet, "obs_at": batch.obs}
     for name, array in places.items():
         assert batch.env[name][0] == array.ctypes.data
     assert batch.env["trace_row"][0] == batch._trace.ctypes.data
@@ -279,7 +280,7 @@ def test_a_pickle_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", scenario.names())
-@pytest.mark.parametrize("aqm", layout.AQMS)
+@pytest.mark.parametrize("aqm", AQMS)
 def test_every_scenario_and_discipline(name: str, aqm: str) -> None:
     env = started(functools.partial(gym.make, ENV_ID, scenario=name, aqm=aqm))
     snapshot = env.unwrapped.clone_state()

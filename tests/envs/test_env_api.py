@@ -32,6 +32,7 @@ from l4s_gym.errors import L4SError
 from l4s_gym.schema import DROP, MARK, OBSERVED, scale_observation
 from l4s_gym.sim import layout, measure, scenario
 from l4s_gym.sim.batch import Batch
+from l4s_gym.sim.disciplines import AQMS
 
 ENV_ID, PROB_ID = l4s_gym.ENV_IDS
 REPLAY_ID = l4s_gym.REPLAY_ID
@@ -309,7 +310,7 @@ def test_rewards_are_integrals(interval: int, reward: str, plain: Plain) -> None
 
 
 # PIE draws for the first packet too; asked for, it leaves that number to the next.
-@pytest.mark.parametrize("aqm", [aqm for aqm in layout.AQMS if aqm != "pie"])
+@pytest.mark.parametrize("aqm", [aqm for aqm in AQMS if aqm != "pie"])
 def test_rare_decisions_are_a_native_run(aqm: str, plain: Plain) -> None:
     """Only the first packet is asked for, and enqueued: the rest is the discipline's own run."""
     tree = plain("l4s-llm-testbed", horizon_s=5.0)

@@ -22,7 +22,10 @@ from l4s_gym.data.causal import CausalStream
 from l4s_gym.schema import RECORD
 from l4s_gym.sim import dualpi2_freebsd as freebsd
 from l4s_gym.sim.drive import ARRIVAL, offer, open_loop
-from l4s_gym.sim.options import FreeBSDOptions, LinuxOptions, Options, RFC9332Options
+from l4s_gym.sim.dualpi2_freebsd import Options as FreeBSDOptions
+from l4s_gym.sim.dualpi2_linux import Options as LinuxOptions
+from l4s_gym.sim.dualpi2_rfc9332 import Options as RFC9332Options
+from l4s_gym.sim.options import Options
 from l4s_gym.sim.scenario import Scenario
 from tests.kernel.core import AQMS, LINUX, RFC9332, TESTBED, UNSHIELDED, Core
 

@@ -19,6 +19,7 @@ import pytest
 
 from l4s_gym.sim import fingerprint, layout
 from l4s_gym.sim.batch import Batch
+from l4s_gym.sim.disciplines import AQMS
 from l4s_gym.sim.scenario import load
 
 GOLDEN = Path(__file__).with_name("golden.json")
@@ -50,7 +51,7 @@ def golden_run(scenario: str, aqm: str) -> dict[str, int]:
     return counters
 
 
-@pytest.mark.parametrize("aqm", layout.AQMS)
+@pytest.mark.parametrize("aqm", AQMS)
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_golden(scenario: str, aqm: str) -> None:
     golden: dict[str, Any] = json.loads(GOLDEN.read_text())
@@ -61,7 +62,7 @@ def test_golden_runs_differ() -> None:
     golden: dict[str, dict[str, dict[str, int]]] = json.loads(GOLDEN.read_text())
     assert list(golden) == list(SCENARIOS)
     for runs in golden.values():
-        assert len({json.dumps(counters) for counters in runs.values()}) == len(layout.AQMS)
+        assert len({json.dumps(counters) for counters in runs.values()}) == len(AQMS)
 
 
 def fingerprint_of(golden: dict[str, Any]) -> str:
@@ -95,5 +96,5 @@ def test_the_command_that_writes_golden_runs_writes_the_fingerprint(tmp_path: Pa
 if __name__ == "__main__":
     if sys.argv[1:] != ["--write"]:
         sys.exit(f"usage: python {sys.argv[0]} --write")
-    written = {scenario: {aqm: golden_run(scenario, aqm) for aqm in layout.AQMS} for scenario in SCENARIOS}
+    written = {scenario: {aqm: golden_run(scenario, aqm) for aqm in AQMS} for scenario in SCENARIOS}
     write(written, GOLDEN, Path(fingerprint.__file__))

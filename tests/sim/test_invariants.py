@@ -15,10 +15,19 @@ from hypothesis import strategies as st
 from l4s_gym.schema import MAX_PROB, OBS_HIGH
 from l4s_gym.sim import layout
 from l4s_gym.sim.batch import Batch
+from l4s_gym.sim.disciplines import AQMS
 from l4s_gym.sim.scenario import Scenario, from_dict
 
 DECIDERS = (layout.NATIVE, layout.AGENT, layout.PROBABILITY)
 STOPS = 8
+HIGHEST: dict[str, dict[str, float]] = {
+    "dualpi2_freebsd": {"drop_prob": MAX_PROB, "accu_prob": 1 << 62, "burst_us": 1 << 62},
+    "dualpi2_rfc9332": {"prob": 1 << 32, "recur": 1 << 32},
+    "dualpi2_linux": {"prob": (1 << 32) - 1},
+    "pie": {"prob": 1.0, "accu": 1e9, "burst_ns": 1 << 62},
+    "red": {"prob": 1.0},
+}
+"""What the state of each discipline may be at most; it is never below 0."""
 LINK = st.fixed_dictionaries(
     {
         "kind": st.sampled_from(["constant", "constant", "trace", "tick", "dummynet"]),
@@ -70,7 +79,7 @@ EPISODE = st.fixed_dictionaries(
     {
         "link": LINK,
         "sources": st.lists(SOURCE, min_size=1, max_size=4),
-        "aqm": st.sampled_from(layout.AQMS),
+        "aqm": st.sampled_from(AQMS),
         "decider": st.sampled_from(DECIDERS),
         "interval": st.sampled_from([1, 1, 3, 100]),
         "probabilities": st.tuples(st.floats(0, 1), st.floats(0, 1)),
@@ -101,7 +110,7 @@ def walk(packet: Any, head: int) -> list[int]:
 
 
 def check_state(batch: Batch) -> None:
-    env, queue, flow, packet = batch.env[0], batch.queue[0], batch.flow[0], batch.packet[0]
+    env, queue, flow, packet = batch.env[0], batch.queues[0], batch.flow[0], batch.packet[0]
     queued = [walk(packet, int(head)) for head in queue["head"]]
     for q, members in zip(queue, queued, strict=True):
         assert q["packets"] == len(members)
@@ -123,7 +132,11 @@ def check_state(batch: Batch) -> None:
     in_router = [walk(packet, int(head)) for head in env["list_head"]]
     assert [len(ring) for ring in in_router[:4]] == env["ring_size"].tolist()
     assert sum(env["ring_size"]) == env["in_rings"]
-    placed = [*queued[0], *queued[1], *travelling, *(at for members in in_router for at in members)]
+    placed = [
+        *(at for members in queued for at in members),
+        *travelling,
+        *(at for members in in_router for at in members),
+    ]
     placed += [int(env[name]) for name in ("sending_packet", "arriving") if env[name] >= 0]
     free = walk(packet, int(env["free"]))
     assert env["in_flight"] == len(placed)
@@ -132,12 +145,10 @@ def check_state(batch: Batch) -> None:
 
     if env["limit_packets"]:
         assert env["packets"] <= env["limit_packets"]
-    for name in ("drop_prob", "prob"):
-        assert (queue[name] >= 0).all()
-    assert (queue["drop_prob"] <= MAX_PROB).all() and (queue["prob"] <= 1.0).all()
-    assert 0 <= env["prob"] <= 1 << 32 and ((queue["recur"] >= 0) & (queue["recur"] <= 1 << 32)).all()
-    assert 0 <= env["prob_fixed"] < 1 << 32
-    assert (queue["accu_prob"] >= 0).all() and (queue["burst_us"] >= 0).all()
+    assert 0.0 <= batch.base_probability(0) <= 1.0
+    for name, highest in HIGHEST.get(batch.aqm, {}).items():
+        value = (batch.own_queue if name in (batch.own_queue.dtype.names or ()) else batch.own)[name][0]
+        assert ((value >= 0) & (value <= highest)).all()
     assert (queue["delay_ns"] >= 0).all()
 
     transport = flow[flow["cc"] != layout.NONE]
@@ -196,7 +207,7 @@ def test_many_random_episodes(episode: dict[str, Any]) -> None:
     check_episode(episode, horizon_s=0.25, decisions=300)
 
 
-@pytest.mark.parametrize("aqm", layout.AQMS)
+@pytest.mark.parametrize("aqm", AQMS)
 def test_buffer_of_two_packets(aqm: str) -> None:
     episode = {
         "link": {"rate_mbps": 8.0, "limit_packets": 2},

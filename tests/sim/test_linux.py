@@ -14,7 +14,8 @@ from l4s_gym.sim import drive
 from l4s_gym.sim import dualpi2_linux as linux
 from l4s_gym.sim.batch import Batch
 from l4s_gym.sim.drive import ARRIVAL, open_loop
-from l4s_gym.sim.options import LinuxOptions, Options
+from l4s_gym.sim.dualpi2_linux import Options as LinuxOptions
+from l4s_gym.sim.options import Options
 from l4s_gym.sim.scenario import from_dict
 
 MS = 1_000_000
@@ -38,7 +39,7 @@ def queued(*packets: tuple[int, int], prob: int = 0, rate_mbps: float = 12.0, **
     arrivals["time_ns"], arrivals["action"] = np.arange(len(arrivals)), -1
     batch = Batch(scenario, aqm="dualpi2_linux", log_rows=len(arrivals))
     batch.reset(0, np.random.default_rng(0))
-    batch.env["prob_fixed"] = prob
+    batch.own["prob"] = prob
     assert drive._offer(batch.address, arrivals.ctypes.data, len(arrivals)) == len(arrivals)
     return batch.drain_log(0, everything=True)[1:].view(RECORD)
 

@@ -16,6 +16,7 @@ from l4s_gym.evaluation.native import simulate
 from l4s_gym.schema import DROP, ENQUEUE, EXTENSION, MARK, OBSERVED, PRINTED, scale_observation
 from l4s_gym.sim import layout
 from l4s_gym.sim.batch import Batch
+from l4s_gym.sim.disciplines import AQMS
 from l4s_gym.sim.dualpi2_freebsd import DERANDOMISE_LOW
 from l4s_gym.sim.scenario import load
 
@@ -57,7 +58,7 @@ def test_text_round_trip(log: Any, tmp_path: Path) -> None:
     assert np.array_equal(before[~missing], truth[~missing])
 
 
-@pytest.mark.parametrize("aqm", layout.AQMS)
+@pytest.mark.parametrize("aqm", AQMS)
 def test_log_does_not_disturb(aqm: str) -> None:
     """A log that is drained as it fills holds every packet once, and the run is the one without a log."""
     scenario = load("l4s-llm-testbed").replace(horizon_s=5.0)
@@ -88,17 +89,14 @@ def test_log_does_not_disturb(aqm: str) -> None:
 # -- observation and label
 
 
-def clone(batch: Batch) -> tuple[Any, ...]:
+def clone(batch: Batch) -> list[Any]:
     """The whole state of a batch: its arrays."""
-    arrays = (batch.env, batch.queue, batch.flow, batch.packet, batch.score, batch.tree, batch.hist, batch.log)
-    return tuple(array.copy() for array in (*arrays, batch.obs, batch.action, batch.reward, batch.status))
+    return [array.copy() for array in batch._bytes.values()]
 
 
-def restore(batch: Batch, state: tuple[Any, ...]) -> None:
+def restore(batch: Batch, state: list[Any]) -> None:
     """Put a state back, in place: the engine knows the arrays by their addresses."""
-    arrays = (batch.env, batch.queue, batch.flow, batch.packet, batch.score, batch.tree, batch.hist, batch.log)
-    array: Any
-    for array, saved in zip((*arrays, batch.obs, batch.action, batch.reward, batch.status), state, strict=True):
+    for array, saved in zip(batch._bytes.values(), state, strict=True):
         array[...] = saved
 
 

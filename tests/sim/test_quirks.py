@@ -333,13 +333,13 @@ def test_switching_off_changes_a_run(
     assert quirk.name is not None
     chosen = exercise(scenario, quirk)
     off = native(chosen.replace(**{"options.dualpi2_freebsd.quirks_off": [quirk.name.lower()]}))
-    assert int(off.env["quirks"][0]) == without(quirk)
+    assert int(off.own["quirks"][0]) == without(quirk)
     assert counters(off) != counters(native(chosen))
 
 
 def test_all_can_be_switched_off(native: Callable[..., Batch]) -> None:
     run = native(load("l4s-llm-testbed").replace(**{"options.dualpi2_freebsd.quirks_off": ["all"]}), seconds=5.0)
-    assert run.env["quirks"][0] == 0
+    assert run.own["quirks"][0] == 0
 
 
 def test_unknown_quirk_is_refused() -> None:

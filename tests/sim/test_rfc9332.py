@@ -19,6 +19,7 @@ from l4s_gym.schema import DROP, ECT_0, ECT_1, ENQUEUE, MARK, MAX_PROB, NOT_ECT,
 from l4s_gym.sim import dualpi2_rfc9332 as rfc
 from l4s_gym.sim import layout, setup
 from l4s_gym.sim.batch import Batch
+from l4s_gym.sim.disciplines import get
 from l4s_gym.sim.dualpi2_rfc9332 import LONGEST_NS, ONE
 from l4s_gym.sim.scenario import Scenario, from_dict, load
 
@@ -199,7 +200,7 @@ def _scenario(aqm: str, **options: Any) -> Scenario:
 
 
 def _built(aqm: str = "dualpi2_rfc9332", **options: Any) -> Any:
-    return setup.build(_scenario(aqm, **options), aqm, 1)[0][0]
+    return setup.build(_scenario(aqm, **options), aqm, 1).own[0]
 
 
 def test_default_parameters() -> None:
@@ -214,8 +215,9 @@ def test_default_parameters() -> None:
 
 @pytest.mark.parametrize("aqm", ["dualpi2_rfc9332", "dualpi2_linux"])
 def test_state_is_integer(aqm: str) -> None:
-    names = ("prob", "prob_fixed", "wrr_credit", "classic_weight", "coupling", "p_c_max", "alpha_q", "beta_q")
-    assert {layout.ENV[name].kind for name in names} == {layout.QUEUE["recur"].kind} == {"i"}
+    own = get(aqm).records
+    assert {own.env[name].kind for name in own.env.names or () if name != "padding"} == {"i"}
+    assert aqm == "dualpi2_linux" or own.queue["recur"].kind == "i"
     assert _built(aqm)["prob"] == 0
 
 
@@ -254,7 +256,7 @@ def _updates(scenario: str, horizon_s: float) -> tuple[Batch, list[tuple[int, in
     for k in range(1, int(horizon_s / 0.016)):
         batch.stop_at(0, 16 * MS * k + 1)
         assert batch.advance_one() == layout.STOPPED
-        seen.append((int(batch.env["prob"][0]), int(batch.env["qdelay_old_ns"][0])))
+        seen.append((int(batch.own["prob"][0]), int(batch.own["old_ns"][0])))
     return batch, seen
 
 
@@ -280,7 +282,7 @@ def test_engine_logs_the_count_of_each_queue(scenario: str) -> None:
         batch.stop_at(0, 16 * MS * k + 1)
         assert batch.advance_one() == layout.STOPPED
         rows = batch.log[0][: int(batch.env["log_rows"][0])]
-        seen.append((len(rows), rfc.in_records(int(batch.env["prob"][0]))))
+        seen.append((len(rows), rfc.in_records(int(batch.own["prob"][0]))))
     rows = batch.log[0][: int(batch.env["log_rows"][0])].view(RECORD)
     for (first, prob), (last, _) in pairwise(seen):
         assert (rows["drop_probability"][first:last] == prob).all()
@@ -319,4 +321,4 @@ def test_engine_round_robin_keeps_the_shares(aqm: str, weight: float) -> None:
     assert batch.env["dropped"][0] == 0
     left = batch.queue[0]["left"]
     assert left[0] / left.sum() == pytest.approx(weight, abs=0.001)
-    assert abs(int(batch.env["wrr_credit"][0])) <= 1514 * (100 if aqm == "dualpi2_linux" else rfc.WEIGHT_ONE)
+    assert abs(int(batch.own["wrr_credit"][0])) <= 1514 * (100 if aqm == "dualpi2_linux" else rfc.WEIGHT_ONE)

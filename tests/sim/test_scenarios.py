@@ -122,7 +122,7 @@ def test_bad_source(line: str, message: str, tmp_path: Path) -> None:
         ("dualpi2_rfc9332.scheduler", "fair", "options.dualpi2_rfc9332.scheduler: unknown value 'fair': choose one of"),
         ("dualpi2_linux.alpha", 0.16, "options.dualpi2_linux.alpha: Expected `int`"),  # RFC 9332's, in Hz
         ("dualpi2_freebsd.beta", 3.2, "options.dualpi2_freebsd.beta: Expected `int`"),
-        ("alpha", 0.16, "write options.dualpi2_freebsd.alpha or options.dualpi2_rfc9332.alpha or "),
+        ("alpha", 0.16, "write options.pie.alpha or options.dualpi2_freebsd.alpha or "),
         ("th_len", 1, "options.th_len: each discipline has options of its own: write options.dualpi2_rfc9332.th_len"),
         ("dualpi2_linux.min_th_us", 1.0, "option of dualpi2_linux (it is one of dualpi2_rfc9332) 'min_th_us': "),
         ("codel.target", 1.0, "unknown option of codel 'target': did you mean 'target_ms'? choose one of interval_ms,"),
@@ -148,7 +148,7 @@ def test_each_discipline_reads_its_own_options() -> None:
     """The gains of one law, whose unit is another's no more, leave those of the others as they were."""
     tables = {"dualpi2_rfc9332": {"alpha": 0.32, "beta": 6.4}, "dualpi2_linux": {"alpha": 82}}
     chosen = from_dict({"name": "x", "sources": [ONE], "options": tables})
-    env = {aqm: setup.build(chosen, aqm, 1)[0][0] for aqm in ("dualpi2_freebsd", "dualpi2_rfc9332", "dualpi2_linux")}
+    env = {aqm: setup.aqm_fields(chosen, aqm) for aqm in ("dualpi2_freebsd", "dualpi2_rfc9332", "dualpi2_linux")}
     assert (env["dualpi2_freebsd"]["alpha"], env["dualpi2_freebsd"]["beta"]) == (1024, 10240)
     assert (env["dualpi2_rfc9332"]["alpha_q"], env["dualpi2_rfc9332"]["beta_q"]) == (90072, 1_801_440)
     assert (env["dualpi2_linux"]["alpha"], env["dualpi2_linux"]["beta"]) == (88, 879)

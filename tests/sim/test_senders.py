@@ -177,7 +177,7 @@ def test_hystart_is_on_for_linux_and_off_for_freebsd() -> None:
     for kind in ("newreno", "cubic", "dctcp", "prague"):
         for freebsd in (False, True):
             source = {"kind": kind, "freebsd": freebsd}
-            flow = setup.build(from_dict({"name": "x", "sources": [source]}), "fifo", 1)[2]
+            flow = setup.build(from_dict({"name": "x", "sources": [source]}), "fifo", 1).flow
             kinds[kind, freebsd] = slowstart.KINDS[int(flow["slow_start"][0])]
     assert kinds.pop(("cubic", False)) == "hystart"
     assert set(kinds.values()) == {"standard"}

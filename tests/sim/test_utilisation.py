@@ -14,6 +14,7 @@ from l4s_gym.errors import L4SError
 from l4s_gym.evaluation.native import simulate
 from l4s_gym.sim import layout, measure, setup
 from l4s_gym.sim.batch import Batch
+from l4s_gym.sim.disciplines import AQMS
 from l4s_gym.sim.scenario import Scenario, from_dict
 from tests.sim.test_invariants import LINK, SOURCE
 
@@ -40,7 +41,7 @@ def check_windows(batch: Batch, times_ns: list[int]) -> None:
 @given(
     link=LINK,
     sources=st.lists(SOURCE, min_size=1, max_size=3),
-    aqm=st.sampled_from(layout.AQMS),
+    aqm=st.sampled_from(AQMS),
     pairs=st.booleans(),
     gaps_ns=st.lists(st.sampled_from([1, 777, 50_000, 1_000_000, 10_000_000, 77_777_777]), min_size=1, max_size=12),
 )
@@ -104,11 +105,11 @@ def test_the_slowest_link(scenario: Build) -> None:
     """A packet takes 214 ms; the buffer holds two."""
     chosen = scenario({"kind": "newreno"}, link={"rate_mbps": 0.056}, aqm="fifo", horizon_s=60.0)
     assert 0.95 < simulate(chosen, sample_ms=1000.0).summary["utilisation"] <= 1.0
-    for aqm in layout.AQMS:
+    for aqm in AQMS:
         assert simulate(chosen, aqm, sample_ms=1000.0).batch.env["delivered"][0] > 50
 
 
-@pytest.mark.parametrize("aqm", layout.AQMS)
+@pytest.mark.parametrize("aqm", AQMS)
 def test_the_fastest_link(aqm: str, scenario: Build) -> None:
     flows = {"kind": "cubic", "count": 4, "rtt_ms": 0.05, "initial_window": 1000.0, "packet_length": 9000}
     link = {"rate_mbps": 400_000.0, "buffer_ms": 0.1}

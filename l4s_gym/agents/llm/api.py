@@ -29,11 +29,11 @@ from l4s_gym.data.simulated import Behaviour, SimulatedRun
 from l4s_gym.data.steps import EXTRAS, STEP
 from l4s_gym.data.storage import Shard, shard_name, write_shard
 from l4s_gym.envs.dualpi2 import DualPI2Env, load_scenario
-from l4s_gym.errors import L4SError, unknown
+from l4s_gym.errors import L4SError
 from l4s_gym.evaluation.entry import NATIVE
 from l4s_gym.evaluation.harness import Result, evaluate
 from l4s_gym.schema import DECIDED_BY
-from l4s_gym.sim import fingerprint, layout, scenario
+from l4s_gym.sim import disciplines, fingerprint, scenario
 
 
 def rl_collect(
@@ -93,8 +93,7 @@ def rl_collect(
         played = _played(env, _agent(policy), seeds, chosen.name)
         return minari_io.create(dataset_id, played, overwrite=overwrite, **about)
     aqm = policy.removeprefix(NATIVE)
-    if aqm not in layout.AQMS:
-        raise unknown("discipline", aqm, layout.AQMS)
+    disciplines.get(aqm)
     runs = [SimulatedRun(chosen, Behaviour(aqm), each, reward) for each in seeds]
 
     def fill(data: Path) -> list[Shard]:

@@ -1,0 +1,147 @@
+"""The form of a queue discipline: one module, or one object of a user's own.
+
+A discipline is a `Discipline`: a name, an options structure in the units of its own law, rows that describe its state,
+and compiled functions that the engine calls (decorated with `l4s_gym.sim.jit.jit`). `w` is the environment's record
+(`layout.ENV`), `index` a queue (0 C or the only one, 1 L), `p` a packet (`memory.packet_at`). Whatever a function
+needs of its own it keeps in its own records, which `records` opens. `l4s_gym/sim/red.py` is a short example, and
+`examples/pi2.py` one from outside: ``aqm="pi2:PI2"``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, NamedTuple
+
+import numpy as np
+from msgspec import Meta, Struct
+
+from l4s_gym.sim.layout import Row, dtype_of
+from l4s_gym.sim.memory import own_records
+
+Positive = Annotated[float, Meta(gt=0.0, le=1e9)]
+NonNegative = Annotated[float, Meta(ge=0.0, le=1e9)]
+Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
+Interval = Annotated[float, Meta(ge=0.001, le=1e9)]
+Gain = Annotated[int, Meta(ge=0, le=1_000_000_000)]
+Count = Annotated[int, Meta(ge=0, le=1_000_000)]
+
+
+class NoOptions(Struct, frozen=True, forbid_unknown_fields=True):
+    """Of a discipline that has none."""
+
+
+class Path(NamedTuple):
+    """What a discipline may know of the link when it is set up.
+
+    Attributes:
+        rate_bps: Rate, bit/s (of a trace: its mean).
+        packet_bytes: Length of the longest packets that the sources send, bytes.
+        buffer_bytes: Size of the buffer, bytes.
+    """
+
+    rate_bps: float
+    packet_bytes: int
+    buffer_bytes: float
+
+
+class Records(NamedTuple):
+    """A discipline's own state.
+
+    Attributes:
+        env: NumPy type of what an environment has of it.
+        queue: NumPy type of what each queue has of it.
+        of_env: Compiled: `w` -> the environment's record.
+        of_queue: Compiled: `w`, `index` -> the queue's record.
+    """
+
+    env: np.dtype[np.void]
+    queue: np.dtype[np.void]
+    of_env: Any
+    of_queue: Any
+
+
+def records(name: str, env: tuple[Row, ...] = (), queue: tuple[Row, ...] = ()) -> Records:
+    """Types and openers of a discipline's own state.
+
+    Args:
+        name: Of the discipline.
+        env: Fields that an environment has once, parameters among them.
+        queue: Fields that each queue has.
+    """
+    env_type, queue_type = dtype_of(env), dtype_of(queue)
+    return Records(env_type, queue_type, *own_records(name, env_type, queue_type))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Discipline:
+    """A queue discipline; every function is optional, and what it does without is said with it.
+
+    Attributes:
+        name: As scenarios and commands have it.
+        title: One line: what it is, and its source.
+        options: Structure of its options.
+        records: Types and openers of its own state.
+        setup: Options, link -> values of its own fields (a queue's field: the start of all queues), and of the fields
+            of `layout.ENV` that rows of the log show: `target_us`, `tupdate_us`, `max_burst_us`, `alpha`, `beta`, ...
+        dual: Whether it has the queues C and L; without, packets are classed C and L for the statistics only.
+        flow_queues: Whether each flow has a queue of its own, from queue 2 on.
+        queue_timers: Whether it starts a control timer for each queue by itself; else one runs from the start.
+        most_packets: The buffer is counted in packets, at most so many; 0: in bytes.
+        classify: w, p -> queue of an arriving packet. Without: 0.
+        decide_at_enqueue: w, index, p -> action for a packet that arrives. It may set `w.logged` where the log shows
+            another one. Without: enqueue.
+        decide_at_dequeue: w, index, p -> action for a packet that has been taken from its queue, whose sojourn is
+            `queue_at(w, index).delay_ns`. Without: enqueue (leave it as it is).
+        note_foreign_decision: w, index, action: an agent has decided in its place.
+        after_decision: w, index, action: after any decision and its row of the log.
+        after_enqueue: w, index, p: the packet has joined its queue.
+        has_room: w, p -> whether a packet that arrives finds room (1 or 0). Without: within the buffer.
+        fullest: w -> queue that loses its head where the buffer is over its limit after all. Without: the longer one.
+        pick: w -> queue to serve next, or -1. Without: queue 0 while it holds packets.
+        after_dequeue: w, index, p, action: a packet has left its queue, and was dropped where `action` says so.
+        update: w, index -> queue delay, ns, for the statistics: each `tupdate_us`. Without: the older head's age.
+        base_probability: w, index -> the controller's probability, 1/(2^31 - 1). Without: 0.
+        accumulated_probability: w, index -> its accumulated probability, 1/(2^31 - 1). Without: 0.
+        burst_allowance_us: w, index -> time left in which nothing is dropped, us. Without: 0.
+        current_delay_us: w, index -> queue delay that it goes by, us. Without: sojourn of the queue's last leaver.
+        old_delay_us: w, index -> queue delay at the last update, us. Without: 0.
+    """
+
+    name: str
+    title: str
+    options: type[Struct] = NoOptions
+    records: Records
+    setup: Callable[[Any, Path], Mapping[str, Any]] = lambda options, path: {}
+    dual: bool = False
+    flow_queues: bool = False
+    queue_timers: bool = False
+    most_packets: int = 0
+    classify: Any = None
+    decide_at_enqueue: Any = None
+    decide_at_dequeue: Any = None
+    note_foreign_decision: Any = None
+    after_decision: Any = None
+    after_enqueue: Any = None
+    has_room: Any = None
+    fullest: Any = None
+    pick: Any = None
+    after_dequeue: Any = None
+    update: Any = None
+    base_probability: Any = None
+    accumulated_probability: Any = None
+    burst_allowance_us: Any = None
+    current_delay_us: Any = None
+    old_delay_us: Any = None
+
+
+HOOKS: Final = {
+    **{"classify": "w, p", "has_room": "w, p", "fullest": "w", "pick": "w", "after_dequeue": "w, index, p, action"},
+    **dict.fromkeys(("decide_at_enqueue", "decide_at_dequeue", "after_enqueue"), "w, index, p"),
+    **dict.fromkeys(("note_foreign_decision", "after_decision"), "w, index, action"),
+    **dict.fromkeys(("update", "base_probability", "accumulated_probability"), "w, index"),
+    **dict.fromkeys(("burst_allowance_us", "current_delay_us", "old_delay_us"), "w, index"),
+}
+"""The functions of a discipline and their parameters, in the order of their addresses."""
+VOID: Final = ("note_foreign_decision", "after_decision", "after_enqueue", "after_dequeue")
+"""Those that return nothing."""
