@@ -77,32 +77,32 @@ def _mix(z: Any) -> Any:
 
 
 @jit
-def random_u64(env: Any) -> Any:
+def random_u64(w: Any) -> Any:
     """Next number of the environment's generator, for whoever decides about packets."""
-    env.rng = env.rng + np.uint64(0x9E3779B97F4A7C15)
-    return _mix(env.rng)
+    w.rng = w.rng + np.uint64(0x9E3779B97F4A7C15)
+    return _mix(w.rng)
 
 
 @jit
-def host_uniform(env: Any) -> float:
+def host_uniform(w: Any) -> float:
     """Uniform number in [0, 1) of the hosts' own generator: what they draw does not move the queue's draws."""
-    env.host_rng = env.host_rng + np.uint64(0x9E3779B97F4A7C15)
-    return np.float64(_mix(env.host_rng) >> np.uint64(11)) * (1.0 / 9007199254740992.0)
+    w.host_rng = w.host_rng + np.uint64(0x9E3779B97F4A7C15)
+    return np.float64(_mix(w.host_rng) >> np.uint64(11)) * (1.0 / 9007199254740992.0)
 
 
 @jit
-def random31(env: Any) -> int:
+def random31(w: Any) -> int:
     """Uniform integer in [0, 2^31), as the kernel's random()."""
-    return np.int64(random_u64(env) >> np.uint64(33))  # type: ignore[return-value]
+    return np.int64(random_u64(w) >> np.uint64(33))  # type: ignore[return-value]
 
 
 @jit
-def random32(env: Any) -> int:
+def random32(w: Any) -> int:
     """Uniform integer in [0, 2^32), as Linux' get_random_u32()."""
-    return np.int64(random_u64(env) >> np.uint64(32))  # type: ignore[return-value]
+    return np.int64(random_u64(w) >> np.uint64(32))  # type: ignore[return-value]
 
 
 @jit
-def uniform(env: Any) -> float:
+def uniform(w: Any) -> float:
     """Uniform number in [0, 1)."""
-    return np.float64(random_u64(env) >> np.uint64(11)) * (1.0 / 9007199254740992.0)
+    return np.float64(random_u64(w) >> np.uint64(11)) * (1.0 / 9007199254740992.0)

@@ -396,20 +396,20 @@ def _wake(w: Any) -> None:
 
 
 @jit
-def _foreign_action(env: Any, index: int, ecn: int) -> int:
+def _foreign_action(w: Any, index: int, ecn: int) -> int:
     """The action that the given probabilities yield for a packet (`L4S-DualPI2-Prob-v0`)."""
-    prob = env.p_l if index == 1 else env.p_c
-    if env.even:
-        count = (env.recur_l if index == 1 else env.recur_c) + prob
+    prob = w.p_l if index == 1 else w.p_c
+    if w.even:
+        count = (w.recur_l if index == 1 else w.recur_c) + prob
         hit = count > 1.0
         if hit:
             count -= 1.0
         if index == 1:
-            env.recur_l = count
+            w.recur_l = count
         else:
-            env.recur_c = count
+            w.recur_c = count
     else:
-        hit = uniform(env) < prob
+        hit = uniform(w) < prob
     if not hit:
         return ENQUEUE
     return MARK if ecn != NOT_ECT else DROP
