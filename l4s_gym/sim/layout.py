@@ -21,8 +21,8 @@ NEVER: Final = 1 << 62
 FIFO, RED, CODEL, PIE, FREEBSD, RFC9332, LINUX = range(7)
 AQMS: Final = ("fifo", "red", "codel", "pie", "dualpi2_freebsd", "dualpi2_rfc9332", "dualpi2_linux")
 
-# Congestion controls; NONE is unresponsive.
-NONE, NEWRENO, CUBIC, DCTCP, PRAGUE = range(5)
+# Congestion controls: each is the module of its name beside this one; NONE is unresponsive.
+NONE: Final = 0
 CCS: Final = ("none", "newreno", "cubic", "dctcp", "prague")
 
 # Applications.
@@ -58,10 +58,32 @@ HIST_BINS: Final = 24 << HIST_SHIFT
 """Delay histogram: 32 bins an octave of delay in 256 ns units, so a quantile is right to about 3 %."""
 
 
-def _packed(hot: list[tuple[str, str]], cold: list[tuple[Any, ...]]) -> np.dtype[np.void]:
-    """A record that starts and ends on cache lines of 64 bytes, with what is used together side by side."""
-    bare = np.dtype(hot + cold, align=True)
-    return np.dtype([*hot, *cold, ("padding", "u1", (-bare.itemsize % 64 or 64,))], align=True)
+_ROWS: Final[dict[np.dtype[np.void], list[tuple[Any, ...]]]] = {}
+"""Fields of each record as they are written here: name, type, and where they are told unit and words."""
+
+
+def _record(rows: list[tuple[Any, ...]], padding: bool = True) -> np.dtype[np.void]:
+    """A record; with `padding` it starts and ends on cache lines of 64 bytes."""
+    plain = [row[:2] if len(row) == 4 else row for row in rows]
+    if padding:
+        plain.append(("padding", "u1", (-np.dtype(plain, align=True).itemsize % 64 or 64,)))
+    made = np.dtype(plain, align=padding)
+    _ROWS[made] = rows
+    return made
+
+
+def fields(record: np.dtype[np.void]) -> list[tuple[str, str, str, str]]:
+    """The fields of a record: name, NumPy's type, unit, words.
+
+    Units in the plural are counts of such things; `segment` is a segment's number, `packet` an index in the pool, `flag`
+    0 or 1, `-` none.
+    """
+    return [row for row in _ROWS[record] if len(row) == 4]
+
+
+def _packed(hot: list[tuple[Any, ...]], cold: list[tuple[Any, ...]]) -> np.dtype[np.void]:
+    """A record on cache lines, with what is used together side by side."""
+    return _record([*hot, *cold])
 
 
 ENV: Final = _packed(
@@ -126,52 +148,188 @@ QUEUE: Final = _packed(
 FLOW: Final = _packed(
     [
         # -- touched at nearly every packet
-        ("cwnd", "f8"), ("ssthresh", "f8"), ("srtt_ns", "f8"), ("rttvar_ns", "f8"), ("min_rtt_ns", "i8"),
-        ("rto_at", "i8"), ("delack_at", "i8"), ("hop_ns", "i8"), ("min_rto_ns", "i8"), ("pending_sent_ns", "i8"),
-        ("delack_ns", "i8"), ("goodput_bytes", "i8"), ("rtt_sum_ns", "f8"), ("window_sum", "f8"), ("ce_alpha", "f8"),
-        ("transit_head", "i4"), ("transit_tail", "i4"), ("una", "i4"), ("nxt", "i4"), ("limit_seq", "i4"),
-        ("pipe", "i4"), ("sack1", "i4"), ("sack2", "i4"), ("sack3", "i4"), ("lost_scan", "i4"), ("recover", "i4"),
-        ("ecn_recover", "i4"), ("ce_seen", "i4"), ("rcv_nxt", "i4"), ("ce_count", "i4"), ("received", "i4"),
-        ("packets", "i4"), ("rtt_count", "i4"), ("window_count", "i4"), ("rwnd", "i4"), ("acked_in_round", "i4"),
-        ("marked_in_round", "i4"), ("round_end", "i4"), ("mss", "i4"), ("ack_every", "i4"), ("lost_out", "i4"),
-        ("held", "i4"), ("pending", "i4"), ("last_len", "i4"), ("backoff", "i4"), ("app", "i1"), ("cc", "i1"),
-        ("ecn", "i1"), ("accurate", "i1"), ("ect_resent", "i1"), ("paced", "i1"), ("running", "i1"), ("done", "i1"),
-        ("recovery", "i1"), ("send_cwr", "i1"), ("limited", "i1"), ("held_back", "i1"), ("ce_state", "i1"),
-        ("echo", "i1"), ("finite", "i1"), ("slope_one", "i1"), ("variant", "i1"), ("slow_start", "i1"),
-        ("lost_late", "i1"), ("fast_resend", "i1"), ("holds", "i1"), ("shrinks", "i1"), ("packet_len", "i4"), ("sent_all", "i4"), ("burst_open", "i4"),
-        ("jitter_ns", "i4"), ("last_due_ns", "i8"), ("hole_ns", "i8"), ("loss_ns", "i8"), ("lost_since", "i4"),
+        ("cwnd", "f8", "packets", "Congestion window."),
+        ("ssthresh", "f8", "packets", "Slow-start threshold; 1e9: none."),
+        ("srtt_ns", "f8", "ns", "Smoothed round-trip time (RFC 6298); 0 before the first sample."),
+        ("rttvar_ns", "f8", "ns", "Variation of the round-trip time (RFC 6298)."),
+        ("min_rtt_ns", "i8", "ns", "Least round-trip time of the connection."),
+        ("rto_at", "i8", "ns", "When the retransmission timer expires; `NEVER` while it is off."),
+        ("delack_at", "i8", "ns", "When the delayed ACK is due; `NEVER` where none waits."),
+        ("hop_ns", "i8", "ns", "Delay of one hop: the path's, shared out among the crossings."),
+        ("min_rto_ns", "i8", "ns", "What the variation adds to the timeout at least (Linux); least timeout (FreeBSD)."),
+        ("pending_sent_ns", "i8", "ns", "When the oldest segment that waits for an ACK was sent: the timestamp to echo."),
+        ("delack_ns", "i8", "ns", "Longest delay of an ACK."),
+        ("goodput_bytes", "i8", "bytes", "Payload that has arrived, each segment once."),
+        ("rtt_sum_ns", "f8", "ns", "Sum of the samples of the round-trip time."),
+        ("window_sum", "f8", "packets", "Sum of the windows at the ACKs, weighted with what they acknowledged."),
+        ("ce_alpha", "f8", "-", "Moving average of the marked fraction, 0 to 1 (DCTCP, Prague)."),
+        ("transit_head", "i4", "packet", "First of the packets that travel; -1: none."),
+        ("transit_tail", "i4", "packet", "Last of them."),
+        ("una", "i4", "segment", "First that is not acknowledged cumulatively."),
+        ("nxt", "i4", "segment", "Next new one to be sent."),
+        ("limit_seq", "i4", "segment", "One past the last that the application has offered."),
+        ("pipe", "i4", "packets", "In flight as RFC 6675 counts them."),
+        ("sack1", "i4", "segment", "Highest selectively acknowledged; -1: none."),
+        ("sack2", "i4", "segment", "Second highest."),
+        ("sack3", "i4", "segment", "Third highest: what lies below counts as lost."),
+        ("lost_scan", "i4", "segment", "Up to which losses have been looked for."),
+        ("recover", "i4", "segment", "`nxt` when the recovery began: it ends there."),
+        ("ecn_recover", "i4", "segment", "`nxt` at the last answer to marks: no other before it is acknowledged."),
+        ("ce_seen", "i4", "packets", "CE count of the latest ACK."),
+        ("rcv_nxt", "i4", "segment", "Next that the receiver expects."),
+        ("ce_count", "i4", "packets", "Data packets that have arrived with CE."),
+        ("received", "i4", "packets", "Data packets that have arrived."),
+        ("packets", "i4", "packets", "Data packets that were sent since the counters were reset."),
+        ("rtt_count", "i4", "samples", "Of the round-trip time, in `rtt_sum_ns`."),
+        ("window_count", "i4", "packets", "Weights in `window_sum`."),
+        ("rwnd", "i4", "packets", "Receive window."),
+        ("acked_in_round", "i4", "packets", "Acknowledged in this round of the average of marks."),
+        ("marked_in_round", "i4", "packets", "Among them, those that bore CE."),
+        ("round_end", "i4", "segment", "`nxt` when this round of the average began (DCTCP)."),
+        ("mss", "i4", "bytes", "IP length of a full packet."),
+        ("ack_every", "i4", "segments", "That one ACK acknowledges."),
+        ("lost_out", "i4", "segments", "Lost ones that wait to be sent again."),
+        ("held", "i4", "segments", "That the receiver holds out of order."),
+        ("pending", "i4", "segments", "That wait for a delayed ACK."),
+        ("last_len", "i4", "bytes", "IP length of the transfer's last packet."),
+        ("backoff", "i4", "-", "Factor of the timeout: doubles with each, up to 64."),
+        ("app", "i1", "-", "Application: index in `APPS`."),
+        ("cc", "i1", "-", "Congestion control: index in `CCS`; beyond: a user's own."),
+        ("ecn", "i1", "-", "Codepoint of the packets that it sends."),
+        ("accurate", "i1", "flag", "The receiver echoes each CE (RFC 9768), not until CWR (RFC 3168)."),
+        ("ect_resent", "i1", "flag", "What is sent again is ECN-capable too."),
+        ("paced", "i1", "flag", "Packets leave at a rate, not as ACKs come in."),
+        ("running", "i1", "flag", "The application has something to send."),
+        ("done", "i1", "flag", "A finite bulk transfer is complete."),
+        ("recovery", "i1", "-", "0 none, 1 after a loss, 2 after a timeout, 3 after an ECN signal (FreeBSD)."),
+        ("send_cwr", "i1", "flag", "The next new packet bears CWR."),
+        ("limited", "i1", "flag", "The window or the pacing, not the data, has stopped the sender last."),
+        ("held_back", "i1", "flag", "The flow's timer waits for `pace_at`."),
+        ("ce_state", "i1", "flag", "The packet received last bore CE."),
+        ("echo", "i1", "flag", "The next ACK bears the echo of CE."),
+        ("finite", "i1", "flag", "A transfer of `size_min` bytes, once."),
+        ("slope_one", "i1", "flag", "The slope `friendly` becomes 1 above the earlier window (RFC 9438 section 4.3)."),
+        ("variant", "i1", "-", "Prague: index in `prague.VARIANTS`."),
+        ("slow_start", "i1", "-", "How slow start ends: index in `slowstart.KINDS`."),
+        ("lost_late", "i1", "flag", "A loss beyond `recover` was found: it is answered when the recovery ends."),
+        ("fast_resend", "i1", "flag", "The first lost segment goes out whatever the window says (RFC 6675 section 5)."),
+        ("holds", "i1", "flag", "The window stays for a round after the answer to a mark (Linux)."),
+        ("shrinks", "i1", "flag", "Packets may become shorter (UDP Prague)."),
+        ("scalable", "i1", "flag", "The congestion control answers to the share of marks (RFC 9331)."),
+        ("packet_len", "i4", "bytes", "IP length of the packets that are sent now."),
+        ("sent_all", "i4", "packets", "Data packets that the connection has sent, again or for the first time."),
+        ("burst_open", "i4", "packets", "That may leave side by side before pacing holds the next (Prague)."),
+        ("jitter_ns", "i4", "ns", "Longest addition to a hop (uniform)."),
+        ("last_due_ns", "i8", "ns", "Arrival of the packet that set out last: none overtakes it."),
+        ("hole_ns", "i8", "ns", "When the first hole was last sent again, or filled (UDP Prague's sign of another loss)."),
+        ("loss_ns", "i8", "ns", "When a loss was last answered (Prague)."),
+        ("lost_since", "i4", "packets", "Lost since, less those that came late (Prague)."),
     ],
     [
         # -- what the flow is, the states of single congestion controls, measurement
-        ("start_ns", "i8"), ("initial_window", "f8"), ("rate_bps", "f8"), ("mean_on_ns", "f8"),
-        ("mean_off_ns", "f8"), ("size_shape", "f8"), ("size_min", "f8"), ("size_max", "f8"), ("beta", "f8"),
-        ("beta_ecn", "f8"), ("cubic_c", "f8"), ("friendly", "f8"), ("gain", "f8"), ("pace_at", "i8"),
-        ("app_at", "i8"), ("on_until_ns", "i8"), ("w_max", "f8"), ("w_est", "f8"), ("cubic_k", "f8"),
-        ("epoch_ns", "i8"), ("prior", "f8"), ("round_ns", "i8"), ("reduced_ns", "i8"), ("resent", "i8"),
-        ("timeouts", "i8"), ("completed", "i8"), ("completion_s", "f8"), ("began_ns", "i8"), ("drops", "i8"),
-        ("marks", "i8"), ("reductions", "i8"), ("resend_from", "i4"), ("block_start", "i4"), ("block_end", "i4"),
-        ("slop_ns", "i8"), ("initial_ssthresh", "f8"), ("filled_ns", "i8"), ("sack_length", "i4"), ("card", "i4"),
-        ("largest_rwnd", "i4"), ("filled", "i4"), ("freebsd", "i1"),
+        ("start_ns", "i8", "ns", "Start of the flow."),
+        ("initial_window", "f8", "packets", "Window of a new connection."),
+        ("rate_bps", "f8", "bit/s", "Rate of `cbr`, and of `onoff` while on."),
+        ("mean_on_ns", "f8", "ns", "Mean time on."),
+        ("mean_off_ns", "f8", "ns", "Mean time off, or thinking time of a web user."),
+        ("size_shape", "f8", "-", "Shape of the distribution of pages (bounded Pareto)."),
+        ("size_min", "f8", "bytes", "Smallest page, or size of the finite transfer."),
+        ("size_max", "f8", "bytes", "Largest page."),
+        ("beta", "f8", "-", "Window after a loss, relative."),
+        ("beta_ecn", "f8", "-", "Window after an ECN signal of RFC 3168, relative."),
+        ("cubic_c", "f8", "packets/s^3", "C of RFC 9438."),
+        ("friendly", "f8", "packets/round", "Slope of CUBIC's Reno-friendly window."),
+        ("gain", "f8", "-", "Weight of a round in `ce_alpha`."),
+        ("pace_at", "i8", "ns", "When pacing lets the next packet go."),
+        ("app_at", "i8", "ns", "When the application acts next; `NEVER`: not by itself."),
+        ("on_until_ns", "i8", "ns", "End of the burst of `onoff`."),
+        ("w_max", "f8", "packets", "Plateau of the cubic curve."),
+        ("w_est", "f8", "packets", "CUBIC's Reno-friendly window."),
+        ("cubic_k", "f8", "s", "From the start of the epoch to the plateau (K of RFC 9438)."),
+        ("epoch_ns", "i8", "ns", "Start of CUBIC's epoch; 0: none yet, -1: with the next ACK."),
+        ("prior", "f8", "packets", "Window before CUBIC's last reduction; 0: none yet."),
+        ("round_ns", "i8", "ns", "Start of Prague's round."),
+        ("reduced_ns", "i8", "ns", "Prague's last reduction for marks."),
+        ("resent", "i8", "packets", "Sent again since the counters were reset."),
+        ("timeouts", "i8", "timeouts", "Since the counters were reset."),
+        ("completed", "i8", "transfers", "Complete since the counters were reset."),
+        ("completion_s", "f8", "s", "Sum of the times that they took."),
+        ("began_ns", "i8", "ns", "Start of the present transfer."),
+        ("drops", "i8", "packets", "Of the flow that the queue dropped."),
+        ("marks", "i8", "packets", "Of the flow that the queue marked."),
+        ("reductions", "i8", "reductions", "Of the window, without those after timeouts."),
+        ("resend_from", "i4", "segment", "From which the next lost segment is looked for."),
+        ("block_start", "i4", "segment", "First of the receiver's latest SACK block."),
+        ("block_end", "i4", "segment", "One past its last."),
+        ("slop_ns", "i8", "ns", "Added to the timeout of RFC 6298."),
+        ("initial_ssthresh", "f8", "packets", "`ssthresh` of a new connection."),
+        ("filled_ns", "i8", "ns", "Start of the receiver's measurement of how fast its buffer fills (FreeBSD)."),
+        ("sack_length", "i4", "bytes", "That a SACK option adds to an ACK."),
+        ("card", "i4", "-", "Network card of the router at which the source sits."),
+        ("largest_rwnd", "i4", "packets", "Up to which the receive window grows; 0: it does not."),
+        ("filled", "i4", "segments", "In order since `filled_ns`."),
+        ("freebsd", "i1", "flag", "The sender is FreeBSD's base stack."),
         # -- Prague (`l4s_gym.sim.prague`)
-        ("pace_bps", "f8"), ("undo", "f8"), ("alpha_sent", "i4"), ("loss_sent", "i4"), ("cwr_sent", "i4"),
-        ("growth_wait", "i4"), ("undo_wait", "i4"), ("rounds", "i4"), ("prague", "i1"), ("rate_mode", "i1"),
-        ("undo_mode", "i1"), ("first_ack", "i1"),
+        ("pace_bps", "f8", "bit/s", "Pacing rate."),
+        ("undo", "f8", "packets or bit/s", "What the last loss took off, to be given back where the packets come late."),
+        ("alpha_sent", "i4", "packets", "`sent_all` at the start of the round of `ce_alpha`."),
+        ("loss_sent", "i4", "packets", "`sent_all` when the loss was answered."),
+        ("cwr_sent", "i4", "packets", "`sent_all` when marks were answered."),
+        ("growth_wait", "i4", "rounds", "That are to pass without a mark before it grows by time, not by packets."),
+        ("undo_wait", "i4", "rounds", "Of it that the last loss has added."),
+        ("rounds", "i4", "rounds", "Since slow start."),
+        ("prague", "i1", "-", "State: `prague.AVOIDANCE`, `IN_LOSS` or `IN_CWR`."),
+        ("rate_mode", "i1", "flag", "The rate is controlled, not the window."),
+        ("undo_mode", "i1", "flag", "`rate_mode` when `undo` was taken off."),
+        ("first_ack", "i1", "flag", "The first ACK has not come yet."),
         # -- the end of slow start (`l4s_gym.sim.slowstart`)
-        ("ss_began_ns", "i8"), ("ss_last_ns", "i8"), ("ss_least_ns", "i8"), ("ss_before_ns", "i8"),
-        ("css_base_ns", "i8"), ("ss_end", "i4"), ("ss_samples", "i4"), ("css_rounds", "i4"),
+        ("ss_began_ns", "i8", "ns", "Start of the round."),
+        ("ss_last_ns", "i8", "ns", "Latest ACK of the round's train."),
+        ("ss_least_ns", "i8", "ns", "Least round-trip time of the round; `NEVER`: no sample."),
+        ("ss_before_ns", "i8", "ns", "That of the round before."),
+        ("css_base_ns", "i8", "ns", "Least round-trip time when the conservative phase began (RFC 9406)."),
+        ("ss_end", "i4", "segment", "`nxt` when the round began."),
+        ("ss_samples", "i4", "samples", "Of the round-trip time in the round."),
+        ("css_rounds", "i4", "rounds", "Of the conservative phase, the present one included; 0: not in it."),
         # -- FreeBSD: proportional rate reduction, CUBIC's epochs
-        ("rexmit", "i4"), ("prr_delivered", "i4"), ("prr_out", "i4"), ("recover_fs", "i4"), ("phase", "i4"),
-        ("epoch_acks", "i4"), ("epoch_rtt_ns", "f8"), ("mean_rtt_ns", "f8"),
+        ("rexmit", "i4", "packets", "Sent again and not yet acknowledged."),
+        ("prr_delivered", "i4", "packets", "Delivered in the recovery (RFC 6937)."),
+        ("prr_out", "i4", "packets", "Sent in the recovery."),
+        ("recover_fs", "i4", "packets", "In flight when the recovery began."),
+        ("phase", "i4", "-", "Bits `freebsd_tcp.SLOW_START`, `APP_LIMITED`, `TIMED_OUT`."),
+        ("epoch_acks", "i4", "ACKs", "Of CUBIC's epoch."),
+        ("epoch_rtt_ns", "f8", "ns", "Sum of the smoothed round-trip times at them."),
+        ("mean_rtt_ns", "f8", "ns", "Their mean, of the epoch before."),
+        # -- a user's own congestion control (`l4s_gym.sim.control`)
+        ("law_at", "i8", "address", "Of the addresses of its functions."),
+        ("own", "14f8", "-", "Its state, in units of its own."),
     ],
 )  # fmt: skip
 
-PACKET: Final = np.dtype(
+PACKET: Final = _record(
     [
-        ("next", "i4"), ("flow", "i2"), ("len", "i2"), ("ecn", "i1"), ("ack", "i1"), ("crossing", "i1"), ("cwr", "i1"),
-        ("echo", "i1"), ("decided", "i1"), ("cls", "i1"), ("step_ok", "i1"), ("record", "i4"), ("ce_count", "i4"),
-        ("seq", "i4"), ("sack_seq", "i4"), ("sack_from", "i4"), ("sack_to", "i4"),
-        ("sent_ns", "i8"), ("enqueued_ns", "i8"), ("due_ns", "i8"),
-    ]
+        ("next", "i4", "packet", "Behind this one in its list; -1: none."),
+        ("flow", "i2", "-", "Index of its flow."),
+        ("len", "i2", "bytes", "IP length."),
+        ("ecn", "i1", "-", "Codepoint."),
+        ("ack", "i1", "flag", "It is a pure ACK."),
+        ("crossing", "i1", "crossings", "Of the bottleneck that are behind it."),
+        ("cwr", "i1", "flag", "The sender has reduced its window (RFC 3168)."),
+        ("echo", "i1", "flag", "Of an ACK: echo of CE."),
+        ("decided", "i1", "flag", "Not the discipline but somebody else has decided about it."),
+        ("cls", "i1", "-", "Traffic class: 0 C, 1 L, whatever queue it is in."),
+        ("step_ok", "i1", "flag", "Linux: the L queue was long enough at its arrival for the step to apply."),
+        ("record", "i4", "-", "Row of the log that is to be finished; -1: none."),
+        ("ce_count", "i4", "packets", "Of an ACK: data packets that have arrived with CE."),
+        ("seq", "i4", "segment", "Its number; of an ACK the next one expected."),
+        ("sack_seq", "i4", "segment", "Of an ACK: the one out of order that it answers; -1: none."),
+        ("sack_from", "i4", "segment", "Of an ACK: first of the latest block."),
+        ("sack_to", "i4", "segment", "Of an ACK: one past the block's last."),
+        ("sent_ns", "i8", "ns", "When its sender sent it; of an ACK the echo of that."),
+        ("enqueued_ns", "i8", "ns", "When it joined its queue."),
+        ("due_ns", "i8", "ns", "End of its hop."),
+    ],
+    padding=False,
 )  # fmt: skip
 """One cache line."""
 
