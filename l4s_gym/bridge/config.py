@@ -158,7 +158,7 @@ def _check_link(scenario: Scenario, aqm: str) -> None:
 def _sender(source: Source, index: int, place: str, notes: dict[str, None]) -> tuple[str, str, tuple[str, ...]]:
     """Label, command and options of a source's flows."""
     where = f"{place}: sources.{index} ({source.kind})"
-    if source.kind in ("onoff", "web"):
+    if source.kind not in (*_TCP, "prague", "dctcp", "cbr"):
         raise L4SError(
             f"{where}: there is no such sender here; use cubic, newreno, prague, dctcp or cbr, or simulate it"
         )

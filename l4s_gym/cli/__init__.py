@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.table import Table
@@ -136,7 +136,7 @@ def _print_run(run: object, title: str) -> None:
     flows: dict[str, list[float]] = {}
     for flow, rate in zip(run.batch.flow[0], s["goodput_mbps"], strict=True):
         if flow["mss"]:
-            name = layout.APPS[flow["app"]] if not flow["cc"] else layout.CCS[flow["cc"]]
+            name = layout.APPS[flow["app"]] if not flow["cc"] else (*layout.CCS, "own")[flow["cc"]]
             flows.setdefault("web" if flow["app"] == layout.WEB else name, []).append(rate)
     rates = ", ".join(f"{name} {len(r)} x {sum(r) / len(r):.3f}" for name, r in flows.items())
     console.print(
@@ -145,6 +145,23 @@ def _print_run(run: object, title: str) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+@app.command
+def fields(record: tyro.conf.Positional[Literal["environment", "queue", "flow", "packet"]] = "flow") -> None:
+    """Show what disciplines and congestion controls read and write: the fields of the simulator's records, with units.
+
+    Args:
+        record: Whose fields.
+    """
+    from l4s_gym.sim import layout
+
+    table = Table(title=record)
+    for column in ("field", "type", "unit", "words"):
+        table.add_column(column)
+    for row in layout.ROWS[record]:
+        table.add_row(*row)
+    console.print(table)
 
 
 @app.command

@@ -17,8 +17,9 @@ import numpy.typing as npt
 from l4s_gym import __version__
 from l4s_gym.compiled import is_kept
 from l4s_gym.errors import L4SError, unknown
+from l4s_gym.extras import source_code
 from l4s_gym.schema import RECORD
-from l4s_gym.sim import disciplines, engine, layout, setup, traces
+from l4s_gym.sim import congestion, disciplines, engine, layout, setup, traces
 from l4s_gym.sim.layout import NEVER
 from l4s_gym.sim.link import OPPORTUNITY_BYTES
 from l4s_gym.sim.scenario import Scenario
@@ -152,6 +153,7 @@ class Batch:
         self._log_rows = log_rows
         self._profile = traces.load(scenario.link.trace) if scenario.link.kind == "trace" else None
         self._trace = setup.trace_array(scenario)
+        self._laws = np.array([0, *(congestion.law_at(spec) for spec in scenario.own_laws)], np.int64)
         self.obs, self.action, self.reward, self.status, self.applied = outputs or Outputs.of(n)
         rows = {
             "queue_at": self.queues, "flow_at": self.flow, "packet_at": self.packet, "score_at": self.score,
@@ -231,6 +233,9 @@ class Batch:
     def identity(self) -> dict[str, str]:
         """What a state fits: the same of all batches that can go on from each other's states."""
         content = msgspec.json.encode(self.scenario, order="deterministic") + self._trace.tobytes()
+        content += self.scenario.own_code()
+        if disciplines.is_plugged(self.aqm):
+            content += source_code(self.aqm, "discipline")
         return {
             **_same_engine(),
             "scenario": f"{self.scenario.name} ({hashlib.sha256(content).hexdigest()[:12]})",
@@ -245,6 +250,9 @@ class Batch:
         env = state["env"].view(layout.ENV)
         for name in (*self._places, "trace_row", "hooks_at"):
             env[name] = 0
+        laws = state["flow"].view(layout.FLOW)["law_at"]
+        for k, address in enumerate(self._laws):
+            laws[laws == address] = k
         return state
 
     def restore(self, state: dict[str, npt.NDArray[Any]]) -> None:
@@ -255,6 +263,7 @@ class Batch:
             self.env[name] = places
         self.env["trace_row"] = self._trace.ctypes.data
         self.env["hooks_at"] = self._hooks.ctypes.data
+        self.flow["law_at"] = self._laws[self.flow["law_at"]]
 
     def __getstate__(self) -> dict[str, Any]:
         """Scenario, options and state; threads and addresses are made anew."""

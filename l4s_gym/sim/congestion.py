@@ -1,156 +1,133 @@
-"""NewReno, CUBIC and DCTCP: what an acknowledgement, a mark and a loss do to the window (in packets).
+"""The congestion controls of window-based senders behind one set of calls, for the transport.
 
-Prague has a module of its own (`l4s_gym.sim.prague`), and so have FreeBSD's senders (`l4s_gym.sim.freebsd_tcp`).
+Each that ships is a module of its name in `layout.CCS` with a `CONTROL`; a user's own is called by address. Prague has
+a window, a rate and recoveries of its own: the transport calls `l4s_gym.sim.prague` itself.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
 from typing import Any, Final
 
-from l4s_gym.sim.jit import jit, public
-from l4s_gym.sim.layout import CUBIC
+import numpy as np
+import numpy.typing as npt
 
-MIN_WINDOW: Final = 2.0
-LARGE: Final = 1e9
+from l4s_gym.errors import L4SError
+from l4s_gym.extras import load
+from l4s_gym.sim.control import CongestionControl
+from l4s_gym.sim.jit import jit
+from l4s_gym.sim.layout import CCS
+from l4s_gym.sim.memory import load64
+from l4s_gym.sim.plugin import call_void, callback
 
-
-@jit
-def restart(f: Any) -> None:
-    """State of a new connection."""
-    f.cwnd = f.initial_window
-    f.ssthresh = f.initial_ssthresh
-    f.srtt_ns = 0.0
-    f.rttvar_ns = 0.0
-    f.min_rtt_ns = 1 << 62
-    f.w_max = 0.0
-    f.w_est = 0.0
-    f.epoch_ns = 0
-    f.prior = 0.0
-    f.ce_alpha = 1.0
-    f.acked_in_round = 0
-    f.marked_in_round = 0
-    f.backoff = 1
-    f.rexmit = 0
-    f.prr_delivered = 0
-    f.prr_out = 0
-    f.recover_fs = 0
-    f.phase = 0
-    f.loss_ns = 0
-    f.lost_since = 0
-    f.lost_late = 0
-    f.fast_resend = 0
-    f.epoch_acks = 0
-    f.epoch_rtt_ns = 0.0
-    f.mean_rtt_ns = 0.0
+CONTROLS: Final[dict[str, CongestionControl]] = {
+    name: importlib.import_module(f"l4s_gym.sim.{name}").CONTROL for name in CCS if name != "none"
+}
+CUBIC: Final = CCS.index("cubic")
+DCTCP: Final = CCS.index("dctcp")
+PRAGUE: Final = CCS.index("prague")
+OWN: Final = len(CCS)
+"""Number of a user's own congestion control, whose functions lie at the addresses at `law_at`."""
+_HOOKS: Final = {
+    "restart": "void(flow, int64)",
+    "on_ack": "void(flow, int64, int64)",
+    "on_loss": "void(flow, int64)",
+    "on_timeout": "void(flow, int64)",
+    "on_ecn": "void(flow, int64)",
+    "on_marks": "void(flow, int64, int64)",
+}
 
 
-@public
-def cubic_window(elapsed_s: float, k: float, w_max: float, c: float = 0.4) -> float:
-    """W_cubic(t) of RFC 9438 section 4.2, packets."""
-    d = elapsed_s - k
-    return c * d * d * d + w_max
+def find(spec: str) -> CongestionControl:
+    """A congestion control by its name, or a user's own as ``MODULE:ATTRIBUTE``.
+
+    Raises:
+        L4SError: There is none.
+    """
+    if ":" not in spec:
+        return CONTROLS[spec]
+    found = load(spec, "congestion control")
+    if not isinstance(found, CongestionControl):
+        raise L4SError(
+            f"congestion control {spec!r}: is {type(found).__name__}: give a l4s_gym.sim.control.CongestionControl"
+        )
+    return found
 
 
-@jit
-def _cubic_reduce(f: Any, beta: float, now_ns: int) -> None:
-    """RFC 9438 sections 4.6 and 4.7 (fast convergence)."""
-    f.prior = f.cwnd
-    f.w_max = f.cwnd * (1.0 + beta) / 2.0 if f.cwnd < f.w_max else f.cwnd
-    f.cwnd = max(f.cwnd * beta, MIN_WINDOW)
-    f.ssthresh = f.cwnd
-    f.cubic_k = ((f.w_max - f.cwnd) / f.cubic_c) ** (1.0 / 3.0) if f.w_max > f.cwnd else 0.0
-    f.w_est = f.cwnd
-    f.epoch_ns = -1
+@functools.cache
+def _table(control: CongestionControl) -> npt.NDArray[np.int64]:
+    """Addresses of the functions of a user's own, (6,); the cache keeps them where they are."""
+    return np.array([callback(getattr(control, hook), kind) for hook, kind in _HOOKS.items()], np.int64)
 
 
-@jit
-def _cubic_increase(f: Any, acked: int, now_ns: int) -> None:
-    """RFC 9438 sections 4.2 to 4.5: the larger of the cubic and the Reno-friendly window."""
-    if f.epoch_ns <= 0:
-        if f.epoch_ns == 0:  # slow start ended without a reduction
-            f.w_max = f.cwnd
-            f.cubic_k = 0.0
-            f.w_est = f.cwnd
-            f.prior = f.cwnd
-        f.epoch_ns = now_ns
-    elapsed_s = (now_ns - f.epoch_ns) * 1e-9
-    slope = 1.0 if f.slope_one != 0 and f.w_est >= f.prior else f.friendly
-    f.w_est += slope * acked / f.cwnd
-    if cubic_window(elapsed_s, f.cubic_k, f.w_max, f.cubic_c) < f.w_est:
-        f.cwnd = max(f.cwnd, f.w_est)
-        return
-    target = cubic_window(elapsed_s + f.srtt_ns * 1e-9, f.cubic_k, f.w_max, f.cubic_c)
-    target = min(max(target, f.cwnd), 1.5 * f.cwnd)
-    f.cwnd += (target - f.cwnd) / f.cwnd * acked
+def law_at(spec: str) -> int:
+    """Address of the functions of a user's own congestion control; 0 for one that ships."""
+    return int(_table(find(spec)).ctypes.data) if ":" in spec else 0
+
+
+def _tested(number: int, function: Any, other: Any) -> Any:
+    @jit
+    def test(f: Any, *args: Any) -> None:
+        if f.cc == number:
+            function(f, *args)
+        else:
+            other(f, *args)
+
+    return test
+
+
+def _dispatch(hook: str) -> Any:
+    """A function of the flow's congestion control, found by a chain of tests that the compiler makes one jump."""
+    place = 8 * list(_HOOKS).index(hook)
+
+    @jit
+    def own(f: Any, *args: Any) -> None:
+        call_void(load64(f.law_at + place), (f, *args))
+
+    chain = own
+    for name, control in reversed(CONTROLS.items()):
+        if name != "prague" or hook == "restart":
+            chain = _tested(CCS.index(name), getattr(control, hook), chain)
+    return chain
+
+
+_avoid, _lose, _time_out, _answer_marks = map(_dispatch, ("on_ack", "on_loss", "on_timeout", "on_ecn"))
+restart: Final = _dispatch("restart")
+"""`(flow, now_ns)`: state of a new connection."""
+on_marks: Final = _dispatch("on_marks")
+"""`(flow, acked, marked)`: packets that an ACK has brought news of, and those among them that bore CE."""
 
 
 @jit
 def on_ack(f: Any, acked: int, now_ns: int) -> None:
     """Grow the window for `acked` packets that an ACK of new data has brought news of (RFC 5681 section 3.1).
 
-    Slow start counts every packet, and a quarter of them in the conservative phase of RFC 9406; congestion avoidance
-    is Reno's for NewReno and DCTCP (RFC 8257 section 3.5), RFC 9438's for CUBIC.
+    Slow start counts every packet, and a quarter of them in the conservative phase of RFC 9406.
     """
     if f.cwnd < f.ssthresh:
         f.cwnd = min(f.cwnd + (0.25 * acked if f.css_rounds > 0 else acked), f.ssthresh)
-    elif f.cc == CUBIC:
-        _cubic_increase(f, acked, now_ns)
     else:
-        f.cwnd += acked / f.cwnd
+        _avoid(f, acked, now_ns)
     f.cwnd = min(f.cwnd, float(f.rwnd))
 
 
 @jit
 def on_loss(f: Any, now_ns: int) -> None:
-    """Multiplicative decrease on a loss, once per recovery (the caller sees to that)."""
+    """Decrease on a loss, once per recovery (the caller sees to that)."""
     f.reductions += 1
-    if f.cc == CUBIC:
-        _cubic_reduce(f, f.beta, now_ns)
-        return
-    f.cwnd = max(f.cwnd * f.beta, MIN_WINDOW)
-    f.ssthresh = f.cwnd
+    _lose(f, now_ns)
 
 
 @jit
-def on_timeout(f: Any) -> None:
-    """RFC 5681 section 3.1: half the window as threshold, and start again from one packet."""
-    if f.cc == CUBIC:
-        _cubic_reduce(f, f.beta, 0)
-        f.epoch_ns = 0  # RFC 9438 section 4.8: a fresh epoch with K = 0
-    else:
-        f.ssthresh = max(f.cwnd * f.beta, MIN_WINDOW)
+def on_ecn(f: Any, now_ns: int) -> None:
+    """Decrease on marks, once per round trip (the caller sees to that)."""
+    f.reductions += 1
+    _answer_marks(f, now_ns)
+
+
+@jit
+def on_timeout(f: Any, now_ns: int) -> None:
+    """A new threshold, and again from one packet."""
+    _time_out(f, now_ns)
     f.cwnd = 1.0
-
-
-@jit
-def on_classic_ecn(f: Any, now_ns: int) -> None:
-    """A congestion signal of RFC 3168, once per round trip: as a loss, or with beta_ecn (RFC 8511)."""
-    f.reductions += 1
-    if f.cc == CUBIC:
-        _cubic_reduce(f, f.beta_ecn, now_ns)
-        return
-    f.cwnd = max(f.cwnd * f.beta_ecn, MIN_WINDOW)
-    f.ssthresh = f.cwnd
-
-
-@jit
-def count_marks(f: Any, acked: int, marked: int) -> None:
-    """DCTCP's moving average of the marked fraction, once per window of data (RFC 8257 section 3.3)."""
-    f.acked_in_round += acked
-    f.marked_in_round += marked
-    if f.una < f.round_end:
-        return
-    if f.acked_in_round > 0:
-        fraction = min(f.marked_in_round / f.acked_in_round, 1.0)
-        f.ce_alpha += f.gain * (fraction - f.ce_alpha)
-    f.acked_in_round = 0
-    f.marked_in_round = 0
-    f.round_end = f.nxt
-
-
-@jit
-def on_scalable_ecn(f: Any) -> None:
-    """DCTCP's decrease by alpha / 2 (the caller sees to it that it comes once per round)."""
-    f.reductions += 1
-    f.cwnd = max(f.cwnd * (1.0 - f.ce_alpha / 2.0), MIN_WINDOW)
-    f.ssthresh = f.cwnd

@@ -49,12 +49,14 @@ class Records(NamedTuple):
     """A discipline's own state.
 
     Attributes:
+        rows: Its fields: those that an environment has once, then those of each queue.
         env: NumPy type of what an environment has of it.
         queue: NumPy type of what each queue has of it.
         of_env: Compiled: `w` -> the environment's record.
         of_queue: Compiled: `w`, `index` -> the queue's record.
     """
 
+    rows: tuple[Row, ...]
     env: np.dtype[np.void]
     queue: np.dtype[np.void]
     of_env: Any
@@ -70,7 +72,7 @@ def records(name: str, env: tuple[Row, ...] = (), queue: tuple[Row, ...] = ()) -
         queue: Fields that each queue has.
     """
     env_type, queue_type = dtype_of(env), dtype_of(queue)
-    return Records(env_type, queue_type, *own_records(name, env_type, queue_type))
+    return Records((*env, *queue), env_type, queue_type, *own_records(name, env_type, queue_type))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

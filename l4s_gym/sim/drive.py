@@ -19,7 +19,7 @@ from l4s_gym.sim.jit import entry, jit
 from l4s_gym.sim.layout import NEVER, SLOT_UPDATE_C, SLOT_UPDATE_L
 from l4s_gym.sim.memory import env_record, packet_at, pointer
 from l4s_gym.sim.options import Options
-from l4s_gym.sim.pool import allocate, renew
+from l4s_gym.sim.packets import allocate, renew
 from l4s_gym.sim.scenario import Link, Scenario, Source
 
 ARRIVAL: Final = np.dtype(

@@ -95,7 +95,7 @@ STATE: Final = records(
         ("qdelay_us", "i8", "us", "Current queue delay."),
         ("qdelay_old_us", "i8", "us", "Queue delay at the last update."),
         ("burst_us", "i8", "us", "Burst allowance that is left."),
-        ("deficit", "i8", "B", "Of the deficit round robin."),
+        ("deficit", "i8", "bytes", "Of the deficit round robin."),
         ("listed", "i1", "flag", "Whether the scheduler knows the queue."),
     ),
 )

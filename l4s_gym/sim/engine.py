@@ -32,7 +32,7 @@ from l4s_gym.sim.layout import (
     TRUNCATED,
 )
 from l4s_gym.sim.memory import atomic_load64, atomic_store64, env_record, flow_at, packet_at, pointer, trace_of
-from l4s_gym.sim.pool import pop_transit
+from l4s_gym.sim.packets import pop_transit
 
 SPINS = 1_000_000
 """Looks at a control word before a serving thread goes to sleep: about a millisecond."""

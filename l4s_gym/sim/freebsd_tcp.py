@@ -11,8 +11,10 @@ from typing import Any, Final
 
 from l4s_gym.schema import NOT_ECT
 from l4s_gym.sim import congestion, scoreboard
+from l4s_gym.sim.congestion import CUBIC, DCTCP
+from l4s_gym.sim.control import MIN_WINDOW
+from l4s_gym.sim.cubic import cubic_window
 from l4s_gym.sim.jit import jit
-from l4s_gym.sim.layout import CUBIC, DCTCP
 from l4s_gym.sim.memory import flow_at
 
 SLOW_START: Final = 1
@@ -24,13 +26,25 @@ TICK_NS: Final = 10_000_000
 
 
 @jit
+def restart(f: Any) -> None:
+    """State of a new connection."""
+    f.prr_delivered = 0
+    f.prr_out = 0
+    f.recover_fs = 0
+    f.phase = 0
+    f.epoch_acks = 0
+    f.epoch_rtt_ns = 0.0
+    f.mean_rtt_ns = 0.0
+
+
+@jit
 def _cubic_reduce(f: Any, now_ns: int) -> None:
     """`cubic_ssthresh_update`: the threshold is of the plateau that fast convergence has lowered."""
     plateau = f.cwnd * (1.0 + f.beta) / 2.0 if f.cwnd < f.w_max else f.cwnd
     first = f.prior == 0.0
     f.prior = f.cwnd
     f.w_max = plateau * f.beta if first else plateau
-    f.ssthresh = max(plateau * (0.5 if first else f.beta), congestion.MIN_WINDOW)
+    f.ssthresh = max(plateau * (0.5 if first else f.beta), MIN_WINDOW)
     f.cwnd = f.ssthresh
     f.cubic_k = (f.w_max * (1.0 - f.beta) / f.cubic_c) ** (1.0 / 3.0)
     f.epoch_ns = now_ns
@@ -43,7 +57,7 @@ def _reduce(f: Any, beta: float, now_ns: int) -> None:
     if f.cc == CUBIC:
         _cubic_reduce(f, now_ns)
     else:
-        f.cwnd = max(f.cwnd * beta, congestion.MIN_WINDOW)
+        f.cwnd = max(f.cwnd * beta, MIN_WINDOW)
         f.ssthresh = f.cwnd
 
 
@@ -70,7 +84,7 @@ def _cubic(f: Any, now_ns: int) -> None:
     elapsed_s = (now_ns - f.epoch_ns) // TICK_NS * (TICK_NS * 1e-9)
     rtt_s = max(f.mean_rtt_ns, TICK_NS) * 1e-9
     friendly = f.w_max * f.beta + f.friendly * elapsed_s / rtt_s
-    cubic = congestion.cubic_window(elapsed_s + rtt_s, f.cubic_k, f.w_max, f.cubic_c)
+    cubic = cubic_window(elapsed_s + rtt_s, f.cubic_k, f.w_max, f.cubic_c)
     f.cwnd = max(f.cwnd, friendly, cubic)
     if f.prior == 0.0 and f.w_max < f.cwnd:
         f.w_max = f.cwnd
@@ -112,7 +126,7 @@ def _after_recovery(f: Any, pipe: int, after_loss: bool) -> None:
         if pipe < f.ssthresh:
             f.cwnd = max(pipe, 1) + 1.0
         elif f.cc == CUBIC:
-            f.cwnd = max(f.w_max * f.beta, congestion.MIN_WINDOW)
+            f.cwnd = max(f.w_max * f.beta, MIN_WINDOW)
         else:
             f.cwnd = f.ssthresh
     if f.epoch_acks > 0:
@@ -147,47 +161,47 @@ def _proportional_rate(f: Any, pipe: int, delivered: int, new_loss: bool) -> int
 
 
 @jit
-def _start_recovery(w: Any, i: int) -> None:
+def _start_recovery(env: Any, i: int) -> None:
     """Three segments are sacked above a hole: the first hole is sent at once, the rest as `_proportional_rate` allows.
 
     In the reduction after an ECN signal, the window is not reduced again. After a timeout, too, recovery may start:
     then every hole is sent again.
     """
-    f = flow_at(w, i)
+    f = flow_at(env, i)
     sent = f.nxt - f.una
     if f.recovery == 2 and f.lost_out > 0:
         sent = max(f.resend_from - f.una, 1)
     if f.recovery != 3:
-        _reduce(f, f.beta, w.now_ns)
+        _reduce(f, f.beta, env.now_ns)
     for seq in range(f.una, f.sack1):
-        scoreboard.lose_again(w, i, seq)
+        scoreboard.lose_again(env, i, seq)
     f.recovery = 1
     f.recover = f.nxt
     f.send_cwr = 1
     f.resend_from = f.una
-    scoreboard.find_lost(w, i, f.sack1)
+    scoreboard.find_lost(env, i, f.sack1)
     f.prr_delivered = 1
     f.recover_fs = sent
     f.cwnd = f.pipe + 1.0
 
 
 @jit
-def on_ack(w: Any, i: int, advance: int, acked: int, fack: int, a: Any) -> None:
+def on_ack(env: Any, i: int, advance: int, acked: int, fack: int, a: Any) -> None:
     """What an ACK means to a sender of FreeBSD 14 (`tcp_do_segment`), its scoreboard being up to date.
 
     `recovery` is 1 after a loss, 2 after a timeout (which FreeBSD does not count as recovery), 3 after an ECN signal.
     `pipe` is RFC 6675's; FreeBSD's own (`tcp_compute_pipe`) counts what is lost as in flight, and twice what was sent
     again. `advance` is what the ACK acknowledges cumulatively, `acked` what is news, `fack` the highest sacked before.
     """
-    f = flow_at(w, i)
+    f = flow_at(env, i)
     _note_rtt(f)
     has_sack = a.sack_to > a.seq
     new_loss = a.sack_seq >= 0 and a.sack_from > max(fack + 1, f.una)
     if a.echo and f.ecn != NOT_ECT and (f.recovery == 0 or (f.recovery == 3 and f.una >= f.recover)):
         if f.cc == DCTCP:
-            congestion.on_scalable_ecn(f)
+            congestion.on_ecn(f, env.now_ns)
         else:
-            _reduce(f, f.beta_ecn, w.now_ns)
+            _reduce(f, f.beta_ecn, env.now_ns)
         f.recovery = 3
         f.recover = f.nxt + 1
         f.send_cwr = 1
@@ -197,7 +211,7 @@ def on_ack(w: Any, i: int, advance: int, acked: int, fack: int, a: Any) -> None:
             _after_recovery(f, pipe, True)
             f.recovery = 0
         elif acked > 0:
-            scoreboard.find_lost(w, i, min(f.sack1, f.recover))
+            scoreboard.find_lost(env, i, min(f.sack1, f.recover))
             pipe = f.pipe + f.lost_out + f.rexmit
             if advance > 0 and not has_sack:  # `tcp_sack_partialack`
                 f.cwnd = f.pipe + min(advance, 2)
@@ -205,7 +219,7 @@ def on_ack(w: Any, i: int, advance: int, acked: int, fack: int, a: Any) -> None:
                 f.cwnd = f.pipe + _proportional_rate(f, pipe, acked, new_loss)
         return
     if has_sack and acked > 0 and f.sack3 > f.una:
-        _start_recovery(w, i)
+        _start_recovery(env, i)
     elif f.recovery == 3:
         if f.una >= f.recover:
             _after_recovery(f, pipe, False)
@@ -215,14 +229,14 @@ def on_ack(w: Any, i: int, advance: int, acked: int, fack: int, a: Any) -> None:
     elif advance > 0:
         if f.recovery == 2 and f.una >= f.recover:
             f.recovery = 0
-        _grow(f, advance, w.now_ns)
+        _grow(f, advance, env.now_ns)
 
 
 @jit
-def on_timeout(w: Any, i: int) -> None:
+def on_timeout(env: Any, i: int) -> None:
     """Everything is sent again; CUBIC's threshold has no floor, and its plateau comes with the end of slow start."""
-    f = flow_at(w, i)
-    scoreboard.forget_sacked(w, i)
+    f = flow_at(env, i)
+    scoreboard.forget_sacked(env, i)
     if f.recovery == 1:  # `snd_cwnd` in recovery: what was sent again, and what is new since
         f.cwnd = max(f.nxt - f.recover + f.rexmit, 1.0)
     if f.cc == CUBIC:
@@ -230,5 +244,5 @@ def on_timeout(w: Any, i: int) -> None:
         f.prior = f.cwnd
         f.phase |= TIMED_OUT
     else:
-        f.ssthresh = max(float(int(min(f.cwnd, float(f.rwnd)) * f.beta)), congestion.MIN_WINDOW)
+        f.ssthresh = max(float(int(min(f.cwnd, float(f.rwnd)) * f.beta)), MIN_WINDOW)
     f.cwnd = 1.0

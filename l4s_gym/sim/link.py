@@ -30,7 +30,7 @@ from l4s_gym.sim.layout import (
     TRACE,
 )
 from l4s_gym.sim.memory import flow_at, hist_of, leading_zeros, log_at, packet_at, queue_at, trace_of
-from l4s_gym.sim.pool import append, pop, push_transit, release
+from l4s_gym.sim.packets import append, pop, push_transit, release
 
 OPPORTUNITY_BYTES = 1504
 """What one delivery opportunity of a Mahimahi trace carries (packet and header of the emulator)."""

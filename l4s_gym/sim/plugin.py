@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -38,7 +39,8 @@ def _compiled(function: Callable[..., Any], signature: str) -> Any:
     try:
         return numba.cfunc(kinds, error_model="numpy")(plain)
     except (NumbaError, TypeError) as error:
-        said = [line for line in str(error).splitlines() if line.strip() and "nopython mode pipeline" not in line]
+        plainly = re.sub("\x1b\\[[0-9;]*m", "", str(error))  # without colours
+        said = [line for line in plainly.splitlines() if line.strip() and "nopython mode pipeline" not in line]
         reason = "\n  ".join(said[:_REASON_LINES])
         raise L4SError(
             f"{plain.__module__}.{name}: cannot be compiled as {signature}: correct it\n  {reason}"

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from l4s_gym.sim.congestion import LARGE
+from l4s_gym.sim.control import LARGE, CongestionControl
 from l4s_gym.sim.jit import jit, public
 
 REF_RTT_NS: Final = 25_000_000
@@ -77,6 +77,7 @@ def restart(f: Any, now_ns: int) -> None:
         f.first_ack = 1
         _set_length(f)
     else:
+        f.ce_alpha = 1.0
         f.pace_bps = 0.0
         f.packet_len = f.mss
 
@@ -292,3 +293,7 @@ def on_timeout(f: Any, now_ns: int) -> None:
         return
     f.ssthresh = max(f.cwnd / 2.0, float(MIN_PACKETS))
     f.cwnd = 1.0
+
+
+CONTROL: Final = CongestionControl("prague", restart=restart, scalable=True, paced=True, ect_resent=True)
+"""The transport calls the other functions itself: they are not those of the form."""

@@ -11,9 +11,9 @@ from typing import Any, Final
 
 from l4s_gym.schema import CE, NOT_ECT
 from l4s_gym.sim.jit import jit
-from l4s_gym.sim.layout import NEVER, RECEIVED
+from l4s_gym.sim.layout import NEVER, NONE, RECEIVED
 from l4s_gym.sim.memory import board_of, flow_at, packet_at
-from l4s_gym.sim.pool import allocate, arm, push_transit, release, renew
+from l4s_gym.sim.packets import allocate, arm, push_transit, release, renew
 
 ACK_LEN: Final = 52
 """IP length of a pure ACK with timestamps, bytes."""
@@ -21,11 +21,11 @@ HEADER_LEN: Final = 52
 
 
 @jit
-def _fill_ack(w: Any, i: int, p: int, sent_ns: int, sack_seq: int) -> None:
+def _fill_ack(env: Any, i: int, p: int, sent_ns: int, sack_seq: int) -> None:
     """Turn packet `p` into an ACK of flow `i` and send it."""
-    f = flow_at(w, i)
-    renew(w, p, i, 1)
-    a = packet_at(w, p)
+    f = flow_at(env, i)
+    renew(env, p, i, 1)
+    a = packet_at(env, p)
     a.len = ACK_LEN + (f.sack_length if f.held > 0 else 0)
     a.ecn = NOT_ECT
     a.seq = f.rcv_nxt
@@ -37,21 +37,21 @@ def _fill_ack(w: Any, i: int, p: int, sent_ns: int, sack_seq: int) -> None:
     a.sack_to = f.block_end
     f.pending = 0
     f.delack_at = NEVER
-    push_transit(w, i, p)
+    push_transit(env, i, p)
 
 
 @jit
-def acknowledge_delayed(w: Any, i: int) -> None:
+def acknowledge_delayed(env: Any, i: int) -> None:
     """The delayed-ACK timer has expired."""
-    _fill_ack(w, i, allocate(w), flow_at(w, i).pending_sent_ns, -1)
+    _fill_ack(env, i, allocate(env), flow_at(env, i).pending_sent_ns, -1)
 
 
 @jit
-def _extend_block(w: Any, i: int, seq: int) -> None:
+def _extend_block(env: Any, i: int, seq: int) -> None:
     """Keep the block of the latest out-of-order segment (RFC 2018: the first block of an ACK)."""
-    f = flow_at(w, i)
-    board = board_of(w, i)
-    mask = w.window - 1
+    f = flow_at(env, i)
+    board = board_of(env, i)
+    mask = env.window - 1
     start = seq
     if f.block_start <= seq <= f.block_end:
         start = f.block_start
@@ -66,28 +66,28 @@ def _extend_block(w: Any, i: int, seq: int) -> None:
 
 
 @jit
-def _grow_window(w: Any, f: Any) -> None:
+def _grow_window(env: Any, f: Any) -> None:
     """FreeBSD's `tcp_autorcvbuf`: half as much again where half an RTT brought more than 3/8 of the buffer."""
-    if w.now_ns - f.filled_ns <= f.min_rtt_ns // 2:
+    if env.now_ns - f.filled_ns <= f.min_rtt_ns // 2:
         f.filled += 1
         return
     if 8 * f.filled > 3 * f.rwnd:
         f.rwnd = min(f.rwnd + f.rwnd // 2, f.largest_rwnd)
     f.filled = 0
-    f.filled_ns = w.now_ns
+    f.filled_ns = env.now_ns
 
 
 @jit
-def receive(w: Any, i: int, p: int) -> None:
+def receive(env: Any, i: int, p: int) -> None:
     """A data packet has reached its receiver."""
-    f = flow_at(w, i)
-    board = board_of(w, i)
-    a = packet_at(w, p)
-    mask = w.window - 1
+    f = flow_at(env, i)
+    board = board_of(env, i)
+    a = packet_at(env, p)
+    mask = env.window - 1
     f.received += 1
-    if f.cc == 0:
+    if f.cc == NONE:
         f.goodput_bytes += a.len - HEADER_LEN
-        release(w, p)
+        release(env, p)
         return
     ce = a.ecn == CE
     if ce:
@@ -108,7 +108,7 @@ def receive(w: Any, i: int, p: int) -> None:
         f.goodput_bytes += a.len - HEADER_LEN
         f.rcv_nxt += 1
         if f.rwnd < f.largest_rwnd and f.held == 0:
-            _grow_window(w, f)
+            _grow_window(env, f)
         if f.held > 0:
             at_once = True
             while f.held > 0 and board[f.rcv_nxt & mask] & RECEIVED:
@@ -125,11 +125,11 @@ def receive(w: Any, i: int, p: int) -> None:
             f.goodput_bytes += a.len - HEADER_LEN
             board[seq & mask] |= RECEIVED
             f.held += 1
-            _extend_block(w, i, seq)
+            _extend_block(env, i, seq)
             sack_seq = seq
     if at_once or f.pending >= f.ack_every:
-        _fill_ack(w, i, p, sent_ns, sack_seq)
+        _fill_ack(env, i, p, sent_ns, sack_seq)
         return
-    release(w, p)
-    f.delack_at = w.now_ns + f.delack_ns
-    arm(w, i, f.delack_at)
+    release(env, p)
+    f.delack_at = env.now_ns + f.delack_ns
+    arm(env, i, f.delack_at)

@@ -36,7 +36,7 @@ from typing import Any, Final
 
 from l4s_gym.sim.jit import jit
 from l4s_gym.sim.memory import flow_at, packet_at
-from l4s_gym.sim.pool import release
+from l4s_gym.sim.packets import release
 
 CARDS: Final = 4
 LINE: Final = CARDS

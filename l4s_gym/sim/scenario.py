@@ -23,11 +23,12 @@ from l4s_gym.errors import L4SError, unknown
 from l4s_gym.extras import source_code
 from l4s_gym.sim import disciplines, options, traces
 from l4s_gym.sim.discipline import Count, Fraction, NonNegative, Positive
-from l4s_gym.sim.layout import LEAST_MBPS, MOST_MBPS
+from l4s_gym.sim.layout import APPS, CCS, LEAST_MBPS, MOST_MBPS
 from l4s_gym.sim.options import Options
 from l4s_gym.tables import convert, parse_toml, read_toml
 
-Kind = Literal["newreno", "cubic", "dctcp", "prague", "cbr", "onoff", "web"]
+KINDS = (*CCS[1:], *APPS[1:])
+"""What a source may be by name."""
 Ecn = Literal["not-ect", "ect0", "ect1"]
 SUITES = ("train", "test", "shift")
 FIXED = ("aqm", "link.kind", "link.trace")
@@ -75,7 +76,8 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True):
     """One or several equal flows.
 
     Attributes:
-        kind: `newreno`, `cubic`, `dctcp`, `prague`, `cbr`, `onoff`, `web`.
+        kind: `newreno`, `cubic`, `dctcp`, `prague`, `cbr`, `onoff`, `web`; or `MODULE:ATTRIBUTE`
+            or `FILE.py:ATTRIBUTE`, a `l4s_gym.sim.control.CongestionControl` of your own: its code is run.
         count: Number of flows.
         rtt_ms: Base round-trip time.
         ecn: Codepoint of its packets; empty: ECT(1) for DCTCP and Prague, ECT(0) for the others, Not-ECT
@@ -87,7 +89,7 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True):
         rate_mbps: Rate of `cbr`, and of `onoff` while on.
         on_s: Mean time on (exponential).
         off_s: Mean time off, or thinking time of a `web` user (exponential).
-        cc: Congestion control of `web`.
+        cc: Congestion control of `web`, as in `kind`.
         size_bytes: Smallest and largest page of `web` (bounded Pareto).
         size_shape: Shape of that distribution.
         packet_length: IP length of a full packet, bytes; 52 of them are headers.
@@ -118,7 +120,7 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True):
             hosts do.
     """
 
-    kind: Kind
+    kind: str
     count: Annotated[int, Meta(ge=0, le=4096)] = 1
     rtt_ms: Positive = 10.0
     ecn: Ecn | Literal[""] = ""
@@ -129,7 +131,7 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True):
     rate_mbps: Positive = 1.0
     on_s: Positive = 1.0
     off_s: Positive = 1.0
-    cc: Literal["newreno", "cubic", "dctcp", "prague"] = "cubic"
+    cc: str = "cubic"
     size_bytes: tuple[Annotated[int, Meta(ge=0)], Annotated[int, Meta(ge=1)]] = (5_000, 2_000_000)
     size_shape: Positive = 1.2
     packet_length: Annotated[int, Meta(ge=60, le=9000)] = 1500
@@ -153,6 +155,16 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True):
     slow_start: Literal["standard", "hystart", "hystart++", ""] = ""
     variant: Literal["udp", "tcp"] = "udp"
     jitter_us: Annotated[float, Meta(ge=0.0, le=1e5)] = 5.0
+
+    def __post_init__(self) -> None:
+        for field, value, choices in (("kind", self.kind, KINDS), ("cc", self.cc, CCS[1:])):
+            if value not in choices and not all(value.rpartition(":")):
+                raise L4SError(f"sources.{field}: {unknown('value', value, choices)}, or MODULE:ATTRIBUTE")
+
+    @property
+    def law(self) -> str:
+        """Its congestion control; of `cbr` and `onoff` without meaning."""
+        return self.cc if self.kind == "web" else self.kind
 
 
 class _Drawn(float):
@@ -248,6 +260,20 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
                     f"scenario {self.name!r}: {field}: a rate of {rate:g} Mbit/s; a link has {LEAST_MBPS:g} to "
                     f"{MOST_MBPS:.0f} (56 kbit/s to 400 Gbit/s)"
                 )
+
+    @property
+    def own_laws(self) -> tuple[str, ...]:
+        """Congestion controls of a user's own that a flow may have."""
+        laws = [source.law for source in self.sources]
+        for path, draw in self.randomise.items():
+            if path.endswith((".kind", ".cc")):
+                laws += [str(choice) for choice in draw.choices]
+        return tuple(sorted({law for law in laws if ":" in law}))
+
+    def own_code(self) -> bytes:
+        """The files that those are in, and a discipline of a user's own, one after the other."""
+        code = b"".join(source_code(spec, "congestion control") for spec in self.own_laws)
+        return code + (source_code(self.aqm, "discipline") if disciplines.is_plugged(self.aqm) else b"")
 
     def replace(self, **changes: Any) -> Scenario:
         """A copy with fields replaced; dotted paths reach inside (`**{"link.rate_mbps": 40}`)."""
@@ -357,11 +383,9 @@ def load(scenario: str | Path | Scenario) -> Scenario:
 
 
 def digest(scenario: str | Path | Scenario) -> str:
-    """SHA-256 of a scenario: its fields as JSON with sorted names, its trace, and a plugged discipline's code."""
+    """SHA-256 of a scenario: its fields as JSON with sorted names, the content of its trace, a user's own code."""
     chosen = load(scenario)
-    content = msgspec.json.encode(chosen, order="deterministic")
-    if disciplines.is_plugged(chosen.aqm):
-        content += source_code(chosen.aqm, "discipline")
+    content = msgspec.json.encode(chosen, order="deterministic") + chosen.own_code()
     if chosen.link.kind == "trace":
         content += traces.load(chosen.link.trace).content()
     return hashlib.sha256(content).hexdigest()

@@ -27,11 +27,11 @@ def _delivered(f: Any, bits: int, sent_ns: int) -> None:
 
 
 @jit
-def _mark_sacked(w: Any, i: int, seq: int, sent_ns: int) -> int:
+def _mark_sacked(env: Any, i: int, seq: int, sent_ns: int) -> int:
     """Note a selectively acknowledged segment; 1 where that is news."""
-    f = flow_at(w, i)
-    board = board_of(w, i)
-    at = seq & (w.window - 1)
+    f = flow_at(env, i)
+    board = board_of(env, i)
+    at = seq & (env.window - 1)
     bits = board[at]
     if bits & SACKED:
         return 0
@@ -50,11 +50,11 @@ def _mark_sacked(w: Any, i: int, seq: int, sent_ns: int) -> int:
 
 
 @jit
-def take_ack(w: Any, i: int, a: Any) -> int:
+def take_ack(env: Any, i: int, a: Any) -> int:
     """Note what an ACK acknowledges, cumulatively and selectively; the number of segments that are news."""
-    f = flow_at(w, i)
-    board = board_of(w, i)
-    mask = w.window - 1
+    f = flow_at(env, i)
+    board = board_of(env, i)
+    mask = env.window - 1
     acked = 0
     if a.seq > f.una:
         for seq in range(f.una, a.seq):
@@ -65,24 +65,24 @@ def take_ack(w: Any, i: int, a: Any) -> int:
             board[seq & mask] = 0
         f.una = a.seq
     if a.sack_seq >= f.una:
-        acked += _mark_sacked(w, i, a.sack_seq, a.sent_ns)
+        acked += _mark_sacked(env, i, a.sack_seq, a.sent_ns)
         seq = a.sack_to - 1
         low = max(f.una, a.sack_from)
         while seq >= low and not board[seq & mask] & SACKED:
-            acked += _mark_sacked(w, i, seq, a.sent_ns)
+            acked += _mark_sacked(env, i, seq, a.sent_ns)
             seq -= 1
     return acked
 
 
 @jit
-def find_lost(w: Any, i: int, end: int) -> int:
+def find_lost(env: Any, i: int, end: int) -> int:
     """Mark as lost what is not sacked below `end`; how many are news.
 
     `lost_late` remembers a loss beyond `recover`: it belongs to a later window than the one that is being recovered.
     """
-    f = flow_at(w, i)
-    board = board_of(w, i)
-    mask = w.window - 1
+    f = flow_at(env, i)
+    board = board_of(env, i)
+    mask = env.window - 1
     news = 0
     for seq in range(max(f.lost_scan, f.una), end):
         bits = board[seq & mask]
@@ -98,11 +98,11 @@ def find_lost(w: Any, i: int, end: int) -> int:
 
 
 @jit
-def lose_again(w: Any, i: int, seq: int) -> int:
+def lose_again(env: Any, i: int, seq: int) -> int:
     """What was sent again is lost once more; 1 where the segment had been sent again and has not arrived."""
-    f = flow_at(w, i)
-    board = board_of(w, i)
-    at = seq & (w.window - 1)
+    f = flow_at(env, i)
+    board = board_of(env, i)
+    at = seq & (env.window - 1)
     if not board[at] & RESENT or board[at] & SACKED:
         return 0
     board[at] = (board[at] & (0xFF ^ RESENT)) | LOST
@@ -113,11 +113,11 @@ def lose_again(w: Any, i: int, seq: int) -> int:
 
 
 @jit
-def lose_all(w: Any, i: int) -> None:
+def lose_all(env: Any, i: int) -> None:
     """Everything that is not sacked counts as lost (RFC 6298)."""
-    f = flow_at(w, i)
-    board = board_of(w, i)
-    mask = w.window - 1
+    f = flow_at(env, i)
+    board = board_of(env, i)
+    mask = env.window - 1
     f.lost_out = 0
     for seq in range(f.una, f.nxt):
         bits = board[seq & mask]
@@ -131,11 +131,11 @@ def lose_all(w: Any, i: int) -> None:
 
 
 @jit
-def forget_sacked(w: Any, i: int) -> None:
+def forget_sacked(env: Any, i: int) -> None:
     """FreeBSD's `tcp_free_sackholes`: after a timeout everything is sent again."""
-    f = flow_at(w, i)
-    board = board_of(w, i)
-    mask = w.window - 1
+    f = flow_at(env, i)
+    board = board_of(env, i)
+    mask = env.window - 1
     for seq in range(f.una, f.nxt):
         board[seq & mask] &= 0xFF ^ SACKED
     f.sack1 = -1
@@ -144,11 +144,11 @@ def forget_sacked(w: Any, i: int) -> None:
 
 
 @jit
-def next_lost(w: Any, i: int) -> int:
+def next_lost(env: Any, i: int) -> int:
     """The first lost segment that has not been sent again, or -1."""
-    f = flow_at(w, i)
-    board = board_of(w, i)
-    mask = w.window - 1
+    f = flow_at(env, i)
+    board = board_of(env, i)
+    mask = env.window - 1
     for seq in range(max(f.resend_from, f.una), f.lost_scan):
         bits = board[seq & mask]
         if bits & LOST and not bits & (SACKED | RESENT):

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from l4s_gym.errors import L4SError
 from l4s_gym.schema import ECT_0, ECT_1, NOT_ECT
 from l4s_gym.sim import congestion, disciplines, layout, options, prague, slowstart, traces
+from l4s_gym.sim.control import LARGE, CongestionControl
 from l4s_gym.sim.discipline import Discipline, Path
 from l4s_gym.sim.layout import NEVER
 from l4s_gym.sim.router import CARDS, RING
@@ -24,7 +25,6 @@ REFERENCE_NS = (15e6, 1e6)
 """Delays of C and L that the rewards take as the unit: DualPI2's target, and its L step (RFC 9332)."""
 _LINKS = {"constant": layout.CONSTANT, "trace": layout.TRACE, "tick": layout.TICK, "dummynet": layout.DUMMYNET}
 _TICKING = ("tick", "dummynet")
-_SCALABLE = ("dctcp", "prague")
 MOST_PACKETS = 1 << 24
 """Largest packet pool, 1 GiB an environment."""
 
@@ -129,10 +129,13 @@ def aqm_fields(scenario: Scenario, aqm: str) -> dict[str, Any]:
 
 def _source_fields(scenario: Scenario, source: Source) -> dict[str, Any]:
     """The flow record of a source."""
-    scalable = source.kind in _SCALABLE or (source.kind == "web" and source.cc in _SCALABLE)
     unresponsive = source.kind in ("cbr", "onoff")
-    cc = source.cc if source.kind == "web" else source.kind
-    beta = source.beta or (0.7 if cc == "cubic" else 0.5)
+    cc = "none" if unresponsive else source.law
+    control = CongestionControl(cc) if unresponsive else congestion.find(cc)
+    if source.freebsd and ":" in cc:
+        raise L4SError(f"scenario {scenario.name!r}: {cc}: FreeBSD's stack has no such sender: leave freebsd out")
+    scalable = control.scalable
+    beta = source.beta or control.beta
     default_ecn = "ect1" if scalable else ("not-ect" if unresponsive else "ect0")
     accurate = scalable if not source.echo else source.echo == "accurate"
     crossings = scenario.link.passes * (2 if scenario.link.acks_in_queue else 1)
@@ -140,18 +143,21 @@ def _source_fields(scenario: Scenario, source: Source) -> dict[str, Any]:
         crossings = 2 if scenario.link.acks_in_queue else 1
     finite = source.transfer_bytes >= 0 and not unresponsive and source.kind != "web"
     low, high = source.size_bytes
-    linux_cubic = cc == "cubic" and not source.freebsd
     return {
         "app": {"cbr": layout.CBR, "onoff": layout.ONOFF, "web": layout.WEB}.get(source.kind, layout.BULK),
-        "cc": layout.NONE if unresponsive else layout.CCS.index(cc),
+        "cc": congestion.OWN if ":" in cc else layout.CCS.index(cc),
+        "law_at": congestion.law_at(cc),
+        "scalable": int(scalable),
         "ecn": _ECN[source.ecn or default_ecn],
         "accurate": int(accurate),
-        "ect_resent": int(cc == "prague"),
-        "paced": int(cc == "prague" if source.paced is None else source.paced),
-        "holds": int(cc in ("cubic", "newreno") and not source.freebsd if source.holds is None else source.holds),
+        "ect_resent": int(control.ect_resent),
+        "paced": int(control.paced if source.paced is None else source.paced),
+        "holds": int(control.holds and not source.freebsd if source.holds is None else source.holds),
         "variant": prague.VARIANTS.index(source.variant),
         "shrinks": int(not finite and source.kind != "web"),
-        "slow_start": slowstart.KINDS.index(source.slow_start or ("hystart" if linux_cubic else "standard")),
+        "slow_start": slowstart.KINDS.index(
+            source.slow_start or ("standard" if source.freebsd else control.slow_start)
+        ),
         "hop_ns": round(source.rtt_ms * 1e6 / crossings),
         "jitter_ns": round(source.jitter_us * 1e3),
         "mss": source.packet_length,
@@ -163,9 +169,9 @@ def _source_fields(scenario: Scenario, source: Source) -> dict[str, Any]:
         "slop_ns": round(source.rto_slop_ms * 1e6),
         "sack_length": source.sack_length,
         "card": source.card,
-        "freebsd": int(source.freebsd and not unresponsive and cc != "prague"),
+        "freebsd": int(source.freebsd and control.freebsd),
         "largest_rwnd": source.largest_window,
-        "initial_ssthresh": source.initial_threshold or congestion.LARGE,
+        "initial_ssthresh": source.initial_threshold or LARGE,
         "initial_window": source.initial_window,
         "rate_bps": source.rate_mbps * 1e6,
         "mean_on_ns": source.on_s * 1e9,

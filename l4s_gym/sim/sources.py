@@ -10,7 +10,7 @@ from l4s_gym.sim.events import host_uniform, set_time
 from l4s_gym.sim.jit import jit, public
 from l4s_gym.sim.layout import BULK, CBR, NEVER, NONE, ONOFF, SLOT_FLOWS, WEB
 from l4s_gym.sim.memory import flow_at, packet_at
-from l4s_gym.sim.pool import allocate, arm, renew
+from l4s_gym.sim.packets import allocate, arm, renew
 from l4s_gym.sim.receiver import HEADER_LEN
 
 
@@ -39,93 +39,93 @@ def _offer(f: Any, size_bytes: int) -> None:
 
 
 @jit
-def start(w: Any, i: int) -> None:
+def start(env: Any, i: int) -> None:
     """A flow begins (or a page is fetched, or a burst starts)."""
-    f = flow_at(w, i)
+    f = flow_at(env, i)
     f.app_at = NEVER
     f.running = 1
-    f.began_ns = w.now_ns
+    f.began_ns = env.now_ns
     if f.cc == NONE:
-        f.app_at = w.now_ns
+        f.app_at = env.now_ns
         f.on_until_ns = NEVER
         if f.app == ONOFF:
-            f.on_until_ns = w.now_ns + exponential(w, f.mean_on_ns)
-        arm(w, i, f.app_at)
+            f.on_until_ns = env.now_ns + exponential(env, f.mean_on_ns)
+        arm(env, i, f.app_at)
         return
-    tcp.restart(w, i)
+    tcp.restart(env, i)
     if f.app == WEB:
-        _offer(f, int(bounded_pareto(host_uniform(w), f.size_shape, f.size_min, f.size_max)))
+        _offer(f, int(bounded_pareto(host_uniform(env), f.size_shape, f.size_min, f.size_max)))
     elif f.finite:
         _offer(f, int(f.size_min))
     if f.nxt >= f.limit_seq and f.una >= f.limit_seq:
-        complete(w, i)
+        complete(env, i)
     else:
-        w.sending = i
+        env.sending = i
 
 
 @jit
-def complete(w: Any, i: int) -> None:
+def complete(env: Any, i: int) -> None:
     """A finite transfer is done: note how long it took; a web user thinks, then fetches the next page."""
-    f = flow_at(w, i)
+    f = flow_at(env, i)
     f.running = 0
     f.completed += 1
-    f.completion_s += (w.now_ns - f.began_ns) * 1e-9
+    f.completion_s += (env.now_ns - f.began_ns) * 1e-9
     f.rto_at = NEVER
     if f.app == WEB:
-        f.app_at = w.now_ns + exponential(w, f.mean_off_ns)
-        arm(w, i, f.app_at)
+        f.app_at = env.now_ns + exponential(env, f.mean_off_ns)
+        arm(env, i, f.app_at)
     elif f.app == BULK and f.done == 0:
         f.done = 1
-        w.unfinished -= 1
+        env.unfinished -= 1
 
 
 @jit
-def unresponsive_packet(w: Any, i: int) -> int:
+def unresponsive_packet(env: Any, i: int) -> int:
     """The packet that a constant or on/off sender sends now; the next one's time is set."""
-    f = flow_at(w, i)
-    if w.now_ns >= f.on_until_ns:
+    f = flow_at(env, i)
+    if env.now_ns >= f.on_until_ns:
         f.running = 0
-        f.app_at = w.now_ns + exponential(w, f.mean_off_ns)
-        arm(w, i, f.app_at)
+        f.app_at = env.now_ns + exponential(env, f.mean_off_ns)
+        arm(env, i, f.app_at)
         return -1
-    p = allocate(w)
-    renew(w, p, i, 0)
-    a = packet_at(w, p)
+    p = allocate(env)
+    renew(env, p, i, 0)
+    a = packet_at(env, p)
     a.len = f.mss
     a.ecn = f.ecn
     a.seq = f.nxt
-    a.sent_ns = w.now_ns
+    a.sent_ns = env.now_ns
     f.nxt += 1
-    f.app_at = w.now_ns + max(int(f.mss * 8e9 / f.rate_bps), 1)
-    arm(w, i, f.app_at)
+    f.app_at = env.now_ns + max(int(f.mss * 8e9 / f.rate_bps), 1)
+    arm(env, i, f.app_at)
     return p
 
 
 @jit
-def timer(w: Any, i: int) -> None:
+def timer(env: Any, i: int) -> None:
     """The flow's timer slot has fired: do what is due, and set the next deadline."""
-    f = flow_at(w, i)
-    now = w.now_ns
-    set_time(w, SLOT_FLOWS + 2 * i + 1, NEVER)
+    f = flow_at(env, i)
+    now = env.now_ns
+    set_time(env, SLOT_FLOWS + 2 * i + 1, NEVER)
     if f.delack_at <= now:
-        receiver.acknowledge_delayed(w, i)
+        receiver.acknowledge_delayed(env, i)
     if f.rto_at <= now:
         if f.una < f.nxt:
-            tcp.on_timeout(w, i)
-            w.sending = i
+            tcp.on_timeout(env, i)
+            env.sending = i
         else:
             f.rto_at = NEVER
     if f.held_back and f.pace_at <= now:
         f.held_back = 0
-        w.sending = i
+        env.sending = i
     if f.app_at <= now:
         if f.running and (f.app == CBR or f.app == ONOFF):
-            w.sending = i
+            env.sending = i
         else:
-            start(w, i)
+            start(env, i)
     deadline = min(f.delack_at, f.rto_at)
     if f.held_back:
         deadline = min(deadline, f.pace_at)
     if f.app_at > now:
         deadline = min(deadline, f.app_at)
-    arm(w, i, deadline)
+    arm(env, i, deadline)

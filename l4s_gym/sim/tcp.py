@@ -12,10 +12,11 @@ from typing import Any, Final
 
 from l4s_gym.schema import CE, ECT_1, NOT_ECT
 from l4s_gym.sim import congestion, freebsd_tcp, prague, scoreboard, slowstart
+from l4s_gym.sim.congestion import PRAGUE
 from l4s_gym.sim.jit import jit
-from l4s_gym.sim.layout import DCTCP, NEVER, PRAGUE, RESENT
+from l4s_gym.sim.layout import NEVER, RESENT
 from l4s_gym.sim.memory import board_of, flow_at, packet_at
-from l4s_gym.sim.pool import allocate, arm, release, renew
+from l4s_gym.sim.packets import allocate, arm, release, renew
 
 MAX_RTO_NS: Final = 60_000_000_000
 LAG_NS: Final = 250_000
@@ -25,18 +26,28 @@ PACED_FASTER: Final = 1.2
 
 
 @jit
-def restart(w: Any, i: int) -> None:
+def restart(env: Any, i: int) -> None:
     """State of a new connection."""
-    f = flow_at(w, i)
-    congestion.restart(f)
+    f = flow_at(env, i)
     slowstart.restart(f)
+    f.cwnd = f.initial_window
+    f.ssthresh = f.initial_ssthresh
+    f.srtt_ns = 0.0
+    f.rttvar_ns = 0.0
+    f.min_rtt_ns = 1 << 62
+    f.backoff = 1
     f.packet_len = f.mss
     f.recovery = 0
+    f.rexmit = 0
+    f.fast_resend = 0
+    f.loss_ns = 0
+    f.lost_since = 0
+    f.lost_late = 0
     f.ecn_recover = f.nxt - 1
     f.round_end = f.nxt
     f.pace_at = 0
-    if f.cc == PRAGUE:
-        prague.restart(f, w.now_ns)
+    freebsd_tcp.restart(f)
+    congestion.restart(f, env.now_ns)
 
 
 @jit
@@ -68,31 +79,31 @@ def _sample_rtt(f: Any, rtt_ns: int) -> None:
 
 @jit
 def _react_to_ecn(f: Any, acked: int, marked: int, echo: bool, now_ns: int) -> None:
-    """DCTCP's average and decrease, or RFC 3168's reduction: once a window, and not while losses are recovered."""
-    if f.cc == DCTCP:
+    """The decrease that marks ask for: once a window, and not while losses are recovered."""
+    if f.scalable:
         if not f.accurate:
             marked = acked if echo else 0
-        congestion.count_marks(f, acked, marked)
+        congestion.on_marks(f, acked, marked)
         if marked > 0 and f.una > f.ecn_recover and f.recovery == 0:
-            congestion.on_scalable_ecn(f)
+            congestion.on_ecn(f, now_ns)
             f.ecn_recover = f.nxt
             f.send_cwr = 1
     elif (echo or marked > 0) and f.una > f.ecn_recover and f.ecn != NOT_ECT:
         if f.recovery == 0:
-            congestion.on_classic_ecn(f, now_ns)
+            congestion.on_ecn(f, now_ns)
         f.ecn_recover = f.nxt
         f.send_cwr = 1
 
 
 @jit
-def _on_ack_of_tcp(w: Any, i: int, advance: int, acked: int, marked: int, echo: bool, rtt_ns: int) -> None:
-    """NewReno, CUBIC, DCTCP. `recovery` is 1 after a loss, 2 after a timeout.
+def _on_ack_of_tcp(env: Any, i: int, advance: int, acked: int, marked: int, echo: bool, rtt_ns: int) -> None:
+    """All but Prague and FreeBSD's. `recovery` is 1 after a loss, 2 after a timeout.
 
     The window grows only where the ACK acknowledges new data: what is known from SACK while `una` stands still is no
     progress. A loss beyond `recover` is of a later window, and is answered when the recovery ends.
     """
-    f = flow_at(w, i)
-    news = scoreboard.find_lost(w, i, f.sack3)  # three sacked segments above it: RFC 6675, IsLost
+    f = flow_at(env, i)
+    news = scoreboard.find_lost(env, i, f.sack3)  # three sacked segments above it: RFC 6675, IsLost
     if f.recovery != 0 and f.una >= f.recover:
         f.recovery = 0
         news += f.lost_late
@@ -102,79 +113,79 @@ def _on_ack_of_tcp(w: Any, i: int, advance: int, acked: int, marked: int, echo: 
         f.lost_late = 0
         f.resend_from = f.una
         f.fast_resend = 1
-        congestion.on_loss(f, w.now_ns)
-    _react_to_ecn(f, acked, marked, echo, w.now_ns)
+        congestion.on_loss(f, env.now_ns)
+    _react_to_ecn(f, acked, marked, echo, env.now_ns)
     if advance == 0 or acked == 0 or f.recovery == 1 or f.limited == 0 or (f.holds and f.una <= f.ecn_recover):
         return
     if f.slow_start != slowstart.STANDARD and f.cwnd < f.ssthresh:
-        slowstart.note_rtt(f, rtt_ns, w.now_ns)
-    congestion.on_ack(f, 1 if f.recovery == 2 else acked, w.now_ns)
+        slowstart.note_rtt(f, rtt_ns, env.now_ns)
+    congestion.on_ack(f, 1 if f.recovery == 2 else acked, env.now_ns)
 
 
 @jit
-def _on_ack_of_prague(w: Any, i: int, advance: int, acked: int, marked: int, sent_ns: int) -> None:
+def _on_ack_of_prague(env: Any, i: int, advance: int, acked: int, marked: int, sent_ns: int) -> None:
     """`udp` notices a loss by the first gap, and where what it sent again is lost too; `tcp` as TCP does."""
-    f = flow_at(w, i)
+    f = flow_at(env, i)
     news = 0
     if f.variant == prague.UDP:
-        news = scoreboard.find_lost(w, i, f.sack1)
-        if advance > 0 and f.una < f.nxt and board_of(w, i)[f.una & (w.window - 1)] & RESENT:
-            f.hole_ns = w.now_ns
+        news = scoreboard.find_lost(env, i, f.sack1)
+        if advance > 0 and f.una < f.nxt and board_of(env, i)[f.una & (env.window - 1)] & RESENT:
+            f.hole_ns = env.now_ns
         if f.una < f.nxt and sent_ns > f.hole_ns:
-            again = scoreboard.lose_again(w, i, f.una)
+            again = scoreboard.lose_again(env, i, f.una)
             if again:
                 f.resend_from = f.una
             news += again
         if acked > 0 and f.nxt > f.una:
-            f.rto_at = w.now_ns + prague.TIMEOUT_NS
+            f.rto_at = env.now_ns + prague.TIMEOUT_NS
     else:
-        news = scoreboard.find_lost(w, i, f.sack3)
+        news = scoreboard.find_lost(env, i, f.sack3)
         if f.una >= f.recover:
             f.recovery = 0
-    prague.on_ack(f, acked, marked, news, w.now_ns)
+    prague.on_ack(f, acked, marked, news, env.now_ns)
 
 
 @jit
-def on_ack(w: Any, i: int, p: int) -> None:
+def on_ack(env: Any, i: int, p: int) -> None:
     """An ACK has reached its sender."""
-    f = flow_at(w, i)
-    a = packet_at(w, p)
-    rtt_ns = w.now_ns - a.sent_ns
+    f = flow_at(env, i)
+    a = packet_at(env, p)
+    rtt_ns = env.now_ns - a.sent_ns
     _sample_rtt(f, rtt_ns)
     una, fack = f.una, f.sack1
-    acked = scoreboard.take_ack(w, i, a)
+    acked = scoreboard.take_ack(env, i, a)
     advance = f.una - una
     if advance > 0:
         f.backoff = 1
-        f.rto_at = w.now_ns + rto_ns(f) if f.nxt > f.una else NEVER
+        f.rto_at = env.now_ns + rto_ns(f) if f.nxt > f.una else NEVER
         if f.rto_at < NEVER:
-            arm(w, i, f.rto_at)
+            arm(env, i, f.rto_at)
     marked = max(a.ce_count - f.ce_seen, 0)
     f.ce_seen = max(f.ce_seen, a.ce_count)
     if f.freebsd:
-        if f.cc == DCTCP:
-            congestion.count_marks(f, acked, acked if a.echo else 0)
-        freebsd_tcp.on_ack(w, i, advance, acked, fack, a)
+        if f.scalable:
+            congestion.on_marks(f, acked, acked if a.echo else 0)
+        freebsd_tcp.on_ack(env, i, advance, acked, fack, a)
     elif f.cc == PRAGUE:
-        _on_ack_of_prague(w, i, advance, acked, min(marked, acked), a.sent_ns)
+        _on_ack_of_prague(env, i, advance, acked, min(marked, acked), a.sent_ns)
     else:
-        _on_ack_of_tcp(w, i, advance, acked, marked, a.echo != 0, rtt_ns)
+        _on_ack_of_tcp(env, i, advance, acked, marked, a.echo != 0, rtt_ns)
     f.window_sum += f.cwnd * acked
     f.window_count += acked
-    release(w, p)
+    release(env, p)
 
 
 @jit
-def on_timeout(w: Any, i: int) -> None:
+def on_timeout(env: Any, i: int) -> None:
     """The retransmission timer has expired: everything that is not sacked counts as lost (RFC 6298)."""
-    f = flow_at(w, i)
+    f = flow_at(env, i)
     f.timeouts += 1
     if f.cc == PRAGUE:
-        prague.on_timeout(f, w.now_ns)
+        prague.on_timeout(f, env.now_ns)
     elif f.freebsd:
-        freebsd_tcp.on_timeout(w, i)
+        freebsd_tcp.on_timeout(env, i)
     elif f.recovery != 2 or f.backoff == 1:  # not for the same segment again (RFC 5681, section 3.1)
-        congestion.on_timeout(f)
+        congestion.on_timeout(f, env.now_ns)
     else:
         f.cwnd = 1.0
     slowstart.restart(f)
@@ -182,9 +193,9 @@ def on_timeout(w: Any, i: int) -> None:
     f.fast_resend = 0
     f.recover = f.nxt
     f.lost_late = 0
-    scoreboard.lose_all(w, i)
+    scoreboard.lose_all(env, i)
     f.backoff = min(f.backoff * 2, 64)
-    f.rto_at = w.now_ns + rto_ns(f)
+    f.rto_at = env.now_ns + rto_ns(f)
 
 
 @jit
@@ -196,13 +207,13 @@ def _pace_ns(f: Any, length: int, now_ns: int) -> float:
 
 
 @jit
-def _paced_out(w: Any, i: int, length: int) -> bool:
+def _paced_out(env: Any, i: int, length: int) -> bool:
     """Whether pacing holds the next packet back; if so the timer is set."""
-    f = flow_at(w, i)
-    now = w.now_ns
+    f = flow_at(env, i)
+    now = env.now_ns
     if f.pace_at > now and f.burst_open <= 0:
         f.held_back = 1
-        arm(w, i, f.pace_at)
+        arm(env, i, f.pace_at)
         return True
     interval = int(_pace_ns(f, length, now))
     if f.pace_at > now:
@@ -228,14 +239,14 @@ def _has_room(f: Any) -> bool:
 
 
 @jit
-def next_packet(w: Any, i: int) -> int:
+def next_packet(env: Any, i: int) -> int:
     """The next packet that flow `i` may send now, or -1 (window, pacing or data exhausted)."""
-    f = flow_at(w, i)
-    board = board_of(w, i)
+    f = flow_at(env, i)
+    board = board_of(env, i)
     if not _has_room(f):
         f.limited = 1
         return -1
-    seq = scoreboard.next_lost(w, i) if f.lost_out > 0 else -1
+    seq = scoreboard.next_lost(env, i) if f.lost_out > 0 else -1
     resent = seq >= 0
     if not resent:
         if f.nxt >= f.limit_seq or f.running == 0:
@@ -247,24 +258,24 @@ def next_packet(w: Any, i: int) -> int:
             return -1
         seq = f.nxt
     length = f.last_len if seq == f.limit_seq - 1 else f.packet_len
-    if f.paced and _paced_out(w, i, length):
+    if f.paced and _paced_out(env, i, length):
         f.limited = 1
         return -1
-    p = allocate(w)
-    renew(w, p, i, 0)
-    a = packet_at(w, p)
+    p = allocate(env)
+    renew(env, p, i, 0)
+    a = packet_at(env, p)
     a.ecn = f.ecn
     if resent:
-        board[seq & (w.window - 1)] |= RESENT
+        board[seq & (env.window - 1)] |= RESENT
         f.lost_out -= 1
         f.resend_from = seq + 1
         f.resent += 1
         f.rexmit += 1
         f.fast_resend = 0
         if seq == f.una:  # the timer runs from here (RFC 6298 section 5: also where recovery sends it again)
-            f.hole_ns = w.now_ns
-            f.rto_at = w.now_ns + rto_ns(f)
-            arm(w, i, f.rto_at)
+            f.hole_ns = env.now_ns
+            f.rto_at = env.now_ns + rto_ns(f)
+            arm(env, i, f.rto_at)
         if f.ect_resent == 0:
             a.ecn = NOT_ECT
     else:
@@ -278,10 +289,10 @@ def next_packet(w: Any, i: int) -> int:
         f.prr_out += 1
     a.len = length
     a.seq = seq
-    a.sent_ns = w.now_ns
+    a.sent_ns = env.now_ns
     if f.rto_at >= NEVER:
-        f.rto_at = w.now_ns + rto_ns(f)
-        arm(w, i, f.rto_at)
+        f.rto_at = env.now_ns + rto_ns(f)
+        arm(env, i, f.rto_at)
     return p
 
 

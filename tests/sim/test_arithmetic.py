@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l4s_gym.schema import DROP, ECT_0, ECT_1, ENQUEUE, MARK, MAX_PROB, NOT_ECT
-from l4s_gym.sim import codel, congestion, dualpi2_linux, fifo, pie, prague, red, sources
+from l4s_gym.sim import codel, cubic, dualpi2_linux, fifo, pie, prague, red, sources
 from l4s_gym.sim import dualpi2_freebsd as freebsd
 
 MS = 1_000_000
@@ -329,9 +329,9 @@ def test_fifo_limit(packets: int, total: int, limit_packets: int, limit_bytes: i
 
 def test_cubic_window() -> None:
     k = (100.0 * 0.3 / 0.4) ** (1 / 3)
-    assert congestion.cubic_window(0.0, k, 100.0) == pytest.approx(70.0)
-    assert congestion.cubic_window(k, k, 100.0) == pytest.approx(100.0)
-    assert congestion.cubic_window(k + 2.0, k, 100.0) == pytest.approx(103.2)
+    assert cubic.cubic_window(0.0, k, 100.0) == pytest.approx(70.0)
+    assert cubic.cubic_window(k, k, 100.0) == pytest.approx(100.0)
+    assert cubic.cubic_window(k + 2.0, k, 100.0) == pytest.approx(103.2)
 
 
 def test_prague_virtual_rtt() -> None:

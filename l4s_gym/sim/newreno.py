@@ -1,0 +1,9 @@
+"""NewReno (RFC 5681, RFC 6582): its functions are those of a `CongestionControl` that says nothing else."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from l4s_gym.sim.control import CongestionControl
+
+CONTROL: Final = CongestionControl("newreno", holds=True, freebsd=True)
