@@ -161,11 +161,6 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True):
             if value not in choices and not all(value.rpartition(":")):
                 raise L4SError(f"sources.{field}: {unknown('value', value, choices)}, or MODULE:ATTRIBUTE")
 
-    @property
-    def law(self) -> str:
-        """Its congestion control; of `cbr` and `onoff` without meaning."""
-        return self.cc if self.kind == "web" else self.kind
-
 
 class _Drawn(float):
     """A number that was drawn: of a field of whole numbers it is the whole part."""
@@ -264,7 +259,7 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def own_laws(self) -> tuple[str, ...]:
         """Congestion controls of a user's own that a flow may have."""
-        laws = [source.law for source in self.sources]
+        laws = [law for source in self.sources for law in (source.kind, source.cc)]
         for path, draw in self.randomise.items():
             if path.endswith((".kind", ".cc")):
                 laws += [str(choice) for choice in draw.choices]

@@ -130,7 +130,7 @@ def aqm_fields(scenario: Scenario, aqm: str) -> dict[str, Any]:
 def _source_fields(scenario: Scenario, source: Source) -> dict[str, Any]:
     """The flow record of a source."""
     unresponsive = source.kind in ("cbr", "onoff")
-    cc = "none" if unresponsive else source.law
+    cc = "none" if unresponsive else (source.cc if source.kind == "web" else source.kind)
     control = CongestionControl(cc) if unresponsive else congestion.find(cc)
     if source.freebsd and ":" in cc:
         raise L4SError(f"scenario {scenario.name!r}: {cc}: FreeBSD's stack has no such sender: leave freebsd out")

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
@@ -106,9 +107,10 @@ def test_a_copy_has_addresses_of_its_own(outside: str, scenario: Build) -> None:
 
 
 def test_which_flow_has_it_may_be_drawn(outside: str) -> None:
-    tree = {"name": "x", "horizon_s": 1.0, "sources": [{"kind": "cubic"}]}
-    batch = started(from_dict({**tree, "randomise": {"sources.0.kind": {"choices": ["dctcp", outside]}}}), 8)
+    tree = {"name": "x", "horizon_s": 1.0, "sources": [{"kind": "cubic", "cc": outside}]}
+    batch = started(from_dict({**tree, "randomise": {"sources.0.kind": {"choices": ["dctcp", "web"]}}}), 8)
     batch.advance()
+    assert set(batch.state()["flow"].view(layout.FLOW)["law_at"].ravel()) == {0, 1}
     assert set(batch.flow["cc"][:, 0]) == {congestion.DCTCP, congestion.OWN}
     assert ((batch.flow["law_at"][:, 0] != 0) == (batch.flow["cc"][:, 0] == congestion.OWN)).all()
 
@@ -125,6 +127,16 @@ def test_from_the_command_line(outside: str, capsys: pytest.CaptureFixture[str])
     for kind in (outside, "./scalable_of_mine.py:CONTROL"):
         assert cli.main(["simulate", "--seconds", "6", "--set", f"sources.*.kind={kind}"]) == 0
         assert "own 9 x" in capsys.readouterr().out
+
+
+def test_in_an_environment_by_a_scenarios_file(outside: str) -> None:
+    Path("mine.toml").write_text(f'[[sources]]\nkind = "{outside}"\n')
+    for made in (gym.make, gym.make_vec):
+        env: Any = made("l4s_gym:L4S-DualPI2-v0", scenario="mine.toml")
+        env.reset(seed=0)
+        for _ in range(100):
+            env.step(env.action_space.sample() * 0)
+        env.close()
 
 
 @pytest.mark.parametrize(
