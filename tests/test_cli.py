@@ -19,8 +19,8 @@ from l4s_gym.data.logs import read_log
 from l4s_gym.data.pools import load_rows
 from l4s_gym.data.records import load_records
 from l4s_gym.schema import PRINTED
-from l4s_gym.sim import scenario
-from l4s_gym.sim.disciplines import AQMS
+from l4s_gym.sim import options, scenario
+from l4s_gym.sim.disciplines import AQMS, BUILT_IN
 
 Capture = pytest.CaptureFixture[str]
 
@@ -123,6 +123,17 @@ def test_scenario_as_json(name: str, capsys: Capture) -> None:
     code, out, _ = run(capsys, "scenarios", "--name", name)
     assert code == 0
     assert scenario.from_dict(json.loads(out)) == scenario.load(name)
+
+
+def test_disciplines(capsys: Capture) -> None:
+    code, out, err = run(capsys, "disciplines")
+    assert (code, err) == (0, "")
+    for each in BUILT_IN:
+        assert each.name in out
+        assert all(what for what, _ in options.words(each).values())
+    one = run(capsys, "disciplines", "--name", "fq_codel")[1]
+    assert "ce_threshold_ms" in one and "FQ-CoDel, RFC 8290" in one and "1514" in one and "cobalt" not in one
+    assert "did you mean 'cobalt'" in run(capsys, "disciplines", "--name", "cobolt")[2]
 
 
 # -- simulate

@@ -68,6 +68,24 @@ def scenarios(suite: str | None = None, name: str | None = None, trace: str | No
 
 
 @app.command
+def disciplines(name: str | None = None) -> None:
+    """List the queue disciplines, and their options with the defaults.
+
+    Args:
+        name: Only this one; module:attribute for one of your own.
+    """
+    from l4s_gym.sim import disciplines, options
+
+    table = Table("discipline", "option", "default", "what it is")
+    for each in [disciplines.get(name)] if name else disciplines.BUILT_IN:
+        table.add_section()
+        table.add_row(each.name, "", "", each.title)
+        for option, (what, default) in options.words(each).items():
+            table.add_row("", option, str(default), what)
+    console.print(table)
+
+
+@app.command
 def simulate(
     scenario: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SCENARIO")] = "l4s-llm-testbed",
     aqm: str | None = None,
@@ -81,7 +99,7 @@ def simulate(
 
     Args:
         scenario: Name of a scenario, or path of a TOML file.
-        aqm: dualpi2_freebsd, dualpi2_rfc9332, dualpi2_linux, pie, codel, red or fifo; the scenario's by default.
+        aqm: Queue discipline, one that `l4s-gym disciplines` lists or module:attribute; the scenario's by default.
         seed: Seed of the episode.
         seconds: Length of the run instead of the scenario's.
         settings: Fields of the scenario, such as link.rate_mbps=40 or options.pie.target_ms=10.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -19,12 +19,17 @@ from l4s_gym.data.simulated import Behaviour, SimulatedRun
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.schema import SCHEMA_VERSION
 from l4s_gym.sim import jit, scenario
+from l4s_gym.sim.disciplines import AQMS
 from l4s_gym.tables import convert, read_toml
 
 SIZES: Final = ("small", "full")
 FILE: Final = "recipe.toml"
 VERSION: Final = 0
 PREFIX: Final = "l4s/dualpi2/"
+if TYPE_CHECKING:
+    _Aqm = str
+else:
+    _Aqm = Literal["", *AQMS]
 
 
 class Size(Struct, frozen=True, forbid_unknown_fields=True):
@@ -46,7 +51,7 @@ class Size(Struct, frozen=True, forbid_unknown_fields=True):
 class BehaviourSpec(Struct, frozen=True, forbid_unknown_fields=True):
     """Who decides: a discipline (empty: the scenario's), and the share of actions that are drawn instead."""
 
-    aqm: Literal["", "fifo", "red", "codel", "pie", "dualpi2_freebsd", "dualpi2_rfc9332", "dualpi2_linux"] = ""
+    aqm: _Aqm = ""
     explore: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
 
 

@@ -23,8 +23,6 @@ Progress = Callable[[float], None]
 LOG_ROWS: Final = 1 << 14
 """Rows that the engine holds at a time: few, to stay in the processor's cache, and more than any queue of the scenarios
 holds packets that are decided when they leave."""
-AT_DEQUEUE: Final = ("codel", "dualpi2_rfc9332", "dualpi2_linux")
-"""Disciplines that decide when a packet leaves: rows of packets still queued at the end bear no decision."""
 _REPORTS: Final = 100
 
 
@@ -53,7 +51,8 @@ def _run(
     step_ns = max(round(scenario.horizon_s * 1e9 / _REPORTS), 1)
     if progress is not None:
         batch.stop_at(0, step_ns)
-    status, complete = layout.RUNNING, batch.aqm not in AT_DEQUEUE
+    # Where packets are decided when they leave, rows of those still queued at the end bear no decision.
+    status, complete = layout.RUNNING, batch.discipline.decide_at_dequeue is None
     while status not in (layout.TERMINATED, layout.TRUNCATED):
         status = batch.advance_one()
         if status == layout.LOG_FULL:

@@ -39,7 +39,7 @@ class DualPI2ProbEnv(SimulatedEnv[npt.NDArray[np.float32], npt.NDArray[np.float3
     | # | feature | unit of 1 | at most |
     |---|---|---|---|
     | 0, 1 | mean sojourn of the packets that left | 15 ms, 1 ms | 100 |
-    | 2, 3 | bytes queued at the end | one reference delay (15 ms, 1 ms) at the link's rate | 100 |
+    | 2, 3 | bytes queued at the end (without queues C and L: as C) | one reference delay (15 ms, 1 ms) at the link's rate | 100 |
     | 4, 5 | bytes offered | the link's capacity in the interval | 100 |
     | 6, 7 | share of offered packets marked | 1 | 1 |
     | 8, 9 | share of offered packets dropped | 1 | 1 |
@@ -92,7 +92,6 @@ class DualPI2ProbEnv(SimulatedEnv[npt.NDArray[np.float32], npt.NDArray[np.float3
 
     def _observe(self, elapsed_ns: int) -> npt.NDArray[np.float32]:
         env = self.batch.env[0]
-        queue = self.batch.queue[0]
         now = self._counters()
         delay, left, arrived, offered, marked, dropped, served = now - self._before
         self._before = now
@@ -103,7 +102,7 @@ class DualPI2ProbEnv(SimulatedEnv[npt.NDArray[np.float32], npt.NDArray[np.float3
         obs: npt.NDArray[np.float64] = np.concatenate(
             [
                 delay / np.maximum(left, 1.0) / reference,
-                queue["bytes"] / per_reference,
+                self.batch.queued(0, "bytes") / per_reference,
                 arrived / capacity,
                 marked / packets,
                 dropped / packets,

@@ -194,7 +194,7 @@ class View:
             return "no decision yet"
         env, queue = self._batch.first_env, self._batch.queue[0]
         delay_c, delay_l = np.where(queue["class_packets"] > 0, queue["class_delay_ns"], 0) * 1e-6
-        in_c, in_l = queue["packets"]
+        in_c, in_l = self._batch.queued(0, "packets")
         return (
             f"t={float(env['now_ns']) * 1e-9:8.3f} s  C {in_c:4d} packets {delay_c:7.2f} ms  "
             f"L {in_l:4d} packets {delay_l:7.2f} ms  p={self._batch.base_probability(0):.4f}  {ACTIONS[self._action]}"

@@ -12,7 +12,6 @@ import numpy.typing as npt
 from gymnasium.utils import seeding
 
 from l4s_gym.agents.protocol import Agent
-from l4s_gym.data.simulated import AT_DEQUEUE
 from l4s_gym.errors import L4SError
 from l4s_gym.schema import ECT_1, RECORD
 from l4s_gym.sim import layout, measure
@@ -64,7 +63,7 @@ def _sample(batch: Batch, since: dict[str, npt.NDArray[Any]], sample_ms: float) 
     counts = {name: value - since[name] for name, value in _counts(batch).items()}
     sample["time_s"] = env["now_ns"] * 1e-9
     sample["delay_ms"] = np.where(queue["class_packets"] > 0, queue["class_delay_ns"], 0) * 1e-6
-    sample["packets"] = queue["packets"]
+    sample["packets"] = batch.queued(0, "packets")
     sample["prob"] = batch.base_probability(0)
     sample["served_mbps"] = float(counts.pop("carried_bytes")[0]) * 8e-6 / (sample_ms * 1e-3)
     for name, value in counts.items():
@@ -131,7 +130,7 @@ def simulate(
         if progress is not None and len(samples) % 32 == 0:
             progress(at / batch.env[0]["horizon_ns"])
     if log:
-        parts.append(batch.drain_log(0, everything=batch.aqm not in AT_DEQUEUE))
+        parts.append(batch.drain_log(0, everything=batch.discipline.decide_at_dequeue is None))
     records = np.concatenate(parts) if parts else np.zeros(0, RECORD)
     return Run(batch, measure.summary(batch, 0), np.concatenate(samples), records)
 

@@ -387,6 +387,12 @@ class Batch:
         """Base probability of the discipline, 0 to 1, for the queue with the larger one."""
         return float(disciplines.shown_probability(self.address + index * self.stride))
 
+    def queued(self, index: int, what: str) -> npt.NDArray[np.int64]:
+        """What is queued in C and L, `packets` or `bytes`, (2,); without these two queues all of it counts as C."""
+        if self.discipline.dual:
+            return np.asarray(self.queue[what][index])
+        return np.array([self.env[what][index], 0])
+
     def carried_bytes(self, index: int) -> float:
         """What the link has carried since the counters were reset, bytes: at both ends, packets count in part."""
         env = self.env[index]

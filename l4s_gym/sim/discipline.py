@@ -87,7 +87,7 @@ class Discipline:
         setup: Options, link -> values of its own fields (a queue's field: the start of all queues), and of the fields
             of `layout.ENV` that rows of the log show: `target_us`, `tupdate_us`, `max_burst_us`, `alpha`, `beta`, ...
         dual: Whether it has the queues C and L; without, packets are classed C and L for the statistics only.
-        flow_queues: Whether each flow has a queue of its own, from queue 2 on.
+        flow_queues: Whether each flow has a queue of its own, from queue 2 on, and then each flow's ACKs have one.
         queue_timers: Whether it starts a control timer for each queue by itself; else one runs from the start.
         most_packets: The buffer is counted in packets, at most so many; 0: in bytes.
         classify: w, p -> queue of an arriving packet. Without: 0.
@@ -99,7 +99,8 @@ class Discipline:
         after_decision: w, index, action: after any decision and its row of the log.
         after_enqueue: w, index, p: the packet has joined its queue.
         has_room: w, p -> whether a packet that arrives finds room (1 or 0). Without: within the buffer.
-        fullest: w -> queue that loses its head where the buffer is over its limit after all. Without: the longer one.
+        fullest: w -> queue that loses its head as the buffer is over its limit after all, or -1; asked until it says
+            -1. Without: the longer one while the buffer is over a limit in packets.
         pick: w -> queue to serve next, or -1. Without: queue 0 while it holds packets.
         after_dequeue: w, index, p, action: a packet has left its queue, and was dropped where `action` says so.
         update: w, index -> queue delay, ns, for the statistics: each `tupdate_us`. Without: the older head's age.

@@ -12,7 +12,9 @@ from l4s_gym.errors import L4SError, unknown
 from l4s_gym.extras import load
 from l4s_gym.schema import ENQUEUE, MAX_PROB
 from l4s_gym.sim import plugin, router
+from l4s_gym.sim.cobalt import COBALT
 from l4s_gym.sim.codel import CODEL
+from l4s_gym.sim.curvy_red import CURVY_RED
 from l4s_gym.sim.discipline import HOOKS, VOID, Discipline
 from l4s_gym.sim.dualpi2_freebsd import DUALPI2_FREEBSD
 from l4s_gym.sim.dualpi2_linux import DUALPI2_LINUX
@@ -20,13 +22,18 @@ from l4s_gym.sim.dualpi2_rfc9332 import DUALPI2_RFC9332
 from l4s_gym.sim.events import head_delay_ns, set_time
 from l4s_gym.sim.fifo import FIFO
 from l4s_gym.sim.fifo import has_room as fits_buffer
+from l4s_gym.sim.fq_codel import FQ_CODEL
 from l4s_gym.sim.jit import entry, jit
 from l4s_gym.sim.layout import DUMMYNET, NEVER, SLOT_UPDATE_C
 from l4s_gym.sim.memory import env_record, load64, queue_at
 from l4s_gym.sim.pie import PIE
 from l4s_gym.sim.red import RED
+from l4s_gym.sim.step import STEP
 
-BUILT_IN: Final[tuple[Discipline, ...]] = (FIFO, RED, CODEL, PIE, DUALPI2_FREEBSD, DUALPI2_RFC9332, DUALPI2_LINUX)
+BUILT_IN: Final[tuple[Discipline, ...]] = (
+    *(FIFO, RED, CODEL, PIE, DUALPI2_FREEBSD, DUALPI2_RFC9332, DUALPI2_LINUX),
+    *(FQ_CODEL, COBALT, CURVY_RED, STEP),
+)
 AQMS: Final = tuple(each.name for each in BUILT_IN)
 
 
@@ -117,6 +124,8 @@ def _only_queue(w: Any, p: int) -> int:
 
 @jit
 def _longer(w: Any) -> int:
+    if w.limit_packets == 0 or w.packets <= w.limit_packets:
+        return -1
     return 1 if queue_at(w, 1).packets > queue_at(w, 0).packets else 0
 
 
@@ -182,4 +191,7 @@ def control(w: Any, slot: int) -> None:
 def shown_probability(address: int) -> float:
     """Base probability of the discipline of the environment at an address, 0 to 1, for the queue with the larger."""
     w = env_record(address)
-    return max(base_probability(w, 0), base_probability(w, 1)) / MAX_PROB
+    largest = 0
+    for index in range(w.n_queues):
+        largest = max(largest, base_probability(w, index))
+    return largest / MAX_PROB

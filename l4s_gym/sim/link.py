@@ -470,7 +470,9 @@ def arrive(w: Any, p: int, action: int) -> None:
     append(w, q, p)
     c.class_packets += 1
     disciplines.after_enqueue(w, index, p)
-    if w.limit_packets > 0 and w.packets > w.limit_packets:
-        _drop_head(w, disciplines.fullest(w))
+    over = disciplines.fullest(w)
+    while over >= 0:
+        _drop_head(w, over)
+        over = disciplines.fullest(w)
     if w.busy == 0:
         _wake(w)

@@ -166,7 +166,7 @@ _LOG_SIZE = RECORD.itemsize
 
 @jit
 def queue_at(w: Any, index: int) -> Any:
-    """Queue 0 (C, or the only one), 1 (L), or from 2 on those of single flows: `QUEUE` record."""
+    """Queue 0 (C, or the only one), 1 (L), or from 2 on those of single flows and their ACKs: `QUEUE` record."""
     return _queue_record(w.queue_at + index * _QUEUE_SIZE)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from typing import TYPE_CHECKING, Any
 
 from msgspec import defstruct, field
@@ -46,6 +48,16 @@ def of(options: Options, discipline: Discipline, plugged: bool) -> Any:
     if plugged:
         return convert(discipline.options, options.own, f"options.own (of {discipline.name})")
     return getattr(options, discipline.name, NoOptions())
+
+
+def words(discipline: Discipline) -> dict[str, tuple[str, Any]]:
+    """What the docstring of a discipline's options says of each, and its default."""
+    said = dict(re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", inspect.getdoc(discipline.options) or "", re.MULTILINE))
+    defaults = discipline.options()
+    return {
+        each.name: (" ".join(said.get(each.name, "").split()), getattr(defaults, each.name))
+        for each in fields(discipline.options)
+    }
 
 
 def check(name: str, *option: str) -> None:

@@ -218,8 +218,8 @@ class Template(NamedTuple):
 
 
 def n_queues(discipline: Discipline, n_flows: int) -> int:
-    """Queues of a discipline: C and L, and perhaps one for each flow."""
-    return 2 + n_flows if discipline.flow_queues else 2
+    """Queues of a discipline: C and L, and perhaps one for each flow and for its ACKs."""
+    return 2 + 2 * n_flows if discipline.flow_queues else 2
 
 
 def build(scenario: Scenario, aqm: str, n_flows: int) -> Template:

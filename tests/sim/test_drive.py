@@ -7,6 +7,7 @@ import pytest
 
 from l4s_gym.errors import L4SError
 from l4s_gym.schema import ECT_1
+from l4s_gym.sim.disciplines import AQMS
 from l4s_gym.sim.drive import ARRIVAL, offer, open_loop
 
 
@@ -25,7 +26,7 @@ def test_a_packet_waits_for_those_before_it() -> None:
     assert later["length_in_bytes"].tolist() == [0, 0, 1000, 2000]
 
 
-@pytest.mark.parametrize("aqm", ["dualpi2_freebsd", "dualpi2_rfc9332", "dualpi2_linux", "pie", "codel", "red", "fifo"])
+@pytest.mark.parametrize("aqm", AQMS)
 def test_a_link_that_is_not_full_does_nothing_to_packets(aqm: str) -> None:
     rows = offer(open_loop(8.0), arrivals(2000, 1_100_000), aqm=aqm)
     assert not rows["applied_action"].any()

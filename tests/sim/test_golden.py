@@ -3,6 +3,9 @@
 They say that a change of the code left the simulation as it was. A change that is meant to alter it comes with
 new numbers: `python tests/sim/test_golden.py --write`, and the difference in `golden.json` is looked at. The same
 command gives the simulator another fingerprint, by which whatever older ones made is told.
+
+`--add NAME ...` adds the runs of new disciplines and leaves the rest, and the fingerprint, as they are: the others
+still make what they made. `golden.json` says which the fingerprint covers; the next `--write` takes in all.
 """
 
 from __future__ import annotations
@@ -33,6 +36,8 @@ SCENARIOS = {
     "steps": 60.0,
 }
 """Scenario and its length, s: long enough for what it is about."""
+COVERED = "fingerprint"
+"""Key of the disciplines that the fingerprint covers, beside the scenarios."""
 
 
 def golden_run(scenario: str, aqm: str) -> dict[str, int]:
@@ -59,15 +64,17 @@ def test_golden(scenario: str, aqm: str) -> None:
 
 
 def test_golden_runs_differ() -> None:
-    golden: dict[str, dict[str, dict[str, int]]] = json.loads(GOLDEN.read_text())
-    assert list(golden) == list(SCENARIOS)
-    for runs in golden.values():
-        assert len({json.dumps(counters) for counters in runs.values()}) == len(AQMS)
+    golden: dict[str, Any] = json.loads(GOLDEN.read_text())
+    assert list(golden) == [*SCENARIOS, COVERED]
+    for scenario in SCENARIOS:
+        assert list(golden[scenario]) == list(AQMS)
+        assert len({json.dumps(counters) for counters in golden[scenario].values()}) == len(AQMS)
 
 
 def fingerprint_of(golden: dict[str, Any]) -> str:
     """What `l4s_gym.sim.fingerprint.FINGERPRINT` is to be."""
-    return hashlib.sha256(json.dumps(golden, sort_keys=True).encode()).hexdigest()[:12]
+    covered = {scenario: {aqm: golden[scenario][aqm] for aqm in golden[COVERED]} for scenario in SCENARIOS}
+    return hashlib.sha256(json.dumps(covered, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def write(golden: dict[str, Any], runs: Path, module: Path) -> None:
@@ -93,8 +100,33 @@ def test_the_command_that_writes_golden_runs_writes_the_fingerprint(tmp_path: Pa
     assert module.read_text() == before.replace(fingerprint.FINGERPRINT, fingerprint_of(golden)) != before
 
 
+def test_what_is_added_leaves_the_fingerprint(tmp_path: Path) -> None:
+    golden, module = json.loads(GOLDEN.read_text()), tmp_path / "fingerprint.py"
+    before = Path(fingerprint.__file__).read_text()
+    module.write_text(before)
+    for scenario in SCENARIOS:
+        golden[scenario]["new"] = golden[scenario]["fifo"]
+    write(golden, tmp_path / "golden.json", module)
+    assert module.read_text() == before
+    golden[COVERED].append("new")
+    write(golden, tmp_path / "golden.json", module)
+    assert module.read_text() != before
+
+
+def main(arguments: list[str]) -> None:
+    """Write all runs anew, or add those of new disciplines."""
+    golden: dict[str, Any] = json.loads(GOLDEN.read_text())
+    if arguments == ["--write"]:
+        golden = {scenario: {} for scenario in SCENARIOS} | {COVERED: list(AQMS)}
+        names = list(AQMS)
+    elif arguments[:1] == ["--add"] and set(arguments[1:]) & set(golden[COVERED]) == set():
+        names = arguments[1:]
+    else:
+        sys.exit(f"usage: python {sys.argv[0]} --write | --add NAME ... (of what the fingerprint does not cover)")
+    for scenario in SCENARIOS:
+        golden[scenario] |= {aqm: golden_run(scenario, aqm) for aqm in names}
+    write(golden, GOLDEN, Path(fingerprint.__file__))
+
+
 if __name__ == "__main__":
-    if sys.argv[1:] != ["--write"]:
-        sys.exit(f"usage: python {sys.argv[0]} --write")
-    written = {scenario: {aqm: golden_run(scenario, aqm) for aqm in AQMS} for scenario in SCENARIOS}
-    write(written, GOLDEN, Path(fingerprint.__file__))
+    main(sys.argv[1:])

@@ -26,6 +26,9 @@ HIGHEST: dict[str, dict[str, float]] = {
     "dualpi2_linux": {"prob": (1 << 32) - 1},
     "pie": {"prob": 1.0, "accu": 1e9, "burst_ns": 1 << 62},
     "red": {"prob": 1.0},
+    "fq_codel": {"count": 1 << 40, "lost": 64, "on": 2},
+    "cobalt": {"count": 1 << 40, "prob": 1.0, "on": 3},
+    "curvy_red": {"average_ns": 1e12},
 }
 """What the state of each discipline may be at most; it is never below 0."""
 LINK = st.fixed_dictionaries(
@@ -119,6 +122,7 @@ def check_state(batch: Batch) -> None:
     assert env["packets"] == sum(map(len, queued))
     assert env["bytes"] == queue["bytes"].sum()
     assert queue["class_packets"].sum() == env["packets"]
+    assert [batch.queued(0, what).sum() for what in ("packets", "bytes")] == [env["packets"], env["bytes"]]
 
     # Every packet that was offered has left, was dropped, waits, or is being sent.
     sending = int(env["sending_packet"] >= 0)

@@ -131,7 +131,7 @@ def test_bad_source(line: str, message: str, tmp_path: Path) -> None:
             41,
             "discipline with options 'dualpi2_linu': did you mean 'dualpi2_linux'",
         ),
-        ("fifo.limit", 1, "'fifo': choose one of codel, dualpi2_freebsd"),
+        ("fifo.limit", 1, "'fifo': choose one of cobalt, codel, curvy_red"),
     ],
 )
 def test_bad_options(name: str, value: Any, message: str) -> None:

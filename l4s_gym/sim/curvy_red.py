@@ -1,0 +1,141 @@
+"""The coupled dual queue with Curvy RED (RFC 9332 appendix B), in real numbers as its first pass has it.
+
+The averaged delay of C, over a ramp, is the root of the probability in C; over a ramp 2^coupling times as steep, the
+probability in L, which also marks above a threshold. L is never dropped but by a full buffer. The appendix' listing
+has 500 ms as the delay below which C is left alone, twice what its buffer of 250 ms holds; here it is 0.5 ms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Final
+
+from msgspec import Meta, Struct
+
+from l4s_gym.schema import DROP, ENQUEUE, MARK, MAX_PROB, NOT_ECT
+from l4s_gym.sim.discipline import Discipline, NonNegative, Path, records
+from l4s_gym.sim.dualpi2_rfc9332 import SCHEDULER, classify, schedule
+from l4s_gym.sim.events import uniform
+from l4s_gym.sim.jit import jit, public
+from l4s_gym.sim.memory import packet_at, queue_at
+
+
+class Options(Struct, frozen=True, forbid_unknown_fields=True):
+    """Of `curvy_red`.
+
+    Attributes:
+        smoothing: A new delay of C enters the average with the weight 2^-smoothing (g_C).
+        ramp: C's ramp rises from 0 to 1 over 2^ramp seconds (S_C).
+        coupling: L's ramp is 2^coupling times as steep (k').
+        least_ms: Delay of C below which nothing is done for it (minTh).
+        step_ms: L packets that have waited longer are marked (T).
+        shift_ms: L goes first unless C's head has waited so much longer (tshift); 0: always.
+    """
+
+    smoothing: Annotated[int, Meta(ge=0, le=30)] = 5
+    ramp: Annotated[int, Meta(ge=-20, le=10)] = -1
+    coupling: Annotated[int, Meta(ge=0, le=8)] = 1
+    least_ms: NonNegative = 0.5
+    step_ms: NonNegative = 1.0
+    shift_ms: NonNegative = 50.0
+
+
+STATE: Final = records(
+    "curvy_red",
+    (
+        *SCHEDULER,
+        ("weight", "f8", "1", "Weight of a new delay in the average."),
+        ("ramp_c_ns", "f8", "ns", "Length of C's ramp."),
+        ("ramp_l_ns", "f8", "ns", "Length of L's ramp."),
+        ("least_ns", "f8", "ns", "Average delay at which both begin."),
+        ("step_ns", "i8", "ns", "Step threshold of L."),
+        ("average_ns", "f8", "ns", "Average delay of C."),
+    ),
+)
+of_env = STATE.of_env
+
+
+def setup(options: Options, path: Path) -> Mapping[str, Any]:
+    """Powers of two as numbers, times in ns."""
+    o = options
+    return {
+        "weight": 2.0**-o.smoothing,
+        "ramp_c_ns": 1e9 * 2.0**o.ramp,
+        "ramp_l_ns": 1e9 * 2.0 ** (o.ramp - o.coupling),
+        "least_ns": 1e6 * o.least_ms,
+        "step_ns": round(1e6 * o.step_ms),
+        "shift_ns": round(1e6 * o.shift_ms),
+    }
+
+
+@public
+def update_average(average_ns: float, sojourn_ns: int, weight: float = 1 / 32) -> float:
+    """The average delay of C once a packet has left it, ns."""
+    return average_ns + weight * (sojourn_ns - average_ns)
+
+
+@public
+def on_ramp(average_ns: float, ramp_ns: float = 5e8, least_ns: float = 5e5) -> float:
+    """Height of a ramp at C's average delay: the probability in L, or the root of that in C (above 1: always)."""
+    return max(average_ns - least_ns, 0.0) / ramp_ns
+
+
+@public
+def decide_classic(root: float, ecn: int, random_1: float, random_2: float) -> int:
+    """Decision for a C packet: the root of the probability against the larger of two numbers in [0, 1)."""
+    if root <= max(random_1, random_2):
+        return ENQUEUE
+    return DROP if ecn == NOT_ECT else MARK
+
+
+@public
+def decide_l4s(probability: float, sojourn_ns: int, random: float, step_ns: int = 1_000_000) -> int:
+    """Decision for an L packet: the step, or the coupled probability against one number in [0, 1)."""
+    return MARK if sojourn_ns > step_ns or probability > random else ENQUEUE
+
+
+@jit
+def decide(w: Any, index: int, p: int) -> int:
+    """At dequeue; the delay of a C packet enters the average before it is decided."""
+    my, delay_ns = of_env(w), queue_at(w, index).delay_ns
+    if index == 1:
+        return decide_l4s(on_ramp(my.average_ns, my.ramp_l_ns, my.least_ns), delay_ns, uniform(w), my.step_ns)
+    average = update_average(my.average_ns, delay_ns, my.weight)
+    root = on_ramp(average, my.ramp_c_ns, my.least_ns)
+    return decide_classic(root, packet_at(w, p).ecn, uniform(w), uniform(w))
+
+
+@jit
+def after_dequeue(w: Any, index: int, p: int, action: int) -> None:
+    """The average counts every C packet, whoever decided about it."""
+    if index == 0:
+        my = of_env(w)
+        my.average_ns = update_average(my.average_ns, queue_at(w, 0).delay_ns, my.weight)
+
+
+@jit
+def pick(w: Any) -> int:
+    """Time-shifted FIFO."""
+    return schedule(w, of_env(w))
+
+
+@jit
+def base_probability(w: Any, index: int) -> int:
+    """The root of C's probability, 1/(2^31 - 1)."""
+    my = of_env(w)
+    return int(min(on_ramp(my.average_ns, my.ramp_c_ns, my.least_ns), 1.0) * MAX_PROB)
+
+
+CURVY_RED: Final = Discipline(
+    name="curvy_red",
+    title="dual queue with Curvy RED, RFC 9332 appendix B",
+    options=Options,
+    records=STATE,
+    setup=setup,
+    dual=True,
+    classify=classify,
+    decide_at_dequeue=decide,
+    pick=pick,
+    after_dequeue=after_dequeue,
+    base_probability=base_probability,
+)

@@ -1,0 +1,164 @@
+"""Fair queueing as FQ-CoDel and CAKE have it: deficit round robin over the flows' queues, lists of new and of old ones.
+
+A queue that becomes active joins the new ones, which are served before the old ones; once it has sent its quantum it
+joins the old ones, and while it stays active it is served in turn with them (RFC 8290 section 4). Packets count with
+their link header.
+
+Each flow has a queue of its own, and its ACKs, where they cross the bottleneck too, have another, as their addresses
+and ports are turned round. Not modelled: queues that a hash gives to several flows.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from l4s_gym.schema import DROP
+from l4s_gym.sim.discipline import Records
+from l4s_gym.sim.dualpi2_linux import LINK_HEADER
+from l4s_gym.sim.events import head_delay_ns
+from l4s_gym.sim.jit import jit
+from l4s_gym.sim.layout import Row
+from l4s_gym.sim.memory import log_at, packet_at, queue_at
+
+FLOWS: Final = 2
+"""Number of the first flow's queue."""
+NONE, NEW, OLD, DECAYING = range(4)
+"""Lists that a queue may be on; the last one only CAKE has."""
+ENV_ROWS: Final[tuple[Row, ...]] = (
+    ("quantum", "i8", "B", "What a queue may send in its turn."),
+    ("first", "(4,)i8", "queue", "First of the lists `NEW`, `OLD`, `DECAYING`; 0: none."),
+    ("last", "(4,)i8", "queue", "Their last."),
+)
+QUEUE_ROWS: Final[tuple[Row, ...]] = (
+    ("deficit", "i8", "B", "What the queue may still send in its turn."),
+    ("before", "i8", "queue", "Its neighbour in its list; 0: none."),
+    ("after", "i8", "queue", "Its other neighbour; 0: none."),
+    ("on", "i8", "-", "The list that it is on."),
+)
+
+
+def mover(state: Records) -> Any:
+    """Compiled: `w`, `index`, `to`: take a queue off its list, and append it to another one or to `NONE`.
+
+    Args:
+        state: Of a discipline, with `ENV_ROWS` and `QUEUE_ROWS`.
+    """
+    of_env, of_queue = state.of_env, state.of_queue
+
+    @jit
+    def move(w: Any, index: int, to: int) -> None:
+        my, mine = of_env(w), of_queue(w, index)
+        if mine.on != NONE:
+            if mine.before > 0:
+                of_queue(w, mine.before).after = mine.after
+            else:
+                my.first[mine.on] = mine.after
+            if mine.after > 0:
+                of_queue(w, mine.after).before = mine.before
+            else:
+                my.last[mine.on] = mine.before
+        mine.on = to
+        if to != NONE:
+            mine.before, mine.after = my.last[to], 0
+            if mine.before > 0:
+                of_queue(w, mine.before).after = index
+            else:
+                my.first[to] = index
+            my.last[to] = index
+
+    return move
+
+
+def hooks(state: Records, move: Any, emptied: Any) -> dict[str, Any]:
+    """What makes a discipline (`l4s_gym.sim.discipline.Discipline`) one of fair queueing.
+
+    Args:
+        state: Of the discipline, with `ENV_ROWS` and `QUEUE_ROWS`.
+        move: Its `mover`.
+        emptied: Compiled: `w`, `index` -> list for a queue whose turn has come and which is empty.
+    """
+    of_env, of_queue = state.of_env, state.of_queue
+
+    @jit
+    def after_enqueue(w: Any, index: int, p: int) -> None:
+        mine = of_queue(w, index)
+        if mine.on == NONE or mine.on == DECAYING:
+            move(w, index, NEW)
+            mine.deficit = of_env(w).quantum
+
+    @jit
+    def pick(w: Any) -> int:
+        my = of_env(w)
+        while True:
+            index = my.first[NEW] if my.first[NEW] > 0 else my.first[OLD]
+            if index == 0:
+                return -1
+            mine = of_queue(w, index)
+            if mine.deficit <= 0:
+                mine.deficit += my.quantum
+                move(w, index, OLD)
+            elif queue_at(w, index).packets == 0:
+                move(w, index, emptied(w, index))
+            else:
+                return index
+
+    @jit
+    def after_dequeue(w: Any, index: int, p: int, action: int) -> None:
+        if action != DROP:
+            of_queue(w, index).deficit -= packet_at(w, p).len + LINK_HEADER
+
+    return {
+        "flow_queues": True,
+        "classify": classify,
+        "has_room": has_room,
+        "after_enqueue": after_enqueue,
+        "pick": pick,
+        "after_dequeue": after_dequeue,
+        "update": update,
+    }
+
+
+@jit
+def classify(w: Any, p: int) -> int:
+    """The queue of the packet's flow, or of its ACKs."""
+    a = packet_at(w, p)
+    return FLOWS + a.flow + a.ack * w.n_flows
+
+
+@jit
+def has_room(w: Any, p: int) -> int:
+    """Every packet is let in: where the buffer is over its limit then, the longest queue pays."""
+    return 1
+
+
+@jit
+def is_over(w: Any) -> bool:
+    """Whether the buffer is over its limit."""
+    return (w.limit_packets > 0 and w.packets > w.limit_packets) or (w.limit_bytes > 0 and w.bytes > w.limit_bytes)
+
+
+@jit
+def longest(w: Any) -> int:
+    """The queue with the most bytes."""
+    found = FLOWS
+    for index in range(FLOWS + 1, w.n_queues):
+        if queue_at(w, index).bytes > queue_at(w, found).bytes:
+            found = index
+    return found
+
+
+@jit
+def note_overflow(w: Any, index: int) -> None:
+    """The log shows that the head of a queue, which was enqueued, is dropped."""
+    a = packet_at(w, queue_at(w, index).head)
+    if a.record >= 0:
+        log_at(w, a.record).applied_action = DROP
+
+
+@jit
+def update(w: Any, index: int) -> int:
+    """The oldest head's age, for the statistics."""
+    oldest = 0
+    for k in range(FLOWS, w.n_queues):
+        oldest = max(oldest, head_delay_ns(w, k))
+    return oldest
