@@ -17,7 +17,7 @@ import numpy.typing as npt
 from l4s_gym.schema import CE, DROP, ENQUEUE, MARK, NOT_ECT
 from l4s_gym.sim import disciplines, receiver, record, router, tcp
 from l4s_gym.sim.events import uniform
-from l4s_gym.sim.jit import jit
+from l4s_gym.sim.jit import jit, shared
 from l4s_gym.sim.layout import (
     AGENT,
     CONSTANT,
@@ -94,7 +94,7 @@ def _leave_queue(w: Any, index: int) -> int:
     return p
 
 
-@jit
+@shared
 def dequeue(w: Any) -> int:
     """The next packet to send, or -1: the scheduler chooses, the discipline may mark or drop."""
     while True:
@@ -426,7 +426,7 @@ def _drop_from_longer(w: Any) -> None:
     drop(w, index, p)
 
 
-@jit
+@shared
 def arrive(w: Any, p: int, action: int) -> None:
     """A packet arrives at the bottleneck and is decided: by `action`, or by the discipline where that is -1."""
     a = packet_at(w, p)
