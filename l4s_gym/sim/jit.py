@@ -49,3 +49,14 @@ def public(function: F) -> F:
 def entry(function: F) -> F:
     """Compile an entry point: cached on disk, and without the GIL, so that threads run side by side."""
     return kept(function, source_digest(), error_model="numpy", nogil=True)
+
+
+def short_entry(function: F) -> F:
+    """An entry point that keeps the GIL: to give it away and take it back costs as much as a packet."""
+    return kept(function, source_digest(), error_model="numpy")
+
+
+def direct(compiled: F, *types: Any) -> F:
+    """An entry point for arguments of these types of Numba, at which it then looks no more; compiled if need be."""
+    compile_for: Callable[..., F] = getattr(compiled, "compile", lambda _: compiled)  # where Numba is switched off
+    return compile_for(types)
