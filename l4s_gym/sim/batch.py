@@ -7,7 +7,6 @@ import gc
 import hashlib
 import os
 import sys
-import threading
 from typing import Any, NamedTuple
 
 import msgspec
@@ -24,6 +23,7 @@ from l4s_gym.sim.jit import direct
 from l4s_gym.sim.layout import NEVER
 from l4s_gym.sim.link import OPPORTUNITY_BYTES
 from l4s_gym.sim.scenario import Scenario
+from l4s_gym.sim.workers import Workers
 
 _ENV_COUNTERS = ("served_bytes", "capacity_bytes", "updates", "update_delay_ns", "decisions")
 _QUEUE_COUNTERS = (
@@ -35,7 +35,7 @@ _FLOW_COUNTERS = (
     *("rtt_sum_ns", "rtt_count", "window_sum", "window_count", "completed", "completion_s"),
 )
 PARALLEL_FROM = 128
-"""Batches from this size on use two threads or more; smaller ones are faster without."""
+"""Batches from this size on may use two threads or more; smaller ones are faster without."""
 _POOL_TEXT = (
     "the packet pool is empty: more packets are under way than path and buffer can hold; "
     "set receive_window or a smaller buffer in the scenario"
@@ -169,7 +169,7 @@ class Batch:
         self.address = int(self.env.ctypes.data)
         self.stride = int(self.env.strides[0])
         self._template: tuple[Any, ...] | None = None
-        self._workers: _Workers | None = None
+        self._workers: Workers | None = None
         compile_engine()
         self.step_one = direct(engine.advance_one, int64)
 
@@ -285,7 +285,7 @@ class Batch:
             engine.advance(self.address, self.stride, 0, self.n, 0)
         else:
             if self._workers is None or self._workers.pid != os.getpid():
-                self._workers = _Workers(self.address, self.stride, self.n, self._memory)
+                self._workers = Workers(self.address, self.stride, self.n, self._memory)
             self._workers.run()
 
     def __del__(self) -> None:
@@ -380,65 +380,6 @@ class Batch:
             return used * float(OPPORTUNITY_BYTES)
         rest = (env["now_ns"] - env["capacity_ns"]) * 1e-9 * env["rate_bps"] / 8.0
         return float(env["capacity_bytes"] + rest)
-
-
-class _Workers:
-    """Threads that run slices of a batch side by side (the engine holds no GIL); the caller's is the first.
-
-    A thread waits for its next job inside the engine for about a millisecond, and then asleep on a semaphore.
-    """
-
-    def __init__(self, address: int, stride: int, n: int, memory: object) -> None:
-        self._memory = memory  # kept for as long as a thread may write to it
-        self.pid = os.getpid()
-        count = max(min(os.cpu_count() or 1, n // 64), 1)
-        bounds = [n * k // count for k in range(count + 1)]
-        self._mine = (address, stride, 0, bounds[1], 0)
-        # A cache line each: job given, job done, whether the thread waits inside the engine.
-        self._control = np.zeros((count - 1, 8), np.int64)
-        self._control_at = int(self._control.ctypes.data)
-        self._wake = [threading.Semaphore(0) for _ in range(count - 1)]
-        self._error: BaseException | None = None
-        self._stopped = False
-        for k in range(count - 1):
-            place = self._control.ctypes.data + 64 * k
-            args = (address, stride, bounds[k + 1], bounds[k + 2], place)
-            threading.Thread(target=self._serve, args=(k, args), daemon=True).start()
-
-    def _serve(self, k: int, args: tuple[int, int, int, int, int]) -> None:
-        control = self._control[k]
-        while True:
-            self._wake[k].acquire()
-            if self._stopped:
-                return
-            control[2] = 1
-            try:
-                engine.advance(*args)
-            except BaseException as error:  # hand it to the caller, who waits
-                self._error = error
-                return
-
-    def stop(self) -> None:
-        """Let the threads end."""
-        self._stopped = True
-        for wake in self._wake:
-            wake.release()
-
-    def run(self) -> None:
-        """Run all slices."""
-        control = self._control
-        job = int(control[0, 0]) + 1 if len(control) else 0
-        control[:, 0] = job
-        woken = control[:, 2] == 0
-        for k in np.flatnonzero(woken).tolist():
-            self._wake[k].release()
-        engine.advance(*self._mine)
-        while not engine.await_jobs(self._control_at, len(control), job):
-            if self._error is not None:
-                raise self._error
-            for k in np.flatnonzero((control[:, 1] != job) & (control[:, 2] == 0) & ~woken).tolist():
-                woken[k] = True  # it fell asleep just before it could see the job
-                self._wake[k].release()
 
 
 @functools.cache

@@ -34,8 +34,8 @@ from l4s_gym.sim.layout import (
 from l4s_gym.sim.memory import atomic_load64, atomic_store64, env_record, flow_at, packet_at, pointer, trace_of
 from l4s_gym.sim.pool import pop_transit
 
-SPINS = 1_000_000
-"""Looks at a control word before a serving thread goes to sleep: about a millisecond."""
+SPINS = 100_000
+"""Looks at a control word before a thread goes to sleep: about 100 us, as long as it takes to wake one."""
 
 
 @jit
@@ -216,8 +216,7 @@ def advance(address: int, stride: int, first: int, last: int, control: int) -> N
         first: First environment.
         last: One past the last environment.
         control: 0: run once. Else the address of three int64 (number of the job given, number of the job done,
-            whether somebody waits here): serve jobs until none comes for about a millisecond. To wake a sleeping
-            thread takes up to 100 us, as long as a step of 500 environments.
+            whether somebody waits here): serve jobs until none comes for a while.
 
     Afterwards `status`, `applied` (int64), `reward` (float64) and `obs` (8 float32) of each are new.
     """
@@ -239,7 +238,7 @@ def await_jobs(control: int, count: int, job: int) -> bool:
     """Wait, without the GIL, until `count` serving threads have done job number `job`.
 
     Returns:
-        Whether all are done; False after about a millisecond, or where a thread has gone to sleep before it.
+        Whether all are done; False after a while, or where a thread has gone to sleep before it.
     """
     for k in range(count):
         place = control + (k << 6)
