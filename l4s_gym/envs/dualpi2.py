@@ -12,7 +12,7 @@ from l4s_gym import REPLAY_ID, schema
 from l4s_gym.envs.rendering import FPS, RenderMode, metadata
 from l4s_gym.envs.simulated import SimulatedEnv
 from l4s_gym.errors import L4SError
-from l4s_gym.sim import engine, layout, measure, scenario
+from l4s_gym.sim import layout, measure, scenario
 from l4s_gym.sim.batch import Batch
 
 Observation = npt.NDArray[np.float32]
@@ -28,6 +28,13 @@ def check_interval(interval: int) -> int:
     if isinstance(interval, bool) or not isinstance(interval, (int, np.integer)) or interval < 1:
         raise L4SError(f"decision_interval={interval!r}: give a whole number of packets, 1 or more (1, 10, 100)")
     return int(interval)
+
+
+def as_action(action: Any) -> int:
+    """An action of any integer type as a plain number."""
+    if (isinstance(action, np.ndarray) and action.ndim > 0) or (action != 0 and action != 1 and action != 2):
+        raise L4SError(f"action {action!r}: give 0 (enqueue), 1 (drop) or 2 (mark)")
+    return int(action)
 
 
 def refuse_arguments(environment: str, given: dict[str, Any]) -> NoReturn:
@@ -168,37 +175,39 @@ class DualPI2Env(SimulatedEnv[Observation, int]):
         batch.reward[0] = 0.0
         if self._view is not None:
             self._view.start()
-        return batch.first_obs.copy(), self._info()
+        info: dict[str, Any] = {"applied_action": batch.applied_view[0]}
+        if self._info_record:
+            info["record"] = self.record()
+        return batch.first_obs.copy(), info
 
     def step(
         self, action: int | np.integer | npt.NDArray[np.integer]
     ) -> tuple[Observation, SupportsFloat, bool, bool, dict[str, Any]]:
         """Apply the action to the packet that waits, and run on to the next one to be decided."""
-        if (isinstance(action, np.ndarray) and action.ndim > 0) or (action != 0 and action != 1 and action != 2):
-            raise L4SError(f"action {action!r}: give 0 (enqueue), 1 (drop) or 2 (mark)")
-        if not self._ready or self._over:
+        if action.__class__ is not int or not 0 <= action <= 2:
+            action = as_action(action)
+        if not self._ready:
             what = "the episode has ended" if self._over else "the environment has not been started"
             raise gym.error.ResetNeeded(f"step: {what}; call reset() first")
         batch = self.batch
-        batch.action[0] = int(action)
-        engine.advance(batch.address, batch.stride, 0, 1, 0)
-        status = int(batch.status[0])
-        reward = float(batch.reward[0])
-        if self._view is not None:
-            self._view.note(int(action))
-        if status == layout.DECISION:
-            return batch.first_obs.copy(), reward, False, False, self._info()
-        batch.check_status()
-        self._over = True
-        info = self._info()
-        info["statistics"] = measure.summary(batch, 0)
-        return batch.first_obs.copy(), reward, status == layout.TERMINATED, status == layout.TRUNCATED, info
-
-    def _info(self) -> dict[str, Any]:
-        info: dict[str, Any] = {"applied_action": int(self.batch.applied[0])}
+        batch.action_view[0] = action
+        status = batch.step_one(batch.address)
+        info: dict[str, Any] = {"applied_action": batch.applied_view[0]}
         if self._info_record:
             info["record"] = self.record()
-        return info
+        if self._view is not None:
+            self._view.note(action)
+        if status != layout.DECISION:
+            batch.check_status()
+            self._ready, self._over = False, True
+            info["statistics"] = measure.summary(batch, 0)
+        return (
+            batch.first_obs.copy(),
+            batch.reward_view[0],
+            status == layout.TERMINATED,
+            status == layout.TRUNCATED,
+            info,
+        )
 
     def record(self) -> dict[str, int]:
         """The observed features of the packet that waits, in kernel units."""

@@ -32,6 +32,8 @@ class SimulatedEnv(Snapshots, gym.Env[ObsType, ActType]):
 
     def render(self) -> Any:
         """`ansi`: a line on both queues. `rgb_array`: (480, 640, 3) uint8: delays, hits, use of the link, by time."""
+        if self._np_random is None:
+            raise gym.error.ResetNeeded("render: the environment has not been started; call reset() first")
         if self._view is None:
             gym.logger.warn("render() needs render_mode='ansi', 'rgb_array' or 'human' in gym.make")
             return None

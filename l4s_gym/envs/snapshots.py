@@ -45,7 +45,7 @@ class Snapshots:
     def restore_state(self, snapshot: Snapshot) -> None:
         """Go on from a snapshot, bit for bit; it may come from another environment made alike, in any process.
 
-        Wrappers have state of their own: an environment of `gym.make` is to be reset once before.
+        Wrappers have state of their own: a wrapped environment is to be reset once before.
 
         Raises:
             L4SError: The snapshot is of another scenario, of other arguments, or of another version.

@@ -7,12 +7,12 @@ import gc
 import hashlib
 import os
 import sys
-import threading
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+from numba import int64
 
 from l4s_gym import __version__
 from l4s_gym.compiled import is_kept
@@ -20,9 +20,11 @@ from l4s_gym.errors import L4SError, unknown
 from l4s_gym.extras import source_code
 from l4s_gym.schema import RECORD
 from l4s_gym.sim import congestion, disciplines, engine, layout, setup, traces
+from l4s_gym.sim.jit import direct
 from l4s_gym.sim.layout import NEVER
 from l4s_gym.sim.link import OPPORTUNITY_BYTES
 from l4s_gym.sim.scenario import Scenario
+from l4s_gym.sim.workers import Workers
 
 _ENV_COUNTERS = ("served_bytes", "capacity_bytes", "updates", "update_delay_ns", "decisions")
 _QUEUE_COUNTERS = (
@@ -34,7 +36,7 @@ _FLOW_COUNTERS = (
     *("rtt_sum_ns", "rtt_count", "window_sum", "window_count", "completed", "completion_s"),
 )
 PARALLEL_FROM = 128
-"""Batches from this size on use two threads or more; smaller ones are faster without."""
+"""Batches from this size on may use two threads or more; smaller ones are faster without."""
 _POOL_TEXT = (
     "the packet pool is empty: more packets are under way than path and buffer can hold; "
     "set receive_window or a smaller buffer in the scenario"
@@ -83,6 +85,10 @@ class Batch:
         hist: (n, 2, HIST_BINS) int32, sojourn histograms of the classes.
         first_env: View of `env[0]`, made once for those who read it at every step.
         first_obs: View of `obs[0]`, likewise.
+        action_view: `action` as a memory view, of which a number costs a quarter of an array's.
+        reward_view: `reward`, likewise.
+        applied_view: `applied`, likewise.
+        step_one: The engine's `advance_one` of an address: `advance_one` in a hurry, with the GIL held.
     """
 
     def __init__(
@@ -171,12 +177,14 @@ class Batch:
         # As bytes: NumPy copies records field by field, a hundred times slower.
         self._bytes = {name: array[..., None].view(np.uint8) for name, array in changing.items()}
         self.first_env, self.first_obs = self.env[0], self.obs[0]
+        self.action_view, self.reward_view, self.applied_view = self.action.data, self.reward.data, self.applied.data
         self._places = {name: a.ctypes.data + a.strides[0] * np.arange(n) for name, a in rows.items()}
         self.address = int(self.env.ctypes.data)
         self.stride = int(self.env.strides[0])
         self._template: setup.Template | None = None
-        self._workers: _Workers | None = None
+        self._workers: Workers | None = None
         compile_engine()
+        self.step_one = direct(engine.advance_one, int64)
 
     def reset(self, index: int, rng: np.random.Generator) -> None:
         """Start an episode of environment `index`; everything random in it comes from `rng`."""
@@ -301,7 +309,7 @@ class Batch:
             engine.advance(self.address, self.stride, 0, self.n, 0)
         else:
             if self._workers is None or self._workers.pid != os.getpid():
-                self._workers = _Workers(self.address, self.stride, self.n, self._memory)
+                self._workers = Workers(self.address, self.stride, self.n, self._memory)
             self._workers.run()
 
     def __del__(self) -> None:
@@ -408,65 +416,6 @@ class Batch:
         return float(env["capacity_bytes"] + rest)
 
 
-class _Workers:
-    """Threads that run slices of a batch side by side (the engine holds no GIL); the caller's is the first.
-
-    A thread waits for its next job inside the engine for about a millisecond, and then asleep on a semaphore.
-    """
-
-    def __init__(self, address: int, stride: int, n: int, memory: object) -> None:
-        self._memory = memory  # kept for as long as a thread may write to it
-        self.pid = os.getpid()
-        count = max(min(os.cpu_count() or 1, n // 64), 1)
-        bounds = [n * k // count for k in range(count + 1)]
-        self._mine = (address, stride, 0, bounds[1], 0)
-        # A cache line each: job given, job done, whether the thread waits inside the engine.
-        self._control = np.zeros((count - 1, 8), np.int64)
-        self._control_at = int(self._control.ctypes.data)
-        self._wake = [threading.Semaphore(0) for _ in range(count - 1)]
-        self._error: BaseException | None = None
-        self._stopped = False
-        for k in range(count - 1):
-            place = self._control.ctypes.data + 64 * k
-            args = (address, stride, bounds[k + 1], bounds[k + 2], place)
-            threading.Thread(target=self._serve, args=(k, args), daemon=True).start()
-
-    def _serve(self, k: int, args: tuple[int, int, int, int, int]) -> None:
-        control = self._control[k]
-        while True:
-            self._wake[k].acquire()
-            if self._stopped:
-                return
-            control[2] = 1
-            try:
-                engine.advance(*args)
-            except BaseException as error:  # hand it to the caller, who waits
-                self._error = error
-                return
-
-    def stop(self) -> None:
-        """Let the threads end."""
-        self._stopped = True
-        for wake in self._wake:
-            wake.release()
-
-    def run(self) -> None:
-        """Run all slices."""
-        control = self._control
-        job = int(control[0, 0]) + 1 if len(control) else 0
-        control[:, 0] = job
-        woken = control[:, 2] == 0
-        for k in np.flatnonzero(woken).tolist():
-            self._wake[k].release()
-        engine.advance(*self._mine)
-        while not engine.await_jobs(self._control_at, len(control), job):
-            if self._error is not None:
-                raise self._error
-            for k in np.flatnonzero((control[:, 1] != job) & (control[:, 2] == 0) & ~woken).tolist():
-                woken[k] = True  # it fell asleep just before it could see the job
-                self._wake[k].release()
-
-
 @functools.cache
 def _same_engine() -> dict[str, str]:
     """Version of the package, and of the memory's layout."""
@@ -496,14 +445,15 @@ def check_identity(what: str, theirs: dict[str, str], ours: dict[str, str]) -> N
 
 def compile_engine() -> None:
     """Compile the engine, or load it from the cache; says so on stderr where it takes a while."""
-    if getattr(engine.advance, "signatures", True):
+    if getattr(engine.advance_one, "signatures", True):
         return
-    if not is_kept(engine.advance):
+    if not (is_kept(engine.advance) and is_kept(engine.advance_one)):
         print("l4s-gym: compiling the simulator (once after install, about 20 s) ...", file=sys.stderr, flush=True)
     collects = gc.isenabled()
     gc.disable()  # the compiler makes much garbage and frees it by itself; a tenth of the time
     try:
         engine.advance(0, 0, 0, 0, 0)
+        direct(engine.advance_one, int64)
     finally:
         if collects:
             gc.enable()

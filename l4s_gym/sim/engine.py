@@ -14,7 +14,7 @@ from numba import carray
 
 from l4s_gym.sim import disciplines, link, record, router, sources, tcp
 from l4s_gym.sim.events import first_slot, first_time, set_time, uniform
-from l4s_gym.sim.jit import entry, jit
+from l4s_gym.sim.jit import entry, jit, shared, short_entry
 from l4s_gym.sim.layout import (
     AGENT,
     DECISION,
@@ -34,8 +34,8 @@ from l4s_gym.sim.layout import (
 from l4s_gym.sim.memory import atomic_load64, atomic_store64, env_record, flow_at, packet_at, pointer, trace_of
 from l4s_gym.sim.packets import pop_transit
 
-SPINS = 1_000_000
-"""Looks at a control word before a serving thread goes to sleep: about a millisecond."""
+SPINS = 100_000
+"""Looks at a control word before a thread goes to sleep: about 100 us, as long as it takes to wake one."""
 
 
 @jit
@@ -96,7 +96,7 @@ def _next_of(w: Any, i: int) -> int:
     return tcp.next_packet(w, i)
 
 
-@jit
+@shared
 def run(w: Any, action: int) -> int:
     """Run one environment; why it came back. `action` is for the packet that waits, if one does."""
     if w.status == TERMINATED or w.status == TRUNCATED:
@@ -185,6 +185,27 @@ def _next_job(control: int) -> int:
     return job
 
 
+@jit
+def _step(address: int) -> int:
+    """Run the environment whose `ENV` record lies at an address, and write what comes of it; its status."""
+    w = env_record(address)
+    action = carray(pointer(w.action_at), (1,), np.int64)
+    status = carray(pointer(w.status_at), (1,), np.int64)
+    reward = carray(pointer(w.reward_at), (1,), np.float64)
+    applied = carray(pointer(w.applied_at), (1,), np.int64)
+    status[0] = run(w, action[0])
+    # A full log is emptied in the middle of a step, which earns its reward as a whole.
+    reward[0] = record.take_reward(w) if status[0] != LOG_FULL else 0.0
+    applied[0] = w.applied
+    return status[0]
+
+
+@short_entry
+def advance_one(address: int) -> int:
+    """As `advance` of a single environment; its status."""
+    return _step(address)
+
+
 @entry
 def advance(address: int, stride: int, first: int, last: int, control: int) -> None:
     """Run environments [first, last) of a batch.
@@ -195,8 +216,7 @@ def advance(address: int, stride: int, first: int, last: int, control: int) -> N
         first: First environment.
         last: One past the last environment.
         control: 0: run once. Else the address of three int64 (number of the job given, number of the job done,
-            whether somebody waits here): serve jobs until none comes for about a millisecond. To wake a sleeping
-            thread takes up to 100 us, as long as a step of 500 environments.
+            whether somebody waits here): serve jobs until none comes for a while.
 
     Afterwards `status`, `applied` (int64), `reward` (float64) and `obs` (8 float32) of each are new.
     """
@@ -207,15 +227,7 @@ def advance(address: int, stride: int, first: int, last: int, control: int) -> N
             if job < 0:
                 return
         for n in range(first, last):
-            w = env_record(address + n * stride)
-            action = carray(pointer(w.action_at), (1,), np.int64)
-            status = carray(pointer(w.status_at), (1,), np.int64)
-            reward = carray(pointer(w.reward_at), (1,), np.float64)
-            applied = carray(pointer(w.applied_at), (1,), np.int64)
-            status[0] = run(w, action[0])
-            # A full log is emptied in the middle of a step, which earns its reward as a whole.
-            reward[0] = record.take_reward(w) if status[0] != LOG_FULL else 0.0
-            applied[0] = w.applied
+            _step(address + n * stride)
         if control == 0:
             return
         atomic_store64(control + 8, job)
@@ -226,7 +238,7 @@ def await_jobs(control: int, count: int, job: int) -> bool:
     """Wait, without the GIL, until `count` serving threads have done job number `job`.
 
     Returns:
-        Whether all are done; False after about a millisecond, or where a thread has gone to sleep before it.
+        Whether all are done; False after a while, or where a thread has gone to sleep before it.
     """
     for k in range(count):
         place = control + (k << 6)

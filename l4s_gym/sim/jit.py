@@ -6,13 +6,14 @@ import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 import numba
 
 from l4s_gym.compiled import kept
 
 F = TypeVar("F", bound=Callable[..., Any])
+_INTERNAL: Final[dict[str, Any]] = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 
 @functools.cache
@@ -28,16 +29,34 @@ def source_digest() -> str:
 
 
 def jit(function: F) -> F:
-    """Compile a function that only compiled code calls (without a wrapper for Python: 8 s less in all)."""
-    compiled = numba.njit(function, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
-    return cast(F, compiled)
+    """Compile a function that only compiled code calls, as a part of its callers: a call costs more than most do."""
+    return cast(F, numba.njit(function, forceinline=True, **_INTERNAL))
+
+
+def shared(function: F) -> F:
+    """As `jit`, for a large function with several callers: compiled once, and called.
+
+    Inlined, `link.dequeue` would stand in the engine ten times: twice the code, and no faster.
+    """
+    return cast(F, numba.njit(function, forceinline=False, **_INTERNAL))  # said, or it would do as its caller does
 
 
 def public(function: F) -> F:
     """Compile a pure function that Python may call too."""
-    return cast(F, numba.njit(function, error_model="numpy"))
+    return cast(F, numba.njit(function, error_model="numpy", forceinline=True))
 
 
 def entry(function: F) -> F:
     """Compile an entry point: cached on disk, and without the GIL, so that threads run side by side."""
     return kept(function, source_digest(), error_model="numpy", nogil=True)
+
+
+def short_entry(function: F) -> F:
+    """An entry point that keeps the GIL: to give it away and take it back costs as much as a packet."""
+    return kept(function, source_digest(), error_model="numpy")
+
+
+def direct(compiled: F, *types: Any) -> F:
+    """An entry point for arguments of these types of Numba, at which it then looks no more; compiled if need be."""
+    compile_for: Callable[..., F] = getattr(compiled, "compile", lambda _: compiled)  # where Numba is switched off
+    return compile_for(types)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from l4s_gym.schema import CE, DROP, ENQUEUE, MARK, NOT_ECT
 from l4s_gym.sim import disciplines, receiver, record, router, tcp
 from l4s_gym.sim.events import clock_ns, uniform
-from l4s_gym.sim.jit import jit
+from l4s_gym.sim.jit import jit, shared
 from l4s_gym.sim.layout import (
     AGENT,
     CONSTANT,
@@ -93,7 +93,7 @@ def _leave_queue(w: Any, index: int) -> int:
     return p
 
 
-@jit
+@shared
 def dequeue(w: Any) -> int:
     """The next packet to send, or -1: the scheduler chooses, the discipline may mark or drop."""
     while True:
@@ -424,7 +424,7 @@ def _drop_head(w: Any, index: int) -> None:
     drop(w, index, p)
 
 
-@jit
+@shared
 def arrive(w: Any, p: int, action: int) -> None:
     """A packet arrives at the bottleneck and is decided: by `action`, or by the discipline where that is -1."""
     a = packet_at(w, p)

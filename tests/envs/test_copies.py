@@ -165,6 +165,8 @@ def test_a_copy_has_memory_of_its_own(makers: dict[str, Callable[[], Any]]) -> N
     assert batch.env["trace_row"][0] == batch._trace.ctypes.data
     assert not np.shares_memory(batch.env, env.batch.env)
     assert np.shares_memory(batch.first_obs, batch.obs) and np.shares_memory(batch.first_env, batch.env)
+    for name in ("action", "reward", "applied"):
+        assert np.shares_memory(np.asarray(getattr(batch, f"{name}_view")), getattr(batch, name))
 
 
 def test_whatever_a_batch_is_made_of_goes_with_it() -> None:

@@ -156,6 +156,20 @@ def test_step_needs_a_reset(env_id: str, finite: dict[str, Any]) -> None:
     env.step(action)
 
 
+@pytest.mark.parametrize("env_id", l4s_gym.ENV_IDS)
+def test_it_checks_by_itself_what_gymnasiums_wrappers_would(env_id: str) -> None:
+    env = gym.make(env_id, render_mode="ansi")
+    assert env is env.unwrapped
+    for call in (lambda: env.step(env.action_space.sample()), env.render):
+        with pytest.raises(gym.error.ResetNeeded, match=r"has not been started.*; call reset\(\) first"):
+            call()
+    (obs, info), (again, later) = env.reset(seed=0), env.step(env.action_space.sample())[::4]
+    assert info is not later and not np.shares_memory(obs, again)
+    assert isinstance(env.render(), str)
+    env.close()
+    env.close()
+
+
 @pytest.mark.parametrize(
     "action", [3, -1, 0.5, math.nan, None, "drop", [1], (0,), np.array([0, 1]), np.array([1]), np.array(7), math.inf]
 )

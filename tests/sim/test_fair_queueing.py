@@ -22,7 +22,7 @@ from l4s_gym.sim.cobalt import COBALT
 from l4s_gym.sim.drive import open_loop
 from l4s_gym.sim.fq_codel import FQ_CODEL
 from l4s_gym.sim.memory import env_record, packet_at, pointer, queue_at
-from l4s_gym.sim.pool import allocate, append, pop, release, renew
+from l4s_gym.sim.packets import allocate, append, pop, release, renew
 from l4s_gym.sim.scenario import Scenario
 
 Build = Callable[..., Scenario]

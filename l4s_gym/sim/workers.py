@@ -1,0 +1,149 @@
+"""Threads that run slices of a batch side by side, where that is faster than one thread is just now."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+
+from l4s_gym.sim import engine
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Choice:
+    """All threads or one: whichever is faster just now.
+
+    A step on all threads waits for the slowest, and beside other programs that is one whose core is taken. So the way
+    that is not used is tried now and again for a short while, and the faster one is used from then on; the longer the
+    same one has won, the later comes the next trial. Threads that have become slow bring it on at once.
+    """
+
+    LOOK_NS: Final = 20_000_000
+    """Time that a way is measured for: several turns of a processor between programs."""
+    FIRST: Final = 12
+    LAST: Final = 400
+    """Looks between two trials, at first (.24 s) and at most (8 s)."""
+    SLOW: Final = 2.0
+    """What threads have become slow by: a share of their time after the last trial."""
+
+    def __init__(self) -> None:
+        self.threads = True
+        self._trying = False
+        self._between, self._left = self.FIRST, 1
+        self._time_ns = self._steps = 0
+        self._used_ns = self._usual_ns = math.inf
+
+    def note(self, step_ns: int) -> None:
+        """Take in how long a step has taken, in the way that was to be used."""
+        self._time_ns += step_ns
+        self._steps += 1
+        if self._time_ns < self.LOOK_NS:
+            return
+        mean_ns = self._time_ns / self._steps
+        self._time_ns = self._steps = 0
+        if self._trying:
+            won = mean_ns < self._used_ns
+            self.threads = self.threads if won else not self.threads
+            self._between = self.FIRST if won else min(2 * self._between, self.LAST)
+            self._trying, self._left, self._usual_ns = False, self._between, math.inf
+            return
+        self._left -= 1
+        if self._left > 0 and not (self.threads and mean_ns > self.SLOW * self._usual_ns):
+            self._usual_ns = min(self._usual_ns, mean_ns)
+            return
+        self._used_ns = mean_ns
+        self.threads, self._trying = not self.threads, True
+
+
+class Workers:
+    """Runs a batch on as many threads as there are cores (the engine holds no GIL); the caller's is the first.
+
+    A thread waits for its next job inside the engine for a short while, and then asleep on a semaphore.
+    """
+
+    def __init__(
+        self, address: int, stride: int, n: int, memory: object, clock: Callable[[], int] = time.perf_counter_ns
+    ) -> None:
+        """Start the threads.
+
+        Args:
+            address: Address of the first `ENV` record.
+            stride: Bytes from one to the next.
+            n: Number of environments.
+            memory: What is to be kept for as long as a thread may write to it.
+            clock: Time, ns.
+        """
+        self._memory = memory
+        self._clock = clock
+        self.choice = Choice()
+        self.pid = os.getpid()
+        count = max(min(cores(), n // 64), 1)
+        bounds = [n * k // count for k in range(count + 1)]
+        self._all = (address, stride, 0, n, 0)
+        self._mine = (address, stride, 0, bounds[1], 0)
+        # A cache line each: job given, job done, whether the thread waits inside the engine.
+        self._control = np.zeros((count - 1, 8), np.int64)
+        self._control_at = int(self._control.ctypes.data)
+        self._wake = [threading.Semaphore(0) for _ in range(count - 1)]
+        self._error: BaseException | None = None
+        self._stopped = False
+        for k in range(count - 1):
+            place = self._control.ctypes.data + 64 * k
+            args = (address, stride, bounds[k + 1], bounds[k + 2], place)
+            threading.Thread(target=self._serve, args=(k, args), daemon=True).start()
+
+    def _serve(self, k: int, args: tuple[int, int, int, int, int]) -> None:
+        control = self._control[k]
+        while True:
+            self._wake[k].acquire()
+            if self._stopped:
+                return
+            control[2] = 1
+            try:
+                engine.advance(*args)
+            except BaseException as error:  # hand it to the caller, who waits
+                self._error = error
+                return
+
+    def stop(self) -> None:
+        """Let the threads end."""
+        self._stopped = True
+        for wake in self._wake:
+            wake.release()
+
+    def run(self) -> None:
+        """Run all environments."""
+        if not self._wake:
+            engine.advance(*self._all)
+            return
+        begun = self._clock()
+        if self.choice.threads:
+            self._run_slices()
+        else:
+            engine.advance(*self._all)
+        self.choice.note(self._clock() - begun)
+
+    def _run_slices(self) -> None:
+        control = self._control
+        job = int(control[0, 0]) + 1
+        control[:, 0] = job
+        woken = control[:, 2] == 0
+        for k in np.flatnonzero(woken).tolist():
+            self._wake[k].release()
+        engine.advance(*self._mine)
+        while not engine.await_jobs(self._control_at, len(control), job):
+            if self._error is not None:
+                raise self._error
+            for k in np.flatnonzero((control[:, 1] != job) & (control[:, 2] == 0) & ~woken).tolist():
+                woken[k] = True  # it fell asleep just before it could see the job
+                self._wake[k].release()
+            time.sleep(0)
