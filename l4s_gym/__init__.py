@@ -27,7 +27,10 @@ _SPECS: dict[str, dict[str, Any]] = {
         "entry_point": "l4s_gym.envs.dualpi2:DualPI2Env",
         "vector_entry_point": "l4s_gym.envs.vector:DualPI2VectorEnv",
     },
-    ENV_IDS[1]: {"entry_point": "l4s_gym.envs.prob:DualPI2ProbEnv"},
+    ENV_IDS[1]: {
+        "entry_point": "l4s_gym.envs.prob:DualPI2ProbEnv",
+        "vector_entry_point": "l4s_gym.envs.prob:DualPI2ProbVectorEnv",
+    },
     REPLAY_ID: {"entry_point": "l4s_gym.envs.replay:DualPI2ReplayEnv"},
     LIVE_ID: {"entry_point": "l4s_gym.envs.live:DualPI2LiveEnv", "nondeterministic": True},
 }

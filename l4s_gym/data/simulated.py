@@ -53,7 +53,7 @@ def _run(
     step_ns = max(round(scenario.horizon_s * 1e9 / _REPORTS), 1)
     if progress is not None:
         batch.stop_at(0, step_ns)
-    status, complete = layout.RUNNING, batch.aqm not in AT_DEQUEUE
+    status, complete = layout.RUNNING, batch.aqm_of(0) not in AT_DEQUEUE
     while status not in (layout.TERMINATED, layout.TRUNCATED):
         status = batch.advance_one()
         if status == layout.LOG_FULL:

@@ -13,8 +13,9 @@ from l4s_gym.envs.raster import Colour, Frame, curve, text
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.extras import optional
 from l4s_gym.schema import ACTIONS
-from l4s_gym.sim import layout
+from l4s_gym.sim import disciplines
 from l4s_gym.sim.batch import Batch
+from l4s_gym.sim.jit import plain
 
 RenderMode = Literal["ansi", "rgb_array", "rgb_array_list", "human"]
 FPS: Final = 25
@@ -29,13 +30,7 @@ def metadata() -> dict[str, Any]:
 
 def probability(env: Any, queue: Any) -> float:
     """Base probability of the discipline, 0 to 1, for the queue with the larger one."""
-    if env["aqm"] == layout.FREEBSD:
-        return float(queue["drop_prob"].max()) / (2**31 - 1)
-    if env["aqm"] == layout.LINUX:
-        return float(env["prob_fixed"]) / (2**32 - 1)
-    if env["aqm"] == layout.RFC9332:
-        return float(env["prob"]) / 2**32
-    return float(queue["prob"].max())
+    return float(plain(disciplines.probability)(env, *queue))
 
 
 class Window:
@@ -217,7 +212,9 @@ class View:
         batch = self._batch
         first = max(self._column - COLUMNS, 0)
         samples = self._samples[np.arange(first, self._column) % COLUMNS]
-        return draw(samples, f"{batch.scenario.name}  {batch.aqm}", float(batch.first_env["now_ns"]) * 1e-9, first)
+        return draw(
+            samples, f"{batch.scenario_of(0).name}  {batch.aqm_of(0)}", float(batch.first_env["now_ns"]) * 1e-9, first
+        )
 
 
 # -- the picture

@@ -132,7 +132,7 @@ def simulate(
         if progress is not None and len(samples) % 32 == 0:
             progress(at / batch.env[0]["horizon_ns"])
     if log:
-        parts.append(batch.drain_log(0, everything=batch.aqm not in AT_DEQUEUE))
+        parts.append(batch.drain_log(0, everything=batch.aqm_of(0) not in AT_DEQUEUE))
     records = np.concatenate(parts) if parts else np.zeros(0, RECORD)
     return Run(batch, measure.summary(batch, 0), np.concatenate(samples), records)
 

@@ -8,6 +8,8 @@ import hashlib
 import os
 import sys
 import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import msgspec
@@ -18,9 +20,9 @@ from l4s_gym import __version__
 from l4s_gym.compiled import is_kept
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.schema import RECORD
-from l4s_gym.sim import engine, layout, setup, traces
+from l4s_gym.sim import engine, layout, link, setup, traces
+from l4s_gym.sim.jit import plain
 from l4s_gym.sim.layout import NEVER
-from l4s_gym.sim.link import OPPORTUNITY_BYTES
 from l4s_gym.sim.scenario import Scenario
 
 _ENV_COUNTERS = ("served_bytes", "capacity_bytes", "updates", "update_delay_ns", "decisions")
@@ -61,8 +63,28 @@ class Outputs(NamedTuple):
         return Outputs(self.obs[own], self.action[own], self.reward[own], self.status[own], self.applied[own])
 
 
+@dataclass
+class _Prepared:
+    """What a batch knows of one of its scenarios."""
+
+    scenario: Scenario
+    aqm: str
+    size: setup.Sizes
+    trace: npt.NDArray[np.int64]
+    profile: traces.Trace | traces.Schedule | None
+    template: tuple[Any, ...] | None = None
+
+
+def _prepare(scenario: Scenario, aqm: str | None) -> _Prepared:
+    aqm = aqm or scenario.aqm
+    if aqm not in layout.AQMS:
+        raise unknown("discipline", aqm, layout.AQMS)
+    profile = traces.load(scenario.link.trace) if scenario.link.kind == "trace" else None
+    return _Prepared(scenario, aqm, setup.sizes(scenario), setup.trace_array(scenario), profile)
+
+
 class Batch:
-    """``n`` environments of one scenario in contiguous arrays.
+    """``n`` environments in contiguous arrays, each of one scenario at a time.
 
     A copy or a pickle is independent and goes on as the original would: it has memory of its own, and its records
     bear the addresses of that.
@@ -75,6 +97,7 @@ class Batch:
         reward: (n,) float64, reward since the last decision.
         status: (n,) int64, why each environment came back (`layout.DECISION`, ...).
         applied: (n,) int64, what was done to the packet decided last.
+        which: (n,) int64, number of each environment's scenario.
         action: (n,) int64, to be written before `advance`.
         hist: (n, 2, HIST_BINS) int32, sojourn histograms of the classes.
         first_env: View of `env[0]`, made once for those who read it at every step.
@@ -83,7 +106,7 @@ class Batch:
 
     def __init__(
         self,
-        scenario: Scenario,
+        scenario: Scenario | Sequence[Scenario],
         n: int = 1,
         *,
         aqm: str | None = None,
@@ -92,25 +115,25 @@ class Batch:
         reward: str = "balance",
         log_rows: int = 0,
         explore: float = 0.0,
+        num_threads: int | None = None,
         outputs: Outputs | None = None,
     ) -> None:
         """Allocate the arrays.
 
         Args:
-            scenario: What to simulate.
+            scenario: What to simulate; of several, `reset` draws or takes one, and each episode is what it is alone.
             n: Number of environments.
-            aqm: Discipline; None: the scenario's.
+            aqm: Discipline; None: each scenario's.
             decider: `layout.NATIVE`, `AGENT` or `PROBABILITY`.
             interval: Ask the agent at each interval-th packet; the discipline decides the others.
             reward: `balance`, `power` or `l4s_llm`.
             log_rows: Rows of the decision log of each environment; 0: no log.
             explore: Share of the packets that the discipline would decide for which an action is drawn instead.
+            num_threads: Threads that run the batch; None: one for each core, from `PARALLEL_FROM` environments on.
             outputs: Memory of `obs`, `action`, `reward`, `status` and `applied`; None: of its own.
         """
-        self.scenario = scenario
-        self.aqm = aqm or scenario.aqm
-        if self.aqm not in layout.AQMS:
-            raise unknown("discipline", self.aqm, layout.AQMS)
+        several = (scenario,) if isinstance(scenario, Scenario) else scenario
+        self._prepared = [_prepare(each, aqm) for each in several]
         if reward not in layout.REWARDS:
             raise unknown("reward", reward, layout.REWARDS)
         self.n = n
@@ -119,13 +142,14 @@ class Batch:
         if not 0.0 <= explore <= 1.0:
             raise L4SError(f"explore={explore}: give a share from 0 to 1")
         self.explore = explore
+        if num_threads is not None and (not isinstance(num_threads, int | np.integer) or num_threads < 1):
+            raise L4SError(f"num_threads={num_threads!r}: give a whole number, 1 or more, or None")
         self.reward_kind = layout.REWARDS.index(reward)
         self._options = {
             **{"n": n, "aqm": aqm, "decider": decider, "interval": interval, "reward": reward},
-            **{"log_rows": log_rows, "explore": explore},
+            **{"log_rows": log_rows, "explore": explore, "num_threads": num_threads},
         }
-        size = setup.sizes(scenario)
-        self._sizes = size
+        size = setup.largest([each.size for each in self._prepared])
         parts = layout.arena(
             n,
             {
@@ -143,8 +167,8 @@ class Batch:
         self.log = np.zeros((n, max(log_rows, 1)), RECORD)
         self.log_rewards = np.zeros((n, max(log_rows, 1)))
         self._log_rows = log_rows
-        self._profile = traces.load(scenario.link.trace) if scenario.link.kind == "trace" else None
-        self._trace = setup.trace_array(scenario)
+        self._trace_rows = np.array([each.trace.ctypes.data for each in self._prepared])
+        self.which = np.zeros(n, np.int64)
         self.obs, self.action, self.reward, self.status, self.applied = outputs or Outputs.of(n)
         rows = {
             "queue_at": self.queue, "flow_at": self.flow, "packet_at": self.packet, "score_at": self.score,
@@ -152,45 +176,71 @@ class Batch:
             "obs_at": self.obs, "applied_at": self.applied, "action_at": self.action,
             "reward_at": self.reward, "status_at": self.status,
         }  # fmt: skip
-        self._memory = (parts, rows, self._trace)
+        self._memory = (parts, rows, [each.trace for each in self._prepared])
         outs = dict(zip(Outputs._fields, (self.obs, self.action, self.reward, self.status, self.applied), strict=True))
         changing: dict[str, Any] = {**parts, **outs, "log": self.log, "log_rewards": self.log_rewards}
+        changing["which"] = self.which
         # As bytes: NumPy copies records field by field, a hundred times slower.
         self._bytes = {name: array[..., None].view(np.uint8) for name, array in changing.items()}
         self.first_env, self.first_obs = self.env[0], self.obs[0]
         self._places = {name: a.ctypes.data + a.strides[0] * np.arange(n) for name, a in rows.items()}
         self.address = int(self.env.ctypes.data)
         self.stride = int(self.env.strides[0])
-        self._template: tuple[Any, ...] | None = None
+        self._threads = num_threads
         self._workers: _Workers | None = None
         compile_engine()
 
-    def reset(self, index: int, rng: np.random.Generator) -> None:
-        """Start an episode of environment `index`; everything random in it comes from `rng`."""
-        if self.scenario.randomise or self._template is None:
-            sampled = self.scenario.sample(rng)
-            self._template = setup.build(sampled, self.aqm, self._sizes.flows)
-            env = self._template[0]
+    def scenario_of(self, index: int) -> Scenario:
+        """The scenario of an environment's episode, before anything is drawn."""
+        return self._prepared[self.which[index]].scenario
+
+    def aqm_of(self, index: int) -> str:
+        """The discipline of an environment."""
+        return self._prepared[self.which[index]].aqm
+
+    @property
+    def scenarios(self) -> tuple[Scenario, ...]:
+        """Those that an episode may be of."""
+        return tuple(each.scenario for each in self._prepared)
+
+    def reset(self, index: int, rng: np.random.Generator, which: int | None = None) -> None:
+        """Start an episode of environment `index`; everything random in it comes from `rng`.
+
+        Args:
+            index: Which environment.
+            rng: Its generator.
+            which: Number of the scenario; None: of several, one is drawn.
+        """
+        if which is None:
+            which = int(rng.integers(len(self._prepared))) if len(self._prepared) > 1 else 0
+        self.which[index] = which
+        chosen = self._prepared[which]
+        size = chosen.size
+        if chosen.scenario.randomise or chosen.template is None:
+            sampled = chosen.scenario.sample(rng)
+            chosen.template = setup.build(sampled, chosen.aqm, size.flows)
+            env = chosen.template[0]
             # A drawn 0 ("as much as fits") may ask for more than the scoreboard holds.
-            rwnd = self._template[2]["rwnd"]
-            np.minimum(rwnd, self._sizes.window - 1, out=rwnd)
+            rwnd = chosen.template[2]["rwnd"]
+            np.minimum(rwnd, size.window - 1, out=rwnd)
             env["decider"] = self.decider
             env["interval"] = self.interval
             env["until_decision"] = 1
             env["reward_kind"] = self.reward_kind
             env["log_capacity"] = self._log_rows
             env["explore"] = self.explore
-            env["trace_row"] = self._trace.ctypes.data
-            env["pool"] = self._sizes.packets
-            env["window"] = self._sizes.window
-            env["leaves"] = self._sizes.leaves
-        env, queue, flow, stagger = self._template
+            env["trace_row"] = chosen.trace.ctypes.data
+            env["pool"] = size.packets
+            env["window"] = size.window
+            env["leaves"] = size.leaves
+        env, queue, flow, stagger = chosen.template
         self.env[index] = env[0]
         for name, places in self._places.items():
             self.env[name][index] = places[index]
         self.env["rng"][index], self.env["host_rng"][index] = rng.integers(1 << 64, size=2, dtype=np.uint64)
         self.queue[index] = queue
-        self.flow[index] = flow
+        self.flow[index, : size.flows] = flow
+        self.flow[index, size.flows :] = np.zeros((), layout.FLOW)
         self.score[index] = 0
         self.hist[index] = 0
         self.action[index] = 0
@@ -198,16 +248,16 @@ class Batch:
         # Of flows that start together, chance says which one is first, not the order of the file.
         starts = flow["app_at"] + (rng.random(len(flow)) * (stagger + flow["jitter_ns"])).astype(np.int64)
         starts += rng.permutation(len(flow))
-        self.flow["app_at"][index] = starts
-        tree = self.tree[index]
-        tree[:] = NEVER
-        leaf = len(tree) // 2
+        self.flow["app_at"][index, : size.flows] = starts
+        self.tree[index] = NEVER
+        leaf = size.leaves
+        tree = self.tree[index, : 2 * leaf]
         slots = leaf + layout.SLOT_FLOWS + 2 * np.arange(len(flow)) + 1
         tree[slots] = np.minimum(starts, NEVER)
-        if self.aqm != "dualpi2_freebsd":
+        if chosen.aqm != "dualpi2_freebsd":
             tree[leaf + layout.SLOT_UPDATE_C] = env["tupdate_us"][0] * 1000
         if env["link"][0] != layout.TRACE and env["trace_len"][0] > 0:
-            tree[leaf + layout.SLOT_RATE] = self._trace[0]
+            tree[leaf + layout.SLOT_RATE] = chosen.trace[0]
         width = leaf
         while width > 1:
             width //= 2
@@ -216,12 +266,15 @@ class Batch:
     @functools.cached_property
     def identity(self) -> dict[str, str]:
         """What a state fits: the same of all batches that can go on from each other's states."""
-        content = msgspec.json.encode(self.scenario, order="deterministic") + self._trace.tobytes()
+        names = []
+        for each in self._prepared:
+            content = msgspec.json.encode(each.scenario, order="deterministic") + each.trace.tobytes()
+            names.append(f"{each.scenario.name} ({hashlib.sha256(content).hexdigest()[:12]})")
         return {
             **_same_engine(),
-            "scenario": f"{self.scenario.name} ({hashlib.sha256(content).hexdigest()[:12]})",
-            **{name: str(value) for name, value in self._options.items()},
-            "aqm": self.aqm,
+            "scenario": ", ".join(names),
+            **{name: str(value) for name, value in self._options.items() if name != "num_threads"},
+            "aqm": ", ".join(each.aqm for each in self._prepared),
         }
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
@@ -239,13 +292,13 @@ class Batch:
             (self._bytes[name][:, : part.shape[1]] if name == "packet" else self._bytes[name])[:] = part
         for name, places in self._places.items():
             self.env[name] = places
-        self.env["trace_row"] = self._trace.ctypes.data
+        self.env["trace_row"] = self._trace_rows[self.which]
 
     def __getstate__(self) -> dict[str, Any]:
         """Scenario, options and state; threads and addresses are made anew."""
         return {
             "identity": self.identity,
-            "scenario": self.scenario,
+            "scenario": self.scenarios,
             "options": self._options,
             "state": self.state(),
         }
@@ -260,7 +313,7 @@ class Batch:
     def stop_at(self, index: int, time_ns: int) -> None:
         """Let environment `index` come back with `layout.STOPPED` at a time."""
         tree = self.tree[index]
-        node = len(tree) // 2 + layout.SLOT_STOP
+        node = int(self.env["leaves"][index]) + layout.SLOT_STOP
         tree[node] = time_ns
         while node > 1:
             node //= 2
@@ -273,11 +326,11 @@ class Batch:
 
     def advance_unchecked(self) -> None:
         """As `advance`; the caller sees to it that no environment ran out of packets."""
-        if self.n < PARALLEL_FROM:
+        if self._threads == 1 or (self._threads is None and self.n < PARALLEL_FROM):
             engine.advance(self.address, self.stride, 0, self.n, 0)
         else:
             if self._workers is None or self._workers.pid != os.getpid():
-                self._workers = _Workers(self.address, self.stride, self.n, self._memory)
+                self._workers = _Workers(self.address, self.stride, self.n, self._memory, self._threads)
             self._workers.run()
 
     def __del__(self) -> None:
@@ -289,7 +342,7 @@ class Batch:
     def check_status(self) -> None:
         """Raise where an environment ran out of packets."""
         if self.status.max() == layout.POOL_EMPTY:
-            raise L4SError(f"scenario {self.scenario.name!r}: {_POOL_TEXT}")
+            raise L4SError(f"scenario {self.scenario_of(int(self.status.argmax())).name!r}: {_POOL_TEXT}")
 
     def advance_one(self) -> int:
         """Run the only environment on; its status."""
@@ -349,10 +402,7 @@ class Batch:
 
     def _ahead_bytes(self, index: int) -> float:
         """What has left the queue and not yet crossed the link, bytes."""
-        env = self.env[index]
-        if env["link"] == layout.TRACE:
-            return float(env["left_bytes"]) if env["sending_packet"] >= 0 else 0.0
-        return float(env["stalled_bytes"] + max(env["used_ns"] - env["now_ns"], 0.0) / env["ns_per_byte"])
+        return float(plain(link.ahead_bytes)(self.env[index]))
 
     def _unused_ns(self, index: int) -> int:
         """Now, or just after it where the delivery opportunity of this very nanosecond has been used."""
@@ -362,14 +412,15 @@ class Batch:
     def carried_bytes(self, index: int) -> float:
         """What the link has carried since the counters were reset, bytes: at both ends, packets count in part."""
         env = self.env[index]
-        return max(float(env["ahead_bytes"]) + int(env["served_bytes"]) - self._ahead_bytes(index), 0.0)
+        return float(plain(link.carried_bytes)(env, self._ahead_bytes(index)))
 
     def capacity_bytes(self, index: int) -> float:
         """What the link could have carried since the counters were reset, bytes."""
         env = self.env[index]
-        if isinstance(self._profile, traces.Trace):
-            used = self._profile.opportunities_in(int(env["capacity_ns"]), self._unused_ns(index))
-            return used * float(OPPORTUNITY_BYTES)
+        profile = self._prepared[self.which[index]].profile
+        if isinstance(profile, traces.Trace):
+            used = profile.opportunities_in(int(env["capacity_ns"]), self._unused_ns(index))
+            return used * float(link.OPPORTUNITY_BYTES)
         rest = (env["now_ns"] - env["capacity_ns"]) * 1e-9 * env["rate_bps"] / 8.0
         return float(env["capacity_bytes"] + rest)
 
@@ -380,10 +431,10 @@ class _Workers:
     A thread waits for its next job inside the engine for about a millisecond, and then asleep on a semaphore.
     """
 
-    def __init__(self, address: int, stride: int, n: int, memory: object) -> None:
+    def __init__(self, address: int, stride: int, n: int, memory: object, threads: int | None) -> None:
         self._memory = memory  # kept for as long as a thread may write to it
         self.pid = os.getpid()
-        count = max(min(os.cpu_count() or 1, n // 64), 1)
+        count = min(threads, n) if threads else max(min(os.cpu_count() or 1, n // 64), 1)
         bounds = [n * k // count for k in range(count + 1)]
         self._mine = (address, stride, 0, bounds[1], 0)
         # A cache line each: job given, job done, whether the thread waits inside the engine.

@@ -214,6 +214,18 @@ def base_probability(env: Any, q: Any) -> int:
 
 
 @jit
+def probability(env: Any, c: Any, l4s: Any) -> float:
+    """The controller's probability, 0 to 1, for the queue (C or L) with the larger one."""
+    if env["aqm"] == FREEBSD:
+        return max(c["drop_prob"], l4s["drop_prob"]) / MAX_PROB
+    if env["aqm"] == LINUX:
+        return env["prob_fixed"] / (2**32 - 1)
+    if env["aqm"] == RFC9332:
+        return env["prob"] / 2**32
+    return max(c["prob"], l4s["prob"])
+
+
+@jit
 def accumulated_probability(env: Any, q: Any) -> int:
     """The accumulated probability (or `recur` count) in the record's unit, 1/(2^31 - 1)."""
     if env.aqm == FREEBSD:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -117,6 +118,11 @@ def sizes(scenario: Scenario) -> Sizes:
             "lower rate, RTT or buffer, or set receive_window"
         )
     return Sizes(flows, packets, _power_of_two(window + 1), _power_of_two(layout.SLOT_FLOWS + 2 * flows))
+
+
+def largest(several: Sequence[Sizes]) -> Sizes:
+    """Array sizes that hold each of these."""
+    return Sizes(*(max(numbers) for numbers in zip(*(astuple(sizes) for sizes in several), strict=True)))
 
 
 def _aqm_fields(scenario: Scenario, aqm: str) -> dict[str, Any]:
