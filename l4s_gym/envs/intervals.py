@@ -37,6 +37,7 @@ class Form:
     """Who decides about packets, `layout.NATIVE` or `layout.PROBABILITY`."""
     batch: Batch
     intervals: Intervals
+    _interval_ns: int
 
     def _write(self, actions: npt.NDArray[np.float64]) -> None:
         """Write checked actions (n, K) into the records of the batch."""
@@ -50,7 +51,7 @@ class Form:
         self,
         scenario: Scenarios,
         n: int,
-        control_interval_ms: float,
+        control_interval_ms: Any,
         horizon_s: float | None,
         reward: str,
         **options: Any,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import gymnasium as gym
 
@@ -61,7 +61,7 @@ class SimulatedEnv(Snapshots, gym.Env[ObsType, ActType]):
 
     batch: Batch
     _view: View | None
-    _parts = ("batch", "_view")
+    _parts: ClassVar[tuple[str, ...]] = ("batch", "_view")
 
     @property
     def scenario(self) -> Scenario:

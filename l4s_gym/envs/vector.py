@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -33,7 +33,7 @@ class SimulatedVectorEnv(Snapshots, VectorEnv[npt.NDArray[np.float32], Actions, 
 
     metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": _MODES["next_step"]}
     batch: Batch
-    _parts = ("batch",)
+    _parts: ClassVar[tuple[str, ...]] = ("batch",)
     _values = ("_rngs", "_ended")
 
     @property

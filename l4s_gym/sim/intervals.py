@@ -18,7 +18,7 @@ HIGH: Final = np.array([100, 100, 100, 100, 100, 100, 1, 1, 1, 1, 10, 1], np.flo
 """Upper bounds of what is seen; `L4S-DualPI2-Prob-v0` describes the features."""
 _HIGH: Final = HIGH.astype(np.float64)
 _COUNTERS: Final = 14
-"""Time, bytes carried, and six of each queue."""
+"""Six of each queue, time, bytes carried."""
 
 
 @entry
@@ -30,44 +30,37 @@ def _stop(address: int, stride: int, n: int, after_ns: int) -> None:
 
 
 @jit
-def _count(w: Any, counters: Any) -> None:
-    """Write the counters of an environment: (14,) float64."""
-    counters[0] = w.now_ns
-    counters[1] = link.carried_bytes(w, link.ahead_bytes(w))
-    for cls in range(2):
-        q = queue_at(w, cls)
-        counters[2 + cls] = q.left_delay_ns
-        counters[4 + cls] = q.left
-        counters[6 + cls] = q.offered_bytes
-        counters[8 + cls] = q.offered
-        counters[10 + cls] = q.marked
-        counters[12 + cls] = q.dropped
+def _grown(before: Any, k: int, counter: int, value: float) -> float:
+    """Growth of a counter of environment `k` since it was last looked at."""
+    grown = value - before[k, counter]
+    before[k, counter] = value
+    return grown
+
+
+@jit
+def _put(obs: Any, k: int, feature: int, value: float) -> None:
+    obs[k, feature] = min(max(value, 0.0), _HIGH[feature])
 
 
 @entry
 def _observe(address: int, stride: int, before: npt.NDArray[np.float64], obs: npt.NDArray[np.float32]) -> None:
     """What has happened in each environment since `before` (n, 14), which becomes now; to `obs` (n, 12)."""
-    now = np.empty(_COUNTERS)
-    seen = np.empty(len(_HIGH))
     for k in range(len(obs)):
         w = env_record(address + k * stride)
-        _count(w, now)
-        since = before[k]
-        capacity = max(w.base_rate_bps * (now[0] - since[0]) / 8e9, 1.0)
+        capacity = max(w.base_rate_bps * _grown(before, k, 12, w.now_ns) / 8e9, 1.0)
         for cls in range(2):
+            q = queue_at(w, cls)
             reference_ns = 1.0 / (w.per_ref_l if cls else w.per_ref_c)
-            packets = max(now[8 + cls] - since[8 + cls], 1.0)
-            left = max(now[4 + cls] - since[4 + cls], 1.0)
-            seen[cls] = (now[2 + cls] - since[2 + cls]) / left / reference_ns
-            seen[2 + cls] = queue_at(w, cls).bytes / (w.base_rate_bps * reference_ns / 8e9)
-            seen[4 + cls] = (now[6 + cls] - since[6 + cls]) / capacity
-            seen[6 + cls] = (now[10 + cls] - since[10 + cls]) / packets
-            seen[8 + cls] = (now[12 + cls] - since[12 + cls]) / packets
-        seen[10] = (now[1] - since[1]) / capacity
-        seen[11] = disciplines.probability(w, queue_at(w, 0), queue_at(w, 1))
-        for feature in range(len(_HIGH)):
-            obs[k, feature] = min(max(seen[feature], 0.0), _HIGH[feature])
-        since[:] = now
+            packets = max(_grown(before, k, cls, q.offered), 1.0)
+            left = max(_grown(before, k, 2 + cls, q.left), 1.0)
+            _put(obs, k, cls, _grown(before, k, 4 + cls, q.left_delay_ns) / left / reference_ns)
+            _put(obs, k, 2 + cls, q.bytes / (w.base_rate_bps * reference_ns / 8e9))
+            _put(obs, k, 4 + cls, _grown(before, k, 6 + cls, q.offered_bytes) / capacity)
+            _put(obs, k, 6 + cls, _grown(before, k, 8 + cls, q.marked) / packets)
+            _put(obs, k, 8 + cls, _grown(before, k, 10 + cls, q.dropped) / packets)
+        carried = link.carried_bytes(w, link.ahead_bytes(w))
+        _put(obs, k, 10, _grown(before, k, 13, carried) / capacity)
+        _put(obs, k, 11, disciplines.probability(w, queue_at(w, 0), queue_at(w, 1)))
 
 
 class Intervals:

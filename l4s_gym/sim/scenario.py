@@ -377,7 +377,7 @@ def load_all(scenarios: Given | Sequence[Given], horizon_s: float | None = None)
     Raises:
         L4SError: As `load`; unknown suite; no scenario, or two of one name.
     """
-    several = scenarios if isinstance(scenarios, list | tuple) else [scenarios]
+    several: Sequence[Any] = scenarios if isinstance(scenarios, list | tuple) else [scenarios]
     found: list[Scenario] = []
     for each in several:
         members = suite(each.removeprefix("suite:")) if isinstance(each, str) and each.startswith("suite:") else (each,)

@@ -93,7 +93,7 @@ def in_another_process(things: list[Any], folder: Path) -> list[str]:
 def makers(plain: Plain, log_path: Path) -> dict[str, Callable[[], Any]]:
     """Every registered environment but the live one: single, and as vector environments."""
     short = plain("mixed", horizon_s=1.2)  # what is randomised is drawn anew in each episode
-    several = [short, "lte", plain("l4s-llm-testbed-vm", horizon_s=0.5)]
+    several: list[Any] = [short, "lte", plain("l4s-llm-testbed-vm", horizon_s=0.5)]
     log = str(log_path)
     sync = functools.partial(gym.vector.SyncVectorEnv)
     return {

@@ -350,7 +350,7 @@ def test_bad_arguments_of_their_own() -> None:
         (DualPI2ProbVectorEnv, {"even": 2}),
     ):
         with pytest.raises(L4SError, match=f"{next(iter(arguments))}="):
-            cls(**arguments)  # type: ignore[arg-type]
+            cls(**arguments)
 
 
 def test_order_of_calls() -> None:
