@@ -10,11 +10,11 @@ import numpy.typing as npt
 
 from l4s_gym import REPLAY_ID, schema
 from l4s_gym.envs.rendering import FPS, RenderMode, metadata
-from l4s_gym.envs.simulated import Scenarios, SimulatedEnv, flag, whole
+from l4s_gym.envs.simulated import SimulatedEnv, flag, whole
 from l4s_gym.errors import L4SError
 from l4s_gym.sim import engine, layout, measure
 from l4s_gym.sim.batch import Batch
-from l4s_gym.sim.scenario import load_all
+from l4s_gym.sim.scenario import Scenarios, load_all
 
 Observation = npt.NDArray[np.float32]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -10,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from l4s_gym.envs.rendering import FPS, RenderMode, metadata
-from l4s_gym.envs.simulated import Scenarios, SimulatedEnv
+from l4s_gym.envs.simulated import SimulatedEnv
 from l4s_gym.envs.vector import SimulatedVectorEnv
 from l4s_gym.errors import L4SError
 from l4s_gym.schema import ENQUEUE
 from l4s_gym.sim import layout, measure
 from l4s_gym.sim.batch import Batch
 from l4s_gym.sim.intervals import HIGH, Intervals
-from l4s_gym.sim.scenario import load_all
+from l4s_gym.sim.scenario import Scenarios, load_all
 
 Floats = npt.NDArray[np.float32]
 
@@ -28,8 +27,8 @@ class Form:
     An environment of the form inherits from it first, then from `IntervalEnv` or `IntervalVectorEnv`.
     """
 
-    low: ClassVar[tuple[float, ...]]
-    high: ClassVar[tuple[float, ...]]
+    low: ClassVar[npt.NDArray[np.float64]]
+    high: ClassVar[npt.NDArray[np.float64]]
     """Bounds of one action (K,)."""
     asks: ClassVar[str]
     """What an action is, for errors."""
@@ -42,6 +41,10 @@ class Form:
     def _write(self, actions: npt.NDArray[np.float64]) -> None:
         """Write checked actions (n, K) into the records of the batch."""
         raise NotImplementedError
+
+    def _begin(self, i: int) -> None:
+        """The records of environment `i` are those of a new episode."""
+        self.intervals.start(i)
 
     def _made(self) -> dict[str, Any]:
         """Arguments of the form that a snapshot must agree with."""
@@ -57,7 +60,8 @@ class Form:
         **options: Any,
     ) -> None:
         """Make the batch and its intervals."""
-        if not isinstance(control_interval_ms, numbers.Real) or not 0.0 < control_interval_ms < 1e6:
+        real = isinstance(control_interval_ms, int | float | np.integer | np.floating)
+        if not real or not 0.0 < control_interval_ms < 1e6:
             raise L4SError(f"control_interval_ms={control_interval_ms!r}: give a positive number of milliseconds")
         if reward == "l4s_llm":
             raise L4SError("reward 'l4s_llm' belongs to single packets; use 'balance' or 'power'")
@@ -83,7 +87,7 @@ class Form:
 
     def _spaces(self) -> tuple[gym.spaces.Box, gym.spaces.Box]:
         """Of an action (K,), and of an observation (12,)."""
-        low, high = (np.array(bounds, np.float32) for bounds in (self.low, self.high))
+        low, high = (bounds.astype(np.float32) for bounds in (self.low, self.high))
         return gym.spaces.Box(low, high), gym.spaces.Box(np.zeros_like(HIGH), HIGH)
 
 
@@ -106,7 +110,7 @@ class IntervalEnv(Form, SimulatedEnv[Floats, Floats]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Floats, dict[str, Any]]:
         """Start an episode; `seed` fixes everything random."""
         self._start(seed, options)
-        self.intervals.start(0)
+        self._begin(0)
         self._ready = True
         if self._view is not None:
             self._view.start()
@@ -148,9 +152,6 @@ class IntervalVectorEnv(Form, SimulatedVectorEnv[Floats]):
 
     def _apply(self, actions: Floats) -> None:
         self._write(self._check(actions, self.num_envs))
-
-    def _begin(self, i: int) -> None:
-        self.intervals.start(i)
 
     def _advance(self) -> None:
         self.intervals.advance()

@@ -9,12 +9,13 @@ import numpy.typing as npt
 
 from l4s_gym.envs.intervals import Form, IntervalEnv, IntervalVectorEnv
 from l4s_gym.envs.rendering import FPS, RenderMode
-from l4s_gym.envs.simulated import Scenarios, flag
+from l4s_gym.envs.simulated import flag
 from l4s_gym.sim import layout
+from l4s_gym.sim.scenario import Scenarios
 
 
 class _Probabilities(Form):
-    low, high = (0.0, 0.0), (1.0, 1.0)
+    low, high = np.zeros(2), np.ones(2)
     asks = "two probabilities in [0, 1], for L and for C"
     decider = layout.PROBABILITY
     _even: bool

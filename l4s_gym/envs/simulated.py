@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Sequence
 from typing import Any, ClassVar, TypeVar
 
 import gymnasium as gym
@@ -16,10 +15,6 @@ from l4s_gym.sim.scenario import Scenario
 
 ObsType = TypeVar("ObsType")
 ActType = TypeVar("ActType")
-
-Given = str | dict[str, Any]
-Scenarios = Given | Sequence[Given]
-"""The argument `scenario`: what `l4s_gym.sim.scenario.load_all` takes."""
 
 
 def whole(name: str, value: Any, unit: str = "") -> int:
@@ -36,13 +31,13 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def read_options(options: dict[str, Any] | None, known: Sequence[str]) -> dict[str, Any]:
+def read_options(options: dict[str, Any] | None, known: tuple[str, ...]) -> dict[str, Any]:
     """The options of a `reset`; those that an environment does not know are refused."""
     if not isinstance(options, dict | None):
         raise L4SError(f"options={options!r}: give a dictionary")
     for name in options or {}:
         if name not in known:
-            raise unknown("option of reset", name, tuple(known))
+            raise unknown("option of reset", name, known)
     return options or {}
 
 

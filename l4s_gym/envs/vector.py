@@ -14,12 +14,12 @@ from gymnasium.vector.utils import batch_space
 
 from l4s_gym import schema
 from l4s_gym.envs.dualpi2 import check_interval, in_kernel_units, observation_space, refuse_arguments
-from l4s_gym.envs.simulated import Scenarios, chosen_scenario, flag, read_options, whole
+from l4s_gym.envs.simulated import chosen_scenario, flag, read_options, whole
 from l4s_gym.envs.snapshots import Snapshots
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.sim import engine, layout, measure
 from l4s_gym.sim.batch import Batch
-from l4s_gym.sim.scenario import load_all
+from l4s_gym.sim.scenario import Scenarios, load_all
 
 Actions = TypeVar("Actions", bound=npt.NDArray[Any])
 
@@ -118,10 +118,10 @@ class SimulatedVectorEnv(Snapshots, VectorEnv[npt.NDArray[np.float32], Actions, 
         if not self._rngs:
             self._rngs = [seeding.np_random(s)[0] for s in seeds]
         else:
-            for i in np.flatnonzero(mask).tolist():
+            for i in mask.nonzero()[0].tolist():
                 if seeds[i] is not None:
                     self._rngs[i] = seeding.np_random(seeds[i])[0]
-        started = np.flatnonzero(mask).tolist()
+        started = mask.nonzero()[0].tolist()
         for i in started:
             self._start(i, which)
         self._ended[mask] = False
@@ -149,7 +149,7 @@ class SimulatedVectorEnv(Snapshots, VectorEnv[npt.NDArray[np.float32], Actions, 
         if not self._rngs:
             raise gym.error.ResetNeeded("step: the environments have not been started; call reset() first")
         self._apply(actions)
-        started: list[int] = np.flatnonzero(self._ended).tolist()
+        started: list[int] = self._ended.nonzero()[0].tolist()
         if started and self._mode == "disabled":
             raise gym.error.ResetNeeded(f"step: environments {started} have ended; reset them with reset_mask")
         self._advance()
@@ -161,7 +161,7 @@ class SimulatedVectorEnv(Snapshots, VectorEnv[npt.NDArray[np.float32], Actions, 
         ended = terminated | truncated
         rewards = self._take(batch.reward)
         infos: dict[str, Any] = {}
-        which = np.flatnonzero(ended).tolist()
+        which = ended.nonzero()[0].tolist()
         if which and self._mode == "same_step":
             rewards = batch.reward.copy()
             final = np.full(self.num_envs, None, object)

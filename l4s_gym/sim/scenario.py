@@ -342,7 +342,8 @@ def _load_shipped(name: str) -> Scenario:
 
 
 Given = str | Path | Scenario | Mapping[str, Any]
-"""What `load` takes."""
+Scenarios = Given | Sequence[Given]
+"""What `load` takes, and `load_all`."""
 
 
 def load(scenario: Given) -> Scenario:
@@ -367,7 +368,7 @@ def load(scenario: Given) -> Scenario:
     return from_dict({"name": printable(path.stem), **read_toml(path)})
 
 
-def load_all(scenarios: Given | Sequence[Given], horizon_s: float | None = None) -> tuple[Scenario, ...]:
+def load_all(scenarios: Scenarios, horizon_s: float | None = None) -> tuple[Scenario, ...]:
     """Scenarios, of which each episode is of one.
 
     Args:

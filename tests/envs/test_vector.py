@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 import l4s_gym
+from l4s_gym.envs.intervals import Form, IntervalEnv, IntervalVectorEnv
 from l4s_gym.envs.prob import DualPI2ProbVectorEnv
 from l4s_gym.envs.vector import DualPI2VectorEnv
 from l4s_gym.errors import L4SError
+from l4s_gym.sim import layout
 from l4s_gym.sim.batch import PARALLEL_FROM
 
 Plain = Callable[..., dict[str, Any]]
@@ -264,6 +266,48 @@ def test_threads_give_the_serial_result(plain: Plain) -> None:
         ends += int(got[3].sum())
     assert [env.batch._workers is None for env in (large, *small)] == [False, True, True]
     assert ends > PARALLEL_FROM // 4
+
+
+class Targets(Form):
+    """Another form of action: the factor of the discipline's target, which goes on deciding by itself."""
+
+    low, high = np.array([0.1]), np.array([10.0])
+    asks, decider = "a factor from 0.1 to 10", layout.NATIVE
+
+    def _begin(self, i: int) -> None:
+        super()._begin(i)
+        self.given = 15_000
+
+    def _write(self, actions: Any) -> None:
+        self.batch.env["target_us"] = self.given * actions[:, 0]
+
+
+def test_another_form(plain: Plain) -> None:
+    """A form brings what an action is and what it writes: all else is there, single and vector."""
+
+    class Env(Targets, IntervalEnv):
+        def __init__(self, scenario: Any) -> None:
+            self._open(scenario, aqm=None, control_interval_ms=16.0, horizon_s=None, reward="balance")
+
+    class VectorEnv(Targets, IntervalVectorEnv):
+        def __init__(self, n: int, scenario: Any) -> None:
+            rest: dict[str, Any] = {"aqm": None, "control_interval_ms": 16.0, "horizon_s": None, "reward": "balance"}
+            self._open(n, scenario, None, "next_step", True, **rest)
+
+    scenario = plain("overload", horizon_s=1.0, aqm="pie")
+    many, alone = VectorEnv(2, scenario), Env(scenario)
+    many.reset(seed=0)
+    alone.reset(seed=1)
+    delays = {0.2: 0.0, 4.0: 0.0}
+    for _ in range(60):
+        obs, reward, *_ = many.step(np.array([[0.2], [4.0]], np.float32))
+        lone, earned, *_ = alone.step(np.array([4.0], np.float32))
+        assert np.array_equal(obs[1], lone) and reward[1] == earned
+        for factor, row in zip(delays, obs, strict=True):
+            delays[factor] += row[0]
+    assert delays[4.0] > 1.1 * delays[0.2]
+    with pytest.raises(L4SError, match=r"give a factor from 0\.1 to 10"):
+        alone.step([11.0])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("env_id", l4s_gym.ENV_IDS)
