@@ -24,6 +24,7 @@ import numpy as np
 from gymnasium.utils import seeding
 
 from l4s_gym.cli.arguments import command_line
+from l4s_gym.envs.prob import DualPI2ProbEnv, DualPI2ProbVectorEnv
 from l4s_gym.envs.vector import DualPI2VectorEnv
 from l4s_gym.evaluation.origin import append_run, origin
 from l4s_gym.sim import scenario
@@ -101,6 +102,28 @@ def vector_rate(n: int, steps: int, repeats: int) -> dict[str, Any]:
         if k:  # the first block is the start-up of the flows
             rates.append(n * steps / busy_s)
     return spread(rates)
+
+
+def intervals_against_singles(n: int, steps: int, repeats: int) -> dict[str, Any]:
+    """Steps of control intervals a second of CPU time: `n` as a vector environment, and as single ones, in turn."""
+    vector, singles = DualPI2ProbVectorEnv(n), [DualPI2ProbEnv() for _ in range(n)]
+    action = np.full((n, 2), 0.02, np.float32)
+
+    def rate(envs: list[Any], given: Any) -> float:
+        for k, env in enumerate(envs):
+            env.reset(seed=k)
+        start = time.process_time()
+        for _ in range(steps):
+            for env in envs:
+                env.step(given)
+        return n * steps / (time.process_time() - start)
+
+    pairs = [(rate([vector], action), rate(singles, action[0])) for _ in range(repeats)]
+    return {
+        "vector": spread([a for a, _ in pairs]),
+        "singles": spread([b for _, b in pairs]),
+        "ratio": spread([a / b for a, b in pairs]),
+    }
 
 
 def start_times(repeats: int) -> dict[str, Any]:
@@ -194,6 +217,9 @@ def main(ns3_python: Path | None = None, repeats: int = 7, out: Path = RESULTS, 
     for n in (64, 256, 1024):
         data["vector"][str(n)] = vector_rate(n, 300 if quick else 1000, repeats)
         show(f"vector environment, {n}", data["vector"][str(n)], 1e6, "M decisions/s", "target 5" if n == 1024 else "")
+    data["intervals"] = intervals_against_singles(64, 200 if quick else 1000, repeats)
+    show("vector of control intervals, 64", data["intervals"]["vector"], 1e3, "k steps/CPU s")
+    show("  ratio to 64 single ones", data["intervals"]["ratio"], 1, "x")
     data["start"] = start_times(3 if quick else repeats)
     print(f"{'first step, cold cache (compiles)':<44} {data['start']['cold_s']:9.2f} s              target 30")
     show("first step, warm cache", data["start"]["warm_s"], 1, "s", "target 1.5")

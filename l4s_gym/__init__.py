@@ -30,7 +30,11 @@ _SPECS: dict[str, dict[str, Any]] = {
         "vector_entry_point": "l4s_gym.envs.vector:DualPI2VectorEnv",
         **_BARE,
     },
-    ENV_IDS[1]: {"entry_point": "l4s_gym.envs.prob:DualPI2ProbEnv", **_BARE},
+    ENV_IDS[1]: {
+        "entry_point": "l4s_gym.envs.prob:DualPI2ProbEnv",
+        "vector_entry_point": "l4s_gym.envs.prob:DualPI2ProbVectorEnv",
+        **_BARE,
+    },
     REPLAY_ID: {"entry_point": "l4s_gym.envs.replay:DualPI2ReplayEnv"},
     LIVE_ID: {"entry_point": "l4s_gym.envs.live:DualPI2LiveEnv", "nondeterministic": True},
 }

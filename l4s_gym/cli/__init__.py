@@ -124,7 +124,7 @@ def simulate(
     chosen = chosen_scenario(scenario, seconds, settings)
     with progress_bar(f"simulating {chosen.name}") as report:
         run = native.simulate(chosen, aqm, seed, log=log is not None, progress=report)
-    _print_run(run, f"{chosen.name}, {run.batch.aqm}, seed {seed}")
+    _print_run(run, f"{chosen.name}, {run.batch.aqm_of(0)}, seed {seed}")
     if log is not None:
         if kind == "rec":
             save_records(log, run.records, simulator=fingerprint.FINGERPRINT)
@@ -133,7 +133,7 @@ def simulate(
         console.print(f"log: {len(run.records)} records in {log}", highlight=False, soft_wrap=True)
     if picture is not None:
         with atomic_write(picture) as file:
-            file.write(native.picture(run, f"{chosen.name}, {run.batch.aqm}, seed {seed}"))
+            file.write(native.picture(run, f"{chosen.name}, {run.batch.aqm_of(0)}, seed {seed}"))
         console.print(f"picture: {picture}", highlight=False, soft_wrap=True)
 
 

@@ -52,7 +52,7 @@ def _run(
     if progress is not None:
         batch.stop_at(0, step_ns)
     # Where packets are decided when they leave, rows of those still queued at the end bear no decision.
-    status, complete = layout.RUNNING, batch.discipline.decide_at_dequeue is None
+    status, complete = layout.RUNNING, batch.discipline_of(0).decide_at_dequeue is None
     while status not in (layout.TERMINATED, layout.TRUNCATED):
         status = batch.advance_one()
         if status == layout.LOG_FULL:

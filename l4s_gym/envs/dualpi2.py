@@ -10,10 +10,11 @@ import numpy.typing as npt
 
 from l4s_gym import REPLAY_ID, schema
 from l4s_gym.envs.rendering import FPS, RenderMode, metadata
-from l4s_gym.envs.simulated import SimulatedEnv
+from l4s_gym.envs.simulated import SimulatedEnv, flag, whole
 from l4s_gym.errors import L4SError
-from l4s_gym.sim import layout, measure, scenario
+from l4s_gym.sim import layout, measure
 from l4s_gym.sim.batch import Batch
+from l4s_gym.sim.scenario import Scenarios, load_all
 
 Observation = npt.NDArray[np.float32]
 
@@ -25,9 +26,12 @@ def observation_space() -> gym.spaces.Box:
 
 def check_interval(interval: int) -> int:
     """A decision interval as a positive whole number."""
-    if isinstance(interval, bool) or not isinstance(interval, (int, np.integer)) or interval < 1:
-        raise L4SError(f"decision_interval={interval!r}: give a whole number of packets, 1 or more (1, 10, 100)")
-    return int(interval)
+    return whole("decision_interval", interval, " of packets")
+
+
+def in_kernel_units(obs: Observation) -> dict[str, int]:
+    """The features of an observation (8,) by name, in kernel units."""
+    return {n: round(value) for n, value in zip(schema.OBSERVED, schema.unscale_observation(obs), strict=True)}
 
 
 def as_action(action: Any) -> int:
@@ -100,7 +104,8 @@ class DualPI2Env(SimulatedEnv[Observation, int]):
     ## Starting state
 
     Empty queues; each flow starts at a random time (`stagger_s` of its source), and the fields that the
-    scenario randomises are drawn. Everything random comes from `reset(seed=)`.
+    scenario randomises are drawn. Of several scenarios one is drawn, or named: `reset(options={"scenario": NAME})`;
+    `info["scenario"]` of the reset tells which. Everything random comes from `reset(seed=)`.
 
     ## Episode end
 
@@ -111,7 +116,8 @@ class DualPI2Env(SimulatedEnv[Observation, int]):
 
     | argument | meaning |
     |---|---|
-    | `scenario` | name (`l4s-gym scenarios`), path of a TOML file, or a dict with the scenario's fields |
+    | `scenario` | name (`l4s-gym scenarios`), path of a TOML file, dict of fields, `suite:train`, or a list of these |
+    | `horizon_s` | simulated seconds until an episode is truncated; None: the scenario's own |
     | `aqm` | discipline underneath; None: the scenario's own |
     | `decision_interval` | ask at every n-th packet (1, 10, 100); the discipline decides the others |
     | `reward` | `balance`, `power`, `l4s_llm` |
@@ -141,13 +147,14 @@ class DualPI2Env(SimulatedEnv[Observation, int]):
 
     def __init__(
         self,
-        scenario: str | dict[str, Any] = "l4s-llm-testbed",
+        scenario: Scenarios = "l4s-llm-testbed",
         aqm: str | None = None,
         decision_interval: int = 1,
         reward: str = "balance",
         render_mode: RenderMode | None = None,
         info_record: bool = False,
         render_fps: float = FPS,
+        horizon_s: float | None = None,
         **unexpected: Any,
     ) -> None:
         if unexpected:
@@ -155,27 +162,26 @@ class DualPI2Env(SimulatedEnv[Observation, int]):
         self.observation_space = observation_space()
         self.action_space = gym.spaces.Discrete(3)  # type: ignore[assignment]  # its elements are int64
         interval = check_interval(decision_interval)
-        self._info_record = info_record
+        self._info_record = flag("info_record", info_record)
         self._ready = False
         self._over = False
-        self.scenario = load_scenario(scenario)
-        self.batch = Batch(self.scenario, aqm=aqm, decider=layout.AGENT, interval=interval, reward=reward)
+        scenarios = load_all(scenario, horizon_s)
+        self.batch = Batch(scenarios, aqm=aqm, decider=layout.AGENT, interval=interval, reward=reward)
         self._watch(render_mode, render_fps)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Start an episode; `seed` fixes everything random."""
-        super().reset(seed=seed)
+        self._start(seed, options)
         self._ready = True
         self._over = False
         batch = self.batch
-        batch.reset(0, self.np_random)
         batch.advance_one()
         batch.reward[0] = 0.0
         if self._view is not None:
             self._view.start()
-        info: dict[str, Any] = {"applied_action": batch.applied_view[0]}
+        info: dict[str, Any] = {"applied_action": batch.applied_view[0], "scenario": self.scenario.name}
         if self._info_record:
             info["record"] = self.record()
         return batch.first_obs.copy(), info
@@ -211,12 +217,4 @@ class DualPI2Env(SimulatedEnv[Observation, int]):
 
     def record(self) -> dict[str, int]:
         """The observed features of the packet that waits, in kernel units."""
-        raw = schema.unscale_observation(self.batch.first_obs)
-        return {name: round(value) for name, value in zip(schema.OBSERVED, raw, strict=True)}
-
-
-def load_scenario(what: str | dict[str, Any] | scenario.Scenario) -> scenario.Scenario:
-    """A scenario from a name, a path or plain data."""
-    if isinstance(what, dict):
-        return scenario.from_dict({"name": "given", **what})
-    return scenario.load(what)
+        return in_kernel_units(self.batch.first_obs)

@@ -205,7 +205,9 @@ class View:
         batch = self._batch
         first = max(self._column - COLUMNS, 0)
         samples = self._samples[np.arange(first, self._column) % COLUMNS]
-        return draw(samples, f"{batch.scenario.name}  {batch.aqm}", float(batch.first_env["now_ns"]) * 1e-9, first)
+        return draw(
+            samples, f"{batch.scenario_of(0).name}  {batch.aqm_of(0)}", float(batch.first_env["now_ns"]) * 1e-9, first
+        )
 
 
 # -- the picture

@@ -15,6 +15,7 @@ from l4s_gym import __version__
 from l4s_gym.data.causal import as_logged_observation, causal_observation
 from l4s_gym.data.pools import Rows, load_rows
 from l4s_gym.envs.dualpi2 import Observation, check_interval, observation_space
+from l4s_gym.envs.simulated import read_options
 from l4s_gym.envs.snapshots import Snapshots
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.schema import ACTIONS, DROP, OBSERVED, scale_observation
@@ -310,8 +311,9 @@ class DualPI2ReplayEnv(Snapshots, gym.Env[Observation, int]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Go to the first row, or to that of `options={"start": k}`."""
+        start = read_options(options, ("start",)).get("start", 0)
         super().reset(seed=seed)
-        self._source.reset(int((options or {}).get("start", 0)))
+        self._source.reset(int(start))
         self._ready = True
         self._chosen = None
         return self._source.observation(), self._info()

@@ -1,9 +1,9 @@
-"""The native vector environment: the same compiled step over a batch, on all cores."""
+"""The native vector environments: the same compiled step over a batch, on all cores."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -12,71 +12,78 @@ from gymnasium.utils import seeding
 from gymnasium.vector import VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from l4s_gym.envs.dualpi2 import check_interval, load_scenario, observation_space, refuse_arguments
+from l4s_gym import schema
+from l4s_gym.envs.dualpi2 import check_interval, in_kernel_units, observation_space, refuse_arguments
+from l4s_gym.envs.simulated import chosen_scenario, flag, read_options, whole
 from l4s_gym.envs.snapshots import Snapshots
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.sim import engine, layout, measure
 from l4s_gym.sim.batch import Batch
+from l4s_gym.sim.scenario import Scenarios, load_all
+
+Actions = TypeVar("Actions", bound=npt.NDArray[Any])
 
 # Gymnasium 1.0.0 has no such enumeration: it knows no other mode than the next step's.
 _ENUM: Any = getattr(gym.vector, "AutoresetMode", None)
 _MODES: dict[str, Any] = {name: getattr(_ENUM, name.upper(), name) for name in ("next_step", "same_step", "disabled")}
 
 
-class DualPI2VectorEnv(Snapshots, VectorEnv[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[Any]]):
-    """`num_envs` copies of `L4S-DualPI2-v0` (its page tells spaces, rewards and arguments).
-
-    Environment i after `reset(seed=s)` is a single environment after `reset(seed=s + i)`. With `copy=False`
-    the arrays that `step` returns are the engine's own (`buffers`), overwritten by the next step.
-
-    `autoreset_mode`: `next_step` (an ended environment starts anew at the next step, whose action is ignored),
-    `same_step` (at once; the last observation and info are in `infos["final_obs"]` and `infos["final_info"]`), or
-    `disabled` (reset by hand: `reset(options={"reset_mask": mask})`). Infos are those of Gymnasium's `SyncVectorEnv`:
-    an array a key, nested like the single environment's info, each with a mask `_key` of who has it.
-    """
+class SimulatedVectorEnv(Snapshots, VectorEnv[npt.NDArray[np.float32], Actions, npt.NDArray[Any]]):
+    """What the vector environments share: a subclass calls `_arrange`, makes the batch, and has the methods below."""
 
     metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": _MODES["next_step"]}
-    _parts = ("batch",)
+    batch: Batch
+    _parts: ClassVar[tuple[str, ...]] = ("batch",)
     _values = ("_rngs", "_ended")
 
-    def __init__(
+    @property
+    def _obs(self) -> npt.NDArray[np.float32]:
+        """Where the observations are written, (N, F)."""
+        raise NotImplementedError
+
+    def _apply(self, actions: Actions) -> None:
+        """Check actions, then write them to where the engine reads them."""
+        raise NotImplementedError
+
+    def _begin(self, i: int) -> None:
+        """Environment `i` has been reset: go to its first observation."""
+        raise NotImplementedError
+
+    def _advance(self) -> None:
+        """Run each environment that has not ended to its next observation."""
+        raise NotImplementedError
+
+    def _infos(self) -> dict[str, Any]:
+        """The infos of a step."""
+        return {}
+
+    def _last_info(self, i: int) -> dict[str, Any]:
+        """The single environment's info at the end of an episode."""
+        return {"statistics": measure.summary(self.batch, i)}
+
+    def _arrange(
         self,
-        num_envs: int = 1,
-        scenario: str | dict[str, Any] = "l4s-llm-testbed",
-        aqm: str | None = None,
-        decision_interval: int = 1,
-        reward: str = "balance",
-        render_mode: str | None = None,
-        autoreset_mode: str = "next_step",
-        copy: bool = True,
-        **unexpected: Any,
+        num_envs: int,
+        action: gym.Space[Any],
+        observation: gym.Space[Any],
+        render_mode: str | None,
+        autoreset_mode: Any,
+        copy: bool,
     ) -> None:
-        if unexpected:
-            refuse_arguments(type(self).__name__, unexpected)
+        """Check arguments, and set what Gymnasium asks for; the spaces are those of a single environment."""
         if render_mode is not None:
             raise L4SError(f"render_mode {render_mode!r}: the vector environment draws nothing; use gym.make")
         name = str(getattr(autoreset_mode, "name", autoreset_mode)).lower()
         if name not in _MODES:
             raise unknown("autoreset_mode", autoreset_mode, tuple(_MODES))
-        if num_envs < 1:
-            raise L4SError(f"num_envs={num_envs}: give 1 or more")
+        self.num_envs = whole("num_envs", num_envs)
         self.metadata = {**self.metadata, "autoreset_mode": _MODES[name]}
-        self.num_envs = num_envs
         self.render_mode = None
-        self.single_observation_space = observation_space()
-        self.single_action_space = gym.spaces.Discrete(3)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
-        self.batch = Batch(
-            load_scenario(scenario),
-            num_envs,
-            aqm=aqm,
-            decider=layout.AGENT,
-            interval=check_interval(decision_interval),
-            reward=reward,
-        )
+        self.single_observation_space, self.single_action_space = observation, action
+        self.observation_space = batch_space(observation, num_envs)
+        self.action_space = batch_space(action, num_envs)
         self._mode = name
-        self._copy = copy
+        self._copy = flag("copy", copy)
         self._rngs: list[np.random.Generator] = []
         self._ended = np.zeros(num_envs, bool)
         self._all = np.ones(num_envs, bool)
@@ -86,15 +93,17 @@ class DualPI2VectorEnv(Snapshots, VectorEnv[npt.NDArray[np.float32], npt.NDArray
 
     @property
     def buffers(self) -> dict[str, npt.NDArray[Any]]:
-        """The engine's contiguous arrays: obs (N, 8) float32, reward (N,) float64, action and status (N,) int64."""
+        """The contiguous arrays: obs (N, F) float32, reward (N,) float64, action and status (N,) int64."""
         b = self.batch
-        return {"obs": b.obs, "reward": b.reward, "action": b.action, "status": b.status}
+        return {"obs": self._obs, "reward": b.reward, "action": b.action, "status": b.status}
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
         """Start all episodes, or those of `options["reset_mask"]`; seeds are `seed + i` or one each."""
-        mask = np.asarray((options or {}).get("reset_mask", self._all), bool)
+        given = read_options(options, ("scenario", "reset_mask"))
+        which = chosen_scenario(given, self.batch)
+        mask = np.asarray(given.get("reset_mask", self._all), bool)
         if mask.shape != (self.num_envs,) or not mask.any():
             raise L4SError(f"reset_mask: give {self.num_envs} booleans, at least one of them true")
         if not self._rngs and not mask.all():
@@ -109,79 +118,145 @@ class DualPI2VectorEnv(Snapshots, VectorEnv[npt.NDArray[np.float32], npt.NDArray
         if not self._rngs:
             self._rngs = [seeding.np_random(s)[0] for s in seeds]
         else:
-            for i in np.flatnonzero(mask).tolist():
+            for i in mask.nonzero()[0].tolist():
                 if seeds[i] is not None:
                     self._rngs[i] = seeding.np_random(seeds[i])[0]
-        for i in np.flatnonzero(mask).tolist():
-            self._start(i)
+        started = mask.nonzero()[0].tolist()
+        for i in started:
+            self._start(i, which)
         self._ended[mask] = False
-        return self._observations(), self._infos()
+        return self._take(self._obs), self._tell_scenarios(self._infos(), started)
 
-    def _start(self, i: int) -> None:
-        """Begin an episode of environment `i` and run to its first decision."""
-        self.batch.reset(i, self._rngs[i])
-        engine.advance(self.batch.address, self.batch.stride, i, i + 1, 0)
+    def _start(self, i: int, which: int | None = None) -> None:
+        """Begin an episode of environment `i`, of a scenario that is drawn unless its number is given."""
+        self.batch.reset(i, self._rngs[i], which)
+        self._begin(i)
         self.batch.reward[i] = 0.0
 
+    def _tell_scenarios(self, infos: dict[str, Any], started: list[int]) -> dict[str, Any]:
+        """Infos with the scenarios of the episodes that have begun."""
+        for i in started:
+            infos = self._add_info(infos, {"scenario": self.batch.scenario_of(i).name}, i)
+        return infos
+
     def step(
-        self, actions: npt.NDArray[np.int64]
+        self, actions: Actions
     ) -> tuple[
         npt.NDArray[np.float32], npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.bool_], dict[str, Any]
     ]:
-        """Apply one action each; (N,) integers of 0, 1, 2."""
+        """Apply one action each, (N, ...)."""
         batch = self.batch
         if not self._rngs:
             raise gym.error.ResetNeeded("step: the environments have not been started; call reset() first")
-        given = np.asarray(actions)
-        if given.shape != (self.num_envs,) or given.dtype.kind not in "iu" or (given.astype(np.uint64) > 2).any():
-            raise L4SError(f"actions: give {self.num_envs} integers of 0 (enqueue), 1 (drop) or 2 (mark)")
-        batch.action[:] = given
-        restarted = self._ended
-        any_restarted = restarted.any()
-        if any_restarted:
-            if self._mode == "disabled":
-                which = np.flatnonzero(restarted).tolist()
-                raise gym.error.ResetNeeded(f"step: environments {which} have ended; reset them with reset_mask")
-            for i in np.flatnonzero(restarted).tolist():
-                batch.reset(i, self._rngs[i])
-        batch.advance()
-        if any_restarted:
-            batch.reward[restarted] = 0.0
+        self._apply(actions)
+        started: list[int] = self._ended.nonzero()[0].tolist()
+        if started and self._mode == "disabled":
+            raise gym.error.ResetNeeded(f"step: environments {started} have ended; reset them with reset_mask")
+        self._advance()
+        for i in started:
+            self._start(i)
         status = batch.status
         terminated = status == layout.TERMINATED
         truncated = status == layout.TRUNCATED
         ended = terminated | truncated
-        if not ended.any():
-            self._ended = ended
-            return self._observations(), self._take(batch.reward), terminated, truncated, self._infos()
-        infos: dict[str, Any] = {}
         rewards = self._take(batch.reward)
-        if self._mode == "same_step":
+        infos: dict[str, Any] = {}
+        which = ended.nonzero()[0].tolist()
+        if which and self._mode == "same_step":
             rewards = batch.reward.copy()
             final = np.full(self.num_envs, None, object)
-            for i in np.flatnonzero(ended).tolist():
-                final[i] = batch.obs[i].copy()
+            for i in which:
+                final[i] = self._obs[i].copy()
                 infos = self._add_info(infos, {"final_info": self._last_info(i)}, i)
                 self._start(i)
-            infos |= {"final_obs": final, "_final_obs": ended.copy()}
+            infos |= {"final_obs": final, "_final_obs": ended}
             self._ended = np.zeros(self.num_envs, bool)
-            infos |= self._infos()
+            infos |= self._tell_scenarios(self._infos(), which)
         else:
-            infos = self._infos()
-            for i in np.flatnonzero(ended).tolist():
+            infos = self._tell_scenarios(self._infos(), started)
+            for i in which:
                 infos = self._add_info(infos, self._last_info(i), i)
             self._ended = ended
-        return self._observations(), rewards, terminated, truncated, infos
-
-    def _last_info(self, i: int) -> dict[str, Any]:
-        """The single environment's info at the end of an episode."""
-        return {"applied_action": int(self.batch.applied[i]), "statistics": measure.summary(self.batch, i)}
+        return self._take(self._obs), rewards, terminated, truncated, infos
 
     def _take(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return array.copy() if self._copy else array
 
-    def _observations(self) -> npt.NDArray[np.float32]:
-        return self._take(self.batch.obs)
+
+class DualPI2VectorEnv(SimulatedVectorEnv[npt.NDArray[np.int64]]):
+    """`num_envs` copies of `L4S-DualPI2-v0` (its page tells spaces, rewards and arguments).
+
+    Environment i after `reset(seed=s)` is a single environment after `reset(seed=s + i)`.
+
+    | argument | meaning |
+    |---|---|
+    | `copy` | False: the arrays that `step` returns are the engine's own (`buffers`), overwritten by the next step |
+    | `num_threads` | threads that step the batch; None: all cores, for 128 environments or more |
+    | `autoreset_mode` | what follows the end of an episode |
+
+    `autoreset_mode`: `next_step` (an ended environment starts anew at the next step, whose action is ignored),
+    `same_step` (at once; the last observation and info are in `infos["final_obs"]` and `infos["final_info"]`), or
+    `disabled` (reset by hand: `reset(options={"reset_mask": mask})`). Infos are those of Gymnasium's `SyncVectorEnv`:
+    an array a key, nested like the single environment's info, each with a mask `_key` of who has it; `scenario` of the
+    environments that have just been started.
+    """
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        scenario: Scenarios = "l4s-llm-testbed",
+        aqm: str | None = None,
+        decision_interval: int = 1,
+        reward: str = "balance",
+        render_mode: str | None = None,
+        autoreset_mode: str = "next_step",
+        copy: bool = True,
+        info_record: bool = False,
+        horizon_s: float | None = None,
+        num_threads: int | None = None,
+        **unexpected: Any,
+    ) -> None:
+        if unexpected:
+            refuse_arguments(type(self).__name__, unexpected)
+        self._arrange(num_envs, gym.spaces.Discrete(3), observation_space(), render_mode, autoreset_mode, copy)
+        self._info_record = flag("info_record", info_record)
+        self.batch = Batch(
+            load_all(scenario, horizon_s),
+            num_envs,
+            aqm=aqm,
+            decider=layout.AGENT,
+            interval=check_interval(decision_interval),
+            reward=reward,
+            num_threads=num_threads,
+        )
+
+    @property
+    def _obs(self) -> npt.NDArray[np.float32]:
+        return self.batch.obs
+
+    def _apply(self, actions: npt.NDArray[np.int64]) -> None:
+        given = np.asarray(actions)
+        if given.shape != (self.num_envs,) or given.dtype.kind not in "iu" or (given.astype(np.uint64) > 2).any():
+            raise L4SError(f"actions: give {self.num_envs} integers of 0 (enqueue), 1 (drop) or 2 (mark)")
+        self.batch.action[:] = given
+
+    def _begin(self, i: int) -> None:
+        engine.advance(self.batch.address, self.batch.stride, i, i + 1, 0)
+
+    def _advance(self) -> None:
+        self.batch.advance()
 
     def _infos(self) -> dict[str, Any]:
-        return {"applied_action": self.batch.applied.copy(), "_applied_action": self._all.copy()}
+        infos: dict[str, Any] = {"applied_action": self.batch.applied.copy(), "_applied_action": self._all.copy()}
+        if self._info_record:
+            raw = np.rint(schema.unscale_observation(self.batch.obs)).astype(np.int64)
+            infos["record"] = dict(zip(schema.OBSERVED, raw.T, strict=True))
+            infos["record"] |= {f"_{name}": self._all.copy() for name in schema.OBSERVED}
+            infos["_record"] = self._all.copy()
+        return infos
+
+    def _last_info(self, i: int) -> dict[str, Any]:
+        info = {"applied_action": int(self.batch.applied[i]), **super()._last_info(i)}
+        if self._info_record:
+            info["record"] = in_kernel_units(self.batch.obs[i])
+        return info

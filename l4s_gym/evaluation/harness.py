@@ -102,9 +102,9 @@ def quantiles_ms(hist: npt.NDArray[np.integer]) -> list[float]:
 
 
 def _stop_after_warmup(batch: Batch) -> None:
-    warmup_ns = round(min(batch.scenario.warmup_s, batch.scenario.horizon_s / 2) * 1e9)
     for i in range(batch.n):
-        batch.stop_at(i, warmup_ns)
+        scenario = batch.scenario_of(i)
+        batch.stop_at(i, round(min(scenario.warmup_s, scenario.horizon_s / 2) * 1e9))
 
 
 def _settle(batches: Sequence[Batch], out: Outputs, total: Floats, open_: npt.NDArray[np.bool_]) -> None:
@@ -178,7 +178,7 @@ def _run(
             _decide(agent, out)
         calls += 1
         if progress is not None and calls % 1000 == 0:
-            progress(min(float(b.env["now_ns"].min()) / b.scenario.horizon_s * 1e-9 for b in batches))
+            progress(min(float((b.env["now_ns"] / b.env["horizon_ns"]).min()) for b in batches))
 
 
 def latency_us(agent: Agent, observations: npt.NDArray[np.float32]) -> dict[str, float]:
@@ -310,8 +310,8 @@ def _result(batch: Batch, i: int, seed: int, episode_return: float, asked: bool,
     s = measure.summary(batch, i)
     hists = dict(zip(measure.CLASSES, batch.hist[i], strict=True))
     return Result(
-        scenario=batch.scenario.name,
-        aqm=batch.aqm,
+        scenario=batch.scenario_of(i).name,
+        aqm=batch.aqm_of(i),
         seed=int(seed),
         episode_return=episode_return,
         decisions=int(batch.env["decisions"][i] if asked else sum(c["offered"] for c in s["classes"].values())),

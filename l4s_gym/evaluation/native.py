@@ -130,7 +130,7 @@ def simulate(
         if progress is not None and len(samples) % 32 == 0:
             progress(at / batch.env[0]["horizon_ns"])
     if log:
-        parts.append(batch.drain_log(0, everything=batch.discipline.decide_at_dequeue is None))
+        parts.append(batch.drain_log(0, everything=batch.discipline_of(0).decide_at_dequeue is None))
     records = np.concatenate(parts) if parts else np.zeros(0, RECORD)
     return Run(batch, measure.summary(batch, 0), np.concatenate(samples), records)
 

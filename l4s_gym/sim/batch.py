@@ -7,6 +7,8 @@ import gc
 import hashlib
 import os
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import msgspec
@@ -19,10 +21,10 @@ from l4s_gym.compiled import is_kept
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.extras import source_code
 from l4s_gym.schema import RECORD
-from l4s_gym.sim import congestion, disciplines, engine, layout, setup, traces
-from l4s_gym.sim.jit import direct
+from l4s_gym.sim import congestion, disciplines, engine, layout, link, setup, traces
+from l4s_gym.sim.discipline import Discipline
+from l4s_gym.sim.jit import direct, plain
 from l4s_gym.sim.layout import NEVER
-from l4s_gym.sim.link import OPPORTUNITY_BYTES
 from l4s_gym.sim.scenario import Scenario
 from l4s_gym.sim.workers import Workers
 
@@ -64,8 +66,36 @@ class Outputs(NamedTuple):
         return Outputs(self.obs[own], self.action[own], self.reward[own], self.status[own], self.applied[own])
 
 
+@dataclass
+class _Prepared:
+    """What a batch knows of one of its scenarios."""
+
+    scenario: Scenario
+    aqm: str
+    discipline: Discipline
+    size: setup.Sizes
+    trace: npt.NDArray[np.int64]
+    profile: traces.Trace | traces.Schedule | None
+    hooks: npt.NDArray[np.int64]
+    template: setup.Template | None = None
+
+    def content(self) -> bytes:
+        """All that decides what is simulated, a user's own code included."""
+        content: bytes = msgspec.json.encode(self.scenario, order="deterministic") + self.trace.tobytes()
+        content += self.scenario.own_code()
+        return content + (source_code(self.aqm, "discipline") if disciplines.is_plugged(self.aqm) else b"")
+
+
+def _prepare(scenario: Scenario, aqm: str | None) -> _Prepared:
+    aqm = aqm or scenario.aqm
+    discipline = disciplines.get(aqm)
+    profile = traces.load(scenario.link.trace) if scenario.link.kind == "trace" else None
+    hooks = disciplines.addresses(discipline)
+    return _Prepared(scenario, aqm, discipline, setup.sizes(scenario), setup.trace_array(scenario), profile, hooks)
+
+
 class Batch:
-    """``n`` environments of one scenario in contiguous arrays.
+    """``n`` environments in contiguous arrays, each of one scenario at a time.
 
     A copy or a pickle is independent and goes on as the original would: it has memory of its own, and its records
     bear the addresses of that.
@@ -74,8 +104,7 @@ class Batch:
         env: (n,) `layout.ENV`.
         queues: (n, Q) `layout.QUEUE`; Q is 2, and more where each flow has a queue.
         queue: (n, 2) the first two of them: C and L, or the only one; and the counts of the classes C and L.
-        own: (n,) the discipline's own record (`discipline.records.env`).
-        own_queue: (n, Q) its own records of the queues (`discipline.records.queue`).
+        which: (n,) int64, number of each environment's scenario.
         flow: (n, F) `layout.FLOW`.
         obs: (n, 8) float32, observation of the packet that waits for a decision.
         reward: (n,) float64, reward since the last decision.
@@ -93,7 +122,7 @@ class Batch:
 
     def __init__(
         self,
-        scenario: Scenario,
+        scenario: Scenario | Sequence[Scenario],
         n: int = 1,
         *,
         aqm: str | None = None,
@@ -102,24 +131,25 @@ class Batch:
         reward: str = "balance",
         log_rows: int = 0,
         explore: float = 0.0,
+        num_threads: int | None = None,
         outputs: Outputs | None = None,
     ) -> None:
         """Allocate the arrays.
 
         Args:
-            scenario: What to simulate.
+            scenario: What to simulate; of several, `reset` draws or takes one, and each episode is what it is alone.
             n: Number of environments.
-            aqm: Discipline; None: the scenario's.
+            aqm: Discipline; None: each scenario's.
             decider: `layout.NATIVE`, `AGENT` or `PROBABILITY`.
             interval: Ask the agent at each interval-th packet; the discipline decides the others.
             reward: `balance`, `power` or `l4s_llm`.
             log_rows: Rows of the decision log of each environment; 0: no log.
             explore: Share of the packets that the discipline would decide for which an action is drawn instead.
+            num_threads: Threads that run the batch at most; None: one a core, from `PARALLEL_FROM` environments on.
             outputs: Memory of `obs`, `action`, `reward`, `status` and `applied`; None: of its own.
         """
-        self.scenario = scenario
-        self.aqm = aqm or scenario.aqm
-        self.discipline = disciplines.get(self.aqm)
+        several = (scenario,) if isinstance(scenario, Scenario) else scenario
+        self._prepared = [_prepare(each, aqm) for each in several]
         if reward not in layout.REWARDS:
             raise unknown("reward", reward, layout.REWARDS)
         self.n = n
@@ -128,21 +158,23 @@ class Batch:
         if not 0.0 <= explore <= 1.0:
             raise L4SError(f"explore={explore}: give a share from 0 to 1")
         self.explore = explore
+        if num_threads is not None and (not isinstance(num_threads, int | np.integer) or num_threads < 1):
+            raise L4SError(f"num_threads={num_threads!r}: give a whole number, 1 or more, or None")
         self.reward_kind = layout.REWARDS.index(reward)
         self._options = {
             **{"n": n, "aqm": aqm, "decider": decider, "interval": interval, "reward": reward},
-            **{"log_rows": log_rows, "explore": explore},
+            **{"log_rows": log_rows, "explore": explore, "num_threads": num_threads},
         }
-        size = setup.sizes(scenario)
-        self._sizes = size
-        queues, own = setup.n_queues(self.discipline, size.flows), self.discipline.records
+        size = setup.largest([each.size for each in self._prepared])
+        own = [setup.own_sizes(each.discipline, each.size.flows) for each in self._prepared]
+        queues, env_bytes, queue_bytes = (max(numbers) for numbers in zip(*own, strict=True))
         parts = layout.arena(
             n,
             {
                 "env": ((), layout.ENV),
                 "queue": ((queues,), layout.QUEUE),
-                "own": ((), own.env),
-                "own_queue": ((queues,), own.queue),
+                "own": ((env_bytes,), np.dtype(np.uint8)),
+                "own_queue": ((queue_bytes,), np.dtype(np.uint8)),
                 "tree": ((2 * size.leaves,), np.dtype(np.int64)),
                 "flow": ((size.flows,), layout.FLOW),
                 "score": ((size.flows, size.window), np.dtype(np.uint8)),
@@ -152,28 +184,28 @@ class Batch:
         )
         self.env, self.queues, self.flow = parts["env"], parts["queue"], parts["flow"]
         self.queue = self.queues[:, :2]
-        self.own, self.own_queue = parts["own"], parts["own_queue"]
+        self._own, self._own_queue = parts["own"], parts["own_queue"]
         self.packet, self.score, self.tree, self.hist = parts["packet"], parts["score"], parts["tree"], parts["hist"]
         self.log = np.zeros((n, max(log_rows, 1)), RECORD)
         self.log_rewards = np.zeros((n, max(log_rows, 1)))
         self._log_rows = log_rows
-        self._profile = traces.load(scenario.link.trace) if scenario.link.kind == "trace" else None
-        self._trace = setup.trace_array(scenario)
-        self._laws = np.array([0, *(congestion.law_at(spec) for spec in scenario.own_laws)], np.int64)
+        self._trace_rows = np.array([each.trace.ctypes.data for each in self._prepared])
+        self._hooks = np.array([each.hooks.ctypes.data for each in self._prepared])
+        laws = sorted({spec for each in several for spec in each.own_laws})
+        self._laws = np.array([0, *map(congestion.law_at, laws)], np.int64)
+        self.which = np.zeros(n, np.int64)
         self.obs, self.action, self.reward, self.status, self.applied = outputs or Outputs.of(n)
         rows = {
             "queue_at": self.queues, "flow_at": self.flow, "packet_at": self.packet, "score_at": self.score,
-            "own_at": self.own, "own_queue_at": self.own_queue,
+            "own_at": self._own, "own_queue_at": self._own_queue,
             "tree_at": self.tree, "hist_at": self.hist, "log_at": self.log, "rewards_at": self.log_rewards,
             "obs_at": self.obs, "applied_at": self.applied, "action_at": self.action,
             "reward_at": self.reward, "status_at": self.status,
         }  # fmt: skip
-        self._hooks = (
-            disciplines.addresses(self.discipline) if disciplines.is_plugged(self.aqm) else np.zeros(1, np.int64)
-        )
-        self._memory = (parts, rows, self._trace, self._hooks)
+        self._memory = (parts, rows, self._prepared)
         outs = dict(zip(Outputs._fields, (self.obs, self.action, self.reward, self.status, self.applied), strict=True))
         changing: dict[str, Any] = {**parts, **outs, "log": self.log, "log_rewards": self.log_rewards}
+        changing["which"] = self.which
         # As bytes: NumPy copies records field by field, a hundred times slower.
         self._bytes = {name: array[..., None].view(np.uint8) for name, array in changing.items()}
         self.first_env, self.first_obs = self.env[0], self.obs[0]
@@ -181,40 +213,82 @@ class Batch:
         self._places = {name: a.ctypes.data + a.strides[0] * np.arange(n) for name, a in rows.items()}
         self.address = int(self.env.ctypes.data)
         self.stride = int(self.env.strides[0])
-        self._template: setup.Template | None = None
+        self._threads = num_threads
         self._workers: Workers | None = None
         compile_engine()
         self.step_one = direct(engine.advance_one, int64)
 
-    def reset(self, index: int, rng: np.random.Generator) -> None:
-        """Start an episode of environment `index`; everything random in it comes from `rng`."""
-        if self.scenario.randomise or self._template is None:
-            sampled = self.scenario.sample(rng)
-            self._template = setup.build(sampled, self.aqm, self._sizes.flows)
-            env = self._template.env
+    def scenario_of(self, index: int) -> Scenario:
+        """The scenario of an environment's episode, before anything is drawn."""
+        return self._prepared[self.which[index]].scenario
+
+    def aqm_of(self, index: int) -> str:
+        """Name of the discipline of an environment."""
+        return self._prepared[self.which[index]].aqm
+
+    def discipline_of(self, index: int) -> Discipline:
+        """The discipline of an environment."""
+        return self._prepared[self.which[index]].discipline
+
+    @property
+    def scenarios(self) -> tuple[Scenario, ...]:
+        """Those that an episode may be of."""
+        return tuple(each.scenario for each in self._prepared)
+
+    @property
+    def own(self) -> npt.NDArray[np.void]:
+        """The own records of the first scenario's discipline (n,), `discipline.records.env`."""
+        kind = self._prepared[0].discipline.records.env
+        return self._own[:, : kind.itemsize].view(kind)[:, 0]
+
+    @property
+    def own_queue(self) -> npt.NDArray[np.void]:
+        """Its own records of the queues (n, Q), `discipline.records.queue`."""
+        first = self._prepared[0]
+        size = setup.own_sizes(first.discipline, first.size.flows)[2]
+        return self._own_queue[:, :size].view(first.discipline.records.queue)
+
+    def reset(self, index: int, rng: np.random.Generator, which: int | None = None) -> None:
+        """Start an episode of environment `index`; everything random in it comes from `rng`.
+
+        Args:
+            index: Which environment.
+            rng: Its generator.
+            which: Number of the scenario; None: of several, one is drawn.
+        """
+        if which is None:
+            which = int(rng.integers(len(self._prepared))) if len(self._prepared) > 1 else 0
+        self.which[index] = which
+        chosen = self._prepared[which]
+        size = chosen.size
+        if chosen.scenario.randomise or chosen.template is None:
+            sampled = chosen.scenario.sample(rng)
+            chosen.template = setup.build(sampled, chosen.aqm, size.flows)
+            env = chosen.template.env
             # A drawn 0 ("as much as fits") may ask for more than the scoreboard holds.
-            rwnd = self._template.flow["rwnd"]
-            np.minimum(rwnd, self._sizes.window - 1, out=rwnd)
+            rwnd = chosen.template.flow["rwnd"]
+            np.minimum(rwnd, size.window - 1, out=rwnd)
             env["decider"] = self.decider
             env["interval"] = self.interval
             env["until_decision"] = 1
             env["reward_kind"] = self.reward_kind
             env["log_capacity"] = self._log_rows
             env["explore"] = self.explore
-            env["trace_row"] = self._trace.ctypes.data
-            env["hooks_at"] = self._hooks.ctypes.data
-            env["pool"] = self._sizes.packets
-            env["window"] = self._sizes.window
-            env["leaves"] = self._sizes.leaves
-        env, queue, own, own_queue, flow, stagger = self._template
+            env["trace_row"] = self._trace_rows[which]
+            env["hooks_at"] = self._hooks[which]
+            env["pool"] = size.packets
+            env["window"] = size.window
+            env["leaves"] = size.leaves
+        env, queue, own, own_queue, flow, stagger = chosen.template
         self.env[index] = env[0]
         for name, places in self._places.items():
             self.env[name][index] = places[index]
         self.env["rng"][index], self.env["host_rng"][index] = rng.integers(1 << 64, size=2, dtype=np.uint64)
-        self.queues[index] = queue
-        self.own[index] = own[0]
-        self.own_queue[index] = own_queue
-        self.flow[index] = flow
+        for rows, start in ((self.queues, queue), (self.flow, flow)):
+            rows[index, : len(start)] = start
+            rows[index, len(start) :] = np.zeros((), rows.dtype)
+        for memory, record in ((self._own, own), (self._own_queue, own_queue)):
+            memory[index, : record.nbytes] = record.view(np.uint8)
         self.score[index] = 0
         self.hist[index] = 0
         self.action[index] = 0
@@ -222,16 +296,16 @@ class Batch:
         # Of flows that start together, chance says which one is first, not the order of the file.
         starts = flow["app_at"] + (rng.random(len(flow)) * (stagger + flow["jitter_ns"])).astype(np.int64)
         starts += rng.permutation(len(flow))
-        self.flow["app_at"][index] = starts
-        tree = self.tree[index]
-        tree[:] = NEVER
-        leaf = len(tree) // 2
+        self.flow["app_at"][index, : size.flows] = starts
+        self.tree[index] = NEVER
+        leaf = size.leaves
+        tree = self.tree[index, : 2 * leaf]
         slots = leaf + layout.SLOT_FLOWS + 2 * np.arange(len(flow)) + 1
         tree[slots] = np.minimum(starts, NEVER)
-        if not self.discipline.queue_timers:
+        if not chosen.discipline.queue_timers:
             tree[leaf + layout.SLOT_UPDATE_C] = env["tupdate_us"][0] * 1000
         if env["link"][0] != layout.TRACE and env["trace_len"][0] > 0:
-            tree[leaf + layout.SLOT_RATE] = self._trace[0]
+            tree[leaf + layout.SLOT_RATE] = chosen.trace[0]
         width = leaf
         while width > 1:
             width //= 2
@@ -240,15 +314,13 @@ class Batch:
     @functools.cached_property
     def identity(self) -> dict[str, str]:
         """What a state fits: the same of all batches that can go on from each other's states."""
-        content = msgspec.json.encode(self.scenario, order="deterministic") + self._trace.tobytes()
-        content += self.scenario.own_code()
-        if disciplines.is_plugged(self.aqm):
-            content += source_code(self.aqm, "discipline")
+        digests = [hashlib.sha256(each.content()).hexdigest()[:12] for each in self._prepared]
+        names = [f"{each.scenario.name} ({digest})" for each, digest in zip(self._prepared, digests, strict=True)]
         return {
             **_same_engine(),
-            "scenario": f"{self.scenario.name} ({hashlib.sha256(content).hexdigest()[:12]})",
-            **{name: str(value) for name, value in self._options.items()},
-            "aqm": self.aqm,
+            "scenario": ", ".join(names),
+            **{name: str(value) for name, value in self._options.items() if name != "num_threads"},
+            "aqm": ", ".join(each.aqm for each in self._prepared),
         }
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
@@ -269,15 +341,15 @@ class Batch:
             (self._bytes[name][:, : part.shape[1]] if name == "packet" else self._bytes[name])[:] = part
         for name, places in self._places.items():
             self.env[name] = places
-        self.env["trace_row"] = self._trace.ctypes.data
-        self.env["hooks_at"] = self._hooks.ctypes.data
+        self.env["trace_row"] = self._trace_rows[self.which]
+        self.env["hooks_at"] = self._hooks[self.which]
         self.flow["law_at"] = self._laws[self.flow["law_at"]]
 
     def __getstate__(self) -> dict[str, Any]:
         """Scenario, options and state; threads and addresses are made anew."""
         return {
             "identity": self.identity,
-            "scenario": self.scenario,
+            "scenario": self.scenarios,
             "options": self._options,
             "state": self.state(),
         }
@@ -292,7 +364,7 @@ class Batch:
     def stop_at(self, index: int, time_ns: int) -> None:
         """Let environment `index` come back with `layout.STOPPED` at a time."""
         tree = self.tree[index]
-        node = len(tree) // 2 + layout.SLOT_STOP
+        node = int(self.env["leaves"][index]) + layout.SLOT_STOP
         tree[node] = time_ns
         while node > 1:
             node //= 2
@@ -305,11 +377,11 @@ class Batch:
 
     def advance_unchecked(self) -> None:
         """As `advance`; the caller sees to it that no environment ran out of packets."""
-        if self.n < PARALLEL_FROM:
+        if self._threads == 1 or (self._threads is None and self.n < PARALLEL_FROM):
             engine.advance(self.address, self.stride, 0, self.n, 0)
         else:
             if self._workers is None or self._workers.pid != os.getpid():
-                self._workers = Workers(self.address, self.stride, self.n, self._memory)
+                self._workers = Workers(self.address, self.stride, self.n, self._memory, self._threads)
             self._workers.run()
 
     def __del__(self) -> None:
@@ -321,7 +393,7 @@ class Batch:
     def check_status(self) -> None:
         """Raise where an environment ran out of packets."""
         if self.status.max() == layout.POOL_EMPTY:
-            raise L4SError(f"scenario {self.scenario.name!r}: {_POOL_TEXT}")
+            raise L4SError(f"scenario {self.scenario_of(int(self.status.argmax())).name!r}: {_POOL_TEXT}")
 
     def advance_one(self) -> int:
         """Run the only environment on; its status."""
@@ -381,10 +453,7 @@ class Batch:
 
     def _ahead_bytes(self, index: int) -> float:
         """What has left the queue and not yet crossed the link, bytes."""
-        env = self.env[index]
-        if env["link"] == layout.TRACE:
-            return float(env["left_bytes"]) if env["sending_packet"] >= 0 else 0.0
-        return float(env["stalled_bytes"] + max(env["used_ns"] - env["now_ns"], 0.0) / env["ns_per_byte"])
+        return float(plain(link.ahead_bytes)(self.env[index]))
 
     def _unused_ns(self, index: int) -> int:
         """Now, or just after it where the delivery opportunity of this very nanosecond has been used."""
@@ -397,21 +466,22 @@ class Batch:
 
     def queued(self, index: int, what: str) -> npt.NDArray[np.int64]:
         """What is queued in C and L, `packets` or `bytes`, (2,); without these two queues all of it counts as C."""
-        if self.discipline.dual:
+        if self.discipline_of(index).dual:
             return np.asarray(self.queue[what][index])
         return np.array([self.env[what][index], 0])
 
     def carried_bytes(self, index: int) -> float:
         """What the link has carried since the counters were reset, bytes: at both ends, packets count in part."""
         env = self.env[index]
-        return max(float(env["ahead_bytes"]) + int(env["served_bytes"]) - self._ahead_bytes(index), 0.0)
+        return float(plain(link.carried_bytes)(env, self._ahead_bytes(index)))
 
     def capacity_bytes(self, index: int) -> float:
         """What the link could have carried since the counters were reset, bytes."""
         env = self.env[index]
-        if isinstance(self._profile, traces.Trace):
-            used = self._profile.opportunities_in(int(env["capacity_ns"]), self._unused_ns(index))
-            return used * float(OPPORTUNITY_BYTES)
+        profile = self._prepared[self.which[index]].profile
+        if isinstance(profile, traces.Trace):
+            used = profile.opportunities_in(int(env["capacity_ns"]), self._unused_ns(index))
+            return used * float(link.OPPORTUNITY_BYTES)
         rest = (env["now_ns"] - env["capacity_ns"]) * 1e-9 * env["rate_bps"] / 8.0
         return float(env["capacity_bytes"] + rest)
 

@@ -187,11 +187,16 @@ def control(w: Any, slot: int) -> None:
     set_time(w, slot, w.now_ns + w.tupdate_us * 1000)
 
 
-@entry
-def shown_probability(address: int) -> float:
-    """Base probability of the discipline of the environment at an address, 0 to 1, for the queue with the larger."""
-    w = env_record(address)
+@jit
+def probability(w: Any) -> float:
+    """Base probability of the discipline, 0 to 1, for the queue with the largest."""
     largest = 0
     for index in range(w.n_queues):
         largest = max(largest, base_probability(w, index))
     return largest / MAX_PROB
+
+
+@entry
+def shown_probability(address: int) -> float:
+    """`probability` of the environment at an address."""
+    return probability(env_record(address))

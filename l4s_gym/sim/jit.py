@@ -41,6 +41,11 @@ def shared(function: F) -> F:
     return cast(F, numba.njit(function, forceinline=False, **_INTERNAL))  # said, or it would do as its caller does
 
 
+def plain(function: F) -> F:
+    """The Python function behind a compiled one that reads fields as `env["name"]`: it takes NumPy's records too."""
+    return cast(F, getattr(function, "py_func", function))
+
+
 def public(function: F) -> F:
     """Compile a pure function that Python may call too."""
     return cast(F, numba.njit(function, error_model="numpy", forceinline=True))

@@ -52,6 +52,20 @@ def bin_delays_ns() -> npt.NDArray[np.float64]:
 
 
 @jit
+def ahead_bytes(env: Any) -> float:
+    """What has left the queue and not yet crossed the link, bytes."""
+    if env["link"] == TRACE:
+        return float(env["left_bytes"]) if env["sending_packet"] >= 0 else 0.0
+    return env["stalled_bytes"] + max(env["used_ns"] - env["now_ns"], 0.0) / env["ns_per_byte"]
+
+
+@jit
+def carried_bytes(env: Any, ahead: float) -> float:
+    """What the link has carried since the counters were reset, bytes; `ahead` is not yet across."""
+    return max(env["ahead_bytes"] + env["served_bytes"] - ahead, 0.0)
+
+
+@jit
 def drop(w: Any, index: int, p: int) -> None:
     """Drop a packet and count it."""
     q = queue_at(w, index)

@@ -98,7 +98,7 @@ def summary(batch: Batch, index: int) -> Summary:
     duration_s = float(env["now_ns"] - env["since_ns"]) * 1e-9
     capacity = batch.capacity_bytes(index)
     used = batch.carried_bytes(index) / capacity if capacity > 0.0 else 0.0
-    goodput = batch.flow["goodput_bytes"][index] * (8e-6 / duration_s if duration_s > 0.0 else 0.0)
+    goodput = batch.flow["goodput_bytes"][index, : env["n_flows"]] * (8e-6 / duration_s if duration_s > 0.0 else 0.0)
     delays: dict[str, Delay] = {}
     classes: dict[str, ClassSummary] = {}
     for cls, name in enumerate(CLASSES):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -359,14 +359,23 @@ def _load_shipped(name: str) -> Scenario:
     return from_dict({"name": name, **parse_toml((_folder() / f"{name}.toml").read_bytes(), name)})
 
 
-def load(scenario: str | Path | Scenario) -> Scenario:
-    """A scenario by name, by path of a TOML file, or as it is.
+Given = str | Path | Scenario | Mapping[str, Any]
+Scenarios = Given | Sequence[Given]
+"""What `load` takes, and `load_all`."""
+
+
+def load(scenario: Given) -> Scenario:
+    """A scenario by name, by path of a TOML file, from a dictionary of its fields, or as it is.
 
     Raises:
         L4SError: Unknown name, unreadable file, unknown or invalid field.
     """
     if isinstance(scenario, Scenario):
         return scenario
+    if isinstance(scenario, Mapping):
+        return from_dict({"name": "given", **scenario})
+    if not isinstance(scenario, str | Path):
+        raise L4SError(f"scenario {scenario!r}: give a name, the path of a TOML file, or a dictionary of fields")
     if isinstance(scenario, str) and scenario in names():
         return _load_shipped(scenario)
     path = Path(scenario)
@@ -375,6 +384,33 @@ def load(scenario: str | Path | Scenario) -> Scenario:
     if not path.is_file():
         raise L4SError(f"{path}: no such scenario file; `l4s-gym scenarios` lists the ones that ship")
     return from_dict({"name": printable(path.stem), **read_toml(path)})
+
+
+def load_all(scenarios: Scenarios, horizon_s: float | None = None) -> tuple[Scenario, ...]:
+    """Scenarios, of which each episode is of one.
+
+    Args:
+        scenarios: One as `load` takes it, `suite:NAME` for all of a suite, or a list of these.
+        horizon_s: Time after which an episode is truncated; None: the scenario's.
+
+    Raises:
+        L4SError: As `load`; unknown suite; no scenario, or two of one name.
+    """
+    several: Sequence[Any] = scenarios if isinstance(scenarios, list | tuple) else [scenarios]
+    found: list[Scenario] = []
+    for each in several:
+        members = suite(each.removeprefix("suite:")) if isinstance(each, str) and each.startswith("suite:") else (each,)
+        found += [load(member) for member in members]
+    if not found:
+        raise L4SError("scenario: the list is empty: give at least one")
+    called = [each.name for each in found]
+    twice = next((name for name in called if called.count(name) > 1), None)
+    if twice is not None:
+        raise L4SError(f"scenario: two are called {twice!r}: give each once, with a name of its own")
+    if horizon_s is None:
+        return tuple(found)
+    rest = [{path: draw for path, draw in each.randomise.items() if path != "horizon_s"} for each in found]
+    return tuple(s.replace(horizon_s=horizon_s, randomise=drawn) for s, drawn in zip(found, rest, strict=True))
 
 
 def digest(scenario: str | Path | Scenario) -> str:

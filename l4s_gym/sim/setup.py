@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -114,6 +115,11 @@ def sizes(scenario: Scenario) -> Sizes:
     return Sizes(flows, packets, _power_of_two(window + 1), _power_of_two(layout.SLOT_FLOWS + 2 * flows))
 
 
+def largest(several: Sequence[Sizes]) -> Sizes:
+    """Array sizes that hold each of these."""
+    return Sizes(*(max(numbers) for numbers in zip(*(astuple(sizes) for sizes in several), strict=True)))
+
+
 def aqm_fields(scenario: Scenario, aqm: str) -> dict[str, Any]:
     """Values of a discipline's own fields; of those that only rows of the log show, the testbed's where it has none."""
     discipline = disciplines.get(aqm)
@@ -220,6 +226,12 @@ class Template(NamedTuple):
 def n_queues(discipline: Discipline, n_flows: int) -> int:
     """Queues of a discipline: C and L, and perhaps one for each flow and for its ACKs."""
     return 2 + 2 * n_flows if discipline.flow_queues else 2
+
+
+def own_sizes(discipline: Discipline, n_flows: int) -> tuple[int, int, int]:
+    """Queues of a discipline, bytes of its own record, and of its own records of the queues."""
+    queues, kinds = n_queues(discipline, n_flows), discipline.records
+    return queues, kinds.env.itemsize, queues * kinds.queue.itemsize
 
 
 def build(scenario: Scenario, aqm: str, n_flows: int) -> Template:

@@ -71,7 +71,13 @@ class Workers:
     """
 
     def __init__(
-        self, address: int, stride: int, n: int, memory: object, clock: Callable[[], int] = time.perf_counter_ns
+        self,
+        address: int,
+        stride: int,
+        n: int,
+        memory: object,
+        threads: int | None = None,
+        clock: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         """Start the threads.
 
@@ -80,13 +86,14 @@ class Workers:
             stride: Bytes from one to the next.
             n: Number of environments.
             memory: What is to be kept for as long as a thread may write to it.
+            threads: So many at most; None: one a core, each with 64 environments or more.
             clock: Time, ns.
         """
         self._memory = memory
         self._clock = clock
         self.choice = Choice()
         self.pid = os.getpid()
-        count = max(min(cores(), n // 64), 1)
+        count = min(threads, n) if threads else max(min(cores(), n // 64), 1)
         bounds = [n * k // count for k in range(count + 1)]
         self._all = (address, stride, 0, n, 0)
         self._mine = (address, stride, 0, bounds[1], 0)

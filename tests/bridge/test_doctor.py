@@ -15,8 +15,8 @@ from l4s_gym.bridge.client import Client
 from l4s_gym.bridge.doctor import Evidence, Finding
 from l4s_gym.data.logs import NAMES_24
 from l4s_gym.data.simulated import simulate_log
-from l4s_gym.envs.dualpi2 import load_scenario
 from l4s_gym.schema import BY_NAME
+from l4s_gym.sim.scenario import load
 from tests.bridge.conftest import Serve
 from tests.bridge.server import log_of
 
@@ -162,7 +162,7 @@ def test_bottleneck(simulated: Any) -> None:
 
 def test_bottleneck_of_an_idle_link() -> None:
     source = {"kind": "cbr", "rate_mbps": 3.0, "stagger_s": 0.0}
-    records = simulate_log(load_scenario({"horizon_s": 2.0, "sources": [source], "link": {"rate_mbps": 12.0}}))
+    records = simulate_log(load({"horizon_s": 2.0, "sources": [source], "link": {"rate_mbps": 12.0}}))
     assert doctor.check_bottleneck(of(records)).verdict == "fail"
 
 
@@ -170,7 +170,7 @@ def test_overload(simulated: Any) -> None:
     assert doctor.check_overload(of(simulated)).verdict == "ok"
     source = {"kind": "cbr", "rate_mbps": 20.0, "ecn": "ect1", "stagger_s": 0.0}
     scenario = {"aqm": "dualpi2_rfc9332", "horizon_s": 6.0, "sources": [source], "link": {"rate_mbps": 8.0}}
-    found = doctor.check_overload(of(simulate_log(load_scenario(scenario))))
+    found = doctor.check_overload(of(simulate_log(load(scenario))))
     assert found.verdict == "fail" and "offer less" in found.remedy
     pushed_out = log_of(100)
     pushed_out["queue_type"], pushed_out["total_packets"] = 0, np.arange(100)

@@ -21,7 +21,7 @@ import pytest
 
 import l4s_gym
 from l4s_gym.envs.dualpi2 import DualPI2Env
-from l4s_gym.envs.prob import DualPI2ProbEnv
+from l4s_gym.envs.prob import DualPI2ProbEnv, DualPI2ProbVectorEnv
 from l4s_gym.envs.vector import DualPI2VectorEnv
 from l4s_gym.errors import L4SError
 from l4s_gym.sim import layout, scenario
@@ -94,6 +94,7 @@ def in_another_process(things: list[Any], folder: Path) -> list[str]:
 def makers(plain: Plain, log_path: Path) -> dict[str, Callable[[], Any]]:
     """Every registered environment but the live one: single, and as vector environments."""
     short = plain("mixed", horizon_s=1.2)  # what is randomised is drawn anew in each episode
+    several: list[Any] = [short, "lte", plain("l4s-llm-testbed-vm", horizon_s=0.5)]
     log = str(log_path)
     sync = functools.partial(gym.vector.SyncVectorEnv)
     return {
@@ -104,8 +105,11 @@ def makers(plain: Plain, log_path: Path) -> dict[str, Callable[[], Any]]:
         "packets of the virtual machines": functools.partial(gym.make, ENV_ID, scenario="l4s-llm-testbed-vm"),
         "packets of a trace": functools.partial(gym.make, ENV_ID, scenario="lte", decision_interval=10),
         "intervals": functools.partial(gym.make, PROB_ID, scenario=short, even=True, render_mode="ansi"),
+        "packets, several scenarios": functools.partial(gym.make, ENV_ID, scenario=several, horizon_s=0.3),
+        "intervals, several scenarios": functools.partial(gym.make, PROB_ID, scenario=several, horizon_s=0.3),
         "replay": functools.partial(gym.make, l4s_gym.REPLAY_ID, log=log, mode="nearest", decision_interval=10),
         "vector": functools.partial(DualPI2VectorEnv, 3, short, autoreset_mode="same_step"),
+        "vector, intervals": functools.partial(DualPI2ProbVectorEnv, 3, several, horizon_s=0.3, copy=False),
         "vector with threads": functools.partial(DualPI2VectorEnv, PARALLEL_FROM, "mixed", copy=False),
         "vector of intervals": functools.partial(
             sync, [functools.partial(gym.make, PROB_ID, scenario=short, control_interval_ms=4.0)] * 2
@@ -124,7 +128,8 @@ def started(make: Callable[[], Any]) -> Any:
 
 NAMES = (
     *("packets", "packets, Linux, with pictures", "packets of the virtual machines", "packets of a trace"),
-    *("intervals", "replay", "vector", "vector with threads", "vector of intervals", "vector of replays"),
+    *("packets, several scenarios", "intervals", "intervals, several scenarios", "replay"),
+    *("vector", "vector, intervals", "vector with threads", "vector of intervals", "vector of replays"),
 )
 
 
@@ -162,7 +167,7 @@ def test_a_copy_has_memory_of_its_own(makers: dict[str, Callable[[], Any]]) -> N
     places = {"queue_at": batch.queues, "flow_at": batch.flow, "packet_at": batch.packet, "obs_at": batch.obs}
     for name, array in places.items():
         assert batch.env[name][0] == array.ctypes.data
-    assert batch.env["trace_row"][0] == batch._trace.ctypes.data
+    assert batch.env["trace_row"][0] == batch._prepared[0].trace.ctypes.data
     assert not np.shares_memory(batch.env, env.batch.env)
     assert np.shares_memory(batch.first_obs, batch.obs) and np.shares_memory(batch.first_env, batch.env)
     for name in ("action", "reward", "applied"):
@@ -213,9 +218,10 @@ def test_snapshots(name: str, makers: dict[str, Callable[[], Any]]) -> None:
 
 
 def test_snapshots_in_another_process(makers: dict[str, Callable[[], Any]], tmp_path: Path) -> None:
-    envs = [started(makers[name]) for name in ("packets", "intervals", "replay", "vector")]
+    names = ("packets, several scenarios", "intervals", "replay", "vector", "vector, intervals")
+    envs = [started(makers[name]) for name in names]
     snapshots = [env.unwrapped.clone_state() for env in envs]
-    fresh = [makers[name]() for name in ("packets", "intervals", "replay", "vector")]
+    fresh = [makers[name]() for name in names]
     assert in_another_process(list(zip(fresh, snapshots, strict=True)), tmp_path) == [go_on(env) for env in envs]
 
 

@@ -226,8 +226,8 @@ def test_bad_decision_intervals(interval: Any) -> None:
         DualPI2Env(decision_interval=interval)
 
 
-@pytest.mark.parametrize("interval", [0.0, -1.0, math.nan, math.inf])
-def test_bad_control_intervals(interval: float) -> None:
+@pytest.mark.parametrize("interval", [0.0, -1.0, math.nan, math.inf, "16", None])
+def test_bad_control_intervals(interval: Any) -> None:
     with pytest.raises(L4SError, match="control_interval_ms"):
         DualPI2ProbEnv(control_interval_ms=interval)
 
@@ -513,6 +513,11 @@ def test_replay_nearest(column: str, interval: int, log_path: Path) -> None:
 def test_bad_replays(kwargs: dict[str, Any], message: str, log_path: Path) -> None:
     with pytest.raises(L4SError, match=message):
         DualPI2ReplayEnv(**{"log": log_path, **kwargs})
+
+
+def test_replay_options(log_path: Path) -> None:
+    with pytest.raises(L4SError, match="unknown option of reset 'strat': did you mean 'start'"):
+        DualPI2ReplayEnv(log_path).reset(options={"strat": 5})
 
 
 @pytest.mark.parametrize("start", [-1, 10**9])

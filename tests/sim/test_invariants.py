@@ -150,7 +150,7 @@ def check_state(batch: Batch) -> None:
     if env["limit_packets"]:
         assert env["packets"] <= env["limit_packets"]
     assert 0.0 <= batch.base_probability(0) <= 1.0
-    for name, highest in HIGHEST.get(batch.aqm, {}).items():
+    for name, highest in HIGHEST.get(batch.aqm_of(0), {}).items():
         value = (batch.own_queue if name in (batch.own_queue.dtype.names or ()) else batch.own)[name][0]
         assert ((value >= 0) & (value <= highest)).all()
     assert (queue["delay_ns"] >= 0).all()

@@ -28,7 +28,7 @@ from l4s_gym.data.files import PathLike
 from l4s_gym.data.simulated import Behaviour, SimulatedRun
 from l4s_gym.data.steps import EXTRAS, STEP
 from l4s_gym.data.storage import Shard, shard_name, write_shard
-from l4s_gym.envs.dualpi2 import DualPI2Env, load_scenario
+from l4s_gym.envs.dualpi2 import DualPI2Env
 from l4s_gym.errors import L4SError
 from l4s_gym.evaluation.entry import NATIVE
 from l4s_gym.evaluation.harness import Result, evaluate
@@ -83,7 +83,7 @@ def rl_collect(
         about["simulator"] = fingerprint.FINGERPRINT if ours else fingerprint.KERNEL_LOG
         played = _played(env_or_scenario, _agent(policy), seeds, "environment")
         return minari_io.create(dataset_id, played, overwrite=overwrite, **about)
-    chosen = load_scenario(env_or_scenario)
+    chosen = scenario.load(env_or_scenario)
     if seconds is not None:
         chosen = chosen.replace(horizon_s=seconds)
     plain = msgspec.to_builtins(chosen)

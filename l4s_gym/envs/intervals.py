@@ -1,0 +1,157 @@
+"""Environments whose step is a control interval, single and vector: a form of action tells what one writes."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+
+from l4s_gym.envs.rendering import FPS, RenderMode, metadata
+from l4s_gym.envs.simulated import SimulatedEnv
+from l4s_gym.envs.vector import SimulatedVectorEnv
+from l4s_gym.errors import L4SError
+from l4s_gym.schema import ENQUEUE
+from l4s_gym.sim import layout, measure
+from l4s_gym.sim.batch import Batch
+from l4s_gym.sim.intervals import HIGH, Intervals
+from l4s_gym.sim.scenario import Scenarios, load_all
+
+Floats = npt.NDArray[np.float32]
+
+
+class Form:
+    """A form of action: a subclass says what an action is, and writes it; the environments below do the rest.
+
+    An environment of the form inherits from it first, then from `IntervalEnv` or `IntervalVectorEnv`.
+    """
+
+    low: ClassVar[npt.NDArray[np.float64]]
+    high: ClassVar[npt.NDArray[np.float64]]
+    """Bounds of one action (K,)."""
+    asks: ClassVar[str]
+    """What an action is, for errors."""
+    decider: ClassVar[int]
+    """Who decides about packets, `layout.NATIVE` or `layout.PROBABILITY`."""
+    batch: Batch
+    intervals: Intervals
+    _interval_ns: int
+
+    def _write(self, actions: npt.NDArray[np.float64]) -> None:
+        """Write checked actions (n, K) into the records of the batch."""
+        raise NotImplementedError
+
+    def _begin(self, i: int) -> None:
+        """The records of environment `i` are those of a new episode."""
+        self.intervals.start(i)
+
+    def _made(self) -> dict[str, Any]:
+        """Arguments of the form that a snapshot must agree with."""
+        return {}
+
+    def _simulate(
+        self,
+        scenario: Scenarios,
+        n: int,
+        control_interval_ms: Any,
+        horizon_s: float | None,
+        reward: str,
+        **options: Any,
+    ) -> None:
+        """Make the batch and its intervals."""
+        real = isinstance(control_interval_ms, int | float | np.integer | np.floating)
+        if not real or not 0.0 < control_interval_ms < 1e6:
+            raise L4SError(f"control_interval_ms={control_interval_ms!r}: give a positive number of milliseconds")
+        if reward == "l4s_llm":
+            raise L4SError("reward 'l4s_llm' belongs to single packets; use 'balance' or 'power'")
+        self.batch = Batch(load_all(scenario, horizon_s), n, decider=self.decider, reward=reward, **options)
+        self._interval_ns = round(control_interval_ms * 1e6)
+        self.intervals = Intervals(self.batch, self._interval_ns)
+
+    def _identity(self) -> dict[str, str]:
+        made = {"control_interval_ns": self._interval_ns, **self._made()}
+        return {**super()._identity(), **{name: str(value) for name, value in made.items()}}  # type: ignore[misc]
+
+    def _check(self, given: Any, *rows: int) -> npt.NDArray[np.float64]:
+        """Actions (*rows, K), of which each number is within its bounds."""
+        try:
+            actions = np.asarray(given, np.float64)
+        except (TypeError, ValueError):
+            actions = np.full(0, np.nan)
+        fits = actions.shape == (*rows, len(self.low))
+        if not fits or not ((actions >= self.low) & (actions <= self.high)).all():
+            what = f"actions: give {rows[0]} rows, each of" if rows else f"action {given!r}: give"
+            raise L4SError(f"{what} {self.asks}")
+        return actions
+
+    def _spaces(self) -> tuple[gym.spaces.Box, gym.spaces.Box]:
+        """Of an action (K,), and of an observation (12,)."""
+        low, high = (bounds.astype(np.float32) for bounds in (self.low, self.high))
+        return gym.spaces.Box(low, high), gym.spaces.Box(np.zeros_like(HIGH), HIGH)
+
+
+class IntervalEnv(Form, SimulatedEnv[Floats, Floats]):
+    """A single one."""
+
+    metadata: dict[str, Any] = metadata()
+    _parts = (*SimulatedEnv._parts, "intervals")
+    _values = ("_np_random", "_np_random_seed", "_ready")
+
+    def _open(
+        self, scenario: Scenarios, *, render_mode: RenderMode | None = None, render_fps: float = FPS, **arguments: Any
+    ) -> None:
+        """What a subclass calls when it is made; `arguments` are those of `_simulate`."""
+        self.action_space, self.observation_space = self._spaces()
+        self._ready = False
+        self._simulate(scenario, 1, **arguments)
+        self._watch(render_mode, render_fps)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Floats, dict[str, Any]]:
+        """Start an episode; `seed` fixes everything random."""
+        self._start(seed, options)
+        self._begin(0)
+        self._ready = True
+        if self._view is not None:
+            self._view.start()
+        return self.intervals.obs[0].copy(), {"scenario": self.scenario.name}
+
+    def step(self, action: Floats) -> tuple[Floats, float, bool, bool, dict[str, Any]]:
+        """Apply an action, and run for one control interval."""
+        if not self._ready:
+            raise gym.error.ResetNeeded("step: the environment has not been started or has ended; call reset() first")
+        self._write(self._check(action)[None])
+        self.intervals.advance()
+        if self._view is not None:
+            self._view.note(ENQUEUE)
+        status = int(self.batch.status[0])
+        info: dict[str, Any] = {}
+        if status != layout.STOPPED:
+            self._ready = False
+            info["statistics"] = measure.summary(self.batch, 0)
+        reward = float(self.batch.reward[0])
+        over = status == layout.TERMINATED, status == layout.TRUNCATED
+        return self.intervals.obs[0].copy(), reward, *over, info
+
+
+class IntervalVectorEnv(Form, SimulatedVectorEnv[Floats]):
+    """Many of them."""
+
+    _parts = (*SimulatedVectorEnv._parts, "intervals")
+
+    def _open(
+        self, num_envs: int, scenario: Scenarios, render_mode: str | None, mode: str, copy: bool, **arguments: Any
+    ) -> None:
+        """What a subclass calls when it is made; `arguments` are those of `_simulate`."""
+        self._arrange(num_envs, *self._spaces(), render_mode, mode, copy)
+        self._simulate(scenario, num_envs, **arguments)
+
+    @property
+    def _obs(self) -> Floats:
+        return self.intervals.obs
+
+    def _apply(self, actions: Floats) -> None:
+        self._write(self._check(actions, self.num_envs))
+
+    def _advance(self) -> None:
+        self.intervals.advance()

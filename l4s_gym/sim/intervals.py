@@ -1,0 +1,98 @@
+"""Control intervals of a batch: run for one, and see what happened in it."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from l4s_gym.sim import disciplines, link
+from l4s_gym.sim.batch import Batch
+from l4s_gym.sim.events import set_time
+from l4s_gym.sim.jit import entry, jit
+from l4s_gym.sim.layout import SLOT_STOP
+from l4s_gym.sim.memory import env_record, queue_at
+
+HIGH: Final = np.array([100, 100, 100, 100, 100, 100, 1, 1, 1, 1, 10, 1], np.float32)
+"""Upper bounds of what is seen; `L4S-DualPI2-Prob-v0` describes the features."""
+_HIGH: Final = HIGH.astype(np.float64)
+_COUNTERS: Final = 14
+"""Six of each queue, time, bytes carried."""
+
+
+@entry
+def _stop(address: int, stride: int, n: int, after_ns: int) -> None:
+    """Let all environments come back after a time."""
+    for k in range(n):
+        w = env_record(address + k * stride)
+        set_time(w, SLOT_STOP, w.now_ns + after_ns)
+
+
+@jit
+def _grown(before: Any, k: int, counter: int, value: float) -> float:
+    """Growth of a counter of environment `k` since it was last looked at."""
+    grown = value - before[k, counter]
+    before[k, counter] = value
+    return grown
+
+
+@jit
+def _put(obs: Any, k: int, feature: int, value: float) -> None:
+    obs[k, feature] = min(max(value, 0.0), _HIGH[feature])
+
+
+@entry
+def _observe(address: int, stride: int, before: npt.NDArray[np.float64], obs: npt.NDArray[np.float32]) -> None:
+    """What has happened in each environment since `before` (n, 14), which becomes now; to `obs` (n, 12)."""
+    for k in range(len(obs)):
+        w = env_record(address + k * stride)
+        capacity = max(w.base_rate_bps * _grown(before, k, 12, w.now_ns) / 8e9, 1.0)
+        for cls in range(2):
+            q = queue_at(w, cls)
+            reference_ns = 1.0 / (w.per_ref_l if cls else w.per_ref_c)
+            packets = max(_grown(before, k, cls, q.offered), 1.0)
+            left = max(_grown(before, k, 2 + cls, q.left), 1.0)
+            _put(obs, k, cls, _grown(before, k, 4 + cls, q.left_delay_ns) / left / reference_ns)
+            queued = q.bytes if cls else w.bytes - queue_at(w, 1).bytes  # what is in no queue of L counts as C
+            _put(obs, k, 2 + cls, queued / (w.base_rate_bps * reference_ns / 8e9))
+            _put(obs, k, 4 + cls, _grown(before, k, 6 + cls, q.offered_bytes) / capacity)
+            _put(obs, k, 6 + cls, _grown(before, k, 8 + cls, q.marked) / packets)
+            _put(obs, k, 8 + cls, _grown(before, k, 10 + cls, q.dropped) / packets)
+        carried = link.carried_bytes(w, link.ahead_bytes(w))
+        _put(obs, k, 10, _grown(before, k, 13, carried) / capacity)
+        _put(obs, k, 11, disciplines.probability(w))
+
+
+class Intervals:
+    """Steps of a batch that are control intervals.
+
+    Attributes:
+        obs: (n, 12) float32, what was seen in the last interval.
+    """
+
+    def __init__(self, batch: Batch, interval_ns: int) -> None:
+        """Of a batch that asks for no packet's decision, and so many nanoseconds."""
+        self._batch, self._interval_ns = batch, interval_ns
+        self.obs = np.zeros((batch.n, len(HIGH)), np.float32)
+        self._before = np.zeros((batch.n, _COUNTERS))
+
+    def start(self, index: int) -> None:
+        """An environment has been reset: all that is counted begins at 0."""
+        self.obs[index] = 0.0
+        self._before[index] = 0.0
+
+    def advance(self) -> None:
+        """Run each environment for one interval, or to its end; one that has ended stays as it is."""
+        batch = self._batch
+        _stop(batch.address, batch.stride, batch.n, self._interval_ns)
+        batch.advance()
+        _observe(batch.address, batch.stride, self._before, self.obs)
+
+    def state(self) -> dict[str, npt.NDArray[Any]]:
+        """What a snapshot keeps."""
+        return {"obs": self.obs.copy(), "before": self._before.copy()}
+
+    def restore(self, state: dict[str, npt.NDArray[Any]]) -> None:
+        """Go back to a state."""
+        self.obs[:], self._before[:] = state["obs"], state["before"]
