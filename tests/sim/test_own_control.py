@@ -167,3 +167,8 @@ def test_every_field_has_words(record: np.dtype[np.void]) -> None:
     told = layout.fields(record)
     assert [name for name, *_ in told] == [name for name in record.names or () if name != "padding"]
     assert all(unit and words.endswith(".") for *_, unit, words in told)
+
+
+def test_the_command_line_tells_the_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["fields", "flow"]) == 0
+    assert "Congestion window." in capsys.readouterr().out
