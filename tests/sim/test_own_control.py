@@ -167,3 +167,8 @@ def test_what_ships_is_told() -> None:
 def test_every_field_has_words(rows: tuple[layout.Row, ...]) -> None:
     assert all(unit and words.endswith(".") for *_, unit, words in rows)
     assert len({name for name, *_ in rows}) == len(rows)
+
+
+def test_the_command_line_tells_the_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["fields", "flow"]) == 0
+    assert "Congestion window." in capsys.readouterr().out
