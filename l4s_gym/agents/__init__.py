@@ -15,7 +15,7 @@ from l4s_gym.agents.protocol import (
     Agent,
     DecisionRule,
 )
-from l4s_gym.agents.rules import EnqueueAgent, RandomAgent, ThresholdAgent
+from l4s_gym.agents.rules import EnqueueAgent, PolicyAgent, RandomAgent, ThresholdAgent
 from l4s_gym.errors import L4SError, unknown
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Agent",
     "DecisionRule",
     "EnqueueAgent",
+    "PolicyAgent",
     "RandomAgent",
     "ThresholdAgent",
     "make",

@@ -36,7 +36,11 @@ MOST_MBPS: Final = 400_000.0
 """Rates that a link may have: a modem's 56 kbit/s to 400 Gbit/s."""
 
 # Who decides.
-NATIVE, AGENT, PROBABILITY = range(3)
+NATIVE, AGENT, POLICY, PROBABILITY = range(4)
+
+# How a policy's probabilities become decisions (`l4s_gym.agents.protocol.DecisionRule`).
+SAMPLE, ARGMAX, DIFFUSE = range(3)
+RULES: Final = ("sample", "argmax", "diffuse")
 
 # Rewards.
 BALANCE, POWER, L4S_LLM = range(3)
@@ -58,7 +62,7 @@ HIST_BINS: Final = 24 << HIST_SHIFT
 """Delay histogram: 32 bins an octave of delay in 256 ns units, so a quantile is right to about 3 %."""
 
 
-def _packed(hot: list[tuple[str, str]], cold: list[tuple[Any, ...]]) -> np.dtype[np.void]:
+def _packed(hot: list[tuple[Any, ...]], cold: list[tuple[Any, ...]]) -> np.dtype[np.void]:
     """A record that starts and ends on cache lines of 64 bytes, with what is used together side by side."""
     bare = np.dtype(hot + cold, align=True)
     return np.dtype([*hot, *cold, ("padding", "u1", (-bare.itemsize % 64 or 64,))], align=True)
@@ -102,6 +106,8 @@ ENV: Final = _packed(
         ("idle_at", "i8"), ("serve_at", "i8"), ("task_at", "i8"), ("turn_ns", "i8"), ("list_head", "i4", (6,)),
         ("list_tail", "i4", (6,)), ("ring_size", "i4", (4,)), ("in_rings", "i4"), ("card", "i4"), ("budget", "i4"),
         ("even", "i1"), ("derandomise", "i1"), ("called", "i1"), ("late", "i1"),
+        # -- the policy, where it decides in the engine (`l4s_gym.sim.policy`): packed, and its `RULE`
+        ("policy_at", "i8"), ("rule_at", "i8"),
     ],
 )  # fmt: skip
 
@@ -162,6 +168,19 @@ FLOW: Final = _packed(
         # -- FreeBSD: proportional rate reduction, CUBIC's epochs
         ("rexmit", "i4"), ("prr_delivered", "i4"), ("prr_out", "i4"), ("recover_fs", "i4"), ("phase", "i4"),
         ("epoch_acks", "i4"), ("epoch_rtt_ns", "f8"), ("mean_rtt_ns", "f8"),
+    ],
+)  # fmt: skip
+
+RULE: Final = _packed(
+    [
+        # -- PCG64 as NumPy's: low and high half of the state, then of the increment; by queue, the debts of drop and mark
+        ("generator", "u8", (4,)), ("debt", "f8", (4,)),
+    ],
+    [
+        # -- decisions before the engine comes back; steps noted; environments beside each other in the trajectory's
+        # arrays; where this environment's first row in them lies, 0: no trajectory
+        ("left", "i8"), ("step", "i8"), ("width", "i8"), ("obs_at", "i8"), ("action_at", "i8"), ("reward_at", "i8"),
+        ("probabilities_at", "i8"),
     ],
 )  # fmt: skip
 

@@ -16,7 +16,7 @@ from numba.extending import intrinsic, models, register_model
 
 from l4s_gym.schema import RECORD
 from l4s_gym.sim.jit import jit
-from l4s_gym.sim.layout import ENV, FLOW, HIST_BINS, PACKET, QUEUE
+from l4s_gym.sim.layout import ENV, FLOW, HIST_BINS, PACKET, QUEUE, RULE
 
 
 @intrinsic
@@ -99,7 +99,7 @@ class NamedRecord(types.Record):  # type: ignore[misc]
 register_model(NamedRecord)(models.RecordModel)
 
 
-def _opener(label: str, dtype: np.dtype[np.void]) -> Any:
+def opener(label: str, dtype: np.dtype[np.void]) -> Any:
     """A compiled function from an address to the record of `dtype` that lies there."""
     record = NamedRecord(label, dtype)
 
@@ -113,11 +113,12 @@ def _opener(label: str, dtype: np.dtype[np.void]) -> Any:
     return open_record
 
 
-env_record = _opener("env", ENV)
-_queue_record = _opener("queue", QUEUE)
-_flow_record = _opener("flow", FLOW)
-_packet_record = _opener("packet", PACKET)
-_log_record = _opener("record", RECORD)
+env_record = opener("env", ENV)
+_queue_record = opener("queue", QUEUE)
+_flow_record = opener("flow", FLOW)
+_packet_record = opener("packet", PACKET)
+_log_record = opener("record", RECORD)
+_rule_record = opener("rule", RULE)
 _QUEUE_SIZE = QUEUE.itemsize
 _FLOW_SIZE = FLOW.itemsize
 _PACKET_SIZE = PACKET.itemsize
@@ -146,6 +147,12 @@ def packet_at(w: Any, p: int) -> Any:
 def log_at(w: Any, row: int) -> Any:
     """Row of the decision log: `schema.RECORD`."""
     return _log_record(w.log_at + row * _LOG_SIZE)
+
+
+@jit
+def rule_of(w: Any) -> Any:
+    """The state of the policy's decision rule: `RULE` record."""
+    return _rule_record(w.rule_at)
 
 
 @jit
