@@ -141,28 +141,17 @@ class D3RLPyAgent:
         check_batch(obs, self._rule.n)
         return self._rule.decide(self.probabilities(obs), obs[:, 0])
 
-    def _network(self, name: str, number: int | None = None) -> Network:
-        """A perceptron of d3rlpy's, or one of a list, as plain arrays; observations are standardised as it does.
+    def _network(self, module: Any) -> Network:
+        """A perceptron of d3rlpy's as plain arrays; observations are standardised as it does.
 
         Raises:
-            L4SError: It has other layers than linear ones with ReLU or Tanh between them.
+            L4SError: It has other layers than linear ones with one activation, or other scaling.
         """
-        module = self._modules[name] if number is None else self._modules[name][number]
-        layers, between = [], set()
-        for layer in module.modules():
-            kind = type(layer).__name__
-            if kind == "Linear":
-                layers.append(tuple(part.detach().numpy().copy() for part in (layer.weight, layer.bias)))
-            elif not any(layer.children()):
-                between.add(kind.lower())
         scaler = self.algo.observation_scaler
-        if len(between) > 1 or getattr(scaler, "mean", None) is None:
-            raise L4SError(
-                f"{self.kind}: layers {', '.join(sorted(between))}, scaler {type(scaler).__name__}: "
-                "build it with one activation, and a fitted StandardObservationScaler"
-            )
+        if not hasattr(scaler, "std"):
+            raise L4SError(f"{self.kind}: scaler {type(scaler).__name__}: build it with a StandardObservationScaler")
         mean, std = (np.asarray(part, np.float32) for part in (scaler.mean, scaler.std))
-        return Network(tuple(layers), next(iter(between), "relu"), mean, std + np.float32(scaler.eps))
+        return Network.of(module, mean, std + np.float32(scaler.eps))
 
     def cost(self) -> dict[str, float]:
         """Numbers of parameters of what takes part in decisions."""
@@ -232,7 +221,7 @@ class BCAgent(D3RLPyAgent):
         super().__init__(algo, kind, rule, **more)
 
     def _describe(self) -> Policy:
-        return Policy((self._network("imitator"),), self.rule)
+        return Policy((self._network(self._modules["imitator"]),), self.rule)
 
     def as_policy(self) -> Policy:
         """What it decides by, for the engine."""
@@ -286,11 +275,13 @@ class ValueAgent(D3RLPyAgent):
 
     def _describe(self) -> Policy:
         if self.kind == "sac":
-            return Policy((self._network("policy"),), self.rule, epsilon=self.epsilon)
-        critics = tuple(self._network("q_funcs", k) for k in range(len(self._modules["q_funcs"])))
+            return Policy((self._network(self._modules["policy"]),), self.rule, epsilon=self.epsilon)
+        critics = tuple(map(self._network, self._modules["q_funcs"]))
         found = Policy(critics, self.rule, temperature=self.temperature, epsilon=self.epsilon)
         if self.kind == "bcq":
-            return replace(found, mask=self._network("imitator"), flexibility=self.algo.config.action_flexibility)
+            return replace(
+                found, mask=self._network(self._modules["imitator"]), flexibility=self.algo.config.action_flexibility
+            )
         return found
 
 

@@ -307,7 +307,7 @@ class Batch:
     def decide_by(self, policy: Policy) -> None:
         """Let another policy decide from now on, such as one with the next weights of a training."""
         self._options["policy"] = policy  # keeps its memory
-        self._places["policy_at"] = self.env["policy_at"] = np.full(self.n, policy.packed.ctypes.data)
+        self._places["policy_at"] = self.env["policy_at"] = np.full(self.n, policy.address)
 
     def start_policy(self, rngs: Sequence[np.random.Generator]) -> None:
         """Start the policy's decision rule: environment i draws what `rngs[i]` would draw next.

@@ -38,7 +38,7 @@ _WIDE, _NARROW = 64, 8
 # What lies in a packed policy; `_at` is a distance in bytes from its start.
 _HEAD: Final = np.dtype(
     [
-        ("rule", "i8"), ("parts", "i8"), ("parts_at", "i8"), ("mask_at", "i8"), ("softmax", "i8"), ("corrects", "i8"),
+        ("rule", "i8"), ("parts", "i8"), ("parts_at", "i8"), ("masked", "i8"), ("softmax", "i8"), ("corrects", "i8"),
         ("temperature", "f8"), ("epsilon", "f8"), ("least", "f8"), ("gamma", "f8"), ("weights", "f8", (_OUTPUTS,)),
     ]
 )  # fmt: skip
@@ -97,6 +97,26 @@ class Network:
         shapes = [np.shape(weights) for weights, _ in self.layers]
         if not shapes or shapes != list(zip(sizes[1:], sizes[:-1], strict=True)) or sizes[-1] != _OUTPUTS:
             raise L4SError(f"network: layers of shapes {shapes}: give (h, {_INPUTS}), (i, h), ... ({_OUTPUTS}, k)")
+
+    @classmethod
+    def of(cls, module: Any, mean: Any = None, scale: Any = None) -> Network:
+        """The perceptron of a PyTorch module: its linear layers in their order, ReLU or Tanh between all of them.
+
+        Raises:
+            L4SError: It has other layers, or two activations.
+        """
+        layers, between = [], set()
+        for layer in module.modules():
+            kind = type(layer).__name__
+            if kind == "Linear":
+                layers.append(tuple(part.detach().numpy().copy() for part in (layer.weight, layer.bias)))
+            elif not any(True for _ in layer.children()):
+                between.add(kind.lower())
+        if len(between) > 1:
+            raise L4SError(
+                f"network: layers {', '.join(sorted(between))} between linear ones: build it with one of them"
+            )
+        return cls(tuple(layers), next(iter(between), "relu"), mean, scale)
 
     @property
     def parameters(self) -> int:
@@ -238,13 +258,13 @@ class Policy:
         """The policy as one block of memory, which starts on a cache line."""
         memory = _Memory()
         memory.add(np.zeros(1, _HEAD))
-        parts = np.concatenate([part.pack(memory) for part in self.parts])
+        every = self.parts if self.mask is None else (*self.parts, self.mask)
+        parts_at = memory.add(np.concatenate([part.pack(memory) for part in every]))
         head = np.zeros(1, _HEAD)
         head["rule"], head["softmax"] = RULES.index(self.rule), self.softmax
         head["temperature"], head["epsilon"] = self.temperature, self.epsilon
-        head["parts"], head["parts_at"] = len(parts), memory.add(parts)
-        if self.mask is not None:
-            head["mask_at"], head["least"] = memory.add(self.mask.pack(memory)), math.log(self.flexibility)
+        head["parts"], head["parts_at"] = len(self.parts), parts_at
+        head["masked"], head["least"] = self.mask is not None, math.log(self.flexibility)
         head["corrects"] = self.weights is not None or self.gamma > 0.0
         head["weights"], head["gamma"] = self.weights or (1.0,) * _OUTPUTS, self.gamma
         memory.data[: _HEAD.itemsize] = head.tobytes()
@@ -255,12 +275,13 @@ class Policy:
         return block
 
     @functools.cached_property
-    def _address(self) -> int:
+    def address(self) -> int:
+        """Where `packed` lies."""
         return int(self.packed.ctypes.data)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is made from it: a copy has memory of its own."""
-        return {name: value for name, value in vars(self).items() if name not in ("packed", "_address")}
+        return {name: value for name, value in vars(self).items() if name not in ("packed", "address")}
 
     def __str__(self) -> str:
         """Rule, and a checksum of all of it."""
@@ -270,7 +291,7 @@ class Policy:
         """Probabilities of the actions (n, 3) for observations (n, 8)."""
         given = np.array(obs, np.float32)
         out = np.empty((len(given), _OUTPUTS))
-        _evaluate(self._address, given, out)
+        _evaluate(self.address, given, out)
         return out
 
 
@@ -419,15 +440,16 @@ def _probabilities(at: int, obs: Any) -> tuple[float, float, float]:
     """Probabilities of the three actions by the packed policy at an address, for one observation (8,)."""
     head = _head_at(at)
     p0, p1, p2 = 0.0, 0.0, 0.0
-    for k in range(head.parts):
+    s0, s1, s2 = 0.0, 0.0, 0.0
+    for k in range(head.parts + head.masked):
         s0, s1, s2 = _scores(at, _part_at(at + head.parts_at + k * _PART_SIZE), obs)
-        p0, p1, p2 = p0 + s0, p1 + s1, p2 + s2
+        if k < head.parts:
+            p0, p1, p2 = p0 + s0, p1 + s1, p2 + s2
     if head.parts > 1:
         p0, p1, p2 = p0 / head.parts, p1 / head.parts, p2 / head.parts
     if head.softmax:
         p0, p1, p2 = p0 / head.temperature, p1 / head.temperature, p2 / head.temperature
-        if head.mask_at:
-            s0, s1, s2 = _scores(at, _part_at(at + head.mask_at), obs)
+        if head.masked:  # the last of the parts
             least = max(s0, s1, s2) + head.least
             p0 = -np.inf if s0 <= least else p0
             p1 = -np.inf if s1 <= least else p1

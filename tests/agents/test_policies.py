@@ -82,7 +82,7 @@ def test_what_else_a_network_has_is_refused(trained: Trained) -> None:
 
     agent: Any = agents.make(str(trained("bc")))
     agent._modules["imitator"]._encoder._layers.append(torch.nn.LayerNorm(16))
-    with pytest.raises(L4SError, match="layers layernorm, relu, scaler StandardObservationScaler: build it with one"):
+    with pytest.raises(L4SError, match="layers layernorm, relu between linear ones"):
         agent.as_policy()
 
 
