@@ -4,12 +4,15 @@
     python benchmarks/board_speed.py --agents runs/bc    # and the overhead for an agent of yours
 
 The first part is `sweep.run` in the size `full`, with no cell kept from before. The second measures, in one process,
-the share of the time of `evaluate_many` that is neither the engine nor the agent. Figures of a shared machine vary
+the share of the time of `evaluate_many` that is neither the engine nor the agent, where the agent is asked. The third
+is what a decision costs in `evaluate_many` on one thread, simulation included, inside the engine and where the agent is
+asked, and what one `act` for a single queue takes; networks have random weights. Figures of a shared machine vary
 between runs. Nothing here is asserted: targets are shown beside the figures.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 import time
@@ -18,13 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from l4s_gym import agents
 from l4s_gym.cli.arguments import command_line
 from l4s_gym.evaluation import entry, harness, leaderboard, sweep
 from l4s_gym.evaluation.origin import append_run, origin
+from l4s_gym.schema import ACTIONS, ENQUEUE, OBSERVED
 from l4s_gym.sim import scenario
 from l4s_gym.sim.batch import Batch
+from l4s_gym.sim.policy import Network, Policy
 
 HERE = Path(__file__).resolve().parent
 GROUP = ("grid-40m-10ms", "grid-40m-20ms", "grid-40m-50ms", "steps", "web")
@@ -121,8 +127,42 @@ def overhead(spec: str, repeats: int) -> dict[str, Any]:
     return {"agent": spec, "overhead": min(shares), "all": shares, "inference": min(inference), "target": 0.1}
 
 
+def network(*hidden: int) -> agents.Agent:
+    """An agent of random weights, which enqueues most packets."""
+    rng, sizes = np.random.default_rng(0), (len(OBSERVED), *hidden, len(ACTIONS))
+    layers = [
+        (rng.normal(0.0, m**-0.5, (n, m)).astype(np.float32), np.zeros(n, np.float32))
+        for m, n in itertools.pairwise(sizes)
+    ]
+    layers[-1][1][ENQUEUE] = 6.0
+    return agents.PolicyAgent(Policy((Network(tuple(layers)),)), "-".join(map(str, hidden)))
+
+
+def decision(agent: agents.Agent, repeats: int, target_us: float) -> dict[str, Any]:
+    """Processor time of a decision, us, the least of some runs: in the engine, asked in a batch of 50, asked alone."""
+    chosen = [scenario.load(name).replace(horizon_s=2.0, warmup_s=0.0) for name in GROUP]
+    act, took = agent.act, {"engine_us": [], "asked_us": []}
+    for _ in range(repeats):
+        for name, times in took.items():
+            if name == "asked_us":
+                agent.act = act  # type: ignore[method-assign]  # the harness does not know it for the policy's
+            start = time.process_time()
+            results = harness.evaluate_many(agent, chosen, seeds=range(10), threads=1)
+            times.append(1e6 * (time.process_time() - start) / sum(result.decisions for result in results))
+        del agent.act
+    least = {name: min(times) for name, times in took.items()}
+    return {"agent": agent.name, **least, "act_us": (results[0].latency_us or {})["p50"], "target_us": target_us}
+
+
 def main(options: Options) -> None:
-    found: dict[str, Any] = {"overhead": [overhead(spec, options.repeats) for spec in options.agents]}
+    found: dict[str, Any] = {"decision": []}
+    for agent, target in ((network(256, 256), 3.0), (network(64, 64), 0.6), (agents.ThresholdAgent(), 0.6)):
+        found["decision"].append(row := decision(agent, options.repeats, target))
+        print(
+            f"{row['agent']}: a decision takes {row['engine_us']:.2f} us in the engine (target {target:g}), "
+            f"{row['asked_us']:.2f} us where the agent is asked for 50 queues, {row['act_us']:.1f} us for one"
+        )
+    found["overhead"] = [overhead(spec, options.repeats) for spec in options.agents]
     for each in found["overhead"]:
         print(f"{each['agent']}: harness {100 * each['overhead']:.1f} % of the time (target 10 %)")
     found["native"] = board = native_board(options)

@@ -13,7 +13,7 @@ from l4s_gym.agents.protocol import (
     Agent,
     DecisionRule,
 )
-from l4s_gym.agents.rules import EnqueueAgent, RandomAgent, ThresholdAgent
+from l4s_gym.agents.rules import EnqueueAgent, PolicyAgent, RandomAgent, ThresholdAgent
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.extras import load
 
@@ -23,6 +23,7 @@ __all__ = [
     "Agent",
     "DecisionRule",
     "EnqueueAgent",
+    "PolicyAgent",
     "RandomAgent",
     "ThresholdAgent",
     "make",

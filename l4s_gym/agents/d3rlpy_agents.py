@@ -4,7 +4,8 @@ An imitator gives probabilities, which a decision rule turns into decisions; `sa
 values decide greedily by default (`argmax`), as d3rlpy does. With ``rule=sample`` or ``rule=diffuse`` their values
 become probabilities: ``(1 - epsilon) * softmax(Q / temperature) + epsilon / 3``; these say which action is better,
 not how often the discipline took it. `bcq` gives 0 to an action that its imitator finds too unlikely, and `sac` has
-a policy of its own in the place of the softmax.
+a policy of its own in the place of the softmax. Decisions are made by `l4s_gym.sim.policy`, inside the engine and
+outside; PyTorch only trains.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Final, Self
 
@@ -26,6 +29,7 @@ from l4s_gym.data.d3rlpy_io import import_d3rlpy, quiet
 from l4s_gym.data.files import PathLike
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.schema import ACTIONS, OBSERVED
+from l4s_gym.sim.policy import Network, Policy
 
 MODULES: Final = {
     "bc": ("imitator",),
@@ -37,7 +41,6 @@ MODULES: Final = {
     "dt": ("transformer",),
 }
 """What of an algorithm takes part in decisions, by kind: that is saved and counted."""
-_CHUNK: Final = 4096
 
 
 @contextmanager
@@ -110,39 +113,45 @@ class D3RLPyAgent:
         self._modules = {name: algo.impl.modules.get_torch_modules()[name] for name in MODULES[kind]}
 
     def reset(self, n: int, seed: int) -> None:
-        """Start `n` episodes. PyTorch then runs on one thread: more are slower for such small batches."""
-        import torch
-
-        torch.set_num_threads(1)
-        for module in self._modules.values():
-            module.eval()
+        """Start `n` episodes."""
         self._rule.reset(n, seed)
 
-    def _learnt(self, x: Any) -> Any:
-        """Probabilities (n, 3) for standardised observations (n, 8), as tensors."""
+    @cached_property
+    def _learnt(self) -> Policy:
+        return self._describe()
+
+    def _describe(self) -> Policy:
+        """What was learnt, as plain arrays."""
         raise NotImplementedError
+
+    def as_policy(self) -> Policy:
+        """What it decides by, for the engine."""
+        return self._learnt
 
     def probabilities(self, obs: Observations) -> Floats:
         """Probabilities of the actions (n, 3) for observations (n, 8)."""
-        import torch
-
-        with torch.no_grad():
-            x = torch.from_numpy(np.array(obs, np.float32))  # a copy: the caller's array may be read-only
-            return np.asarray(self._learnt(self.algo.observation_scaler.transform(x)).double().numpy(), np.float64)
+        return self._learnt.probabilities(obs)
 
     def logged_probabilities(self, logged: Logged, index: Ints) -> Floats:
         """Probabilities (B, 3) at logged steps (B,)."""
-        for module in self._modules.values():
-            module.eval()
-        found = [
-            self.probabilities(logged.observations[index[at : at + _CHUNK]]) for at in range(0, len(index), _CHUNK)
-        ]
-        return np.concatenate([np.zeros((0, len(ACTIONS))), *found])
+        return self.probabilities(logged.observations[index])
 
     def act(self, obs: Observations, rewards: Floats) -> Actions:
         """Actions (n,) by the decision rule; rewards are not used."""
         check_batch(obs, self._rule.n)
         return self._rule.decide(self.probabilities(obs), obs[:, 0])
+
+    def _network(self, module: Any) -> Network:
+        """A perceptron of d3rlpy's as plain arrays; observations are standardised as it does.
+
+        Raises:
+            L4SError: It has other layers than linear ones with one activation, or other scaling.
+        """
+        scaler = self.algo.observation_scaler
+        if not hasattr(scaler, "std"):
+            raise L4SError(f"{self.kind}: scaler {type(scaler).__name__}: build it with a StandardObservationScaler")
+        mean, std = (np.asarray(part, np.float32) for part in (scaler.mean, scaler.std))
+        return Network.of(module, mean, std + np.float32(scaler.eps))
 
     def cost(self) -> dict[str, float]:
         """Numbers of parameters of what takes part in decisions."""
@@ -211,8 +220,12 @@ class BCAgent(D3RLPyAgent):
     def __init__(self, algo: Any, kind: str = "bc", rule: str | None = None, **more: Any) -> None:
         super().__init__(algo, kind, rule, **more)
 
-    def _learnt(self, x: Any) -> Any:
-        return self._modules["imitator"](x).probs
+    def _describe(self) -> Policy:
+        return Policy((self._network(self._modules["imitator"]),), self.rule)
+
+    def as_policy(self) -> Policy:
+        """What it decides by, for the engine."""
+        return replace(self._learnt, **self.imbalance.as_policy())
 
     def probabilities(self, obs: Observations) -> Floats:
         """Probabilities of the actions (n, 3) for observations (n, 8), calibrated to the data."""
@@ -260,27 +273,16 @@ class ValueAgent(D3RLPyAgent):
         """How values become probabilities."""
         return {"temperature": self.temperature, "epsilon": self.epsilon}
 
-    def values(self, x: Any) -> Any:
-        """Values of the actions (n, 3) for standardised observations (n, 8): the mean of the critics', as d3rlpy's."""
-        import torch
-
-        return torch.stack([critic(x).q_value for critic in self._modules["q_funcs"]]).mean(dim=0)
-
-    def _learnt(self, x: Any) -> Any:
-        import torch
-
+    def _describe(self) -> Policy:
         if self.kind == "sac":
-            p = self._modules["policy"](x).probs.double()
-        else:
-            logits = self.values(x).double() / self.temperature
-            if self.kind == "bcq":
-                log_p = self._modules["imitator"](x).logits
-                unlikely = log_p - log_p.max(dim=1, keepdim=True).values <= math.log(
-                    self.algo.config.action_flexibility
-                )
-                logits = logits.masked_fill(unlikely, -torch.inf)
-            p = torch.softmax(logits, dim=1)
-        return (1.0 - self.epsilon) * p + self.epsilon / len(ACTIONS)
+            return Policy((self._network(self._modules["policy"]),), self.rule, epsilon=self.epsilon)
+        critics = tuple(map(self._network, self._modules["q_funcs"]))
+        found = Policy(critics, self.rule, temperature=self.temperature, epsilon=self.epsilon)
+        if self.kind == "bcq":
+            return replace(
+                found, mask=self._network(self._modules["imitator"]), flexibility=self.algo.config.action_flexibility
+            )
+        return found
 
 
 def restore(stored: saved.Saved) -> Any:

@@ -116,6 +116,12 @@ class Imbalance:
             raw = p / self.weights
         return np.asarray(raw / raw.sum(axis=-1, keepdims=True), np.float64)
 
+    def as_policy(self) -> dict[str, Any]:
+        """What `correct` does, as fields of `l4s_gym.sim.policy.Policy`."""
+        if not self.correction or self.kind == "none":
+            return {}
+        return {"gamma": self.gamma} if self.kind == "focal" else {"weights": tuple(self.weights.tolist())}
+
     def check(self, who: str, *kinds: str) -> None:
         """Refuse a kind that a learner cannot apply.
 

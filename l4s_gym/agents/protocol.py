@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.schema import ACTIONS, DROP, ENQUEUE, MARK
+from l4s_gym.sim import layout
+
+if TYPE_CHECKING:
+    from l4s_gym.sim.policy import Policy
 
 Observations = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
 Actions = npt.NDArray[np.int64]
 
-RULES: Final = ("sample", "argmax", "diffuse")
+RULES: Final = layout.RULES
 NO_RULE: Final = "-"
 _STREAM: Final = 0x616374
 """Sets the draws of agents apart from those of environments with the same seed."""
@@ -26,6 +30,12 @@ class Agent(Protocol):
     """Decides for a batch of environments, one packet each.
 
     The arrays given to `act` belong to the caller and change after the call: copy what is to be kept.
+
+    An agent whose decisions follow from the observation by a network, by trees or by a rule may have a further method,
+    ``as_policy() -> l4s_gym.sim.policy.Policy | None``. The evaluation then decides by that policy inside the engine,
+    ten times as fast, and does not call `act` there; so both have to decide alike, with the draws of `DecisionRule`. A
+    subclass that has an `act` of its own is asked by `act` again (`policy_of`). `l4s_gym.agents.PolicyAgent` is the
+    agent of any policy.
 
     Attributes:
         name: Name in results.
@@ -54,6 +64,26 @@ class Agent(Protocol):
     def cost(self) -> dict[str, float]:
         """What it takes to decide: `parameters`, `trainable_parameters`, and more."""
         ...
+
+
+def policy_of(agent: Agent) -> Policy | None:
+    """What decides for an agent inside the engine; None: it has to be asked.
+
+    It has to be asked too where a subclass, or somebody from outside, has replaced its `act`.
+    """
+    asked: Any = agent  # it need not have the method
+    for names in (getattr(agent, "__dict__", {}), *map(vars, type(agent).__mro__)):
+        if "as_policy" in names:
+            found: Policy | None = asked.as_policy()
+            return found
+        if "act" in names:
+            return None
+    return None
+
+
+def generators(n: int, seed: int) -> list[np.random.Generator]:
+    """What the rule `sample` draws from: environment i that of seed + i."""
+    return [np.random.default_rng([seed + i, _STREAM]) for i in range(n)]
 
 
 class DecisionRule:
@@ -89,7 +119,7 @@ class DecisionRule:
         self.n = n
         self._rows = np.arange(n)
         self._debt = np.zeros((n, 2, len(ACTIONS)))  # environment, queue, action
-        self._rngs = [np.random.default_rng([seed + i, _STREAM]) for i in range(n)] if self.rule == "sample" else []
+        self._rngs = generators(n, seed) if self.rule == "sample" else []
         self._draws = np.zeros((0, n))
         self._next = 0
 

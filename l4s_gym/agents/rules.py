@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from l4s_gym.agents.protocol import (
 )
 from l4s_gym.errors import L4SError
 from l4s_gym.schema import ACTIONS, ENQUEUE, L4S, MARK, OBS_SCALE, OBSERVED
+
+if TYPE_CHECKING:
+    from l4s_gym.sim.policy import Policy
 
 _DELAY = OBSERVED.index("current_queue_delay")
 
@@ -50,6 +54,12 @@ class EnqueueAgent(_Untrained):
         check_batch(obs, self.n)
         return np.full(self.n, ENQUEUE, np.int64)
 
+    def as_policy(self) -> Policy:
+        """The same for the engine."""
+        from l4s_gym.sim.policy import Policy, Trees
+
+        return Policy((Trees.constant((1.0, 0.0, 0.0)),), "argmax", softmax=False)
+
 
 class RandomAgent(_Untrained):
     """Draws each action with fixed probabilities, whatever it sees."""
@@ -80,6 +90,12 @@ class RandomAgent(_Untrained):
         check_batch(obs, self.n)
         return self._rule.decide(self._batch, obs[:, 0])
 
+    def as_policy(self) -> Policy:
+        """The same for the engine."""
+        from l4s_gym.sim.policy import Policy, Trees
+
+        return Policy((Trees.constant(self._p),), "sample", softmax=False)
+
 
 class ThresholdAgent(_Untrained):
     """Marks a packet where the delay of its queue is above the queue's threshold."""
@@ -104,3 +120,56 @@ class ThresholdAgent(_Untrained):
         delay_us = obs[:, _DELAY].astype(np.float64) * OBS_SCALE[_DELAY]
         limit_us = np.where(obs[:, 0] == L4S, self._l_us, self._c_us)
         return np.where(delay_us > limit_us, MARK, ENQUEUE).astype(np.int64)
+
+    def as_policy(self) -> Policy:
+        """The same for the engine: a tree that asks for the queue, and then for its delay."""
+        from l4s_gym.sim.policy import Policy, Trees
+
+        # Delays of all observations, so that float32 rounds them on the same side.
+        limits = [_largest(limit_us) for limit_us in (self._c_us, self._l_us)]
+        enqueue, mark = np.eye(len(ACTIONS))[[ENQUEUE, MARK]]
+        tree = Trees(
+            feature=[0, _DELAY, _DELAY, 0, 0],
+            threshold=[0.5, *limits, 0.0, 0.0],
+            left=[1, 3, 3, -1, -1],
+            right=[2, 4, 4, -1, -1],
+            value=[enqueue, enqueue, enqueue, enqueue, mark],
+        )
+        return Policy((tree,), "argmax", softmax=False)
+
+
+def _largest(delay_us: float) -> float:
+    """The largest observation (float32) of a delay that is not above this one."""
+    scale = OBS_SCALE[_DELAY]
+    found = np.nextafter(np.float32(delay_us / scale), np.float32(np.inf))
+    while np.float64(found) * scale > delay_us:
+        found = np.nextafter(found, np.float32(-np.inf))
+    return float(found)
+
+
+class PolicyAgent:
+    """The agent of any policy: a tree, a network that somebody trained, a rule of one's own."""
+
+    def __init__(self, policy: Policy, name: str = "policy") -> None:
+        self.name = name
+        self.policy = policy
+        self.rule = policy.rule
+        self._rule = DecisionRule(policy.rule)
+
+    def reset(self, n: int, seed: int) -> None:
+        """Start `n` episodes; the draws of environment i are those of seed + i."""
+        self._rule.reset(n, seed)
+
+    def act(self, obs: Observations, rewards: Floats) -> Actions:
+        """Actions (n,) by the policy's decision rule."""
+        check_batch(obs, self._rule.n)
+        return self._rule.decide(self.policy.probabilities(obs), obs[:, 0])
+
+    def as_policy(self) -> Policy:
+        """What it decides by."""
+        return self.policy
+
+    def cost(self) -> dict[str, float]:
+        """Weights of networks, and nodes of trees."""
+        count = float(sum(part.parameters for part in self.policy.parts))
+        return {"parameters": count, "trainable_parameters": count}

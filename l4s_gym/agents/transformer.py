@@ -84,6 +84,10 @@ class DTAgent(D3RLPyAgent):
 
     def reset(self, n: int, seed: int) -> None:
         """Start `n` episodes."""
+        import torch
+
+        torch.set_num_threads(1)  # more are slower for such small batches
+        self._model.eval()
         super().reset(n, seed)
         self._start(n)
 

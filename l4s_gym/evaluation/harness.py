@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,16 +15,18 @@ import numpy.typing as npt
 from gymnasium.utils import seeding
 
 from l4s_gym import agents
-from l4s_gym.agents.protocol import Agent, Floats
+from l4s_gym.agents.protocol import Agent, Floats, generators, policy_of
 from l4s_gym.errors import L4SError
 from l4s_gym.evaluation.entry import NATIVE
 from l4s_gym.schema import ACTIONS, ECT_1
 from l4s_gym.sim import disciplines, engine, layout, measure
-from l4s_gym.sim.batch import Batch, Outputs
+from l4s_gym.sim.batch import Batch, Outputs, run_on
 from l4s_gym.sim.jit import entry
 from l4s_gym.sim.scenario import Scenario, load
 
 LATENCY_CALLS = 300
+STRETCH = 2000
+"""Decisions that a policy takes in each episode before Python sees to progress and Ctrl-C."""
 QUANTILES = (
     *(0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99),
     *(0.995, 0.998, 0.999, 0.9995, 0.9998, 0.9999, 1.0),
@@ -159,9 +164,7 @@ def _decide(agent: Agent, out: Outputs) -> None:
     raise L4SError(f"agent {agent.name}: act returned {what}: return {n} integers from 0 to {_ACTIONS - 1}")
 
 
-def _run(
-    batches: Sequence[Batch], out: Outputs, agent: Agent | None, progress: Progress | None
-) -> npt.NDArray[np.float64]:
+def _run(batches: Sequence[Batch], out: Outputs, agent: Agent, progress: Progress | None) -> npt.NDArray[np.float64]:
     """Run all episodes of some batches to their ends, one decision of each at a time; the returns, (n,)."""
     total, open_ = np.zeros(len(out.status)), np.ones(len(out.status), bool)
     for batch in batches:
@@ -174,11 +177,32 @@ def _run(
             _settle(batches, out, total, open_)
             if not open_.any():
                 return total
-        if agent is not None:
-            _decide(agent, out)
+        _decide(agent, out)
         calls += 1
         if progress is not None and calls % 1000 == 0:
-            progress(min(float((b.env["now_ns"] / b.env["horizon_ns"]).min()) for b in batches))
+            progress(_done(batches))
+
+
+def _done(batches: Sequence[Batch]) -> float:
+    """Share of the episodes that is done: of the one that is furthest behind."""
+    return min(float((b.env["now_ns"] / b.env["horizon_ns"]).min()) for b in batches)
+
+
+def _run_inside(
+    batches: Sequence[Batch], out: Outputs, executor: Executor | None, progress: Progress | None
+) -> npt.NDArray[np.float64]:
+    """As `_run`, where the engine decides by itself: the discipline, or a policy."""
+    total, open_ = np.zeros(len(out.status)), np.ones(len(out.status), bool)
+    for batch in batches:
+        _stop_after_warmup(batch)
+    while open_.any():
+        for batch in batches:
+            batch.rule["left"] = STRETCH
+        run_on(batches, executor)
+        _settle(batches, out, total, open_)
+        if progress is not None:
+            progress(_done(batches))
+    return total
 
 
 def latency_us(agent: Agent, observations: npt.NDArray[np.float32]) -> dict[str, float]:
@@ -250,6 +274,7 @@ def evaluate_many(
     reward: str = "balance",
     interval: int = 1,
     progress: Progress | None = None,
+    threads: int | None = None,
 ) -> list[Result]:
     """Evaluate in several scenarios at once: the agent decides for all of their episodes in one batch.
 
@@ -266,6 +291,7 @@ def evaluate_many(
         reward: As in `evaluate`.
         interval: As in `evaluate`.
         progress: As in `evaluate`.
+        threads: Threads that run episodes in which nobody outside the engine is asked; None: one a core.
 
     Returns:
         One result for each scenario and seed, in this order.
@@ -276,18 +302,28 @@ def evaluate_many(
     agent, native = resolve(who)
     if agent is None and reward == "l4s_llm":
         raise L4SError(f"{who}: reward 'l4s_llm' belongs to an agent's decisions; use 'balance' or 'power'")
-    if agent is not None:
-        agent.reset(len(seeds) * len(chosen), seeds[0] if agent_seed is None else agent_seed)
-    decider = layout.NATIVE if agent is None else layout.AGENT
-    options: dict[str, Any] = {"aqm": native or aqm, "decider": decider, "interval": interval, "reward": reward}
     n = len(seeds)
+    first = seeds[0] if agent_seed is None else agent_seed
+    if agent is not None:
+        agent.reset(n * len(chosen), first)
+    policy = None if agent is None else policy_of(agent)
+    decider = layout.NATIVE if agent is None else layout.AGENT if policy is None else layout.POLICY
+    options: dict[str, Any] = {"decider": decider, "interval": interval, "reward": reward, "policy": policy}
+    options["aqm"] = native or aqm
     out = Outputs.of(n * len(chosen))
     batches = [Batch(s, n, outputs=out.part(k * n, (k + 1) * n), **options) for k, s in enumerate(chosen)]
-    for batch in batches:
+    for k, batch in enumerate(batches):
         for i, seed in enumerate(seeds):
             batch.reset(i, seeding.np_random(seed)[0])
+        if policy is not None:
+            batch.start_policy(generators(n, first + k * n))
     start = time.perf_counter()
-    returns = _run(batches, out, agent, progress).reshape(len(chosen), n)
+    if agent is not None and policy is None:
+        returns = _run(batches, out, agent, progress)
+    else:
+        count = threads or os.cpu_count() or 1
+        with ThreadPoolExecutor(count) if count > 1 else nullcontext() as executor:
+            returns = _run_inside(batches, out, executor, progress)
     wall_s = time.perf_counter() - start
     timed = None if agent is None else latency_us(agent, out.obs.copy())
     about: dict[str, Any] = {
@@ -300,7 +336,7 @@ def evaluate_many(
     }
     return [
         _result(batch, i, seed, float(total[i]), agent is not None, about)
-        for batch, total in zip(batches, returns, strict=True)
+        for batch, total in zip(batches, returns.reshape(len(chosen), n), strict=True)
         for i, seed in enumerate(seeds)
     ]
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.utils import seeding
 
-from l4s_gym.agents.protocol import Agent
+from l4s_gym.agents.protocol import Agent, generators, policy_of
 from l4s_gym.errors import L4SError
 from l4s_gym.schema import ECT_1, RECORD
 from l4s_gym.sim import layout, measure
@@ -96,11 +96,16 @@ def simulate(
     """
     if not 0.0 < sample_ms <= 1e6:
         raise L4SError(f"sample_ms={sample_ms}: give a positive number of milliseconds")
-    decider = layout.NATIVE if agent is None else layout.AGENT
-    batch = Batch(scenario, aqm=aqm, decider=decider, interval=interval, log_rows=LOG_ROWS if log else 0)
+    policy = None if agent is None else policy_of(agent)
+    decider = layout.NATIVE if agent is None else layout.AGENT if policy is None else layout.POLICY
+    rows = LOG_ROWS if log else 0
+    batch = Batch(scenario, aqm=aqm, decider=decider, interval=interval, policy=policy, log_rows=rows)
     batch.reset(0, seeding.np_random(seed)[0])
     if agent is not None:
         agent.reset(1, seed)
+    if policy is not None:
+        batch.start_policy(generators(1, seed))
+        batch.rule["left"] = layout.NEVER
     step_ns = round(sample_ms * 1e6)
     warmup_ns = round(min(scenario.warmup_s, scenario.horizon_s / 2) * 1e9)
     warm = False

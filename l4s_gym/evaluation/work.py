@@ -28,7 +28,7 @@ SPREAD: Final = 1.7
 """Scenarios that are decided in one batch: the rate of the fastest by that of the slowest."""
 LARGEST: Final = 64
 """Episodes in such a batch."""
-_US: Final = {"native": 0.3, "rule": 1.0, "llm": 200.0, "dt": 200.0}
+_US: Final = {"native": 0.2, "rule": 0.1, "llm": 200.0, "dt": 200.0}
 """Microseconds a packet, roughly: what tells long cells from short ones."""
 
 
@@ -104,7 +104,7 @@ class Cell:
         """How long it takes, roughly, us; kind: `native`, `rule`, or a learner's name."""
         fastest = max(rate_mbps(name) for name in self.names)  # the batch keeps its size until it ends
         packets = fastest * len(self.names) * 83.0 * self.seconds * len(self.seeds)
-        return packets * (_US["native"] + (0.0 if kind == "native" else _US.get(kind, 5.0) / self.interval))
+        return packets * (_US["native"] + (0.0 if kind == "native" else _US.get(kind, 2.0) / self.interval))
 
 
 def _simulator() -> str:
@@ -177,6 +177,7 @@ def evaluate(cell: Cell) -> dict[str, Any]:
                 agent_seed=cell.agent_seed,
                 reward=cell.reward,
                 interval=cell.interval,
+                threads=1,
             )
     except Exception:
         return {"traceback": traceback.format_exc()}

@@ -8,6 +8,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from l4s_gym.sim import congestion, disciplines, engine, layout, link, setup, tr
 from l4s_gym.sim.discipline import Discipline
 from l4s_gym.sim.jit import direct, plain
 from l4s_gym.sim.layout import NEVER
+from l4s_gym.sim.policy import Policy
 from l4s_gym.sim.scenario import Scenario
 from l4s_gym.sim.workers import Workers
 
@@ -37,6 +39,7 @@ _FLOW_COUNTERS = (
     *("received", "goodput_bytes", "packets", "resent", "timeouts", "drops", "marks", "reductions"),
     *("rtt_sum_ns", "rtt_count", "window_sum", "window_count", "completed", "completion_s"),
 )
+_WORD = (1 << 64) - 1
 PARALLEL_FROM = 128
 """Batches from this size on may use two threads or more; smaller ones are faster without."""
 _POOL_TEXT = (
@@ -94,6 +97,30 @@ def _prepare(scenario: Scenario, aqm: str | None) -> _Prepared:
     return _Prepared(scenario, aqm, discipline, setup.sizes(scenario), setup.trace_array(scenario), profile, hooks)
 
 
+class Trajectories(NamedTuple):
+    """T decisions of n environments each, as `Batch.rollout` writes them; C-contiguous.
+
+    Attributes:
+        obs: What was decided upon (T, n, 8) float32.
+        action: (T, n) int64.
+        probabilities: Of the three actions, which the decision rule was given (T, n, 3) float64.
+        reward: From the decision to the next one, or to the end of the episode (T, n) float64.
+        end: `layout.TERMINATED` or `TRUNCATED` where the episode ended before another decision, else 0; (T, n) int8.
+    """
+
+    obs: npt.NDArray[np.float32]
+    action: npt.NDArray[np.int64]
+    probabilities: npt.NDArray[np.float64]
+    reward: npt.NDArray[np.float64]
+    end: npt.NDArray[np.int8]
+
+    @classmethod
+    def of(cls, steps: int, n: int) -> Trajectories:
+        """For `steps` decisions in each of `n` environments."""
+        obs, action = np.zeros((steps, n, 8), np.float32), np.zeros((steps, n), np.int64)
+        return cls(obs, action, np.zeros((steps, n, 3)), np.zeros((steps, n)), np.zeros((steps, n), np.int8))
+
+
 class Batch:
     """``n`` environments in contiguous arrays, each of one scenario at a time.
 
@@ -111,6 +138,8 @@ class Batch:
         status: (n,) int64, why each environment came back (`layout.DECISION`, ...).
         applied: (n,) int64, what was done to the packet decided last.
         action: (n,) int64, to be written before `advance`.
+        rule: (n,) `layout.RULE`, state of the policy's decision rule; `advance` comes back with `layout.DECISION` after
+            the decisions that are `left` in it.
         hist: (n, 2, HIST_BINS) int32, sojourn histograms of the classes.
         first_env: View of `env[0]`, made once for those who read it at every step.
         first_obs: View of `obs[0]`, likewise.
@@ -132,6 +161,7 @@ class Batch:
         log_rows: int = 0,
         explore: float = 0.0,
         num_threads: int | None = None,
+        policy: Policy | None = None,
         outputs: Outputs | None = None,
     ) -> None:
         """Allocate the arrays.
@@ -140,12 +170,13 @@ class Batch:
             scenario: What to simulate; of several, `reset` draws or takes one, and each episode is what it is alone.
             n: Number of environments.
             aqm: Discipline; None: each scenario's.
-            decider: `layout.NATIVE`, `AGENT` or `PROBABILITY`.
+            decider: `layout.NATIVE`, `AGENT`, `POLICY` or `PROBABILITY`.
             interval: Ask the agent at each interval-th packet; the discipline decides the others.
             reward: `balance`, `power` or `l4s_llm`.
             log_rows: Rows of the decision log of each environment; 0: no log.
             explore: Share of the packets that the discipline would decide for which an action is drawn instead.
             num_threads: Threads that run the batch at most; None: one a core, from `PARALLEL_FROM` environments on.
+            policy: Who decides in the engine, where decider is `POLICY`; see `start_policy`.
             outputs: Memory of `obs`, `action`, `reward`, `status` and `applied`; None: of its own.
         """
         several = (scenario,) if isinstance(scenario, Scenario) else scenario
@@ -163,8 +194,10 @@ class Batch:
         self.reward_kind = layout.REWARDS.index(reward)
         self._options = {
             **{"n": n, "aqm": aqm, "decider": decider, "interval": interval, "reward": reward},
-            **{"log_rows": log_rows, "explore": explore, "num_threads": num_threads},
+            **{"log_rows": log_rows, "explore": explore, "num_threads": num_threads, "policy": policy},
         }
+        if (decider == layout.POLICY) != (policy is not None):
+            raise L4SError("policy: give one where decider=layout.POLICY, and only there")
         size = setup.largest([each.size for each in self._prepared])
         own = [setup.own_sizes(each.discipline, each.size.flows) for each in self._prepared]
         queues, env_bytes, queue_bytes = (max(numbers) for numbers in zip(*own, strict=True))
@@ -180,12 +213,14 @@ class Batch:
                 "score": ((size.flows, size.window), np.dtype(np.uint8)),
                 "hist": ((2, layout.HIST_BINS), np.dtype(np.int32)),
                 "packet": ((size.packets,), layout.PACKET),
+                "rule": ((), layout.RULE),
             },
         )
         self.env, self.queues, self.flow = parts["env"], parts["queue"], parts["flow"]
         self.queue = self.queues[:, :2]
         self._own, self._own_queue = parts["own"], parts["own_queue"]
         self.packet, self.score, self.tree, self.hist = parts["packet"], parts["score"], parts["tree"], parts["hist"]
+        self.rule = parts["rule"]
         self.log = np.zeros((n, max(log_rows, 1)), RECORD)
         self.log_rewards = np.zeros((n, max(log_rows, 1)))
         self._log_rows = log_rows
@@ -200,7 +235,7 @@ class Batch:
             "own_at": self._own, "own_queue_at": self._own_queue,
             "tree_at": self.tree, "hist_at": self.hist, "log_at": self.log, "rewards_at": self.log_rewards,
             "obs_at": self.obs, "applied_at": self.applied, "action_at": self.action,
-            "reward_at": self.reward, "status_at": self.status,
+            "reward_at": self.reward, "status_at": self.status, "rule_at": self.rule,
         }  # fmt: skip
         self._memory = (parts, rows, self._prepared)
         outs = dict(zip(Outputs._fields, (self.obs, self.action, self.reward, self.status, self.applied), strict=True))
@@ -213,6 +248,8 @@ class Batch:
         self._places = {name: a.ctypes.data + a.strides[0] * np.arange(n) for name, a in rows.items()}
         self.address = int(self.env.ctypes.data)
         self.stride = int(self.env.strides[0])
+        if policy is not None:
+            self.decide_by(policy)
         self._threads = num_threads
         self._workers: Workers | None = None
         compile_engine()
@@ -370,6 +407,72 @@ class Batch:
             node //= 2
             tree[node] = min(tree[2 * node], tree[2 * node + 1])
 
+    def decide_by(self, policy: Policy) -> None:
+        """Let another policy decide from now on, such as one with the next weights of a training."""
+        self._options["policy"] = policy  # keeps its memory
+        self._places["policy_at"] = self.env["policy_at"] = np.full(self.n, policy.address)
+
+    def start_policy(self, rngs: Sequence[np.random.Generator]) -> None:
+        """Start the policy's decision rule: environment i draws what `rngs[i]` would draw next.
+
+        An episode that is started anew goes on drawing: the rule keeps its state.
+        """
+        self.rule[:] = np.zeros((), layout.RULE)
+        for rule, rng in zip(self.rule, rngs, strict=True):
+            state = rng.bit_generator.state
+            if state["bit_generator"] != "PCG64":
+                raise L4SError(f"start_policy: generator {state['bit_generator']}: give one of np.random.default_rng")
+            numbers = state["state"]["state"], state["state"]["inc"]
+            rule["generator"] = [half for number in numbers for half in (number & _WORD, number >> 64)]
+
+    def rollout(
+        self, out: Trajectories, rngs: Sequence[np.random.Generator], *, executor: Executor | None = None
+    ) -> None:
+        """Let the policy take T decisions in each environment, and write them down.
+
+        An episode that ends is started anew at once, as in the vector environment's mode `same_step`: row t + 1 is then
+        the first one of the next episode. Afterwards `obs` is what the next decision will be upon, and the next call
+        goes on from there. The first call starts what `reset` has not started yet.
+
+        Args:
+            out: Where to write; `Trajectories.of` makes it.
+            rngs: Generator of each environment's episodes, as of `reset`.
+            executor: Threads that run environments side by side; None: only the caller's.
+
+        Raises:
+            L4SError: The batch has no policy, or it keeps a log; `out` does not fit.
+        """
+        steps = len(out.action)
+        if self.decider != layout.POLICY or self._log_rows:
+            raise L4SError("rollout: make the batch with decider=layout.POLICY, a policy, and log_rows=0")
+        arrays = out._asdict()
+        for name, wanted in Trajectories.of(0, self.n)._asdict().items():
+            given, shape, kind = arrays[name], (steps, *wanted.shape[1:]), wanted.dtype
+            if given.shape != shape or given.dtype != kind or not given.flags.c_contiguous:
+                raise L4SError(f"rollout: {name} {given.dtype} {given.shape}: give {kind} {shape}, C-contiguous")
+        del arrays["end"]  # written here, not by the engine
+        out.reward[:], out.end[:] = 0.0, 0
+        self.rule["left"], self.rule["width"], self.rule["step"] = steps, self.n, 0
+        begin = np.flatnonzero(self.env["horizon_ns"] == 0)
+        try:
+            for name, given in arrays.items():
+                self.rule[f"{name}_at"] = given.ctypes.data + np.arange(self.n) * given.strides[1]
+            while True:
+                for i in begin.tolist():
+                    self.reset(i, rngs[i])
+                run_on([self], executor)
+                begin = np.flatnonzero((self.status == layout.TERMINATED) | (self.status == layout.TRUNCATED))
+                if not begin.size:
+                    return
+                last = self.rule["step"][begin] - 1
+                if (last < 0).any() or out.end[last, begin].any():
+                    names = [self.scenario_of(i).name for i in begin.tolist()]
+                    raise L4SError(f"rollout: an episode of scenario {names[0]!r} ended without a decision")
+                out.end[last, begin] = self.status[begin]
+        finally:
+            for name in ("step", "width", "left", *(f"{name}_at" for name in arrays)):
+                self.rule[name] = 0
+
     def advance(self) -> None:
         """Run every environment on, on all cores where the batch is large enough."""
         self.advance_unchecked()
@@ -486,10 +589,23 @@ class Batch:
         return float(env["capacity_bytes"] + rest)
 
 
+def run_on(batches: Sequence[Batch], executor: Executor | None = None) -> None:
+    """Run every environment of some batches on, where this takes long: a thread takes one at a time."""
+    jobs = [(batch.address, batch.stride, i, i + 1, 0) for batch in batches for i in range(batch.n)]
+    for _ in map(_advance, jobs) if executor is None else executor.map(_advance, jobs):
+        pass
+    for batch in batches:
+        batch.check_status()
+
+
+def _advance(job: tuple[int, int, int, int, int]) -> None:
+    engine.advance(*job)
+
+
 @functools.cache
 def _same_engine() -> dict[str, str]:
     """Version of the package, and of the memory's layout."""
-    records = (layout.ENV, layout.QUEUE, layout.FLOW, layout.PACKET, RECORD)
+    records = (layout.ENV, layout.QUEUE, layout.FLOW, layout.PACKET, layout.RULE, RECORD)
     content = repr([record.descr for record in records]).encode()
     return {"version": __version__, "layout": hashlib.sha256(content).hexdigest()[:12]}
 

@@ -2,7 +2,8 @@
 
 `advance` takes the address of the batch's records: integers cost a Numba call next to nothing, arrays some
 40 ns each. It runs environments [first, last) until each one needs an
-action, reaches its stop time, ends, or has filled its log.
+action, reaches its stop time, ends, or has filled its log. A policy in the engine (`l4s_gym.sim.policy`) takes its
+decisions on the way.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from l4s_gym.sim import disciplines, link, record, router, sources, tcp
+from l4s_gym.sim import disciplines, link, policy, record, router, sources, tcp
 from l4s_gym.sim.events import first_slot, first_time, set_time, uniform
 from l4s_gym.sim.jit import entry, jit, shared, short_entry
 from l4s_gym.sim.layout import (
@@ -22,6 +23,7 @@ from l4s_gym.sim.layout import (
     LOG_FULL,
     NEVER,
     NONE,
+    POLICY,
     POOL_EMPTY,
     RUNNING,
     SLOT_FLOWS,
@@ -31,7 +33,7 @@ from l4s_gym.sim.layout import (
     TERMINATED,
     TRUNCATED,
 )
-from l4s_gym.sim.memory import atomic_load64, atomic_store64, env_record, flow_at, packet_at, pointer, trace_of
+from l4s_gym.sim.memory import atomic_load64, atomic_store64, env_record, flow_at, packet_at, pointer, rule_of, trace_of
 from l4s_gym.sim.packets import pop_transit
 
 SPINS = 100_000
@@ -116,7 +118,7 @@ def run(w: Any, action: int) -> int:
                 return LOG_FULL
             if w.link == DUMMYNET and router.waits_in_ring(w):
                 continue
-            if w.decider == AGENT:
+            if w.decider == AGENT or w.decider == POLICY:
                 w.until_decision -= 1
                 if w.until_decision <= 0:
                     w.until_decision = w.interval
@@ -186,6 +188,27 @@ def _next_job(control: int) -> int:
 
 
 @jit
+def _run_on(w: Any, action: int) -> tuple[int, float]:
+    """As `run`, over as many decisions as are left to the policy, if there is one; and the reward."""
+    earned = 0.0
+    while True:
+        if w.decider == POLICY and w.status == DECISION:
+            if rule_of(w).left <= 0:
+                return DECISION, earned
+            action = policy.decide(w)
+        status = run(w, action)
+        if status == LOG_FULL:  # it is emptied in the middle of a step, which earns its reward as a whole
+            return status, earned
+        reward = record.take_reward(w)
+        earned += reward
+        if w.decider != POLICY:
+            return status, earned
+        policy.note_reward(w, reward)
+        if status != DECISION:
+            return status, earned
+
+
+@jit
 def _step(address: int) -> int:
     """Run the environment whose `ENV` record lies at an address, and write what comes of it; its status."""
     w = env_record(address)
@@ -193,9 +216,7 @@ def _step(address: int) -> int:
     status = carray(pointer(w.status_at), (1,), np.int64)
     reward = carray(pointer(w.reward_at), (1,), np.float64)
     applied = carray(pointer(w.applied_at), (1,), np.int64)
-    status[0] = run(w, action[0])
-    # A full log is emptied in the middle of a step, which earns its reward as a whole.
-    reward[0] = record.take_reward(w) if status[0] != LOG_FULL else 0.0
+    status[0], reward[0] = _run_on(w, action[0])
     applied[0] = w.applied
     return status[0]
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
 from l4s_gym.sim.jit import jit
 from l4s_gym.sim.layout import DUMMYNET
@@ -106,3 +109,29 @@ def random32(w: Any) -> int:
 def uniform(w: Any) -> float:
     """Uniform number in [0, 1)."""
     return np.float64(random_u64(w) >> np.uint64(11)) * (1.0 / 9007199254740992.0)
+
+
+@intrinsic
+def _pcg64(typingctx: Any, address: Any) -> Any:
+    """Next number of the PCG64 (O'Neill 2014, XSL RR) whose state and increment (128 bits) lie at an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        wide, word = ir.IntType(128), ir.IntType(64)
+        place = builder.inttoptr(args[0], wide.as_pointer())
+        step = builder.gep(place, [ir.Constant(ir.IntType(32), 1)])
+        factor = ir.Constant(wide, 0x2360ED051FC65DA44385DF649FCCF645)
+        state = builder.add(builder.mul(builder.load(place, align=8), factor), builder.load(step, align=8))
+        builder.store(state, place, align=8)
+        high = builder.trunc(builder.lshr(state, ir.Constant(wide, 64)), word)
+        mixed = builder.xor(high, builder.trunc(state, word))
+        turn = builder.lshr(high, ir.Constant(word, 58))
+        back = builder.and_(builder.neg(turn), ir.Constant(word, 63))
+        return builder.or_(builder.lshr(mixed, turn), builder.shl(mixed, back))
+
+    return types.uint64(types.int64), codegen
+
+
+@jit
+def pcg64_uniform(address: int) -> float:
+    """Uniform number in [0, 1), as `numpy.random.Generator.random` draws it from the PCG64 at an address."""
+    return np.float64(_pcg64(address) >> np.uint64(11)) * (1.0 / 9007199254740992.0)

@@ -33,7 +33,11 @@ MOST_MBPS: Final = 400_000.0
 """Rates that a link may have: a modem's 56 kbit/s to 400 Gbit/s."""
 
 # Who decides.
-NATIVE, AGENT, PROBABILITY = range(3)
+NATIVE, AGENT, POLICY, PROBABILITY = range(4)
+
+# How a policy's probabilities become decisions (`l4s_gym.agents.protocol.DecisionRule`).
+SAMPLE, ARGMAX, DIFFUSE = range(3)
+RULES: Final = ("sample", "argmax", "diffuse")
 
 # Rewards.
 BALANCE, POWER, L4S_LLM = range(3)
@@ -130,7 +134,7 @@ ENV_ROWS: Final[tuple[Row, ...]] = (
     ("unfinished", "i4", "flows", "Finite transfers that are not done."),
     ("interval", "i4", "packets", "From one of the agent's decisions to the next."),
     ("status", "i1", "-", "Why the engine came back."),
-    ("decider", "i1", "-", "Who decides: `NATIVE`, `AGENT`, `PROBABILITY`."),
+    ("decider", "i1", "-", "Who decides: `NATIVE`, `AGENT`, `POLICY`, `PROBABILITY`."),
     ("aqm", "i1", "-", "Number of the discipline in `disciplines.BUILT_IN`."),
     ("dual", "i1", "flag", "Whether the discipline has the queues C and L."),
     ("link", "i1", "-", "Kind of the link: `CONSTANT`, `TRACE`, `TICK`, `DUMMYNET`."),
@@ -198,6 +202,8 @@ ENV_ROWS: Final[tuple[Row, ...]] = (
     ("even", "i1", "flag", "Whether an agent's probabilities hit evenly instead of at random."),
     ("called", "i1", "-", "Whether the processor has work (1), or has printed its line (2)."),
     ("late", "i1", "bits", "Queues whose update waits for the processor."),
+    ("policy_at", "i8", "address", "Of the policy that decides in the engine (`l4s_gym.sim.policy`)."),
+    ("rule_at", "i8", "address", "Of the state of its decision rule."),
 )
 QUEUE_ROWS: Final[tuple[Row, ...]] = (
     # -- touched at nearly every packet
@@ -383,6 +389,17 @@ FLOW_ROWS: Final[tuple[Row, ...]] = (
     ("own", "14f8", "-", "Its state, in units of its own."),
 )
 
+RULE_ROWS: Final[tuple[Row, ...]] = (
+    ("generator", "4u8", "-", "PCG64 as NumPy's: low and high half of the state, then of the increment."),
+    ("debt", "4f8", "1", "Debts of drop and mark of C, then of L."),
+    ("left", "i8", "decisions", "Before the engine comes back."),
+    ("step", "i8", "decisions", "Noted in the trajectory."),
+    ("width", "i8", "-", "Environments beside each other in the trajectory's arrays."),
+    ("obs_at", "i8", "address", "Of this environment's first row of observations; 0: no trajectory."),
+    ("action_at", "i8", "address", "Of its actions."),
+    ("reward_at", "i8", "address", "Of its rewards."),
+    ("probabilities_at", "i8", "address", "Of its probabilities."),
+)
 PACKET_ROWS: Final[tuple[Row, ...]] = (
     ("next", "i4", "packet", "Behind this one in its list; -1: none."),
     ("flow", "i2", "-", "Index of its flow."),
@@ -408,9 +425,16 @@ PACKET_ROWS: Final[tuple[Row, ...]] = (
 ENV: Final = dtype_of(ENV_ROWS)
 QUEUE: Final = dtype_of(QUEUE_ROWS)
 FLOW: Final = dtype_of(FLOW_ROWS)
+RULE: Final = dtype_of(RULE_ROWS)
 PACKET: Final = dtype_of(PACKET_ROWS, padding=False)
 """One cache line."""
-ROWS: Final = {"environment": ENV_ROWS, "queue": QUEUE_ROWS, "flow": FLOW_ROWS, "packet": PACKET_ROWS}
+ROWS: Final = {
+    "environment": ENV_ROWS,
+    "queue": QUEUE_ROWS,
+    "flow": FLOW_ROWS,
+    "packet": PACKET_ROWS,
+    "rule": RULE_ROWS,
+}
 
 
 def arena(n: int, parts: dict[str, tuple[tuple[int, ...], np.dtype[Any]]]) -> dict[str, npt.NDArray[Any]]:

@@ -19,12 +19,12 @@ from l4s_gym.sim import disciplines, receiver, record, router, tcp
 from l4s_gym.sim.events import clock_ns, uniform
 from l4s_gym.sim.jit import jit, shared
 from l4s_gym.sim.layout import (
-    AGENT,
     CONSTANT,
     DUMMYNET,
     HIST_BINS,
     HIST_SHIFT,
     NEVER,
+    PROBABILITY,
     SLOT_UPDATE_C,
     TICK,
     TRACE,
@@ -452,7 +452,7 @@ def arrive(w: Any, p: int, action: int) -> None:
     w.sent += 1
     row = record.write_before(w, index, p)
     decided_by = 0
-    if action >= 0 or w.decider > AGENT:
+    if action >= 0 or w.decider == PROBABILITY:
         if action < 0:
             action = _foreign_action(w, index, a.ecn)
         logged = action

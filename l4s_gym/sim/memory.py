@@ -18,7 +18,7 @@ from numba.extending import intrinsic, models, register_model
 
 from l4s_gym.schema import RECORD
 from l4s_gym.sim.jit import jit
-from l4s_gym.sim.layout import ENV, FLOW, HIST_BINS, PACKET, QUEUE
+from l4s_gym.sim.layout import ENV, FLOW, HIST_BINS, PACKET, QUEUE, RULE
 
 
 @intrinsic
@@ -109,7 +109,14 @@ register_model(NamedRecord)(models.RecordModel)
 
 RECORDS: Final = {
     label: NamedRecord(label, dtype)
-    for label, dtype in (("env", ENV), ("queue", QUEUE), ("flow", FLOW), ("packet", PACKET), ("record", RECORD))
+    for label, dtype in (
+        ("env", ENV),
+        ("queue", QUEUE),
+        ("flow", FLOW),
+        ("packet", PACKET),
+        ("record", RECORD),
+        ("rule", RULE),
+    )
 }
 
 
@@ -153,11 +160,17 @@ def own_records(name: str, env: np.dtype[np.void], queue: np.dtype[np.void]) -> 
     return of_env, of_queue
 
 
+def opener(label: str, dtype: np.dtype[np.void]) -> Any:
+    """A compiled function from an address to the record of `dtype` that lies there; each `dtype` has a label."""
+    return _opener(NamedRecord(label, dtype))
+
+
 env_record = _opener(RECORDS["env"])
 _queue_record = _opener(RECORDS["queue"])
 _flow_record = _opener(RECORDS["flow"])
 _packet_record = _opener(RECORDS["packet"])
 _log_record = _opener(RECORDS["record"])
+_rule_record = _opener(RECORDS["rule"])
 _QUEUE_SIZE = QUEUE.itemsize
 _FLOW_SIZE = FLOW.itemsize
 _PACKET_SIZE = PACKET.itemsize
@@ -186,6 +199,12 @@ def packet_at(w: Any, p: int) -> Any:
 def log_at(w: Any, row: int) -> Any:
     """Row of the decision log: `schema.RECORD`."""
     return _log_record(w.log_at + row * _LOG_SIZE)
+
+
+@jit
+def rule_of(w: Any) -> Any:
+    """The state of the policy's decision rule: `RULE` record."""
+    return _rule_record(w.rule_at)
 
 
 @jit
