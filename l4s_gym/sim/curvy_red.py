@@ -95,14 +95,20 @@ def decide_l4s(probability: float, sojourn_ns: int, random: float, step_ns: int 
 
 
 @jit
+def _number(w: Any, height: float) -> float:
+    """A random number in [0, 1), where one is needed."""
+    return uniform(w) if height > 0.0 else 0.0
+
+
+@jit
 def decide(w: Any, index: int, p: int) -> int:
     """At dequeue; the delay of a C packet enters the average before it is decided."""
     my, delay_ns = of_env(w), queue_at(w, index).delay_ns
     if index == 1:
-        return decide_l4s(on_ramp(my.average_ns, my.ramp_l_ns, my.least_ns), delay_ns, uniform(w), my.step_ns)
-    average = update_average(my.average_ns, delay_ns, my.weight)
-    root = on_ramp(average, my.ramp_c_ns, my.least_ns)
-    return decide_classic(root, packet_at(w, p).ecn, uniform(w), uniform(w))
+        probability = on_ramp(my.average_ns, my.ramp_l_ns, my.least_ns)
+        return decide_l4s(probability, delay_ns, _number(w, probability), my.step_ns)
+    root = on_ramp(update_average(my.average_ns, delay_ns, my.weight), my.ramp_c_ns, my.least_ns)
+    return decide_classic(root, packet_at(w, p).ecn, _number(w, root), _number(w, root))
 
 
 @jit

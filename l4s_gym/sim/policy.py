@@ -23,7 +23,7 @@ from numba.extending import intrinsic
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.schema import ACTIONS, DROP, ENQUEUE, MARK, OBSERVED
 from l4s_gym.sim.events import pcg64_uniform
-from l4s_gym.sim.jit import entry, jit
+from l4s_gym.sim.jit import entry, jit, shared
 from l4s_gym.sim.layout import ARGMAX, RULES, SAMPLE
 from l4s_gym.sim.memory import obs_of, opener, pointer, rule_of, store64
 
@@ -435,7 +435,7 @@ def _undo_focal(p: float, gamma: float) -> float:
     return p / (rest**gamma - gamma * rest ** (gamma - 1.0) * kept * math.log(kept))
 
 
-@jit
+@shared
 def _probabilities(at: int, obs: Any) -> tuple[float, float, float]:
     """Probabilities of the three actions by the packed policy at an address, for one observation (8,)."""
     head = _head_at(at)
