@@ -35,7 +35,7 @@ VARIABLE: Final = "L4S_GYM_SOCKET"
 TIMEOUT_S: Final = 5.0
 
 _CHUNK: Final = 1 << 18
-_FEW: Final = 1 << 14
+_FEW: Final = 1 << 12
 _MOST: Final = 1 << 22
 """Bytes taken in one go, of the socket and of the queue's own, and bytes that wait in this process: a reader that is
 slower loses rows at the server."""
@@ -119,6 +119,7 @@ class Client:
         self._tag = 0
         self._wants_direct = direct
         self._direct: socket.socket | None = None
+        self._number = -1  # of its descriptor
         self._ready: select.poll  # both sockets
         self._rest = b""  # of an entry that came by the queue's own
         self._passed: list[int] | None = None  # descriptors, while one may come
@@ -199,6 +200,7 @@ class Client:
         if self._socket is None or not sockets:  # SSH, for one, forwards no descriptors
             return
         self._direct = sockets[-1]
+        self._number = self._direct.fileno()
         self._direct.setblocking(False)
         self._rest = b""
         self._ready = select.poll()
@@ -296,6 +298,22 @@ class Client:
             found.append(self._take(left))
         return p.join(found)
 
+    def asks(self, timeout_s: float = 0.0) -> bytes | None:
+        """Bytes of the ASK entries that have come by the queue's own socket, in a fraction of the time of `entries`.
+
+        Args:
+            timeout_s: How long to wait where nothing has come yet.
+
+        Returns:
+            None where there is no such socket, or something else has come: take all from `entries`.
+        """
+        if self._direct is None or self._waiting or self._failure is not None:
+            return None
+        ready = self._ready.poll(math.ceil(1e3 * timeout_s))
+        if len(ready) == 1 and ready[0][0] == self._number:
+            return self._take_directly()
+        return None if ready else b""
+
     def _ask(self, kind: int, *args: int) -> Status:
         """Send a command and wait for its answer; what else comes meanwhile is kept for `entries`."""
         self._tag += 1
@@ -365,26 +383,30 @@ class Client:
             return self._take_from_server(timeout_s)
         parts = []
         for number, _ in self._ready.poll(max(math.ceil(1e3 * timeout_s), 0)):
-            own = number == self._direct.fileno()
-            parts.append(self._take_directly() if own else self._take_from_server(0.0))
+            own = number == self._number
+            parts.append(p.decode(self._take_directly()) if own else self._take_from_server(0.0))
             if self._direct is None:  # the server has closed the connection
                 break
         return p.join(parts)
 
-    def _take_directly(self) -> Entries:
+    def _take_directly(self) -> bytes:
         assert self._direct is not None
         try:
             data = self._direct.recv(_FEW)
         except BlockingIOError:
-            return p.decode(b"")
+            return b""
         except OSError:
             data = b""
         if not data:
             self._close_direct()
         data = self._rest + data
         whole = len(data) // p.ENTRY_SIZE * p.ENTRY_SIZE
-        self._rest = data[whole:]
-        return self._checked(p.decode(data[:whole]))
+        data, self._rest = data[:whole], data[whole:]
+        for head, lost in p.HEADS(data):
+            if head != p.ASK_HEAD:
+                raise self._over("sent what is no ask")
+            self.lost += lost
+        return data
 
     def _receive(self) -> bytes:
         assert self._socket is not None
@@ -423,10 +445,6 @@ class Client:
 
     def _checked(self, found: Entries) -> Entries:
         if not len(found):
-            return found
-        heads = found.view("<u4").reshape(-1, p.ENTRY_SIZE // 4)[:, :2]
-        if (heads[:, 0] == p.ASK_HEAD).all():  # by far the most frequent case of a controller
-            self.lost += int(heads[:, 1].sum())
             return found
         kinds = found["kind"]
         # A HELLO of another version may have another layout: it comes before the check of the rest.

@@ -23,7 +23,7 @@ from l4s_gym.bridge.client import BridgeError, Client
 from l4s_gym.bridge.protocol import Entries, Status
 from l4s_gym.data.causal import BEFORE, UNKNOWN
 from l4s_gym.errors import L4SError, unknown
-from l4s_gym.schema import DECIDED_BY, OBSERVED, RECORD, scale_observation
+from l4s_gym.schema import DECIDED_BY, OBS_HIGH, OBS_SCALE, OBSERVED, RECORD
 from l4s_gym.sim.layout import DELAY_WEIGHT, REWARDS
 
 Progress = Callable[[float], None]
@@ -31,6 +31,7 @@ Progress = Callable[[float], None]
 LIFETIME_MS: Final = 100.0
 PATIENCE_S: Final = 10.0
 _COLUMNS: Final = tuple(BEFORE.get(name, name) for name in OBSERVED)
+_SCALES: Final = tuple(zip(OBS_SCALE.tolist(), OBS_HIGH.tolist(), strict=True))
 _WAIT_S: Final = 0.2
 """How often a loop that waits for packets looks at the clock."""
 
@@ -42,14 +43,14 @@ class Ask(NamedTuple):
         raw: The observed features before the decision, in kernel units, by the names of `OBSERVED`.
         sequence: Number of the packet.
         time_us: When it was asked, on the queue's clock.
-        entries: Where it came with others.
+        entries: Bytes of this entry and of those that it came with.
         at: Its place among them.
     """
 
     raw: tuple[int, ...]
     sequence: int
     time_us: int
-    entries: Entries
+    entries: bytes
     at: int
 
     @property
@@ -59,44 +60,41 @@ class Ask(NamedTuple):
 
     @property
     def entry(self) -> Any:
-        """The element of `entries`."""
-        return self.entries[self.at]
+        """As an element of `Entries`."""
+        return p.decode(self.entries)[self.at]
 
     @property
     def observation(self) -> npt.NDArray[np.float32]:
-        """What an agent sees of it, (1, 8)."""
-        return scale_observation([self.raw])
+        """What an agent sees of it, (1, 8): `schema.scale_observation` in a fifth of the time that NumPy takes for one."""
+        return np.array([[min(value / by, high) for value, (by, high) in zip(self.raw, _SCALES, strict=True)]], np.float32)
 
 
 def _form() -> tuple[Struct, Callable[[tuple[int, ...]], tuple[int, ...]]]:
-    """An entry of which only `_COLUMNS`, sequence and time are taken; and what puts them in that order."""
+    """An entry of which its head, `_COLUMNS`, sequence and time are taken; and what puts them in that order."""
     assert RECORD.fields is not None
     names = (*_COLUMNS, "sequence", "time_us")
-    form, at = "<", 0
+    form, at = "<I", 4
     for offset, name in sorted((p.RECORD_AT + RECORD.fields[name][1], name) for name in names):
         form += f"{offset - at}x{' BH I   Q'[RECORD[name].itemsize]}"
         at = offset + RECORD[name].itemsize
     order = sorted(names, key=lambda name: RECORD.fields[name][1])
-    return Struct(f"{form}{p.ENTRY_SIZE - at}x"), itemgetter(*(order.index(name) for name in names))
+    return Struct(f"{form}{p.ENTRY_SIZE - at}x"), itemgetter(0, *(1 + order.index(name) for name in names))
 
 
 _FORM, _ORDERED = _form()
 
 
-def asks_of(entries: Entries) -> list[Ask]:
-    """What ASK (or ROW) entries ask: an unknown feature is 0."""
+def asks_of(entries: bytes) -> list[Ask]:
+    """What the ASK entries ask among whole entries' bytes: an unknown feature is 0."""
     found = []
-    for at, values in enumerate(_FORM.iter_unpack(entries.tobytes())):
-        *raw, sequence, time_us = _ORDERED(values)
+    for at, values in enumerate(_FORM.iter_unpack(entries)):
+        head, *raw, sequence, time_us = _ORDERED(values)
+        if head != p.ASK_HEAD:
+            continue
         if UNKNOWN in raw:
             raw = [0 if value == UNKNOWN else value for value in raw]
         found.append(Ask(tuple(raw), sequence, time_us, entries, at))
     return found
-
-
-def observations(asks: Entries) -> npt.NDArray[np.float32]:
-    """What an agent sees of ASK entries: the observations (n, 8) of the simulator."""
-    return scale_observation([ask.raw for ask in asks_of(asks)])
 
 
 class Asks:
@@ -112,9 +110,9 @@ class Asks:
         self._waiting: list[Ask] = []
         self.skipped = 0
 
-    def add(self, entries: Entries) -> None:
+    def add(self, asks: list[Ask]) -> None:
         """More of them."""
-        self._waiting += asks_of(entries)
+        self._waiting += asks
         if len(self._waiting) <= p.ANSWERS:
             return
         kept, count = [], Counter[int]()
@@ -340,18 +338,19 @@ class Controller:
 
     def _turn(self, timeout_s: float) -> None:
         try:
-            entries = self._client.entries(0.0 if self._asks else timeout_s)
-            kinds = entries["kind"]
-            if (kinds == p.ASK).all():
-                self._answer(entries)
+            wait_s = 0.0 if self._asks else timeout_s
+            if (came := self._client.asks(wait_s)) is not None:
+                self._answer(came)
                 return
+            entries = self._client.entries(wait_s)
+            kinds = entries["kind"]
             anew = (kinds == p.HELLO) | ((kinds == p.EVENT) & (entries["event"]["kind"] == p.DEVICE_BACK))
             if anew.any():  # what came before is of another clock
                 entries = p.take(entries, np.arange(len(entries)) > np.flatnonzero(anew)[-1])
                 self._attach()
             elif ((kinds == p.ERROR) & (entries["error"]["code"] == p.E_NOT_CONTROLLER)).any():
                 self._attach()
-            self._answer(p.select(entries, p.ASK))
+            self._answer(p.encode(entries))
         except BridgeError as error:
             if error.code == p.E_NO_DEVICE:
                 time.sleep(min(timeout_s, self._patience_s))  # until the daemon has its queue again, and says HELLO
@@ -360,8 +359,9 @@ class Controller:
             else:
                 raise
 
-    def _answer(self, asks: Entries) -> None:
-        """Take up what has come, and answer one."""
+    def _answer(self, came: bytes) -> None:
+        """Take up what has come, and answer one ask."""
+        asks = asks_of(came)
         self.done.asks += len(asks)
         self._asks.add(asks)
         ask = self._asks.take()

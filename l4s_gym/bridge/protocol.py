@@ -109,6 +109,9 @@ COMMAND: Final[np.dtype[np.void]] = np.dtype(
 _PACK: Final = Struct("<HBBBBHQQQ8I").pack
 
 
+HEADS: Final = Struct(f"<II{ENTRY_SIZE - 8}x").iter_unpack
+"""First four bytes, and `lost`, of each of whole entries' bytes."""
+
 _PLAIN: Final = np.dtype((np.void, ENTRY_SIZE))
 """An entry without its fields: copied at once instead of field by field."""
 

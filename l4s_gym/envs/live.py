@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from l4s_gym.bridge import protocol as p
 from l4s_gym.bridge.client import TIMEOUT_S, BridgeError, Client
-from l4s_gym.bridge.control import LIFETIME_MS, Ask, Asks, RewardMeter, shares
+from l4s_gym.bridge.control import LIFETIME_MS, Ask, Asks, RewardMeter, asks_of, shares
 from l4s_gym.envs.dualpi2 import Observation, check_interval, observation_space
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.schema import OBSERVED
@@ -184,12 +184,15 @@ class DualPI2LiveEnv(gym.Env[Observation, int]):
         """The next ASK; or None, and why there is none."""
         deadline = time.monotonic() + self._timeout_s
         while (left := deadline - time.monotonic()) > 0:
-            entries = self._client.entries(0.0 if self._asks else left)
-            lost = (entries["kind"] == p.ERROR) & (entries["error"]["code"] == p.E_NOT_CONTROLLER)
-            lost |= (entries["kind"] == p.EVENT) & (entries["event"]["kind"] == p.DEVICE_LOST)
-            if lost.any() or self._client.hello.session != self._session:
-                return None, _NOBODY
-            self._asks.add(p.select(entries, p.ASK))
+            wait_s = 0.0 if self._asks else left
+            if (came := self._client.asks(wait_s)) is None:
+                entries = self._client.entries(wait_s)
+                lost = (entries["kind"] == p.ERROR) & (entries["error"]["code"] == p.E_NOT_CONTROLLER)
+                lost |= (entries["kind"] == p.EVENT) & (entries["event"]["kind"] == p.DEVICE_LOST)
+                if lost.any() or self._client.hello.session != self._session:
+                    return None, _NOBODY
+                came = p.encode(entries)
+            self._asks.add(asks_of(came))
             if (ask := self._asks.take()) is not None:
                 return ask, None
         return None, f"no packet came in {self._timeout_s:g} s"

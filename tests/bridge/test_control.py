@@ -15,7 +15,7 @@ import pytest
 from l4s_gym import agents
 from l4s_gym.bridge import protocol as p
 from l4s_gym.bridge.client import BridgeError, Client
-from l4s_gym.bridge.control import Asks, Controller, Run, observations, shares
+from l4s_gym.bridge.control import Asks, Controller, Run, asks_of, shares
 from l4s_gym.errors import L4SError
 from tests.bridge.conftest import Serve
 from tests.bridge.server import Server, log_of
@@ -63,7 +63,7 @@ def test_an_agent_controls(serve: Serve) -> None:
     spy.then = controller.stop
     done = controller.run()
     assert (done.agent, done.asks, done.answered, done.sessions, done.lost) == ("spy", 50, 50, 1, 0)
-    np.testing.assert_array_equal(spy.seen, observations(p.rows(records[0:200:4])))
+    np.testing.assert_array_equal(spy.seen, [ask.observation[0] for ask in asks_of(p.encode(p.rows(records[0:200:4], p.ASK)))])
     assert spy.rewards[0] == 0 and spy.rewards[1] == pytest.approx(4 * 1500 * 8 / server.rate_bps / 2)
     sequences, queues, actions, expiries = zip(*server.queue.decisions, strict=True)
     assert sequences == tuple(range(0, 200, 4))
@@ -78,11 +78,11 @@ def test_an_agent_controls(serve: Serve) -> None:
 def test_only_the_newest_asks_of_each_queue_are_answered(serve: Serve) -> None:
     entries = p.rows(log_of(10), p.ASK)
     entries["row"]["record"]["queue_type"] = [0, 1, 0, 0, 0, 1, 0, 0, 0, 0]
-    asks = Asks()
-    asks.add(entries)
+    came, asks = asks_of(p.encode(entries)), Asks()
+    asks.add(came)
     assert [ask.sequence for ask in iter(asks.take, None)] == [1, 5, 6, 7, 8, 9] and asks.skipped == 4
-    asks.add(entries[:3])
-    asks.add(entries[3:6])
+    asks.add(came[:3])
+    asks.add(came[3:6])
     assert [ask.sequence for ask in iter(asks.take, None)] == [0, 1, 2, 3, 4, 5] and asks.skipped == 4
     server = serve(asks_at_once=40, patience_s=None)
     spy = Spy(last=8)

@@ -92,7 +92,10 @@ class Device:
             left = limit - time.monotonic()
             if left <= 0.0 or not select.select([self.socket], [], [], left)[0]:
                 break
-            more = self.socket.recv(1 << 18)
+            try:
+                more = self.socket.recv(1 << 18)
+            except ConnectionResetError:  # it was closed with something unread
+                more = b""
             self.closed = not more
             data += more
         whole = len(data) // ENTRY.itemsize * ENTRY.itemsize

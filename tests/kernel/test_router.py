@@ -417,8 +417,7 @@ def test_a_silent_agent_leaves_the_queue_to_the_native_law(bed: Bed) -> None:
 
 
 def attached(bed: Bed, device: Device) -> Device:
-    """Its own socket, under packets."""
-    hello(device)
+    """The controller's own socket, under packets."""
     device.send(ATTACH, 1)
     direct = device.direct()
     bed.sink()
