@@ -226,7 +226,8 @@ def rows(records: Records, kind: int = ROW) -> Entries:
     """ROW or ASK entries of records (n,), with totals of 0."""
     made = entry(kind, len(records))
     raw = made.view(np.uint8).reshape(len(made), ENTRY_SIZE)
-    raw[:, RECORD_AT : RECORD_AT + RECORD.itemsize] = np.ascontiguousarray(records).view(np.uint8).reshape(len(made), -1)
+    plain = np.ascontiguousarray(records).view(np.uint8).reshape(len(made), -1)
+    raw[:, RECORD_AT : RECORD_AT + RECORD.itemsize] = plain
     return made
 
 

@@ -315,7 +315,8 @@ class Server:
     def hello(self) -> bytes:
         if self.first is not None:
             return self.first
-        hello = p.Hello(self.queue.session, self.queue.clock_us, self.rate_bps, self.variant, 4096, "test", bool(self.direct))
+        numbers = self.queue.session, self.queue.clock_us, self.rate_bps
+        hello = p.Hello(*numbers, self.variant, 4096, "test", bool(self.direct))
         return p.hello_entry(hello).tobytes()
 
     def restart(self) -> None:

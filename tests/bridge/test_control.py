@@ -63,7 +63,8 @@ def test_an_agent_controls(serve: Serve) -> None:
     spy.then = controller.stop
     done = controller.run()
     assert (done.agent, done.asks, done.answered, done.sessions, done.lost) == ("spy", 50, 50, 1, 0)
-    np.testing.assert_array_equal(spy.seen, [ask.observation[0] for ask in asks_of(p.encode(p.rows(records[0:200:4], p.ASK)))])
+    asked = asks_of(p.encode(p.rows(records[0:200:4], p.ASK)))
+    np.testing.assert_array_equal(spy.seen, [ask.observation[0] for ask in asked])
     assert spy.rewards[0] == 0 and spy.rewards[1] == pytest.approx(4 * 1500 * 8 / server.rate_bps / 2)
     sequences, queues, actions, expiries = zip(*server.queue.decisions, strict=True)
     assert sequences == tuple(range(0, 200, 4))

@@ -264,9 +264,8 @@ class Link:
     def decide(
         self, sequence: int, action: int, *, queue: int = 0, lives_ns: int = 10_000_000, given_ns: int = 0
     ) -> int:
-        decision = np.zeros(
-            1, [("sequence", "u8"), ("expires_ns", "u8"), ("given_ns", "u8"), ("queue", "u1"), ("action", "u1"), ("", "V6")]
-        )
+        times = [("expires_ns", "u8"), ("given_ns", "u8")]
+        decision = np.zeros(1, [("sequence", "u8"), *times, ("queue", "u1"), ("action", "u1"), ("", "V6")])
         decision[0] = (sequence, self.now + lives_ns, self.now + given_ns, queue, action, b"")
         return int(self.lib.l4s_decide(self.core, decision.ctypes.data_as(ctypes.c_void_p), ctypes.c_uint64(self.now)))
 
