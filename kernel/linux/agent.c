@@ -228,7 +228,7 @@ run(const struct agent *a, struct stream *server, struct stream *direct)
 }
 
 static uint64_t
-number(const char *text)
+number(const char *text, uint64_t most)
 {
 	char *end;
 	unsigned long long value;
@@ -236,8 +236,8 @@ number(const char *text)
 	errno = 0;
 	value = strtoull(text, &end, 10);
 	if (text[0] < '0' || text[0] > '9' || *end != '\0' || errno != 0 ||
-	    value > UINT32_MAX)
-		fail("give a whole number, see --help");
+	    value > most)
+		fail("give a whole number that fits, see --help");
 	return (value);
 }
 
@@ -248,7 +248,7 @@ parse_shield(struct agent *a, char *text)
 
 	for (text = strtok(text, ","); text != NULL && n < 6;
 	    text = strtok(NULL, ","))
-		a->shield[n++] = (uint32_t)number(text);
+		a->shield[n++] = (uint32_t)number(text, UINT32_MAX);
 	if (n != 6 || text != NULL)
 		fail("--shield: give six numbers");
 	a->tightens = 1;
@@ -277,12 +277,18 @@ parse(struct agent *a, int argc, char **argv)
 		switch (found) {
 		case 0: break;
 		case 's': a->path = optarg; break;
-		case 'i': a->interval = (uint32_t)number(optarg); break;
-		case 't': a->seconds = number(optarg); break;
-		case 'c': a->limit_us[0] = number(optarg); break;
-		case 'l': a->limit_us[1] = number(optarg); break;
-		case 'e': a->lifetime_us = number(optarg); break;
-		case 'a': a->action = (int)(number(optarg) & 3); break;
+		case 'i': a->interval = (uint32_t)number(optarg, UINT32_MAX); break;
+		case 't': a->seconds = number(optarg, UINT32_MAX); break;
+		case 'c':
+			a->limit_us[0] = number(optarg, UINT32_MAX);
+			break;
+		case 'l':
+			a->limit_us[1] = number(optarg, UINT32_MAX);
+			break;
+		case 'e':
+			a->lifetime_us = number(optarg, UINT32_MAX);
+			break;
+		case 'a': a->action = (int)number(optarg, 3); break;
 		case 'b': parse_shield(a, optarg); break;
 		case 'h':
 			fputs(usage, stdout);

@@ -188,7 +188,8 @@ class Client:
 
     def _open_direct(self) -> None:
         self._close_direct()
-        self._passed = passed = []
+        passed: list[int] = []
+        self._passed = passed
         try:
             self._ask(p.DIRECT)
         except BridgeError as error:
@@ -385,8 +386,6 @@ class Client:
         for number, _ in self._ready.poll(max(math.ceil(1e3 * timeout_s), 0)):
             own = number == self._number
             parts.append(p.decode(self._take_directly()) if own else self._take_from_server(0.0))
-            if self._direct is None:  # the server has closed the connection
-                break
         return p.join(parts)
 
     def _take_directly(self) -> bytes:

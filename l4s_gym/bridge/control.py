@@ -74,11 +74,12 @@ def _form() -> tuple[Struct, Callable[[tuple[int, ...]], tuple[int, ...]]]:
     """An entry of which its head, `_COLUMNS`, sequence and time are taken; and what puts them in that order."""
     assert RECORD.fields is not None
     names = (*_COLUMNS, "sequence", "time_us")
+    offsets = {name: p.RECORD_AT + RECORD.fields[name][1] for name in names}
+    order = sorted(names, key=offsets.__getitem__)
     form, at = "<I", 4
-    for offset, name in sorted((p.RECORD_AT + RECORD.fields[name][1], name) for name in names):
-        form += f"{offset - at}x{' BH I   Q'[RECORD[name].itemsize]}"
-        at = offset + RECORD[name].itemsize
-    order = sorted(names, key=lambda name: RECORD.fields[name][1])
+    for name in order:
+        form += f"{offsets[name] - at}x{' BH I   Q'[RECORD[name].itemsize]}"
+        at = offsets[name] + RECORD[name].itemsize
     return Struct(f"{form}{p.ENTRY_SIZE - at}x"), itemgetter(0, *(1 + order.index(name) for name in names))
 
 

@@ -230,7 +230,7 @@ def test_the_queues_own_socket_ends(serve: Serve) -> None:
 
     def end() -> None:
         with server.lock:
-            assert server.controller is not None
+            assert server.controller is not None and server.controller.direct is not None
             server.controller.direct.shutdown(socket.SHUT_RDWR)
 
     done = decides(server, Spy(at=20, then=end, last=60))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -505,6 +506,41 @@ def test_a_controller_that_does_not_read_loses_asks_alone(bed: Bed) -> None:
         after = bed.stats()
         assert after["forward"]["delivered"] > before["forward"]["delivered"]
         assert after["decisions"]["fallback"] > 0
+
+
+@configured(TESTBED | {"shield_hits": 0, "shield_drops": 65536})
+def test_the_compiled_agent(bed: Bed) -> None:
+    bed.sink()
+    bed.send("blast", 30.0, "--pps", "400", "--size", "500")
+    command = [str(bed.programs / "l4s-agent"), "--socket", str(bed.socket), "--seconds", "1"]
+    for options in (["--c-us", "1000000"], ["--action", "2", "--daemon"], ["--action", "1", "--spin"]):
+        before = bed.stats()
+        done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=netns.WAIT_S, check=True)
+        found = json.loads(done.stdout)
+        after = bed.stats()
+        assert found["direct"] == ("--daemon" not in options) and found["asks"] > 20
+        assert after["decisions"]["agent"] - before["decisions"]["agent"] > 20
+        drops = after["classic"]["drops"] - before["classic"]["drops"]
+        assert drops > 20 if "--action" in options else drops == 0  # not-ECT packets: a mark is a drop
+    shield = ["--shield", "0,0,0,16,1000,0", "--action", "1"]
+    before = bed.stats()["classic"]["drops"]
+    subprocess.run([*command, *shield], capture_output=True, timeout=netns.WAIT_S, check=True)
+    assert bed.stats()["classic"]["drops"] == before
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ([], "--socket is needed"),
+        (["--socket", "/nowhere/s"], "No such file"),
+        (["--socket", "x" * 200], "too long"),
+        (["--socket", "x", "--action", "4"], "a whole number that fits"),
+        (["--socket", "x", "--shield", "1,2"], "give six numbers"),
+    ],
+)
+def test_what_the_compiled_agent_says(build: Build, options: list[str], says: str) -> None:
+    done = subprocess.run([build(san=True) / "l4s-agent", *options], capture_output=True, text=True, check=False)
+    assert done.returncode != 0 and says in done.stderr
 
 
 OPERATOR = (30_000, 20_000, 16384, 64, 600_000_000, 0)
