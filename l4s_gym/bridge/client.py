@@ -227,8 +227,8 @@ class Client:
             action: 0 enqueue, 1 drop, 2 mark.
             expires_us: On the queue's clock: the ASK's `time_us` plus a lifetime.
         """
-        now_ns = time.monotonic_ns()
-        data = p.command(p.DECIDE, tag=now_ns, sequence=sequence, queue=queue, action=action, expires_us=expires_us)
+        tag = 0 if self._direct is None else time.monotonic_ns()  # there it tells when, for the latency in STATUS
+        data = p.command(p.DECIDE, tag=tag, sequence=sequence, queue=queue, action=action, expires_us=expires_us)
         if self._direct is not None:
             try:
                 if self._direct.send(data) == len(data):

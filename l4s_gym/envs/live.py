@@ -29,9 +29,9 @@ class DualPI2LiveEnv(gym.Env[Observation, int]):
 
     Nothing on the other side waits for the agent. The packet that is observed has been decided by then; the
     action is used for the *next* packet of the same queue that has none yet, if it is there in time (`lifetime_ms`
-    after the ask), and else the native law decides. The queue's own shield bounds delays, and how often the agent drops and marks
-    (unless the operator says otherwise, as often as the native law would), and may take the queue back.
-    `info["statistics"]` tells at the end which share of the packets the agent decided.
+    after the ask), and else the native law decides. The queue's own shield bounds delays, and how often the agent
+    drops and marks (unless the operator says otherwise, as often as the native law would), and may take the queue
+    back. `info["statistics"]` tells at the end which share of the packets the agent decided.
 
     ## Action space, observation space
 

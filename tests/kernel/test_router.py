@@ -650,7 +650,7 @@ BAD_COMMANDS = {
     "magic": {0: 0x00},
     "version": {2: 2},
     "kind 0": {3: 0},
-    "kind 7": {3: 7},
+    "kind 8": {3: 8},
     "reserved": {6: 1},
     "subscribe 2": {3: SUBSCRIBE, 32: 2},
     "attach 0": {3: ATTACH},
