@@ -10,6 +10,7 @@ at a round trip of 20 ms. Nothing here is asserted; figures of a shared machine 
 
 from __future__ import annotations
 
+import json
 import statistics
 import subprocess
 import threading
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from l4s_gym import agents
-from l4s_gym.bridge import protocol
+from l4s_gym.bridge import programs, protocol
 from l4s_gym.bridge.client import Client
 from l4s_gym.bridge.config import PORT, UNSHAPED
 from l4s_gym.bridge.control import Controller
@@ -42,6 +43,15 @@ LIVE_SEED: Final = 1
 SMALL: Final = 100
 """Bytes of a small packet."""
 ROWS_PPS: Final = 100_000
+WAYS: Final = (
+    "Python by the daemon",
+    "Python by the router",
+    "compiled by the daemon",
+    "compiled by the router",
+    "compiled by the router, spinning",
+)
+ASKED_MBPS: Final = 40.0
+"""Rate at which the ways of asking are compared, each packet asked about."""
 SECTIONS: Final = ("shared", "ceiling", "latency", "rows", "control")
 Section = Literal["shared", "ceiling", "latency", "rows", "control"]
 
@@ -177,7 +187,12 @@ def ceiling(seconds: float) -> dict[str, Any]:
 
 
 def latency(seconds: float) -> dict[str, Any]:
-    """Round trips of small packets through the router, and through a plain pair of devices between the same ends."""
+    """Round trips of packets through the router, and of asks and answers between it and an agent."""
+    return round_trips(seconds) | {"asks": [looped(ASKED_MBPS, 1, way, seconds) for way in WAYS]}
+
+
+def round_trips(seconds: float) -> dict[str, Any]:
+    """Those of small packets, and through a plain pair of devices between the same ends."""
     with unshaped() as bed:
         n = bed.plan.names
         for command in (
@@ -266,36 +281,50 @@ def row_loss(seconds: float, pps: int = ROWS_PPS) -> dict[str, Any]:
 # -- an agent in the loop
 
 
+def decide(bed: LiveTestbed, way: str, interval: int, seconds: float) -> dict[str, Any]:
+    """The threshold agent, in Python or compiled, asked by the daemon or by the router itself."""
+    if way.startswith("Python"):
+        client = Client(bed.socket, direct=way == WAYS[1])
+        return Controller(client, agents.make("threshold"), interval=interval).run(seconds).as_dict()
+    program = str(programs.find(names=("l4s-agent",))["l4s-agent"])
+    command = [program, "--socket", str(bed.socket), "--interval", str(interval), "--seconds", str(round(seconds))]
+    options = {WAYS[2]: ["--daemon"], WAYS[3]: [], WAYS[4]: ["--spin"]}[way]
+    done = subprocess.run([*command, *options], check=True, capture_output=True)
+    return dict(json.loads(done.stdout))
+
+
+def looped(rate: float, interval: int, way: str, seconds: float) -> dict[str, Any]:
+    """Who decided, and how fast, while a CUBIC and a Prague flow share the link."""
+    with LiveTestbed(shared_scenario(rate, AQMS[0], seconds + 10.0), seed=LIVE_SEED) as bed:
+        bed.start_flows()
+        bed.wait(1.0)
+        before = read(bed.stats())
+        done = decide(bed, way, interval, seconds)
+        row = {"rate_mbps": rate, "interval": interval, "way": way} | loop_figures(before, read(bed.stats()), rate)
+    shares = ", ".join(f"{who} {100 * part:.1f} %" for who, part in row["decided"].items())
+    print(
+        f"{rate:>4} Mbit/s, every {interval:>3}, {way}: latency p50 {row['latency_us']['p50']:.0f} us, "
+        f"p99 {row['latency_us']['p99']:.0f} us; {shares}; answered in time {100 * row['in_time']:.1f} %",
+        flush=True,
+    )
+    return row | done
+
+
 def control(rates: Sequence[float], seconds: float) -> list[dict[str, Any]]:
-    """The threshold agent asked about every packet, every 10th and every 100th."""
-    rows = []
-    for rate in rates:
-        for interval in INTERVALS:
-            with LiveTestbed(shared_scenario(rate, AQMS[0], seconds + 10.0), seed=LIVE_SEED) as bed:
-                bed.start_flows()
-                bed.wait(1.0)
-                before = read(bed.stats())
-                run = Controller(Client(bed.socket), agents.make("threshold"), interval=interval).run(seconds)
-                after = read(bed.stats())
-            rows.append({"rate_mbps": rate, "interval": interval} | loop_figures(before, after, rate) | run.as_dict())
-            row = rows[-1]
-            shares = ", ".join(f"{who} {100 * part:.1f} %" for who, part in row["decided"].items())
-            print(
-                f"{rate:>4} Mbit/s, every {interval:>3}: latency p50 {row['latency_us']['p50']:.0f} us, "
-                f"p99 {row['latency_us']['p99']:.0f} us; {shares}",
-                flush=True,
-            )
-    return rows
+    """The threshold agent in Python asked about every packet, every 10th and every 100th."""
+    return [looped(rate, interval, WAYS[1], seconds) for rate in rates for interval in INTERVALS]
 
 
 def loop_figures(before: Figures, after: Figures, rate_mbps: float) -> dict[str, Any]:
     """Who decided between two readings, and how fast."""
     decided = {who: after.decided[who] - before.decided[who] for who in after.decided}
     total = max(sum(decided.values()), 1)
+    refused = {why: after.refused[why] - before.refused[why] for why in after.refused}
     return {
         "decided": {who: count / total for who, count in decided.items()},
         "latency_us": after.latency_us,
-        "refused": {why: after.refused[why] - before.refused[why] for why in after.refused},
+        "refused": refused,
+        "in_time": (decided["agent"] + refused["shielded"]) / total,
         "trips": after.trips - before.trips,
         "utilisation": (after.served_bytes - before.served_bytes) * 8e-6 / rate_mbps / (after.seconds - before.seconds),
         "packets": total,
@@ -351,6 +380,14 @@ def control_table(rows: Sequence[dict[str, Any]]) -> list[str]:
     return table(head, lines)
 
 
+def asks_table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    lines = []
+    for row in rows:
+        latency_us = [f"{row['latency_us'][q]:.0f}" for q in ("p50", "p99")]
+        lines.append([row["way"], *latency_us, f"{100 * row['in_time']:.1f}", f"{100 * row['decided']['agent']:.1f}"])
+    return table(("who, and asked by whom", "p50 us", "p99 us", "answered in time %", "agent decided %"), lines)
+
+
 def markdown(data: dict[str, Any]) -> str:
     """The report."""
     host = data["host"]
@@ -377,6 +414,8 @@ def markdown(data: dict[str, Any]) -> str:
             f"p99 {added['p99']:.0f} us, over a plain pair of devices (p50 {plain['rtt_p50_us']:.0f} us, "
             f"p99 {plain['rtt_p99_us']:.0f} us)."
         ]
+        if rows := found.get("asks"):
+            lines += ["", ASKS_TEXT.format(rate=ASKED_MBPS), "", *asks_table(rows), ""]
     if found := data.get("rows"):
         lines += [
             f"- Rows at {found['pps']:.0f} packets/s: a reader at the daemon got {found['rows']} of "
@@ -408,12 +447,17 @@ are the same but for what is under way at the end. TCP's is `tcpi_delivered_ce`,
 RFC 3168 the receiver repeats ECE until the sender's CWR arrives, so one mark is heard for a round trip's packets. \
 *Late* is how far behind their schedule packets left the router."""
 
+ASKS_TEXT: Final = """\
+The threshold agent asked about every packet at {rate:g} Mbit/s, in Python and compiled (`l4s-agent`), through the \
+daemon and by the router itself. *Answered in time* are packets for which an answer was there; of them the shield \
+leaves those marks to the native law that are more than its own (`shield_hits`):"""
+
 CONTROL_TEXT: Final = """\
-The threshold agent in Python asked about each n-th packet, through the daemon. Latency is from the ask to the answer \
-as the packet path saw it. An answer is used for one packet, the queue's next: so at most every n-th packet is the \
-agent's, all others are the native law's. *Fallback* are packets that came before the ask before them was answered: \
-packets that follow each other closer than the latency (TCP sends two at a time), for which no answer can be there. \
-The agent answers the newest ask of each queue alone; *answered* counts those."""
+The threshold agent in Python asked about each n-th packet, by the router itself. Latency is from the ask to the \
+answer as the packet path saw it. An answer is used for one packet, the queue's next that has none yet: so at most \
+every n-th packet is the agent's, all others are the native law's. *Fallback* are packets that were asked about when \
+the ask before was not answered, and no earlier answer was left. The agent passes over asks that are older than the \
+newest four of their queue; *answered* counts the others."""
 
 
 def main(

@@ -22,12 +22,12 @@ from typing import Any, Final
 ROOT: Final = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the simulated kernel is driven as the tests drive it
 
+from l4s_gym.bridge import programs  # noqa: E402
 from l4s_gym.bridge.figures import Figures, read  # noqa: E402
 from l4s_gym.bridge.testbed import LiveTestbed  # noqa: E402
 from l4s_gym.cli.arguments import command_line  # noqa: E402
 from l4s_gym.data.files import atomic_write  # noqa: E402
 from l4s_gym.evaluation.origin import append_run, origin  # noqa: E402
-from l4s_gym.schema import RECORD  # noqa: E402
 from l4s_gym.sim.scenario import from_dict  # noqa: E402
 
 RESULTS: Final = Path(__file__).resolve().parent / "results"
@@ -56,47 +56,20 @@ BOUNDS: Final[dict[str, dict[str, int]]] = {
 """Bounds instead of the shipped ones."""
 QUICK: Final = ("off", "shipped")
 AGENTS: Final = {"enqueue all": 0, "drop all": 1, "mark all": 2, "alternating": 3}
-"""The last one lets the queue grow for a quarter of a second, and drops for another one."""
-
-# It needs no library, so that it is asked and answers like a good agent in C.
-AGENT: Final = """
-import socket, struct, sys
-path = sys.argv[1]
-action, sequence_at, time_at = map(int, sys.argv[2:])
-link = socket.socket(socket.AF_UNIX)
-link.connect(path)
-command = struct.Struct("<HBBBBHQQQ8I")
-def send(kind, *args, queue=0, act=0, sequence=0, expires=0):
-    link.sendall(command.pack(0x344C, 1, kind, queue, act, 0, 0, sequence, expires, *args, *[0] * (8 - len(args))))
-send(2, 1)
-send(5, 0, 0, 65536, 65536, 1000, 0)
-data = b""
-while True:
-    more = link.recv(1 << 16)
-    if not more:
-        break
-    data += more
-    whole = len(data) // 192 * 192
-    for at in range(0, whole, 192):
-        if data[at + 3] == 3:
-            sequence, = struct.unpack_from("<Q", data, at + sequence_at)
-            now, = struct.unpack_from("<Q", data, at + time_at)
-            send(4, queue=data[at + 16], act=action if action < 3 else int(now % 500_000 > 250_000),
-                 sequence=sequence, expires=now + 500_000)
-    data = data[whole:]
-"""
+"""Actions of `l4s-agent`; the last one lets the queue grow for a quarter of a second, and drops for another one."""
+WIDEST: Final = "0,0,65536,65536,1000,0"
+"""The bounds that an agent asks for."""
 
 
 @contextmanager
-def hostile(bed: LiveTestbed, action: int | None) -> Iterator[None]:
+def hostile(bed: LiveTestbed, action: int | None, kernel: Path | None) -> Iterator[None]:
     """An agent in a process of its own; None: nobody."""
     if action is None:
         yield
         return
-    assert RECORD.fields is not None
-    offsets = [str(16 + RECORD.fields[name][1]) for name in ("sequence", "time_us")]
-    command = [sys.executable, "-I", "-S", "-c", AGENT, str(bed.socket), str(action), *offsets]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    program = str(programs.find(kernel, ("l4s-agent",))["l4s-agent"])
+    command = [program, "--socket", str(bed.socket), "--action", str(action), "--shield", WIDEST]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     try:
         yield
     finally:
@@ -127,7 +100,7 @@ def attack(action: int | None, bounds: dict[str, int], seconds: float, kernel: P
     with LiveTestbed(from_dict(TRAFFIC), kernel=kernel, values=values, seconds=WARM_S + seconds + 30.0) as bed:
         bed.start_flows()
         bed.wait(WARM_S)
-        with hostile(bed, action):
+        with hostile(bed, action, kernel):
             before = read(bed.stats())
             bed.wait(seconds)
             return between(before, read(bed.stats()))

@@ -18,7 +18,6 @@ import random
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,7 +31,6 @@ from l4s_gym.bridge.figures import Figures, read
 from l4s_gym.bridge.testbed import LiveTestbed
 from l4s_gym.cli.arguments import command_line
 from l4s_gym.evaluation.origin import append_run, origin
-from l4s_gym.schema import RECORD
 from l4s_gym.sim import scenario
 
 RESULTS: Final = Path(__file__).resolve().parent / "results" / "soak.json"
@@ -51,40 +49,6 @@ LEAST_SHARE: Final = 0.7
 """Of the link's rate, in the window after a fault."""
 MOST_GROWTH_KIB: Final = 512
 """What sockets' buffers and allocators may differ by."""
-
-THRESHOLD: Final = 9
-"""Action of an agent that marks above 15 ms in C and above 1 ms in L."""
-
-# An agent that needs no library: it starts in milliseconds, and can be killed and stopped like anybody's.
-AGENT: Final = """
-import socket, struct, sys
-path = sys.argv[1]
-interval, action, lifetime, sequence_at, time_at, delay_at, *bounds = map(int, sys.argv[2:])
-link = socket.socket(socket.AF_UNIX)
-link.connect(path)
-command = struct.Struct("<HBBBBHQQQ8I")
-def send(kind, queue=0, act=0, sequence=0, expires=0, args=()):
-    link.sendall(command.pack(0x344C, 1, kind, queue, act, 0, 0, sequence, expires, *args, *[0] * (8 - len(args))))
-send(2, args=[interval])
-if bounds:
-    send(5, args=bounds)
-data = b""
-while True:
-    more = link.recv(1 << 16)
-    if not more:
-        break
-    data += more
-    whole = len(data) // 192 * 192
-    for at in range(0, whole, 192):
-        if data[at + 3] == 3:
-            sequence, = struct.unpack_from("<Q", data, at + sequence_at)
-            now, = struct.unpack_from("<Q", data, at + time_at)
-            delay, = struct.unpack_from("<I", data, at + delay_at)
-            queue = data[at + 16]
-            choice = (2 if delay > (1000 if queue else 15000) else 0) if action == 9 else action
-            send(4, queue, choice, sequence, now + lifetime)
-    data = data[whole:]
-"""
 
 
 @dataclass
@@ -116,14 +80,16 @@ class Outcome:
 
 @contextmanager
 def agent(
-    bed: LiveTestbed, action: int = THRESHOLD, interval: int = 1, bounds: Sequence[int] = ()
+    bed: LiveTestbed, action: int | None = None, interval: int = 1, bounds: Sequence[int] = ()
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A controller in a process of its own, by thresholds, or one that always does the same; `bounds` of the shield."""
-    assert RECORD.fields is not None
-    offsets = [16 + RECORD.fields[name][1] for name in ("sequence", "time_us", "current_queue_delay")]
-    numbers = [interval, action, 500_000, *offsets, *bounds]
-    command = [sys.executable, "-I", "-S", "-c", AGENT, str(bed.socket), *map(str, numbers)]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    program = str(Path(bed.plan.programs["l4s-router"]).with_name("l4s-agent"))
+    command = [program, "--socket", str(bed.socket), "--interval", str(interval), "--lifetime-us", "500000"]
+    if action is not None:
+        command += ["--action", str(action)]
+    if bounds:
+        command += ["--shield", ",".join(map(str, bounds))]
+    process = subprocess.Popen(command, **dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL))
     try:
         until(lambda: status(bed).interval == interval, "the agent has not come")
         yield process

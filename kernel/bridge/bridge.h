@@ -20,6 +20,7 @@
 #include "listener.h"
 #include "options.h"
 #include "outbox.h"
+#include "pass.h"
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
     "entries and commands are little-endian, and so must this machine be");
@@ -43,6 +44,7 @@ struct client {
 	unsigned watched;
 	bool rows;		/* subscribed */
 	bool blocked;		/* the socket is full */
+	int passing;		/* a descriptor to go with what is sent, or -1 */
 	bool voided;		/* controlled a queue that was lost */
 	bool closing;		/* as soon as all is sent, or by close_by_ms */
 	uint64_t close_by_ms;
@@ -59,6 +61,7 @@ struct client {
 
 struct device {
 	int fd;			/* -1: away */
+	int passed;		/* a descriptor that came, or -1 */
 	bool there;		/* has said HELLO */
 	bool rows;		/* subscribed */
 	unsigned watched;

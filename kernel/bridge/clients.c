@@ -25,7 +25,7 @@ clients_init(struct bridge *b)
 	if (b->clients == NULL)
 		return false;
 	for (uint32_t i = 0; i < b->options->clients; i++)
-		b->clients[i].fd = -1;
+		b->clients[i].fd = b->clients[i].passing = -1;
 	return true;
 }
 
@@ -80,7 +80,7 @@ client_open(struct bridge *b, int fd)
 	}
 	tag = (uint32_t)TAG_CLIENT + (uint32_t)client_index(b, c);
 	memset(c, 0, offsetof(struct client, out));
-	c->fd = -1;
+	c->fd = c->passing = -1;
 	if (!outbox_open(&c->out, b->options->ring) ||
 	    !events_watch(b->events, fd, tag, WATCH_NONE, WATCH_IN)) {
 		outbox_close(&c->out);
@@ -133,9 +133,10 @@ client_close(struct bridge *b, struct client *c)
 	if (client_index(b, c) == b->controller)
 		control_end(b, true);
 	close(c->fd);
+	pass_drop(&c->passing);
 	outbox_close(&c->out);
 	memset(c, 0, offsetof(struct client, out));
-	c->fd = -1;
+	c->fd = c->passing = -1;
 	device_subscribe(b);
 	b->again = true;
 }
@@ -198,7 +199,7 @@ client_settle(struct bridge *b, struct client *c)
 	if (c->in_bytes >= L4S_COMMAND_SIZE)
 		take_commands(b, c);
 	if (!c->blocked)
-		sent = outbox_flush(&c->out, c->fd);
+		sent = outbox_flush(&c->out, c->fd, &c->passing);
 	if (sent < 0 || (c->closing && outbox_empty(&c->out))) {
 		client_close(b, c);
 		return;
@@ -242,6 +243,7 @@ clients_end(struct bridge *b)
 	for (uint32_t i = 0; i < b->options->clients; i++)
 		if (b->clients[i].fd >= 0) {
 			close(b->clients[i].fd);
+			pass_drop(&b->clients[i].passing);
 			outbox_close(&b->clients[i].out);
 		}
 	free(b->clients);

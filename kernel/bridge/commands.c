@@ -84,6 +84,7 @@ check(const struct l4s_command *command)
 	case L4S_DETACH:
 	case L4S_DECIDE:	/* a wrong one is counted by the queue */
 	case L4S_GET_STATUS:
+	case L4S_DIRECT:
 		return NULL;
 	default:
 		return "there is no command of this kind";
@@ -235,6 +236,12 @@ command_take(struct bridge *b, struct client *c,
 	if (b->device.there && client_index(b, c) != b->controller) {
 		tell_error(c, command, L4S_E_NOT_CONTROLLER,
 		    "only the controller may do this: ATTACH first");
+		return;
+	}
+	if (command->kind == L4S_DIRECT && b->device.there &&
+	    !b->device.hello.direct) {
+		tell_error(c, command, L4S_E_NOT_OFFERED, "DIRECT: this queue "
+		    "has no socket for that");
 		return;
 	}
 	if (command->kind == L4S_CONFIGURE)

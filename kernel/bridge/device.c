@@ -33,7 +33,7 @@ device_init(struct bridge *b)
 	struct device *d = &b->device;
 
 	memset(d, 0, sizeof(*d));
-	d->fd = -1;
+	d->fd = d->passed = -1;
 	d->in = calloc(DEVICE_ENTRIES, L4S_ENTRY_SIZE);
 	return d->in != NULL;
 }
@@ -85,6 +85,7 @@ device_lose(struct bridge *b, const char *format, ...)
 	if (d->fd >= 0)
 		close(d->fd);
 	d->fd = -1;
+	pass_drop(&d->passed);
 	d->there = d->rows = false;
 	d->watched = WATCH_NONE;
 	d->in_bytes = d->out_bytes = 0;
@@ -299,9 +300,13 @@ device_read(struct bridge *b)
 {
 	struct device *d = &b->device;
 	size_t size = (size_t)DEVICE_ENTRIES * L4S_ENTRY_SIZE, at = 0;
-	ssize_t got = read(d->fd, d->in + d->in_bytes, size - d->in_bytes);
 	struct l4s_entry entry;
+	ssize_t got;
 
+	size -= d->in_bytes;
+	got = b->options->device_is_socket ?
+	    pass_read(d->fd, d->in + d->in_bytes, size, &d->passed) :
+	    read(d->fd, d->in + d->in_bytes, size);
 	if (got < 0 && (errno == EAGAIN || errno == EINTR))
 		return;
 	if (got <= 0) {
@@ -425,6 +430,7 @@ device_end(struct bridge *b)
 	if (b->device.fd >= 0)
 		close(b->device.fd);
 	b->device.fd = -1;
+	pass_drop(&b->device.passed);
 	free(b->device.in);
 	b->device.in = NULL;
 }

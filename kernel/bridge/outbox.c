@@ -10,6 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "pass.h"
+
 #define PIECES 32	/* of one write */
 
 static struct l4s_entry *
@@ -196,7 +198,7 @@ advance(struct outbox *o, size_t sent)
 }
 
 int
-outbox_flush(struct outbox *o, int fd)
+outbox_flush(struct outbox *o, int fd, int *passing)
 {
 	while (!outbox_empty(o)) {
 		struct cursor at = { o->row_head, o->urgent_head };
@@ -214,7 +216,7 @@ outbox_flush(struct outbox *o, int fd)
 			count++;
 		for (int i = 0; i < count; i++)
 			asked += pieces[i].iov_len;
-		sent = writev(fd, pieces, count);
+		sent = pass_write(fd, pieces, count, passing);
 		if (sent < 0 && errno == EINTR)
 			continue;
 		if (sent < 0)

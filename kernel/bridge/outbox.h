@@ -52,7 +52,10 @@ void outbox_add_lost(struct outbox *o, uint32_t count);
 /* Forget the rows that wait: the client is to be closed. */
 void outbox_forget_rows(struct outbox *o);
 
-/* 1: all is sent; 0: the socket is full; -1: the client is gone. */
-int outbox_flush(struct outbox *o, int fd);
+/*
+ * 1: all is sent; 0: the socket is full; -1: the client is gone. `passing`
+ * goes along, see pass.h.
+ */
+int outbox_flush(struct outbox *o, int fd, int *passing);
 
 #endif

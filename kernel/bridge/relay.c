@@ -168,6 +168,11 @@ relay_status(struct bridge *b, const struct l4s_entry *entry)
 
 	if (c == NULL || c->closing)
 		return;
+	if (pending.kind == L4S_DIRECT) {
+		pass_drop(&c->passing);
+		c->passing = b->device.passed;
+		b->device.passed = -1;
+	}
 	copy.tag = pending.client_tag;
 	copy.u.status.lost = c->out.lost;
 	copy.u.status.controls = client_index(b, c) == b->controller;

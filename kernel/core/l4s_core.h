@@ -221,6 +221,7 @@ struct l4s_model {
 struct l4s_decision {
 	uint64_t sequence;	/* of the row that it answers */
 	uint64_t expires_ns;
+	uint64_t given_ns;	/* when, as far as known, for the latency */
 	uint8_t queue;
 	uint8_t action;
 };
@@ -254,6 +255,13 @@ struct l4s_event {
 #define L4S_ASKS 64		/* asks whose time is kept */
 
 /* One of the two queues; the caller may read. */
+/* Decisions of a queue that wait for its packets, one each, oldest first. */
+#define L4S_ANSWERS 4
+struct l4s_answer {
+	uint64_t expires_ns;
+	uint8_t action;
+};
+
 struct l4s_queue {
 	struct l4s_packet *head, *tail;
 	uint64_t packets, bytes;
@@ -272,11 +280,11 @@ struct l4s_queue {
 	uint64_t total_packets, total_bytes, drops, marks, interval_drops;
 	uint64_t decided[3];	/* by kernel, agent, fallback */
 	uint64_t normalised;	/* delay / (delay + reference), 2^-16 */
-	/* the decision from outside */
-	uint64_t answer_expires_ns;
+	/* decisions from outside; the oldest that waits is answer[used % ..] */
+	struct l4s_answer answer[L4S_ANSWERS];
 	uint64_t answered;	/* sequence of the last decision taken, + 1 */
 	uint64_t asked;		/* sequence of the last row asked about, + 1 */
-	uint8_t answer;		/* action + 1; 0: none */
+	uint8_t given, used;	/* answers, modulo 256 */
 	uint8_t waits;		/* the last row asked about was not answered */
 	/* shield */
 	uint64_t held_until_ns;	/* 0: not held */
@@ -371,7 +379,10 @@ void l4s_detach(struct l4s_core *c);
  */
 void l4s_tighten(struct l4s_core *c, const struct l4s_bounds *wanted);
 
-/* A decision for the next packet of a queue; see enum l4s_refusal. */
+/*
+ * A decision for the next packet of a queue that has none yet; where
+ * L4S_ANSWERS wait, the oldest goes. See enum l4s_refusal.
+ */
 enum l4s_refusal l4s_decide(struct l4s_core *c, const struct l4s_decision *d,
     uint64_t now_ns);
 

@@ -95,7 +95,7 @@ l4s_detach(struct l4s_core *c)
 		if (q->held_until_ns != 0)
 			q->held_until_ns = q->tripped_ns +
 			    c->p.shield_hold_us * 1000;
-		q->answer = 0;
+		q->used = q->given;
 		q->waits = 0;
 		/* What was asked before is nobody's to answer any more. */
 		q->answered = q->asked;
@@ -106,14 +106,18 @@ l4s_detach(struct l4s_core *c)
 }
 
 static void
-note_latency(struct l4s_core *c, uint64_t sequence, uint64_t now_ns)
+note_latency(struct l4s_core *c, const struct l4s_decision *d, uint64_t now_ns)
 {
-	uint64_t slot = sequence % L4S_ASKS, us, bin;
+	uint64_t slot = d->sequence % L4S_ASKS, asked_ns = c->asked_ns[slot];
+	uint64_t us, bin;
 	unsigned shift = 0;
 
-	if (c->asked[slot] != sequence + 1)
+	if (c->asked[slot] != d->sequence + 1)
 		return;
-	us = (now_ns - c->asked_ns[slot]) / 1000;
+	/* It may have waited to be read; a time that cannot be is not believed. */
+	if (d->given_ns >= asked_ns && d->given_ns < now_ns)
+		now_ns = d->given_ns;
+	us = (now_ns - asked_ns) / 1000;
 	while ((us >> shift) >= 16)
 		shift++;
 	bin = 8 * (uint64_t)shift + (us >> shift);
@@ -169,11 +173,14 @@ l4s_decide(struct l4s_core *c, const struct l4s_decision *d, uint64_t now_ns)
 	if (refusal != L4S_ACCEPTED)
 		return (refusal);
 	q = &c->q[d->queue];
-	q->answer = (uint8_t)(d->action + 1);
-	q->answer_expires_ns = d->expires_ns < latest ? d->expires_ns : latest;
+	if ((uint8_t)(q->given - q->used) == L4S_ANSWERS)
+		q->used++;
+	q->answer[q->given++ % L4S_ANSWERS] = (struct l4s_answer){
+	    .expires_ns = d->expires_ns < latest ? d->expires_ns : latest,
+	    .action = d->action };
 	q->answered = d->sequence + 1;
 	q->waits = 0;
-	note_latency(c, d->sequence, now_ns);
+	note_latency(c, d, now_ns);
 	return (L4S_ACCEPTED);
 }
 
@@ -185,7 +192,7 @@ trip(struct l4s_core *c, struct l4s_queue *q, uint8_t kind, uint64_t value,
 
 	q->tripped_ns = now_ns;
 	q->held_until_ns = now_ns + c->bounds.hold_us * 1000;
-	q->answer = 0;
+	q->used = q->given;
 	q->trips++;
 	hand_back(c, q);
 	q->window_packets = q->window_drops = 0;
@@ -382,18 +389,18 @@ ask_model(struct l4s_core *c, const struct l4s_record *row)
 	    L4S_ENQUEUE);
 }
 
-/* The controller's decision for a packet, if there is a fresh one. */
+/* The controller's oldest decision for a packet, if there is a fresh one. */
 static int
 take_answer(struct l4s_core *c, struct l4s_queue *q, uint64_t now_ns)
 {
-	int action = q->answer - 1;
+	while (q->used != q->given) {
+		const struct l4s_answer *answer =
+		    &q->answer[q->used++ % L4S_ANSWERS];
 
-	if (q->answer == 0)
-		return (NONE);
-	q->answer = 0;
-	if (now_ns < q->answer_expires_ns)
-		return (action);
-	c->refused[L4S_EXPIRED]++;
+		if (now_ns < answer->expires_ns)
+			return (answer->action);
+		c->refused[L4S_EXPIRED]++;
+	}
 	return (NONE);
 }
 

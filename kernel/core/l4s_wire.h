@@ -9,13 +9,23 @@
  * then gets ROW entries; a controller sends ATTACH and then gets an ASK for
  * each interval-th packet, which it may answer by DECIDE until the ask's
  * time + lifetime. Nothing ever waits for an answer: the packet that was asked
- * about has been decided, an answer is used for the queue's next packet, and
- * where none has come in time the native law decides. DECIDE itself is never
+ * about has been decided, an answer is used for the queue's next packet that
+ * has none yet (a few wait in line), and where none has come in time the native
+ * law decides. DECIDE itself is never
  * answered; STATUS counts what was refused, and why. CONFIGURE can make the
  * shield's bounds tighter than the operator's, not wider, and ends with the
  * control: its answer, STATUS, has those in force. Where entries are lost
  * because a reader is slow, the oldest go, and the next entry that comes tells
  * how many.
+ *
+ * A server that offers DIRECT gives a controller who asks for it a socket of the
+ * queue's own, as a descriptor that comes with (or before) the answer, STATUS.
+ * From then on asks come there, in the same entries, and DECIDE may be sent
+ * there, nothing else; all else stays where it is. The queue looks for decisions
+ * there when its next packet comes; their tag tells when they were given, in ns
+ * of its clock (0: not known), for the latency in STATUS. That socket ends with
+ * the control. Without it, where it has ended, or where no descriptor came (a
+ * forwarded connection), asks and answers take the way of all others.
  */
 #ifndef L4S_WIRE_H
 #define L4S_WIRE_H
@@ -33,7 +43,7 @@ enum l4s_entry_kind {
 	L4S_ROW = 2,	/* a finished row */
 	L4S_ASK = 3,	/* a row before its decision; answer by DECIDE */
 	L4S_EVENT = 4,
-	L4S_STATUS = 5,	/* answer to GET_STATUS, ATTACH, DETACH, CONFIGURE */
+	L4S_STATUS = 5,	/* answer to GET_STATUS, ATTACH, DETACH, CONFIGURE, DIRECT */
 	L4S_ERROR = 6	/* answer to a command that was refused */
 };
 
@@ -43,7 +53,8 @@ enum l4s_command_kind {
 	L4S_DETACH = 3,
 	L4S_DECIDE = 4,		/* sequence, expires_us, queue, action */
 	L4S_CONFIGURE = 5,	/* controller: args[0..5] the six shield_* */
-	L4S_GET_STATUS = 6
+	L4S_GET_STATUS = 6,
+	L4S_DIRECT = 7		/* controller: where HELLO offers it */
 };
 
 enum l4s_event_kind {
@@ -60,7 +71,8 @@ enum l4s_error_code {
 	L4S_E_NOT_CONTROLLER = 3,
 	L4S_E_REFUSED = 4,	/* by user: closed */
 	L4S_E_NO_DEVICE = 5,	/* the daemon has no queue now */
-	L4S_E_TOO_MANY = 6	/* clients: closed */
+	L4S_E_TOO_MANY = 6,	/* clients: closed */
+	L4S_E_NOT_OFFERED = 7
 };
 
 struct L4S_PACKED l4s_hello {
@@ -74,7 +86,8 @@ struct L4S_PACKED l4s_hello {
 	uint64_t rate_bps;	/* of the link; 0: not known */
 	uint32_t ring_entries;
 	uint8_t variant;	/* L4S_TESTBED, L4S_RFC9332, L4S_LINUX */
-	uint8_t reserved[3];
+	uint8_t direct;		/* 1: DIRECT is offered */
+	uint8_t reserved[2];
 	char name[32];		/* of the server, NUL-padded */
 };
 

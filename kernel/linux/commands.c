@@ -21,6 +21,7 @@ device_hello(struct router *router, struct l4s_entry *entry)
 	hello->rate_bps = router->pipe.rate_bps;
 	hello->ring_entries = router->device.rows.size;
 	hello->variant = (uint8_t)router->core.p.variant;
+	hello->direct = 1;
 	memcpy(hello->name, name, sizeof(name));
 }
 
@@ -82,12 +83,13 @@ configure(struct router *router, const struct l4s_command *command,
 	return (0);
 }
 
-static void
-decide(struct router *router, const struct l4s_command *command,
-    uint64_t now_ns)
+void
+device_decide(struct router *router, const struct l4s_command *command,
+    uint64_t given_ns, uint64_t now_ns)
 {
-	const struct l4s_decision decision = l4s_command_decision(command);
+	struct l4s_decision decision = l4s_command_decision(command);
 
+	decision.given_ns = given_ns;
 	(void)l4s_decide(&router->core, &decision, now_ns);
 }
 
@@ -113,6 +115,21 @@ detach(struct router *router, const struct l4s_command *command,
 		    "DETACH: you do not control"));
 	l4s_detach(&router->core);
 	router->device.attached = 0;
+	direct_close(&router->device.direct);
+	status(router, command->tag, now_ns);
+	return (0);
+}
+
+static int
+direct(struct router *router, const struct l4s_command *command,
+    uint64_t now_ns)
+{
+	if (!router->device.attached)
+		return (refuse(router, command, L4S_E_NOT_CONTROLLER,
+		    "DIRECT is the controller's: ATTACH first"));
+	if (direct_open(&router->device.direct) != 0)
+		return (refuse(router, command, L4S_E_NOT_OFFERED,
+		    "DIRECT: no more descriptors"));
 	status(router, command->tag, now_ns);
 	return (0);
 }
@@ -136,10 +153,12 @@ device_command(struct router *router, const struct l4s_command *command,
 	case L4S_DETACH:
 		return (detach(router, command, now_ns));
 	case L4S_DECIDE:
-		decide(router, command, now_ns);
+		device_decide(router, command, now_ns, now_ns);
 		return (0);
 	case L4S_CONFIGURE:
 		return (configure(router, command, now_ns));
+	case L4S_DIRECT:
+		return (direct(router, command, now_ns));
 	case L4S_GET_STATUS:
 		status(router, command->tag, now_ns);
 		return (0);

@@ -16,6 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "pass.h"
 #include "router.h"
 
 static int
@@ -90,6 +91,7 @@ device_close(struct device *device)
 {
 	if (device->peer >= 0)
 		close(device->peer);
+	direct_close(&device->direct);
 	if (device->listener >= 0)
 		close(device->listener);
 	if (device->path != NULL)
@@ -104,6 +106,7 @@ hang_up(struct router *router)
 
 	close(device->peer);
 	device->peer = -1;
+	direct_close(&device->direct);
 	device->subscribed = device->attached = device->blocked = 0;
 	device->rows.count = device->answers.count = 0;
 	device->staged = device->sent = device->received = 0;
@@ -204,6 +207,7 @@ device_read(struct router *router)
 	device->received += (size_t)got;
 	now_ns = clock_ns();
 	pipe_advance(router, now_ns);
+	direct_read(router, now_ns);	/* what was decided before */
 	while (!bad && device->received - used >= sizeof(command)) {
 		memcpy(&command, device->input + used, sizeof(command));
 		used += sizeof(command);
@@ -250,6 +254,7 @@ void
 device_flush(struct router *router)
 {
 	struct device *device = &router->device;
+	struct iovec rest;
 	ssize_t done;
 	int stages = 0;
 
@@ -265,9 +270,10 @@ device_flush(struct router *router)
 		}
 		if (device->staged == 0)
 			return;
-		done = send(device->peer,
-		    (const uint8_t *)device->stage + device->sent,
-		    device->staged - device->sent, MSG_DONTWAIT | MSG_NOSIGNAL);
+		rest.iov_base = (uint8_t *)device->stage + device->sent;
+		rest.iov_len = device->staged - device->sent;
+		done = pass_write(device->peer, &rest, 1,
+		    &device->direct.passing);
 		if (done < 0 && errno == EINTR)
 			continue;
 		if (done < 0 && errno == EAGAIN) {
@@ -302,7 +308,8 @@ push_row(struct device *device, uint8_t kind)
 void
 device_ask(struct router *router, const struct packet *packet)
 {
-	if (router->device.peer >= 0 && router->device.attached)
+	if (router->device.peer >= 0 && router->device.attached &&
+	    direct_ask(&router->device, packet) != 0)
 		l4s_entry_ask(push_row(&router->device, L4S_ASK),
 		    &packet->core, &packet->totals);
 }

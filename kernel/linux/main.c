@@ -247,6 +247,7 @@ main(int argc, char **argv)
 
 	router.senders = router.receivers = -1;
 	router.device.listener = router.device.peer = -1;
+	router.device.direct.fd = router.device.direct.passing = -1;
 	if (parse_options(&options, argc, argv) != 0)
 		return (2);
 	signals = catch_signals();

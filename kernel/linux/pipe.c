@@ -234,6 +234,7 @@ arrive(struct router *router, struct packet *packet,
 	packet->core.ecn = header->ecn;
 	packet->reader = router->device.subscribed ?
 	    router->device.connection : 0;
+	direct_read(router, now_ns);
 	if (router->device.peer >= 0)
 		packet->totals = *l4s_measure(&router->core, now_ns);
 	stats = &router->stats.class[packet->class];

@@ -8,6 +8,8 @@
 #ifndef L4S_ROUTER_H
 #define L4S_ROUTER_H
 
+#include <sys/types.h>
+
 #include <stddef.h>
 #include <stdint.h>
 
@@ -129,7 +131,7 @@ int l4s_set_ce(uint8_t *data, size_t length);
 /* where: NETNS:IFNAME. A non-blocking descriptor, or -1 after a line. */
 int tun_open(const char *where);
 
-/* ---- device.c, ring.c: the socket of the wire protocol ---- */
+/* ---- device.c, direct.c, ring.c: the sockets of the wire protocol ---- */
 
 struct ring {
 	struct l4s_entry *entry;
@@ -147,12 +149,23 @@ const struct l4s_entry *ring_pop(struct ring *ring);
 #define DEVICE_COMMANDS 64
 #define DEVICE_TURN 8		/* stages sent in one turn */
 
+#define DIRECT_COMMANDS 16	/* read in one go */
+
+struct direct {
+	int fd;			/* -1: none */
+	int passing;		/* its other end, on its way out, or -1 */
+	uint8_t input[DIRECT_COMMANDS * L4S_COMMAND_SIZE];
+	size_t received;
+	uint32_t lost;		/* asks, not yet told */
+};
+
 struct device {
 	const char *path;
 	int listener, peer;	/* -1: none */
 	uint64_t session;
 	uint64_t connection;	/* number of the connection, from 1 */
 	int subscribed, attached, blocked;
+	struct direct direct;	/* of whom is attached */
 	struct ring rows, answers;
 	/* what is on its way: entries that can no longer be dropped */
 	struct l4s_entry stage[DEVICE_STAGE];
@@ -177,11 +190,20 @@ void device_ask(struct router *router, const struct packet *packet);
 void device_row(struct router *router, struct packet *packet);
 void device_events(struct router *router);
 
+int direct_open(struct direct *direct);
+void direct_close(struct direct *direct);
+/* An ask has gone that way, or is lost; -1: there is no such way. */
+int direct_ask(struct device *device, const struct packet *packet);
+/* The decisions that have come that way. */
+void direct_read(struct router *router, uint64_t now_ns);
+
 /* ---- commands.c: what a connection may ask ---- */
 
 void device_hello(struct router *router, struct l4s_entry *entry);
 void device_error(struct l4s_entry *entry, unsigned code, unsigned command,
     const char *text);
+void device_decide(struct router *router, const struct l4s_command *command,
+    uint64_t given_ns, uint64_t now_ns);
 /* 0, or -1: answered by an error, and the connection must be closed. */
 int device_command(struct router *router, const struct l4s_command *command,
     uint64_t now_ns);

@@ -13,7 +13,9 @@ with Client("/run/l4s-gym/live.sock") as client:
 from __future__ import annotations
 
 import errno
+import math
 import os
+import select
 import socket
 import time
 from collections.abc import Callable
@@ -33,8 +35,10 @@ VARIABLE: Final = "L4S_GYM_SOCKET"
 TIMEOUT_S: Final = 5.0
 
 _CHUNK: Final = 1 << 18
+_FEW: Final = 1 << 12
 _MOST: Final = 1 << 22
-"""Bytes taken in one go, and bytes that wait in this process: a reader that is slower loses rows at the server."""
+"""Bytes taken in one go, of the socket and of the queue's own, and bytes that wait in this process: a reader that is
+slower loses rows at the server."""
 _START: Final = "start it: `sudo l4s-gym live up`, or the daemon `l4s-bridged`"
 
 _REMEDIES: Final = {
@@ -44,6 +48,7 @@ _REMEDIES: Final = {
     p.E_REFUSED: "run as the user that the socket is for, or change who may use it (l4s-bridged --help)",
     p.E_NO_DEVICE: "the daemon has no queue now: start the router, or load the kernel module",
     p.E_TOO_MANY: "too many clients: end one",
+    p.E_NOT_OFFERED: "this queue has no socket of its own to give",
 }
 _FATAL: Final = (p.E_MALFORMED, p.E_REFUSED, p.E_TOO_MANY)
 
@@ -85,6 +90,8 @@ class Client:
     Args:
         address: Path of the socket; None: `default_address`.
         timeout_s: How long the server may take to let in, to say HELLO, to take a command and to answer it.
+        direct: As a controller, be asked and answer by a socket of the queue's own where it offers one, past the
+            daemon: `attach` asks for it.
 
     Attributes:
         address: Path of the socket.
@@ -98,7 +105,9 @@ class Client:
 
     hello: Hello
 
-    def __init__(self, address: str | os.PathLike[str] | None = None, *, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(
+        self, address: str | os.PathLike[str] | None = None, *, timeout_s: float = TIMEOUT_S, direct: bool = True
+    ) -> None:
         if not timeout_s > 0:
             raise L4SError(f"timeout_s={timeout_s!r}: give a positive number of seconds")
         self.address, self.timeout_s = default_address(address), timeout_s
@@ -108,6 +117,12 @@ class Client:
         self._waiting: list[Entries] = []  # entries that came while an answer was waited for
         self._failure: BridgeError | None = None
         self._tag = 0
+        self._wants_direct = direct
+        self._direct: socket.socket | None = None
+        self._number = -1  # of its descriptor
+        self._ready: select.poll  # both sockets
+        self._rest = b""  # of an entry that came by the queue's own
+        self._passed: list[int] | None = None  # descriptors, while one may come
 
     def __enter__(self) -> Client:
         self.connect()
@@ -141,6 +156,7 @@ class Client:
 
     def close(self) -> None:
         """Close the connection; a controller that goes is a controller that has detached."""
+        self._close_direct()
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -149,6 +165,11 @@ class Client:
     def connected(self) -> bool:
         """Whether there is a connection, as far as known."""
         return self._socket is not None
+
+    @property
+    def direct(self) -> bool:
+        """Whether asks and answers go by a socket of the queue's own."""
+        return self._direct is not None
 
     # -- commands
 
@@ -160,10 +181,41 @@ class Client:
         """Become the controller: get an ASK for each interval-th packet."""
         if not 1 <= interval < 1 << 32:
             raise L4SError(f"interval {interval!r}: give a whole number of packets, 1 or more")
-        return self._ask(p.ATTACH, interval)
+        status = self._ask(p.ATTACH, interval)
+        if self._wants_direct and self.hello.direct:
+            self._open_direct()
+        return status
+
+    def _open_direct(self) -> None:
+        self._close_direct()
+        passed: list[int] = []
+        self._passed = passed
+        try:
+            self._ask(p.DIRECT)
+        except BridgeError as error:
+            if error.code != p.E_NOT_OFFERED:
+                raise
+        finally:
+            self._passed = None
+            sockets = [socket.socket(fileno=each) for each in passed]
+        if self._socket is None or not sockets:  # SSH, for one, forwards no descriptors
+            return
+        self._direct = sockets[-1]
+        self._number = self._direct.fileno()
+        self._direct.setblocking(False)
+        self._rest = b""
+        self._ready = select.poll()
+        for each in (self._socket, self._direct):
+            self._ready.register(each, select.POLLIN)
+
+    def _close_direct(self) -> None:
+        if self._direct is not None:
+            self._direct.close()
+            self._direct = None
 
     def detach(self) -> Status:
         """Leave the queue to its native law."""
+        self._close_direct()
         return self._ask(p.DETACH)
 
     def decide(self, sequence: int, queue: int, action: int, expires_us: int) -> None:
@@ -175,7 +227,18 @@ class Client:
             action: 0 enqueue, 1 drop, 2 mark.
             expires_us: On the queue's clock: the ASK's `time_us` plus a lifetime.
         """
-        self._send(p.command(p.DECIDE, sequence=sequence, queue=queue, action=action, expires_us=expires_us))
+        tag = 0 if self._direct is None else time.monotonic_ns()  # there it tells when, for the latency in STATUS
+        data = p.command(p.DECIDE, tag=tag, sequence=sequence, queue=queue, action=action, expires_us=expires_us)
+        if self._direct is not None:
+            try:
+                if self._direct.send(data) == len(data):
+                    return
+            except BlockingIOError:
+                return  # it takes none now, and will not miss one
+            except OSError:
+                pass
+            self._close_direct()  # what is left is the way of everything else
+        self._send(data)
 
     def status(self) -> Status:
         """Counters of the queue."""
@@ -235,6 +298,22 @@ class Client:
         while not any(map(len, found)) and (left := deadline - time.monotonic()) > 0:
             found.append(self._take(left))
         return p.join(found)
+
+    def asks(self, timeout_s: float = 0.0) -> bytes | None:
+        """Bytes of the ASK entries that have come by the queue's own socket, in a fraction of the time of `entries`.
+
+        Args:
+            timeout_s: How long to wait where nothing has come yet.
+
+        Returns:
+            None where there is no such socket, or something else has come: take all from `entries`.
+        """
+        if self._direct is None or self._waiting or self._failure is not None:
+            return None
+        ready = self._ready.poll(math.ceil(1e3 * timeout_s))
+        if len(ready) == 1 and ready[0][0] == self._number:
+            return self._take_directly()
+        return None if ready else b""
 
     def _ask(self, kind: int, *args: int) -> Status:
         """Send a command and wait for its answer; what else comes meanwhile is kept for `entries`."""
@@ -301,6 +380,42 @@ class Client:
 
     def _take(self, timeout_s: float) -> Entries:
         """Whole entries (n,) that have come, waiting for the first byte for a time; checked."""
+        if self._direct is None or self._failure is not None or self._socket is None:
+            return self._take_from_server(timeout_s)
+        parts = []
+        for number, _ in self._ready.poll(max(math.ceil(1e3 * timeout_s), 0)):
+            own = number == self._number
+            parts.append(p.decode(self._take_directly()) if own else self._take_from_server(0.0))
+        return p.join(parts)
+
+    def _take_directly(self) -> bytes:
+        assert self._direct is not None
+        try:
+            data = self._direct.recv(_FEW)
+        except BlockingIOError:
+            return b""
+        except OSError:
+            data = b""
+        if not data:
+            self._close_direct()
+        data = self._rest + data
+        whole = len(data) // p.ENTRY_SIZE * p.ENTRY_SIZE
+        data, self._rest = data[:whole], data[whole:]
+        for head, lost in p.HEADS(data):
+            if head != p.ASK_HEAD:
+                raise self._over("sent what is no ask")
+            self.lost += lost
+        return data
+
+    def _receive(self) -> bytes:
+        assert self._socket is not None
+        if self._passed is None:
+            return self._socket.recv(_CHUNK)
+        data, passed, _, _ = socket.recv_fds(self._socket, _CHUNK, 1)
+        self._passed += passed
+        return data
+
+    def _take_from_server(self, timeout_s: float) -> Entries:
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
@@ -310,7 +425,7 @@ class Client:
         try:
             self._socket.settimeout(max(timeout_s, 0.0))
             while len(self._bytes) < _MOST:
-                data = self._socket.recv(_CHUNK)
+                data = self._receive()
                 if not data:
                     fault = f"the server has closed the connection: {_START}"
                     break

@@ -24,16 +24,18 @@ MAGIC: Final = 0x344C
 VERSION: Final = 1
 ENTRY_SIZE: Final = 192
 COMMAND_SIZE: Final = 64
-_HEAD: Final = 16
-"""Bytes before the body of an entry."""
+RECORD_AT: Final = 16
+"""Bytes before the body of an entry, which begins with the record in ROW and ASK."""
 
 # Kinds of entries.
 HELLO, ROW, ASK, EVENT, STATUS, ERROR = range(1, 7)
 # Kinds of commands.
-SUBSCRIBE, ATTACH, DETACH, DECIDE, CONFIGURE, GET_STATUS = range(1, 7)
-COMMANDS: Final = ("?", "SUBSCRIBE", "ATTACH", "DETACH", "DECIDE", "CONFIGURE", "GET_STATUS")
+SUBSCRIBE, ATTACH, DETACH, DECIDE, CONFIGURE, GET_STATUS, DIRECT = range(1, 8)
+COMMANDS: Final = ("?", "SUBSCRIBE", "ATTACH", "DETACH", "DECIDE", "CONFIGURE", "GET_STATUS", "DIRECT")
+ASK_HEAD: Final = MAGIC | VERSION << 16 | ASK << 24
+"""First four bytes of an ASK."""
 # Codes of errors.
-E_MALFORMED, E_BUSY, E_NOT_CONTROLLER, E_REFUSED, E_NO_DEVICE, E_TOO_MANY = range(1, 7)
+E_MALFORMED, E_BUSY, E_NOT_CONTROLLER, E_REFUSED, E_NO_DEVICE, E_TOO_MANY, E_NOT_OFFERED = range(1, 8)
 
 EVENTS: Final = {
     1: "the shield took a queue back: delay",
@@ -53,6 +55,9 @@ VARIANTS: Final = ("testbed", "rfc9332", "linux")
 AT_ARRIVAL: Final = VARIANTS[:1]
 """Variants that decide at arrival; the others at departure."""
 
+ANSWERS: Final = 4
+"""Answers of a queue that wait for its packets, one each: where more come, the oldest go."""
+
 SHIELD: Final = (
     "shield_c_us", "shield_l_us", "shield_drops", "shield_window", "shield_hold_us",
     "shield_hits",
@@ -63,7 +68,7 @@ HELLO_BODY: Final = np.dtype(
     [
         ("schema_version", "<u2"), ("record_size", "<u2"), ("entry_size", "<u2"), ("command_size", "<u2"),
         ("layout", "u1", (8,)), ("session", "<u8"), ("clock_us", "<u8"), ("rate_bps", "<u8"), ("ring_entries", "<u4"),
-        ("variant", "u1"), ("reserved", "u1", (3,)), ("name", "S32"),
+        ("variant", "u1"), ("direct", "u1"), ("reserved", "u1", (2,)), ("name", "S32"),
     ]
 )  # fmt: skip
 ROW_BODY: Final = np.dtype(
@@ -88,7 +93,7 @@ ENTRY: Final[np.dtype[np.void]] = np.dtype(
     {
         "names": ["magic", "version", "kind", "lost", "tag", *BODIES],
         "formats": ["<u2", "u1", "u1", "<u4", "<u8", *BODIES.values()],
-        "offsets": [0, 2, 3, 4, 8, *[_HEAD] * len(BODIES)],
+        "offsets": [0, 2, 3, 4, 8, *[RECORD_AT] * len(BODIES)],
         "itemsize": ENTRY_SIZE,
     }
 )
@@ -103,6 +108,9 @@ COMMAND: Final[np.dtype[np.void]] = np.dtype(
 
 _PACK: Final = Struct("<HBBBBHQQQ8I").pack
 
+
+HEADS: Final = Struct(f"<II{ENTRY_SIZE - 8}x").iter_unpack
+"""First four bytes, and `lost`, of each of whole entries' bytes."""
 
 _PLAIN: Final = np.dtype((np.void, ENTRY_SIZE))
 """An entry without its fields: copied at once instead of field by field."""
@@ -119,6 +127,7 @@ class Hello:
         variant: One of `VARIANTS`.
         ring_entries: Entries that wait for a slow reader before the oldest are lost.
         name: Of the server.
+        direct: Whether a controller can have a socket of the queue's own: `DIRECT`.
     """
 
     session: int
@@ -127,6 +136,7 @@ class Hello:
     variant: str
     ring_entries: int
     name: str
+    direct: bool = False
 
 
 @dataclass(frozen=True)
@@ -201,7 +211,7 @@ def join(parts: list[Entries]) -> Entries:
 def records_of(entries: Entries) -> Records:
     """The records (n,) of ROW and ASK entries, contiguous and writable."""
     raw = entries.view(np.uint8).reshape(len(entries), ENTRY_SIZE)
-    body: Records = raw[:, _HEAD : _HEAD + RECORD.itemsize].copy().view(RECORD)[:, 0]
+    body: Records = raw[:, RECORD_AT : RECORD_AT + RECORD.itemsize].copy().view(RECORD)[:, 0]
     return body
 
 
@@ -216,7 +226,8 @@ def rows(records: Records, kind: int = ROW) -> Entries:
     """ROW or ASK entries of records (n,), with totals of 0."""
     made = entry(kind, len(records))
     raw = made.view(np.uint8).reshape(len(made), ENTRY_SIZE)
-    raw[:, _HEAD : _HEAD + RECORD.itemsize] = np.ascontiguousarray(records).view(np.uint8).reshape(len(made), -1)
+    plain = np.ascontiguousarray(records).view(np.uint8).reshape(len(made), -1)
+    raw[:, RECORD_AT : RECORD_AT + RECORD.itemsize] = plain
     return made
 
 
@@ -227,7 +238,7 @@ def hello_entry(hello: Hello) -> Entries:
     body["schema_version"], body["record_size"] = SCHEMA_VERSION, RECORD.itemsize
     body["entry_size"], body["command_size"] = ENTRY_SIZE, COMMAND_SIZE
     body["layout"] = np.frombuffer(layout_digest(), np.uint8)
-    for name in ("session", "clock_us", "rate_bps", "ring_entries"):
+    for name in ("session", "clock_us", "rate_bps", "ring_entries", "direct"):
         body[name] = getattr(hello, name)
     body["variant"], body["name"] = VARIANTS.index(hello.variant), hello.name.encode()[:31]
     return made
@@ -274,6 +285,7 @@ def read_hello(hello: Any) -> Hello:
         variant=VARIANTS[variant] if variant < len(VARIANTS) else str(variant),
         ring_entries=int(body["ring_entries"]),
         name=text_of(body["name"]),
+        direct=bool(body["direct"]),
     )
 
 

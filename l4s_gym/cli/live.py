@@ -55,6 +55,7 @@ def control(
     lifetime_ms: float = 100.0,
     reward: str | None = None,
     seed: int = 0,
+    direct: bool = True,
     out: Path | None = None,
 ) -> None:
     """Let an agent control a real queue; Ctrl-C hands it back to the native law.
@@ -67,6 +68,7 @@ def control(
         lifetime_ms: For how long after the ask an answer may still be used.
         reward: Tell the agent this reward (balance, power, l4s_llm) instead of 0.
         seed: Of the agent.
+        direct: Be asked by a socket of the queue's own, past the daemon, where it offers one.
         out: Write what happened as JSON there.
     """
     from l4s_gym import agents
@@ -81,9 +83,12 @@ def control(
         made = agents.make(agent)
     for text in stale:
         say(text)
-    controller = Controller(Client(socket), made, interval=interval, lifetime_ms=lifetime_ms, reward=reward, seed=seed)
+    client = Client(socket, direct=direct)
+    controller = Controller(client, made, interval=interval, lifetime_ms=lifetime_ms, reward=reward, seed=seed)
     with _stopped_by_signals(controller.stop), progress_bar(f"{agent} controls") as show:
         done = controller.run(seconds, show)
+    if direct and not done.direct and done.sessions:
+        say("asked by the common socket: this queue gave none of its own")
     _print_run(done)
     if out is not None:
         _write_json(out, done.as_dict())
@@ -110,6 +115,7 @@ def _print_run(done: Run) -> None:
     table.add_column("what")
     table.add_column("value", justify="right")
     table.add_row("asks, answered", f"{done.asks}, {done.answered}")
+    table.add_row("asked by", "a socket of the queue's own" if done.direct else "the common socket")
     table.add_row("lost on the way", str(done.lost))
     table.add_row("sessions", str(done.sessions))
     s = done.shares

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from l4s_gym.bridge import protocol as p
 from l4s_gym.bridge.client import TIMEOUT_S, BridgeError, Client
-from l4s_gym.bridge.control import LIFETIME_MS, RewardMeter, observations, raw_observations, shares
+from l4s_gym.bridge.control import LIFETIME_MS, Ask, Asks, RewardMeter, asks_of, shares
 from l4s_gym.envs.dualpi2 import Observation, check_interval, observation_space
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.schema import OBSERVED
@@ -25,13 +25,13 @@ class DualPI2LiveEnv(gym.Env[Observation, int]):
     ## Description
 
     `L4S-DualPI2-v0` on a real queue: the FreeBSD module through the daemon `l4s-bridged`, or the Linux router
-    (`sudo l4s-gym live up`). A step answers the last packet that the queue asked about, and waits for the next.
+    (`sudo l4s-gym live up`). A step answers a packet that the queue asked about, and waits for the next.
 
     Nothing on the other side waits for the agent. The packet that is observed has been decided by then; the
-    action is used for the *next* packet of the same queue, if it is there in time (`lifetime_ms` after the ask),
-    and else the native law decides. The queue's own shield bounds delays, and how often the agent drops and marks
-    (unless the operator says otherwise, as often as the native law would), and may take the queue back.
-    `info["statistics"]` tells at the end which share of the packets the agent decided.
+    action is used for the *next* packet of the same queue that has none yet, if it is there in time (`lifetime_ms`
+    after the ask), and else the native law decides. The queue's own shield bounds delays, and how often the agent
+    drops and marks (unless the operator says otherwise, as often as the native law would), and may take the queue
+    back. `info["statistics"]` tells at the end which share of the packets the agent decided.
 
     ## Action space, observation space
 
@@ -60,7 +60,7 @@ class DualPI2LiveEnv(gym.Env[Observation, int]):
 
     | key | meaning |
     |---|---|
-    | `skipped` | asks that had come while the agent decided, and were older than the one observed |
+    | `skipped` | asks that were passed over since the last step: too old, because the agent is slower than the queue |
     | `lost` | entries lost on the way in this episode, because the agent was slow |
 
     ## Arguments
@@ -74,6 +74,7 @@ class DualPI2LiveEnv(gym.Env[Observation, int]):
     | `lifetime_ms` | for how long after the ask an action may still be used |
     | `timeout_s` | how long to wait for the server and for packets |
     | `info_record` | put the raw record into `info` |
+    | `direct` | be asked by a socket of the queue's own, past the daemon, where it offers one |
 
     Across machines forward the socket: `ssh -N -L /tmp/live.sock:/run/l4s-gym/live.sock router`.
 
@@ -93,6 +94,7 @@ class DualPI2LiveEnv(gym.Env[Observation, int]):
         lifetime_ms: float = LIFETIME_MS,
         timeout_s: float = TIMEOUT_S,
         info_record: bool = False,
+        direct: bool = True,
     ) -> None:
         if reward not in REWARDS:
             raise unknown("reward", reward, REWARDS)
@@ -102,11 +104,12 @@ class DualPI2LiveEnv(gym.Env[Observation, int]):
         self.render_mode = None
         self.action_space = gym.spaces.Discrete(3)  # type: ignore[assignment]  # its elements are int64
         self.observation_space = observation_space()
-        self._client = Client(socket, timeout_s=timeout_s)
+        self._client = Client(socket, timeout_s=timeout_s, direct=direct)
         self._interval, self._reward = check_interval(decision_interval), reward
         self._horizon_us, self._lifetime_us = round(horizon_s * 1e6), max(round(lifetime_ms * 1e3), 1)
         self._timeout_s, self._info_record = timeout_s, info_record
-        self._ask: Any = None  # the entry that is observed; None: no episode
+        self._ask: Ask | None = None  # the one that is observed; None: no episode
+        self._asks = Asks()  # those after it
         self._over = False
 
     def reset(
@@ -122,6 +125,7 @@ class DualPI2LiveEnv(gym.Env[Observation, int]):
             self._leave()
         self._ask, self._over = None, False
         self._reconnect()
+        self._asks.clear()
         self._before = self._client.attach(self._interval)
         try:
             self._meter = RewardMeter(self._reward, self._client.hello.rate_bps)
@@ -129,14 +133,14 @@ class DualPI2LiveEnv(gym.Env[Observation, int]):
             self._leave()
             raise
         self._session, self._lost = self._client.hello.session, self._client.lost
-        ask, skipped, reason = self._next()
+        ask, reason = self._next()
         if ask is None:
             self._leave()
             raise BridgeError(
                 f"{self._client.address}: {reason}: see that traffic flows through the queue (l4s-gym live doctor)"
             )
-        self._ask, self._start_us = ask, int(ask["row"]["record"]["time_us"])
-        return self._observation(), self._info(skipped)
+        self._ask, self._start_us = ask, ask.time_us
+        return ask.observation[0], self._info()
 
     def _reconnect(self) -> None:
         """Connect where there is no connection; where there is one, forget what came since the last episode."""
@@ -157,38 +161,41 @@ class DualPI2LiveEnv(gym.Env[Observation, int]):
         if self._ask is None or self._over:
             what = "the episode has ended" if self._over else "the environment has not been started"
             raise gym.error.ResetNeeded(f"step: {what}; call reset() first")
-        record = self._ask["row"]["record"]
+        answered = self._ask
         try:
-            expires_us = int(record["time_us"]) + self._lifetime_us
-            self._client.decide(int(record["sequence"]), int(record["queue_type"]), int(action), expires_us)
-            ask, skipped, reason = self._next()
+            expires_us = answered.time_us + self._lifetime_us
+            self._client.decide(answered.sequence, answered.queue, int(action), expires_us)
+            ask, reason = self._next()
         except BridgeError as error:
-            ask, skipped, reason = None, 0, str(error)
+            ask, reason = None, str(error)
         reward = 0.0
         if ask is not None:
-            reward = self._meter.between(self._ask, ask)
+            reward = self._meter.between(answered.entry, ask.entry)
             self._ask = ask
-            if int(ask["row"]["record"]["time_us"]) - self._start_us >= self._horizon_us:
+            if ask.time_us - self._start_us >= self._horizon_us:
                 reason = "horizon"
-        info = self._info(skipped)
+        info = self._info()
         if reason is not None:
             self._over = True
             info["reason"], info["statistics"] = reason, self._leave()
-        return self._observation(), reward, False, self._over, info
+        return self._ask.observation[0], reward, False, self._over, info
 
-    def _next(self) -> tuple[Any, int, str | None]:
-        """The newest ASK, and how many older ones came with it; or None, and why there is none."""
+    def _next(self) -> tuple[Ask | None, str | None]:
+        """The next ASK; or None, and why there is none."""
         deadline = time.monotonic() + self._timeout_s
         while (left := deadline - time.monotonic()) > 0:
-            entries = self._client.entries(left)
-            lost = (entries["kind"] == p.ERROR) & (entries["error"]["code"] == p.E_NOT_CONTROLLER)
-            lost |= (entries["kind"] == p.EVENT) & (entries["event"]["kind"] == p.DEVICE_LOST)
-            if lost.any() or self._client.hello.session != self._session:
-                return None, 0, _NOBODY
-            asks = p.select(entries, p.ASK)
-            if len(asks):
-                return asks[-1], len(asks) - 1, None
-        return None, 0, f"no packet came in {self._timeout_s:g} s"
+            wait_s = 0.0 if self._asks else left
+            if (came := self._client.asks(wait_s)) is None:
+                entries = self._client.entries(wait_s)
+                lost = (entries["kind"] == p.ERROR) & (entries["error"]["code"] == p.E_NOT_CONTROLLER)
+                lost |= (entries["kind"] == p.EVENT) & (entries["event"]["kind"] == p.DEVICE_LOST)
+                if lost.any() or self._client.hello.session != self._session:
+                    return None, _NOBODY
+                came = p.encode(entries)
+            self._asks.add(asks_of(came))
+            if (ask := self._asks.take()) is not None:
+                return ask, None
+        return None, f"no packet came in {self._timeout_s:g} s"
 
     def _leave(self) -> dict[str, Any] | None:
         """Detach; what happened since the reset, or None where the server cannot tell."""
@@ -198,12 +205,9 @@ class DualPI2LiveEnv(gym.Env[Observation, int]):
             self._client.close()
             return None
 
-    def _observation(self) -> Observation:
-        seen: Observation = observations(self._ask.reshape(1))[0]
-        return seen
-
-    def _info(self, skipped: int) -> dict[str, Any]:
-        info: dict[str, Any] = {"skipped": skipped, "lost": self._client.lost - self._lost}
+    def _info(self) -> dict[str, Any]:
+        info: dict[str, Any] = {"skipped": self._asks.skipped, "lost": self._client.lost - self._lost}
+        self._asks.skipped = 0
         if self._info_record:
             info["record"] = self.record()
         return info
@@ -212,8 +216,7 @@ class DualPI2LiveEnv(gym.Env[Observation, int]):
         """The observed features of the packet that was asked about, in kernel units."""
         if self._ask is None:
             raise gym.error.ResetNeeded("record: the environment has not been started; call reset() first")
-        raw = raw_observations(self._ask.reshape(1))[0]
-        return {name: int(value) for name, value in zip(OBSERVED, raw, strict=True)}
+        return dict(zip(OBSERVED, self._ask.raw, strict=True))
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         """Refuse to be copied and pickled."""

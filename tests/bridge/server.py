@@ -37,7 +37,7 @@ class Queue:
         self.refused = [0] * 7
         self.asked = [-1, -1]
         self.waits = [False, False]
-        self.answer: list[tuple[int, int] | None] = [None, None]
+        self.answers = [deque[tuple[int, int]](maxlen=p.ANSWERS) for _ in range(2)]
         self.answered = [-1, -1]
         self.decisions: list[tuple[int, int, int, int]] = []
         self.shield: list[int] = []
@@ -73,9 +73,12 @@ class Queue:
         return row, ask
 
     def _decide(self, record: Any, queue: int) -> None:
-        answer, self.answer[queue] = self.answer[queue], None
+        answer = None
+        while self.answers[queue] and answer is None:
+            first = self.answers[queue].popleft()
+            answer = first if first[1] > self.clock_us else None
         record["decided_by"] = 0
-        if answer is not None and answer[1] > self.clock_us:
+        if answer is not None:
             record["decided_by"], record["action"], record["applied_action"] = 1, answer[0], answer[0]
             self.counts["agent"][queue] += 1
         elif self.waits[queue] and self.interval and self.until_ask == self.interval:
@@ -105,7 +108,8 @@ class Queue:
             reason = UNASKED
         self.refused[reason] += 1
         if reason == ACCEPTED:
-            self.answered[queue], self.answer[queue] = sequence, (action, expires_us)
+            self.answered[queue] = sequence
+            self.answers[queue].append((action, expires_us))
             self.waits[queue] = False
 
     def status(self, controls: bool) -> Any:
@@ -124,8 +128,9 @@ class _Connection(threading.Thread):
         self.server, self.peer = server, peer
         self.rows = self.controls = False
         self._unanswered = 0
-        self._bytes = b""
+        self._bytes: dict[socket.socket, bytes] = {peer: b""}
         self._session = 0
+        self.direct: socket.socket | None = None
 
     def run(self) -> None:
         try:
@@ -140,23 +145,29 @@ class _Connection(threading.Thread):
         except (OSError, ConnectionError):
             pass
         finally:
+            self._end_direct()
             if self.controls:
                 self.server.controller, self.server.queue.interval = None, 0
 
     def _turn(self) -> bool:
         waits = not self.rows and not (self.controls and self._unanswered < self.server.asks_at_once)
         wait_s = 0.02 if waits or self.server.stalled.is_set() else 0.0
-        if select.select([self.peer], [], [], wait_s)[0]:
-            data = self.peer.recv(65536)
-            if not data:
+        ready = select.select(list(self._bytes), [], [], wait_s)[0]
+        for link in ready:
+            data = link.recv(65536)
+            if not data and link is self.peer:
                 return False
-            self._bytes += data
-            while len(self._bytes) >= p.COMMAND_SIZE:
-                command = np.frombuffer(self._bytes[: p.COMMAND_SIZE], p.COMMAND)[0]
-                self._bytes = self._bytes[p.COMMAND_SIZE :]
+            if not data:
+                self._end_direct()
+                continue
+            self._bytes[link] += data
+            while len(self._bytes.get(link, b"")) >= p.COMMAND_SIZE:
+                command = np.frombuffer(self._bytes[link][: p.COMMAND_SIZE], p.COMMAND)[0]
+                self._bytes[link] = self._bytes[link][p.COMMAND_SIZE :]
+                assert link is self.peer or command["kind"] == p.DECIDE
                 if not self._take(command):
                     return False
-        elif wait_s and self.server.patience_s is not None and self._unanswered:
+        if not ready and wait_s and self.server.patience_s is not None and self._unanswered:
             time.sleep(self.server.patience_s)  # an agent that does not answer: traffic goes on
             self._unanswered = 0
         if self.server.stalled.is_set():
@@ -164,12 +175,30 @@ class _Connection(threading.Thread):
         with self.server.lock:
             return self._stream()
 
+    def _end_direct(self) -> None:
+        if self.direct is not None:
+            self._bytes.pop(self.direct, None)
+            self.direct.close()
+            self.direct = None
+
+    def _open_direct(self, answer: Any) -> None:
+        self._end_direct()
+        self.direct, theirs = socket.socketpair()
+        self.direct.settimeout(10.0)
+        self._bytes[self.direct] = b""
+        passed = [theirs.fileno()] if self.server.direct == "passed" else []
+        socket.send_fds(self.peer, [answer.tobytes()], passed)
+        theirs.close()
+        if not passed:
+            self._end_direct()
+
     def _stream(self) -> bool:
         server = self.server
         if server.queue.session != self._session:
             self._session = server.queue.session
             self.peer.sendall(server.hello())
             self.controls = False
+            self._end_direct()
         if server.limit is not None and server.queue.sequence >= server.limit:
             server.at_limit(server)
             return not server.closes.is_set()
@@ -179,7 +208,11 @@ class _Connection(threading.Thread):
                 break
             row, ask = server.queue.next()
             if ask is not None and self.controls:
-                out.append(ask)
+                if self.direct is None:
+                    out.append(ask)
+                else:
+                    self.direct.sendall(ask.tobytes())
+                    server.asked_directly += 1
                 self._unanswered += 1
             if self.rows:
                 server.pending.append(row)
@@ -224,10 +257,14 @@ class _Connection(threading.Thread):
                 if not self.controls:
                     return self._error(command, p.E_NOT_CONTROLLER, "attach first")
                 server.controller, self.controls, server.queue.interval = None, False, 0
+                self._end_direct()
             elif kind == p.CONFIGURE:
                 server.queue.shield = command["args"][:6].tolist()
             answer = server.queue.status(self.controls)
             answer["tag"] = tag
+            if kind == p.DIRECT:
+                self._open_direct(answer)
+                return True
             self.peer.sendall(answer.tobytes())
         return True
 
@@ -251,6 +288,7 @@ class Server:
         limit: At this sequence number `at_limit` is called (for ever).
         errors: Code and text with which commands of a kind are answered.
         fragments: Cut what is sent anywhere.
+        direct: Offer DIRECT: "passed", or "forgotten" as by SSH, which forwards no descriptor.
     """
 
     def __init__(self, path: Path, records: Any, **options: Any) -> None:
@@ -268,6 +306,7 @@ class Server:
         self.at_limit: Callable[[Server], None] = lambda server: None
         self.errors: dict[int, tuple[int, str]] = {}
         self.fragments = False
+        self.direct, self.asked_directly = "", 0
         self.first: bytes | None = None
         for name, value in options.items():
             assert hasattr(self, name)
@@ -276,7 +315,8 @@ class Server:
     def hello(self) -> bytes:
         if self.first is not None:
             return self.first
-        hello = p.Hello(self.queue.session, self.queue.clock_us, self.rate_bps, self.variant, 4096, "test")
+        numbers = self.queue.session, self.queue.clock_us, self.rate_bps
+        hello = p.Hello(*numbers, self.variant, 4096, "test", bool(self.direct))
         return p.hello_entry(hello).tobytes()
 
     def restart(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import socket
 import threading
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from l4s_gym import agents
 from l4s_gym.bridge import protocol as p
 from l4s_gym.bridge.client import BridgeError, Client
-from l4s_gym.bridge.control import Controller, Run, newest, observations, shares
+from l4s_gym.bridge.control import Asks, Controller, Run, asks_of, shares
 from l4s_gym.errors import L4SError
 from tests.bridge.conftest import Serve
 from tests.bridge.server import Server, log_of
@@ -62,7 +63,8 @@ def test_an_agent_controls(serve: Serve) -> None:
     spy.then = controller.stop
     done = controller.run()
     assert (done.agent, done.asks, done.answered, done.sessions, done.lost) == ("spy", 50, 50, 1, 0)
-    np.testing.assert_array_equal(spy.seen, observations(p.rows(records[0:200:4])))
+    asked = asks_of(p.encode(p.rows(records[0:200:4], p.ASK)))
+    np.testing.assert_array_equal(spy.seen, [ask.observation[0] for ask in asked])
     assert spy.rewards[0] == 0 and spy.rewards[1] == pytest.approx(4 * 1500 * 8 / server.rate_bps / 2)
     sequences, queues, actions, expiries = zip(*server.queue.decisions, strict=True)
     assert sequences == tuple(range(0, 200, 4))
@@ -74,11 +76,15 @@ def test_an_agent_controls(serve: Serve) -> None:
     assert server.queue.interval == 0 and server.controller is None
 
 
-def test_only_the_newest_ask_of_each_queue_is_answered(serve: Serve) -> None:
-    asks = p.rows(log_of(10), p.ASK)
-    asks["row"]["record"]["queue_type"] = [0, 1, 0, 0, 0, 1, 0, 0, 0, 0]
-    assert newest(asks) == [5, 9]
-    assert newest(asks[:1]) == [0]
+def test_only_the_newest_asks_of_each_queue_are_answered(serve: Serve) -> None:
+    entries = p.rows(log_of(10), p.ASK)
+    entries["row"]["record"]["queue_type"] = [0, 1, 0, 0, 0, 1, 0, 0, 0, 0]
+    came, asks = asks_of(p.encode(entries)), Asks()
+    asks.add(came)
+    assert [ask.sequence for ask in iter(asks.take, None)] == [1, 5, 6, 7, 8, 9] and asks.skipped == 4
+    asks.add(came[:3])
+    asks.add(came[3:6])
+    assert [ask.sequence for ask in iter(asks.take, None)] == [0, 1, 2, 3, 4, 5] and asks.skipped == 4
     server = serve(asks_at_once=40, patience_s=None)
     spy = Spy(last=8)
     done = decides(server, spy)
@@ -199,3 +205,51 @@ def test_shares_of_a_new_session() -> None:
     assert found.packets == 20 and found.decided_by == {"kernel": 0.5, "agent": 0.25, "fallback": 0.25}
     assert found.by_agent == 5 and found.refused["expired"] == 1 and found.shield_trips == 3 and found.marks == 0.1
     assert shares(old, old).packets == 0
+
+
+# -- the queue's own socket
+
+
+@pytest.mark.parametrize(("offer", "wanted"), [("passed", True), ("passed", False), ("forgotten", True), ("", True)])
+def test_asks_by_the_queues_own_socket(serve: Serve, offer: str, wanted: bool) -> None:
+    server = serve(patience_s=None, direct=offer)
+    spy = Spy(last=40)
+    spy.controller = Controller(Client(server.path, direct=wanted), spy, interval=3)
+    done = spy.controller.run()
+    used = offer == "passed" and wanted
+    assert done.direct == used and done.answered == 40 and done.sessions == 1
+    assert server.queue.refused[0] in (39, 40)  # the last one and DETACH take different ways
+    assert server.asked_directly >= 30 if used else server.asked_directly == 0
+    assert (p.DIRECT in server.commands) == (bool(offer) and wanted)
+    assert done.shares is not None and done.shares.by_agent >= 38 and server.queue.interval == 0
+
+
+def test_the_queues_own_socket_ends(serve: Serve) -> None:
+    """What is left is the way of everything else."""
+    server = serve(patience_s=None, direct="passed")
+
+    def end() -> None:
+        with server.lock:
+            assert server.controller is not None and server.controller.direct is not None
+            server.controller.direct.shutdown(socket.SHUT_RDWR)
+
+    done = decides(server, Spy(at=20, then=end, last=60))
+    assert done.sessions == 1 and done.answered == 60
+    assert 19 <= server.asked_directly < 40
+
+
+def test_a_queue_started_anew_gives_another_socket(serve: Serve) -> None:
+    server = serve(patience_s=None, direct="passed")
+
+    def restart() -> None:
+        with server.lock:
+            server.restart()
+
+    done = decides(server, Spy(at=20, then=restart, last=60))
+    assert done.sessions == 2 and done.direct and server.commands.count(p.DIRECT) == 2
+
+
+def test_a_refusal_leaves_the_other_way(serve: Serve) -> None:
+    server = serve(patience_s=None, direct="passed", errors={p.DIRECT: (p.E_NOT_OFFERED, "no more descriptors")})
+    done = decides(server, Spy(last=10))
+    assert done.answered == 10 and not done.direct

@@ -61,11 +61,20 @@ def test_control(serve: Serve, tmp_path: Path, capsys: Capture) -> None:
         "decided by fallback",
         "40 us, 90 us",
         "shield trips",
+        "asked by the common socket: this queue gave none of its own",
     ):
         assert words in said
     data = json.loads(out.read_text())
     assert data["agent"] == "threshold" and data["shares"]["by_agent"] > 0 and "versions" in data
     assert server.queue.interval == 0
+
+
+@pytest.mark.parametrize("option", ["--direct", "--no-direct"])
+def test_control_by_the_queues_own_socket(serve: Serve, capsys: Capture, option: str) -> None:
+    server = serve(direct="passed")
+    code, said, _ = run(capsys, "control", "threshold", "--socket", server.path, "--seconds", 0.2, option)
+    assert code == 0 and "gave none of its own" not in said
+    assert ("a socket of the queue's own" in said) == (server.asked_directly > 0) == (option == "--direct")
 
 
 def test_record(serve: Serve, tmp_path: Path, capsys: Capture) -> None:

@@ -61,6 +61,7 @@ def test_names_of_the_core() -> None:
     assert names == [*p.REFUSALS, "refusals"]
     shield = re.findall(r"\bX\((shield_\w+)", core)
     assert tuple(shield) == p.SHIELD
+    assert f"#define L4S_ANSWERS {p.ANSWERS}\n" in core
 
 
 def test_layout_by_the_compiler(tmp_path: Path) -> None:
@@ -114,7 +115,7 @@ def test_commands() -> None:
 
 
 def test_hello_there_and_back() -> None:
-    hello = p.Hello(1 << 60, 5, 8_000_000, "rfc9332", 4096, "router")
+    hello = p.Hello(1 << 60, 5, 8_000_000, "rfc9332", 4096, "router", direct=True)
     entry = p.hello_entry(hello)[0]
     assert p.hello_fault(entry) is None
     assert p.read_hello(entry) == hello

@@ -6,10 +6,12 @@ import fcntl
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from .module import Module, built
 
 KERNEL = Path(__file__).parents[2] / "kernel"
 Build = Callable[..., Path]
@@ -36,6 +38,19 @@ def build() -> Build:
         return _make(folder, *(["SAN=1"] if san else []), *(f"{folder}/{target}" for target in targets))
 
     return made
+
+
+@pytest.fixture(scope="session")
+def library(build: Build) -> Path:
+    """The FreeBSD module in the simulated kernel."""
+    return built(build)
+
+
+@pytest.fixture
+def module(library: Path) -> Iterator[Module]:
+    """The module, loaded; at the end it must unload and leave nothing."""
+    with Module(library) as loaded:
+        yield loaded
 
 
 @pytest.fixture(scope="session")

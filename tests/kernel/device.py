@@ -26,12 +26,12 @@ ENTRY: Final = 192
 COMMAND: Final = 64
 
 HELLO, ROW, ASK, EVENT, STATUS, ERROR = range(1, 7)
-SUBSCRIBE, ATTACH, DETACH, DECIDE, CONFIGURE, GET_STATUS = range(1, 7)
+SUBSCRIBE, ATTACH, DETACH, DECIDE, CONFIGURE, GET_STATUS, DIRECT = range(1, 8)
 CAME, LEFT, DEVICE_LOST, DEVICE_BACK = range(16, 20)
-MALFORMED, BUSY, NOT_CONTROLLER, REFUSED, NO_DEVICE, TOO_MANY = range(1, 7)
+MALFORMED, BUSY, NOT_CONTROLLER, REFUSED, NO_DEVICE, TOO_MANY, NOT_OFFERED = range(1, 8)
 
 _HEAD = struct.Struct("<HBBIQ")
-_HELLO = struct.Struct("<HHHH8sQQQIB3x32s")
+_HELLO = struct.Struct("<HHHH8sQQQIBB2x32s")
 _EVENT = struct.Struct("<QQBB")
 _STATUS = struct.Struct("<Q2Q2Q2Q2Q2QQ7I2I3IBBBx")
 _ERROR = struct.Struct("<HBx160s")
@@ -60,11 +60,11 @@ def entry(kind: int, body: bytes = b"", *, lost: int = 0, tag: int = 0, magic: i
 
 def hello(
     *, session: int = 7, clock_us: int = 1_000_000, record: int = RECORD.itemsize, layout: bytes | None = None,
-    sizes: tuple[int, int] = (ENTRY, COMMAND), schema: int = SCHEMA_VERSION, version: int = VERSION,
+    sizes: tuple[int, int] = (ENTRY, COMMAND), schema: int = SCHEMA_VERSION, version: int = VERSION, direct: int = 1,
 ) -> bytes:  # fmt: skip
     """The first entry of a device."""
     digest = layout_digest() if layout is None else layout
-    body = _HELLO.pack(schema, record, *sizes, digest, session, clock_us, 8_000_000, 4096, 0, b"fake queue")
+    body = _HELLO.pack(schema, record, *sizes, digest, session, clock_us, 8_000_000, 4096, 0, direct, b"fake queue")
     return entry(HELLO, body, version=version)
 
 
@@ -127,7 +127,7 @@ class Entry:
     @property
     def name(self) -> str:
         """Of a HELLO."""
-        return str(_HELLO.unpack_from(self.body)[10].rstrip(b"\0").decode())
+        return str(_HELLO.unpack_from(self.body)[11].rstrip(b"\0").decode())
 
     @property
     def event(self) -> tuple[int, int]:

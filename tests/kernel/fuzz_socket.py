@@ -1,11 +1,13 @@
-"""Fuzz the bridge daemon's socket, and its device's end: malformed, truncated, oversized and mutated streams.
+"""Fuzz the bridge daemon's socket, its device's end, and the router: malformed, truncated, oversized, mutated streams.
 
     python tests/kernel/fuzz_socket.py --seconds 600
+    sudo python tests/kernel/fuzz_socket.py --seconds 600 --router    (the router instead, under packets)
     python tests/kernel/fuzz_socket.py --seconds 600 --socket PATH --connections 1    (a server that runs already)
 
 Builds the daemon with sanitizers and starts it twice: once with a device that behaves, which checks every command
-that reaches it, and once with a hostile one. Both get the same hostile clients. After each round a good client must
-be served as if nothing had happened; at the end no sanitizer may have spoken, and nothing may have leaked.
+that reaches it, and once with a hostile one. Both get the same hostile clients, some of which get a controller's own
+socket first and go on there. After each round a good client must be served as if nothing had happened; at the end no
+sanitizer may have spoken, and nothing may have leaked.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ def a_number(rng: random.Random, bits: int) -> int:
 
 def a_command(rng: random.Random) -> bytes:
     """One that is well-formed in most cases."""
-    kind = rng.choice((1, 1, 2, 2, 3, 4, 4, 4, 5, 6, 6, rng.randrange(256)))
+    kind = rng.choice((1, 1, 2, 2, 3, 4, 4, 4, 5, 6, 6, 7, rng.randrange(256)))
     shield = (*(rng.randrange(n) for n in (1000, 1000, 65537)), rng.randrange(16, 65537), 1000, rng.randrange(9))
     args = shield if kind == wire.CONFIGURE else (rng.choice((0, 1, 1, 1, 2, a_number(rng, 32))),)
     numbers = {"tag": a_number(rng, 64), "sequence": a_number(rng, 64), "expires_us": a_number(rng, 64)}
@@ -82,8 +84,16 @@ def a_stream(rng: random.Random) -> bytes:
     if kind < 0.8:
         return good[: rng.randrange(len(good))]
     if kind < 0.98:
-        return command(rng.randrange(1, 7))[:4] + rng.randbytes(60)
+        return command(rng.randrange(1, 8))[:4] + rng.randbytes(60)
     return rng.choice((good, rng.randbytes(64))) * rng.randrange(1, 500)  # oversized
+
+
+def pass_sockets(link: socket.socket, data: bytes, count: int) -> None:
+    """Send bytes, and with them one end each of so many pairs of sockets, the other end of which is closed."""
+    with contextlib.ExitStack() as stack:
+        pairs = [[stack.enter_context(each) for each in socket.socketpair()] for _ in range(count)]
+        sent = socket.send_fds(link, [data], [pair[0].fileno() for pair in pairs]) if pairs else 0
+        link.sendall(data[sent:])
 
 
 class Quiet(threading.Thread):
@@ -143,7 +153,7 @@ class GoodDevice(Quiet):
                 buffer += got
             for at in range(0, len(buffer) - 63, 64):
                 magic, version, kind, _, _, reserved, tag, _, _, *args = wire.COMMAND_FORM.unpack_from(buffer, at)
-                if (magic, version, reserved) != (wire.MAGIC, 1, 0) or not 1 <= kind <= 6:
+                if (magic, version, reserved) != (wire.MAGIC, 1, 0) or not 1 <= kind <= wire.DIRECT:
                     raise Fault(f"the device got {buffer[at : at + 64].hex()}")
                 if kind == wire.SUBSCRIBE:
                     if args[0] > 1 or rows == bool(args[0]):
@@ -151,10 +161,12 @@ class GoodDevice(Quiet):
                     rows = bool(args[0])
                 if kind == wire.ATTACH and args[0] == 0:
                     raise Fault("the device got ATTACH 0")
-                if kind == wire.DECIDE and not attached:
-                    raise Fault("the device got DECIDE without ATTACH")
+                if kind in (wire.DECIDE, wire.DIRECT) and not attached:
+                    raise Fault(f"the device got command {kind} without ATTACH")
                 attached = kind == wire.ATTACH or (attached and kind != wire.DETACH)
-                if kind not in (wire.SUBSCRIBE, wire.DECIDE):
+                if kind == wire.DIRECT:
+                    pass_sockets(link, wire.status(tag, interval=1), 1)
+                elif kind not in (wire.SUBSCRIBE, wire.DECIDE):
                     link.sendall(wire.status(tag, interval=int(attached)))
             del buffer[: len(buffer) // 64 * 64]
             if attached:
@@ -194,7 +206,7 @@ class HostileDevice(Quiet):
                 if not got:
                     return
             data = b"".join(self.an_entry(tags) for _ in range(rng.randrange(1, 30)))
-            link.sendall(data)
+            pass_sockets(link, data, rng.choice((0, 0, 0, 1, 3)))
             self.entries += len(data) // wire.ENTRY
             if self.stopped.wait(0.001):
                 return
@@ -208,6 +220,7 @@ class Target:
         self.path, self.rng, self.connections = path, rng, connections
         self.open: list[socket.socket] = []
         self.streams = 0
+        self.owned = 0
         self.bytes = 0
 
     def attack(self) -> None:
@@ -221,6 +234,8 @@ class Target:
         self.streams += 1
         with contextlib.suppress(ConnectionError, TimeoutError, BlockingIOError):
             link.connect(str(self.path))
+            if self.rng.random() < 0.3 and (own := self.own(link)) is not None:
+                link = own
             at = 0
             while at < len(data):
                 size = self.rng.choice((1, 7, 63, 64, 65, 4096, 1 << 20))
@@ -233,6 +248,18 @@ class Target:
                 link.recv(1 << 16)
         if self.rng.random() < 0.5:
             self.open.pop().close()
+
+    def own(self, link: socket.socket) -> socket.socket | None:
+        """The socket that a controller gets, if this one does."""
+        link.sendall(command(wire.ATTACH, 1) + command(wire.DIRECT))
+        for _ in range(3):
+            _, passed, _, _ = socket.recv_fds(link, 1 << 16, 1)
+            if passed:
+                self.owned += 1
+                self.open.append(socket.socket(fileno=passed[0]))
+                self.open[-1].settimeout(0.05)
+                return self.open[-1]
+        return None
 
     def leave(self) -> None:
         """Close everything."""
@@ -370,15 +397,41 @@ def fuzz_daemons(program: Path, rng: random.Random, seconds: float, connections:
         if any(now > then + 2 for now, then in zip(after, before, strict=True)):
             raise Fault(f"descriptors leak: {before} before, {after} after")
         streams, size = sum(t.streams for t, _ in targets), sum(t.bytes for t, _ in targets)
+        owned = sum(t.owned for t, _ in targets)
         entries = hostile.device.entries
         parts = f"{hostile.device.connections} connections of a hostile device with {entries} entries"
-    return f"{streams} streams of clients ({size / 1e6:.1f} MB), {parts}"
+    return f"{streams} streams of clients ({size / 1e6:.1f} MB, {owned} on a socket of their own), {parts}"
 
 
-def build() -> Path:
-    """The daemon with sanitizers, built now."""
-    subprocess.run(["make", "-s", "-C", str(ROOT / "kernel"), "SAN=1", "build-asan/l4s-bridged"], check=True)
-    return ROOT / "kernel" / "build-asan" / "l4s-bridged"
+def fuzz_router(rng: random.Random, seconds: float) -> str:
+    """The router, between two network namespaces and under packets; what was done."""
+    from tests.kernel.netns import Bed
+
+    with tempfile.TemporaryDirectory(prefix="l4s-fuzz-") as name:
+        config = {"variant": 1, "rate_bps": 8_000_000, "delay default": 1_000_000, "ring": 256}
+        with Bed(build("l4s-router", "l4s-traffic").parent, Path(name), config) as bed:
+            assert bed.router is not None
+            bed.sink()
+            bed.send("blast", seconds + 600.0, "--pps", "500", "--size", "200", "--ecn", "ect1")
+            target = Target(bed.socket, rng, 1)
+            folder = Path(f"/proc/{bed.router.pid}/fd")
+            target.serves(reads_rows)
+            before = len(list(folder.iterdir()))
+            delivered = bed.stats()["forward"]["delivered"]
+            fuzz([(target, reads_rows)], seconds)
+            target.serves(reads_rows)
+            found = bed.stats()
+            after = len(list(folder.iterdir()))
+        if after > before + 2 or found["forward"]["delivered"] < delivered + 100 * seconds:
+            raise Fault(f"descriptors {before} before, {after} after; {found['forward']}")
+    return f"{target.streams} streams ({target.bytes / 1e6:.1f} MB), {target.owned} of them on a socket of their own"
+
+
+def build(*programs: str) -> Path:
+    """The first of these programs with sanitizers, built now."""
+    targets = [f"build-asan/{program}" for program in programs]
+    subprocess.run(["make", "-s", "-C", str(ROOT / "kernel"), "SAN=1", *targets], check=True)
+    return ROOT / "kernel" / targets[0]
 
 
 def main() -> int:
@@ -388,6 +441,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=None, help="of the streams (timing stays what it is)")
     parser.add_argument("--program", type=Path, default=None, help="a built l4s-bridged instead of a new one")
     parser.add_argument("--socket", type=Path, default=None, help="a running server instead of a daemon")
+    parser.add_argument("--router", action="store_true", help="the router instead of a daemon (Linux, root)")
     parser.add_argument("--connections", type=int, default=8, help="open at a time")
     options = parser.parse_args()
     seed = random.SystemRandom().getrandbits(32) if options.seed is None else options.seed
@@ -398,8 +452,10 @@ def main() -> int:
             target = Target(options.socket, rng, options.connections)
             fuzz([(target, answers)], options.seconds)
             done = f"{target.streams} streams of clients ({target.bytes / 1e6:.1f} MB)"
+        elif options.router:
+            done = fuzz_router(rng, options.seconds)
         else:
-            done = fuzz_daemons(options.program or build(), rng, options.seconds, options.connections)
+            done = fuzz_daemons(options.program or build("l4s-bridged"), rng, options.seconds, options.connections)
     except AssertionError as fault:
         print(f"FAULT: {fault}")
         return 1

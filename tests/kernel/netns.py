@@ -37,7 +37,7 @@ WAIT_S: Final = 20.0
 """Longest wait for anything: a bound, not a timing that is tested."""
 
 HELLO, ROW, ASK, EVENT, STATUS, ERROR = range(1, 7)
-SUBSCRIBE, ATTACH, DETACH, DECIDE, CONFIGURE, GET_STATUS = range(1, 7)
+SUBSCRIBE, ATTACH, DETACH, DECIDE, CONFIGURE, GET_STATUS, DIRECT = range(1, 8)
 MALFORMED, BUSY, NOT_CONTROLLER, REFUSED = range(1, 5)
 ENTRY: Final = np.dtype(
     [
@@ -59,12 +59,16 @@ _numbers = itertools.count()
 
 
 class Device:
-    """A connection to the router's socket."""
+    """A connection to the router's socket, or one that it gave."""
 
-    def __init__(self, path: Path) -> None:
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    def __init__(self, where: Path | int) -> None:
+        if isinstance(where, int):
+            self.socket = socket.socket(fileno=where)
+        else:
+            self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.socket.settimeout(WAIT_S)
-        self.socket.connect(str(path))
+        if isinstance(where, Path):
+            self.socket.connect(str(where))
         self._rest = b""
         self.closed = False
 
@@ -88,7 +92,10 @@ class Device:
             left = limit - time.monotonic()
             if left <= 0.0 or not select.select([self.socket], [], [], left)[0]:
                 break
-            more = self.socket.recv(1 << 18)
+            try:
+                more = self.socket.recv(1 << 18)
+            except ConnectionResetError:  # it was closed with something unread
+                more = b""
             self.closed = not more
             data += more
         whole = len(data) // ENTRY.itemsize * ENTRY.itemsize
@@ -103,6 +110,18 @@ class Device:
             assert not self.closed and time.monotonic() < limit, "it does not come"
             got.append(self.read(1.0))
         return np.concatenate(got)
+
+    def direct(self) -> Device:
+        """The controller's own connection; entries that come before it are lost."""
+        self.send(DIRECT, tag=98)
+        passed: list[int] = []
+        limit = time.monotonic() + WAIT_S
+        while not passed:
+            assert time.monotonic() < limit, "no descriptor comes"
+            data, passed, _, _ = socket.recv_fds(self.socket, 1 << 18, 1)
+            self._rest += data
+        self.until(lambda all_: bool((all_["tag"] == 98).any()))
+        return Device(passed[0])
 
     def status(self) -> dict[str, Any]:
         """The counters; entries that come before them are lost."""

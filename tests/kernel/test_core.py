@@ -264,11 +264,12 @@ class Link:
     def detach(self) -> None:
         self.lib.l4s_detach(self.core)
 
-    def decide(self, sequence: int, action: int, *, queue: int = 0, lives_ns: int = 10_000_000) -> int:
-        decision = np.zeros(
-            1, [("sequence", "u8"), ("expires_ns", "u8"), ("queue", "u1"), ("action", "u1"), ("", "V6")]
-        )
-        decision[0] = (sequence, self.now + lives_ns, queue, action, b"")
+    def decide(
+        self, sequence: int, action: int, *, queue: int = 0, lives_ns: int = 10_000_000, given_ns: int = 0
+    ) -> int:
+        times = [("expires_ns", "u8"), ("given_ns", "u8")]
+        decision = np.zeros(1, [("sequence", "u8"), *times, ("queue", "u1"), ("action", "u1"), ("", "V6")])
+        decision[0] = (sequence, self.now + lives_ns, self.now + given_ns, queue, action, b"")
         return int(self.lib.l4s_decide(self.core, decision.ctypes.data_as(ctypes.c_void_p), ctypes.c_uint64(self.now)))
 
 
@@ -284,6 +285,47 @@ def test_a_decision_is_used_once_for_the_next_packet_of_its_queue(core: Core) ->
     other = link.offer(ecn=1)  # of L: not its queue
     assert (other["decided_by"], other["action"]) == (0, 0)
     assert (link.offer()["decided_by"], link.offer()["decided_by"]) == (1, 2)
+
+
+def test_answers_wait_in_line(core: Core) -> None:
+    """Packets that come close upon each other have an answer each, from before; the oldest is used first."""
+    link = Link(core, **FREE)
+    link.attach()
+    for actions in ((0, 2), (2, 0, 2, 0)):
+        for sequence, action in [(int(link.offer()["sequence"]), action) for action in actions]:
+            assert link.decide(sequence, action) == ACCEPTED
+        rows = [link.offer(after_ns=0) for _ in actions]
+        assert [(row["decided_by"], row["action"]) for row in rows] == [(1, action) for action in actions]
+        assert link.offer()["decided_by"] == 2
+        link.attach()
+
+
+def test_where_too_many_answers_wait_the_oldest_goes(core: Core) -> None:
+    link = Link(core, **FREE)
+    link.attach()
+    for sequence in [int(link.offer()["sequence"]) for _ in range(6)]:
+        assert link.decide(sequence, 2 if sequence > 1 else 0) == ACCEPTED
+    assert [link.offer(after_ns=0)["action"] for _ in range(4)] == [2] * 4
+    assert link.offer()["decided_by"] == 2
+
+
+def test_an_answer_that_expires_in_line_makes_way(core: Core) -> None:
+    link = Link(core, **FREE)
+    link.attach()
+    rows = [link.offer() for _ in range(2)]
+    assert link.decide(int(rows[0]["sequence"]), 1, lives_ns=500_000) == ACCEPTED
+    assert link.decide(int(rows[1]["sequence"]), 2) == ACCEPTED
+    assert link.offer()["action"] == 2
+
+
+def test_what_waits_goes_with_the_controller(core: Core) -> None:
+    link = Link(core, **FREE)
+    link.attach()
+    for sequence in [int(link.offer()["sequence"]) for _ in range(3)]:
+        assert link.decide(sequence, 2) == ACCEPTED
+    link.detach()
+    link.attach()
+    assert link.offer()["decided_by"] == 0
 
 
 def test_decisions_that_are_refused(core: Core) -> None:
@@ -336,6 +378,18 @@ def test_latency_is_that_of_the_controller_that_is_there(core: Core) -> None:
         assert 0.85 * delay_us < latency(link.core, ctypes.c_uint64(500)) <= delay_us
     link.detach()
     assert latency(link.core, ctypes.c_uint64(990)) > 0  # who asks afterwards is told too
+
+
+@pytest.mark.parametrize(("before_us", "told_us"), [(4000, 1000), (5000, 0), (6000, 5000), (-1000, 5000)])
+def test_latency_is_to_when_a_decision_was_given_if_that_can_be(core: Core, before_us: int, told_us: int) -> None:
+    link = Link(core, **FREE)
+    latency = core._lib.l4s_latency_us
+    latency.restype = ctypes.c_uint64
+    link.attach()
+    row = link.offer()
+    link.now += 5_000_000
+    assert link.decide(int(row["sequence"]), 0, given_ns=-1000 * before_us) == ACCEPTED
+    assert 0.85 * told_us <= latency(link.core, ctypes.c_uint64(500)) <= told_us
 
 
 def test_interval_asks_about_each_nth_packet(core: Core) -> None:

@@ -558,6 +558,80 @@ def test_asks_and_decisions(make: Make) -> None:
     controller.expect_silence(0.05)
 
 
+def direct(daemon: Daemon, client: Client) -> tuple[socket.socket, socket.socket]:
+    """Both ends of the socket that a queue gives its controller."""
+    ours, theirs = socket.socketpair()
+    client.send(command(wire.DIRECT, tag=31))
+    got = daemon.device.next(wire.DIRECT)
+    with theirs:
+        socket.send_fds(daemon.device.link, [wire.status(got.tag)], [theirs.fileno()])
+    data, passed, _, _ = socket.recv_fds(client.link, wire.ENTRY, 1)
+    assert len(data) == wire.ENTRY and data[3] == wire.STATUS and data[8] == 31
+    return ours, socket.socket(fileno=passed[0])
+
+
+def test_the_controllers_own_socket_is_passed_on(make: Make) -> None:
+    daemon = make()
+    before = daemon.descriptors()
+    client = daemon.controller()
+    for _ in range(20):
+        for link in (ends := direct(daemon, client)):
+            link.settimeout(wire.PATIENCE_S)
+        ends[0].sendall(b"ask")
+        ends[1].sendall(b"answer")
+        assert (ends[0].recv(9), ends[1].recv(9)) == (b"answer", b"ask")
+        for link in ends:
+            link.close()
+    eventually(lambda: daemon.descriptors() <= before + 1, "descriptors stay open")
+
+
+def test_the_own_socket_is_for_the_controller(make: Make) -> None:
+    daemon = make()
+    client, other = daemon.controller(), daemon.client()
+    other.send(command(wire.DIRECT, tag=4))
+    assert other.expect_error(wire.NOT_CONTROLLER).tag == 4
+    daemon.device.expect_silence()
+    # It leaves before the answer: the descriptor is nobody's.
+    ours, theirs = socket.socketpair()
+    client.send(command(wire.DIRECT))
+    got = daemon.device.next(wire.DIRECT)
+    client.close()
+    daemon.device.next(wire.DETACH)
+    with theirs:
+        socket.send_fds(daemon.device.link, [wire.status(got.tag)], [theirs.fileno()])
+    other.expect_event(wire.LEFT)
+    daemon.attach(other)
+    for link in direct(daemon, other):
+        link.close()
+    ours.settimeout(wire.PATIENCE_S)
+    assert ours.recv(1) == b""  # closed when the next one came
+    ours.close()
+
+
+def test_a_descriptor_that_nobody_asked_for(make: Make) -> None:
+    daemon = make()
+    client = daemon.controller()
+    before = daemon.descriptors()
+    for _ in range(50):
+        with socket.socket() as one, socket.socket() as two:
+            socket.send_fds(daemon.device.link, [row(1)], [one.fileno(), two.fileno()])
+    client.send(command(wire.GET_STATUS, tag=9))
+    daemon.device.answer(wire.GET_STATUS)
+    data, passed, _, _ = socket.recv_fds(client.link, wire.ENTRY, 1)
+    assert data[3] == wire.STATUS and not passed
+    eventually(lambda: daemon.descriptors() <= before + 1, "descriptors stay open")
+
+
+def test_a_queue_without_sockets_of_its_own(make: Make) -> None:
+    daemon = make(start=False)
+    daemon.device.greeting = hello(direct=0)
+    daemon.start()
+    client = daemon.controller()
+    client.send(command(wire.DIRECT, tag=8))
+    assert client.expect_error(wire.NOT_OFFERED).tag == 8
+    daemon.device.expect_silence()
+
+
 def test_bounds_of_the_daemon(make: Make) -> None:
     """They hold from the ATTACH on, and what a controller asks for can only be tighter."""
     daemon = make("--shield", "c_us=5000", "--shield", "hits=300", "--shield", "window=64")
@@ -696,13 +770,13 @@ def test_answers_wait_for_those_who_do_not_read(make: Make) -> None:
         (command(wire.GET_STATUS, version=2), "version"),
         (command(wire.GET_STATUS, reserved=1), "reserved"),
         (command(0), "kind"),
-        (command(7), "kind"),
+        (command(8), "kind"),
         (command(wire.SUBSCRIBE, 2), "SUBSCRIBE"),
         (command(wire.ATTACH, 0), "ATTACH"),
         (command(wire.CONFIGURE, 0, 0, 0, 0, 0), "shield_window"),
         (command(wire.CONFIGURE, 60_000_001, 0, 0, 64, 1000), "shield_c_us"),
     ],
-    ids=["zeros", "http", "version", "reserved", "kind-0", "kind-7", "subscribe", "attach", "configure-0", "configure"],
+    ids=["zeros", "http", "version", "reserved", "kind-0", "kind-8", "subscribe", "attach", "configure-0", "configure"],
 )
 def test_malformed_commands_end_the_connection(make: Make, data: bytes, text: str) -> None:
     daemon = make()

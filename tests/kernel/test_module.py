@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,23 +34,10 @@ from tests.kernel.module import (
     SHORT,
     SPLIT,
     Module,
-    built,
     command,
 )
 
 FORMS = [0, IP6, LAYER2, IP6 | LAYER2, SPLIT, IP6 | SPLIT, LAYER2 | SPLIT, INTERFACE]
-
-
-@pytest.fixture(scope="session")
-def library(build: Callable[..., Path]) -> Path:
-    return built(build)
-
-
-@pytest.fixture
-def module(library: Path) -> Iterator[Module]:
-    """The module, loaded; at the end it must unload and leave nothing."""
-    with Module(library) as loaded:
-        yield loaded
 
 
 # -- against the simulator

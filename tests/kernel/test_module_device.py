@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,6 @@ from tests.kernel.module import (
     WRITE_FILTER,
     Device,
     Module,
-    built,
     command,
 )
 
@@ -51,18 +50,12 @@ SURE = 1 << 31
 """Probability 1 of a leaf."""
 
 
-@pytest.fixture(scope="session")
-def library(build: Callable[..., Path]) -> Path:
-    return built(build)
-
-
 @pytest.fixture
-def module(library: Path) -> Iterator[Module]:
-    """The module, loaded, with one scheduler; at the end nothing may be left."""
-    with Module(library) as loaded:
-        loaded.config()
-        yield loaded
-        loaded.delete()
+def module(module: Module) -> Iterator[Module]:
+    """With one scheduler."""
+    module.config()
+    yield module
+    module.delete()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -27,6 +28,7 @@ from .netns import (
     CONFIGURE,
     DECIDE,
     DETACH,
+    DIRECT,
     ERROR,
     EVENT,
     GET_STATUS,
@@ -412,6 +414,135 @@ def test_a_silent_agent_leaves_the_queue_to_the_native_law(bed: Bed) -> None:
         assert refused["tag"].tolist() == [3, 4]
 
 
+# -- the controller's own socket
+
+
+def attached(bed: Bed, device: Device) -> Device:
+    """The controller's own socket, under packets."""
+    device.send(ATTACH, 1)
+    direct = device.direct()
+    bed.sink()
+    bed.send("blast", 30.0, "--pps", "400", "--size", "500")
+    return direct
+
+
+def answered(direct: Device, count: int, action: int = 0) -> None:
+    """Answer so many asks."""
+    while count > 0:
+        asks = direct.read()
+        assert len(asks) and (asks["kind"] == ASK).all()
+        for ask in asks["record"]:
+            fields = {"sequence": int(ask["sequence"]), "queue": int(ask["queue_type"])}
+            direct.send(DECIDE, action=action, expires_us=int(ask["time_us"]) + 1_000_000, **fields)
+        count -= len(asks)
+
+
+@configured(TESTBED)
+def test_a_controller_has_a_socket_of_its_own(bed: Bed) -> None:
+    with Device(bed.socket) as device, attached(bed, device) as direct:
+        device.send(SUBSCRIBE, 1)
+        before = device.status()
+        answered(direct, 300)
+        rows = device.until(lambda all_: (all_["kind"] == ROW).sum() >= 200)
+        assert not (rows["kind"] == ASK).any() and (rows["record"]["decided_by"] == 1).sum() > 100
+        after = device.status()
+        assert after["refused"][0] - before["refused"][0] > 200 and not any(after["refused"][1:])
+        assert after["controls"] and after["agent"] > 100
+        device.send(DETACH, tag=7)
+        ended(direct)  # with the control
+        assert device.status()["interval"] == 0
+    assert bed.stats()["device"]["connections"] == 1
+
+
+@configured(TESTBED)
+def test_the_own_socket_is_the_controllers(bed: Bed) -> None:
+    with Device(bed.socket) as device:
+        hello(device)
+        device.send(DIRECT, tag=3)
+        refused = device.until(lambda all_: bool((all_["kind"] == ERROR).any()))
+        assert [code for code, _ in errors(refused)] == [netns.NOT_CONTROLLER] and refused["tag"][-1] == 3
+        with attached(bed, device) as first, device.direct() as second:  # another one instead
+            ended(first)
+            answered(second, 5)
+    with Device(bed.socket) as device:  # it goes with its connection
+        hello(device)
+        assert device.status()["interval"] == 0
+
+
+HOSTILE = {
+    "noise": bytes(range(64)) * 40,
+    "another command": struct.pack("<HBBI56x", 0x344C, 1, DETACH, 0),
+    "another version": struct.pack("<HBBI56x", 0x344C, 2, DECIDE, 0),
+    "a piece": b"\x4c\x34\x01",
+}
+
+
+@configured(TESTBED)
+def test_what_is_no_decision_ends_the_own_socket_alone(bed: Bed) -> None:
+    with Device(bed.socket) as device, attached(bed, device) as first:
+        for name, data in HOSTILE.items():
+            direct = first if name == "noise" else device.direct()
+            direct.socket.sendall(data)
+            direct.socket.shutdown(socket.SHUT_WR)
+            ended(direct)
+            direct.socket.close()
+            asks = device.until(lambda all_: (all_["kind"] == ASK).sum() >= 5)  # as before
+            assert device.status()["controls"] and (asks["record"]["decided_by"] == 0).all(), name
+        assert device.status()["agent"] == 0
+
+
+@configured(TESTBED)
+def test_a_controller_that_does_not_read_loses_asks_alone(bed: Bed) -> None:
+    with Device(bed.socket) as device, attached(bed, device) as direct:
+        limit = time.monotonic() + netns.WAIT_S
+        while device.status()["lost"] < 20:
+            assert time.monotonic() < limit, "it has room for everything"
+        before = bed.stats()
+        asks = direct.until(lambda all_: bool((all_["lost"] > 0).any()))
+        gaps = np.diff(asks["record"]["sequence"].astype(int)) - 1
+        assert (gaps == asks["lost"][1:]).all() and gaps.max() >= 20
+        answered(direct, 10)
+        assert device.status()["refused"][0] >= 10
+        after = bed.stats()
+        assert after["forward"]["delivered"] > before["forward"]["delivered"]
+        assert after["decisions"]["fallback"] > 0
+
+
+@configured(TESTBED | {"shield_hits": 0, "shield_drops": 65536})
+def test_the_compiled_agent(bed: Bed) -> None:
+    bed.sink()
+    bed.send("blast", 30.0, "--pps", "400", "--size", "500")
+    command = [str(bed.programs / "l4s-agent"), "--socket", str(bed.socket), "--seconds", "1"]
+    for options in (["--c-us", "1000000"], ["--action", "2", "--daemon"], ["--action", "1", "--spin"]):
+        before = bed.stats()
+        done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=netns.WAIT_S, check=True)
+        found = json.loads(done.stdout)
+        after = bed.stats()
+        assert found["direct"] == ("--daemon" not in options) and found["asks"] > 20
+        assert after["decisions"]["agent"] - before["decisions"]["agent"] > 20
+        drops = after["classic"]["drops"] - before["classic"]["drops"]
+        assert drops > 20 if "--action" in options else drops == 0  # not-ECT packets: a mark is a drop
+    shield = ["--shield", "0,0,0,16,1000,0", "--action", "1"]
+    before = bed.stats()["classic"]["drops"]
+    subprocess.run([*command, *shield], capture_output=True, timeout=netns.WAIT_S, check=True)
+    assert bed.stats()["classic"]["drops"] == before
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ([], "--socket is needed"),
+        (["--socket", "/nowhere/s"], "No such file"),
+        (["--socket", "x" * 200], "too long"),
+        (["--socket", "x", "--action", "4"], "a whole number that fits"),
+        (["--socket", "x", "--shield", "1,2"], "give six numbers"),
+    ],
+)
+def test_what_the_compiled_agent_says(build: Build, options: list[str], says: str) -> None:
+    done = subprocess.run([build(san=True) / "l4s-agent", *options], capture_output=True, text=True, check=False)
+    assert done.returncode != 0 and says in done.stderr
+
+
 OPERATOR = (30_000, 20_000, 16384, 64, 600_000_000, 0)
 """Bounds of the shield that the operator sets."""
 
@@ -519,7 +650,7 @@ BAD_COMMANDS = {
     "magic": {0: 0x00},
     "version": {2: 2},
     "kind 0": {3: 0},
-    "kind 7": {3: 7},
+    "kind 8": {3: 8},
     "reserved": {6: 1},
     "subscribe 2": {3: SUBSCRIBE, 32: 2},
     "attach 0": {3: ATTACH},
@@ -549,7 +680,7 @@ def test_garbage_does_not_stop_the_path(bed: Bed) -> None:
             data = bytearray(rng.randbytes(rng.randrange(1, 1000)))
             for place in range(0, len(data) - 4, 64):
                 if rng.random() < 0.9:
-                    data[place : place + 4] = struct.pack("<HBB", 0x344C, 1, rng.randrange(1, 7))
+                    data[place : place + 4] = struct.pack("<HBB", 0x344C, 1, rng.randrange(1, 8))
                     data[place + 6 : place + 8] = b"\0\0"
             device.socket.sendall(data)
             if rng.random() < 0.5:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from l4s_gym.bridge import protocol
 
 from .loop import Choice, Loop, Share
-from .module import Module, built, command
+from .module import Module, command
 
 WIDEST = (0, 0, 65536, 65536, 1000, 0)
 """CONFIGURE's arguments with which an agent would switch the shield off."""
@@ -22,17 +21,6 @@ HOSTILE: dict[str, Choice] = {
     "alternating": lambda now, _queue: 1 if now % 0.5 > 0.25 else 0,
 }
 RFC: dict[str, int] = {"variant": 1, "limit_packets": 0, "limit_bytes": 625_000}
-
-
-@pytest.fixture(scope="module")
-def library(build: Callable[..., Path]) -> Path:
-    return built(build)
-
-
-@pytest.fixture
-def module(library: Path) -> Iterator[Module]:
-    with Module(library) as loaded:
-        yield loaded
 
 
 def figures(shares: tuple[Share, Share], seconds: float = SECONDS) -> tuple[float, float, float, float]:
