@@ -59,7 +59,7 @@ class Result:
         goodput_ratio: Mean goodput of the L4S flows by that of the Classic flows; None without both.
         jain: Jain's index of the goodputs.
         classes: Counts by class.
-        latency_us: Time of one decision for one environment: p50 and p99; None in the engine.
+        latency_us: Time of one call of the agent's `act` for one environment: p50 and p99; None: there is no agent.
         cost: What the agent says of its size.
         wall_s: Time that the run took, shared by the episodes that ran side by side.
     """
@@ -276,10 +276,11 @@ def evaluate_many(
     progress: Progress | None = None,
     threads: int | None = None,
 ) -> list[Result]:
-    """Evaluate in several scenarios at once: the agent decides for all of their episodes in one batch.
+    """Evaluate in several scenarios at once.
 
-    A decision is much cheaper in a larger batch. Each episode is what it is alone, as far as the agent's arithmetic
-    does not depend on the size of its batch.
+    An agent with a policy (`l4s_gym.agents.protocol.policy_of`) decides inside the engine, with the same draws. Any
+    other is asked for all episodes at once, as a decision is much cheaper in a larger batch. Each episode is what it is
+    alone, as far as the agent's arithmetic does not depend on the size of its batch.
 
     Args:
         who: As in `evaluate`.

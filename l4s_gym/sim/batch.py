@@ -410,6 +410,7 @@ class Batch:
     def decide_by(self, policy: Policy) -> None:
         """Let another policy decide from now on, such as one with the next weights of a training."""
         self._options["policy"] = policy  # keeps its memory
+        self.__dict__.pop("identity", None)
         self._places["policy_at"] = self.env["policy_at"] = np.full(self.n, policy.address)
 
     def start_policy(self, rngs: Sequence[np.random.Generator]) -> None:

@@ -170,7 +170,7 @@ class Trees:
     @classmethod
     def constant(cls, value: npt.ArrayLike) -> Trees:
         """One leaf."""
-        return cls([0], [0.0], [-1], [-1], [value])
+        return cls([0], [0.0], [-1], [-1], np.asarray(value)[None])
 
     @classmethod
     def of(cls, fitted: Any) -> Trees:

@@ -14,6 +14,7 @@ import pytest
 from l4s_gym import L4SError, agents
 from l4s_gym.agents.protocol import policy_of
 from l4s_gym.agents.rules import PolicyAgent
+from l4s_gym.sim.policy import Network, Policy
 from tests.sim.test_policy import observations, same
 
 Trained = Callable[[str], Path]
@@ -84,6 +85,14 @@ def test_what_else_a_network_has_is_refused(trained: Trained) -> None:
     agent._modules["imitator"]._encoder._layers.append(torch.nn.LayerNorm(16))
     with pytest.raises(L4SError, match="layers layernorm, relu between linear ones"):
         agent.as_policy()
+
+
+def test_a_network_of_somebodys_own() -> None:
+    torch = pytest.importorskip("torch")
+    act, obs = torch.nn.Tanh(), observations(100)
+    module = torch.nn.Sequential(torch.nn.Linear(8, 5), act, torch.nn.Linear(5, 70), act, torch.nn.Linear(70, 3))
+    wanted = torch.softmax(module(torch.from_numpy(obs)).detach(), dim=1).numpy()
+    np.testing.assert_allclose(Policy((Network.of(module),)).probabilities(obs), wanted, rtol=2e-5, atol=1e-7)
 
 
 def test_the_agent_of_any_policy(trained: Trained) -> None:

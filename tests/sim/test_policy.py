@@ -69,7 +69,8 @@ def by_hand(given: Network, obs: npt.NDArray[np.float32]) -> npt.NDArray[np.floa
 
 def softmax(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     e: npt.NDArray[np.float64] = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return e / e.sum(axis=1, keepdims=True)
+    e /= e.sum(axis=1, keepdims=True)
+    return e
 
 
 def observations(n: int) -> npt.NDArray[np.float32]:
@@ -315,10 +316,13 @@ def test_the_next_weights_of_a_training() -> None:
     batch.start_policy(generators(2, 0))
     rngs = generators(2, 1)
     out = Trajectories.of(5, 2)
+    identities = set()
     for action in (0, 2, 1):
         batch.decide_by(always[action])
+        identities.add(batch.identity["policy"])  # its state fits no other policy
         batch.rollout(out, rngs)
         assert (out.action == action).all() and (out.probabilities == np.eye(3)[action]).all()
+    assert len(identities) == 3
 
 
 def test_wrong_rollouts_are_refused() -> None:
