@@ -23,7 +23,6 @@ import numpy.typing as npt
 
 from l4s_gym.cli.arguments import command_line
 from l4s_gym.data.files import atomic_write
-from l4s_gym.envs.rendering import probability
 from l4s_gym.evaluation.origin import origin
 from l4s_gym.sim import layout, scenario
 from l4s_gym.sim.batch import Batch
@@ -122,7 +121,7 @@ def finish_watching(batch: Batch) -> tuple[Summary, npt.NDArray[np.float64]]:
         batch.stop_at(0, k * UPDATE_NS + 1)
         if batch.advance_one() != layout.STOPPED:
             break
-        seen.append(probability(batch.env[0], batch.queue[0]))
+        seen.append(batch.base_probability(0))
     return finish(batch), np.array(seen, np.float64)
 
 

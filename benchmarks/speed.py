@@ -1,44 +1,49 @@
 """How fast the simulator and the environments are: medians and spread, with the peers measured in the same run.
 
-    python benchmarks/speed.py                       # everything but ns-3
-    python benchmarks/speed.py --ns3-python peers/bin/python   # and ns-3 (see peers/ns3.py)
+    python benchmarks/speed.py                                  # everything but ns-3
+    python benchmarks/speed.py --ns3-python peers/bin/python    # and ns-3 (see peers/ns3.py)
+    python benchmarks/speed.py --against 4124192                # and another commit, in turn
 
 Absolute figures of a shared machine vary by a factor of two between runs; the ratios are of one run, the two
-sides measured in turn. Nothing here is asserted: targets are shown beside the figures.
+sides measured in turn, and CPU time says what the machine's other work hides. Nothing here is asserted: targets are
+shown beside the figures.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import functools
 import importlib.util
+import io
+import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
+import tarfile
 import tempfile
-import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
-import numpy as np
-from gymnasium.utils import seeding
-
 from l4s_gym.cli.arguments import command_line
-from l4s_gym.envs.prob import DualPI2ProbEnv, DualPI2ProbVectorEnv
-from l4s_gym.envs.vector import DualPI2VectorEnv
+from l4s_gym.errors import L4SError
 from l4s_gym.evaluation.origin import append_run, origin
-from l4s_gym.sim import scenario
-from l4s_gym.sim.batch import Batch
-from l4s_gym.sim.disciplines import AQMS
+from l4s_gym.sim.workers import cores
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "speed.json"
 PAPER = "l4s-llm-testbed"
-IMPORT = "import time; t = time.perf_counter(); "
-FIRST_STEP = IMPORT + (
+OURS, CARTPOLE = "L4S-DualPI2-v0", "CartPole-v1"
+FIRST_STEP = (
+    "import resource, time; t = time.perf_counter(); "
     "import gymnasium as gym; e = gym.make('l4s_gym:L4S-DualPI2-v0'); e.reset(seed=0); e.step(0); "
-    "print(time.perf_counter() - t)"
+    "print(time.perf_counter() - t, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
 )
+BUSY = "while True: pass"
+CLOCKS = ("wall", "cpu")
 
 
 def spread(values: list[float]) -> dict[str, Any]:
@@ -46,103 +51,153 @@ def spread(values: list[float]) -> dict[str, Any]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "runs": len(values)}
 
 
-def native_rate(chosen: scenario.Scenario, aqm: str | None, repeats: int) -> dict[str, Any]:
-    """Packets offered to the bottleneck per second of wall time, whole native episodes on one core."""
-    batch = Batch(chosen, aqm=aqm)
-    rates = []
-    packets = 0
-    for k in range(repeats + 1):
-        batch.reset(0, seeding.np_random(k)[0])
-        start = time.perf_counter()
-        batch.advance_one()
-        wall = time.perf_counter() - start
-        packets = int(batch.env["sent"][0])
-        if k:
-            rates.append(packets / wall)
-    return spread(rates) | {"packets": packets, "ns_per_packet": 1e9 / statistics.median(rates)}
+def show(label: str, figure: dict[str, Any], scale: float, unit: str, target: str) -> None:
+    """One line of the report: by wall time, and by CPU time of all threads."""
+    low, mid, high = (figure["wall"][key] / scale for key in ("min", "median", "max"))
+    by_cpu = f"by CPU time {figure['cpu']['median'] / scale:.2f}"
+    print(
+        f"{label:<46} {mid:8.2f} {unit:<14} [{low:.2f} .. {high:.2f}]  {by_cpu}  {target and 'target '}{target}",
+        flush=True,
+    )
 
 
-def step_rate(env: gym.Env[Any, Any], steps: int) -> float:
-    """Steps per second through `gym.make`, action 0, resets included."""
-    env.reset(seed=1)
-    step, reset = env.step, env.reset
-    start = time.perf_counter()
-    for _ in range(steps):
-        _, _, terminated, truncated, _ = step(0)
-        if terminated or truncated:
-            reset()
-    return steps / (time.perf_counter() - start)
+class Side:
+    """A source tree, measured in a process of its own."""
+
+    def __init__(self, name: str, tree: Path) -> None:
+        self.name = name
+        self.env = {**os.environ, "PYTHONPATH": str(tree)}
+        command = [sys.executable, str(HERE / "speed_side.py")]
+        # What it compiles is kept, so that the process that is measured has loaded it, as a user's has.
+        subprocess.run([*command, "--compile"], env=self.env, check=True)
+        pipe = subprocess.PIPE
+        asked = subprocess.run([*command, "--disciplines"], env=self.env, check=True, stdout=pipe, text=True)
+        self.disciplines: list[str] = json.loads(asked.stdout)
+        self._process = subprocess.Popen(command, env=self.env, stdin=pipe, stdout=pipe, text=True)
+
+    def sample(self, row: str, **arguments: Any) -> dict[str, float]:
+        """One sample of `speed_side.SAMPLES`."""
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps([row, arguments]) + "\n")
+        process.stdin.flush()
+        found: dict[str, float] = json.loads(process.stdout.readline())
+        return found
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()
 
 
-def single_against_cartpole(steps: int, repeats: int) -> dict[str, Any]:
-    """Single steps of both through `gym.make`, in turn."""
-    ours, peer = gym.make("l4s_gym:L4S-DualPI2-v0"), gym.make("CartPole-v1")
-    step_rate(ours, 1000), step_rate(peer, 1000)
-    pairs = [(step_rate(ours, steps), step_rate(peer, steps)) for _ in range(repeats)]
-    return {
-        "ours": spread([a for a, _ in pairs]),
-        "CartPole-v1": spread([b for _, b in pairs]),
-        "ratio": spread([a / b for a, b in pairs]),
-    }
-
-
-def vector_rate(n: int, steps: int, repeats: int) -> dict[str, Any]:
-    """Decisions per second of the vector environment's `step`; the policy (a threshold marker) is not timed."""
-    env = DualPI2VectorEnv(n, copy=False)
-    obs, _ = env.reset(seed=0)
-    rates = []
-    for k in range(repeats + 1):
-        busy_s = 0.0
-        for _ in range(steps):
-            delay, l4s = obs[:, 3], obs[:, 0] > 0.0
-            actions = np.where(delay > np.where(l4s, 0.01, 0.15), 2, 0)  # 1 ms in L, 15 ms in C
-            start = time.perf_counter()
-            obs = env.step(actions)[0]
-            busy_s += time.perf_counter() - start
-        if k:  # the first block is the start-up of the flows
-            rates.append(n * steps / busy_s)
-    return spread(rates)
-
-
-def intervals_against_singles(n: int, steps: int, repeats: int) -> dict[str, Any]:
-    """Steps of control intervals a second of CPU time: `n` as a vector environment, and as single ones, in turn."""
-    vector, singles = DualPI2ProbVectorEnv(n), [DualPI2ProbEnv() for _ in range(n)]
-    action = np.full((n, 2), 0.02, np.float32)
-
-    def rate(envs: list[Any], given: Any) -> float:
-        for k, env in enumerate(envs):
-            env.reset(seed=k)
-        start = time.process_time()
-        for _ in range(steps):
-            for env in envs:
-                env.step(given)
-        return n * steps / (time.process_time() - start)
-
-    pairs = [(rate([vector], action), rate(singles, action[0])) for _ in range(repeats)]
-    return {
-        "vector": spread([a for a, _ in pairs]),
-        "singles": spread([b for _, b in pairs]),
-        "ratio": spread([a / b for a, b in pairs]),
-    }
-
-
-def start_times(repeats: int) -> dict[str, Any]:
-    """Seconds from the start of the imports to the first step: with an empty cache, and with a filled one."""
+@contextlib.contextmanager
+def tree_of(commit: str) -> Iterator[Path]:
+    """The files of a commit of this repository, in a temporary folder."""
+    done = subprocess.run(["git", "-C", str(HERE.parent), "archive", commit], capture_output=True, check=False)
+    if done.returncode:
+        raise L4SError(f"--against {commit}: {done.stderr.decode().strip()}: name a commit of this repository")
     with tempfile.TemporaryDirectory() as folder:
-        env = {**os.environ, "NUMBA_CACHE_DIR": folder}
+        with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
+            archive.extractall(folder, filter="data")
+        yield Path(folder)
 
-        def first_step() -> float:
+
+@contextlib.contextmanager
+def busy_machine(programs: int) -> Iterator[None]:
+    """So many other programs that compute without end."""
+    running = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(programs)]
+    try:
+        yield
+    finally:
+        for each in running:
+            each.kill()
+            each.wait()
+
+
+@dataclasses.dataclass
+class Bench:
+    """Measures rows on all sides in turn, shows them and keeps them."""
+
+    sides: list[Side]
+    repeats: int
+    data: dict[str, Any]
+
+    def row(self, key: str, title: str, unit: str, samples: Samples, target: str = "", **ratio_targets: str) -> None:
+        """Rates of each of some samples, taken in turn, and the ratios of the first to the others.
+
+        Args:
+            key: Where it stands in the results.
+            title: What is shown.
+            unit: Of the rates: `M ...` is a million, `k ...` a thousand.
+            samples: Name -> how one is taken.
+            target: Of the first.
+            **ratio_targets: Name of another -> target of the ratio to it.
+        """
+        scale = {"M": 1e6, "k": 1e3}[unit[0]]
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in samples}
+        for k in range(self.repeats + 1):
+            for name, sample in samples.items():
+                taken = sample()
+                if k:  # the first one is the warm-up
+                    found[name].append(taken)
+        first = next(iter(found))
+        out: dict[str, Any] = {}
+        for name, runs in found.items():
+            out[name] = {clock: spread([run["work"] / run[f"{clock}_s"] for run in runs]) for clock in CLOCKS}
+            label, aim = (title, target) if name == first else (f"  {name}", "")
+            show(label, out[name], scale, unit, aim)
+        for other in [name for name in found if name != first]:
+            pairs = list(zip(found[first], found[other], strict=True))
+            out[f"ratio to {other}"] = ratio = {
+                clock: spread([a["work"] / a[f"{clock}_s"] / (b["work"] / b[f"{clock}_s"]) for a, b in pairs])
+                for clock in CLOCKS
+            }
+            show(f"  ratio to {other}", ratio, 1.0, "x", ratio_targets.get(other, ""))
+        self.data[key] = out
+
+    def of(self, row: str, **arguments: Any) -> Samples:
+        """The same sample on every side."""
+        return {side.name: functools.partial(side.sample, row, **arguments) for side in self.sides}
+
+
+Samples = dict[str, Callable[[], dict[str, float]]]
+
+
+def start_times(side: Side, repeats: int) -> dict[str, Any]:
+    """From the start of the imports to the first step, with an empty cache (which compiles) and with a filled one."""
+    with tempfile.TemporaryDirectory() as folder:
+        env = {**side.env, "NUMBA_CACHE_DIR": folder}
+
+        def first_step() -> dict[str, float]:
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
             done = subprocess.run(
                 [sys.executable, "-c", FIRST_STEP], env=env, capture_output=True, text=True, check=True
             )
-            return float(done.stdout)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            wall_s, peak_kb = map(float, done.stdout.split())
+            cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            return {"wall_s": wall_s, "cpu_s": cpu_s, "peak_mb": peak_kb / 1024}
 
         cold = first_step()
-        return {"cold_s": cold, "warm_s": spread([first_step() for _ in range(repeats)])}
+        kept_kb = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()) / 1024
+        warm = [first_step() for _ in range(repeats)]
+    return {"cold": cold, "kept_kb": kept_kb, "warm": {key: spread([run[key] for run in warm]) for key in cold}}
 
 
-def against_ns3(ns3_python: Path, repeats: int) -> dict[str, Any]:
-    """Bottleneck packets per second of both on the paper's flows at 8 Mbit/s under PIE, in turn."""
+def show_start(side: Side, start: dict[str, Any]) -> None:
+    """Two lines of the report."""
+    cold, warm = start["cold"], {key: value["median"] for key, value in start["warm"].items()}
+    for name, run, target in (("cold (compiles)", cold, "target 15 s CPU"), ("warm", warm, "target 1.5 s")):
+        print(
+            f"{f'first step, {name}, {side.name}':<46} {run['wall_s']:8.2f} s, CPU {run['cpu_s']:.2f} s, "
+            f"{run['peak_mb']:.0f} MB  {target}",
+            flush=True,
+        )
+    print(f"  compiled code on disk {start['kept_kb']:.0f} kB")
+
+
+def against_ns3(ns3_python: Path) -> tuple[Samples, str]:
+    """Bottleneck packets of both on the paper's flows at 8 Mbit/s under PIE; the version of ns-3."""
     spec = importlib.util.spec_from_file_location("peer", HERE / "peers" / "ns3.py")
     assert spec is not None
     assert spec.loader is not None
@@ -151,45 +206,82 @@ def against_ns3(ns3_python: Path, repeats: int) -> dict[str, Any]:
     spec.loader.exec_module(peer)
     program, version = peer.build(ns3_python)
     case = peer.make_case("paper", 8, 20, "pie", {"cubic": 4, "linuxreno": 4, "dctcp": 1})
-    peer.run_ours(case)
-    ratios, ours, theirs = [], [], []
-    for _ in range(repeats):
-        a, b = peer.run_ours(case), peer.run_ns3(case, program)
-        ours.append(a["bottleneck_packets"] / a["wall_s"])
-        theirs.append(b["bottleneck_packets"] / b["wall_s"])
-        ratios.append(ours[-1] / theirs[-1])
-    return {"ours": spread(ours), "ns-3": spread(theirs), "ratio": spread(ratios), "ns-3 version": version}
+
+    def sample(run: Callable[..., Any], *more: Any) -> dict[str, float]:
+        done = run(case, *more)
+        # ns-3 tells wall time alone; it computes all the while.
+        return {"work": done["bottleneck_packets"], "wall_s": done["wall_s"], "cpu_s": done["wall_s"]}
+
+    ours, theirs = functools.partial(sample, peer.run_ours), functools.partial(sample, peer.run_ns3, program)
+    return {"ours": ours, "ns-3": theirs}, version
 
 
-def grid(repeats: int) -> dict[str, Any]:
-    """Cost per packet over rates and numbers of flows (CUBIC and DCTCP in equal parts, 20 ms)."""
-    out = {}
+def grid() -> Iterator[dict[str, Any]]:
+    """Rates and numbers of flows (CUBIC and DCTCP in equal parts, 20 ms)."""
     for rate in (1, 10, 100, 1000):
         for flows in (1, 4, 16, 64):
             half = (flows + 1) // 2
-            chosen = scenario.from_dict(
-                {
-                    "name": f"{rate} Mbit/s, {flows} flows",
-                    "horizon_s": max(min(60.0, 600.0 / rate), 3.0),
-                    "aqm": "dualpi2_rfc9332",
-                    "link": {"rate_mbps": float(rate)},
-                    "sources": [
-                        {"kind": "cubic", "count": half, "rtt_ms": 20.0},
-                        {"kind": "dctcp", "count": flows - half, "rtt_ms": 20.0},
-                    ],
-                }
-            )
-            out[chosen.name] = native_rate(chosen, None, repeats)
-    return out
+            yield {
+                "name": f"{rate} Mbit/s, {flows} flows",
+                "horizon_s": max(min(60.0, 600.0 / rate), 3.0),
+                "aqm": "dualpi2_rfc9332",
+                "link": {"rate_mbps": float(rate)},
+                "sources": [
+                    {"kind": "cubic", "count": half, "rtt_ms": 20.0},
+                    {"kind": "dctcp", "count": flows - half, "rtt_ms": 20.0},
+                ],
+            }
 
 
-def show(name: str, figure: dict[str, Any], scale: float, unit: str, target: str = "") -> None:
-    """One line of the report."""
-    low, mid, high = (figure[key] / scale for key in ("min", "median", "max"))
-    print(f"{name:<44} {mid:9.2f} {unit:<14} [{low:.2f} .. {high:.2f}]  {target}", flush=True)
+def measure(bench: Bench, ns3_python: Path | None, quick: bool) -> None:
+    """All rows."""
+    ours, packets, decisions = bench.sides[0], "M packets/s", "M decisions/s"
+    for aqm in ours.disciplines:
+        sides = [side for side in bench.sides if aqm in side.disciplines]
+        samples = {side.name: functools.partial(side.sample, "native", what=PAPER, aqm=aqm) for side in sides}
+        bench.row(f"native {aqm}", f"native episodes, {PAPER}, {aqm}", packets, samples, "8")
+    if ns3_python is not None:
+        samples, bench.data["ns-3 version"] = against_ns3(ns3_python)
+        bench.row("ns-3", "the paper's flows, PIE", packets, samples, **{"ns-3": "450"})
+    count = 20_000 if quick else 100_000
+    samples = bench.of("steps", env_id=OURS, count=count)
+    samples[CARTPOLE] = lambda: ours.sample("steps", env_id=CARTPOLE, count=count)
+    bench.row("single", "steps through gym.make with its defaults", "k steps/s", samples, **{CARTPOLE: "4"})
+    count = 300 if quick else 1000
+    for n, target in ((64, ""), (256, "12"), (1024, "8"), (4096, "4")):
+        for threads in (False, True) if n > 64 else (False,):
+            key = f"vector {n}, {'threads' if threads else 'one thread'}"
+            samples = bench.of("vector", n=n, threads=threads, count=count * 256 // max(n, 256))
+            bench.row(key, key, decisions, samples, target if threads else "")
+    samples = {
+        f"{n} {name}": functools.partial(ours.sample, "intervals", n=n, vector=n == 64, count=count // 5)
+        for n, name in ((64, "side by side"), (1, "alone"))
+    }
+    bench.row("intervals", "control intervals, vector of 64", "k steps/s", samples)
+    with busy_machine(cores()):
+        for side in bench.sides:
+            samples = {
+                name: functools.partial(side.sample, "vector", n=1024, threads=name == "threads", count=4 * count)
+                for name in ("threads", "one thread")
+            }
+            key = f"vector 1024, busy machine, {side.name}"
+            bench.row(key, key, decisions, samples, **{"one thread": "1"})
+    bench.data["start"] = {}
+    for side in bench.sides:
+        bench.data["start"][side.name] = start_times(side, 3 if quick else bench.repeats)
+        show_start(side, bench.data["start"][side.name])
+    bench.repeats = 2 if quick else 3
+    for chosen in grid():
+        bench.row(chosen["name"], f"  native, {chosen['name']}", packets, bench.of("native", what=json.dumps(chosen)))
 
 
-def main(ns3_python: Path | None = None, repeats: int = 7, out: Path = RESULTS, quick: bool = False) -> None:
+def main(
+    ns3_python: Path | None = None,
+    repeats: int = 7,
+    out: Path = RESULTS,
+    quick: bool = False,
+    against: str | None = None,
+) -> None:
     """Measure and write the results.
 
     Args:
@@ -197,35 +289,17 @@ def main(ns3_python: Path | None = None, repeats: int = 7, out: Path = RESULTS, 
         repeats: Runs of each figure.
         out: JSON file to which this run is appended.
         quick: Fewer, shorter runs.
+        against: Another commit of this repository, measured beside this tree.
     """
-    repeats = 3 if quick else repeats
     data: dict[str, Any] = origin()
-    paper = scenario.load(PAPER)
-    data["native"] = {}
-    for aqm in AQMS:
-        data["native"][aqm] = native_rate(paper, aqm, repeats)
-        show(f"native episodes, {PAPER}, {aqm}", data["native"][aqm], 1e6, "M packets/s", "target 5")
-    if ns3_python is not None:
-        data["ns3"] = against_ns3(ns3_python, repeats)
-        show("  ns-3, the paper's flows, PIE", data["ns3"]["ns-3"], 1e3, "k packets/s")
-        show("  ratio to ns-3", data["ns3"]["ratio"], 1, "x", "target 200")
-    data["single"] = single_against_cartpole(20_000 if quick else 100_000, repeats)
-    show("gym.make single steps", data["single"]["ours"], 1e3, "k steps/s")
-    show("  CartPole-v1", data["single"]["CartPole-v1"], 1e3, "k steps/s")
-    show("  ratio", data["single"]["ratio"], 1, "x", "target 2")
-    data["vector"] = {}
-    for n in (64, 256, 1024):
-        data["vector"][str(n)] = vector_rate(n, 300 if quick else 1000, repeats)
-        show(f"vector environment, {n}", data["vector"][str(n)], 1e6, "M decisions/s", "target 5" if n == 1024 else "")
-    data["intervals"] = intervals_against_singles(64, 200 if quick else 1000, repeats)
-    show("vector of control intervals, 64", data["intervals"]["vector"], 1e3, "k steps/CPU s")
-    show("  ratio to 64 single ones", data["intervals"]["ratio"], 1, "x")
-    data["start"] = start_times(3 if quick else repeats)
-    print(f"{'first step, cold cache (compiles)':<44} {data['start']['cold_s']:9.2f} s              target 30")
-    show("first step, warm cache", data["start"]["warm_s"], 1, "s", "target 1.5")
-    data["grid"] = grid(2 if quick else 3)
-    for name, figure in data["grid"].items():
-        print(f"  {name:<42} {figure['ns_per_packet']:9.0f} ns a packet")
+    with contextlib.ExitStack() as stack:
+        trees = {"ours": HERE.parent}
+        if against is not None:
+            trees[against] = stack.enter_context(tree_of(against))
+        sides = [Side(name, tree) for name, tree in trees.items()]
+        for side in sides:
+            stack.callback(side.close)
+        measure(Bench(sides, 3 if quick else repeats, data), ns3_python, quick)
     runs = append_run(out, data)
     print(f"run {len(runs)} in {out}")
 

@@ -20,11 +20,15 @@ from l4s_gym.sim.layout import (
     AGENT,
     DECISION,
     DUMMYNET,
+    ENV,
+    FLOW,
     LOG_FULL,
     NEVER,
     NONE,
+    PACKET,
     POLICY,
     POOL_EMPTY,
+    QUEUE,
     RUNNING,
     SLOT_FLOWS,
     SLOT_RATE,
@@ -33,11 +37,23 @@ from l4s_gym.sim.layout import (
     TERMINATED,
     TRUNCATED,
 )
-from l4s_gym.sim.memory import atomic_load64, atomic_store64, env_record, flow_at, packet_at, pointer, rule_of, trace_of
+from l4s_gym.sim.memory import (
+    atomic_load64,
+    atomic_store64,
+    env_record,
+    flow_at,
+    packet_at,
+    pointer,
+    prefetch,
+    queue_at,
+    rule_of,
+    trace_of,
+)
 from l4s_gym.sim.packets import pop_transit
 
 SPINS = 100_000
 """Looks at a control word before a thread goes to sleep: about 100 us, as long as it takes to wake one."""
+_ENV_SIZE, _QUEUE_SIZE, _FLOW_SIZE, _PACKET_SIZE = (kind.itemsize for kind in (ENV, QUEUE, FLOW, PACKET))
 
 
 @jit
@@ -221,6 +237,35 @@ def _step(address: int) -> int:
     return status[0]
 
 
+@jit
+def _prefetch_rows(address: int) -> None:
+    """What is touched at nearly every packet of an environment, and lies at a fixed distance (`layout`, `Batch`)."""
+    prefetch(address, 512)
+    prefetch(address + _ENV_SIZE, 192)
+    prefetch(address + _ENV_SIZE + _QUEUE_SIZE, 192)
+    prefetch(address + _ENV_SIZE + 2 * _QUEUE_SIZE, 512)  # the event tree
+
+
+@jit
+def _prefetch_packet(w: Any, p: int) -> None:
+    if p >= 0:
+        prefetch(w.packet_at + p * _PACKET_SIZE, 64)
+
+
+@jit
+def _prefetch_found(address: int) -> None:
+    """What those rows lead to: the flow of the next event, and the packets that move next."""
+    w = env_record(address)
+    slot = first_slot(w)
+    if slot >= SLOT_FLOWS:
+        prefetch(w.flow_at + ((slot - SLOT_FLOWS) >> 1) * _FLOW_SIZE, 384)
+    _prefetch_packet(w, w.arriving)
+    _prefetch_packet(w, w.sending_packet)
+    for index in range(2):
+        _prefetch_packet(w, queue_at(w, index).head)
+        _prefetch_packet(w, queue_at(w, index).tail)
+
+
 @short_entry
 def advance_one(address: int) -> int:
     """As `advance` of a single environment; its status."""
@@ -248,7 +293,12 @@ def advance(address: int, stride: int, first: int, last: int, control: int) -> N
             if job < 0:
                 return
         for n in range(first, last):
-            _step(address + n * stride)
+            at = address + n * stride
+            # A large batch outgrows the caches: what comes next is fetched meanwhile.
+            _prefetch_rows(at + 2 * stride)
+            if n + 1 < last:
+                _prefetch_found(at + stride)
+            _step(at)
         if control == 0:
             return
         atomic_store64(control + 8, job)

@@ -53,6 +53,27 @@ def store64(typingctx: Any, address: Any, value: Any) -> Any:
 
 
 @intrinsic
+def _prefetch(typingctx: Any, address: Any) -> Any:
+    """Have the cache line at an address fetched, to be written; an address of nothing does no harm."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        byte_at, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte_at, number, number, number])
+        function = builder.module.declare_intrinsic("llvm.prefetch", (byte_at,), kind)
+        builder.call(function, [builder.inttoptr(args[0], byte_at), number(1), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+@jit
+def prefetch(address: int, size: int) -> None:
+    """Have some bytes fetched into the cache while other work goes on."""
+    for line in range(address, address + size, 64):
+        _prefetch(line)
+
+
+@intrinsic
 def atomic_load64(typingctx: Any, address: Any) -> Any:
     """The int64 at an address, as another thread has last written it."""
 

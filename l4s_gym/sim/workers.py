@@ -27,13 +27,14 @@ class Choice:
     same one has won, the later comes the next trial. Threads that have become slow bring it on at once.
     """
 
-    LOOK_NS: Final = 20_000_000
-    """Time that a way is measured for: several turns of a processor between programs."""
-    FIRST: Final = 12
-    LAST: Final = 400
-    """Looks between two trials, at first (.24 s) and at most (8 s)."""
-    SLOW: Final = 2.0
-    """What threads have become slow by: a share of their time after the last trial."""
+    LOOK_NS: Final = 50_000_000
+    LOOK_STEPS: Final = 16
+    """Time and steps that a way is measured for at least: several turns of a processor between programs."""
+    FIRST: Final = 10
+    LAST: Final = 160
+    """Looks between two trials, at first (.5 s) and at most (8 s)."""
+    SLOW: Final = 3.0
+    """Threads have become slow where a step takes so many times what it took after the last trial."""
 
     def __init__(self) -> None:
         self.threads = True
@@ -46,7 +47,7 @@ class Choice:
         """Take in how long a step has taken, in the way that was to be used."""
         self._time_ns += step_ns
         self._steps += 1
-        if self._time_ns < self.LOOK_NS:
+        if self._time_ns < self.LOOK_NS or self._steps < self.LOOK_STEPS:
             return
         mean_ns = self._time_ns / self._steps
         self._time_ns = self._steps = 0
@@ -58,7 +59,7 @@ class Choice:
             return
         self._left -= 1
         if self._left > 0 and not (self.threads and mean_ns > self.SLOW * self._usual_ns):
-            self._usual_ns = min(self._usual_ns, mean_ns)
+            self._usual_ns = mean_ns if self._usual_ns == math.inf else self._usual_ns
             return
         self._used_ns = mean_ns
         self.threads, self._trying = not self.threads, True

@@ -158,7 +158,7 @@ def test_step_needs_a_reset(env_id: str, finite: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("env_id", l4s_gym.ENV_IDS)
 def test_it_checks_by_itself_what_gymnasiums_wrappers_would(env_id: str) -> None:
-    env = gym.make(env_id, render_mode="ansi")
+    env: Any = gym.make(env_id, render_mode="ansi")
     assert env is env.unwrapped
     for call in (lambda: env.step(env.action_space.sample()), env.render):
         with pytest.raises(gym.error.ResetNeeded, match=r"has not been started.*; call reset\(\) first"):
