@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from l4s_gym.evaluation.native import simulate
 from l4s_gym.schema import DROP, ECT_0, ENQUEUE, MARK, NOT_ECT
 from l4s_gym.sim import curvy_red
+from l4s_gym.sim.discipline import Path
 from l4s_gym.sim.scenario import Scenario, from_dict
 from l4s_gym.sim.setup import aqm_fields
 
@@ -33,7 +34,7 @@ def test_average(average: float, sojourn: int) -> None:
 @many
 def test_ramps_are_coupled(average: float) -> None:
     """p_C = (p_L / 2)^2 with the defaults: C's root is half of L's probability."""
-    fields = curvy_red.setup(curvy_red.Options(), None)
+    fields = curvy_red.setup(curvy_red.Options(), Path(1e7, 1500, 1e5))
     root = curvy_red.on_ramp(average, fields["ramp_c_ns"], fields["least_ns"])
     assert root == pytest.approx(max(average - 5e5, 0.0) / 5e8)
     assert curvy_red.on_ramp(average, fields["ramp_l_ns"], fields["least_ns"]) == pytest.approx(2 * root)

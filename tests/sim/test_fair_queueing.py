@@ -39,7 +39,6 @@ def player(discipline: Any) -> Any:
     classify, joined = discipline.classify, discipline.after_enqueue
     pick, left = discipline.pick, discipline.after_dequeue
 
-    @numba.njit
     def play(address: int, steps_at: int, count: int) -> None:
         w = env_record(address)
         steps = carray(pointer(steps_at), (count, 3), np.int64)
@@ -60,7 +59,7 @@ def player(discipline: Any) -> Any:
                 steps[k, 2] = packet_at(w, p).flow
                 release(w, p)
 
-    return play
+    return numba.njit(play)
 
 
 PLAYERS = {"fq_codel": player(FQ_CODEL), "cobalt": player(COBALT)}
@@ -205,8 +204,8 @@ def model_cobalt(
 )
 @many
 def test_cobalt_is_the_model(state: tuple[Any, ...], packet: tuple[Any, ...], frame: int) -> None:
-    given = (*state, *packet, 5 * MS)
-    assert cobalt.serve(*given, 100 * MS, frame) == model_cobalt(*given, frame)
+    given = [*state, *packet, 5 * MS]
+    assert cobalt.serve(*[*given, 100 * MS, frame]) == model_cobalt(*[*given, frame])
 
 
 def signals(sojourn_ns: int, seconds: float, count: int = 0) -> tuple[list[int], int]:
