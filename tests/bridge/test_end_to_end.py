@@ -197,7 +197,8 @@ def test_a_real_queue(build: Build, tmp_path: Path, aqm: str) -> None:  # noqa: 
 
         for interval in (1, 10, 100):
             run = Controller(Client(bed.socket), agents.make("threshold"), interval=interval).run(1.0)
-            assert run.shares is not None and run.shares.by_agent + run.shares.refused["shielded"] > 0
+            assert run.direct and run.shares is not None
+            assert run.shares.by_agent + run.shares.refused["shielded"] > 0
         env: Any = gym.make(l4s_gym.LIVE_ID, socket=str(bed.socket), horizon_s=1.0)
         env.reset()
         over, info, total = False, dict[str, Any](), 0.0

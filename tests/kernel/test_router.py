@@ -9,6 +9,7 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -836,6 +837,13 @@ def test_both_queues_under_load_for_long(namespaces: None, build: Build, tmp_pat
         results = [each for flow in flows for each in bed.result(flow)]
         assert len(results) == 4 and sum(each["goodput_mbps"] for each in results) > 15.0
         assert all(each["delivered_ce"] > 0 for each in results)
+
+
+@pytest.mark.slow
+def test_fuzzed_for_a_while(namespaces: None) -> None:
+    script = [sys.executable, str(Path(__file__).with_name("fuzz_socket.py")), "--router", "--seconds", "3"]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=120.0, check=False)
+    assert done.returncode == 0 and done.stdout.rstrip().endswith("no fault"), done.stdout + done.stderr
 
 
 @pytest.mark.slow
