@@ -53,12 +53,16 @@ class Records(NamedTuple):
         queue: NumPy type of what each queue has of it.
         of_env: Compiled: `w` -> the environment's record.
         of_queue: Compiled: `w`, `index` -> the queue's record.
+        env_rows: The environment's fields, with words.
+        queue_rows: A queue's.
     """
 
     env: np.dtype[np.void]
     queue: np.dtype[np.void]
     of_env: Any
     of_queue: Any
+    env_rows: tuple[Row, ...]
+    queue_rows: tuple[Row, ...]
 
 
 def records(name: str, env: tuple[Row, ...] = (), queue: tuple[Row, ...] = ()) -> Records:
@@ -70,7 +74,7 @@ def records(name: str, env: tuple[Row, ...] = (), queue: tuple[Row, ...] = ()) -
         queue: Fields that each queue has.
     """
     env_type, queue_type = dtype_of(env), dtype_of(queue)
-    return Records(env_type, queue_type, *own_records(name, env_type, queue_type))
+    return Records(env_type, queue_type, *own_records(name, env_type, queue_type), env, queue)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
