@@ -73,7 +73,7 @@ def environments() -> dict[str, str]:
             if spec.vector_entry_point:
                 vector = inspect.cleandoc(load_env_creator(spec.vector_entry_point).__doc__ or "")
                 call = f'gym.make_vec("l4s_gym:{name}", num_envs=64, vectorization_mode="vector_entry_point")'
-                text += f"\n## Vector version\n\n```python\nenvs = {call}\n```\n\n{vector}\n"
+                text += f"\n## Vector version\n\n```python\nimport gymnasium as gym\n\nenvs = {call}\n```\n\n{vector}\n"
             pages[name] = text
     return pages
 
@@ -175,8 +175,7 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
 
 def included() -> list[str]:
     """Markdown files of the other folders, by their paths in the repository."""
-    found = {path.relative_to(ROOT).as_posix() for pattern in INCLUDED for path in ROOT.glob(pattern)}
-    return sorted(path for path in found if "node_modules" not in path and not path.startswith("build/"))
+    return sorted(path.relative_to(ROOT).as_posix() for pattern in INCLUDED for path in ROOT.glob(pattern))
 
 
 def expand(text: str) -> str:
