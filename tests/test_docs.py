@@ -51,7 +51,8 @@ def test_tables_name_everything_that_ships() -> None:
         part = tables["disciplines"].partition(f"## `{each.name}`")[2].partition("\n## ")[0]
         assert each.title[1:] in part
         for option in fields(each.options):
-            assert re.search(rf"\| `{option.name}` \| \S+.* \| [^|]*\w", part), f"{each.name}.{option.name} has no words"
+            row = rf"\| `{option.name}` \| \S+.* \| [^|]*\w"
+            assert re.search(row, part), f"{each.name}.{option.name} has no words"
         assert part.count("| `") >= len(each.records.env_rows) + len(each.records.queue_rows)
 
 
