@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import io
 import os
 import re
 import runpy
 import shlex
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from msgspec.structs import fields
 
 import l4s_gym
 from l4s_gym import schema
-from l4s_gym.cli import GROUPS
+from l4s_gym.cli import GROUPS, main
 from l4s_gym.envs.dualpi2 import DualPI2Env
 from l4s_gym.sim import disciplines, layout, scenario
 
@@ -89,10 +91,10 @@ def commands() -> list[str]:
 
 @functools.cache
 def help_of(command: tuple[str, ...]) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "l4s_gym.cli", *command, "--help"], capture_output=True, text=True, check=True
-    )
-    return done.stdout
+    text = io.StringIO()
+    with redirect_stdout(text):
+        assert main([*command, "--help"]) == 0
+    return text.getvalue()
 
 
 @pytest.mark.parametrize("command", commands())
@@ -122,11 +124,12 @@ def run(command: list[str], folder: Path) -> None:
 
 
 @pytest.mark.parametrize("block", blocks())
-def test_every_block_of_python_runs(block: str, tmp_path: Path) -> None:
-    compile(block, "block", "exec")
+def test_every_block_of_python_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = compile(block, "block", "exec")
     if any(name in block for name in NEEDS_QUEUE):
         return  # of a queue or a log that is not there
-    run([sys.executable, "-c", block], tmp_path)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
 
 
 @pytest.mark.slow

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from l4s_gym.cli import main
+from l4s_gym.evaluation.harness import evaluate
+from l4s_gym.sim.scenario import load
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SHORT = {
@@ -21,30 +26,40 @@ SHORT = {
 }
 """Arguments of the examples that are programs; those that l4s-gym is to load have tests of their own."""
 NEEDS = {"plot": "matplotlib", "offline_bc": "d3rlpy", "ppo": "torch", "sb3": "stable_baselines3"}
-FAST = ("own_scenario", "plot")
 
 
-def run(folder: Path, *command: str) -> str:
-    env = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent)}
-    done = subprocess.run([sys.executable, *command], cwd=folder, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in SHORT])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHORT)
 def test_a_program_runs(name: str, tmp_path: Path) -> None:
     if importlib.util.find_spec(NEEDS.get(name, "l4s_gym")) is None:
         pytest.skip(f"needs {NEEDS[name]}")
-    printed = run(tmp_path, str(EXAMPLES / f"{name}.py"), *SHORT[name])
-    if printed.startswith("skipped:"):
-        pytest.skip(printed.strip())
-    assert printed
+    env = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent)}
+    command = [sys.executable, str(EXAMPLES / f"{name}.py"), *SHORT[name]]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    if done.stdout.startswith("skipped:"):
+        pytest.skip(done.stdout.strip())
+    assert done.stdout
 
 
-def test_the_agent_is_evaluated_and_enters_the_board(tmp_path: Path) -> None:
-    spec = f"{EXAMPLES / 'own_agent.py'}:Ramp"
-    printed = run(tmp_path, "-m", "l4s_gym.cli", "evaluate", spec, "--seeds", "0", "--seconds", "1")
-    assert "ramp" in printed
+def test_the_scenario_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["own_scenario.py", "--seconds", "1"])
+    runpy.run_path(str(EXAMPLES / "own_scenario.py"), run_name="__main__")
+    assert "dualpi2_linux" in capsys.readouterr().out
+
+
+def test_the_agent_decides() -> None:
+    (result,) = evaluate(f"{EXAMPLES / 'own_agent.py'}:Ramp", load("l4s-llm-testbed").replace(horizon_s=1.0), seeds=[0])
+    assert result.agent == "ramp"
+    assert 0.0 < result.mark_rate < 1.0
+
+
+@pytest.mark.slow
+def test_the_agent_enters_the_board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["leaderboard", "--add", f"{EXAMPLES / 'own_agent.py'}:Ramp", "--size", "quick", "--out", "board"]
+    assert main(command) == 0
+    assert "ramp" in (tmp_path / "board" / "leaderboard.md").read_text().lower()
 
 
 def test_every_example_is_in_a_test() -> None:
