@@ -89,7 +89,7 @@ def environment_list() -> str:
     rows = []
     for name, page in environments().items():
         first = page.partition("## Description\n\n")[2].split("\n\n")[0].replace("\n", " ")
-        rows.append((f"[{name}](environments/{name}.md)", first.split(". ")[0].rstrip(".") + "."))
+        rows.append((f"[`{name}`](environments/{name}.md)", first.split(". ")[0].rstrip(".") + "."))
     return table("id | what it is", rows)
 
 

@@ -24,14 +24,14 @@ def main() -> None:
     if not sys.platform.startswith("linux") or os.geteuid() != 0:
         print("skipped: a router needs Linux and root")
         return
-    up = ["live", "up", "--scenario", "l4s-llm-testbed", "--seconds", str(seconds + 5), "--socket", str(SOCKET)]
+    env = gym.make("l4s_gym:L4S-DualPI2-Live-v0", socket=str(SOCKET), decision_interval=10, horizon_s=seconds)
+    up = ["live", "up", "--scenario", "l4s-llm-testbed", "--seconds", str(seconds + 30), "--socket", str(SOCKET)]
     router = subprocess.Popen([sys.executable, "-m", "l4s_gym.cli", *up], stdout=subprocess.DEVNULL)
     try:
         while not SOCKET.exists():
             if router.poll() is not None:
                 sys.exit("the router did not start: `l4s-gym live up` says why")
             time.sleep(0.1)
-        env = gym.make("l4s_gym:L4S-DualPI2-Live-v0", socket=str(SOCKET), decision_interval=10, horizon_s=seconds)
         obs, info = env.reset()
         truncated = False
         while not truncated:
