@@ -11,7 +11,7 @@ EXTRAS := data,baselines,llm,render,report,dev
 PYTEST := pytest -n 2 --dist loadfile $(if $(CI),-rs)
 NEWEST_TESTS = $(or $(wildcard tests/envs tests/sim),tests)
 
-.PHONY: help setup demo test test-newest test-all check lint types kernel kernel-check bench clean distclean
+.PHONY: help setup demo test test-newest test-all check lint types docs kernel kernel-check bench clean distclean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,6 +43,10 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
+docs: .venv/.docs  ## build the docs site into build/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "docs: build/docs/index.html"
+
 kernel: setup  ## build the Linux router, the bridge daemon and the test traffic
 	$(MAKE) -C kernel
 
@@ -62,7 +66,7 @@ bench: setup  ## fill the leaderboard, measure speed, and compare the simulator 
 clean:  ## remove caches and build outputs
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	$(MAKE) -C kernel clean
-	find agents benchmarks datasets l4s_gym tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find agents benchmarks datasets docs examples l4s_gym tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean  ## remove the virtual environments too
 	rm -rf .venv .venv-newest
@@ -93,6 +97,10 @@ endef
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt torch
 	echo "Installing l4s-gym and what its tests need ..."
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	touch $@
+
+.venv/.docs: .venv/.stamp
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	touch $@
 
 .venv-newest/.stamp: pyproject.toml constraints.txt

@@ -16,7 +16,7 @@ import pytest
 import l4s_gym
 
 ROOT = Path(__file__).parents[1]
-NO_PACKAGES = ("agents", "benchmarks", "datasets", "examples", "kernel", "tests")
+NO_PACKAGES = ("agents", "benchmarks", "datasets", "docs", "examples", "kernel", "tests")
 MACHINE_PATH = re.compile(r"(?<![\w.:/-])/(?:work|root|home/\w+)/")
 
 

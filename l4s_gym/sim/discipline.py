@@ -49,18 +49,20 @@ class Records(NamedTuple):
     """A discipline's own state.
 
     Attributes:
-        rows: Its fields: those that an environment has once, then those of each queue.
         env: NumPy type of what an environment has of it.
         queue: NumPy type of what each queue has of it.
         of_env: Compiled: `w` -> the environment's record.
         of_queue: Compiled: `w`, `index` -> the queue's record.
+        env_rows: The environment's fields, with words.
+        queue_rows: A queue's.
     """
 
-    rows: tuple[Row, ...]
     env: np.dtype[np.void]
     queue: np.dtype[np.void]
     of_env: Any
     of_queue: Any
+    env_rows: tuple[Row, ...]
+    queue_rows: tuple[Row, ...]
 
 
 def records(name: str, env: tuple[Row, ...] = (), queue: tuple[Row, ...] = ()) -> Records:
@@ -72,7 +74,7 @@ def records(name: str, env: tuple[Row, ...] = (), queue: tuple[Row, ...] = ()) -
         queue: Fields that each queue has.
     """
     env_type, queue_type = dtype_of(env), dtype_of(queue)
-    return Records((*env, *queue), env_type, queue_type, *own_records(name, env_type, queue_type))
+    return Records(env_type, queue_type, *own_records(name, env_type, queue_type), env, queue)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

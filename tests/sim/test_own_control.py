@@ -163,7 +163,9 @@ def test_what_ships_is_told() -> None:
     assert all(f"`{kind}`" in str(Source.__doc__) for kind in KINDS)
 
 
-@pytest.mark.parametrize("rows", [*layout.ROWS.values(), *(each.records.rows for each in BUILT_IN)])
+@pytest.mark.parametrize(
+    "rows", [*layout.ROWS.values(), *((*each.records.env_rows, *each.records.queue_rows) for each in BUILT_IN)]
+)
 def test_every_field_has_words(rows: tuple[layout.Row, ...]) -> None:
     assert all(unit and words.endswith(".") for *_, unit, words in rows)
     assert len({name for name, *_ in rows}) == len(rows)
