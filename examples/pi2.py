@@ -41,25 +41,25 @@ def setup(o, path):
     return {**times, "alpha_hz": o.alpha_hz, "beta_hz": o.beta_hz}
 
 
-def update(w, index):
-    my, delay_ns = state(w), head_delay_ns(w, 0)
-    step = my.alpha_hz * (delay_ns - 1000 * w.target_us) + my.beta_hz * (delay_ns - my.old_ns)
+def update(env, index):
+    my, delay_ns = state(env), head_delay_ns(env, 0)
+    step = my.alpha_hz * (delay_ns - 1000 * env.target_us) + my.beta_hz * (delay_ns - my.old_ns)
     my.prob = min(max(my.prob + 1e-9 * step, 0.0), 1.0)
     my.old_ns = delay_ns
     return delay_ns
 
 
-def decide(w, index, p):
-    prob, ecn = state(w).prob, packet_at(w, p).ecn
+def decide(env, index, p):
+    prob, ecn = state(env).prob, packet_at(env, p).ecn
     if ecn == ECT_1:
-        return MARK if uniform(w) < 2.0 * prob else ENQUEUE
-    if uniform(w) >= prob * prob:
+        return MARK if uniform(env) < 2.0 * prob else ENQUEUE
+    if uniform(env) >= prob * prob:
         return ENQUEUE
     return DROP if ecn == NOT_ECT else MARK
 
 
-def base_probability(w, index):
-    return int(state(w).prob * MAX_PROB)
+def base_probability(env, index):
+    return int(state(env).prob * MAX_PROB)
 
 
 PI2 = Discipline(

@@ -162,13 +162,13 @@ def setup(options: Options, path: Path) -> Mapping[str, Any]:
 
 
 @jit
-def decide(w: Any, index: int, p: int) -> int:
+def decide(env: Any, index: int, p: int) -> int:
     """At dequeue; the last packet of a queue is never dropped."""
-    my, mine, q, ecn = of_env(w), of_queue(w, index), queue_at(w, index), packet_at(w, p).ecn
-    blue = mine.prob > 0.0 and uniform(w) < mine.prob
+    my, mine, q, ecn = of_env(env), of_queue(env, index), queue_at(env, index), packet_at(env, p).ecn
+    blue = mine.prob > 0.0 and uniform(env) < mine.prob
     count, next_ns, dropping = mine.count, mine.next_ns, mine.dropping != 0
     action, mine.count, mine.next_ns, above = serve(
-        count, next_ns, dropping, w.now_ns, q.delay_ns, ecn, blue, my.target_ns, my.interval_ns, my.frame_ns
+        count, next_ns, dropping, env.now_ns, q.delay_ns, ecn, blue, my.target_ns, my.interval_ns, my.frame_ns
     )
     mine.dropping = int(above)
     if action == DROP and q.packets == 0:
@@ -177,37 +177,37 @@ def decide(w: Any, index: int, p: int) -> int:
 
 
 @jit
-def _steer(w: Any, index: int, change: float) -> None:
+def _steer(env: Any, index: int, change: float) -> None:
     """Change BLUE's probability, once in a target's time."""
-    mine = of_queue(w, index)
-    if w.now_ns - mine.blue_ns > of_env(w).target_ns:
+    mine = of_queue(env, index)
+    if env.now_ns - mine.blue_ns > of_env(env).target_ns:
         mine.prob = min(max(mine.prob + change, 0.0), 1.0)
-        mine.blue_ns = w.now_ns
+        mine.blue_ns = env.now_ns
 
 
 @jit
-def emptied(w: Any, index: int) -> int:
+def emptied(env: Any, index: int) -> int:
     """BLUE and the count fall; the queue leaves the lists once both are at rest."""
-    mine = of_queue(w, index)
+    mine = of_queue(env, index)
     if mine.prob > 0.0:
-        _steer(w, index, -FALL)
+        _steer(env, index, -FALL)
     mine.dropping = 0
-    mine.count, mine.next_ns = rest(mine.count, mine.next_ns, w.now_ns, of_env(w).interval_ns)
-    return DECAYING if mine.prob > 0.0 or mine.count > 0 or w.now_ns < mine.next_ns else NONE
+    mine.count, mine.next_ns = rest(mine.count, mine.next_ns, env.now_ns, of_env(env).interval_ns)
+    return DECAYING if mine.prob > 0.0 or mine.count > 0 or env.now_ns < mine.next_ns else NONE
 
 
 @jit
-def fullest(w: Any) -> int:
+def fullest(env: Any) -> int:
     """The longest queue in bytes while the buffer is over its limit; BLUE and CoDel take note (`cobalt_queue_full`)."""
-    if not fair_queueing.is_over(w):
+    if not fair_queueing.is_over(env):
         return -1
-    index = fair_queueing.longest(w)
-    _steer(w, index, RISE)
-    mine = of_queue(w, index)
+    index = fair_queueing.longest(env)
+    _steer(env, index, RISE)
+    mine = of_queue(env, index)
     mine.dropping = 1
-    mine.next_ns = w.now_ns
+    mine.next_ns = env.now_ns
     mine.count = max(mine.count, 1)
-    fair_queueing.note_overflow(w, index)
+    fair_queueing.note_overflow(env, index)
     return index
 
 
@@ -217,20 +217,20 @@ _pick = _fair.pop("pick")
 
 
 @jit
-def pick(w: Any) -> int:
+def pick(env: Any) -> int:
     """One queue that comes to rest is looked at before each packet, as long as any waits."""
-    if w.packets == 0:
+    if env.packets == 0:
         return -1
-    resting = of_env(w).first[DECAYING]
+    resting = of_env(env).first[DECAYING]
     if resting > 0:
-        _move(w, resting, emptied(w, resting))
-    return _pick(w)
+        _move(env, resting, emptied(env, resting))
+    return _pick(env)
 
 
 @jit
-def base_probability(w: Any, index: int) -> int:
+def base_probability(env: Any, index: int) -> int:
     """BLUE's probability, 1/(2^31 - 1)."""
-    return int(of_queue(w, index).prob * MAX_PROB)
+    return int(of_queue(env, index).prob * MAX_PROB)
 
 
 COBALT: Final = Discipline(

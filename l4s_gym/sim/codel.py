@@ -102,12 +102,12 @@ def is_hit(my: Any, mine: Any, sojourn_ns: int, queue_bytes: int, now_ns: int) -
 
 
 @jit
-def decide(w: Any, index: int, p: int) -> int:
+def decide(env: Any, index: int, p: int) -> int:
     """At dequeue, for each packet: after a drop the next one is asked about."""
-    q = queue_at(w, index)
-    if not is_hit(STATE.of_env(w), STATE.of_queue(w, index), q.delay_ns, q.bytes, w.now_ns):
+    q = queue_at(env, index)
+    if not is_hit(STATE.of_env(env), STATE.of_queue(env, index), q.delay_ns, q.bytes, env.now_ns):
         return ENQUEUE
-    return MARK if packet_at(w, p).ecn != NOT_ECT else DROP
+    return MARK if packet_at(env, p).ecn != NOT_ECT else DROP
 
 
 CODEL: Final = Discipline(

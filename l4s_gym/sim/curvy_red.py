@@ -95,40 +95,40 @@ def decide_l4s(probability: float, sojourn_ns: int, random: float, step_ns: int 
 
 
 @jit
-def _number(w: Any, height: float) -> float:
+def _number(env: Any, height: float) -> float:
     """A random number in [0, 1), where one is needed."""
-    return uniform(w) if height > 0.0 else 0.0
+    return uniform(env) if height > 0.0 else 0.0
 
 
 @jit
-def decide(w: Any, index: int, p: int) -> int:
+def decide(env: Any, index: int, p: int) -> int:
     """At dequeue; the delay of a C packet enters the average before it is decided."""
-    my, delay_ns = of_env(w), queue_at(w, index).delay_ns
+    my, delay_ns = of_env(env), queue_at(env, index).delay_ns
     if index == 1:
         probability = on_ramp(my.average_ns, my.ramp_l_ns, my.least_ns)
-        return decide_l4s(probability, delay_ns, _number(w, probability), my.step_ns)
+        return decide_l4s(probability, delay_ns, _number(env, probability), my.step_ns)
     root = on_ramp(update_average(my.average_ns, delay_ns, my.weight), my.ramp_c_ns, my.least_ns)
-    return decide_classic(root, packet_at(w, p).ecn, _number(w, root), _number(w, root))
+    return decide_classic(root, packet_at(env, p).ecn, _number(env, root), _number(env, root))
 
 
 @jit
-def after_dequeue(w: Any, index: int, p: int, action: int) -> None:
+def after_dequeue(env: Any, index: int, p: int, action: int) -> None:
     """The average counts every C packet, whoever decided about it."""
     if index == 0:
-        my = of_env(w)
-        my.average_ns = update_average(my.average_ns, queue_at(w, 0).delay_ns, my.weight)
+        my = of_env(env)
+        my.average_ns = update_average(my.average_ns, queue_at(env, 0).delay_ns, my.weight)
 
 
 @jit
-def pick(w: Any) -> int:
+def pick(env: Any) -> int:
     """Time-shifted FIFO."""
-    return schedule(w, of_env(w))
+    return schedule(env, of_env(env))
 
 
 @jit
-def base_probability(w: Any, index: int) -> int:
+def base_probability(env: Any, index: int) -> int:
     """The root of C's probability, 1/(2^31 - 1)."""
-    my = of_env(w)
+    my = of_env(env)
     return int(min(on_ramp(my.average_ns, my.ramp_c_ns, my.least_ns), 1.0) * MAX_PROB)
 
 

@@ -1,7 +1,7 @@
 """The form of a queue discipline: one module, or one object of a user's own.
 
 A discipline is a `Discipline`: a name, an options structure in the units of its own law, rows that describe its state,
-and compiled functions that the engine calls (decorated with `l4s_gym.sim.jit.jit`). `w` is the environment's record
+and compiled functions that the engine calls (decorated with `l4s_gym.sim.jit.jit`). `env` is the environment's record
 (`layout.ENV`), `index` a queue (0 C or the only one, 1 L), `p` a packet (`memory.packet_at`). Whatever a function
 needs of its own it keeps in its own records, which `records` opens. `l4s_gym/sim/red.py` is a short example, and
 `examples/pi2.py` one from outside: ``aqm="pi2:PI2"``.
@@ -51,8 +51,8 @@ class Records(NamedTuple):
     Attributes:
         env: NumPy type of what an environment has of it.
         queue: NumPy type of what each queue has of it.
-        of_env: Compiled: `w` -> the environment's record.
-        of_queue: Compiled: `w`, `index` -> the queue's record.
+        of_env: Compiled: `env` -> the environment's record.
+        of_queue: Compiled: `env`, `index` -> the queue's record.
         env_rows: The environment's fields, with words.
         queue_rows: A queue's.
     """
@@ -92,25 +92,25 @@ class Discipline:
         flow_queues: Whether each flow has a queue of its own, from queue 2 on, and then each flow's ACKs have one.
         queue_timers: Whether it starts a control timer for each queue by itself; else one runs from the start.
         most_packets: The buffer is counted in packets, at most so many; 0: in bytes.
-        classify: w, p -> queue of an arriving packet. Without: 0.
-        decide_at_enqueue: w, index, p -> action for a packet that arrives. It may set `w.logged` where the log shows
-            another one. Without: enqueue.
-        decide_at_dequeue: w, index, p -> action for a packet that has been taken from its queue, whose sojourn is
-            `queue_at(w, index).delay_ns`. Without: enqueue (leave it as it is).
-        note_foreign_decision: w, index, action: an agent has decided in its place.
-        after_decision: w, index, action: after any decision and its row of the log.
-        after_enqueue: w, index, p: the packet has joined its queue.
-        has_room: w, p -> whether a packet that arrives finds room (1 or 0). Without: within the buffer.
-        fullest: w -> queue that loses its head as the buffer is over its limit after all, or -1; asked until it says
+        classify: env, p -> queue of an arriving packet. Without: 0.
+        decide_at_enqueue: env, index, p -> action for a packet that arrives. It may set `env.logged` where the log
+            shows another one. Without: enqueue.
+        decide_at_dequeue: env, index, p -> action for a packet that has been taken from its queue, whose sojourn is
+            `queue_at(env, index).delay_ns`. Without: enqueue (leave it as it is).
+        note_foreign_decision: env, index, action: an agent has decided in its place.
+        after_decision: env, index, action: after any decision and its row of the log.
+        after_enqueue: env, index, p: the packet has joined its queue.
+        has_room: env, p -> whether a packet that arrives finds room (1 or 0). Without: within the buffer.
+        fullest: env -> queue that loses its head as the buffer is over its limit after all, or -1; asked until it says
             -1. Without: the longer one while the buffer is over a limit in packets.
-        pick: w -> queue to serve next, or -1. Without: queue 0 while it holds packets.
-        after_dequeue: w, index, p, action: a packet has left its queue, and was dropped where `action` says so.
-        update: w, index -> queue delay, ns, for the statistics: each `tupdate_us`. Without: the older head's age.
-        base_probability: w, index -> the controller's probability, 1/(2^31 - 1). Without: 0.
-        accumulated_probability: w, index -> its accumulated probability, 1/(2^31 - 1). Without: 0.
-        burst_allowance_us: w, index -> time left in which nothing is dropped, us. Without: 0.
-        current_delay_us: w, index -> queue delay that it goes by, us. Without: sojourn of the queue's last leaver.
-        old_delay_us: w, index -> queue delay at the last update, us. Without: 0.
+        pick: env -> queue to serve next, or -1. Without: queue 0 while it holds packets.
+        after_dequeue: env, index, p, action: a packet has left its queue, and was dropped where `action` says so.
+        update: env, index -> queue delay, ns, for the statistics: each `tupdate_us`. Without: the older head's age.
+        base_probability: env, index -> the controller's probability, 1/(2^31 - 1). Without: 0.
+        accumulated_probability: env, index -> its accumulated probability, 1/(2^31 - 1). Without: 0.
+        burst_allowance_us: env, index -> time left in which nothing is dropped, us. Without: 0.
+        current_delay_us: env, index -> queue delay that it goes by, us. Without: sojourn of the queue's last leaver.
+        old_delay_us: env, index -> queue delay at the last update, us. Without: 0.
     """
 
     name: str
@@ -141,11 +141,17 @@ class Discipline:
 
 
 HOOKS: Final = {
-    **{"classify": "w, p", "has_room": "w, p", "fullest": "w", "pick": "w", "after_dequeue": "w, index, p, action"},
-    **dict.fromkeys(("decide_at_enqueue", "decide_at_dequeue", "after_enqueue"), "w, index, p"),
-    **dict.fromkeys(("note_foreign_decision", "after_decision"), "w, index, action"),
-    **dict.fromkeys(("update", "base_probability", "accumulated_probability"), "w, index"),
-    **dict.fromkeys(("burst_allowance_us", "current_delay_us", "old_delay_us"), "w, index"),
+    **{
+        "classify": "env, p",
+        "has_room": "env, p",
+        "fullest": "env",
+        "pick": "env",
+        "after_dequeue": "env, index, p, action",
+    },
+    **dict.fromkeys(("decide_at_enqueue", "decide_at_dequeue", "after_enqueue"), "env, index, p"),
+    **dict.fromkeys(("note_foreign_decision", "after_decision"), "env, index, action"),
+    **dict.fromkeys(("update", "base_probability", "accumulated_probability"), "env, index"),
+    **dict.fromkeys(("burst_allowance_us", "current_delay_us", "old_delay_us"), "env, index"),
 }
 """The functions of a discipline and their parameters, in the order of their addresses."""
 VOID: Final = ("note_foreign_decision", "after_decision", "after_enqueue", "after_dequeue")

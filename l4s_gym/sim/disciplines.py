@@ -86,10 +86,10 @@ def addresses(discipline: Discipline) -> npt.NDArray[np.int64]:
 def _dispatch(hook: str, default: Callable[..., Any]) -> Any:
     """One compiled function for a hook of all disciplines: that of the one that runs, or else the default."""
     own = {f"_{k}": getattr(each, hook) for k, each in enumerate(BUILT_IN) if getattr(each, hook)}
-    given, place = HOOKS[hook], f"load64(w.hooks_at + {8 * list(HOOKS).index(hook)})"
+    given, place = HOOKS[hook], f"load64(env.hooks_at + {8 * list(HOOKS).index(hook)})"
     lines = [f"def {hook}({given}):"]
-    lines += [f"    if w.aqm == {name[1:]}: return {name}({given})" for name in own]
-    lines += [f"    if w.aqm == {PLUGGED} and {place} != 0: return _call({place}, ({given},))"]
+    lines += [f"    if env.aqm == {name[1:]}: return {name}({given})" for name in own]
+    lines += [f"    if env.aqm == {PLUGGED} and {place} != 0: return _call({place}, ({given},))"]
     lines += [f"    return _default({given})"]
     call = plugin.call_void if hook in VOID else plugin.call_int
     found: dict[str, Any] = {**own, "_default": default, "_call": call, "load64": load64}
@@ -98,50 +98,50 @@ def _dispatch(hook: str, default: Callable[..., Any]) -> Any:
 
 
 @jit
-def _nothing_at(w: Any, index: int, what: int) -> None:
+def _nothing_at(env: Any, index: int, what: int) -> None:
     """Without the hook nothing is done."""
 
 
 @jit
-def _nothing_after(w: Any, index: int, p: int, action: int) -> None:
+def _nothing_after(env: Any, index: int, p: int, action: int) -> None:
     """Without the hook nothing is done."""
 
 
 @jit
-def _enqueue(w: Any, index: int, p: int) -> int:
+def _enqueue(env: Any, index: int, p: int) -> int:
     return ENQUEUE
 
 
 @jit
-def _zero(w: Any, index: int) -> int:
+def _zero(env: Any, index: int) -> int:
     return 0
 
 
 @jit
-def _only_queue(w: Any, p: int) -> int:
+def _only_queue(env: Any, p: int) -> int:
     return 0
 
 
 @jit
-def _longer(w: Any) -> int:
-    if w.limit_packets == 0 or w.packets <= w.limit_packets:
+def _longer(env: Any) -> int:
+    if env.limit_packets == 0 or env.packets <= env.limit_packets:
         return -1
-    return 1 if queue_at(w, 1).packets > queue_at(w, 0).packets else 0
+    return 1 if queue_at(env, 1).packets > queue_at(env, 0).packets else 0
 
 
 @jit
-def _first(w: Any) -> int:
-    return 0 if queue_at(w, 0).packets > 0 else -1
+def _first(env: Any) -> int:
+    return 0 if queue_at(env, 0).packets > 0 else -1
 
 
 @jit
-def _older(w: Any, index: int) -> int:
-    return max(head_delay_ns(w, 0), head_delay_ns(w, 1))
+def _older(env: Any, index: int) -> int:
+    return max(head_delay_ns(env, 0), head_delay_ns(env, 1))
 
 
 @jit
-def _sojourn_us(w: Any, index: int) -> int:
-    return queue_at(w, index).delay_ns // 1000
+def _sojourn_us(env: Any, index: int) -> int:
+    return queue_at(env, index).delay_ns // 1000
 
 
 # What each does, and its default in words: `l4s_gym.sim.discipline.Discipline`.
@@ -164,35 +164,35 @@ old_delay_us = _dispatch("old_delay_us", _zero)
 
 
 @jit
-def update(w: Any, slot: int) -> None:
+def update(env: Any, slot: int) -> None:
     """The control timer has fired: an update now, or as soon as the router's `softclock` has the processor."""
-    if w.link == DUMMYNET and router.is_occupied(w):
-        w.late |= 1 << (slot - SLOT_UPDATE_C)
-        set_time(w, slot, NEVER)
+    if env.link == DUMMYNET and router.is_occupied(env):
+        env.late |= 1 << (slot - SLOT_UPDATE_C)
+        set_time(env, slot, NEVER)
     else:
-        control(w, slot)
+        control(env, slot)
 
 
 @jit
-def control(w: Any, slot: int) -> None:
+def control(env: Any, slot: int) -> None:
     """One update of the probability, and a new control interval."""
     index = slot - SLOT_UPDATE_C
-    w.update_delay_ns += _update(w, index)
-    w.updates += 1
-    if w.queue_timers:
-        queue_at(w, index).interval_drops = 0
+    env.update_delay_ns += _update(env, index)
+    env.updates += 1
+    if env.queue_timers:
+        queue_at(env, index).interval_drops = 0
     else:
-        for k in range(w.n_queues):
-            queue_at(w, k).interval_drops = 0
-    set_time(w, slot, w.now_ns + w.tupdate_us * 1000)
+        for k in range(env.n_queues):
+            queue_at(env, k).interval_drops = 0
+    set_time(env, slot, env.now_ns + env.tupdate_us * 1000)
 
 
 @jit
-def probability(w: Any) -> float:
+def probability(env: Any) -> float:
     """Base probability of the discipline, 0 to 1, for the queue with the largest."""
     largest = 0
-    for index in range(w.n_queues):
-        largest = max(largest, base_probability(w, index))
+    for index in range(env.n_queues):
+        largest = max(largest, base_probability(env, index))
     return largest / MAX_PROB
 
 

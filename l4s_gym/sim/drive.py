@@ -30,37 +30,37 @@ _FLOWS = 256
 
 
 @jit
-def _run_until(w: Any, time_ns: int, rest: bool) -> None:
+def _run_until(env: Any, time_ns: int, rest: bool) -> None:
     """All events up to a time: the link's first, then the updates. `rest`: only while packets are queued."""
     while True:
-        slot = SLOT_UPDATE_C if get_time(w, SLOT_UPDATE_C) <= get_time(w, SLOT_UPDATE_L) else SLOT_UPDATE_L
-        due = get_time(w, slot)
-        if min(due, w.link_at) > time_ns or (rest and w.busy == 0):
+        slot = SLOT_UPDATE_C if get_time(env, SLOT_UPDATE_C) <= get_time(env, SLOT_UPDATE_L) else SLOT_UPDATE_L
+        due = get_time(env, slot)
+        if min(due, env.link_at) > time_ns or (rest and env.busy == 0):
             return
-        if w.link_at <= due:
-            w.now_ns = w.link_at
-            link.on_link(w)
+        if env.link_at <= due:
+            env.now_ns = env.link_at
+            link.on_link(env)
         else:
-            w.now_ns = due
-            disciplines.update(w, slot)
+            env.now_ns = due
+            disciplines.update(env, slot)
 
 
 @entry
 def _offer(address: int, arrivals_at: int, count: int) -> int:
-    w = env_record(address)
+    env = env_record(address)
     rows = carray(pointer(arrivals_at), (count, 3), np.int64)
     for k in range(count):
-        _run_until(w, rows[k, 0], False)
-        w.now_ns = rows[k, 0]
-        if w.in_flight >= w.pool - 1:
+        _run_until(env, rows[k, 0], False)
+        env.now_ns = rows[k, 0]
+        if env.in_flight >= env.pool - 1:
             return k
-        p = allocate(w)
-        renew(w, p, rows[k, 1] >> 32, 0)
-        a = packet_at(w, p)
+        p = allocate(env)
+        renew(env, p, rows[k, 1] >> 32, 0)
+        a = packet_at(env, p)
         a.len = rows[k, 1] & 0xFFFF
         a.ecn = rows[k, 2] & 0xFFFF
-        link.arrive(w, p, rows[k, 2] >> 32)
-    _run_until(w, NEVER, True)
+        link.enqueue_or_drop(env, p, rows[k, 2] >> 32)
+    _run_until(env, NEVER, True)
     return count
 
 

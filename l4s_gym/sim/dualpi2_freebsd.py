@@ -329,18 +329,18 @@ def setup(options: Options, path: Path) -> Mapping[str, Any]:
 
 
 @jit
-def classify_packet(w: Any, p: int) -> int:
+def classify_packet(env: Any, p: int) -> int:
     """`classify` for a packet that arrives."""
-    return classify(packet_at(w, p).ecn, of_env(w).quirks)
+    return classify(packet_at(env, p).ecn, of_env(env).quirks)
 
 
 @jit
-def _step_accumulator(w: Any, index: int) -> bool:
+def _step_accumulator(env: Any, index: int) -> bool:
     """Take this packet's step of the accumulated probability; whether the packet is open to a hit."""
-    mine = of_queue(w, index)
+    mine = of_queue(env, index)
     prob = mine.drop_prob
-    if of_env(w).quirks & SMALL_QUEUE_GUARD and guarded(
-        prob, mine.qdelay_old_us, queue_at(w, index).bytes, w.target_us
+    if of_env(env).quirks & SMALL_QUEUE_GUARD and guarded(
+        prob, mine.qdelay_old_us, queue_at(env, index).bytes, env.target_us
     ):
         return False
     mine.accu_prob = accumulate(prob, mine.accu_prob)
@@ -348,99 +348,106 @@ def _step_accumulator(w: Any, index: int) -> bool:
 
 
 @jit
-def decide(w: Any, index: int, p: int) -> int:
-    """The kernel's own decision for a packet at enqueue; `w.logged` is what it prints."""
-    my, q, mine = of_env(w), queue_at(w, index), of_queue(w, index)
+def decide(env: Any, index: int, p: int) -> int:
+    """The kernel's own decision for a packet at enqueue; `env.logged` is what it prints."""
+    my, q, mine = of_env(env), queue_at(env, index), of_queue(env, index)
     is_l4s = index == 1
     if is_l4s and not my.quirks & NO_L4S_STEP and mine.qdelay_us * 1000 > my.step_ns and q.packets >= 1:
         return MARK
-    if not _step_accumulator(w, index):
+    if not _step_accumulator(env, index):
         return ENQUEUE
     # Both numbers are always taken, so that the generator does not depend on the outcome.
-    random_1 = random31(w)
-    random_2 = random31(w)
+    random_1 = random31(env)
+    random_2 = random31(env)
     hit, mine.accu_prob = draw(
-        mine.drop_prob, mine.accu_prob, is_l4s, random_1, random_2, of_queue(w, 0).drop_prob, my.quirks
+        mine.drop_prob, mine.accu_prob, is_l4s, random_1, random_2, of_queue(env, 0).drop_prob, my.quirks
     )
-    w.logged, applied = resolve(
-        hit, q.active != 0, mine.burst_us, packet_at(w, p).ecn, mine.drop_prob, is_l4s, w.max_ecn_threshold, my.quirks
+    env.logged, applied = resolve(
+        hit,
+        q.active != 0,
+        mine.burst_us,
+        packet_at(env, p).ecn,
+        mine.drop_prob,
+        is_l4s,
+        env.max_ecn_threshold,
+        my.quirks,
     )
     return applied
 
 
 @jit
-def note_foreign_decision(w: Any, index: int, action: int) -> None:
+def note_foreign_decision(env: Any, index: int, action: int) -> None:
     """The accumulated probability steps, and is reset as for a decision of its own."""
-    _step_accumulator(w, index)
+    _step_accumulator(env, index)
     if action != ENQUEUE:
-        of_queue(w, index).accu_prob = 0
+        of_queue(env, index).accu_prob = 0
 
 
 @jit
-def after_decision(w: Any, index: int, action: int) -> None:
+def after_decision(env: Any, index: int, action: int) -> None:
     """What follows a decision and its log line.
 
     A drop resets the accumulated probability (only now: the log shows its value before); an idle controller
     is activated; the burst allowance is renewed where there is no congestion.
     """
-    q, mine = queue_at(w, index), of_queue(w, index)
+    q, mine = queue_at(env, index), of_queue(env, index)
     if action == DROP:
         mine.accu_prob = 0
     activated = False
     if q.active == 0 and (q.bytes >= ONE_THIRD or mine.listed == 0):
-        restart = of_env(w).quirks & RESTART_ON_DRAIN or q.total_packets == 0
+        restart = of_env(env).quirks & RESTART_ON_DRAIN or q.total_packets == 0
         q.active = 1
         activated = True
         if restart:
             mine.drop_prob = 0
             mine.qdelay_old_us = 0
             mine.accu_prob = 0
-            mine.burst_us = w.max_burst_us
-            q.measurement_start_us = clock_ns(w) // 1000
-    half = w.target_us // 2
+            mine.burst_us = env.max_burst_us
+            q.measurement_start_us = clock_ns(env) // 1000
+    half = env.target_us // 2
     if mine.drop_prob == 0 and mine.qdelay_us < half and mine.qdelay_old_us < half:
-        mine.burst_us = w.max_burst_us
+        mine.burst_us = env.max_burst_us
     if activated:
-        w.late &= ~(1 << index)
-        set_time(w, SLOT_UPDATE_C + index, w.now_ns + w.tupdate_us * 1000)
+        env.late &= ~(1 << index)
+        set_time(env, SLOT_UPDATE_C + index, env.now_ns + env.tupdate_us * 1000)
 
 
 @jit
-def has_room(w: Any, p: int) -> int:
+def has_room(env: Any, p: int) -> int:
     """The kernel looks only after the enqueue, and then drops a head."""
-    return 1 if of_env(w).quirks & HEAD_DROP else fifo.has_room(w, p)
+    return 1 if of_env(env).quirks & HEAD_DROP else fifo.has_room(env, p)
 
 
 @jit
-def update(w: Any, index: int) -> int:
+def update(env: Any, index: int) -> int:
     """The update callout of one queue, every ``tupdate`` while its controller is active."""
-    my, q, mine = of_env(w), queue_at(w, index), of_queue(w, index)
+    my, q, mine = of_env(env), queue_at(env, index), of_queue(env, index)
     if q.bytes == 0:
         mine.qdelay_us = 0
     current = mine.qdelay_us
     if not my.quirks & PER_QUEUE_CONTROL:
-        current = max(of_queue(w, 0).qdelay_us, of_queue(w, 1).qdelay_us)
+        current = max(of_queue(env, 0).qdelay_us, of_queue(env, 1).qdelay_us)
     mine.drop_prob = update_probability(
         mine.drop_prob,
         current,
         mine.qdelay_old_us,
-        w.target_us,
-        w.alpha,
-        w.beta,
+        env.target_us,
+        env.alpha,
+        env.beta,
         my.quirks & CAPDROP != 0,
         my.quirks & AUTOTUNE != 0,
         my.quirks & IDLE_DECAY != 0,
     )
     mine.qdelay_old_us = current
     if mine.burst_us > 0:
-        mine.burst_us = mine.burst_us - w.tupdate_us if mine.burst_us > w.tupdate_us else 0
+        mine.burst_us = mine.burst_us - env.tupdate_us if mine.burst_us > env.tupdate_us else 0
     return mine.qdelay_us * 1000
 
 
 @jit
-def after_enqueue(w: Any, index: int, p: int) -> None:
+def after_enqueue(env: Any, index: int, p: int) -> None:
     """A packet has joined a queue; if the scheduler had forgotten it, it goes to the end of the list of new queues."""
-    my, mine = of_env(w), of_queue(w, index)
+    my, mine = of_env(env), of_queue(env, index)
     if mine.listed:
         return
     mine.listed = 1
@@ -462,15 +469,15 @@ def _to_old(my: Any, index: int) -> None:
 
 
 @jit
-def _pick_by_deficit(w: Any) -> int:
+def _pick_by_deficit(env: Any) -> int:
     """Deficit round robin with lists of new and old queues (FQ-PIE's), C's weight 1; -1 where all is empty."""
-    my = of_env(w)
+    my = of_env(env)
     while True:
         from_new = my.new0 >= 0
         index = my.new0 if from_new else my.old0
         if index < 0:
             return -1
-        q, mine = queue_at(w, index), of_queue(w, index)
+        q, mine = queue_at(env, index), of_queue(env, index)
         if mine.deficit >= 0 and q.packets > 0:
             return index
         if from_new:
@@ -490,62 +497,62 @@ def _pick_by_deficit(w: Any) -> int:
 
 
 @jit
-def pick(w: Any) -> int:
+def pick(env: Any) -> int:
     """The scheduler's choice; the controllers stop when their queue is found empty."""
-    my = of_env(w)
+    my = of_env(env)
     if my.quirks & DRR:
-        index = _pick_by_deficit(w)
+        index = _pick_by_deficit(env)
     else:
-        index = dualpi2_rfc9332.schedule(w, my)
+        index = dualpi2_rfc9332.schedule(env, my)
         for i in range(2):
-            if queue_at(w, i).packets == 0 and of_queue(w, i).listed:
-                of_queue(w, i).listed = 0
-                queue_at(w, i).active = 0
+            if queue_at(env, i).packets == 0 and of_queue(env, i).listed:
+                of_queue(env, i).listed = 0
+                queue_at(env, i).active = 0
     for i in range(2):
-        if queue_at(w, i).active == 0:
-            set_time(w, SLOT_UPDATE_C + i, NEVER)
+        if queue_at(env, i).active == 0:
+            set_time(env, SLOT_UPDATE_C + i, NEVER)
     return index
 
 
 @jit
-def after_dequeue(w: Any, index: int, p: int, action: int) -> None:
+def after_dequeue(env: Any, index: int, p: int, action: int) -> None:
     """The queue's delay is that of the packet that leaves, and the scheduler is charged for it."""
-    my, mine, length = of_env(w), of_queue(w, index), packet_at(w, p).len
-    mine.qdelay_us = queue_at(w, index).delay_ns // 1000
+    my, mine, length = of_env(env), of_queue(env, index), packet_at(env, p).len
+    mine.qdelay_us = queue_at(env, index).delay_ns // 1000
     if my.quirks & DRR:
         mine.deficit -= length
     else:
-        dualpi2_rfc9332.charge(w, my, index, length)
+        dualpi2_rfc9332.charge(env, my, index, length)
 
 
 @jit
-def base_probability(w: Any, index: int) -> int:
+def base_probability(env: Any, index: int) -> int:
     """The queue's drop probability, 1/(2^31 - 1)."""
-    return of_queue(w, index).drop_prob
+    return of_queue(env, index).drop_prob
 
 
 @jit
-def accumulated_probability(w: Any, index: int) -> int:
+def accumulated_probability(env: Any, index: int) -> int:
     """The queue's accumulated probability, 1/(2^31 - 1)."""
-    return of_queue(w, index).accu_prob
+    return of_queue(env, index).accu_prob
 
 
 @jit
-def burst_allowance_us(w: Any, index: int) -> int:
+def burst_allowance_us(env: Any, index: int) -> int:
     """The burst allowance that is left, us."""
-    return of_queue(w, index).burst_us
+    return of_queue(env, index).burst_us
 
 
 @jit
-def current_delay_us(w: Any, index: int) -> int:
+def current_delay_us(env: Any, index: int) -> int:
     """The delay that the controller goes by, us."""
-    return of_queue(w, index).qdelay_us
+    return of_queue(env, index).qdelay_us
 
 
 @jit
-def old_delay_us(w: Any, index: int) -> int:
+def old_delay_us(env: Any, index: int) -> int:
     """Delay at the last update, us."""
-    return of_queue(w, index).qdelay_old_us
+    return of_queue(env, index).qdelay_old_us
 
 
 DUALPI2_FREEBSD: Final = Discipline(

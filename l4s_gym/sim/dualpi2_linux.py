@@ -199,13 +199,13 @@ def setup(options: Options, path: Path) -> Mapping[str, Any]:
 
 
 @jit
-def decide(w: Any, index: int, p: int) -> int:
+def decide(env: Any, index: int, p: int) -> int:
     """At dequeue (`must_drop` and `do_step_aqm`); the packet has been removed from its queue."""
-    my, a = of_env(w), packet_at(w, p)
+    my, a = of_env(env), packet_at(env, p)
     action = ENQUEUE
-    if not is_small(w.packets, w.bytes):
-        random_1 = random32(w)
-        random_2 = random32(w)
+    if not is_small(env.packets, env.bytes):
+        random_1 = random32(env)
+        random_2 = random32(env)
         overload = my.prob * my.coupling > MAX_PROB
         if index == 0:
             action = decide_classic(my.prob, a.ecn, overload, random_1, random_2)
@@ -213,39 +213,39 @@ def decide(w: Any, index: int, p: int) -> int:
             action = decide_l4s(my.prob, a.ecn, overload, random_1, random_2, my.coupling, my.drop_on_overload != 0)
     if index == 0 or action == DROP or a.step_ok == 0:
         return action
-    q = queue_at(w, 1)
+    q = queue_at(env, 1)
     if exceeds_step(q.delay_ns, q.packets, my.step_ns, my.step_packets):
         return DROP if a.ecn == NOT_ECT else MARK
     return action
 
 
 @jit
-def after_enqueue(w: Any, index: int, p: int) -> None:
+def after_enqueue(env: Any, index: int, p: int) -> None:
     """The step is only for packets that have found enough others in their queue."""
-    packet_at(w, p).step_ok = 1 if queue_at(w, index).packets > of_env(w).min_qlen_step else 0
+    packet_at(env, p).step_ok = 1 if queue_at(env, index).packets > of_env(env).min_qlen_step else 0
 
 
 @jit
-def pick(w: Any) -> int:
+def pick(env: Any) -> int:
     """Credit-based weighted round robin (`dequeue_packet`); -1 where all is empty, and the credit starts anew."""
-    my = of_env(w)
-    if queue_at(w, 1).packets > 0 and (queue_at(w, 0).packets == 0 or my.wrr_credit <= 0):
+    my = of_env(env)
+    if queue_at(env, 1).packets > 0 and (queue_at(env, 0).packets == 0 or my.wrr_credit <= 0):
         return 1
-    if queue_at(w, 0).packets > 0:
+    if queue_at(env, 0).packets > 0:
         return 0
     my.wrr_credit = first_credit(my.classic_protection)
     return -1
 
 
 @jit
-def after_dequeue(w: Any, index: int, p: int, action: int) -> None:
+def after_dequeue(env: Any, index: int, p: int, action: int) -> None:
     """Account a served packet: L adds wc x frame, C subtracts wl x frame (per cent), only while the other queue waits.
 
     With wc = 0 the credit never leaves its first value, and L has strict priority.
     """
-    if action == DROP or queue_at(w, 1 - index).packets == 0:
+    if action == DROP or queue_at(env, 1 - index).packets == 0:
         return
-    my, frame = of_env(w), packet_at(w, p).len + LINK_HEADER
+    my, frame = of_env(env), packet_at(env, p).len + LINK_HEADER
     if index == 1:
         my.wrr_credit += my.classic_protection * frame
     else:
@@ -253,27 +253,27 @@ def after_dequeue(w: Any, index: int, p: int, action: int) -> None:
 
 
 @jit
-def update(w: Any, index: int) -> int:
+def update(env: Any, index: int) -> int:
     """Every `tupdate`, by the older of both heads."""
-    my = of_env(w)
-    current = max(head_delay_ns(w, 0), head_delay_ns(w, 1))
+    my = of_env(env)
+    current = max(head_delay_ns(env, 0), head_delay_ns(env, 1))
     my.prob = update_probability(
-        my.prob, current, my.old_ns, w.target_us * 1000, w.alpha, w.beta, my.drop_on_overload != 0, my.coupling
+        my.prob, current, my.old_ns, env.target_us * 1000, env.alpha, env.beta, my.drop_on_overload != 0, my.coupling
     )
     my.old_ns = current
     return current
 
 
 @jit
-def base_probability(w: Any, index: int) -> int:
+def base_probability(env: Any, index: int) -> int:
     """p', 1/(2^31 - 1)."""
-    return of_env(w).prob >> 1
+    return of_env(env).prob >> 1
 
 
 @jit
-def old_delay_us(w: Any, index: int) -> int:
+def old_delay_us(env: Any, index: int) -> int:
     """Delay at the last update, us."""
-    return of_env(w).old_ns // 1000
+    return of_env(env).old_ns // 1000
 
 
 DUALPI2_LINUX: Final = Discipline(

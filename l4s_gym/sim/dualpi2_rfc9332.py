@@ -246,46 +246,46 @@ def in_records(prob: int) -> int:
 
 
 @jit
-def classify(w: Any, p: int) -> int:
+def classify(env: Any, p: int) -> int:
     """ECT(1) and CE go to L."""
-    return packet_at(w, p).ecn & 1
+    return packet_at(env, p).ecn & 1
 
 
 @jit
-def has_room(w: Any, p: int) -> int:
+def has_room(env: Any, p: int) -> int:
     """Whether one MTU is free."""
-    return int(not fifo.is_full(w.packets, w.bytes, 1500, w.limit_packets, w.limit_bytes))
+    return int(not fifo.is_full(env.packets, env.bytes, 1500, env.limit_packets, env.limit_bytes))
 
 
 @jit
-def _pick_time_shifted(w: Any, shift_ns: int) -> int:
+def _pick_time_shifted(env: Any, shift_ns: int) -> int:
     """Time-shifted FIFO (RFC 9332 section 4.1.1): serve L unless C's head has waited `shift_ns` longer."""
-    l_delay = w.now_ns - packet_at(w, queue_at(w, 1).head).enqueued_ns
-    c_delay = w.now_ns - packet_at(w, queue_at(w, 0).head).enqueued_ns
+    l_delay = env.now_ns - packet_at(env, queue_at(env, 1).head).enqueued_ns
+    c_delay = env.now_ns - packet_at(env, queue_at(env, 0).head).enqueued_ns
     return 1 if l_delay + shift_ns >= c_delay else 0
 
 
 @jit
-def schedule(w: Any, my: Any) -> int:
+def schedule(env: Any, my: Any) -> int:
     """Conditional priority: weighted round robin with C's share `classic_weight`, or time-shifted FIFO.
 
     `my` has the fields of `SCHEDULER`.
     """
-    if queue_at(w, 1).packets == 0:
-        return 0 if queue_at(w, 0).packets > 0 else -1
-    if queue_at(w, 0).packets == 0:
+    if queue_at(env, 1).packets == 0:
+        return 0 if queue_at(env, 0).packets > 0 else -1
+    if queue_at(env, 0).packets == 0:
         return 1
     if my.shift_ns > 0:
-        return _pick_time_shifted(w, my.shift_ns)
+        return _pick_time_shifted(env, my.shift_ns)
     return 1 if my.wrr_credit <= 0 else 0
 
 
 @jit
-def charge(w: Any, my: Any, index: int, length: int) -> None:
+def charge(env: Any, my: Any, index: int, length: int) -> None:
     """Account a served packet to the round robin (1/65536 byte); the credit moves only while the other queue waits."""
-    if queue_at(w, 0).packets == 0 and queue_at(w, 1).packets == 0:
+    if queue_at(env, 0).packets == 0 and queue_at(env, 1).packets == 0:
         my.wrr_credit = -MTU * (WEIGHT_ONE - 2 * my.classic_weight)
-    elif queue_at(w, 1 - index).packets > 0:
+    elif queue_at(env, 1 - index).packets > 0:
         if index == 1:
             my.wrr_credit += my.classic_weight * length
         else:
@@ -293,22 +293,22 @@ def charge(w: Any, my: Any, index: int, length: int) -> None:
 
 
 @jit
-def pick(w: Any) -> int:
+def pick(env: Any) -> int:
     """The scheduler's choice."""
-    return schedule(w, of_env(w))
+    return schedule(env, of_env(env))
 
 
 @jit
-def after_dequeue(w: Any, index: int, p: int, action: int) -> None:
+def after_dequeue(env: Any, index: int, p: int, action: int) -> None:
     """A packet dropped at dequeue costs nothing."""
     if action != DROP:
-        charge(w, of_env(w), index, packet_at(w, p).len)
+        charge(env, of_env(env), index, packet_at(env, p).len)
 
 
 @jit
-def decide(w: Any, index: int, p: int) -> int:
+def decide(env: Any, index: int, p: int) -> int:
     """At dequeue (the packet has been removed from its queue)."""
-    my, q, mine, ecn = of_env(w), queue_at(w, index), of_queue(w, index), packet_at(w, p).ecn
+    my, q, mine, ecn = of_env(env), queue_at(env, index), of_queue(env, index), packet_at(env, p).ecn
     if index == 1:
         action, mine.recur = decide_l4s(
             my.prob, q.delay_ns, q.packets + 1, mine.recur, ecn, my.coupling, my.min_th_ns, my.range_ns, my.th_len
@@ -319,31 +319,31 @@ def decide(w: Any, index: int, p: int) -> int:
 
 
 @jit
-def update(w: Any, index: int) -> int:
+def update(env: Any, index: int) -> int:
     """Every T_UPDATE, by the older of both heads."""
-    my = of_env(w)
-    current = max(head_delay_ns(w, 0), head_delay_ns(w, 1))
-    my.prob = update_probability(my.prob, current, my.old_ns, w.target_us * 1000, my.alpha_q, my.beta_q)
+    my = of_env(env)
+    current = max(head_delay_ns(env, 0), head_delay_ns(env, 1))
+    my.prob = update_probability(my.prob, current, my.old_ns, env.target_us * 1000, my.alpha_q, my.beta_q)
     my.old_ns = current
     return current
 
 
 @jit
-def base_probability(w: Any, index: int) -> int:
+def base_probability(env: Any, index: int) -> int:
     """p', 1/(2^31 - 1)."""
-    return in_records(of_env(w).prob)
+    return in_records(of_env(env).prob)
 
 
 @jit
-def accumulated_probability(w: Any, index: int) -> int:
+def accumulated_probability(env: Any, index: int) -> int:
     """The sum of `recur`, 1/(2^31 - 1)."""
-    return in_records(of_queue(w, index).recur)
+    return in_records(of_queue(env, index).recur)
 
 
 @jit
-def old_delay_us(w: Any, index: int) -> int:
+def old_delay_us(env: Any, index: int) -> int:
     """Delay at the last update, us."""
-    return of_env(w).old_ns // 1000
+    return of_env(env).old_ns // 1000
 
 
 DUALPI2_RFC9332: Final = Discipline(

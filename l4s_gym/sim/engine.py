@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numba import carray
 
-from l4s_gym.sim import disciplines, link, policy, record, router, sources, tcp
+from l4s_gym.sim import disciplines, link, observation, policy, router, sources, tcp
 from l4s_gym.sim.events import first_slot, first_time, set_time, uniform
 from l4s_gym.sim.jit import entry, jit, shared, short_entry
 from l4s_gym.sim.layout import (
@@ -57,133 +57,133 @@ _ENV_SIZE, _QUEUE_SIZE, _FLOW_SIZE, _PACKET_SIZE = (kind.itemsize for kind in (E
 
 
 @jit
-def _change_rate(w: Any) -> None:
+def _change_rate(env: Any) -> None:
     """The next step of the link's rate: see `setup.trace_array`; the steps of a trace repeat."""
-    value = trace_of(w)[2 * w.trace_pos + 1]
-    w.trace_pos += 1
-    if w.trace_period_ns > 0:
-        link.change_rate(w, value * 1.0)
-        if w.trace_pos == w.trace_len:
-            w.trace_pos = 0
-            w.trace_cycle += 1
+    value = trace_of(env)[2 * env.trace_pos + 1]
+    env.trace_pos += 1
+    if env.trace_period_ns > 0:
+        link.change_rate(env, value * 1.0)
+        if env.trace_pos == env.trace_len:
+            env.trace_pos = 0
+            env.trace_cycle += 1
     else:
-        link.change_rate(w, w.base_rate_bps * value * 1e-6)
+        link.change_rate(env, env.base_rate_bps * value * 1e-6)
     due = NEVER
-    if w.trace_pos < w.trace_len:
-        due = w.trace_cycle * w.trace_period_ns + trace_of(w)[2 * w.trace_pos]
-    set_time(w, SLOT_RATE, due)
+    if env.trace_pos < env.trace_len:
+        due = env.trace_cycle * env.trace_period_ns + trace_of(env)[2 * env.trace_pos]
+    set_time(env, SLOT_RATE, due)
 
 
 @jit
-def _on_transit(w: Any, i: int) -> None:
+def _on_transit(env: Any, i: int) -> None:
     """A packet of flow `i` ends a hop: at the bottleneck once more, or at its sender."""
-    p = pop_transit(w, i)
-    a = packet_at(w, p)
-    if not a.ack or (w.acks_queued and a.crossing < w.passes):
-        w.arriving = p
+    p = pop_transit(env, i)
+    a = packet_at(env, p)
+    if not a.ack or (env.acks_queued and a.crossing < env.passes):
+        env.arriving = p
         return
-    f = flow_at(w, i)
-    tcp.on_ack(w, i, p)
+    f = flow_at(env, i)
+    tcp.on_ack(env, i, p)
     if f.running and f.una >= f.limit_seq:
-        sources.complete(w, i)
+        sources.complete(env, i)
     else:
-        w.sending = i
+        env.sending = i
 
 
 @jit
-def _dispatch(w: Any, slot: int) -> None:
+def _dispatch(env: Any, slot: int) -> None:
     """Handle the event of a slot."""
     if slot >= SLOT_FLOWS:
         i = (slot - SLOT_FLOWS) >> 1
         if (slot - SLOT_FLOWS) & 1:
-            sources.timer(w, i)
+            sources.timer(env, i)
         else:
-            _on_transit(w, i)
+            _on_transit(env, i)
     elif slot == SLOT_RATE:
-        _change_rate(w)
+        _change_rate(env)
     else:
-        disciplines.update(w, slot)
+        disciplines.update(env, slot)
 
 
 @jit
-def _next_of(w: Any, i: int) -> int:
+def _next_of(env: Any, i: int) -> int:
     """The next packet of the flow that is sending, or -1."""
-    if flow_at(w, i).cc == NONE:
-        w.sending = -1
-        return sources.unresponsive_packet(w, i)
-    return tcp.next_packet(w, i)
+    if flow_at(env, i).cc == NONE:
+        env.sending = -1
+        return sources.unresponsive_packet(env, i)
+    return tcp.next_packet(env, i)
 
 
 @shared
-def run(w: Any, action: int) -> int:
+def run(env: Any, action: int) -> int:
     """Run one environment; why it came back. `action` is for the packet that waits, if one does."""
-    if w.status == TERMINATED or w.status == TRUNCATED:
-        return w.status
-    if w.status == DECISION:
-        p = w.arriving
-        w.arriving = -1
-        w.decisions += 1
-        record.note_decided(w, p)
-        link.arrive(w, p, action)
-    w.status = RUNNING
-    spare = w.pool - w.n_flows - 2
+    if env.status == TERMINATED or env.status == TRUNCATED:
+        return env.status
+    if env.status == DECISION:
+        p = env.arriving
+        env.arriving = -1
+        env.decisions += 1
+        observation.note_decided(env, p)
+        link.enqueue_or_drop(env, p, action)
+    env.status = RUNNING
+    spare = env.pool - env.n_flows - 2
     while True:
-        if w.arriving >= 0:
-            if w.log_capacity > 0 and w.log_rows >= w.log_capacity:
-                w.status = LOG_FULL
+        if env.arriving >= 0:
+            if env.log_capacity > 0 and env.log_rows >= env.log_capacity:
+                env.status = LOG_FULL
                 return LOG_FULL
-            if w.link == DUMMYNET and router.waits_in_ring(w):
+            if env.link == DUMMYNET and router.waits_in_ring(env):
                 continue
-            if w.decider == AGENT or w.decider == POLICY:
-                w.until_decision -= 1
-                if w.until_decision <= 0:
-                    w.until_decision = w.interval
-                    p = w.arriving
-                    record.observe(w, disciplines.classify(w, p), p)
-                    w.status = DECISION
+            if env.decider == AGENT or env.decider == POLICY:
+                env.until_decision -= 1
+                if env.until_decision <= 0:
+                    env.until_decision = env.interval
+                    p = env.arriving
+                    observation.observe(env, disciplines.classify(env, p), p)
+                    env.status = DECISION
                     return DECISION
-            p = w.arriving
-            w.arriving = -1
+            p = env.arriving
+            env.arriving = -1
             action = -1
-            if w.explore > 0.0 and uniform(w) < w.explore:
-                action = int(3.0 * uniform(w))
-            link.arrive(w, p, action)
+            if env.explore > 0.0 and uniform(env) < env.explore:
+                action = int(3.0 * uniform(env))
+            link.enqueue_or_drop(env, p, action)
             continue
-        if w.sending >= 0:
-            if w.in_flight >= spare:
-                w.status = POOL_EMPTY
+        if env.sending >= 0:
+            if env.in_flight >= spare:
+                env.status = POOL_EMPTY
                 return POOL_EMPTY
-            p = _next_of(w, w.sending)
+            p = _next_of(env, env.sending)
             if p < 0:
-                w.sending = -1
+                env.sending = -1
             else:
-                flow_at(w, packet_at(w, p).flow).packets += 1
-                w.arriving = p
+                flow_at(env, packet_at(env, p).flow).packets += 1
+                env.arriving = p
             continue
-        if w.finite and w.unfinished == 0:
-            w.status = TERMINATED
+        if env.finite and env.unfinished == 0:
+            env.status = TERMINATED
             return TERMINATED
-        time_ns = first_time(w)
-        link_first = w.link_at <= time_ns
+        time_ns = first_time(env)
+        link_first = env.link_at <= time_ns
         if link_first:
-            time_ns = w.link_at
-        if time_ns >= w.horizon_ns:
-            w.now_ns = w.horizon_ns
-            record.integrate(w)
-            w.status = TRUNCATED
+            time_ns = env.link_at
+        if time_ns >= env.horizon_ns:
+            env.now_ns = env.horizon_ns
+            observation.integrate(env)
+            env.status = TRUNCATED
             return TRUNCATED
-        w.now_ns = time_ns
-        w.events += 1
+        env.now_ns = time_ns
+        env.events += 1
         if link_first:
-            link.on_link(w)
+            link.on_link(env)
             continue
-        slot = first_slot(w)
+        slot = first_slot(env)
         if slot == SLOT_STOP:
-            set_time(w, SLOT_STOP, NEVER)
-            record.integrate(w)
-            w.status = STOPPED
+            set_time(env, SLOT_STOP, NEVER)
+            observation.integrate(env)
+            env.status = STOPPED
             return STOPPED
-        _dispatch(w, slot)
+        _dispatch(env, slot)
 
 
 @jit
@@ -204,22 +204,22 @@ def _next_job(control: int) -> int:
 
 
 @jit
-def _run_on(w: Any, action: int) -> tuple[int, float]:
+def _run_on(env: Any, action: int) -> tuple[int, float]:
     """As `run`, over as many decisions as are left to the policy, if there is one; and the reward."""
     earned = 0.0
     while True:
-        if w.decider == POLICY and w.status == DECISION:
-            if rule_of(w).left <= 0:
+        if env.decider == POLICY and env.status == DECISION:
+            if rule_of(env).left <= 0:
                 return DECISION, earned
-            action = policy.decide(w)
-        status = run(w, action)
+            action = policy.decide(env)
+        status = run(env, action)
         if status == LOG_FULL:  # it is emptied in the middle of a step, which earns its reward as a whole
             return status, earned
-        reward = record.take_reward(w)
+        reward = observation.take_reward(env)
         earned += reward
-        if w.decider != POLICY:
+        if env.decider != POLICY:
             return status, earned
-        policy.note_reward(w, reward)
+        policy.note_reward(env, reward)
         if status != DECISION:
             return status, earned
 
@@ -227,13 +227,13 @@ def _run_on(w: Any, action: int) -> tuple[int, float]:
 @jit
 def _step(address: int) -> int:
     """Run the environment whose `ENV` record lies at an address, and write what comes of it; its status."""
-    w = env_record(address)
-    action = carray(pointer(w.action_at), (1,), np.int64)
-    status = carray(pointer(w.status_at), (1,), np.int64)
-    reward = carray(pointer(w.reward_at), (1,), np.float64)
-    applied = carray(pointer(w.applied_at), (1,), np.int64)
-    status[0], reward[0] = _run_on(w, action[0])
-    applied[0] = w.applied
+    env = env_record(address)
+    action = carray(pointer(env.action_at), (1,), np.int64)
+    status = carray(pointer(env.status_at), (1,), np.int64)
+    reward = carray(pointer(env.reward_at), (1,), np.float64)
+    applied = carray(pointer(env.applied_at), (1,), np.int64)
+    status[0], reward[0] = _run_on(env, action[0])
+    applied[0] = env.applied
     return status[0]
 
 
@@ -247,23 +247,23 @@ def _prefetch_rows(address: int) -> None:
 
 
 @jit
-def _prefetch_packet(w: Any, p: int) -> None:
+def _prefetch_packet(env: Any, p: int) -> None:
     if p >= 0:
-        prefetch(w.packet_at + p * _PACKET_SIZE, 64)
+        prefetch(env.packet_at + p * _PACKET_SIZE, 64)
 
 
 @jit
 def _prefetch_found(address: int) -> None:
     """What those rows lead to: the flow of the next event, and the packets that move next."""
-    w = env_record(address)
-    slot = first_slot(w)
+    env = env_record(address)
+    slot = first_slot(env)
     if slot >= SLOT_FLOWS:
-        prefetch(w.flow_at + ((slot - SLOT_FLOWS) >> 1) * _FLOW_SIZE, 384)
-    _prefetch_packet(w, w.arriving)
-    _prefetch_packet(w, w.sending_packet)
+        prefetch(env.flow_at + ((slot - SLOT_FLOWS) >> 1) * _FLOW_SIZE, 384)
+    _prefetch_packet(env, env.arriving)
+    _prefetch_packet(env, env.sending_packet)
     for index in range(2):
-        _prefetch_packet(w, queue_at(w, index).head)
-        _prefetch_packet(w, queue_at(w, index).tail)
+        _prefetch_packet(env, queue_at(env, index).head)
+        _prefetch_packet(env, queue_at(env, index).tail)
 
 
 @short_entry

@@ -15,10 +15,10 @@ from l4s_gym.sim.memory import load64, packet_at, queue_at, store64
 
 
 @jit
-def set_time(w: Any, slot: int, time_ns: int) -> None:
+def set_time(env: Any, slot: int, time_ns: int) -> None:
     """Set the time of a slot: O(log slots), and it stops where nothing changes."""
-    tree = w.tree_at
-    node = w.leaves + slot
+    tree = env.tree_at
+    node = env.leaves + slot
     store64(tree + (node << 3), time_ns)
     node >>= 1
     while node >= 1:
@@ -32,22 +32,22 @@ def set_time(w: Any, slot: int, time_ns: int) -> None:
 
 
 @jit
-def get_time(w: Any, slot: int) -> int:
+def get_time(env: Any, slot: int) -> int:
     """Time of a slot."""
-    return load64(w.tree_at + ((w.leaves + slot) << 3))
+    return load64(env.tree_at + ((env.leaves + slot) << 3))
 
 
 @jit
-def first_time(w: Any) -> int:
+def first_time(env: Any) -> int:
     """The earliest time of all slots."""
-    return load64(w.tree_at + 8)
+    return load64(env.tree_at + 8)
 
 
 @jit
-def first_slot(w: Any) -> int:
+def first_slot(env: Any) -> int:
     """The slot with the earliest time; among equals the lowest."""
-    tree = w.tree_at
-    leaves = w.leaves
+    tree = env.tree_at
+    leaves = env.leaves
     earliest = load64(tree + 8)
     node = 1
     while node < leaves:
@@ -57,18 +57,18 @@ def first_slot(w: Any) -> int:
 
 
 @jit
-def clock_ns(w: Any) -> int:
+def clock_ns(env: Any) -> int:
     """The discipline's clock: the kernel's moves by whole ticks (AQM_UNOW), the others' is exact."""
-    if w.tick_ns > 0:
-        return w.clock_ns if w.link == DUMMYNET else w.now_ns - w.now_ns % w.tick_ns
-    return w.now_ns
+    if env.tick_ns > 0:
+        return env.clock_ns if env.link == DUMMYNET else env.now_ns - env.now_ns % env.tick_ns
+    return env.now_ns
 
 
 @jit
-def head_delay_ns(w: Any, index: int) -> int:
+def head_delay_ns(env: Any, index: int) -> int:
     """Age of the head of a queue, 0 where it is empty."""
-    head = queue_at(w, index).head
-    return 0 if head < 0 else clock_ns(w) - packet_at(w, head).enqueued_ns
+    head = queue_at(env, index).head
+    return 0 if head < 0 else clock_ns(env) - packet_at(env, head).enqueued_ns
 
 
 @jit
@@ -80,35 +80,35 @@ def _mix(z: Any) -> Any:
 
 
 @jit
-def random_u64(w: Any) -> Any:
+def random_u64(env: Any) -> Any:
     """Next number of the environment's generator, for whoever decides about packets."""
-    w.rng = w.rng + np.uint64(0x9E3779B97F4A7C15)
-    return _mix(w.rng)
+    env.rng = env.rng + np.uint64(0x9E3779B97F4A7C15)
+    return _mix(env.rng)
 
 
 @jit
-def host_uniform(w: Any) -> float:
+def host_uniform(env: Any) -> float:
     """Uniform number in [0, 1) of the hosts' own generator: what they draw does not move the queue's draws."""
-    w.host_rng = w.host_rng + np.uint64(0x9E3779B97F4A7C15)
-    return np.float64(_mix(w.host_rng) >> np.uint64(11)) * (1.0 / 9007199254740992.0)
+    env.host_rng = env.host_rng + np.uint64(0x9E3779B97F4A7C15)
+    return np.float64(_mix(env.host_rng) >> np.uint64(11)) * (1.0 / 9007199254740992.0)
 
 
 @jit
-def random31(w: Any) -> int:
+def random31(env: Any) -> int:
     """Uniform integer in [0, 2^31), as the kernel's random()."""
-    return np.int64(random_u64(w) >> np.uint64(33))  # type: ignore[return-value]
+    return np.int64(random_u64(env) >> np.uint64(33))  # type: ignore[return-value]
 
 
 @jit
-def random32(w: Any) -> int:
+def random32(env: Any) -> int:
     """Uniform integer in [0, 2^32), as Linux' get_random_u32()."""
-    return np.int64(random_u64(w) >> np.uint64(32))  # type: ignore[return-value]
+    return np.int64(random_u64(env) >> np.uint64(32))  # type: ignore[return-value]
 
 
 @jit
-def uniform(w: Any) -> float:
+def uniform(env: Any) -> float:
     """Uniform number in [0, 1)."""
-    return np.float64(random_u64(w) >> np.uint64(11)) * (1.0 / 9007199254740992.0)
+    return np.float64(random_u64(env) >> np.uint64(11)) * (1.0 / 9007199254740992.0)
 
 
 @intrinsic

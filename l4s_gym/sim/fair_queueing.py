@@ -38,7 +38,7 @@ QUEUE_ROWS: Final[tuple[Row, ...]] = (
 
 
 def mover(state: Records) -> Any:
-    """Compiled: `w`, `index`, `to`: take a queue off its list, and append it to another one or to `NONE`.
+    """Compiled: `env`, `index`, `to`: take a queue off its list, and append it to another one or to `NONE`.
 
     Args:
         state: Of a discipline, with `ENV_ROWS` and `QUEUE_ROWS`.
@@ -46,22 +46,22 @@ def mover(state: Records) -> Any:
     of_env, of_queue = state.of_env, state.of_queue
 
     @jit
-    def move(w: Any, index: int, to: int) -> None:
-        my, mine = of_env(w), of_queue(w, index)
+    def move(env: Any, index: int, to: int) -> None:
+        my, mine = of_env(env), of_queue(env, index)
         if mine.on != NONE:
             if mine.before > 0:
-                of_queue(w, mine.before).after = mine.after
+                of_queue(env, mine.before).after = mine.after
             else:
                 my.first[mine.on] = mine.after
             if mine.after > 0:
-                of_queue(w, mine.after).before = mine.before
+                of_queue(env, mine.after).before = mine.before
             else:
                 my.last[mine.on] = mine.before
         mine.on = to
         if to != NONE:
             mine.before, mine.after = my.last[to], 0
             if mine.before > 0:
-                of_queue(w, mine.before).after = index
+                of_queue(env, mine.before).after = index
             else:
                 my.first[to] = index
             my.last[to] = index
@@ -75,37 +75,37 @@ def hooks(state: Records, move: Any, emptied: Any) -> dict[str, Any]:
     Args:
         state: Of the discipline, with `ENV_ROWS` and `QUEUE_ROWS`.
         move: Its `mover`.
-        emptied: Compiled: `w`, `index` -> list for a queue whose turn has come and which is empty.
+        emptied: Compiled: `env`, `index` -> list for a queue whose turn has come and which is empty.
     """
     of_env, of_queue = state.of_env, state.of_queue
 
     @jit
-    def after_enqueue(w: Any, index: int, p: int) -> None:
-        mine = of_queue(w, index)
+    def after_enqueue(env: Any, index: int, p: int) -> None:
+        mine = of_queue(env, index)
         if mine.on == NONE or mine.on == DECAYING:
-            move(w, index, NEW)
-            mine.deficit = of_env(w).quantum
+            move(env, index, NEW)
+            mine.deficit = of_env(env).quantum
 
     @jit
-    def pick(w: Any) -> int:
-        my = of_env(w)
+    def pick(env: Any) -> int:
+        my = of_env(env)
         while True:
             index = my.first[NEW] if my.first[NEW] > 0 else my.first[OLD]
             if index == 0:
                 return -1
-            mine = of_queue(w, index)
+            mine = of_queue(env, index)
             if mine.deficit <= 0:
                 mine.deficit += my.quantum
-                move(w, index, OLD)
-            elif queue_at(w, index).packets == 0:
-                move(w, index, emptied(w, index))
+                move(env, index, OLD)
+            elif queue_at(env, index).packets == 0:
+                move(env, index, emptied(env, index))
             else:
                 return index
 
     @jit
-    def after_dequeue(w: Any, index: int, p: int, action: int) -> None:
+    def after_dequeue(env: Any, index: int, p: int, action: int) -> None:
         if action != DROP:
-            of_queue(w, index).deficit -= packet_at(w, p).len + LINK_HEADER
+            of_queue(env, index).deficit -= packet_at(env, p).len + LINK_HEADER
 
     return {
         "flow_queues": True,
@@ -119,46 +119,48 @@ def hooks(state: Records, move: Any, emptied: Any) -> dict[str, Any]:
 
 
 @jit
-def classify(w: Any, p: int) -> int:
+def classify(env: Any, p: int) -> int:
     """The queue of the packet's flow, or of its ACKs."""
-    a = packet_at(w, p)
-    return FLOWS + a.flow + a.ack * w.n_flows
+    a = packet_at(env, p)
+    return FLOWS + a.flow + a.ack * env.n_flows
 
 
 @jit
-def has_room(w: Any, p: int) -> int:
+def has_room(env: Any, p: int) -> int:
     """Every packet is let in: where the buffer is over its limit then, the longest queue pays."""
     return 1
 
 
 @jit
-def is_over(w: Any) -> bool:
+def is_over(env: Any) -> bool:
     """Whether the buffer is over its limit."""
-    return (w.limit_packets > 0 and w.packets > w.limit_packets) or (w.limit_bytes > 0 and w.bytes > w.limit_bytes)
+    return (env.limit_packets > 0 and env.packets > env.limit_packets) or (
+        env.limit_bytes > 0 and env.bytes > env.limit_bytes
+    )
 
 
 @jit
-def longest(w: Any) -> int:
+def longest(env: Any) -> int:
     """The queue with the most bytes."""
     found = FLOWS
-    for index in range(FLOWS + 1, w.n_queues):
-        if queue_at(w, index).bytes > queue_at(w, found).bytes:
+    for index in range(FLOWS + 1, env.n_queues):
+        if queue_at(env, index).bytes > queue_at(env, found).bytes:
             found = index
     return found
 
 
 @jit
-def note_overflow(w: Any, index: int) -> None:
+def note_overflow(env: Any, index: int) -> None:
     """The log shows that the head of a queue, which was enqueued, is dropped."""
-    a = packet_at(w, queue_at(w, index).head)
+    a = packet_at(env, queue_at(env, index).head)
     if a.record >= 0:
-        log_at(w, a.record).applied_action = DROP
+        log_at(env, a.record).applied_action = DROP
 
 
 @jit
-def update(w: Any, index: int) -> int:
+def update(env: Any, index: int) -> int:
     """The oldest head's age, for the statistics."""
     oldest = 0
-    for k in range(FLOWS, w.n_queues):
-        oldest = max(oldest, head_delay_ns(w, k))
+    for k in range(FLOWS, env.n_queues):
+        oldest = max(oldest, head_delay_ns(env, k))
     return oldest

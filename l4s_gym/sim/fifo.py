@@ -18,9 +18,9 @@ def is_full(packets: int, total_bytes: int, length: int, limit_packets: int, lim
 
 
 @jit
-def has_room(w: Any, p: int) -> int:
+def has_room(env: Any, p: int) -> int:
     """Whether the packet fits into the buffer."""
-    return int(not is_full(w.packets, w.bytes, packet_at(w, p).len, w.limit_packets, w.limit_bytes))
+    return int(not is_full(env.packets, env.bytes, packet_at(env, p).len, env.limit_packets, env.limit_bytes))
 
 
 FIFO: Final = Discipline(name="fifo", title="first in, first out, with tail drop", records=records("fifo"))

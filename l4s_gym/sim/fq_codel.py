@@ -81,36 +81,36 @@ def loses_more(lost: int, queue_bytes: int, down_to_bytes: int) -> bool:
 
 
 @jit
-def decide(w: Any, index: int, p: int) -> int:
+def decide(env: Any, index: int, p: int) -> int:
     """At dequeue."""
-    my, ecn, delay_ns = of_env(w), packet_at(w, p).ecn, queue_at(w, index).delay_ns
-    if codel.is_hit(my, of_queue(w, index), delay_ns, w.bytes, w.now_ns):
+    my, ecn, delay_ns = of_env(env), packet_at(env, p).ecn, queue_at(env, index).delay_ns
+    if codel.is_hit(my, of_queue(env, index), delay_ns, env.bytes, env.now_ns):
         return MARK if ecn != NOT_ECT else DROP
     return MARK if exceeds_ce_threshold(ecn, delay_ns, my.ce_threshold_ns) else ENQUEUE
 
 
 @jit
-def emptied(w: Any, index: int) -> int:
+def emptied(env: Any, index: int) -> int:
     """A new queue goes to the old ones once more, so that it cannot starve them by coming back (section 4.2)."""
-    mine = of_queue(w, index)
+    mine = of_queue(env, index)
     mine.first_above_ns = 0
     mine.dropping = 0
-    return OLD if mine.on == NEW and of_env(w).first[OLD] > 0 else NONE
+    return OLD if mine.on == NEW and of_env(env).first[OLD] > 0 else NONE
 
 
 @jit
-def fullest(w: Any) -> int:
+def fullest(env: Any) -> int:
     """The longest queue in bytes, until it has given half of them or `BATCH` packets (section 4.1)."""
-    my = of_env(w)
-    if my.lost > 0 and not loses_more(my.lost, queue_at(w, my.lost_from).bytes, my.lost_down_to):
+    my = of_env(env)
+    if my.lost > 0 and not loses_more(my.lost, queue_at(env, my.lost_from).bytes, my.lost_down_to):
         my.lost = 0
     if my.lost == 0:
-        if not fair_queueing.is_over(w):
+        if not fair_queueing.is_over(env):
             return -1
-        my.lost_from = fair_queueing.longest(w)
-        my.lost_down_to = queue_at(w, my.lost_from).bytes - (queue_at(w, my.lost_from).bytes >> 1)
+        my.lost_from = fair_queueing.longest(env)
+        my.lost_down_to = queue_at(env, my.lost_from).bytes - (queue_at(env, my.lost_from).bytes >> 1)
     my.lost += 1
-    fair_queueing.note_overflow(w, my.lost_from)
+    fair_queueing.note_overflow(env, my.lost_from)
     return my.lost_from
 
 

@@ -25,8 +25,8 @@ _COUNTERS: Final = 14
 def _stop(address: int, stride: int, n: int, after_ns: int) -> None:
     """Let all environments come back after a time."""
     for k in range(n):
-        w = env_record(address + k * stride)
-        set_time(w, SLOT_STOP, w.now_ns + after_ns)
+        env = env_record(address + k * stride)
+        set_time(env, SLOT_STOP, env.now_ns + after_ns)
 
 
 @jit
@@ -46,22 +46,22 @@ def _put(obs: Any, k: int, feature: int, value: float) -> None:
 def _observe(address: int, stride: int, before: npt.NDArray[np.float64], obs: npt.NDArray[np.float32]) -> None:
     """What has happened in each environment since `before` (n, 14), which becomes now; to `obs` (n, 12)."""
     for k in range(len(obs)):
-        w = env_record(address + k * stride)
-        capacity = max(w.base_rate_bps * _grown(before, k, 12, w.now_ns) / 8e9, 1.0)
+        env = env_record(address + k * stride)
+        capacity = max(env.base_rate_bps * _grown(before, k, 12, env.now_ns) / 8e9, 1.0)
         for cls in range(2):
-            q = queue_at(w, cls)
-            reference_ns = 1.0 / (w.per_ref_l if cls else w.per_ref_c)
+            q = queue_at(env, cls)
+            reference_ns = 1.0 / (env.per_ref_l if cls else env.per_ref_c)
             packets = max(_grown(before, k, cls, q.offered), 1.0)
             left = max(_grown(before, k, 2 + cls, q.left), 1.0)
             _put(obs, k, cls, _grown(before, k, 4 + cls, q.left_delay_ns) / left / reference_ns)
-            queued = q.bytes if cls else w.bytes - queue_at(w, 1).bytes  # what is in no queue of L counts as C
-            _put(obs, k, 2 + cls, queued / (w.base_rate_bps * reference_ns / 8e9))
+            queued = q.bytes if cls else env.bytes - queue_at(env, 1).bytes  # what is in no queue of L counts as C
+            _put(obs, k, 2 + cls, queued / (env.base_rate_bps * reference_ns / 8e9))
             _put(obs, k, 4 + cls, _grown(before, k, 6 + cls, q.offered_bytes) / capacity)
             _put(obs, k, 6 + cls, _grown(before, k, 8 + cls, q.marked) / packets)
             _put(obs, k, 8 + cls, _grown(before, k, 10 + cls, q.dropped) / packets)
-        carried = link.carried_bytes(w, link.ahead_bytes(w))
+        carried = link.carried_bytes(env, link.ahead_bytes(env))
         _put(obs, k, 10, _grown(before, k, 13, carried) / capacity)
-        _put(obs, k, 11, disciplines.probability(w))
+        _put(obs, k, 11, disciplines.probability(env))
 
 
 class Intervals:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from l4s_gym.schema import CE, DROP, ENQUEUE, MARK, NOT_ECT
-from l4s_gym.sim import disciplines, receiver, record, router, tcp
+from l4s_gym.sim import disciplines, observation, receiver, router, tcp
 from l4s_gym.sim.events import clock_ns, uniform
 from l4s_gym.sim.jit import jit, shared
 from l4s_gym.sim.layout import (
@@ -66,427 +66,427 @@ def carried_bytes(env: Any, ahead: float) -> float:
 
 
 @jit
-def drop(w: Any, index: int, p: int) -> None:
+def drop(env: Any, index: int, p: int) -> None:
     """Drop a packet and count it."""
-    q = queue_at(w, index)
-    a = packet_at(w, p)
+    q = queue_at(env, index)
+    a = packet_at(env, p)
     q.drops += 1
     q.interval_drops += 1
-    c = queue_at(w, a.cls)
+    c = queue_at(env, a.cls)
     c.dropped += 1
     if a.ecn != NOT_ECT:
         c.dropped_ect += 1
-    flow_at(w, a.flow).drops += 1
-    w.dropped += 1
-    release(w, p)
+    flow_at(env, a.flow).drops += 1
+    env.dropped += 1
+    release(env, p)
 
 
 @jit
-def mark(w: Any, p: int) -> None:
+def mark(env: Any, p: int) -> None:
     """Set CE and count it (a packet that bears CE already counts again, as in the kernels)."""
-    a = packet_at(w, p)
+    a = packet_at(env, p)
     a.ecn = CE
-    queue_at(w, a.cls).marked += 1
-    flow_at(w, a.flow).marks += 1
+    queue_at(env, a.cls).marked += 1
+    flow_at(env, a.flow).marks += 1
 
 
 @jit
-def _leave_queue(w: Any, index: int) -> int:
+def _leave_queue(env: Any, index: int) -> int:
     """Take the head of a queue and account its sojourn."""
-    q = queue_at(w, index)
-    record.integrate(w)
-    p = pop(w, q)
-    a = packet_at(w, p)
-    sojourn = clock_ns(w) - a.enqueued_ns
+    q = queue_at(env, index)
+    observation.integrate(env)
+    p = pop(env, q)
+    a = packet_at(env, p)
+    sojourn = clock_ns(env) - a.enqueued_ns
     q.delay_ns = sojourn
-    c = queue_at(w, a.cls)
+    c = queue_at(env, a.cls)
     c.class_packets -= 1
     c.class_delay_ns = sojourn
-    relative = sojourn * (w.per_ref_l if a.cls == 1 else w.per_ref_c)
+    relative = sojourn * (env.per_ref_l if a.cls == 1 else env.per_ref_c)
     c.normalised = relative / (1.0 + relative)
     return p
 
 
 @shared
-def dequeue(w: Any) -> int:
+def dequeue(env: Any) -> int:
     """The next packet to send, or -1: the scheduler chooses, the discipline may mark or drop."""
     while True:
-        index = disciplines.pick(w)
+        index = disciplines.pick(env)
         if index < 0:
             return -1
-        p = _leave_queue(w, index)
-        a = packet_at(w, p)
-        q = queue_at(w, index)
+        p = _leave_queue(env, index)
+        a = packet_at(env, p)
+        q = queue_at(env, index)
         action = ENQUEUE
         if a.decided == 0:
-            action = disciplines.decide_at_dequeue(w, index, p)
+            action = disciplines.decide_at_dequeue(env, index, p)
             if action != ENQUEUE and a.record >= 0:
-                log_at(w, a.record).action = action
-                log_at(w, a.record).applied_action = action
-        disciplines.after_dequeue(w, index, p, action)
+                log_at(env, a.record).action = action
+                log_at(env, a.record).applied_action = action
+        disciplines.after_dequeue(env, index, p, action)
         if action == DROP:
-            drop(w, index, p)
+            drop(env, index, p)
             continue
         if action == MARK:
-            mark(w, p)
+            mark(env, p)
         a.record = -1
-        c = queue_at(w, a.cls)
+        c = queue_at(env, a.cls)
         c.left += 1
         c.left_delay_ns += q.delay_ns
         c.max_delay_ns = max(c.max_delay_ns, q.delay_ns)
-        hist_of(w, a.cls)[delay_bin(q.delay_ns)] += 1
-        seconds = a.len * w.s_per_byte
-        w.served_bytes += a.len
-        w.served_s += seconds
-        w.power_s += seconds * (1.0 - c.normalised)
+        hist_of(env, a.cls)[delay_bin(q.delay_ns)] += 1
+        seconds = a.len * env.s_per_byte
+        env.served_bytes += a.len
+        env.served_s += seconds
+        env.power_s += seconds * (1.0 - c.normalised)
         return p
 
 
 @jit
-def deliver(w: Any, p: int) -> None:
+def deliver(env: Any, p: int) -> None:
     """A packet has crossed the link."""
-    w.delivered += 1
-    _hand_on(w, p)
+    env.delivered += 1
+    _hand_on(env, p)
 
 
 @jit
-def _hand_on(w: Any, p: int) -> None:
+def _hand_on(env: Any, p: int) -> None:
     """On to the packet's next crossing, its receiver, or its sender."""
-    a = packet_at(w, p)
+    a = packet_at(env, p)
     i = a.flow
-    if a.ack or a.crossing < w.passes:
-        push_transit(w, i, p)
+    if a.ack or a.crossing < env.passes:
+        push_transit(env, i, p)
     else:
-        receiver.receive(w, i, p)
+        receiver.receive(env, i, p)
 
 
 @jit
-def _take(w: Any, p: int, since_ns: float) -> None:
+def _take(env: Any, p: int, since_ns: float) -> None:
     """Packet `p` takes the link from `since_ns` on, at its rate."""
-    w.used_ns = since_ns + packet_at(w, p).len * 8e9 / w.rate_bps
+    env.used_ns = since_ns + packet_at(env, p).len * 8e9 / env.rate_bps
 
 
 @jit
-def start_sending(w: Any, since_ns: float) -> None:
+def start_sending(env: Any, since_ns: float) -> None:
     """Send the next packet over a link of constant rate, which is free since `since_ns`, or let the link rest."""
-    w.sending_packet = -1
-    w.link_at = NEVER
-    if w.rate_bps == 0.0:  # an outage: the packets wait in the queue
-        w.busy = int(w.packets > 0)
+    env.sending_packet = -1
+    env.link_at = NEVER
+    if env.rate_bps == 0.0:  # an outage: the packets wait in the queue
+        env.busy = int(env.packets > 0)
         return
-    p = dequeue(w)
-    w.sending_packet = p
+    p = dequeue(env)
+    env.sending_packet = p
     if p < 0:
-        w.busy = 0
+        env.busy = 0
         return
-    w.busy = 1
-    _take(w, p, since_ns)
-    w.link_at = math.ceil(w.used_ns)
+    env.busy = 1
+    _take(env, p, since_ns)
+    env.link_at = math.ceil(env.used_ns)
 
 
 @jit
-def _accrue(w: Any) -> None:
+def _accrue(env: Any) -> None:
     """Credit of a link that serves at ticks, bits, up to now."""
-    w.credit += max(w.now_ns - w.sched_ns, 0) * 1e-9 * w.rate_bps
-    w.sched_ns = max(w.sched_ns, w.now_ns)
+    env.credit += max(env.now_ns - env.sched_ns, 0) * 1e-9 * env.rate_bps
+    env.sched_ns = max(env.sched_ns, env.now_ns)
 
 
 @jit
-def change_rate(w: Any, rate_bps: float) -> None:
+def change_rate(env: Any, rate_bps: float) -> None:
     """The link has another rate from now on, also for the packet that is being sent; 0: it stands still."""
-    w.capacity_bytes += (w.now_ns - w.capacity_ns) * 1e-9 * w.rate_bps / 8.0
-    w.capacity_ns = w.now_ns
-    if w.link == TICK or (w.link == DUMMYNET and w.busy):
-        _accrue(w)
-    rest = w.stalled_bytes + max(w.used_ns - w.now_ns, 0.0) / w.ns_per_byte
-    w.rate_bps = rate_bps
-    w.ns_per_byte = 8e9 / rate_bps
-    w.stalled_bytes = rest if rate_bps == 0.0 else 0.0
-    w.used_ns = w.now_ns + (0.0 if rate_bps == 0.0 else rest * w.ns_per_byte)
-    if w.link != CONSTANT or w.busy == 0:
+    env.capacity_bytes += (env.now_ns - env.capacity_ns) * 1e-9 * env.rate_bps / 8.0
+    env.capacity_ns = env.now_ns
+    if env.link == TICK or (env.link == DUMMYNET and env.busy):
+        _accrue(env)
+    rest = env.stalled_bytes + max(env.used_ns - env.now_ns, 0.0) / env.ns_per_byte
+    env.rate_bps = rate_bps
+    env.ns_per_byte = 8e9 / rate_bps
+    env.stalled_bytes = rest if rate_bps == 0.0 else 0.0
+    env.used_ns = env.now_ns + (0.0 if rate_bps == 0.0 else rest * env.ns_per_byte)
+    if env.link != CONSTANT or env.busy == 0:
         return
-    if w.sending_packet < 0:
-        start_sending(w, w.now_ns)
+    if env.sending_packet < 0:
+        start_sending(env, env.now_ns)
     else:
-        w.link_at = NEVER if rate_bps == 0.0 else math.ceil(w.used_ns)
+        env.link_at = NEVER if rate_bps == 0.0 else math.ceil(env.used_ns)
 
 
 @jit
-def opportunity_ns(w: Any) -> int:
+def opportunity_ns(env: Any) -> int:
     """Time of the trace's next delivery opportunity."""
-    return w.trace_cycle * w.trace_period_ns + trace_of(w)[w.trace_pos]
+    return env.trace_cycle * env.trace_period_ns + trace_of(env)[env.trace_pos]
 
 
 @jit
-def _skip_to_now(w: Any) -> None:
+def _skip_to_now(env: Any) -> None:
     """Move to the first opportunity that is not past (opportunities with an empty queue are lost)."""
-    cycle = w.now_ns // w.trace_period_ns
-    if cycle > w.trace_cycle:
-        w.trace_cycle = cycle
-        w.trace_pos = 0
-    offset = w.now_ns - w.trace_cycle * w.trace_period_ns
-    low = w.trace_pos
-    high = w.trace_len
+    cycle = env.now_ns // env.trace_period_ns
+    if cycle > env.trace_cycle:
+        env.trace_cycle = cycle
+        env.trace_pos = 0
+    offset = env.now_ns - env.trace_cycle * env.trace_period_ns
+    low = env.trace_pos
+    high = env.trace_len
     while low < high:
         middle = (low + high) >> 1
-        if trace_of(w)[middle] < offset:
+        if trace_of(env)[middle] < offset:
             low = middle + 1
         else:
             high = middle
-    if low == w.trace_len:
-        w.trace_cycle += 1
+    if low == env.trace_len:
+        env.trace_cycle += 1
         low = 0
-    w.trace_pos = low
+    env.trace_pos = low
 
 
 @jit
-def _serve_opportunity(w: Any) -> None:
+def _serve_opportunity(env: Any) -> None:
     """One delivery opportunity: up to `OPPORTUNITY_BYTES`, whole packets leave when their last byte is through."""
-    w.used_ns = w.now_ns
+    env.used_ns = env.now_ns
     budget = OPPORTUNITY_BYTES
     while budget > 0:
-        if w.sending_packet < 0:
-            w.sending_packet = dequeue(w)
-            if w.sending_packet < 0:
+        if env.sending_packet < 0:
+            env.sending_packet = dequeue(env)
+            if env.sending_packet < 0:
                 break
-            w.left_bytes = packet_at(w, w.sending_packet).len
-        used = min(budget, w.left_bytes)
+            env.left_bytes = packet_at(env, env.sending_packet).len
+        used = min(budget, env.left_bytes)
         budget -= used
-        w.left_bytes -= used
-        if w.left_bytes == 0:
-            p = w.sending_packet
-            w.sending_packet = -1
-            deliver(w, p)
-    w.trace_pos += 1
-    if w.trace_pos == w.trace_len:
-        w.trace_pos = 0
-        w.trace_cycle += 1
-    if w.sending_packet >= 0 or w.packets > 0:
-        w.link_at = opportunity_ns(w)
+        env.left_bytes -= used
+        if env.left_bytes == 0:
+            p = env.sending_packet
+            env.sending_packet = -1
+            deliver(env, p)
+    env.trace_pos += 1
+    if env.trace_pos == env.trace_len:
+        env.trace_pos = 0
+        env.trace_cycle += 1
+    if env.sending_packet >= 0 or env.packets > 0:
+        env.link_at = opportunity_ns(env)
     else:
-        w.busy = 0
-        w.link_at = NEVER
+        env.busy = 0
+        env.link_at = NEVER
 
 
 @jit
-def _serve_tick(w: Any) -> None:
+def _serve_tick(env: Any) -> None:
     """One kernel tick of dummynet: serve while there is credit (facts: dn_io's serve_sched).
 
     The credit is in bits; a packet may take it below zero and the next waits until it is paid off.
     """
-    while w.credit >= 0.0:
-        p = dequeue(w)
+    while env.credit >= 0.0:
+        p = dequeue(env)
         if p < 0:
-            w.busy = 0
-            w.link_at = NEVER
+            env.busy = 0
+            env.link_at = NEVER
             return
-        w.credit -= packet_at(w, p).len * 8.0
-        _take(w, p, max(w.used_ns, w.now_ns))
-        deliver(w, p)
-    next_tick = w.now_ns - w.now_ns % w.tick_ns + w.tick_ns
-    w.link_at = next_tick
+        env.credit -= packet_at(env, p).len * 8.0
+        _take(env, p, max(env.used_ns, env.now_ns))
+        deliver(env, p)
+    next_tick = env.now_ns - env.now_ns % env.tick_ns + env.tick_ns
+    env.link_at = next_tick
 
 
 @jit
-def _serve_pipe(w: Any) -> None:
+def _serve_pipe(env: Any) -> None:
     """dummynet's `serve_sched`: serve while there is credit, in bits; below zero, the pipe is busy until it is paid."""
-    per_tick = w.tick_ns * 1e-9 * w.rate_bps
-    w.credit += (w.clock_ns - w.sched_ns) / w.tick_ns * per_tick
-    w.sched_ns = w.clock_ns
+    per_tick = env.tick_ns * 1e-9 * env.rate_bps
+    env.credit += (env.clock_ns - env.sched_ns) / env.tick_ns * per_tick
+    env.sched_ns = env.clock_ns
     last = -1
-    while w.credit >= 0.0:
-        last = dequeue(w)
+    while env.credit >= 0.0:
+        last = dequeue(env)
         if last < 0:
             break
-        w.credit -= packet_at(w, last).len * 8.0
-        _take(w, last, max(w.used_ns, w.now_ns))
-        router.enter_line(w, last)
-        w.delivered += 1
-    w.busy = 0
-    if w.credit >= 0.0:
-        w.idle_at = w.clock_ns
+        env.credit -= packet_at(env, last).len * 8.0
+        _take(env, last, max(env.used_ns, env.now_ns))
+        router.enter_line(env, last)
+        env.delivered += 1
+    env.busy = 0
+    if env.credit >= 0.0:
+        env.idle_at = env.clock_ns
         return
-    w.busy = 1
-    ticks = math.ceil(-w.credit / per_tick) * w.tick_ns
+    env.busy = 1
+    ticks = math.ceil(-env.credit / per_tick) * env.tick_ns
     if last >= 0:
-        packet_at(w, last).due_ns += ticks
-    w.serve_at = w.clock_ns + ticks
+        packet_at(env, last).due_ns += ticks
+    env.serve_at = env.clock_ns + ticks
 
 
 @jit
-def _run_task(w: Any) -> None:
+def _run_task(env: Any) -> None:
     """dummynet's `dummynet_task`, and the controllers' updates that waited: `softclock` has the processor."""
-    w.clock_ns = w.now_ns - w.now_ns % w.tick_ns
-    w.task_at = w.clock_ns + w.tick_ns
+    env.clock_ns = env.now_ns - env.now_ns % env.tick_ns
+    env.task_at = env.clock_ns + env.tick_ns
     for index in range(2):
-        if w.late & (1 << index):
-            w.late &= ~(1 << index)
-            if queue_at(w, index).active:
-                disciplines.control(w, SLOT_UPDATE_C + index)
-    if w.busy and w.serve_at <= w.clock_ns:
-        _serve_pipe(w)
-    router.transmit(w)
+        if env.late & (1 << index):
+            env.late &= ~(1 << index)
+            if queue_at(env, index).active:
+                disciplines.control(env, SLOT_UPDATE_C + index)
+    if env.busy and env.serve_at <= env.clock_ns:
+        _serve_pipe(env)
+    router.transmit(env)
 
 
 @jit
-def _print_row(w: Any, p: int) -> None:
+def _print_row(env: Any, p: int) -> None:
     """A packet enters the pipe: the processor is taken until its line is printed."""
-    w.called = 2
-    w.arriving = p
-    w.link_at = w.now_ns + w.row_ns
+    env.called = 2
+    env.arriving = p
+    env.link_at = env.now_ns + env.row_ns
 
 
 @jit
-def _next_work(w: Any) -> None:
+def _next_work(env: Any) -> None:
     """What the router's processor does next (see `router`): up to the next line to print, or to sleep till the tick."""
-    if w.called == 0:
-        w.turn_ns = w.now_ns
-    if w.now_ns >= w.pause_at:  # the machine stands still
-        begun = w.pause_at >= 0
-        w.pause_at = w.now_ns + int(-math.log(1.0 - uniform(w)) * w.pause_gap_ns)
+    if env.called == 0:
+        env.turn_ns = env.now_ns
+    if env.now_ns >= env.pause_at:  # the machine stands still
+        begun = env.pause_at >= 0
+        env.pause_at = env.now_ns + int(-math.log(1.0 - uniform(env)) * env.pause_gap_ns)
         if begun:
-            w.pause_at += w.pause_ns
-            w.called = 1
-            w.link_at = w.now_ns + w.pause_ns
+            env.pause_at += env.pause_ns
+            env.called = 1
+            env.link_at = env.now_ns + env.pause_ns
             return
     while True:
-        p = router.leave_out(w)
+        p = router.leave_out(env)
         while p >= 0:
-            if packet_at(w, p).crossing < w.passes:
-                _print_row(w, p)
+            if packet_at(env, p).crossing < env.passes:
+                _print_row(env, p)
                 return
-            _hand_on(w, p)
-            p = router.leave_out(w)
-        if w.task_at <= w.now_ns and (w.in_rings == 0 or w.now_ns - w.turn_ns >= w.slice_ns):
-            _run_task(w)
-            w.turn_ns = w.now_ns
+            _hand_on(env, p)
+            p = router.leave_out(env)
+        if env.task_at <= env.now_ns and (env.in_rings == 0 or env.now_ns - env.turn_ns >= env.slice_ns):
+            _run_task(env)
+            env.turn_ns = env.now_ns
             continue
-        p = router.leave_ring(w)
+        p = router.leave_ring(env)
         if p >= 0:
-            _print_row(w, p)
+            _print_row(env, p)
             return
-        w.called = 0
-        w.link_at = w.task_at
+        env.called = 0
+        env.link_at = env.task_at
         return
 
 
 @jit
-def on_link(w: Any) -> None:
+def on_link(env: Any) -> None:
     """The link's slot has fired."""
-    if w.link == DUMMYNET:
-        _next_work(w)
+    if env.link == DUMMYNET:
+        _next_work(env)
         return
-    if w.link == TRACE:
-        _serve_opportunity(w)
-    elif w.link == TICK:
-        _accrue(w)
-        _serve_tick(w)
+    if env.link == TRACE:
+        _serve_opportunity(env)
+    elif env.link == TICK:
+        _accrue(env)
+        _serve_tick(env)
     else:
-        p = w.sending_packet
-        deliver(w, p)
-        start_sending(w, w.used_ns)
+        p = env.sending_packet
+        deliver(env, p)
+        start_sending(env, env.used_ns)
 
 
 @jit
-def _wake(w: Any) -> None:
+def _wake(env: Any) -> None:
     """A packet waits and the link rests."""
-    if w.link == DUMMYNET:
-        if w.idle_at < w.clock_ns:  # the tick's first packet
-            w.sched_ns = w.clock_ns
-            w.credit = 0.0
-        _serve_pipe(w)
+    if env.link == DUMMYNET:
+        if env.idle_at < env.clock_ns:  # the tick's first packet
+            env.sched_ns = env.clock_ns
+            env.credit = 0.0
+        _serve_pipe(env)
         return
-    w.busy = 1
-    if w.link == TRACE:
-        _skip_to_now(w)
-        w.link_at = opportunity_ns(w)
-    elif w.link == TICK:
+    env.busy = 1
+    if env.link == TRACE:
+        _skip_to_now(env)
+        env.link_at = opportunity_ns(env)
+    elif env.link == TICK:
         # An idle pipe starts without credit: the first packet leaves at the next tick.
-        w.credit = 0.0
-        w.link_at = w.now_ns - w.now_ns % w.tick_ns + w.tick_ns
-        w.sched_ns = w.link_at
+        env.credit = 0.0
+        env.link_at = env.now_ns - env.now_ns % env.tick_ns + env.tick_ns
+        env.sched_ns = env.link_at
     else:
-        start_sending(w, w.now_ns)
+        start_sending(env, env.now_ns)
 
 
 @jit
-def _foreign_action(w: Any, index: int, ecn: int) -> int:
+def _foreign_action(env: Any, index: int, ecn: int) -> int:
     """The action that the given probabilities yield for a packet (`L4S-DualPI2-Prob-v0`)."""
-    prob = w.p_l if index == 1 else w.p_c
-    if w.even:
-        count = (w.recur_l if index == 1 else w.recur_c) + prob
+    prob = env.p_l if index == 1 else env.p_c
+    if env.even:
+        count = (env.recur_l if index == 1 else env.recur_c) + prob
         hit = count > 1.0
         if hit:
             count -= 1.0
         if index == 1:
-            w.recur_l = count
+            env.recur_l = count
         else:
-            w.recur_c = count
+            env.recur_c = count
     else:
-        hit = uniform(w) < prob
+        hit = uniform(env) < prob
     if not hit:
         return ENQUEUE
     return MARK if ecn != NOT_ECT else DROP
 
 
 @jit
-def _drop_head(w: Any, index: int) -> None:
+def _drop_head(env: Any, index: int) -> None:
     """The buffer is over its limit: the head of a queue goes."""
-    record.integrate(w)
-    p = pop(w, queue_at(w, index))
-    queue_at(w, packet_at(w, p).cls).class_packets -= 1
-    drop(w, index, p)
+    observation.integrate(env)
+    p = pop(env, queue_at(env, index))
+    queue_at(env, packet_at(env, p).cls).class_packets -= 1
+    drop(env, index, p)
 
 
 @shared
-def arrive(w: Any, p: int, action: int) -> None:
+def enqueue_or_drop(env: Any, p: int, action: int) -> None:
     """A packet arrives at the bottleneck and is decided: by `action`, or by the discipline where that is -1."""
-    a = packet_at(w, p)
-    index = disciplines.classify(w, p)
-    q = queue_at(w, index)
+    a = packet_at(env, p)
+    index = disciplines.classify(env, p)
+    q = queue_at(env, index)
     a.crossing += 1
-    a.cls = index if w.dual else (1 if tcp.is_l4s(a.ecn) else 0)
-    c = queue_at(w, a.cls)
+    a.cls = index if env.dual else (1 if tcp.is_l4s(a.ecn) else 0)
+    c = queue_at(env, a.cls)
     c.offered += 1
     c.offered_bytes += a.len
-    w.sent += 1
-    row = record.write_before(w, index, p)
+    env.sent += 1
+    row = observation.write_before(env, index, p)
     decided_by = 0
-    if action >= 0 or w.decider == PROBABILITY:
+    if action >= 0 or env.decider == PROBABILITY:
         if action < 0:
-            action = _foreign_action(w, index, a.ecn)
+            action = _foreign_action(env, index, a.ecn)
         logged = action
         applied = DROP if action == MARK and a.ecn == NOT_ECT else action
-        disciplines.note_foreign_decision(w, index, applied)
+        disciplines.note_foreign_decision(env, index, applied)
         a.decided = 1
         decided_by = 1
     else:
-        w.logged = -1
-        applied = disciplines.decide_at_enqueue(w, index, p)
-        logged = w.logged if w.logged >= 0 else applied
-    if applied != DROP and not disciplines.has_room(w, p):
+        env.logged = -1
+        applied = disciplines.decide_at_enqueue(env, index, p)
+        logged = env.logged if env.logged >= 0 else applied
+    if applied != DROP and not disciplines.has_room(env, p):
         applied = DROP
-    w.applied = applied
+    env.applied = applied
     if row >= 0:
-        record.write_after(w, row, index, logged, applied, decided_by)
-    disciplines.after_decision(w, index, applied)
+        observation.write_after(env, row, index, logged, applied, decided_by)
+    disciplines.after_decision(env, index, applied)
     q.total_packets += 1
     q.total_bytes += a.len
     if applied == DROP:
-        drop(w, index, p)
+        drop(env, index, p)
         return
     if applied == MARK:
-        mark(w, p)
-    a.enqueued_ns = clock_ns(w)
+        mark(env, p)
+    a.enqueued_ns = clock_ns(env)
     a.record = row
     if c.class_packets == 0:
-        record.integrate(w)
-    append(w, q, p)
+        observation.integrate(env)
+    append(env, q, p)
     c.class_packets += 1
-    disciplines.after_enqueue(w, index, p)
-    over = disciplines.fullest(w)
+    disciplines.after_enqueue(env, index, p)
+    over = disciplines.fullest(env)
     while over >= 0:
-        _drop_head(w, over)
-        over = disciplines.fullest(w)
-    if w.busy == 0:
-        _wake(w)
+        _drop_head(env, over)
+        over = disciplines.fullest(env)
+    if env.busy == 0:
+        _wake(env)

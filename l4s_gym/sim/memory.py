@@ -163,7 +163,7 @@ def own_records(name: str, env: np.dtype[np.void], queue: np.dtype[np.void]) -> 
         queue: What each queue has of it.
 
     Returns:
-        `w` -> the environment's record; `w`, `index` -> the queue's.
+        `env` -> the environment's record; `env`, `index` -> the queue's.
     """
     label = f"{name}.{hashlib.sha256(repr((env.descr, queue.descr)).encode()).hexdigest()[:12]}"
     open_env = _opener(NamedRecord(f"{label}.env", env))
@@ -171,12 +171,12 @@ def own_records(name: str, env: np.dtype[np.void], queue: np.dtype[np.void]) -> 
     size = queue.itemsize
 
     @jit
-    def of_env(w: Any) -> Any:
-        return open_env(w.own_at)
+    def of_env(env: Any) -> Any:
+        return open_env(env.own_at)
 
     @jit
-    def of_queue(w: Any, index: int) -> Any:
-        return open_queue(w.own_queue_at + index * size)
+    def of_queue(env: Any, index: int) -> Any:
+        return open_queue(env.own_queue_at + index * size)
 
     return of_env, of_queue
 
@@ -199,60 +199,60 @@ _LOG_SIZE = RECORD.itemsize
 
 
 @jit
-def queue_at(w: Any, index: int) -> Any:
+def queue_at(env: Any, index: int) -> Any:
     """Queue 0 (C, or the only one), 1 (L), or from 2 on those of single flows and their ACKs: `QUEUE` record."""
-    return _queue_record(w.queue_at + index * _QUEUE_SIZE)
+    return _queue_record(env.queue_at + index * _QUEUE_SIZE)
 
 
 @jit
-def flow_at(w: Any, i: int) -> Any:
+def flow_at(env: Any, i: int) -> Any:
     """Flow `i`: `FLOW` record."""
-    return _flow_record(w.flow_at + i * _FLOW_SIZE)
+    return _flow_record(env.flow_at + i * _FLOW_SIZE)
 
 
 @jit
-def packet_at(w: Any, p: int) -> Any:
+def packet_at(env: Any, p: int) -> Any:
     """Packet `p` of the pool: `PACKET` record."""
-    return _packet_record(w.packet_at + p * _PACKET_SIZE)
+    return _packet_record(env.packet_at + p * _PACKET_SIZE)
 
 
 @jit
-def log_at(w: Any, row: int) -> Any:
+def log_at(env: Any, row: int) -> Any:
     """Row of the decision log: `schema.RECORD`."""
-    return _log_record(w.log_at + row * _LOG_SIZE)
+    return _log_record(env.log_at + row * _LOG_SIZE)
 
 
 @jit
-def rule_of(w: Any) -> Any:
+def rule_of(env: Any) -> Any:
     """The state of the policy's decision rule: `RULE` record."""
-    return _rule_record(w.rule_at)
+    return _rule_record(env.rule_at)
 
 
 @jit
-def rewards_of(w: Any) -> Any:
+def rewards_of(env: Any) -> Any:
     """Reward from the start of the episode to the arrival of each row of the log: (log_capacity,) float64."""
-    return carray(pointer(w.rewards_at), (w.log_capacity,), np.float64)
+    return carray(pointer(env.rewards_at), (env.log_capacity,), np.float64)
 
 
 @jit
-def board_of(w: Any, i: int) -> Any:
+def board_of(env: Any, i: int) -> Any:
     """Scoreboard of flow `i`: (window,) uint8."""
-    return carray(pointer(w.score_at + i * np.int64(w.window)), (np.int64(w.window),), np.uint8)
+    return carray(pointer(env.score_at + i * np.int64(env.window)), (np.int64(env.window),), np.uint8)
 
 
 @jit
-def hist_of(w: Any, index: int) -> Any:
+def hist_of(env: Any, index: int) -> Any:
     """Sojourn histogram of a class: (HIST_BINS,) int32."""
-    return carray(pointer(w.hist_at + index * HIST_BINS * 4), (HIST_BINS,), np.int32)
+    return carray(pointer(env.hist_at + index * HIST_BINS * 4), (HIST_BINS,), np.int32)
 
 
 @jit
-def trace_of(w: Any) -> Any:
+def trace_of(env: Any) -> Any:
     """Delivery opportunities (trace_len,) or pairs of time and factor (2 trace_len,): int64."""
-    return carray(pointer(w.trace_row), (2 * w.trace_len,), np.int64)
+    return carray(pointer(env.trace_row), (2 * env.trace_len,), np.int64)
 
 
 @jit
-def obs_of(w: Any) -> Any:
+def obs_of(env: Any) -> Any:
     """Observation: (8,) float32."""
-    return carray(pointer(w.obs_at), (8,), np.float32)
+    return carray(pointer(env.obs_at), (8,), np.float32)

@@ -125,64 +125,64 @@ def draw(prob: float, accu: float, number: float, derandomise: bool = True) -> t
 
 
 @jit
-def decide(w: Any, index: int, p: int) -> int:
+def decide(env: Any, index: int, p: int) -> int:
     """At enqueue (RFC 8033 section 4.1)."""
-    my = of_env(w)
-    number = uniform(w)
+    my = of_env(env)
+    number = uniform(env)
     if my.burst_ns > 0:
         return ENQUEUE
-    if (my.old_ns < w.target_us * 500 and my.prob < 0.2) or queue_at(w, index).bytes <= 2 * 1500:
+    if (my.old_ns < env.target_us * 500 and my.prob < 0.2) or queue_at(env, index).bytes <= 2 * 1500:
         return ENQUEUE
     hit, my.accu = draw(my.prob, my.accu, number, my.derandomise != 0)
     if not hit:
         return ENQUEUE
-    return MARK if packet_at(w, p).ecn != NOT_ECT and my.prob <= my.ecn_threshold else DROP
+    return MARK if packet_at(env, p).ecn != NOT_ECT and my.prob <= my.ecn_threshold else DROP
 
 
 @jit
-def note_foreign_decision(w: Any, index: int, action: int) -> None:
+def note_foreign_decision(env: Any, index: int, action: int) -> None:
     """Count as for a decision of its own."""
-    my = of_env(w)
+    my = of_env(env)
     my.accu = 0.0 if action != ENQUEUE or my.prob == 0.0 else my.accu + my.prob
 
 
 @jit
-def update(w: Any, index: int) -> int:
+def update(env: Any, index: int) -> int:
     """Every T_UPDATE. The statistics take the age of the head, the controller the last sojourn."""
-    my, q = of_env(w), queue_at(w, 0)
+    my, q = of_env(env), queue_at(env, 0)
     current = q.delay_ns if q.packets > 0 else 0
-    my.prob = update_probability(my.prob, current, my.old_ns, w.target_us * 1000, my.alpha_hz, my.beta_hz)
-    half = w.target_us * 500
+    my.prob = update_probability(my.prob, current, my.old_ns, env.target_us * 1000, my.alpha_hz, my.beta_hz)
+    half = env.target_us * 500
     if my.burst_ns > 0:
-        my.burst_ns = max(my.burst_ns - w.tupdate_us * 1000, 0)
+        my.burst_ns = max(my.burst_ns - env.tupdate_us * 1000, 0)
     elif my.prob == 0.0 and current < half and my.old_ns < half:
-        my.burst_ns = w.max_burst_us * 1000
+        my.burst_ns = env.max_burst_us * 1000
     my.old_ns = current
-    return head_delay_ns(w, 0)
+    return head_delay_ns(env, 0)
 
 
 @jit
-def base_probability(w: Any, index: int) -> int:
+def base_probability(env: Any, index: int) -> int:
     """The drop probability, 1/(2^31 - 1)."""
-    return int(of_env(w).prob * MAX_PROB)
+    return int(of_env(env).prob * MAX_PROB)
 
 
 @jit
-def accumulated_probability(w: Any, index: int) -> int:
+def accumulated_probability(env: Any, index: int) -> int:
     """The accumulated probability, 1/(2^31 - 1)."""
-    return int(of_env(w).accu * MAX_PROB)
+    return int(of_env(env).accu * MAX_PROB)
 
 
 @jit
-def burst_allowance_us(w: Any, index: int) -> int:
+def burst_allowance_us(env: Any, index: int) -> int:
     """The burst allowance that is left, us."""
-    return of_env(w).burst_ns // 1000
+    return of_env(env).burst_ns // 1000
 
 
 @jit
-def old_delay_us(w: Any, index: int) -> int:
+def old_delay_us(env: Any, index: int) -> int:
     """Delay at the last update, us."""
-    return of_env(w).old_ns // 1000
+    return of_env(env).old_ns // 1000
 
 
 PIE: Final = Discipline(

@@ -477,16 +477,16 @@ def _evaluate(at: int, obs: npt.NDArray[np.float32], out: Floats) -> None:
 
 
 @jit
-def _choose(rule: int, w: Any, queue: int, p0: float, p1: float, p2: float) -> int:
+def _choose(rule: int, env: Any, queue: int, p0: float, p1: float, p2: float) -> int:
     """The decision, as `l4s_gym.agents.protocol.DecisionRule` makes it with the same generator."""
     if rule == ARGMAX:
         if p0 >= p1 and p0 >= p2:
             return ENQUEUE
         return DROP if p1 >= p2 else MARK
     if rule == SAMPLE:
-        drawn = pcg64_uniform(w.rule_at) * (p0 + p1 + p2)
+        drawn = pcg64_uniform(env.rule_at) * (p0 + p1 + p2)
         return int(drawn >= p0) + int(drawn >= p0 + p1)
-    debt = rule_of(w).debt
+    debt = rule_of(env).debt
     drop, mark = debt[2 * queue] + p1, debt[2 * queue + 1] + p2
     action = ENQUEUE
     if drop + mark >= 1.0:
@@ -501,12 +501,12 @@ def _choose(rule: int, w: Any, queue: int, p0: float, p1: float, p2: float) -> i
 
 
 @jit
-def decide(w: Any) -> int:
+def decide(env: Any) -> int:
     """The policy's decision about the packet that has been observed; notes the step where a trajectory is asked for."""
-    r = rule_of(w)
-    obs = obs_of(w)
-    p0, p1, p2 = _probabilities(w.policy_at, obs)
-    action = _choose(_head_at(w.policy_at).rule, w, int(obs[0]), p0, p1, p2)
+    r = rule_of(env)
+    obs = obs_of(env)
+    p0, p1, p2 = _probabilities(env.policy_at, obs)
+    action = _choose(_head_at(env.policy_at).rule, env, int(obs[0]), p0, p1, p2)
     r.left -= 1
     if r.obs_at != 0:
         row = r.step * r.width
@@ -521,8 +521,8 @@ def decide(w: Any) -> int:
 
 
 @jit
-def note_reward(w: Any, reward: float) -> None:
+def note_reward(env: Any, reward: float) -> None:
     """Add a reward to the step that was noted last."""
-    r = rule_of(w)
+    r = rule_of(env)
     if r.step > 0:
         carray(pointer(r.reward_at + (r.step - 1) * r.width * 8), (1,), np.float64)[0] += reward

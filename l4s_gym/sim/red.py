@@ -94,28 +94,28 @@ def spread(prob: float, since_action: int) -> float:
 
 
 @jit
-def decide(w: Any, index: int, p: int) -> int:
+def decide(env: Any, index: int, p: int) -> int:
     """At enqueue."""
-    q, my = queue_at(w, index), of_env(w)
+    q, my = queue_at(env, index), of_env(env)
     idle = 0.0
     if q.packets == 0:
-        idle = (w.now_ns - q.idle_ns) / (w.ns_per_byte * 1500.0)
+        idle = (env.now_ns - q.idle_ns) / (env.ns_per_byte * 1500.0)
     my.average = update_average(my.average, q.packets, idle, my.weight)
     my.prob = probability(my.average, my.least, my.most, my.max_p)
     if my.prob <= 0.0:
         my.since_action = -1
         return ENQUEUE
     my.since_action += 1
-    if my.prob < 1.0 and uniform(w) >= spread(my.prob, my.since_action):
+    if my.prob < 1.0 and uniform(env) >= spread(my.prob, my.since_action):
         return ENQUEUE
     my.since_action = 0
-    return DROP if packet_at(w, p).ecn == NOT_ECT or my.prob >= 1.0 else MARK
+    return DROP if packet_at(env, p).ecn == NOT_ECT or my.prob >= 1.0 else MARK
 
 
 @jit
-def base_probability(w: Any, index: int) -> int:
+def base_probability(env: Any, index: int) -> int:
     """The initial probability, 1/(2^31 - 1)."""
-    return int(of_env(w).prob * MAX_PROB)
+    return int(of_env(env).prob * MAX_PROB)
 
 
 RED: Final = Discipline(

@@ -49,84 +49,84 @@ BUDGET: Final = 16
 
 
 @jit
-def _push(w: Any, k: int, p: int) -> None:
+def _push(env: Any, k: int, p: int) -> None:
     """Append a packet to a list."""
-    packet_at(w, p).next = -1
-    if w.list_tail[k] >= 0:
-        packet_at(w, w.list_tail[k]).next = p
+    packet_at(env, p).next = -1
+    if env.list_tail[k] >= 0:
+        packet_at(env, env.list_tail[k]).next = p
     else:
-        w.list_head[k] = p
-    w.list_tail[k] = p
+        env.list_head[k] = p
+    env.list_tail[k] = p
 
 
 @jit
-def _pull(w: Any, k: int) -> int:
+def _pull(env: Any, k: int) -> int:
     """Remove the head of a list, or -1."""
-    p = w.list_head[k]
+    p = env.list_head[k]
     if p >= 0:
-        w.list_head[k] = packet_at(w, p).next
-        if w.list_head[k] < 0:
-            w.list_tail[k] = -1
+        env.list_head[k] = packet_at(env, p).next
+        if env.list_head[k] < 0:
+            env.list_tail[k] = -1
     return p
 
 
 @jit
-def waits_in_ring(w: Any) -> bool:
+def waits_in_ring(env: Any) -> bool:
     """Whether the packet that arrives is new to its network card: it waits there for the processor's call."""
-    if w.called == 2:
-        w.called = 1
+    if env.called == 2:
+        env.called = 1
         return False
-    p = w.arriving
-    w.arriving = -1
-    a = packet_at(w, p)
-    k = 0 if a.ack else flow_at(w, a.flow).card
-    if w.ring_size[k] == RING:
-        flow_at(w, a.flow).drops += 1
-        release(w, p)
+    p = env.arriving
+    env.arriving = -1
+    a = packet_at(env, p)
+    k = 0 if a.ack else flow_at(env, a.flow).card
+    if env.ring_size[k] == RING:
+        flow_at(env, a.flow).drops += 1
+        release(env, p)
         return True
-    _push(w, k, p)
-    w.ring_size[k] += 1
-    w.in_rings += 1
-    if w.called == 0:  # an idle processor turns to it at once
-        w.link_at = w.now_ns
+    _push(env, k, p)
+    env.ring_size[k] += 1
+    env.in_rings += 1
+    if env.called == 0:  # an idle processor turns to it at once
+        env.link_at = env.now_ns
     return True
 
 
 @jit
-def leave_ring(w: Any) -> int:
+def leave_ring(env: Any) -> int:
     """The next packet from the network cards, or -1: up to `BUDGET` of one, then it is the next one's turn."""
-    if w.in_rings == 0:
+    if env.in_rings == 0:
         return -1
-    while w.budget == 0 or w.list_head[w.card] < 0:
-        w.card = (w.card + 1) % CARDS
-        w.budget = BUDGET
-    w.budget -= 1
-    w.in_rings -= 1
-    w.ring_size[w.card] -= 1
-    return _pull(w, w.card)
+    while env.budget == 0 or env.list_head[env.card] < 0:
+        env.card = (env.card + 1) % CARDS
+        env.budget = BUDGET
+    env.budget -= 1
+    env.in_rings -= 1
+    env.ring_size[env.card] -= 1
+    return _pull(env, env.card)
 
 
 @jit
-def enter_line(w: Any, p: int) -> None:
+def enter_line(env: Any, p: int) -> None:
     """A packet has been served: into the delay line."""
-    packet_at(w, p).due_ns = w.clock_ns + w.pipe_ns
-    _push(w, LINE, p)
+    packet_at(env, p).due_ns = env.clock_ns + env.pipe_ns
+    _push(env, LINE, p)
 
 
 @jit
-def transmit(w: Any) -> None:
+def transmit(env: Any) -> None:
     """Move what is due from the delay line to the packets to be sent; the first that is not due stops the others."""
-    while w.list_head[LINE] >= 0 and packet_at(w, w.list_head[LINE]).due_ns <= w.clock_ns:
-        _push(w, OUT, _pull(w, LINE))
+    while env.list_head[LINE] >= 0 and packet_at(env, env.list_head[LINE]).due_ns <= env.clock_ns:
+        _push(env, OUT, _pull(env, LINE))
 
 
 @jit
-def leave_out(w: Any) -> int:
+def leave_out(env: Any) -> int:
     """The next packet that the task sends, or -1."""
-    return _pull(w, OUT)
+    return _pull(env, OUT)
 
 
 @jit
-def is_occupied(w: Any) -> bool:
+def is_occupied(env: Any) -> bool:
     """Whether `softclock` has to wait: a line is being printed, or packets wait that go first."""
-    return w.called != 0 and (w.link_at > w.now_ns or w.list_head[OUT] >= 0 or w.in_rings > 0)
+    return env.called != 0 and (env.link_at > env.now_ns or env.list_head[OUT] >= 0 or env.in_rings > 0)

@@ -41,11 +41,11 @@ def setup(options: Options, path: Path) -> Mapping[str, Any]:
 
 
 @jit
-def decide(w: Any, index: int, p: int) -> int:
+def decide(env: Any, index: int, p: int) -> int:
     """At dequeue."""
-    my, q = STATE.of_env(w), queue_at(w, index)
+    my, q = STATE.of_env(env), queue_at(env, index)
     above = exceeds_step(q.delay_ns, q.packets, my.step_ns, my.step_packets)
-    return MARK if above and packet_at(w, p).ecn != NOT_ECT else ENQUEUE
+    return MARK if above and packet_at(env, p).ecn != NOT_ECT else ENQUEUE
 
 
 STEP: Final = Discipline(

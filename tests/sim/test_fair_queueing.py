@@ -40,24 +40,24 @@ def player(discipline: Any) -> Any:
     pick, left = discipline.pick, discipline.after_dequeue
 
     def play(address: int, steps_at: int, count: int) -> None:
-        w = env_record(address)
+        env = env_record(address)
         steps = carray(pointer(steps_at), (count, 3), np.int64)
         for k in range(count):
             if steps[k, 1] > 0:
-                p = allocate(w)
-                renew(w, p, steps[k, 0], 0)
-                packet_at(w, p).len = steps[k, 1]
-                index = classify(w, p)
-                append(w, queue_at(w, index), p)
-                joined(w, index, p)
+                p = allocate(env)
+                renew(env, p, steps[k, 0], 0)
+                packet_at(env, p).len = steps[k, 1]
+                index = classify(env, p)
+                append(env, queue_at(env, index), p)
+                joined(env, index, p)
                 continue
-            index = pick(w)
+            index = pick(env)
             steps[k, 2] = -1
             if index >= 0:
-                p = pop(w, queue_at(w, index))
-                left(w, index, p, ENQUEUE)
-                steps[k, 2] = packet_at(w, p).flow
-                release(w, p)
+                p = pop(env, queue_at(env, index))
+                left(env, index, p, ENQUEUE)
+                steps[k, 2] = packet_at(env, p).flow
+                release(env, p)
 
     return numba.njit(play)
 

@@ -108,7 +108,11 @@ def test_scenarios_and_commands_take_it(folder: Path, command: Callable[..., str
         ("PI2 = 3", "bad:PI2", "of type int: give a l4s_gym.sim.discipline.Discipline"),
         ("", "bad:PI2", "has no attribute 'PI2'"),
         ("", "nowhere:PI2", "no module 'nowhere'"),
-        ("from pi2 import *\nPI2 = replace(PI2, update=lambda w, index: w.nothing)", "bad:PI2", "cannot be compiled"),
+        (
+            "from pi2 import *\nPI2 = replace(PI2, update=lambda env, index: env.nothing)",
+            "bad:PI2",
+            "cannot be compiled",
+        ),
     ],
 )
 def test_what_is_wrong_is_told(folder: Path, code: str, spec: str, message: str) -> None:
