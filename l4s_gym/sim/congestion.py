@@ -16,7 +16,7 @@ import numpy.typing as npt
 from l4s_gym.errors import L4SError
 from l4s_gym.extras import load
 from l4s_gym.sim.control import CongestionControl
-from l4s_gym.sim.jit import jit
+from l4s_gym.sim.jit import jit, written
 from l4s_gym.sim.layout import CCS
 from l4s_gym.sim.memory import load64
 from l4s_gym.sim.plugin import call_void, callback
@@ -66,29 +66,14 @@ def law_at(spec: str) -> int:
     return int(_table(find(spec)).ctypes.data) if ":" in spec else 0
 
 
-def _tested(number: int, function: Any, other: Any) -> Any:
-    @jit
-    def test(f: Any, *args: Any) -> None:
-        if f.cc == number:
-            function(f, *args)
-        else:
-            other(f, *args)
-
-    return test
-
-
 def _dispatch(hook: str) -> Any:
-    """A function of the flow's congestion control, found by a chain of tests that the compiler makes one jump."""
-    place = 8 * list(_HOOKS).index(hook)
-
-    @jit
-    def own(f: Any, *args: Any) -> None:
-        call_void(load64(f.law_at + place), (f, *args))
-
-    chain = own
-    for name, control in reversed(CONTROLS.items()):
-        chain = _tested(CCS.index(name), getattr(control, hook), chain)
-    return chain
+    """A function of the flow's congestion control, which tests find that the compiler makes one jump."""
+    given = ", ".join(["f", "a", "b"][: _HOOKS[hook].count(",") + 1])
+    own = {f"_{CCS.index(name)}": getattr(control, hook) for name, control in CONTROLS.items()}
+    lines = [f"if f.cc == {name[1:]}: return {name}({given})" for name in own]
+    place = f"load64(f.law_at + {8 * list(_HOOKS).index(hook)})"
+    lines += [f"return _call({place}, ({given},))"]
+    return written(hook, given, lines, {**own, "_call": call_void, "load64": load64})
 
 
 _avoid, _lose, _time_out, _answer_marks = map(_dispatch, ("on_ack", "on_loss", "on_timeout", "on_ecn"))

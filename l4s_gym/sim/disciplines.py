@@ -23,7 +23,7 @@ from l4s_gym.sim.events import head_delay_ns, set_time
 from l4s_gym.sim.fifo import FIFO
 from l4s_gym.sim.fifo import has_room as fits_buffer
 from l4s_gym.sim.fq_codel import FQ_CODEL
-from l4s_gym.sim.jit import entry, jit
+from l4s_gym.sim.jit import entry, jit, written
 from l4s_gym.sim.layout import DUMMYNET, NEVER, SLOT_UPDATE_C
 from l4s_gym.sim.memory import env_record, load64, queue_at
 from l4s_gym.sim.pie import PIE
@@ -87,14 +87,11 @@ def _dispatch(hook: str, default: Callable[..., Any]) -> Any:
     """One compiled function for a hook of all disciplines: that of the one that runs, or else the default."""
     own = {f"_{k}": getattr(each, hook) for k, each in enumerate(BUILT_IN) if getattr(each, hook)}
     given, place = HOOKS[hook], f"load64(env.hooks_at + {8 * list(HOOKS).index(hook)})"
-    lines = [f"def {hook}({given}):"]
-    lines += [f"    if env.aqm == {name[1:]}: return {name}({given})" for name in own]
-    lines += [f"    if env.aqm == {PLUGGED} and {place} != 0: return _call({place}, ({given},))"]
-    lines += [f"    return _default({given})"]
+    lines = [f"if env.aqm == {name[1:]}: return {name}({given})" for name in own]
+    lines += [f"if env.aqm == {PLUGGED} and {place} != 0: return _call({place}, ({given},))"]
+    lines += [f"return _default({given})"]
     call = plugin.call_void if hook in VOID else plugin.call_int
-    found: dict[str, Any] = {**own, "_default": default, "_call": call, "load64": load64}
-    exec("\n".join(lines), found)
-    return jit(found[hook])
+    return written(hook, given, lines, {**own, "_default": default, "_call": call, "load64": load64})
 
 
 @jit

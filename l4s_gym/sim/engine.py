@@ -47,6 +47,7 @@ from l4s_gym.sim.memory import (
     prefetch,
     queue_at,
     rule_of,
+    store64,
     trace_of,
 )
 from l4s_gym.sim.packets import pop_transit
@@ -204,37 +205,34 @@ def _next_job(control: int) -> int:
 
 
 @jit
-def _run_on(env: Any, action: int) -> tuple[int, float]:
-    """As `run`, over as many decisions as are left to the policy, if there is one; and the reward."""
+def _step(address: int) -> int:
+    """Run the environment whose `ENV` record lies at an address, and write what comes of it; its status.
+
+    A policy in the engine takes as many decisions as are left to it.
+    """
+    env = env_record(address)
+    action = carray(pointer(env.action_at), (1,), np.int64)[0]
     earned = 0.0
     while True:
         if env.decider == POLICY and env.status == DECISION:
             if rule_of(env).left <= 0:
-                return DECISION, earned
+                status = DECISION
+                break
             action = policy.decide(env)
         status = run(env, action)
         if status == LOG_FULL:  # it is emptied in the middle of a step, which earns its reward as a whole
-            return status, earned
+            break
         reward = observation.take_reward(env)
         earned += reward
         if env.decider != POLICY:
-            return status, earned
+            break
         policy.note_reward(env, reward)
         if status != DECISION:
-            return status, earned
-
-
-@jit
-def _step(address: int) -> int:
-    """Run the environment whose `ENV` record lies at an address, and write what comes of it; its status."""
-    env = env_record(address)
-    action = carray(pointer(env.action_at), (1,), np.int64)
-    status = carray(pointer(env.status_at), (1,), np.int64)
-    reward = carray(pointer(env.reward_at), (1,), np.float64)
-    applied = carray(pointer(env.applied_at), (1,), np.int64)
-    status[0], reward[0] = _run_on(env, action[0])
-    applied[0] = env.applied
-    return status[0]
+            break
+    store64(env.status_at, status)
+    carray(pointer(env.reward_at), (1,), np.float64)[0] = earned
+    store64(env.applied_at, env.applied)
+    return status
 
 
 @jit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
@@ -39,6 +39,20 @@ def shared(function: F) -> F:
     Inlined, `link.dequeue` would stand in the engine ten times: twice the code, and no faster.
     """
     return cast(F, numba.njit(function, forceinline=False, **_INTERNAL))  # said, or it would do as its caller does
+
+
+def written(name: str, parameters: str, body: Sequence[str], names: Mapping[str, Any]) -> Any:
+    """A function from its text, as `jit` compiles it.
+
+    Args:
+        name: Of the function.
+        parameters: As the text has them.
+        body: Its lines.
+        names: What they call.
+    """
+    found = dict(names)
+    exec("\n".join([f"def {name}({parameters}):", *(f"    {line}" for line in body)]), found)
+    return jit(found[name])
 
 
 def plain(function: F) -> F:

@@ -118,6 +118,9 @@ class NamedRecord(types.Record):  # type: ignore[misc]
         super().__init__([(name, field._asdict()) for name, field in plain.fields.items()], plain.size, plain.aligned)
         self.name = label
 
+    def __repr__(self) -> str:  # Numba asks for it at each step: all fields took a twentieth of the compile
+        return str(self.name)
+
     def typeof(self, key: str) -> Any:
         """Type of a field."""
         if key not in self.fields:
