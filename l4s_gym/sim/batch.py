@@ -635,7 +635,7 @@ def compile_engine() -> None:
     if getattr(engine.advance_one, "signatures", True):
         return
     if not (is_kept(engine.advance) and is_kept(engine.advance_one)):
-        print("l4s-gym: compiling the simulator (once after install, about 20 s) ...", file=sys.stderr, flush=True)
+        print("l4s-gym: compiling the simulator (once after install, up to a minute) ...", file=sys.stderr, flush=True)
     collects = gc.isenabled()
     gc.disable()  # the compiler makes much garbage and frees it by itself; a tenth of the time
     try:

@@ -414,9 +414,14 @@ def load_all(scenarios: Scenarios, horizon_s: float | None = None) -> tuple[Scen
 
 
 def digest(scenario: str | Path | Scenario) -> str:
-    """SHA-256 of a scenario: its fields as JSON with sorted names, the content of its trace, a user's own code."""
+    """SHA-256 of a scenario: its fields as JSON with sorted names, the content of its trace, a user's own code.
+
+    Of the options, only tables that differ from their defaults count: another discipline changes no digest.
+    """
     chosen = load(scenario)
-    content = msgspec.json.encode(chosen, order="deterministic") + chosen.own_code()
+    tree, defaults = msgspec.to_builtins(chosen), msgspec.to_builtins(Options())
+    tree["options"] = {name: table for name, table in tree["options"].items() if table != defaults[name]}
+    content = msgspec.json.encode(tree, order="deterministic") + chosen.own_code()
     if chosen.link.kind == "trace":
         content += traces.load(chosen.link.trace).content()
     return hashlib.sha256(content).hexdigest()

@@ -78,7 +78,7 @@ def test_environments_take_it(folder: Path) -> None:
         env.step(0)
     others = [copy.deepcopy(env), pickle.loads(pickle.dumps(env))]
     for one in others:
-        assert one.batch.env["hooks_at"][0] == one.batch._hooks.ctypes.data != env.batch.env["hooks_at"][0]
+        assert one.batch.env["hooks_at"][0] == one.batch._hooks[0] != env.batch.env["hooks_at"][0]
     seen = [[one.step(0)[0].tolist() for _ in range(200)] for one in (env, *others)]
     assert seen[0] == seen[1] == seen[2]
     many = gym.make_vec("l4s_gym:L4S-DualPI2-v0", 3, aqm="pi2:PI2")
