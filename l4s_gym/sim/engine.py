@@ -52,8 +52,8 @@ from l4s_gym.sim.memory import (
 )
 from l4s_gym.sim.packets import pop_transit
 
-SPINS = 100_000
-"""Looks at a control word before a thread goes to sleep: about 100 us, as long as it takes to wake one."""
+SPINS = 500_000
+"""Looks at a control word before a thread goes to sleep, about half a millisecond: to wake one takes 50 to 100 us."""
 _ENV_SIZE, _QUEUE_SIZE, _FLOW_SIZE, _PACKET_SIZE = (kind.itemsize for kind in (ENV, QUEUE, FLOW, PACKET))
 
 
