@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -23,6 +22,7 @@ from l4s_gym.sim import disciplines, engine, layout, measure
 from l4s_gym.sim.batch import Batch, Outputs, run_on
 from l4s_gym.sim.jit import entry
 from l4s_gym.sim.scenario import Scenario, load
+from l4s_gym.sim.workers import cores
 
 LATENCY_CALLS = 300
 STRETCH = 2000
@@ -322,7 +322,7 @@ def evaluate_many(
     if agent is not None and policy is None:
         returns = _run(batches, out, agent, progress)
     else:
-        count = threads or os.cpu_count() or 1
+        count = threads or cores()
         with ThreadPoolExecutor(count) if count > 1 else nullcontext() as executor:
             returns = _run_inside(batches, out, executor, progress)
     wall_s = time.perf_counter() - start

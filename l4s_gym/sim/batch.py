@@ -20,7 +20,6 @@ from numba import int64
 from l4s_gym import __version__
 from l4s_gym.compiled import is_kept
 from l4s_gym.errors import L4SError, unknown
-from l4s_gym.extras import source_code
 from l4s_gym.schema import RECORD
 from l4s_gym.sim import congestion, disciplines, engine, layout, link, setup, traces
 from l4s_gym.sim.discipline import Discipline
@@ -85,8 +84,7 @@ class _Prepared:
     def content(self) -> bytes:
         """All that decides what is simulated, a user's own code included."""
         content: bytes = msgspec.json.encode(self.scenario, order="deterministic") + self.trace.tobytes()
-        content += self.scenario.own_code()
-        return content + (source_code(self.aqm, "discipline") if disciplines.is_plugged(self.aqm) else b"")
+        return content + self.scenario.own_code(self.aqm)
 
 
 def _prepare(scenario: Scenario, aqm: str | None) -> _Prepared:

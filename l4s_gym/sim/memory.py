@@ -157,6 +157,11 @@ def _opener(record: NamedRecord) -> Any:
     return open_record
 
 
+def opener(label: str, dtype: np.dtype[np.void]) -> Any:
+    """A compiled function from an address to the record of `dtype` that lies there; each `dtype` has a label."""
+    return _opener(NamedRecord(label, dtype))
+
+
 def own_records(name: str, env: np.dtype[np.void], queue: np.dtype[np.void]) -> tuple[Any, Any]:
     """Compiled openers of a discipline's own state.
 
@@ -169,8 +174,7 @@ def own_records(name: str, env: np.dtype[np.void], queue: np.dtype[np.void]) -> 
         `env` -> the environment's record; `env`, `index` -> the queue's.
     """
     label = f"{name}.{hashlib.sha256(repr((env.descr, queue.descr)).encode()).hexdigest()[:12]}"
-    open_env = _opener(NamedRecord(f"{label}.env", env))
-    open_queue = _opener(NamedRecord(f"{label}.queue", queue))
+    open_env, open_queue = opener(f"{label}.env", env), opener(f"{label}.queue", queue)
     size = queue.itemsize
 
     @jit
@@ -182,11 +186,6 @@ def own_records(name: str, env: np.dtype[np.void], queue: np.dtype[np.void]) -> 
         return open_queue(env.own_queue_at + index * size)
 
     return of_env, of_queue
-
-
-def opener(label: str, dtype: np.dtype[np.void]) -> Any:
-    """A compiled function from an address to the record of `dtype` that lies there; each `dtype` has a label."""
-    return _opener(NamedRecord(label, dtype))
 
 
 env_record = _opener(RECORDS["env"])

@@ -265,10 +265,10 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
                 laws += [str(choice) for choice in draw.choices]
         return tuple(sorted({law for law in laws if ":" in law}))
 
-    def own_code(self) -> bytes:
-        """The files that those are in, and a discipline of a user's own, one after the other."""
+    def own_code(self, aqm: str) -> bytes:
+        """The files that those are in, and that of the discipline where it is a user's own, one after the other."""
         code = b"".join(source_code(spec, "congestion control") for spec in self.own_laws)
-        return code + (source_code(self.aqm, "discipline") if disciplines.is_plugged(self.aqm) else b"")
+        return code + (source_code(aqm, "discipline") if disciplines.is_plugged(aqm) else b"")
 
     def replace(self, **changes: Any) -> Scenario:
         """A copy with fields replaced; dotted paths reach inside (`**{"link.rate_mbps": 40}`)."""
@@ -421,7 +421,7 @@ def digest(scenario: str | Path | Scenario) -> str:
     chosen = load(scenario)
     tree, defaults = msgspec.to_builtins(chosen), msgspec.to_builtins(Options())
     tree["options"] = {name: table for name, table in tree["options"].items() if table != defaults[name]}
-    content = msgspec.json.encode(tree, order="deterministic") + chosen.own_code()
+    content = msgspec.json.encode(tree, order="deterministic") + chosen.own_code(chosen.aqm)
     if chosen.link.kind == "trace":
         content += traces.load(chosen.link.trace).content()
     return hashlib.sha256(content).hexdigest()
