@@ -1,21 +1,24 @@
-"""Tables of TOML: read from files, checked, and made what they are of."""
+"""Plain data: tables of TOML, read and checked and made what they are of; checksums of what they say."""
 
 from __future__ import annotations
 
 import codecs
 import functools
+import hashlib
 import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
 from l4s_gym.data.files import PathLike, read_error
 from l4s_gym.errors import L4SError, unknown
 
+TIMES: Final = ("origin", "wall_s", "latency_us", "seconds", "tokens_per_s", "peak_memory_bytes")
+"""Fields, at any depth, that differ between two runs of the same: all others are the same to the bit."""
 _T = TypeVar("_T")
 
 
@@ -133,3 +136,16 @@ def parse_setting(text: str) -> tuple[str, Any]:
     except tomllib.TOMLDecodeError:
         parsed = value
     return ".".join(keys), parsed
+
+
+def checksum(value: Any) -> str:
+    """SHA-256 of the JSON of a value."""
+    return hashlib.sha256(msgspec.json.encode(value, order="deterministic")).hexdigest()
+
+
+def timeless(value: Any) -> Any:
+    """Plain data of a value without what differs between two runs of the same (`TIMES`)."""
+    plain = msgspec.to_builtins(value)
+    if isinstance(plain, dict):
+        return {name: timeless(item) for name, item in plain.items() if name not in TIMES}
+    return [timeless(item) for item in plain] if isinstance(plain, list | tuple) else plain

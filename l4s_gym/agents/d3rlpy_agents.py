@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Final, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -30,17 +30,6 @@ from l4s_gym.data.files import PathLike
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.schema import ACTIONS, OBSERVED
 from l4s_gym.sim.policy import Network, Policy
-
-MODULES: Final = {
-    "bc": ("imitator",),
-    "bcq": ("q_funcs", "imitator"),
-    "cql": ("q_funcs",),
-    "dqn": ("q_funcs",),
-    "double_dqn": ("q_funcs",),
-    "sac": ("policy",),
-    "dt": ("transformer",),
-}
-"""What of an algorithm takes part in decisions, by kind: that is saved and counted."""
 
 
 @contextmanager
@@ -84,8 +73,12 @@ class D3RLPyAgent:
         imbalance: How rare actions were dealt with; undone in the probabilities of imitators.
         training: How it was trained.
         settings: Configuration of the training, plain.
+        parts: What of the algorithm takes part in decisions: that is saved and counted.
+        options: Options beside `rule`.
+        default_rule: The decision rule where none is given.
     """
 
+    parts: ClassVar[tuple[str, ...]] = ()
     options: ClassVar[tuple[str, ...]] = ()
     default_rule: ClassVar[str] = "sample"
 
@@ -110,7 +103,7 @@ class D3RLPyAgent:
         self.algo, self.kind, self.name = algo, kind, kind
         self.imbalance = imbalance or Imbalance()
         self.settings, self.training = dict(settings or {}), dict(training or {})
-        self._modules = {name: algo.impl.modules.get_torch_modules()[name] for name in MODULES[kind]}
+        self._modules = {name: algo.impl.modules.get_torch_modules()[name] for name in self.parts}
 
     def reset(self, n: int, seed: int) -> None:
         """Start `n` episodes."""
@@ -204,7 +197,7 @@ class D3RLPyAgent:
             L4SError: It does not fit the installed d3rlpy, or an option makes no sense.
         """
         return cls(
-            restore(stored),
+            restore(stored, cls.parts),
             stored.kind,
             rule or stored.config.get("rule"),
             imbalance=Imbalance.of(stored.config["imbalance"]),
@@ -216,6 +209,8 @@ class D3RLPyAgent:
 
 class BCAgent(D3RLPyAgent):
     """A trained imitator, `d3rlpy.algos.DiscreteBC`."""
+
+    parts: ClassVar[tuple[str, ...]] = ("imitator",)
 
     def __init__(self, algo: Any, kind: str = "bc", rule: str | None = None, **more: Any) -> None:
         super().__init__(algo, kind, rule, **more)
@@ -255,6 +250,7 @@ class ValueAgent(D3RLPyAgent):
         epsilon: Share of the decisions that is drawn evenly.
     """
 
+    parts: ClassVar[tuple[str, ...]] = ("q_funcs",)
     options: ClassVar[tuple[str, ...]] = ("temperature", "epsilon")
     default_rule: ClassVar[str] = "argmax"
 
@@ -274,19 +270,31 @@ class ValueAgent(D3RLPyAgent):
         return {"temperature": self.temperature, "epsilon": self.epsilon}
 
     def _describe(self) -> Policy:
-        if self.kind == "sac":
-            return Policy((self._network(self._modules["policy"]),), self.rule, epsilon=self.epsilon)
         critics = tuple(map(self._network, self._modules["q_funcs"]))
-        found = Policy(critics, self.rule, temperature=self.temperature, epsilon=self.epsilon)
-        if self.kind == "bcq":
-            return replace(
-                found, mask=self._network(self._modules["imitator"]), flexibility=self.algo.config.action_flexibility
-            )
-        return found
+        return Policy(critics, self.rule, temperature=self.temperature, epsilon=self.epsilon)
 
 
-def restore(stored: saved.Saved) -> Any:
-    """The algorithm of d3rlpy, with its weights.
+class BCQAgent(ValueAgent):
+    """A learner of values that gives 0 to an action which its imitator finds too unlikely."""
+
+    parts: ClassVar[tuple[str, ...]] = ("q_funcs", "imitator")
+
+    def _describe(self) -> Policy:
+        mask = self._network(self._modules["imitator"])
+        return replace(super()._describe(), mask=mask, flexibility=self.algo.config.action_flexibility)
+
+
+class SACAgent(ValueAgent):
+    """A learner of values with a policy of its own in the place of the softmax."""
+
+    parts: ClassVar[tuple[str, ...]] = ("policy",)
+
+    def _describe(self) -> Policy:
+        return Policy((self._network(self._modules["policy"]),), self.rule, epsilon=self.epsilon)
+
+
+def restore(stored: saved.Saved, parts: Sequence[str]) -> Any:
+    """The algorithm of d3rlpy, with the weights of its parts.
 
     Raises:
         L4SError: It does not fit the installed d3rlpy.
@@ -302,7 +310,7 @@ def restore(stored: saved.Saved) -> Any:
         if shape != (len(OBSERVED),) or size != len(ACTIONS):
             raise L4SError(f"{stored.path}: is for {shape} features and {size} actions: train it again")
         modules = algo.impl.modules.get_torch_modules()
-        for name in MODULES[stored.kind]:
+        for name in parts:
             prefix = f"{name}."
             own = {key.removeprefix(prefix): v for key, v in stored.tensors.items() if key.startswith(prefix)}
             modules[name].load_state_dict(own)
@@ -312,11 +320,6 @@ def restore(stored: saved.Saved) -> Any:
         reason = str(error).splitlines()[0]
         raise L4SError(f"{stored.path}: does not fit the installed d3rlpy ({reason}): train it again") from error
     return algo
-
-
-def load(stored: saved.Saved, **options: Any) -> D3RLPyAgent:
-    """The loader in `l4s_gym.agents.saved.KINDS`: options `rule`; of learners of values `temperature`, `epsilon`."""
-    return (BCAgent if stored.kind == "bc" else ValueAgent).of(stored, **options)
 
 
 def card(kind: str, training: Mapping[str, Any], cost: Mapping[str, float], rule: str) -> str:

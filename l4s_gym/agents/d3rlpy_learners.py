@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from l4s_gym.agents import training as shared
-from l4s_gym.agents.d3rlpy_agents import BCAgent, D3RLPyAgent, ValueAgent, seeded
+from l4s_gym.agents.d3rlpy_agents import BCAgent, BCQAgent, D3RLPyAgent, SACAgent, ValueAgent, seeded
 from l4s_gym.agents.imbalance import Imbalance
 from l4s_gym.agents.logged import Ints, Logged, Stretch, cut, split
 from l4s_gym.agents.metrics import classification
@@ -80,6 +80,7 @@ class D3RLPyLearner:
         defaults: The full setting.
         lacks: Keys of `Config` that mean nothing to it.
         able: Kinds of imbalance that it can apply.
+        made: Class of its agents.
     """
 
     def __init__(
@@ -90,9 +91,10 @@ class D3RLPyLearner:
         *,
         lacks: tuple[str, ...] = ("target_return",),
         able: tuple[str, ...] = ("none", "sample"),
+        made: type[D3RLPyAgent] = ValueAgent,
     ) -> None:
         self.kind, self.algorithm, self.defaults, self.able = kind, algorithm, defaults, able
-        self._lacks = lacks
+        self._lacks, self.made = lacks, made
 
     # -- configuration
 
@@ -169,8 +171,7 @@ class D3RLPyLearner:
 
     def agent(self, algo: Any, config: Config, imbalance: Imbalance, logged: Logged) -> D3RLPyAgent:
         """The agent of a trained algorithm."""
-        made = BCAgent if self.kind == "bc" else ValueAgent
-        return made(algo, self.kind, config.rule, imbalance=imbalance, settings=self.plain(config))
+        return self.made(algo, self.kind, config.rule, imbalance=imbalance, settings=self.plain(config))
 
     # -- the same for all
 
@@ -375,12 +376,14 @@ BC = D3RLPyLearner(
     Config(steps=20_000, rule="sample", allow_gaps=True, algorithm={"learning_rate": 1e-3, "beta": 0.0}),
     lacks=("target_return", "temperature", "epsilon"),
     able=("none", "weights", "focal", "sample"),
+    made=BCAgent,
 )
 CQL = D3RLPyLearner("cql", "DiscreteCQLConfig", Config(steps=100_000, algorithm={**_VALUES, "alpha": 1.0}))
 BCQ = D3RLPyLearner(
     "bcq",
     "DiscreteBCQConfig",
     Config(steps=100_000, algorithm={**_VALUES, "action_flexibility": 0.3, "beta": 0.0}),
+    made=BCQAgent,
 )
 DQN = D3RLPyLearner("dqn", "DQNConfig", Config(steps=100_000, algorithm=_VALUES))
 DOUBLE_DQN = D3RLPyLearner("double_dqn", "DoubleDQNConfig", Config(steps=100_000, algorithm=_VALUES))
@@ -399,4 +402,5 @@ SAC = D3RLPyLearner(
             "target_update_interval": 1000,
         },
     ),
+    made=SACAgent,
 )

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from l4s_gym.agents.registry import KINDS, kind_of
 from l4s_gym.data.files import PathLike, atomic_folder, printable, read_error, sha256
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.extras import optional
@@ -43,28 +43,13 @@ _OWN: Final = (ABOUT, WEIGHTS, ADAPTER, CARD, _OLD)
 _DIGESTS: Final = {"weights_sha256": WEIGHTS, "adapter_sha256": ADAPTER_WEIGHTS}
 """Entry of `ABOUT` and the file whose checksum it is."""
 
-KINDS: dict[str, str] = {
-    "bc": "l4s_gym.agents.d3rlpy_agents:load",
-    "bcq": "l4s_gym.agents.d3rlpy_agents:load",
-    "cql": "l4s_gym.agents.d3rlpy_agents:load",
-    "dqn": "l4s_gym.agents.d3rlpy_agents:load",
-    "double_dqn": "l4s_gym.agents.d3rlpy_agents:load",
-    "sac": "l4s_gym.agents.d3rlpy_agents:load",
-    "dt": "l4s_gym.agents.transformer:load",
-    "llm": "l4s_gym.agents.llm.agent:load",
-}
-"""Kind of a saved agent: MODULE:FUNCTION, called as ``function(saved, **options)`` with options as they were written.
-
-Another package adds its own before it loads them.
-"""
-
 
 @dataclass(frozen=True)
 class Saved:
     """A saved agent as it was read.
 
     Attributes:
-        kind: Which of `KINDS`.
+        kind: Name in `registry.KINDS`.
         config: Its configuration, plain.
         training: How it was trained: dataset, steps, seed, metrics, ...
         path: The folder.
@@ -152,7 +137,7 @@ def write(
 
     Args:
         folder: Its folder; the folders above are made.
-        kind: One of `KINDS`.
+        kind: Name in `registry.KINDS`.
         config: Plain data.
         tensors: PyTorch tensors by name; copies are stored, so they may share memory.
         training: Plain data; `simulator` in it: fingerprint of the simulator that made the training's data.
@@ -167,8 +152,7 @@ def write(
     """
     from l4s_gym import __version__
 
-    if kind not in KINDS:
-        raise unknown("kind of agent", kind, tuple(KINDS))
+    kind_of(kind)
     check_target(folder)
     check_finite(folder, tensors)
     store = _safetensors()
@@ -196,6 +180,13 @@ def write(
         reason = getattr(error, "strerror", None) or error
         raise L4SError(f"{folder}: cannot be written ({reason}): free some space or choose another folder") from error
     return Path(os.path.realpath(folder))
+
+
+def files(folder: PathLike) -> list[str]:
+    """Names of the files that a saved agent in this folder consists of."""
+    path = Path(folder)
+    parts = [part for name in _OWN for part in (path / name, *sorted((path / name).rglob("*"))) if part.is_file()]
+    return [part.relative_to(path).as_posix() for part in parts]
 
 
 def check_finite(folder: PathLike, tensors: Mapping[str, Any]) -> None:
@@ -305,9 +296,8 @@ def load(folder: PathLike, options: Mapping[str, str] | None = None, *, kind: st
     """
     check_name(folder)
     saved = read(folder, kind)
-    module, _, name = KINDS[saved.kind].partition(":")
     try:
-        loader: Callable[..., Any] = getattr(importlib.import_module(module), name)
+        loader = KINDS[saved.kind].load_loader()
     except ModuleNotFoundError as error:
         raise L4SError(f"{folder}: an agent of kind {saved.kind!r} needs {error.name}: install it") from error
     try:

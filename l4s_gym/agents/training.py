@@ -1,4 +1,4 @@
-"""What all trainings share: configurations, the registry of learners, interruption and checkpoints.
+"""What all trainings share: configurations, interruption and checkpoints.
 
 A learner is a module (or object) with a function `train`, as `Learner` describes it. Its configuration is a TOML file
 in `agents/<name>/config.toml`: the keys are the full setting, the table `[small]` holds what is different in the
@@ -7,7 +7,6 @@ small one. The learner writes the agent's folder by `l4s_gym.agents.saved.write`
 
 from __future__ import annotations
 
-import importlib
 import json
 import resource
 import signal
@@ -21,9 +20,10 @@ from typing import Any, Final, Protocol
 
 import l4s_gym
 from l4s_gym.agents import saved
+from l4s_gym.agents.registry import kind_of
 from l4s_gym.data.episodes import Episode
 from l4s_gym.data.files import atomic_write, read_error
-from l4s_gym.errors import L4SError, unknown
+from l4s_gym.errors import L4SError
 from l4s_gym.sim import fingerprint
 from l4s_gym.tables import parse_setting, read_toml
 
@@ -34,18 +34,6 @@ Plain = dict[str, Any]
 FILE: Final = "config.toml"
 CHECKPOINT: Final = "checkpoint.pt"
 """Name of the checkpoint in the folder of the agent that is to be; it goes when the agent is written."""
-
-LEARNERS: dict[str, str] = {
-    "bc": "l4s_gym.agents.d3rlpy_learners:BC",
-    "bcq": "l4s_gym.agents.d3rlpy_learners:BCQ",
-    "cql": "l4s_gym.agents.d3rlpy_learners:CQL",
-    "dqn": "l4s_gym.agents.d3rlpy_learners:DQN",
-    "double_dqn": "l4s_gym.agents.d3rlpy_learners:DOUBLE_DQN",
-    "sac": "l4s_gym.agents.d3rlpy_learners:SAC",
-    "dt": "l4s_gym.agents.transformer:DT",
-    "llm": "l4s_gym.agents.llm.train",
-}
-"""Name of what can be trained: MODULE, or MODULE:OBJECT, which is a `Learner`. Others add their own."""
 
 
 class Learner(Protocol):
@@ -83,19 +71,17 @@ class Learner(Protocol):
 
 
 def learner(name: str) -> Learner:
-    """A learner by its name in `LEARNERS`.
+    """The learner of a kind of agent (`l4s_gym.agents.registry.kind_of`).
 
     Raises:
         L4SError: There is none, or what it needs is not installed.
     """
-    if name not in LEARNERS:
-        raise unknown("agent to train", name, tuple(LEARNERS))
-    module, _, attribute = LEARNERS[name].partition(":")
+    kind = kind_of(name)
     try:
-        found: Any = importlib.import_module(module)
+        found: Learner = kind.load_learner()
     except ModuleNotFoundError as error:
         raise L4SError(f"train {name}: no module {error.name!r}: pip install 'l4s-gym[all]'") from error
-    return found if not attribute else getattr(found, attribute)  # type: ignore[no-any-return]
+    return found
 
 
 def config_file(name: str) -> Path | None:
@@ -134,8 +120,7 @@ def load_config(name: str, path: Path | None = None, *, small: bool = False, set
     Raises:
         L4SError: The file cannot be read, or has no `[small]`; a setting has no such form.
     """
-    if name not in LEARNERS:
-        raise unknown("agent to train", name, tuple(LEARNERS))
+    kind_of(name)
     chosen = path or config_file(name)
     config = {} if chosen is None else read_toml(chosen)
     different = config.pop("small", None)

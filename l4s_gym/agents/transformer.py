@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from l4s_gym.agents import saved
-from l4s_gym.agents.d3rlpy_agents import D3RLPyAgent, number
+from l4s_gym.agents.d3rlpy_agents import D3RLPyAgent, number, restore
 from l4s_gym.agents.d3rlpy_learners import Config, D3RLPyLearner, imitation_loss
 from l4s_gym.agents.imbalance import Imbalance
 from l4s_gym.agents.logged import Ints, Logged
@@ -37,6 +37,7 @@ class DTAgent(D3RLPyAgent):
         target_return: The return that it is asked for; the option `target`.
     """
 
+    parts: ClassVar[tuple[str, ...]] = ("transformer",)
     options: ClassVar[tuple[str, ...]] = ("target",)
 
     def __init__(self, algo: Any, kind: str = "dt", rule: str | None = None, *, target: float, **more: Any) -> None:
@@ -51,10 +52,8 @@ class DTAgent(D3RLPyAgent):
     @classmethod
     def of(cls, stored: saved.Saved, rule: str | None = None, **options: Any) -> Self:
         """The agent from what was saved; see `D3RLPyAgent.of`."""
-        from l4s_gym.agents.d3rlpy_agents import restore
-
         return cls(
-            restore(stored),
+            restore(stored, cls.parts),
             stored.kind,
             rule or stored.config.get("rule"),
             target=stored.config["target_return"],
@@ -157,11 +156,6 @@ def model_window(window: Mapping[str, Any], max_timestep: int) -> dict[str, Any]
     """A window of `Logged`, with the model's timesteps: from 1, wrapped after `max_timestep`, 0 for padding."""
     timesteps = np.where(window["mask"], window["timesteps"] % max_timestep + 1, 0)
     return {name: values for name, values in window.items() if name != "rewards"} | {"timesteps": timesteps}
-
-
-def load(stored: saved.Saved, **options: Any) -> DTAgent:
-    """The loader of `l4s_gym.agents.saved.KINDS`: options `rule` and `target`."""
-    return DTAgent.of(stored, **options)
 
 
 class _DTLearner(D3RLPyLearner):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import math
@@ -14,18 +13,17 @@ import msgspec
 from msgspec import Meta, Struct
 
 import l4s_gym
+from l4s_gym.agents import AgentSpec
 from l4s_gym.data.files import atomic_write, read_error
 from l4s_gym.errors import L4SError, unknown
+from l4s_gym.evaluation.harness import Result
 from l4s_gym.schema import SCHEMA_VERSION
 from l4s_gym.sim import fingerprint
 from l4s_gym.sim import scenario as scenarios
-from l4s_gym.tables import convert, parse_toml
+from l4s_gym.tables import checksum, convert, parse_toml
 
 FORMAT: Final = 1
 SIZES: Final = ("quick", "standard", "full")
-NATIVE: Final = "native:"
-TIMES: Final = ("origin", "wall_s", "latency_us", "seconds", "tokens_per_s", "peak_memory_bytes")
-"""Fields, at any depth, that differ between two runs of the same: all others are the same to the bit."""
 
 Suite = Literal["train", "test", "shift"]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
@@ -95,7 +93,7 @@ class Training(Struct, frozen=True, forbid_unknown_fields=True):
     """How an experiment's agents are trained.
 
     Attributes:
-        learner: Name in `l4s_gym.agents.training.LEARNERS`.
+        learner: Name in `l4s_gym.agents.registry.KINDS`.
         dataset: Id of a dataset.
         small: With the table `[small]` of the learner's configuration.
         settings: ``key=value`` of the configuration, which come last.
@@ -114,7 +112,7 @@ class Experiment(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
 
     Attributes:
         title: One line.
-        agent: A spec of `l4s_gym.agents.make`, or `native:<aqm>`; with training: options of the saved agent, such as
+        agent: A spec (`l4s_gym.agents.spec`); with training: options of the saved agent, such as
             ``rule=diffuse``.
         interval: The agent is asked at each interval-th packet.
         training: None: nothing is trained.
@@ -137,7 +135,7 @@ class Experiment(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
     @property
     def native(self) -> bool:
         """Whether a discipline decides inside the engine."""
-        return self.training is None and self.agent.startswith(NATIVE)
+        return self.training is None and AgentSpec.parse(self.agent).native is not None
 
     @property
     def train_seeds(self) -> tuple[int | None, ...]:
@@ -224,11 +222,6 @@ class Entry(Struct, frozen=True, forbid_unknown_fields=True):
     def id(self) -> str:
         """Name of its file, without `.json`."""
         return f"{self.agent}--{self.variant}"
-
-
-def checksum(value: Any) -> str:
-    """SHA-256 of the JSON of a value."""
-    return hashlib.sha256(msgspec.json.encode(value, order="deterministic")).hexdigest()
 
 
 def environment(names: Sequence[str]) -> Environment:
@@ -328,14 +321,6 @@ def write(entry: Entry, folder: Path) -> Path:
     return path
 
 
-def timeless(value: Any) -> Any:
-    """An entry (or a part of it, as plain data) without what differs between two runs of the same."""
-    plain = msgspec.to_builtins(value)
-    if isinstance(plain, dict):
-        return {name: timeless(item) for name, item in plain.items() if name not in TIMES}
-    return [timeless(item) for item in plain] if isinstance(plain, list | tuple) else plain
-
-
 def validate(entry: Entry, protocol: Protocol, datasets: Mapping[str, str] | None = None) -> None:
     """Refuse an entry that cannot stand beside the others.
 
@@ -383,8 +368,6 @@ def _check_results(entry: Entry, protocol: Protocol) -> None:
         for suite, name in protocol.cells(entry.size)
         for seed in protocol.seeds(suite, entry.size)
     }
-    from l4s_gym.evaluation.harness import Result
-
     fields = {"suite", "train_seed", *Result.__dataclass_fields__}
     for number, result in enumerate(entry.results):
         place = f"{entry.id}: results[{number}]"

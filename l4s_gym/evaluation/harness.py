@@ -13,10 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.utils import seeding
 
-from l4s_gym import agents
+from l4s_gym.agents import AgentSpec
 from l4s_gym.agents.protocol import Agent, Floats, generators, policy_of
 from l4s_gym.errors import L4SError
-from l4s_gym.evaluation.entry import NATIVE
 from l4s_gym.schema import ACTIONS, ECT_1
 from l4s_gym.sim import disciplines, engine, layout, measure
 from l4s_gym.sim.batch import Batch, Outputs, run_on
@@ -219,19 +218,19 @@ def latency_us(agent: Agent, observations: npt.NDArray[np.float32]) -> dict[str,
     return {"p50": float(np.percentile(kept, 50)), "p99": float(np.percentile(kept, 99))}
 
 
-def resolve(who: str | Agent) -> tuple[Agent | None, str | None]:
-    """Who decides: an agent, or else the name of the native discipline.
+def resolve(who: str | AgentSpec | Agent) -> tuple[Agent | None, str | None]:
+    """An agent, or else the name of the native discipline that decides.
 
     Raises:
         L4SError: There is no such agent or discipline.
     """
-    if not isinstance(who, str):
-        return who, None
-    if not who.startswith(NATIVE):
-        return agents.make(who), None
-    name = who.removeprefix(NATIVE)
-    disciplines.get(name)
-    return None, name
+    spec = AgentSpec.parse(who) if isinstance(who, str) else who
+    if not isinstance(spec, AgentSpec):
+        return spec, None
+    if spec.native is None:
+        return spec.make(), None
+    disciplines.get(spec.native)
+    return None, spec.native
 
 
 def evaluate(
@@ -247,7 +246,7 @@ def evaluate(
     """Evaluate in closed loop; the seeds run side by side.
 
     Args:
-        who: `native:<aqm>`, a name that `l4s_gym.agents.make` knows, or an agent.
+        who: The spec of an agent or discipline (`l4s_gym.agents.spec`), or an agent.
         scenario: Name, path, or scenario.
         seeds: Seeds of the episodes; each is that of `reset(seed=)` of a single environment.
         aqm: Discipline under an agent; None: the scenario's own.
@@ -265,7 +264,7 @@ def evaluate(
 
 
 def evaluate_many(
-    who: str | Agent,
+    who: str | AgentSpec | Agent,
     scenarios: Sequence[str | Scenario],
     *,
     seeds: Sequence[int],
@@ -328,7 +327,7 @@ def evaluate_many(
     wall_s = time.perf_counter() - start
     timed = None if agent is None else latency_us(agent, out.obs.copy())
     about: dict[str, Any] = {
-        "agent": who if agent is None else agent.name,
+        "agent": str(who) if agent is None else agent.name,
         "rule": "-" if agent is None else agent.rule,
         "reward": reward,
         "latency_us": timed,

@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
+from l4s_gym.agents import AgentSpec
 from l4s_gym.data.build import checksum as dataset_checksum
 from l4s_gym.data.build import recipe_of, recorded_checksum
 from l4s_gym.data.files import atomic_write
@@ -21,8 +22,8 @@ from l4s_gym.evaluation.board import Refusal
 from l4s_gym.evaluation.entry import Entry, Experiment, Protocol
 from l4s_gym.evaluation.origin import origin
 from l4s_gym.evaluation.series import Series
-from l4s_gym.evaluation.who import Who
 from l4s_gym.sim import scenario
+from l4s_gym.tables import timeless
 
 REFERENCES: Final = ("random/uniform", "native/dualpi2_rfc9332")
 """Experiments that the scores of all others refer to."""
@@ -54,15 +55,8 @@ def experiments(names: Sequence[str] = (), folder: Path | None = None) -> list[E
 
 
 def added(spec: str) -> Experiment:
-    """The experiment of somebody's own agent, of a spec as `l4s_gym.agents.make` takes it."""
-    who = Who.parse(spec)
-    if who.native:
-        name, variant = "native", who.tail.removeprefix(records.NATIVE)
-    elif who.path is not None:
-        name = who.path.stem if who.path.suffix == ".py" else who.path.resolve().name
-        variant = who.tail
-    else:
-        name, _, variant = who.tail.partition(":")
+    """The experiment of somebody's own agent, by its spec."""
+    name, variant = AgentSpec.parse(spec).title
     return Experiment(title=spec, agent=spec, name=_slug(name) or "agent", variant=_slug(variant) or "default")
 
 
@@ -254,7 +248,7 @@ def rerun(
         old = [row for row in all_of_it if row["train_seed"] == train_seed]
         if same_machine:
             for new, was in zip(mine, old, strict=True):
-                if records.timeless(new) != records.timeless({k: was[k] for k in new}):
+                if timeless(new) != timeless({k: was[k] for k in new}):
                     where = f"{place}, {name}, seed {new['seed']}"
                     raise L4SError(f"{entry.id}: {where}: comes out otherwise when it is rerun")
         else:

@@ -84,7 +84,7 @@ def record(
     """Run an agent or a native discipline, and keep its time series: the run of `harness.evaluate` with this seed.
 
     Args:
-        who: `native:<aqm>`, a name that `l4s_gym.agents.make` knows, or an agent.
+        who: As in `harness.evaluate`.
         scenario: Name, path, or scenario.
         seed: Seed of the episode.
         name: What the series is called; None: as the agent.

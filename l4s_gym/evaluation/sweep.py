@@ -24,17 +24,17 @@ from typing import Any
 
 import l4s_gym
 from l4s_gym import parallel
-from l4s_gym.agents import training
+from l4s_gym.agents import AgentSpec, training
 from l4s_gym.data.build import ensure
 from l4s_gym.data.files import atomic_write
 from l4s_gym.errors import L4SError
 from l4s_gym.evaluation import work
-from l4s_gym.evaluation.entry import FORMAT, Entry, Experiment, Failure, Protocol, TrainedAgent, checksum, environment
+from l4s_gym.evaluation.entry import FORMAT, Entry, Experiment, Failure, Protocol, TrainedAgent, environment
 from l4s_gym.evaluation.origin import origin
-from l4s_gym.evaluation.who import Who
 from l4s_gym.evaluation.work import Cell, Training
 from l4s_gym.sim import fingerprint
 from l4s_gym.sim.batch import compile_engine
+from l4s_gym.tables import checksum
 
 ShowProgress = Callable[[str], AbstractContextManager[Callable[[float], None]]]
 
@@ -88,11 +88,11 @@ class Sweep:
     def cells(self, experiment: Experiment, train_seed: int | None) -> list[Cell]:
         """The cells of an experiment, whose trainings are planned, and one of its train seeds."""
         if train_seed is None:
-            who = Who.parse(experiment.agent)
+            agent = AgentSpec.parse(experiment.agent)
         else:
             (job,) = (job for job in self.plan[experiment.id][0] if job.seed == train_seed)
-            who = Who("", job.folder, f",{experiment.agent}" if experiment.agent else "")
-        digest, files = who.digest(), who.pack() if self.ray else {}
+            agent = AgentSpec.of_folder(job.folder, experiment.agent)
+        digest, files = agent.digest(), agent.pack() if self.ray else {}
         chosen = self.protocol.size(self.size)
         found = []
         for suite in chosen.suites:
@@ -101,7 +101,7 @@ class Sweep:
             for first, names in work.batches(self.protocol, self.size, suite, most):
                 found.append(
                     Cell(
-                        who=who,
+                        agent=agent,
                         digest=digest,
                         suite=suite,
                         names=names,
@@ -301,7 +301,7 @@ def run(
     """Run experiments, or go on with a sweep that was stopped.
 
     A training or agent that fails costs its own entry only (`Entry.failed`). Where it runs, in how many processes and
-    after how many interruptions changes nothing but the fields in `entry.TIMES`.
+    after how many interruptions changes nothing but the fields in `l4s_gym.tables.TIMES`.
 
     Args:
         experiments: What is run.

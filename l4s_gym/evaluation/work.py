@@ -15,14 +15,13 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import l4s_gym
-from l4s_gym import agents
-from l4s_gym.agents import saved, training
+from l4s_gym.agents import AgentSpec, saved, training
 from l4s_gym.data.files import atomic_write
 from l4s_gym.evaluation import harness
-from l4s_gym.evaluation.entry import Protocol, checksum
-from l4s_gym.evaluation.who import Who
+from l4s_gym.evaluation.entry import Protocol
 from l4s_gym.schema import SCHEMA_VERSION
 from l4s_gym.sim import fingerprint, jit, scenario, traces
+from l4s_gym.tables import checksum
 
 SPREAD: Final = 1.7
 """Scenarios that are decided in one batch: the rate of the fastest by that of the slowest."""
@@ -66,8 +65,8 @@ class Cell:
     """An agent on scenarios of a suite whose rates are similar, decided for in one batch.
 
     Attributes:
-        who: Who decides.
-        digest: Checksum of what decides.
+        agent: The agent or discipline that decides.
+        digest: Checksum of it.
         suite: The suite.
         names: Scenarios.
         seeds: Of the episodes.
@@ -78,7 +77,7 @@ class Cell:
         files: Content of the agent's files, for machines that do not share our disks.
     """
 
-    who: Who
+    agent: AgentSpec
     digest: str
     suite: str
     names: tuple[str, ...]
@@ -165,10 +164,9 @@ def train(job: Training) -> dict[str, Any]:
 def evaluate(cell: Cell) -> dict[str, Any]:
     """Results of a cell and the time it took; `traceback` in place of both where it fails."""
     try:
-        with _unpacked(cell) as who:
-            spec = who.spec
+        with _unpacked(cell) as spec:
             chosen = [scenario.load(name).replace(horizon_s=cell.seconds) for name in cell.names]
-            decides = spec if who.native else agents.make(spec)
+            decides = spec if spec.native else spec.make()
             _one_thread()
             results = harness.evaluate_many(
                 decides,
@@ -185,10 +183,10 @@ def evaluate(cell: Cell) -> dict[str, Any]:
 
 
 @contextmanager
-def _unpacked(cell: Cell) -> Iterator[Who]:
-    """Who decides, with the files where they are wanted."""
+def _unpacked(cell: Cell) -> Iterator[AgentSpec]:
+    """The agent, with its files on this machine."""
     if not cell.files:
-        yield cell.who
+        yield cell.agent
         return
     with TemporaryDirectory() as folder:
-        yield cell.who.unpack(cell.files, Path(folder))
+        yield cell.agent.unpack(cell.files, Path(folder))

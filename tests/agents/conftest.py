@@ -10,31 +10,22 @@ from typing import Any
 import pytest
 
 from l4s_gym import L4SError
+from l4s_gym.agents.registry import KINDS
 from l4s_gym.data.episodes import Episode, episodes_from_rows
 from l4s_gym.data.pools import make_rows
 from l4s_gym.data.simulated import simulate_log
 
 DATASET = "l4s/dualpi2/tiny-v0"
-_SHORT = {"steps": 12, "batch_size": 16, "hidden": [16]}
 TINY: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("bc", "bcq", "cql", "dqn", "double_dqn", "sac"), _SHORT),
-    "dt": {**_SHORT, "algorithm": {"num_layers": 1, "context_size": 4, "max_timestep": 50}},
+    name: dict(kind.tiny) for name, kind in KINDS.items() if name != "llm" or importlib.util.find_spec("peft")
 }
-if importlib.util.find_spec("transformers") and importlib.util.find_spec("peft"):
-    TINY["llm"] = {
-        "model": {
-            "window": 4,
-            "backbone": {"hidden": 16, "layers": 1, "heads": 2, "positions": 48},
-            "encoder": {"hidden": 8},
-        },
-        "train": {"steps": 12, "batch_size": 8, "length": 8, "eval_every": 12, "eval_steps": 500},
-    }
+if "llm" in TINY:
     TINY["llm+text"] = {
         "model": {"head": "text", "backbone": {"hidden": 16, "layers": 1, "heads": 2, "positions": 256}},
         "train": {"steps": 12, "batch_size": 8, "eval_every": 12, "eval_steps": 200},
     }
-"""Kinds of saved agents that can be trained, and the configuration of a tiny one, which trains in a second. What
-follows a + sets apart agents of one kind (`kind_of`)."""
+"""Kinds of agents that can be trained here, and the configuration of a tiny one. What follows a + sets apart agents of
+one kind (`kind_of`)."""
 
 
 def kind_of(name: str) -> str:

@@ -12,6 +12,7 @@ import pytest
 
 from l4s_gym import L4SError, agents
 from l4s_gym.agents import saved
+from l4s_gym.agents.registry import KINDS, AgentKind
 from l4s_gym.sim import fingerprint
 
 torch = pytest.importorskip("torch")
@@ -39,7 +40,7 @@ def load(stored: saved.Saved, **options: str) -> Named:
 
 @pytest.fixture(autouse=True)
 def named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(saved.KINDS, "named", f"{__name__}:load")
+    monkeypatch.setitem(KINDS, "named", AgentKind("", f"{__name__}:load", {}))
 
 
 def write(folder: Path, value: float = 1.0, **more: Any) -> Path:

@@ -16,6 +16,7 @@ import pytest
 from l4s_gym import L4SError, agents, cli
 from l4s_gym.agents import saved, training
 from l4s_gym.agents.logged import Logged, Stretch, cut, offline_decisions, split
+from l4s_gym.agents.registry import KINDS
 from l4s_gym.cli.common import console
 from l4s_gym.data.episodes import Episode
 from l4s_gym.envs.dualpi2 import DualPI2Env
@@ -126,7 +127,7 @@ def test_decisions_of_any_agent_are_compared(episodes: list[Episode]) -> None:
 # -- configurations
 
 
-@pytest.mark.parametrize("name", sorted(training.LEARNERS))
+@pytest.mark.parametrize("name", sorted(KINDS))
 def test_the_file_says_what_the_code_does(name: str) -> None:
     path = ROOT / "agents" / name / training.FILE
     if not path.is_file():

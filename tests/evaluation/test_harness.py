@@ -11,8 +11,8 @@ import pytest
 from l4s_gym import L4SError
 from l4s_gym.agents import RandomAgent
 from l4s_gym.evaluation import harness
-from l4s_gym.evaluation.entry import timeless
 from l4s_gym.sim import scenario
+from l4s_gym.tables import timeless
 
 NAMES = ("web", "l4s-llm-testbed", "overload")
 

@@ -19,6 +19,7 @@ from l4s_gym.data.build import checksum
 from l4s_gym.evaluation import entry, sweep, work
 from l4s_gym.evaluation.entry import Entry, Experiment, Protocol, Size, Training
 from l4s_gym.sim import fingerprint
+from l4s_gym.tables import timeless
 
 TINY = Size(0.5, 2, ("test", "shift"), ("l4s-llm-testbed", "web", "grid-4m-10ms"))
 NATIVE = Experiment("PIE", "native:pie", name="native", variant="pie")
@@ -34,7 +35,7 @@ def protocol() -> Protocol:
 
 
 def bits(entries: list[Entry]) -> list[Any]:
-    return [entry.timeless(each) for each in entries]
+    return [timeless(each) for each in entries]
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +289,7 @@ if __name__ == "__main__":
     assert killed >= 3
     whole = {each.id: each for each in sweep.run(experiments, protocol, "quick", tmp_path / "here", jobs=0)}
     found = entry.read_all(tmp_path / "work" / "entries")
-    assert {each.id: entry.timeless(each) for each in found} == {i: entry.timeless(e) for i, e in whole.items()}
+    assert {each.id: timeless(each) for each in found} == {i: timeless(e) for i, e in whole.items()}
 
 
 def test_checkpoints_are_gone_on_from(tiny_dataset: str, protocol: Protocol, tmp_path: Path) -> None:

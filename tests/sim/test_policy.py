@@ -17,11 +17,11 @@ from l4s_gym import L4SError
 from l4s_gym.agents import DecisionRule, PolicyAgent, RandomAgent, ThresholdAgent
 from l4s_gym.agents.protocol import Actions, Agent, Floats, Observations, generators, policy_of
 from l4s_gym.evaluation import harness, native
-from l4s_gym.evaluation.entry import timeless
 from l4s_gym.schema import OBS_HIGH, OBS_SCALE
 from l4s_gym.sim import engine, events, layout, scenario
 from l4s_gym.sim.batch import Batch, Trajectories
 from l4s_gym.sim.policy import Network, Policy, Trees
+from l4s_gym.tables import timeless
 
 BIAS = np.array([3.0, 0.0, 1.0], np.float32)
 """So that random networks enqueue most packets, as agents do."""

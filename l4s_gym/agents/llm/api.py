@@ -30,7 +30,6 @@ from l4s_gym.data.steps import EXTRAS, STEP
 from l4s_gym.data.storage import Shard, shard_name, write_shard
 from l4s_gym.envs.dualpi2 import DualPI2Env
 from l4s_gym.errors import L4SError
-from l4s_gym.evaluation.entry import NATIVE
 from l4s_gym.evaluation.harness import Result, evaluate
 from l4s_gym.schema import DECIDED_BY
 from l4s_gym.sim import disciplines, fingerprint, scenario
@@ -88,11 +87,11 @@ def rl_collect(
         chosen = chosen.replace(horizon_s=seconds)
     plain = msgspec.to_builtins(chosen)
     about["env_kwargs"] = {"scenario": plain}
-    if not isinstance(policy, str) or not policy.startswith(NATIVE):
+    aqm = agents.AgentSpec.parse(policy).native if isinstance(policy, str) else None
+    if aqm is None:
         env = DualPI2Env(plain, reward=reward)
         played = _played(env, _agent(policy), seeds, chosen.name)
         return minari_io.create(dataset_id, played, overwrite=overwrite, **about)
-    aqm = policy.removeprefix(NATIVE)
     disciplines.get(aqm)
     runs = [SimulatedRun(chosen, Behaviour(aqm), each, reward) for each in seeds]
 
@@ -105,7 +104,7 @@ def rl_collect(
 def _agent(policy: str | Agent) -> Agent:
     if not isinstance(policy, str):
         return policy
-    if policy.startswith(NATIVE):
+    if agents.AgentSpec.parse(policy).native:
         raise L4SError(f"{policy}: decides in the engine: give a scenario, not an environment")
     return agents.make(policy)
 

@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 import l4s_gym
 from l4s_gym.data.environ import datasets_in
-from l4s_gym.evaluation.entry import checksum
 from l4s_gym.evaluation.jobs import kept
 from l4s_gym.evaluation.paper import sizes, times
 from l4s_gym.evaluation.paper.figure import Figure, Place
@@ -29,6 +28,7 @@ from l4s_gym.evaluation.paper.pool import (
 )
 from l4s_gym.evaluation.paper.sizes import COLOURS
 from l4s_gym.schema import ACTIONS
+from l4s_gym.tables import checksum
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Picture

@@ -17,12 +17,12 @@ from l4s_gym.agents import training
 from l4s_gym.agents.llm.config import LLMConfig
 from l4s_gym.agents.llm.settings import resolved, settings
 from l4s_gym.data.environ import datasets_in
-from l4s_gym.evaluation.entry import checksum
 from l4s_gym.evaluation.jobs import kept
 from l4s_gym.evaluation.origin import cpu_model
 from l4s_gym.evaluation.paper.figure import Place
 from l4s_gym.evaluation.paper.pool import FAMILIES, config_of, read
 from l4s_gym.parallel import on_processes
+from l4s_gym.tables import checksum
 
 GPT2: Final = "gpt2, 124 M"
 SMALL: Final = tuple(f"{family}, small" for family in FAMILIES)

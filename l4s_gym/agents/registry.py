@@ -1,0 +1,101 @@
+"""The table of agents: the rules, and the kinds that are trained, saved and loaded.
+
+Another package adds a kind of its own to `KINDS` before it uses it, or names it as `MODULE:ATTRIBUTE` of an `AgentKind`
+wherever a kind is asked for: ``l4s-gym train mine:KIND ...``, ``l4s-gym evaluate mine:KIND:runs/x``.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from l4s_gym import extras
+from l4s_gym.agents.rules import EnqueueAgent, RandomAgent, ThresholdAgent
+from l4s_gym.errors import L4SError, unknown
+
+UNTRAINED: Final[dict[str, tuple[type[Any], tuple[str, ...]]]] = {
+    "random": (RandomAgent, ()),
+    "threshold": (ThresholdAgent, ("l_us", "c_us")),
+    "enqueue": (EnqueueAgent, ()),
+}
+"""The agents that a name alone makes: class, and the numbers that it takes."""
+
+
+@dataclass(frozen=True)
+class AgentKind:
+    """A kind of agent that is trained, saved and loaded. What it names is imported when it is used.
+
+    Attributes:
+        learner: `MODULE` or `MODULE:OBJECT`, a `l4s_gym.agents.training.Learner`.
+        loader: `MODULE:FUNCTION`, called as ``function(saved, **options)`` with the options as they were written.
+        tiny: Configuration of a training that takes a second, for tests.
+    """
+
+    learner: str
+    loader: str
+    tiny: Mapping[str, Any]
+
+    def load_learner(self) -> Any:
+        """The learner.
+
+        Raises:
+            ModuleNotFoundError: It needs something that is not installed.
+        """
+        return pkgutil.resolve_name(self.learner)
+
+    def load_loader(self) -> Any:
+        """The loader; errors as `load_learner`."""
+        return pkgutil.resolve_name(self.loader)
+
+
+_TINY: Final = {"steps": 12, "batch_size": 16, "hidden": [16]}
+
+
+def _d3rlpy(learner: str, agent: str) -> AgentKind:
+    return AgentKind(f"l4s_gym.agents.d3rlpy_learners:{learner}", f"l4s_gym.agents.d3rlpy_agents:{agent}.of", _TINY)
+
+
+KINDS: dict[str, AgentKind] = {
+    "bc": _d3rlpy("BC", "BCAgent"),
+    "bcq": _d3rlpy("BCQ", "BCQAgent"),
+    "cql": _d3rlpy("CQL", "ValueAgent"),
+    "dqn": _d3rlpy("DQN", "ValueAgent"),
+    "double_dqn": _d3rlpy("DOUBLE_DQN", "ValueAgent"),
+    "sac": _d3rlpy("SAC", "SACAgent"),
+    "dt": AgentKind(
+        "l4s_gym.agents.transformer:DT",
+        "l4s_gym.agents.transformer:DTAgent.of",
+        {**_TINY, "algorithm": {"num_layers": 1, "context_size": 4, "max_timestep": 50}},
+    ),
+    "llm": AgentKind(
+        "l4s_gym.agents.llm.train",
+        "l4s_gym.agents.llm.agent:load",
+        {
+            "model": {
+                "window": 4,
+                "backbone": {"hidden": 16, "layers": 1, "heads": 2, "positions": 48},
+                "encoder": {"hidden": 8},
+            },
+            "train": {"steps": 12, "batch_size": 8, "length": 8, "eval_every": 12, "eval_steps": 500},
+        },
+    ),
+}
+"""The kinds by name."""
+
+
+def kind_of(name: str) -> AgentKind:
+    """A kind by its name in `KINDS`, or by `MODULE:ATTRIBUTE`, which is then in `KINDS` too.
+
+    Raises:
+        L4SError: There is none.
+    """
+    if name not in KINDS:
+        if ":" not in name:
+            raise unknown("kind of agent", name, tuple(KINDS))
+        found = extras.load(name, "kind of agent")
+        if not isinstance(found, AgentKind):
+            raise L4SError(f"kind of agent {name!r}: is a {type(found).__name__}: give an AgentKind")
+        KINDS[name] = found
+    return KINDS[name]
