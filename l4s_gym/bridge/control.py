@@ -17,14 +17,14 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from l4s_gym import rewards
 from l4s_gym.agents import Agent
 from l4s_gym.bridge import protocol as p
 from l4s_gym.bridge.client import BridgeError, Client
 from l4s_gym.bridge.protocol import Status
 from l4s_gym.data.causal import BEFORE, UNKNOWN
-from l4s_gym.errors import L4SError, unknown
+from l4s_gym.errors import L4SError
 from l4s_gym.schema import DECIDED_BY, OBS_HIGH, OBS_SCALE, OBSERVED, RECORD
-from l4s_gym.sim.layout import DELAY_WEIGHT, REWARDS
 
 Progress = Callable[[float], None]
 
@@ -142,7 +142,7 @@ class RewardMeter:
     """The simulator's rewards, from the totals in the rows.
 
     Args:
-        kind: `balance`, `power` or `l4s_llm`, as `L4S-DualPI2-v0` describes them.
+        kind: Name of the reward, see `l4s_gym.rewards`.
         rate_bps: Of the link; 0 where it is not known.
 
     Raises:
@@ -150,12 +150,11 @@ class RewardMeter:
     """
 
     def __init__(self, kind: str, rate_bps: int) -> None:
-        if kind not in REWARDS:
-            raise unknown("reward", kind, REWARDS)
-        if kind != "l4s_llm" and rate_bps <= 0:
+        rewards.check(kind)
+        if kind != rewards.L4S_LLM and rate_bps <= 0:
             raise L4SError(
                 f"reward {kind!r}: the server does not know the rate of the link: "
-                "configure it there, or use reward='l4s_llm'"
+                f"configure it there, or use reward={rewards.L4S_LLM!r}"
             )
         self.kind = kind
         self._s_per_byte = 8.0 / rate_bps if rate_bps > 0 else 0.0
@@ -168,14 +167,14 @@ class RewardMeter:
             after: Another one, of the same session.
         """
         old, new = before["row"], after["row"]
-        if self.kind == "l4s_llm":
+        if self.kind == rewards.L4S_LLM:
             record = old["record"]
-            return float(record["packet_length"]) / (float(record["current_queue_delay"]) + 1000.0)
-        if self.kind == "power":
+            return rewards.l4s_llm(float(record["packet_length"]), float(record["current_queue_delay"]))
+        if self.kind == rewards.POWER:
             return (int(new["power_bytes"]) - int(old["power_bytes"])) / 65536 * self._s_per_byte
         served_s = (int(new["served_bytes"]) - int(old["served_bytes"])) * self._s_per_byte
         delay_ns = sum(int(new[name]) - int(old[name]) for name in ("delay_c_ns", "delay_l_ns"))
-        return served_s - DELAY_WEIGHT * 1e-9 * delay_ns
+        return rewards.balance(served_s, 1e-9 * delay_ns)
 
 
 @dataclass(frozen=True)
@@ -300,8 +299,8 @@ class Controller:
     ) -> None:
         if not lifetime_ms > 0:
             raise L4SError(f"lifetime_ms={lifetime_ms!r}: give a positive number of milliseconds")
-        if reward is not None and reward not in REWARDS:
-            raise unknown("reward", reward, REWARDS)
+        if reward is not None:
+            rewards.check(reward)
         self._client, self._agent = client, agent
         self._interval, self._lifetime_us = interval, max(round(lifetime_ms * 1e3), 1)
         self._reward, self._patience_s, self._seed = reward, patience_s, seed

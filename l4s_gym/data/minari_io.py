@@ -174,7 +174,7 @@ class About(TypedDict, total=False):
         author: Name of who made it.
         author_email: Where to write to.
         code_permalink: Link to the code that made it.
-        reward: Name of the reward of the episodes (`balance`, `power`, `l4s_llm`).
+        reward: Name of the reward of the episodes.
         ref_min_score: Return of the random agent, for normalised scores.
         ref_max_score: Return of the reference.
         simulator: Fingerprint of the simulator that made it, or `fingerprint.KERNEL_LOG`; left out: the installed one

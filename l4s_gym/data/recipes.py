@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 import l4s_gym
+from l4s_gym import rewards
 from l4s_gym.data.simulated import Behaviour, SimulatedRun
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.schema import SCHEMA_VERSION
@@ -67,7 +68,7 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True):
         full: The published size.
         eval_scenario: Where agents trained on it are evaluated; the first scenario if empty.
         seed: Seed of the first episode; the others count up.
-        reward: `balance`, `power` or `l4s_llm`.
+        reward: Name of the reward.
         faults: Known faults, a sentence each.
         name: Name of the folder.
     """
@@ -80,7 +81,7 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True):
     full: Size
     eval_scenario: str = ""
     seed: Annotated[int, Meta(ge=0)] = 0
-    reward: Literal["balance", "power", "l4s_llm"] = "balance"
+    reward: rewards.Name = "balance"
     faults: tuple[str, ...] = ()
     name: str = ""
 

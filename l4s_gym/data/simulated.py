@@ -117,7 +117,7 @@ class SimulatedRun:
         scenario: What to simulate; its `horizon_s` is the length of the run.
         behaviour: Who decides.
         seed: That of `reset(seed=)` of the environment: without exploration, the same run.
-        reward: `balance`, `power` or `l4s_llm`.
+        reward: Name of the reward.
     """
 
     def __init__(self, scenario: Scenario, behaviour: Behaviour, seed: int, reward: str = "balance") -> None:

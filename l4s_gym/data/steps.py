@@ -15,13 +15,13 @@ from l4s_gym.data.causal import CausalStream
 from l4s_gym.data.logs import Records
 from l4s_gym.data.report import Missing
 from l4s_gym.errors import L4SError
+from l4s_gym.rewards import L4S_LLM, l4s_llm
 from l4s_gym.schema import BY_NAME, DROP, ENQUEUE, OBS_HIGH, OBS_SCALE, OBSERVED
 
 Steps = npt.NDArray[np.void]
 
-REWARD: Final = "l4s_llm"
-"""Name of the reward of logged rows: packet_length (B) / (current_queue_delay (us) + 1000)."""
-_REWARD_DELAY_US: Final = 1000.0
+REWARD: Final = L4S_LLM
+"""Name of the reward of logged rows."""
 _ACTIVE: Final = 1
 _ACCUMULATED: Final = OBSERVED.index("accumulated_probability")
 
@@ -49,7 +49,7 @@ the accumulated probability before the decision is unknown (and shown as 0)."""
 
 def logged_rewards(records: Records) -> npt.NDArray[np.float64]:
     """`REWARD` of each record (T,)."""
-    rewards: npt.NDArray[np.float64] = records["packet_length"] / (records["current_queue_delay"] + _REWARD_DELAY_US)
+    rewards: npt.NDArray[np.float64] = l4s_llm(records["packet_length"], records["current_queue_delay"])
     return rewards
 
 

@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
+from l4s_gym import rewards
 from l4s_gym.envs.rendering import FPS, RenderMode, metadata
 from l4s_gym.envs.simulated import SimulatedEnv
 from l4s_gym.envs.vector import SimulatedVectorEnv
@@ -63,8 +64,7 @@ class Form:
         real = isinstance(control_interval_ms, int | float | np.integer | np.floating)
         if not real or not 0.0 < control_interval_ms < 1e6:
             raise L4SError(f"control_interval_ms={control_interval_ms!r}: give a positive number of milliseconds")
-        if reward == "l4s_llm":
-            raise L4SError("reward 'l4s_llm' belongs to single packets; use 'balance' or 'power'")
+        rewards.check_timed(reward)
         self.batch = Batch(load_all(scenario, horizon_s), n, decider=self.decider, reward=reward, **options)
         self._interval_ns = round(control_interval_ms * 1e6)
         self.intervals = Intervals(self.batch, self._interval_ns)

@@ -9,13 +9,13 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
+from l4s_gym import rewards
 from l4s_gym.bridge import protocol as p
 from l4s_gym.bridge.client import TIMEOUT_S, BridgeError, Client
 from l4s_gym.bridge.control import LIFETIME_MS, Ask, Asks, RewardMeter, asks_of, shares
 from l4s_gym.envs.dualpi2 import Observation, check_interval, observation_space
-from l4s_gym.errors import L4SError, unknown
+from l4s_gym.errors import L4SError
 from l4s_gym.schema import OBSERVED
-from l4s_gym.sim.layout import REWARDS
 
 _NOBODY: Final = "another controller came, or the queue was started anew"
 
@@ -96,8 +96,7 @@ class DualPI2LiveEnv(gym.Env[Observation, int]):
         info_record: bool = False,
         direct: bool = True,
     ) -> None:
-        if reward not in REWARDS:
-            raise unknown("reward", reward, REWARDS)
+        rewards.check(reward)
         for name, value in (("horizon_s", horizon_s), ("lifetime_ms", lifetime_ms), ("timeout_s", timeout_s)):
             if not 0.0 < value < 1e9:
                 raise L4SError(f"{name}={value!r}: give a positive number")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import hashlib
 from pathlib import Path
-from typing import Any, Final, Literal, SupportsFloat, get_args
+from typing import Any, Literal, SupportsFloat, get_args
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
-from l4s_gym import __version__
+from l4s_gym import __version__, rewards
 from l4s_gym.data.causal import as_logged_observation, causal_observation
 from l4s_gym.data.pools import Rows, load_rows
 from l4s_gym.envs.dualpi2 import Observation, check_interval, observation_space
@@ -22,9 +22,6 @@ from l4s_gym.schema import ACTIONS, DROP, OBSERVED, scale_observation
 
 Mode = Literal["follow", "nearest"]
 Column = Literal["length_in_bytes", "packet_length"]
-
-REWARD_DELAY_US: Final = 1000
-"""Added to the delay in the reward of the public pools, us."""
 
 
 class ReplaySource:
@@ -157,12 +154,12 @@ class ReplaySource:
         return int(self._logged[self.index])
 
     def reward(self) -> float:
-        """The reward of the public pools for the current row: packet length (B) / (queue delay (us) + 1000).
+        """The reward of the public pools, `l4s_llm`, for the current row.
 
         It means nothing where the rows lack one of the two (`steps.reward_warning`).
         """
         delay_us = int(self.rows.records["current_queue_delay"][self.index])
-        return float(self._packet[self.index]) / (delay_us + REWARD_DELAY_US)
+        return float(rewards.l4s_llm(float(self._packet[self.index]), delay_us))
 
     def nearest(self, action: int) -> int | None:
         """The row to which a jump from the current row goes; of equally near ones the first.

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.utils import seeding
 
+from l4s_gym import rewards
 from l4s_gym.agents import AgentSpec
 from l4s_gym.agents.protocol import Agent, Floats, generators, policy_of
 from l4s_gym.errors import L4SError
@@ -300,8 +301,8 @@ def evaluate_many(
         raise L4SError("seeds: give at least one")
     chosen = [load(scenario) for scenario in scenarios]
     agent, native = resolve(who)
-    if agent is None and reward == "l4s_llm":
-        raise L4SError(f"{who}: reward 'l4s_llm' belongs to an agent's decisions; use 'balance' or 'power'")
+    if agent is None:
+        rewards.check_timed(reward, f"{who}: ")
     n = len(seeds)
     first = seeds[0] if agent_seed is None else agent_seed
     if agent is not None:

@@ -22,6 +22,7 @@ from gymnasium.utils import seeding
 from gymnasium.utils.env_checker import check_env
 
 import l4s_gym
+from l4s_gym import rewards
 from l4s_gym.data.causal import causal_observation
 from l4s_gym.data.pools import load_rows
 from l4s_gym.envs.dualpi2 import DualPI2Env
@@ -233,7 +234,7 @@ def test_bad_control_intervals(interval: Any) -> None:
 
 
 def test_bad_rewards() -> None:
-    with pytest.raises(L4SError, match="belongs to single packets"):
+    with pytest.raises(L4SError, match="belongs to decisions about single packets"):
         DualPI2ProbEnv(reward="l4s_llm")
 
 
@@ -368,7 +369,7 @@ def test_l4s_llm_reward() -> None:
     for _ in range(3000):
         record = info["record"]
         _, reward, _, _, info = env.step(0)
-        expected = record["packet_length"] / (record["current_queue_delay"] + 1000.0)
+        expected = rewards.l4s_llm(record["packet_length"], record["current_queue_delay"])
         assert reward == pytest.approx(expected, rel=1e-3)
 
 

@@ -22,13 +22,14 @@ from l4s_gym.data.files import sha256
 from l4s_gym.data.minari_io import create_from_stream, dataset_folder
 from l4s_gym.data.pools import Rows, load_rows
 from l4s_gym.data.stream import open_stream
-from l4s_gym.envs.replay import REWARD_DELAY_US, ReplaySource
+from l4s_gym.envs.replay import ReplaySource
 from l4s_gym.errors import L4SError
 from l4s_gym.evaluation.entry import Experiment, Training, read_protocol
 from l4s_gym.evaluation.harness import QUANTILES
 from l4s_gym.evaluation.paper import pool
 from l4s_gym.evaluation.paper.figure import Place
 from l4s_gym.evaluation.sweep import Sweep
+from l4s_gym.rewards import l4s_llm
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -92,8 +93,8 @@ class Replay:
 
 
 def reward(records: npt.NDArray[np.void]) -> Floats:
-    """The paper's reward of packets (T,): length (B) / (queue delay (us) + 1000)."""
-    return np.asarray(records["packet_length"] / (records["current_queue_delay"] + float(REWARD_DELAY_US)), np.float64)
+    """The paper's reward of packets (T,)."""
+    return np.asarray(l4s_llm(records["packet_length"], records["current_queue_delay"]), np.float64)
 
 
 def published_as(about: dict[str, Any]) -> str | None:
