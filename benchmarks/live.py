@@ -285,9 +285,17 @@ def decide(bed: LiveTestbed, way: str, interval: int, seconds: float) -> dict[st
     """The threshold agent, in Python or compiled, asked by the daemon or by the router itself."""
     if way.startswith("Python"):
         client = Client(bed.socket, direct=way == WAYS[1])
-        return Controller(client, agents.make("threshold"), interval=interval).run(seconds).as_dict()
+        return Controller(client, agents.make("threshold"), decision_interval=interval).run(seconds).as_dict()
     program = str(programs.find(names=("l4s-agent",))["l4s-agent"])
-    command = [program, "--socket", str(bed.socket), "--interval", str(interval), "--seconds", str(round(seconds))]
+    command = [
+        program,
+        "--socket",
+        str(bed.socket),
+        "--decision-interval",
+        str(interval),
+        "--seconds",
+        str(round(seconds)),
+    ]
     options = {WAYS[2]: ["--daemon"], WAYS[3]: [], WAYS[4]: ["--spin"]}[way]
     done = subprocess.run([*command, *options], check=True, capture_output=True)
     return dict(json.loads(done.stdout))

@@ -84,7 +84,7 @@ def agent(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A controller in a process of its own, by thresholds, or one that always does the same; `bounds` of the shield."""
     program = str(Path(bed.plan.programs["l4s-router"]).with_name("l4s-agent"))
-    command = [program, "--socket", str(bed.socket), "--interval", str(interval), "--lifetime-us", "500000"]
+    command = [program, "--socket", str(bed.socket), "--decision-interval", str(interval), "--lifetime-us", "500000"]
     if action is not None:
         command += ["--action", str(action)]
     if bounds:

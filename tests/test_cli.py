@@ -240,7 +240,7 @@ def test_evaluate(tmp_path: Path, capsys: Capture) -> None:
 
 
 def test_evaluate_an_agent(capsys: Capture) -> None:
-    code, out, _ = run(capsys, "evaluate", "enqueue", "--seconds", 1, "--seeds", 0, "--interval", 10)
+    code, out, _ = run(capsys, "evaluate", "enqueue", "--seconds", 1, "--seeds", 0, "--decision-interval", 10)
     assert code == 0
     assert "enqueue" in out and "1 seeds" in out
 
@@ -275,7 +275,7 @@ def test_evaluate_an_agent(capsys: Capture) -> None:
         (("evaluate", "native:fif"), "did you mean 'fifo'"),
         (("evaluate", "nobody"), "nobody"),
         (("evaluate", "no.module:Agent"), "no module"),
-        (("evaluate", "enqueue", "--interval", "0"), "--interval 0"),
+        (("evaluate", "enqueue", "--decision-interval", "0"), "--decision-interval 0"),
         (("evaluate", "enqueue", "--seeds", "-3"), "seed -3: give 0 or more"),
         (("evaluate", "enqueue", "--scenario", "wbe"), "did you mean 'web'"),
         (("evaluate", "native:fifo", "--reward", "balanc"), "did you mean 'balance'"),

@@ -43,7 +43,7 @@ struct stream {
 };
 
 static const char usage[] =
-    "usage: l4s-agent --socket PATH [--interval N] [--seconds N]\n"
+    "usage: l4s-agent --socket PATH [--decision-interval N] [--seconds N]\n"
     "           [--c-us N] [--l-us N] [--lifetime-us N] [--spin] [--daemon]\n"
     "           [--action N] [--shield N,N,N,N,N,N]\n"
     "\n"
@@ -51,7 +51,8 @@ static const char usage[] =
     "above a threshold. Prints what it did as JSON at the end.\n"
     "\n"
     "  --socket PATH     of the daemon, or of the router\n"
-    "  --interval N      be asked about each N-th packet (1)\n"
+    "  --decision-interval N\n"
+    "                    be asked about each N-th packet (1)\n"
     "  --seconds N       how long; until SIGINT or SIGTERM by default\n"
     "  --c-us, --l-us    thresholds of C and L (15000, 1000)\n"
     "  --lifetime-us N   for how long after the ask an answer is good (100000)\n"
@@ -259,7 +260,7 @@ parse(struct agent *a, int argc, char **argv)
 {
 	const struct option known[] = {
 		{ "socket", required_argument, NULL, 's' },
-		{ "interval", required_argument, NULL, 'i' },
+		{ "decision-interval", required_argument, NULL, 'i' },
 		{ "seconds", required_argument, NULL, 't' },
 		{ "c-us", required_argument, NULL, 'c' },
 		{ "l-us", required_argument, NULL, 'l' },

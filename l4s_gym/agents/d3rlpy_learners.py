@@ -45,7 +45,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         held_out_steps: The metrics are of at most so many steps.
         drop_missing: Leave out steps whose accumulated probability is unknown.
         allow_gaps: Take episodes that are not consecutive too.
-        stride: Train on every n-th step, for an agent that is asked at every n-th packet (`Logged.strided`).
+        decision_interval: Train on every n-th step, for an agent that is asked at every n-th packet (`Logged.strided`).
         checkpoint_every: Steps between checkpoints.
         algorithm: Fields of d3rlpy's configuration.
         temperature: Of learners of values; see `d3rlpy_agents`.
@@ -63,7 +63,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     held_out_steps: int = 20_000
     drop_missing: bool = True
     allow_gaps: bool = False
-    stride: int = 1
+    decision_interval: int = 1
     checkpoint_every: int = 1000
     algorithm: dict[str, Any] = msgspec.field(default_factory=dict)
     temperature: float = 1.0
@@ -114,7 +114,13 @@ class D3RLPyLearner:
             full["imbalance"] = {"kind": full["imbalance"]}
         config = convert(Config, full, self.kind)
         Imbalance.of(config.imbalance).check(self.kind, *self.able)
-        counts = (config.steps, config.batch_size, config.held_out_steps, config.checkpoint_every, config.stride)
+        counts = (
+            config.steps,
+            config.batch_size,
+            config.held_out_steps,
+            config.checkpoint_every,
+            config.decision_interval,
+        )
         if min(*counts, *config.hidden) < 1 or not config.hidden or config.seed < 0:
             raise L4SError(f"configuration of {self.kind}: counts and sizes have to be 1 or more, and seed 0 or more")
         if config.rule not in RULES:
@@ -275,7 +281,7 @@ class D3RLPyLearner:
         try:
             logged, held = (
                 Logged.of(cut(episodes, part), drop_missing=chosen.drop_missing, allow_gaps=chosen.allow_gaps).strided(
-                    chosen.stride
+                    chosen.decision_interval
                 )
                 for part in parts
             )
@@ -301,7 +307,7 @@ class D3RLPyLearner:
             "dataset": dataset_id,
             "simulator": simulator,
             "dataset_steps": len(logged),
-            "stride": chosen.stride,
+            "decision_interval": chosen.decision_interval,
             "steps": chosen.steps,
             "seed": chosen.seed,
             "seconds": round(seconds, 3),

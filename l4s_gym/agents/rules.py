@@ -16,7 +16,7 @@ from l4s_gym.agents.protocol import (
     check_batch,
 )
 from l4s_gym.errors import L4SError
-from l4s_gym.schema import ACTIONS, ENQUEUE, L4S, MARK, OBS_SCALE, OBSERVED
+from l4s_gym.schema import ACTIONS, ENQUEUE, L4S, MARK, OBS_SCALE, OBSERVED, unscale_observation
 
 if TYPE_CHECKING:
     from l4s_gym.sim.policy import Policy
@@ -117,7 +117,7 @@ class ThresholdAgent(_Untrained):
     def act(self, obs: Observations, rewards: Floats) -> Actions:
         """Actions (n,): 2 above the threshold, else 0."""
         check_batch(obs, self.n)
-        delay_us = obs[:, _DELAY].astype(np.float64) * OBS_SCALE[_DELAY]
+        delay_us = unscale_observation(obs)[:, _DELAY]
         limit_us = np.where(obs[:, 0] == L4S, self._l_us, self._c_us)
         return np.where(delay_us > limit_us, MARK, ENQUEUE).astype(np.int64)
 

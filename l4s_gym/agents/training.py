@@ -154,6 +154,11 @@ def simulator_of(dataset_id: str) -> str:
     return minari_io.simulator_in(minari_io.load(dataset_id).storage.metadata)
 
 
+def trained_interval(training: Mapping[str, Any]) -> int:
+    """At each how many packets an agent is to be asked that was trained so; of older ones it is the `stride`."""
+    return int(training.get("decision_interval", training.get("stride", 1)))
+
+
 def peak_memory() -> int:
     """Most memory that this process has held so far, bytes.
 

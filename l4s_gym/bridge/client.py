@@ -177,11 +177,11 @@ class Client:
         """Ask for each finished row, or for none; then take them from `entries`."""
         self._send(p.command(p.SUBSCRIBE, int(rows)))
 
-    def attach(self, interval: int) -> Status:
-        """Become the controller: get an ASK for each interval-th packet."""
-        if not 1 <= interval < 1 << 32:
-            raise L4SError(f"interval {interval!r}: give a whole number of packets, 1 or more")
-        status = self._ask(p.ATTACH, interval)
+    def attach(self, decision_interval: int) -> Status:
+        """Become the controller: get an ASK for each n-th packet."""
+        if not 1 <= decision_interval < 1 << 32:
+            raise L4SError(f"decision_interval {decision_interval!r}: give a whole number of packets, 1 or more")
+        status = self._ask(p.ATTACH, decision_interval)
         if self._wants_direct and self.hello.direct:
             self._open_direct()
         return status

@@ -169,7 +169,7 @@ class RewardMeter:
         old, new = before["row"], after["row"]
         if self.kind == rewards.L4S_LLM:
             record = old["record"]
-            return rewards.l4s_llm(float(record["packet_length"]), float(record["current_queue_delay"]))
+            return float(rewards.l4s_llm(record["packet_length"], record["current_queue_delay"]))
         if self.kind == rewards.POWER:
             return (int(new["power_bytes"]) - int(old["power_bytes"])) / 65536 * self._s_per_byte
         served_s = (int(new["served_bytes"]) - int(old["served_bytes"])) * self._s_per_byte
@@ -243,7 +243,7 @@ class Run:
 
     Attributes:
         agent: Its name.
-        interval: Asked about each interval-th packet.
+        decision_interval: Asked about each n-th packet.
         asks: Asks that came.
         answered: Of them answered; the others were older than several of the same queue when they were read.
         lost: Entries lost on the way because this process was slow.
@@ -254,7 +254,7 @@ class Run:
     """
 
     agent: str
-    interval: int
+    decision_interval: int
     asks: int = 0
     answered: int = 0
     lost: int = 0
@@ -274,7 +274,7 @@ class Controller:
     Args:
         client: Not connected yet: `run` does that.
         agent: Of the agents protocol.
-        interval: Ask about each interval-th packet.
+        decision_interval: Ask about each n-th packet.
         lifetime_ms: For how long after the ask an answer may still be used.
         reward: What the agent is told; None: nothing, zeros.
         patience_s: For how long a server that has gone is looked for.
@@ -290,7 +290,7 @@ class Controller:
         client: Client,
         agent: Agent,
         *,
-        interval: int = 1,
+        decision_interval: int = 1,
         lifetime_ms: float = LIFETIME_MS,
         reward: str | None = None,
         patience_s: float = PATIENCE_S,
@@ -302,7 +302,7 @@ class Controller:
         if reward is not None:
             rewards.check(reward)
         self._client, self._agent = client, agent
-        self._interval, self._lifetime_us = interval, max(round(lifetime_ms * 1e3), 1)
+        self._interval, self._lifetime_us = decision_interval, max(round(lifetime_ms * 1e3), 1)
         self._reward, self._patience_s, self._seed = reward, patience_s, seed
         self._clock = clock
         self._stopped = False
@@ -311,7 +311,7 @@ class Controller:
         self._asks = Asks()
         self._last: Any = None
         self._before: Status | None = None
-        self.done = Run(agent.name, interval)
+        self.done = Run(agent.name, decision_interval)
 
     def stop(self) -> None:
         """Let `run` detach and come back, soon; to be called by a handler of signals, or another thread."""

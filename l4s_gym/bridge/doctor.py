@@ -363,7 +363,7 @@ def check_control(status: Status) -> Finding:
         late = sum(status.fallback)
         if asked >= _FEW and late > 0.1 * asked:
             seen = f"{_share(late, asked)} asks were not answered in time, p99 {status.latency_p99_us} us"
-            return Finding("controller", "warn", seen, "ask less often (--interval 10), or use a faster agent")
+            return Finding("controller", "warn", seen, "ask less often (--decision-interval 10), or use a faster agent")
         return Finding("controller", "ok", f"an agent controls, asked about each {status.interval}. packet")
     return Finding("controller", "ok", "a loaded model decides" if status.model else "nobody: the native law decides")
 

@@ -204,7 +204,7 @@ def evaluate(
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
     aqm: str | None = None,
     reward: str = "balance",
-    interval: int = 1,
+    decision_interval: int = 1,
     seconds: float | None = None,
     settings: Settings = (),
     out: Path | None = None,
@@ -218,7 +218,7 @@ def evaluate(
         seeds: Seeds of the episodes.
         aqm: Discipline underneath the agents; the scenario's by default.
         reward: balance, power or l4s_llm.
-        interval: Ask the agent at each interval-th packet.
+        decision_interval: Ask the agent at each n-th packet.
         seconds: Length of the episodes instead of the scenario's.
         settings: Fields of the scenario, such as link.rate_mbps=40 or options.pie.target_ms=10.
         out: Write the results as JSON there.
@@ -228,15 +228,15 @@ def evaluate(
     from l4s_gym.sim import fingerprint
 
     _check_seeds(*seeds)
-    if interval < 1:
-        raise L4SError(f"--interval {interval}: give 1 or more")
+    if decision_interval < 1:
+        raise L4SError(f"--decision-interval {decision_interval}: give 1 or more")
     chosen = chosen_scenario(scenario, seconds, settings)
     results: list[harness.Result] = []
     stale: list[str] = []
     for who in agents:
         with fingerprint.allow_stale(allow_stale) as stale_, progress_bar(f"evaluating {who}") as show:
             results += harness.evaluate(
-                who, chosen, seeds=seeds, aqm=aqm, reward=reward, interval=interval, progress=show
+                who, chosen, seeds=seeds, aqm=aqm, reward=reward, decision_interval=decision_interval, progress=show
             )
         stale += stale_
     for text in stale:

@@ -72,7 +72,7 @@ def examine(
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
     aqm: str | None = None,
     reward: str = "balance",
-    interval: int = 1,
+    decision_interval: int = 1,
     seconds: float | None = None,
     settings: Settings = (),
     steps: int = 20_000,
@@ -89,7 +89,7 @@ def examine(
         seeds: Of the closed loop.
         aqm: Discipline underneath the agents; the scenario's by default.
         reward: balance, power or l4s_llm.
-        interval: Ask the agent at each interval-th packet.
+        decision_interval: Ask the agent at each n-th packet.
         seconds: Length of the episodes instead of the scenario's.
         settings: Fields of the scenario, such as link.rate_mbps=40 or options.pie.target_ms=10.
         steps: The offline metrics are of at most so many steps.
@@ -97,14 +97,15 @@ def examine(
         allow_stale: Take agents and datasets of another simulator too; the results say so.
     """
     from l4s_gym import agents as agents_
+    from l4s_gym.agents.training import trained_interval
     from l4s_gym.evaluation import harness, report
     from l4s_gym.evaluation.origin import origin
     from l4s_gym.sim import fingerprint
 
     if not agents:
         raise L4SError("test: name at least one agent")
-    if min(seeds, default=0) < 0 or interval < 1 or steps < 1:
-        raise L4SError("test: --seeds takes numbers of 0 or more, --interval and --steps 1 or more")
+    if min(seeds, default=0) < 0 or decision_interval < 1 or steps < 1:
+        raise L4SError("test: --seeds takes numbers of 0 or more, --decision-interval and --steps 1 or more")
     chosen = chosen_scenario(scenario, seconds, settings)
     offline: dict[str, dict[str, Any]] = {}
     results: list[harness.Result] = []
@@ -114,15 +115,16 @@ def examine(
             agent = agents_.make(spec)
             found = _offline(agent, dataset, steps)
         stale += [text for text in passed if text not in stale]
-        stride = getattr(agent, "training", {}).get("stride", 1)
-        if stride not in (1, interval):
-            say(f"{agent.name}: is asked at every {interval}. packet, and was trained for --interval {stride}")
+        trained = trained_interval(getattr(agent, "training", {}))
+        if trained not in (1, decision_interval):
+            asked = f"{agent.name}: is asked at every {decision_interval}. packet"
+            say(f"{asked}, and was trained for --decision-interval {trained}")
         if found is not None:
             label = f"{agent.name} ({agent.rule})"
             offline[spec if label in offline else label] = found
         with progress_bar(f"evaluating {agent.name}") as show:
             results += harness.evaluate(
-                agent, chosen, seeds=seeds, aqm=aqm, reward=reward, interval=interval, progress=show
+                agent, chosen, seeds=seeds, aqm=aqm, reward=reward, decision_interval=decision_interval, progress=show
             )
     for text in stale:
         say(text)
@@ -142,10 +144,10 @@ def _offline(agent: Any, dataset: str | None, steps: int) -> dict[str, Any] | No
     """Offline metrics of an agent; None: there is no dataset to ask about."""
     from l4s_gym.agents import logged as logged_
     from l4s_gym.agents import metrics
-    from l4s_gym.agents.training import read_dataset
+    from l4s_gym.agents.training import read_dataset, trained_interval
 
     training = getattr(agent, "training", {})
-    stride = int(training.get("stride", 1))
+    interval = trained_interval(training)
     trained_on = training.get("dataset")
     if isinstance(trained_on, list):  # a corpus of several has no part that is held out of all of them
         trained_on = trained_on[0] if len(trained_on) == 1 else None
@@ -159,7 +161,7 @@ def _offline(agent: Any, dataset: str | None, steps: int) -> dict[str, Any] | No
         if any(s.episode >= len(episodes) or s.stop > len(episodes[s.episode]) for s in stretches):
             raise L4SError(f"dataset {chosen!r}: is not what {agent.name} was trained on: it has other episodes")
         episodes = logged_.cut(episodes, stretches)
-    logged = logged_.Logged.of(episodes).strided(stride)
+    logged = logged_.Logged.of(episodes).strided(interval)
     index = logged.some(steps)
     probabilities = logged_.offline_probabilities(agent, logged, index)
     if probabilities is None:

@@ -50,7 +50,7 @@ def _stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
 def control(
     agent: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="AGENT")],
     socket: Path | None = None,
-    interval: int = 1,
+    decision_interval: int = 1,
     seconds: float | None = None,
     lifetime_ms: float = 100.0,
     reward: str | None = None,
@@ -63,7 +63,7 @@ def control(
     Args:
         agent: random, threshold, enqueue, the folder of a saved agent, or module:attribute of your own.
         socket: Of the queue; $L4S_GYM_SOCKET, or /run/l4s-gym/live.sock.
-        interval: Ask about each interval-th packet (1, 10, 100).
+        decision_interval: Ask about each n-th packet (1, 10, 100).
         seconds: For how long; until Ctrl-C by default.
         lifetime_ms: For how long after the ask an answer may still be used.
         reward: Tell the agent this reward (balance, power, l4s_llm) instead of 0.
@@ -84,7 +84,9 @@ def control(
     for text in stale:
         say(text)
     client = Client(socket, direct=direct)
-    controller = Controller(client, made, interval=interval, lifetime_ms=lifetime_ms, reward=reward, seed=seed)
+    controller = Controller(
+        client, made, decision_interval=decision_interval, lifetime_ms=lifetime_ms, reward=reward, seed=seed
+    )
     with _stopped_by_signals(controller.stop), progress_bar(f"{agent} controls") as show:
         done = controller.run(seconds, show)
     if direct and not done.direct and done.sessions:
@@ -111,7 +113,7 @@ def _write_json(out: Path, data: dict[str, Any]) -> None:
 
 
 def _print_run(done: Run) -> None:
-    table = Table(title=f"{done.agent}, each {done.interval}. packet, {done.seconds:.1f} s")
+    table = Table(title=f"{done.agent}, each {done.decision_interval}. packet, {done.seconds:.1f} s")
     table.add_column("what")
     table.add_column("value", justify="right")
     table.add_row("asks, answered", f"{done.asks}, {done.answered}")

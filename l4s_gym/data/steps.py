@@ -16,7 +16,7 @@ from l4s_gym.data.logs import Records
 from l4s_gym.data.report import Missing
 from l4s_gym.errors import L4SError
 from l4s_gym.rewards import L4S_LLM, l4s_llm
-from l4s_gym.schema import BY_NAME, DROP, ENQUEUE, OBS_HIGH, OBS_SCALE, OBSERVED
+from l4s_gym.schema import BY_NAME, DROP, ENQUEUE, OBS_HIGH, OBS_SCALE, OBSERVED, scale_observation
 
 Steps = npt.NDArray[np.void]
 
@@ -117,8 +117,7 @@ class StepMaker:
         raw = self._causal.observe(records)  # (T, 8)
         steps["missing"] = np.isnan(raw[:, _ACCUMULATED])
         np.nan_to_num(raw, copy=False)
-        raw /= OBS_SCALE
-        steps["observation"] = np.clip(raw, 0.0, OBS_HIGH, out=raw)
+        steps["observation"] = scale_observation(raw)
         if rewards is None:
             rewards = logged_rewards(records)
         steps["reward"] = rewards

@@ -32,7 +32,7 @@ class ReplaySource:
     | mode | next row |
     |---|---|
     | `follow` | the next logged row, whatever the action |
-    | `nearest` | every `nearest_every`-th decision (the first included) a jump, else the next logged row |
+    | `nearest` | every `decision_interval`-th decision (the first included) a jump, else the next logged row |
 
     A jump goes to a logged row of the same queue and of the chosen action that is nearest, in one column, to
     the length that the queue has after the action (`length_in_bytes`, plus `packet_length` unless dropped):
@@ -57,7 +57,7 @@ class ReplaySource:
         mode: Mode = "follow",
         *,
         column: Column = "length_in_bytes",
-        nearest_every: int = 1,
+        decision_interval: int = 1,
         observe: Literal["causal", "as_logged"] = "causal",
     ) -> None:
         """Prepare the observations and, for the mode `nearest`, the index of candidates.
@@ -66,7 +66,7 @@ class ReplaySource:
             rows: Logged decisions, at least one.
             mode: `follow` or `nearest`.
             column: Column of the nearest row.
-            nearest_every: A jump every so many decisions.
+            decision_interval: With `nearest`, a jump at every n-th decision.
             observe: `causal` (what the kernel knew before it decided) or `as_logged` (gives the action away).
 
         Raises:
@@ -81,13 +81,13 @@ class ReplaySource:
                 raise unknown(kind, value, choices)
         if not len(rows):
             raise L4SError(f"{rows.source}: has no rows: a replay needs at least one")
-        if nearest_every < 1:
-            raise L4SError(f"nearest_every={nearest_every}: is not positive: jump every 1, 10 or 100 decisions")
+        if decision_interval < 1:
+            raise L4SError(f"decision_interval={decision_interval}: is not positive: jump every 1, 10 or 100 decisions")
         if "action" not in rows.present:
             raise L4SError(f"{rows.source}: bears no actions: give logged decisions")
         if mode == "nearest" and not {"queue_type", "length_in_bytes", "packet_length"} <= rows.present:
             raise L4SError(f"{rows.source}: lacks the queue, or its or the packet's length: use the mode 'follow'")
-        self.rows, self.mode, self.column, self.nearest_every = rows, mode, column, nearest_every
+        self.rows, self.mode, self.column, self.decision_interval = rows, mode, column, decision_interval
         raw = causal_observation(rows) if observe == "causal" else as_logged_observation(rows)
         self._missing = np.isnan(raw[:, OBSERVED.index("accumulated_probability")])  # (T,)
         self._observations = scale_observation(np.nan_to_num(raw, nan=0.0))  # (T, 8)
@@ -186,7 +186,7 @@ class ReplaySource:
 
     def _next(self, action: int) -> int:
         """Index of the next row."""
-        jumps = self.mode == "nearest" and self.decisions % self.nearest_every == 0
+        jumps = self.mode == "nearest" and self.decisions % self.decision_interval == 0
         if jumps and (self.column == "packet_length" or action != self.logged_action()):
             row = self.nearest(action)
             if row is not None:
@@ -289,8 +289,8 @@ class DualPI2ReplayEnv(Snapshots, gym.Env[Observation, int]):
         self.render_mode = render_mode
         self.observation_space = observation_space()
         self.action_space = gym.spaces.Discrete(3)  # type: ignore[assignment]  # its elements are int64
-        every = check_interval(decision_interval)
-        self._source = ReplaySource(load_rows(Path(log)), mode, column=column, nearest_every=every)
+        interval = check_interval(decision_interval)
+        self._source = ReplaySource(load_rows(Path(log)), mode, column=column, decision_interval=interval)
         self._info_record = info_record
         self._ready = False
         self._chosen: int | None = None
@@ -301,7 +301,7 @@ class DualPI2ReplayEnv(Snapshots, gym.Env[Observation, int]):
 
     def _identity(self) -> dict[str, str]:
         source = self._source
-        arguments = {"mode": source.mode, "column": source.column, "decision_interval": str(source.nearest_every)}
+        arguments = {"mode": source.mode, "column": source.column, "decision_interval": str(source.decision_interval)}
         return {"version": __version__, "rows": self._rows_digest, **arguments}
 
     def reset(

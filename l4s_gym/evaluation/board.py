@@ -84,7 +84,7 @@ def span(interval: Interval | None, scale: float = 1.0, sign: str = "", digits: 
 def who(row: Row) -> str:
     """Name of a row with rule and interval."""
     rule = f" ({row.rule})" if row.rule != "-" else ""
-    return row.name + rule + (f" /{row.interval}" if row.interval > 1 else "")
+    return row.name + rule + (f" /{row.decision_interval}" if row.decision_interval > 1 else "")
 
 
 def _cells(row: Row, rank: int | None) -> list[str]:
@@ -257,8 +257,9 @@ def _clear(row: Row, suite: str) -> str:
 def _finding(row: Row) -> str:
     """One agent in words."""
     name = f"{who(row)}, {row.trainings} training{'s' if row.trainings > 1 else ''}"
-    if row.interval > 1:
-        name += f", deciding on {100.0 / row.interval:g} % of the packets (the scenario's own discipline on the others)"
+    if row.decision_interval > 1:
+        share = 100.0 / row.decision_interval
+        name += f", deciding on {share:g} % of the packets (the scenario's own discipline on the others)"
     parts = []
     for suite in ("test", "shift"):
         if suite in row.scores:

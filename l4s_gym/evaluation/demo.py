@@ -77,7 +77,14 @@ def experiments(rows: str, steps: int) -> list[Experiment]:
         trained(
             "bc", "simulated-argmax", f"{cloned}, simulated, always the likeliest", SIMULATED, bc, agent="rule=argmax"
         ),
-        trained("llm", "every10", "LLM agent, asked at each 10th packet, hardly trained", SIMULATED, *llm, interval=10),
+        trained(
+            "llm",
+            "every10",
+            "LLM agent, asked at each 10th packet, hardly trained",
+            SIMULATED,
+            *llm,
+            decision_interval=10,
+        ),
     ]
 
 

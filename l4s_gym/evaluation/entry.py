@@ -114,7 +114,7 @@ class Experiment(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
         title: One line.
         agent: A spec (`l4s_gym.agents.spec`); with training: options of the saved agent, such as
             ``rule=diffuse``.
-        interval: The agent is asked at each interval-th packet.
+        decision_interval: The agent is asked at each n-th packet.
         training: None: nothing is trained.
         name: Name of the folder.
         variant: Name of the file.
@@ -122,7 +122,7 @@ class Experiment(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
 
     title: str
     agent: str
-    interval: Positive = 1
+    decision_interval: Positive = 1
     training: Training | None = None
     name: Name = "agent"
     variant: Name = "default"

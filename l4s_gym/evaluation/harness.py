@@ -241,7 +241,7 @@ def evaluate(
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
     aqm: str | None = None,
     reward: str = "balance",
-    interval: int = 1,
+    decision_interval: int = 1,
     progress: Progress | None = None,
 ) -> list[Result]:
     """Evaluate in closed loop; the seeds run side by side.
@@ -252,7 +252,7 @@ def evaluate(
         seeds: Seeds of the episodes; each is that of `reset(seed=)` of a single environment.
         aqm: Discipline under an agent; None: the scenario's own.
         reward: Name of the reward.
-        interval: Ask the agent at each interval-th packet.
+        decision_interval: Ask the agent at each n-th packet.
         progress: Called with the share of the episodes that is done.
 
     Returns:
@@ -261,7 +261,9 @@ def evaluate(
     Raises:
         L4SError: Unknown agent, discipline, scenario or reward; no seeds.
     """
-    return evaluate_many(who, [scenario], seeds=seeds, aqm=aqm, reward=reward, interval=interval, progress=progress)
+    return evaluate_many(
+        who, [scenario], seeds=seeds, aqm=aqm, reward=reward, decision_interval=decision_interval, progress=progress
+    )
 
 
 def evaluate_many(
@@ -272,7 +274,7 @@ def evaluate_many(
     agent_seed: int | None = None,
     aqm: str | None = None,
     reward: str = "balance",
-    interval: int = 1,
+    decision_interval: int = 1,
     progress: Progress | None = None,
     threads: int | None = None,
 ) -> list[Result]:
@@ -290,7 +292,7 @@ def evaluate_many(
             None: the first of the seeds.
         aqm: As in `evaluate`.
         reward: As in `evaluate`.
-        interval: As in `evaluate`.
+        decision_interval: As in `evaluate`.
         progress: As in `evaluate`.
         threads: Threads that run episodes in which nobody outside the engine is asked; None: one a core.
 
@@ -309,7 +311,7 @@ def evaluate_many(
         agent.reset(n * len(chosen), first)
     policy = None if agent is None else policy_of(agent)
     decider = layout.NATIVE if agent is None else layout.AGENT if policy is None else layout.POLICY
-    options: dict[str, Any] = {"decider": decider, "interval": interval, "reward": reward, "policy": policy}
+    options: dict[str, Any] = {"decider": decider, "interval": decision_interval, "reward": reward, "policy": policy}
     options["aqm"] = native or aqm
     out = Outputs.of(n * len(chosen))
     batches = [Batch(s, n, outputs=out.part(k * n, (k + 1) * n), **options) for k, s in enumerate(chosen)]

@@ -77,7 +77,7 @@ def simulate(
     seed: int = 0,
     *,
     agent: Agent | None = None,
-    interval: int = 1,
+    decision_interval: int = 1,
     log: bool = False,
     sample_ms: float = 20.0,
     progress: Callable[[float], None] | None = None,
@@ -89,7 +89,7 @@ def simulate(
         aqm: Discipline; None: the scenario's.
         seed: That of `reset(seed=)` of the environment: the same run.
         agent: Who decides; None: the discipline.
-        interval: Ask the agent at each interval-th packet.
+        decision_interval: Ask the agent at each n-th packet.
         log: Whether to keep the decision log (one row per packet offered).
         sample_ms: Distance of the samples.
         progress: Called with the share that is done, some hundred times.
@@ -99,7 +99,7 @@ def simulate(
     policy = None if agent is None else policy_of(agent)
     decider = layout.NATIVE if agent is None else layout.AGENT if policy is None else layout.POLICY
     rows = LOG_ROWS if log else 0
-    batch = Batch(scenario, aqm=aqm, decider=decider, interval=interval, policy=policy, log_rows=rows)
+    batch = Batch(scenario, aqm=aqm, decider=decider, interval=decision_interval, policy=policy, log_rows=rows)
     batch.reset(0, seeding.np_random(seed)[0])
     if agent is not None:
         agent.reset(1, seed)

@@ -37,7 +37,7 @@ class Row:
         agent: Its agent.
         variant: Its variant.
         title: One line.
-        interval: The agent is asked at each interval-th packet.
+        decision_interval: The agent is asked at each n-th packet.
         rule: Decision rule, "-" without one.
         trainings: How many trained agents; 0: nothing was trained.
         scores: Normalised score: interquartile mean over episodes, mean over trainings.
@@ -62,7 +62,7 @@ class Row:
     agent: str
     variant: str
     title: str
-    interval: int
+    decision_interval: int
     rule: str
     trainings: int
     scores: dict[str, Interval] = field(default_factory=dict)
@@ -184,7 +184,7 @@ def _row(each: Entry, plan: Sequence[Suite], seed: int, resamples: int) -> Row:
         agent=each.agent,
         variant=each.variant,
         title=each.title,
-        interval=experiment.interval,
+        decision_interval=experiment.decision_interval,
         rule=first["rule"],
         trainings=len(experiment.training.seeds) if experiment.training else 0,
         latency_us={key: float(np.median([time[key] for time in times])) for key in ("p50", "p99")} if times else None,

@@ -77,7 +77,7 @@ def record(
     *,
     name: str | None = None,
     aqm: str | None = None,
-    interval: int = 1,
+    decision_interval: int = 1,
     step_ms: float = 100.0,
     progress: Callable[[float], None] | None = None,
 ) -> Series:
@@ -89,13 +89,21 @@ def record(
         seed: Seed of the episode.
         name: What the series is called; None: as the agent.
         aqm: Discipline under an agent; None: the scenario's own.
-        interval: Ask the agent at each interval-th packet.
+        decision_interval: Ask the agent at each n-th packet.
         step_ms: Length of a step.
         progress: Called with the share that is done.
     """
     chosen = load(scenario)
     agent, native = harness.resolve(who)
-    run = simulate(chosen, native or aqm, seed, agent=agent, interval=interval, sample_ms=step_ms, progress=progress)
+    run = simulate(
+        chosen,
+        native or aqm,
+        seed,
+        agent=agent,
+        decision_interval=decision_interval,
+        sample_ms=step_ms,
+        progress=progress,
+    )
     whole = np.diff(run.samples["time_s"], prepend=0.0) > 0.999e-3 * step_ms  # the last one may be cut short
     s = run.samples[whole]
     per_s = 1e3 / step_ms
@@ -167,9 +175,9 @@ def of_board(
             who = None if (entry.id, name) in there else spec_of(entry, protocol, work)
             if who is None or _seconds(entry, name) > LONGEST_S:
                 continue
-            interval, chosen = entry.experiment.interval, load(name).replace(horizon_s=seconds)
+            n, chosen = entry.experiment.decision_interval, load(name).replace(horizon_s=seconds)
             with progress(f"one run of {entry.id} on {name}") as show:
-                found.append(record(who, chosen, seed, name=entry.id, interval=interval, progress=show))
+                found.append(record(who, chosen, seed, name=entry.id, decision_interval=n, progress=show))
     if len(found) > before:
         write(path, found, **same)
     return found

@@ -109,7 +109,7 @@ class Sweep:
                         agent_seed=seeds[0] + first * len(seeds),
                         seconds=chosen.seconds,
                         reward=self.protocol.reward,
-                        interval=experiment.interval,
+                        decision_interval=experiment.decision_interval,
                         files=files,
                     )
                 )

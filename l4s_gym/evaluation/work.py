@@ -73,7 +73,7 @@ class Cell:
         agent_seed: Of the agent's draws.
         seconds: Length of an episode.
         reward: Name of the reward.
-        interval: The agent is asked at each interval-th packet.
+        decision_interval: The agent is asked at each n-th packet.
         files: Content of the agent's files, for machines that do not share our disks.
     """
 
@@ -85,13 +85,13 @@ class Cell:
     agent_seed: int
     seconds: float
     reward: str
-    interval: int
+    decision_interval: int
     files: Mapping[str, bytes] = field(default_factory=dict)
 
     @functools.cached_property
     def key(self) -> str:
         """Checksum of all that the results depend on."""
-        numbers = [self.seeds, self.agent_seed, self.seconds, self.reward, self.interval]
+        numbers = [self.seeds, self.agent_seed, self.seconds, self.reward, self.decision_interval]
         return checksum([self.digest, _simulator(), *map(scenario.digest, self.names), *numbers])
 
     @property
@@ -103,7 +103,7 @@ class Cell:
         """How long it takes, roughly, us; kind: `native`, `rule`, or a learner's name."""
         fastest = max(rate_mbps(name) for name in self.names)  # the batch keeps its size until it ends
         packets = fastest * len(self.names) * 83.0 * self.seconds * len(self.seeds)
-        return packets * (_US["native"] + (0.0 if kind == "native" else _US.get(kind, 2.0) / self.interval))
+        return packets * (_US["native"] + (0.0 if kind == "native" else _US.get(kind, 2.0) / self.decision_interval))
 
 
 def _simulator() -> str:
@@ -174,7 +174,7 @@ def evaluate(cell: Cell) -> dict[str, Any]:
                 seeds=cell.seeds,
                 agent_seed=cell.agent_seed,
                 reward=cell.reward,
-                interval=cell.interval,
+                decision_interval=cell.decision_interval,
                 threads=1,
             )
     except Exception:

@@ -296,7 +296,16 @@ def run(capsys: Capture, *args: object) -> tuple[int, str, str]:
 def test_train_and_test(dataset: str, tmp_path: Path, capsys: Capture, wide: None) -> None:
     out = tmp_path / "bc"
     config = ROOT / "agents" / "bc" / training.FILE
-    words = ("--config", config, "--small", "--set", "steps=20", "hidden=[16]", "held_out_steps=500", "stride=10")
+    words = (
+        "--config",
+        config,
+        "--small",
+        "--set",
+        "steps=20",
+        "hidden=[16]",
+        "held_out_steps=500",
+        "decision_interval=10",
+    )
     code, text, err = run(capsys, "train", "bc", "--dataset", dataset, "--out", out, *words)
     assert (code, err) == (0, "")
     assert "macro-F1" in text and "held out: 500 steps" in text and f"{out}: bc, 20 steps" in text
@@ -306,7 +315,8 @@ def test_train_and_test(dataset: str, tmp_path: Path, capsys: Capture, wide: Non
     code, text, err = run(capsys, "test", out, f"{out},rule=argmax", "threshold", "--dataset", dataset, *more)
     assert (code, err) == (0, "")
     assert "bc:bc (sample)" in text and "cross-entropy" in text and "web, 2 seeds" in text
-    assert "bc:bc: is asked at every 1. packet, and was trained for --interval 10\n" in text
+    assert "bc:bc: is asked at every 1. packet, and was trained for --decision-interval 10\n" in text
+    assert [training.trained_interval(each) for each in ({}, {"stride": 10}, {"decision_interval": 3})] == [1, 10, 3]
     body = json.loads(result.read_text())
     assert body["offline"]["bc:bc (sample)"]["part"] == "held out"
     assert body["offline"]["threshold (-)"]["part"] == "all"

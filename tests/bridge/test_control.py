@@ -59,7 +59,7 @@ def test_an_agent_controls(serve: Serve) -> None:
     records = log_of(300)
     server = serve(records, patience_s=None)
     spy = Spy(at=50)
-    controller = Controller(Client(server.path), spy, interval=4, lifetime_ms=30, reward="power")
+    controller = Controller(Client(server.path), spy, decision_interval=4, lifetime_ms=30, reward="power")
     spy.then = controller.stop
     done = controller.run()
     assert (done.agent, done.asks, done.answered, done.sessions, done.lost) == ("spy", 50, 50, 1, 0)
@@ -214,7 +214,7 @@ def test_shares_of_a_new_session() -> None:
 def test_asks_by_the_queues_own_socket(serve: Serve, offer: str, wanted: bool) -> None:
     server = serve(patience_s=None, direct=offer)
     spy = Spy(last=40)
-    spy.controller = Controller(Client(server.path, direct=wanted), spy, interval=3)
+    spy.controller = Controller(Client(server.path, direct=wanted), spy, decision_interval=3)
     done = spy.controller.run()
     used = offer == "passed" and wanted
     assert done.direct == used and done.answered == 40 and done.sessions == 1

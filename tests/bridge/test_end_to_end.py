@@ -98,7 +98,7 @@ def test_rows_through_the_daemon(serve: Serve, daemon: Daemon, tmp_path: Path) -
 def test_an_agent_through_the_daemon(serve: Serve, daemon: Daemon) -> None:
     server = serve(patience_s=0.005)
     path = daemon(server)
-    done = Controller(Client(path), agents.make("threshold"), interval=2).run(0.5)
+    done = Controller(Client(path), agents.make("threshold"), decision_interval=2).run(0.5)
     assert done.shares is not None and server.queue.refused[0] > 10 and done.shares.by_agent > 0 and done.sessions == 1
     assert server.queue.interval == 0
     with Client(path) as first, Client(path) as second:
@@ -196,7 +196,7 @@ def test_a_real_queue(build: Build, tmp_path: Path, aqm: str) -> None:  # noqa: 
         assert {each.name: each.verdict for each in found}["ECN"] == "ok"
 
         for interval in (1, 10, 100):
-            run = Controller(Client(bed.socket), agents.make("threshold"), interval=interval).run(1.0)
+            run = Controller(Client(bed.socket), agents.make("threshold"), decision_interval=interval).run(1.0)
             assert run.direct and run.shares is not None
             assert run.shares.by_agent + run.shares.refused["shielded"] > 0
         env: Any = gym.make(l4s_gym.LIVE_ID, socket=str(bed.socket), horizon_s=1.0)

@@ -52,7 +52,17 @@ def test_the_groups_name_it(capsys: Capture) -> None:
 def test_control(serve: Serve, tmp_path: Path, capsys: Capture) -> None:
     server, out = serve(), tmp_path / "run.json"
     code, said, err = run(
-        capsys, "control", "threshold", "--socket", server.path, "--seconds", 0.3, "--interval", 10, "--out", out
+        capsys,
+        "control",
+        "threshold",
+        "--socket",
+        server.path,
+        "--seconds",
+        0.3,
+        "--decision-interval",
+        10,
+        "--out",
+        out,
     )
     assert (code, err) == (0, "")
     for words in (

@@ -85,7 +85,7 @@ def test_jumps() -> None:
 
 def test_every_nth_decision_and_no_candidate() -> None:
     rows = rows_of([0] * 20, [0] * 20, [100] * 20, [0] * 19 + [1])
-    source = ReplaySource(rows, "nearest", column="packet_length", nearest_every=4)
+    source = ReplaySource(rows, "nearest", column="packet_length", decision_interval=4)
     path = [source.index]
     for _ in range(8):
         source.step(ENQUEUE)
@@ -104,7 +104,7 @@ def test_every_nth_decision_and_no_candidate() -> None:
 def test_bad_arguments() -> None:
     rows = rows_of([0], [0], [0], [0])
     arguments: Any
-    for arguments in ({"mode": "nearer"}, {"column": "length"}, {"nearest_every": 0}, {"observe": "all"}):
+    for arguments in ({"mode": "nearer"}, {"column": "length"}, {"decision_interval": 0}, {"observe": "all"}):
         with pytest.raises(L4SError):
             ReplaySource(rows, **arguments)
     with pytest.raises(L4SError, match="no rows"):

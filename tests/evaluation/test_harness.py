@@ -25,9 +25,13 @@ def short(name: str) -> scenario.Scenario:
 @pytest.mark.parametrize("interval", [1, 10])
 def test_batch_of_many_is_batch_of_one(who: str, interval: int) -> None:
     seeds = (3, 4)
-    together = harness.evaluate_many(who, [short(n) for n in NAMES], seeds=seeds, agent_seed=50, interval=interval)
+    together = harness.evaluate_many(
+        who, [short(n) for n in NAMES], seeds=seeds, agent_seed=50, decision_interval=interval
+    )
     alone = [
-        harness.evaluate_many(who, [short(name)], seeds=[seed], agent_seed=50 + 2 * k + i, interval=interval)[0]
+        harness.evaluate_many(who, [short(name)], seeds=[seed], agent_seed=50 + 2 * k + i, decision_interval=interval)[
+            0
+        ]
         for k, name in enumerate(NAMES)
         for i, seed in enumerate(seeds)
     ]

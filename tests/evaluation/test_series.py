@@ -20,8 +20,8 @@ SCENARIO = scenarios.load("l4s-llm-testbed").replace(horizon_s=4.0, warmup_s=0.0
 
 @pytest.mark.parametrize(("who", "interval"), [("native:dualpi2_rfc9332", 1), ("random", 1), ("threshold", 10)])
 def test_it_is_the_run_of_the_harness(who: str, interval: int) -> None:
-    found = series.record(who, SCENARIO, 3, interval=interval, step_ms=50.0)
-    (result,) = harness.evaluate(who, SCENARIO, seeds=[3], interval=interval)
+    found = series.record(who, SCENARIO, 3, decision_interval=interval, step_ms=50.0)
+    (result,) = harness.evaluate(who, SCENARIO, seeds=[3], decision_interval=interval)
     assert (found.rule, found.scenario, found.seed) == (result.rule, result.scenario, result.seed)
     goodput = np.array([found.goodput_mbps[cls] for cls in "CL"], float)
     assert goodput.shape == (2, 80)

@@ -24,7 +24,7 @@ from l4s_gym.tables import timeless
 TINY = Size(0.5, 2, ("test", "shift"), ("l4s-llm-testbed", "web", "grid-4m-10ms"))
 NATIVE = Experiment("PIE", "native:pie", name="native", variant="pie")
 RANDOM = Experiment("Random", "random", name="random", variant="uniform")
-THRESHOLD = Experiment("Threshold", "threshold", interval=3, name="threshold", variant="third")
+THRESHOLD = Experiment("Threshold", "threshold", decision_interval=3, name="threshold", variant="third")
 ROOT = Path(__file__).parents[2]
 
 

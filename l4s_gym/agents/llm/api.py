@@ -188,7 +188,7 @@ def test(  # not one of pytest's, whatever its name
     *,
     seeds: Sequence[int] = (0, 1, 2, 3, 4),  # noqa: PT028
     reward: str = "balance",  # noqa: PT028
-    interval: int = 1,  # noqa: PT028
+    decision_interval: int = 1,  # noqa: PT028
     seconds: float | None = None,  # noqa: PT028
     progress: Progress | None = None,  # noqa: PT028
 ) -> list[Result]:
@@ -199,7 +199,7 @@ def test(  # not one of pytest's, whatever its name
         suite: `train`, `test` or `shift`, or names of scenarios.
         seeds: Of the episodes in each scenario.
         reward: Name of the reward.
-        interval: Ask the agent at each interval-th packet.
+        decision_interval: Ask the agent at each n-th packet.
         seconds: Length of the episodes instead of the scenarios'.
         progress: Called with the share of the scenarios that is done.
 
@@ -218,7 +218,7 @@ def test(  # not one of pytest's, whatever its name
         chosen = scenario.load(name)
         if seconds is not None:
             chosen = chosen.replace(horizon_s=seconds)
-        results += evaluate(who, chosen, seeds=seeds, reward=reward, interval=interval)
+        results += evaluate(who, chosen, seeds=seeds, reward=reward, decision_interval=decision_interval)
         if progress is not None:
             progress(done / len(names))
     return results

@@ -67,7 +67,9 @@ class Loop:
         """Time series of the first seed."""
         chosen = load(self.scenario).replace(horizon_s=self.seconds)
         seed = self.results[0]["seed"]
-        return series.record(self.spec, chosen, seed, name=self.label, interval=max(self.every, 1), step_ms=step_ms)
+        return series.record(
+            self.spec, chosen, seed, name=self.label, decision_interval=max(self.every, 1), step_ms=step_ms
+        )
 
     def rewards(self) -> npt.NDArray[np.float64]:
         """Mean of the paper's reward over all packets, of each seed (n,)."""
@@ -75,7 +77,7 @@ class Loop:
         for result in self.results:
             agent = agents.make(self.spec) if self.every else None
             chosen = load(self.scenario).replace(horizon_s=self.seconds)
-            run = simulate(chosen, seed=result["seed"], agent=agent, interval=max(self.every, 1), log=True)
+            run = simulate(chosen, seed=result["seed"], agent=agent, decision_interval=max(self.every, 1), log=True)
             found.append(float(reward(run.records).mean()))
         return np.array(found)
 

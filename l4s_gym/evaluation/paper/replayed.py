@@ -130,7 +130,7 @@ def walk(rows: Rows, who: str, agent: Agent | None, every: int, decisions: int =
     if agent is None:
         first = np.arange(min(decisions, len(rows)))
         return Replay(who, 0, first, rows.records[first], 0)
-    source = ReplaySource(rows, "nearest", column="packet_length", nearest_every=every, observe="as_logged")
+    source = ReplaySource(rows, "nearest", column="packet_length", decision_interval=every, observe="as_logged")
     visited: list[int] = []
     earned = np.zeros(1)
     agent.reset(1, 0)

@@ -104,7 +104,7 @@ COLUMNS: Final = (
     ),
     Column("Normalised score", "P(better)", _BETTER, lambda row, _: row.improvement, "z.2f"),
     Column("Decides", "rule", "How probabilities become decisions.", _rule, align=""),
-    Column("Decides", "every", "Each so many packets.", lambda row, _: row.interval, ".0f"),
+    Column("Decides", "every", "Each so many packets.", lambda row, _: row.decision_interval, ".0f"),
     Column("L delay, ms", "p50", "Median sojourn time of the L4S queue.", _metric("delay_l_p50_ms"), "z.2f"),
     Column("L delay, ms", "p99", "Its 99th percentile.", _metric("delay_l_p99_ms"), "z.2f"),
     Column("C delay, ms", "p50", "Median sojourn time of the Classic queue.", _metric("delay_c_p50_ms")),

@@ -46,7 +46,7 @@ def test_collect_adapt_test(root: Path) -> None:
     results = api.test(agent, ["l4s-llm-testbed", "steps"], seeds=(0, 1), seconds=0.2)
     assert [(r.scenario, r.seed) for r in results] == [(s, k) for s in ("l4s-llm-testbed", "steps") for k in (0, 1)]
     assert all(r.agent == "llm:agent" and np.isfinite(r.episode_return) for r in results)
-    (again,) = api.test(root / "agent", ["steps"], seeds=(0,), seconds=0.2, interval=10)
+    (again,) = api.test(root / "agent", ["steps"], seeds=(0,), seconds=0.2, decision_interval=10)
     assert 0 < again.decisions < results[2].decisions
 
 
