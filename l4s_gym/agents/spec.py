@@ -29,7 +29,6 @@ from l4s_gym import extras
 from l4s_gym.agents import saved
 from l4s_gym.agents.protocol import Agent
 from l4s_gym.agents.registry import KINDS, UNTRAINED, kind_of
-from l4s_gym.data.files import sha256
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.tables import checksum, timeless
 
@@ -62,16 +61,17 @@ class AgentSpec:
         file, colon, attribute = spec.rpartition(":")
         if file.endswith(".py"):
             return cls("file", "", Path(file), f":{attribute}")
-        kind = name if colon and name in KINDS else ":".join(spec.split(":")[:2]) if ":" in file else ""
+        outside = ":".join(spec.split(":")[:2]) if ":" in file else ""
+        kind = name if colon and name in KINDS else outside
         folder, comma, options = (spec.removeprefix(f"{kind}:") if kind else spec).partition(",")
         if kind or (folder and (os.sep in folder or Path(folder).is_dir())):
             return cls("saved", kind, Path(folder) if folder else None, comma + options)
         return cls("module", file, None, f":{attribute}") if colon else cls("module", spec, None, "")
 
     @classmethod
-    def of_folder(cls, folder: Path, options: str = "") -> Self:
-        """Of a saved agent, of any kind, with options such as ``rule=diffuse``."""
-        return cls("saved", "", folder, f",{options}" if options else "")
+    def of_folder(cls, folder: Path, options: str = "", kind: str = "") -> Self:
+        """Of a saved agent, with options such as ``rule=diffuse``."""
+        return cls("saved", kind, folder, f",{options}" if options else "")
 
     def __str__(self) -> str:
         """The spec as text."""
@@ -87,8 +87,8 @@ class AgentSpec:
         return self.rest.removeprefix(":") if self.form == "native" else None
 
     @property
-    def title(self) -> tuple[str, str]:
-        """Who it is, and which variant."""
+    def experiment(self) -> tuple[str, str]:
+        """Name and variant of its experiment."""
         name = self.name
         if self.path is not None:
             name = self.path.stem if self.form == "file" else self.path.resolve().name
@@ -108,11 +108,7 @@ class AgentSpec:
             raise L4SError(f"agent {str(self)!r}: runs inside the engine: give it to the evaluation")
         if self.form != "saved":
             return _foreign(self._known())
-        if self.path is None:
-            raise L4SError(f"agent {str(self)!r}: names no folder: give {self.name}:FOLDER")
-        if self.name:
-            kind_of(self.name)
-        return saved.load(self.path, _options(str(self), self.rest), kind=self.name or None)
+        return saved.load(self._folder(), _options(str(self), self.rest), kind=self.name or None)
 
     def digest(self) -> str:
         """Checksum of what decides: weights, configuration, source and options.
@@ -120,16 +116,17 @@ class AgentSpec:
         Raises:
             L4SError: There is nothing of this name.
         """
-        if self.form == "saved" and self.path is not None:
-            saved.read(self.path)
-            return checksum([self.rest, timeless(json.loads((self.path / saved.ABOUT).read_bytes()))])
-        if self.form == "native":
+        if self.form == "saved":
+            path = saved.read(self._folder()).path
+            return checksum([self.rest, timeless(json.loads((path / saved.ABOUT).read_bytes()))])
+        if self.native is not None and ":" not in self.native:
             return checksum(str(self))
         if self.form == "rule":
-            source = sha256(Path(inspect.getfile(UNTRAINED[self.name][0])))
+            source = Path(inspect.getfile(UNTRAINED[self.name][0])).read_bytes()
         else:
-            source = hashlib.sha256(extras.source_code(self._known(), "agent")).hexdigest()
-        return checksum([f"{self.name}{self.rest}", source])
+            where = (self.native, "discipline") if self.native else (self._known(), "agent")
+            source = extras.source_code(*where)
+        return checksum([f"{self.name}{self.rest}", hashlib.sha256(source).hexdigest()])
 
     def files(self) -> dict[str, Path]:
         """The files of the agent; by their names on a machine that does not have them."""
@@ -150,6 +147,18 @@ class AgentSpec:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)
         return replace(self, path=folder / next(iter(files)).partition("/")[0])
+
+    def _folder(self) -> Path:
+        """The folder of a saved agent, whose kind is known then.
+
+        Raises:
+            L4SError: The spec names no folder, or there is no such kind.
+        """
+        if self.path is None:
+            raise L4SError(f"agent {str(self)!r}: names no folder: give {self.name}:FOLDER")
+        if self.name:
+            kind_of(self.name)
+        return self.path
 
     def _known(self) -> str:
         """`MODULE:ATTRIBUTE` or `FILE.py:ATTRIBUTE`.

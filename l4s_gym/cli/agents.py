@@ -29,7 +29,7 @@ def train(
     """Train an agent offline on a dataset; Ctrl-C leaves a checkpoint to go on from.
 
     Args:
-        agent: bc, cql, bcq, dqn, double_dqn, sac, dt or llm.
+        agent: bc, cql, bcq, dqn, double_dqn, sac, dt, llm, or module:attribute of your own kind.
         dataset: Id of a Minari dataset, such as l4s/dualpi2/testbed-small-v0.
         config: TOML file instead of agents/AGENT/config.toml.
         out: Folder of the agent; runs/AGENT by default.

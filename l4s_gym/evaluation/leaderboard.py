@@ -56,7 +56,7 @@ def experiments(names: Sequence[str] = (), folder: Path | None = None) -> list[E
 
 def added(spec: str) -> Experiment:
     """The experiment of somebody's own agent, by its spec."""
-    name, variant = AgentSpec.parse(spec).title
+    name, variant = AgentSpec.parse(spec).experiment
     return Experiment(title=spec, agent=spec, name=_slug(name) or "agent", variant=_slug(variant) or "default")
 
 

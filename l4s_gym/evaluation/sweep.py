@@ -91,7 +91,7 @@ class Sweep:
             agent = AgentSpec.parse(experiment.agent)
         else:
             (job,) = (job for job in self.plan[experiment.id][0] if job.seed == train_seed)
-            agent = AgentSpec.of_folder(job.folder, experiment.agent)
+            agent = AgentSpec.of_folder(job.folder, experiment.agent, job.learner)
         digest, files = agent.digest(), agent.pack() if self.ray else {}
         chosen = self.protocol.size(self.size)
         found = []

@@ -65,6 +65,15 @@ def test_a_folder_named_like_a_rule_is_not_taken_for_it(tmp_path: Path, monkeypa
             use(AgentSpec.parse("./random"))
 
 
+def test_a_digest_is_of_the_source(tmp_path: Path) -> None:
+    """Of an agent, and of a discipline from elsewhere: cells that are kept are of another one after a change."""
+    file, found = tmp_path / "mine.py", []
+    for text in ("x = 1", "x = 2"):
+        file.write_text(text)
+        found += [AgentSpec.parse(spec).digest() for spec in (f"{file}:Mine", f"native:{file}:Mine")]
+    assert len(set(found)) == 4
+
+
 @pytest.mark.parametrize("spec", ["nobody", "", "bc:", "no_such_module:Agent", "no/such.py:Agent"])
 def test_what_cannot_be_made_cannot_be_hashed(spec: str) -> None:
     for use in (AgentSpec.digest, AgentSpec.make):
@@ -128,7 +137,10 @@ def test_a_kind_from_elsewhere(trained: Trained, tmp_path: Path, monkeypatch: py
         KINDS.pop(name)  # as in another process
         with pytest.raises(L4SError, match="unknown kind of agent 'outside_kind:KIND'"):
             agents.make(str(tmp_path / "x"))  # what a folder says is not imported
-        assert agents.make(f"{name}:{tmp_path / 'x'},rule=argmax").name == f"{name}:x"
+        spec = AgentSpec.of_folder(tmp_path / "x", "rule=argmax", name)
+        assert AgentSpec.parse(str(spec)) == spec and spec.digest()
+        KINDS.pop(name)
+        assert spec.make().name == f"{name}:x"
         with pytest.raises(L4SError, match="is a type: give an AgentKind"):
             training.learner("outside_kind:LEARNER")
     finally:
