@@ -32,8 +32,8 @@ from l4s_gym.agents.registry import KINDS, UNTRAINED, kind_of
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.tables import checksum, timeless
 
-NATIVE: Final = "native"
-NAMES: Final = (*UNTRAINED, "FOLDER", "KIND:FOLDER", "MODULE:ATTRIBUTE", "FILE.py:ATTRIBUTE")
+_NATIVE: Final = "native"
+_NAMES: Final = (*UNTRAINED, "FOLDER", "KIND:FOLDER", "MODULE:ATTRIBUTE", "FILE.py:ATTRIBUTE")
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class AgentSpec:
     def parse(cls, spec: str) -> Self:
         """From text. Whether there is such an agent is seen when it is made."""
         name, colon, rest = spec.partition(":")
-        if name in UNTRAINED or (colon and name == NATIVE):
-            return cls("native" if name == NATIVE else "rule", name, None, colon + rest)
+        if name in UNTRAINED or (colon and name == _NATIVE):
+            return cls("native" if name == _NATIVE else "rule", name, None, colon + rest)
         file, colon, attribute = spec.rpartition(":")
         if file.endswith(".py"):
             return cls("file", "", Path(file), f":{attribute}")
@@ -167,7 +167,7 @@ class AgentSpec:
             L4SError: It is neither.
         """
         if len(self.rest) < 2 or not (self.name or self.path):
-            raise unknown("agent", str(self), NAMES)
+            raise unknown("agent", str(self), _NAMES)
         return str(self)
 
 
