@@ -11,9 +11,13 @@ from typing import Any, Final, TypeVar, cast
 import numba
 
 from l4s_gym.compiled import kept
+from l4s_gym.sim.parts import PartCompiler, WholeCompiler
 
 F = TypeVar("F", bound=Callable[..., Any])
-_INTERNAL: Final[dict[str, Any]] = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+_INTERNAL: Final[dict[str, Any]] = {
+    **{"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True},
+    "pipeline_class": PartCompiler,
+}
 
 
 @functools.cache
@@ -62,20 +66,28 @@ def plain(function: F) -> F:
 
 def public(function: F) -> F:
     """Compile a pure function that Python may call too."""
-    return cast(F, numba.njit(function, error_model="numpy", forceinline=True))
+    return cast(F, numba.njit(function, error_model="numpy", forceinline=True, pipeline_class=WholeCompiler))
 
 
 def entry(function: F) -> F:
     """Compile an entry point: cached on disk, and without the GIL, so that threads run side by side."""
-    return kept(function, source_digest(), error_model="numpy", nogil=True)
+    return kept(function, source_digest(), error_model="numpy", nogil=True, pipeline_class=WholeCompiler)
 
 
 def short_entry(function: F) -> F:
     """An entry point that keeps the GIL: to give it away and take it back costs as much as a packet."""
-    return kept(function, source_digest(), error_model="numpy")
+    return kept(function, source_digest(), error_model="numpy", pipeline_class=WholeCompiler)
 
 
 def direct(compiled: F, *types: Any) -> F:
     """An entry point for arguments of these types of Numba, at which it then looks no more; compiled if need be."""
     compile_for: Callable[..., F] = getattr(compiled, "compile", lambda _: compiled)  # where Numba is switched off
     return compile_for(types)
+
+
+@functools.cache
+def address_of(compiled: Any, *types: Any) -> int:
+    """Address of an entry point's machine code for arguments of these types, which compiled code may call."""
+    direct(compiled, *types)
+    found = compiled.overloads[types]
+    return int(found.library.get_pointer_to_function(found.fndesc.llvm_cfunc_wrapper_name))
