@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 import numba
+from numba import types
 
 from l4s_gym.compiled import kept
 from l4s_gym.sim.parts import PartCompiler, WholeCompiler
@@ -32,9 +33,24 @@ def source_digest() -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
+def _widened(kind: Any) -> Any:
+    kind = types.unliteral(kind)
+    small = isinstance(kind, types.Integer) and kind.bitwidth < 64
+    return types.int64 if small else kind
+
+
+def _internal(function: F, forceinline: bool) -> F:
+    """Compiled for integers of 64 bits, which all others become: else once for each width and each constant."""
+    compiled = numba.njit(function, forceinline=forceinline, **_INTERNAL)
+    if hasattr(compiled, "compile"):  # Numba is not switched off
+        compile_for = compiled.compile
+        compiled.compile = lambda kinds: compile_for(tuple(map(_widened, kinds)))
+    return cast(F, compiled)
+
+
 def jit(function: F) -> F:
     """Compile a function that only compiled code calls, as a part of its callers: a call costs more than most do."""
-    return cast(F, numba.njit(function, forceinline=True, **_INTERNAL))
+    return _internal(function, True)
 
 
 def shared(function: F) -> F:
@@ -42,7 +58,7 @@ def shared(function: F) -> F:
 
     Inlined, `link.dequeue` would stand in the engine ten times: twice the code, and no faster.
     """
-    return cast(F, numba.njit(function, forceinline=False, **_INTERNAL))  # said, or it would do as its caller does
+    return _internal(function, False)  # said, or it would do as its caller does
 
 
 def written(name: str, parameters: str, body: Sequence[str], names: Mapping[str, Any]) -> Any:
@@ -79,15 +95,15 @@ def short_entry(function: F) -> F:
     return kept(function, source_digest(), error_model="numpy", pipeline_class=WholeCompiler)
 
 
-def direct(compiled: F, *types: Any) -> F:
+def direct(compiled: F, *kinds: Any) -> F:
     """An entry point for arguments of these types of Numba, at which it then looks no more; compiled if need be."""
     compile_for: Callable[..., F] = getattr(compiled, "compile", lambda _: compiled)  # where Numba is switched off
-    return compile_for(types)
+    return compile_for(kinds)
 
 
 @functools.cache
-def address_of(compiled: Any, *types: Any) -> int:
+def address_of(compiled: Any, *kinds: Any) -> int:
     """Address of an entry point's machine code for arguments of these types, which compiled code may call."""
-    direct(compiled, *types)
-    found = compiled.overloads[types]
+    direct(compiled, *kinds)
+    found = compiled.overloads[kinds]
     return int(found.library.get_pointer_to_function(found.fndesc.llvm_cfunc_wrapper_name))

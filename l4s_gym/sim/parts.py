@@ -81,7 +81,8 @@ class _LowerPart(typed_passes.NativeLowering):  # type: ignore[misc]
         state.library = _Part(context.codegen(), state.func_id.func_qualname)
         state.flags.no_compile = True
         super().run_pass(state)
-        refuses = [].pop  # one of its own, that fails: Python has nothing to call
+        nothing: list[Any] = []
+        refuses = nothing.pop  # one of its own, that fails: Python has nothing to call
         context.insert_user_function(refuses, state.cr.fndesc, [state.library])
         state.cr = state.cr._replace(cfunc=refuses)
         return True
