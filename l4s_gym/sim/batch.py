@@ -18,7 +18,6 @@ import numpy.typing as npt
 from numba import int64
 
 from l4s_gym import __version__
-from l4s_gym.compiled import is_kept
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.schema import RECORD
 from l4s_gym.sim import congestion, disciplines, engine, layout, link, setup, traces
@@ -632,13 +631,12 @@ def compile_engine() -> None:
     """Compile the engine, or load it from the cache; says so on stderr where it takes a while."""
     if getattr(engine.advance_one, "signatures", True):
         return
-    if not (is_kept(engine.advance) and is_kept(engine.advance_one)):
+    if not engine.is_kept():
         print("l4s-gym: compiling the simulator (once after install, up to a minute) ...", file=sys.stderr, flush=True)
     collects = gc.isenabled()
     gc.disable()  # the compiler makes much garbage and frees it by itself; a tenth of the time
     try:
         engine.advance(0, 0, 0, 0, 0)
-        direct(engine.advance_one, int64)
     finally:
         if collects:
             gc.enable()

@@ -11,11 +11,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import carray
+from numba import carray, int64
 
+from l4s_gym import compiled
 from l4s_gym.sim import disciplines, link, observation, policy, router, sources, tcp
 from l4s_gym.sim.events import first_slot, first_time, set_time, uniform
-from l4s_gym.sim.jit import entry, jit, shared, short_entry
+from l4s_gym.sim.jit import address_of, entry, jit, shared, short_entry
 from l4s_gym.sim.layout import (
     AGENT,
     DECISION,
@@ -51,6 +52,7 @@ from l4s_gym.sim.memory import (
     trace_of,
 )
 from l4s_gym.sim.packets import pop_transit
+from l4s_gym.sim.plugin import call_int
 
 SPINS = 500_000
 """Looks at a control word before a thread goes to sleep, about half a millisecond: to wake one takes 50 to 100 us."""
@@ -204,8 +206,8 @@ def _next_job(control: int) -> int:
     return job
 
 
-@jit
-def _step(address: int) -> int:
+@short_entry
+def advance_one(address: int) -> int:
     """Run the environment whose `ENV` record lies at an address, and write what comes of it; its status.
 
     A policy in the engine takes as many decisions as are left to it.
@@ -264,13 +266,27 @@ def _prefetch_found(address: int) -> None:
         _prefetch_packet(env, queue_at(env, index).tail)
 
 
-@short_entry
-def advance_one(address: int) -> int:
-    """As `advance` of a single environment; its status."""
-    return _step(address)
-
-
 @entry
+def _advance(address: int, stride: int, first: int, last: int, control: int, one: int) -> None:
+    """`advance`; `one` is the address of `advance_one`, so that the engine is compiled once."""
+    job = 0
+    while True:
+        if control != 0:
+            job = _next_job(control)
+            if job < 0:
+                return
+        for n in range(first, last):
+            at = address + n * stride
+            # A large batch outgrows the caches: what comes next is fetched meanwhile.
+            _prefetch_rows(at + 2 * stride)
+            if n + 1 < last:
+                _prefetch_found(at + stride)
+            call_int(one, (at,))
+        if control == 0:
+            return
+        atomic_store64(control + 8, job)
+
+
 def advance(address: int, stride: int, first: int, last: int, control: int) -> None:
     """Run environments [first, last) of a batch.
 
@@ -284,22 +300,12 @@ def advance(address: int, stride: int, first: int, last: int, control: int) -> N
 
     Afterwards `status`, `applied` (int64), `reward` (float64) and `obs` (8 float32) of each are new.
     """
-    job = 0
-    while True:
-        if control != 0:
-            job = _next_job(control)
-            if job < 0:
-                return
-        for n in range(first, last):
-            at = address + n * stride
-            # A large batch outgrows the caches: what comes next is fetched meanwhile.
-            _prefetch_rows(at + 2 * stride)
-            if n + 1 < last:
-                _prefetch_found(at + stride)
-            _step(at)
-        if control == 0:
-            return
-        atomic_store64(control + 8, job)
+    _advance(address, stride, first, last, control, address_of(advance_one, int64))
+
+
+def is_kept() -> bool:
+    """Whether the compiled engine is on disk."""
+    return all(map(compiled.is_kept, (_advance, advance_one)))
 
 
 @entry
