@@ -12,9 +12,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from l4s_gym.data.episodes import Episode
 from l4s_gym.data.logs import Records
 from l4s_gym.data.simulated import Behaviour, SimulatedRun
+from l4s_gym.data.trajectory import Trajectory
 from l4s_gym.errors import L4SError
 from l4s_gym.schema import ACTIONS, BY_NAME, DROP, ENQUEUE, L4S, MARK, MAX_PROB, NOT_ECT
 from l4s_gym.sim.dualpi2_freebsd import DERANDOMISE_HIGH, DERANDOMISE_LOW
@@ -71,7 +71,7 @@ def _hit(records: Records, prob: npt.NDArray[np.int64], accumulated: npt.NDArray
     return np.where(spared, 0.0, np.where(accumulated >= DERANDOMISE_HIGH, 1.0, drawn))
 
 
-def episode_probabilities(episode: Episode) -> Floats:
+def episode_probabilities(episode: Trajectory) -> Floats:
     """Probabilities of the decisions of a simulated episode, which is simulated again.
 
     Args:

@@ -211,7 +211,7 @@ def load_rows_csv(path: PathLike) -> Rows:
     return Rows(records, frozenset(names), os.path.basename(path), tuple(notes))
 
 
-def single(rows: Rows, progress: Progress | None, simulator: str = "") -> RowStream:
+def single(rows: Rows, progress: Progress | None = None, simulator: str = "") -> RowStream:
     """Rows that are in memory anyway, as a stream of one block."""
 
     def blocks() -> Blocks:

@@ -92,8 +92,8 @@ def sample_dataset(dataset: Any, rows: int = ROWS) -> Sample:
     parts: list[Floats] = []
     for e, cut in cuts[::every]:
         seen = unscale_observation(e.observations[cut])
-        seen[e.missing[cut], _ACCUMULATED] = np.nan
-        logged = [e.infos[name][cut, None] for name in _LOGGED]
+        seen[e.missing[OBSERVED[_ACCUMULATED]][cut], _ACCUMULATED] = np.nan
+        logged = [e.extras[name][cut, None] for name in _LOGGED]
         parts.append(np.concatenate([e.actions[cut, None], seen, *logged], axis=1, dtype=np.float64))
     table = np.concatenate(parts)
     tables = {"observations": table[:, 1 : 1 + len(OBSERVED)], "observations and logged fields": table[:, 1:]}

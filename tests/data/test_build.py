@@ -82,7 +82,7 @@ def test_a_build_is_a_valid_dataset_of_the_recipe(recipe: recipes.Recipe, place:
     assert [note["scenario"] for note in notes] == ["l4s-llm-testbed", "overload"] * 2 + ["l4s-llm-testbed"]
     assert [note["aqm"] for note in notes] == ["dualpi2_freebsd"] * 2 + ["dualpi2_linux"] * 2 + ["dualpi2_freebsd"]
     assert [note["seed"] for note in notes] == [0, 1, 2, 3, 4]
-    drawn = [made[k].infos["decided_by"].mean() for k in range(5)]
+    drawn = [made[k].extras["decided_by"].mean() for k in range(5)]
     assert drawn[:2] == [0, 0] and 0.1 < drawn[2] < 0.4 and 0.2 < drawn[3] < 0.3
     stored = made.storage.metadata
     assert stored["algorithm_name"] == "dualpi2_freebsd, dualpi2_linux with 0.25 random"

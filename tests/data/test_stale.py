@@ -16,11 +16,11 @@ from l4s_gym.cli.common import console
 from l4s_gym.data import arrays, build, card, minari_io, recipes
 from l4s_gym.data.convert import convert
 from l4s_gym.data.d3rlpy_io import replay_buffer
-from l4s_gym.data.episodes import episodes_from_rows
 from l4s_gym.data.logs import write_log
 from l4s_gym.data.pools import make_rows
 from l4s_gym.data.records import save_records
 from l4s_gym.data.simulated import simulate_log
+from l4s_gym.data.steps import episodes_from_rows
 from l4s_gym.data.stream import open_stream
 from l4s_gym.data.windows import Windows
 from l4s_gym.evaluation.origin import origin
