@@ -2,12 +2,7 @@
 
 The log prints the accumulated probability *after* the decision: it is 0 after a random hit, so most
 dropped packets can be told from the row itself. Here the value before the decision is rebuilt, row by row,
-from the kernel's rule (a packet takes one step of the sum, unless it is guarded):
-
-    if (queue_delay_old < qdelay_ref / 2 and prob < 20 %) or length_in_bytes <= 1600: enqueue, sum untouched
-    if prob == 0: sum = 0;  sum += prob
-    sum < 0.85: enqueue;  sum >= 8.5: hit, sum kept;  else hit with probability prob: sum = 0
-    after the line was printed: a packet that is really dropped, and an activation, set the sum to 0
+from the kernel's rule (`l4s_gym.data.behaviour`): a packet takes one step of the sum, unless it is guarded.
 
 A row tells the value itself where it was guarded (unchanged) or not reset (minus its own step). After a reset
 only the same queue's previous row tells it, and only if that row is the packet just before. What cannot be
@@ -18,11 +13,12 @@ that of the testbed's kernel; for a log of a simulator whose quirks were switche
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from l4s_gym.data.behaviour import HIGH, LOW, before_from_row
 from l4s_gym.data.evidence import REQUIRED, SUFFICIENT, columns, guarded, previous
 from l4s_gym.data.logs import NAMES_23, NAMES_24, Records
 from l4s_gym.data.pools import Rows
@@ -35,18 +31,12 @@ from l4s_gym.schema import (
     CLASSIC,
     ENQUEUE,
     L4S,
-    MAX_PROB,
     OBSERVED,
 )
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
-
-LOW: Final = MAX_PROB * 85 // 100
-"""No hit below this sum (0.85)."""
-HIGH: Final = MAX_PROB * 85 // 10
-"""Always a hit from this sum on (8.5)."""
 
 _FEWEST_JUDGED: Final = 200
 _WHOLE: Final = 0.999
@@ -64,11 +54,6 @@ _NEEDS: Final = {
     "total_drops": frozenset({"queue_type", "total_drops", "drop_probability", "burst_allowance"}),
 }
 """What it takes to rebuild them of any row at all."""
-
-
-def before_from_row(after: Any, step: Any, guarded: Any) -> Any:
-    """The sum before the decision, from a row that was not reset. Scalars or arrays."""
-    return np.where(guarded, after, after - step)
 
 
 def _rebuild_queue(rows: Records, present: frozenset[str]) -> tuple[Ints, Bools]:

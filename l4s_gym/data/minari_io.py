@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Final, Required, TypedDict, Unpack
 
@@ -14,7 +15,16 @@ import numpy as np
 from l4s_gym import schema
 from l4s_gym.data.files import atomic_folder
 from l4s_gym.data.steps import EXTRAS, MISSING, REWARD, Steps, rows_of_trajectory, runs_of_stream
-from l4s_gym.data.storage import INFOS, MAIN, Shard, check_files, link_shards, readable, shard_name, write_shard
+from l4s_gym.data.storage import (
+    INFOS,
+    MAIN,
+    Shard,
+    check_files,
+    link_shards,
+    readable,
+    shard_name,
+    write_shard,
+)
 from l4s_gym.data.trajectory import Trajectory
 from l4s_gym.errors import L4SError
 from l4s_gym.extras import optional
@@ -43,6 +53,29 @@ def import_minari(name: str = "minari") -> Any:
     if place.startswith("~"):
         raise L4SError(f"datasets: nobody knows the home {place!r}: set MINARI_DATASETS_PATH to a folder")
     return optional(name, "data")
+
+
+@contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables in the block; afterwards they are as before."""
+    old = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in old.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def datasets_in(folder: Path) -> Iterator[None]:
+    """Let Minari's datasets lie in a folder, which is made, in the block: Minari reads its variable at each call."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with environment({"MINARI_DATASETS_PATH": str(folder.resolve())}):
+        yield
 
 
 def check_episode(episode: Trajectory, where: str) -> None:

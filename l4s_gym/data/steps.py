@@ -118,7 +118,7 @@ class StepMaker:
         """
         steps = np.zeros(len(records), STEP)
         if self._recorded and rewards is not None:
-            from l4s_gym.data.recorded import fill_steps
+            from l4s_gym.data.fast import fill_steps
 
             fill_steps(records, rewards, OBS_SCALE, OBS_HIGH.astype(np.float64), steps)
             return steps

@@ -15,6 +15,7 @@ from gymnasium.utils import seeding
 
 from l4s_gym import agents
 from l4s_gym.agents.protocol import Agent, Floats, generators, policy_of
+from l4s_gym.data.recipes import Recipe
 from l4s_gym.errors import L4SError
 from l4s_gym.evaluation.entry import NATIVE
 from l4s_gym.schema import ACTIONS, ECT_1
@@ -262,6 +263,18 @@ def evaluate(
         L4SError: Unknown agent, discipline, scenario or reward; no seeds.
     """
     return evaluate_many(who, [scenario], seeds=seeds, aqm=aqm, reward=reward, interval=interval, progress=progress)
+
+
+def reference_scores(recipe: Recipe) -> dict[str, Any]:
+    """Returns of the random agent and of native DualPI2 (RFC 9332) where agents of a dataset are evaluated.
+
+    All datasets have the same references, so that normalised scores mean the same everywhere.
+    """
+    seeds = [0, 1, 2, 3, 4]
+    scores: dict[str, Any] = {"scenario": recipe.evaluated_on, "reward": "balance", "seeds": seeds}
+    for name, who in (("random", "random"), ("native", f"{NATIVE}dualpi2_rfc9332")):
+        scores[name] = [result.episode_return for result in evaluate(who, recipe.evaluated_on, seeds=seeds)]
+    return scores
 
 
 def evaluate_many(

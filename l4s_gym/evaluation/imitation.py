@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from l4s_gym.agents.logged import Stretch, cut, split
 from l4s_gym.agents.metrics import SMALLEST, calibration_error, reliability
-from l4s_gym.data.behaviour import episode_probabilities
+from l4s_gym.data.simulated import episode_probabilities
 from l4s_gym.data.trajectory import Ints, Trajectory
 from l4s_gym.errors import L4SError
 from l4s_gym.schema import ACTIONS, DROP, MARK

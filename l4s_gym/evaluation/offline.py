@@ -19,8 +19,8 @@ import numpy.typing as npt
 
 from l4s_gym.agents.metrics import SMALLEST, classification
 from l4s_gym.data.audit import probabilities_of
-from l4s_gym.data.causal import HIGH, LOW, causal_accumulated
-from l4s_gym.data.evidence import GUARD_BYTES
+from l4s_gym.data.behaviour import GUARD_BYTES, hit_probability
+from l4s_gym.data.causal import causal_accumulated
 from l4s_gym.data.pools import Rows
 from l4s_gym.data.steps import REWARD, StepMaker, absent_features
 from l4s_gym.data.trajectory import Trajectory
@@ -164,7 +164,7 @@ def past_actions(blocks: Trajectory, count: int = 20) -> Floats:
 
 
 def kernel_rule(rows: Rows, keep: Bools, blocks: Trajectory) -> Floats:
-    """Probabilities (T, 3) of the testbed kernel's rule (see `l4s_gym.data.causal`), from what the kernel knew.
+    """Probabilities (T, 3) of the testbed kernel's rule (see `l4s_gym.data.behaviour`), from what the kernel knew.
 
     Nothing is trained but how hits divide into drops and marks: as in the blocks that are not held out, since a row
     does not tell whether the packet may be marked. Of the two guards the one that looks at the delay before is left
@@ -177,10 +177,8 @@ def kernel_rule(rows: Rows, keep: Bools, blocks: Trajectory) -> Floats:
     """
     records = rows.records[keep]
     probability = records["drop_probability"].astype(np.float64)
-    total = causal_accumulated(rows)[keep] + probability
-    hit = np.where(total < LOW, 0.0, np.where(total >= HIGH, 1.0, probability / MAX_PROB))
-    if "length_in_bytes" in rows.present:
-        hit[records["length_in_bytes"] <= GUARD_BYTES] = 0.0
+    small = (records["length_in_bytes"] <= GUARD_BYTES) & ("length_in_bytes" in rows.present)
+    hit = hit_probability(causal_accumulated(rows)[keep], probability, probability / MAX_PROB, small)
 
     def predict(held: Bools) -> Floats:
         counts = np.bincount(blocks.actions[~held], minlength=len(ACTIONS)).astype(np.float64)

@@ -15,9 +15,9 @@ from l4s_gym import L4SError, cli
 from l4s_gym.data import minari_io
 from l4s_gym.data.audit import Audit, audit, macro_f1
 from l4s_gym.data.causal import as_logged_observation, causal_observation
+from l4s_gym.data.inspect import NAMES, Sample, sample_dataset, sample_stream
 from l4s_gym.data.logs import write_log
 from l4s_gym.data.pools import Rows, make_rows
-from l4s_gym.data.samples import NAMES, Sample, sample_dataset, sample_stream
 from l4s_gym.data.simulated import simulate_log
 from l4s_gym.data.steps import MISSING, episodes_from_rows
 from l4s_gym.data.stream import Blocks, RowStream, open_stream

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 import l4s_gym
-from l4s_gym.data.environ import datasets_in
+from l4s_gym.data.minari_io import datasets_in
 from l4s_gym.evaluation.entry import checksum
 from l4s_gym.evaluation.jobs import kept
 from l4s_gym.evaluation.offline import some_blocks

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from l4s_gym.agents.training import load_config
-from l4s_gym.data.environ import datasets_in
+from l4s_gym.data.minari_io import datasets_in
 from l4s_gym.data.pools import load_rows
 from l4s_gym.data.trajectory import Trajectory
 from l4s_gym.errors import L4SError
