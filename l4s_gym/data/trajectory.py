@@ -211,19 +211,21 @@ class Trajectory:
         """The windows of `length` steps that end at steps (B,), within their runs.
 
         Returns:
-            `observations` (B, K, D), `actions`, `rewards`, `returns_to_go`, `timesteps` (from 0) and `mask` (B, K), as
-            `l4s_gym.data.windows.Windows` gives them: before the start of a run mask is False, all else 0.
+            `observations` (B, K, D), `actions` (B, K, ...), `rewards`, `returns_to_go`, `timesteps` (from 0) and `mask`
+            (B, K), as `l4s_gym.data.windows.Windows` gives them: before the start of a run mask is False, all else 0.
         """
         first = self.starts[np.searchsorted(self.starts, index, side="right") - 1]
         rows, mask = window_rows(index, first, length)
-        return {
-            "observations": self.observations[rows] * mask[..., None].astype(np.float32),
-            "actions": self.actions[rows] * mask,
-            "rewards": (self.rewards[rows] * mask).astype(np.float32),
-            "returns_to_go": (self.returns[rows] * mask).astype(np.float32),
-            "timesteps": (rows - first[:, None]) * mask,
-            "mask": mask,
+        found: dict[str, npt.NDArray[Any]] = {
+            "observations": self.observations[rows],
+            "actions": self.actions[rows],
+            "rewards": self.rewards[rows].astype(np.float32),
+            "returns_to_go": self.returns[rows].astype(np.float32),
+            "timesteps": rows - first[:, None],
         }
+        for values in found.values():
+            values[~mask] = 0
+        return found | {"mask": mask}
 
     def some(self, most: int) -> Ints:
         """Indices of at most so many steps, evenly spaced in pieces of up to 100 in a row."""
