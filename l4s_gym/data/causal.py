@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from l4s_gym.data.behaviour import HIGH, LOW, before_from_row
 from l4s_gym.data.evidence import REQUIRED, SUFFICIENT, columns, guarded, previous
-from l4s_gym.data.logs import NAMES_23, NAMES_24, Records
+from l4s_gym.data.logs import Records
 from l4s_gym.data.pools import Rows
 from l4s_gym.data.report import Missing
 from l4s_gym.data.stream import join, take
@@ -57,7 +57,12 @@ _NEEDS: Final = {
 
 
 def _rebuild_queue(rows: Records, present: frozenset[str]) -> tuple[Ints, Bools]:
-    """`rebuild_accumulated` for the rows of one queue."""
+    """The accumulated probability before each decision of one queue (n,), 0 where missing, and whether it is (n,).
+
+    Rows with all fields of a log are judged by the kernel's counters; others by weaker evidence (`evidence`). Values
+    that went through float32 are right to its precision. Rows that an agent decided do not follow the kernel's rule and
+    are missing.
+    """
     q = columns(rows, present)
     state = guarded(rows, q, present)
     held, stepped, unknown = state == 1, state == 0, state == -1
@@ -88,37 +93,6 @@ def _rebuild_queue(rows: Records, present: frozenset[str]) -> tuple[Ints, Bools]
 
     missing = ~(from_row | from_previous) | (rows["decided_by"] != 0)
     return np.where(missing, 0, np.where(from_row, own, found)), missing
-
-
-def _borne(records: Records) -> frozenset[str]:
-    """Fields of records that say nothing of it: those of a log, or else what is not 0 throughout."""
-    if len(records) and (records["tupdate"] > 0).all():
-        return frozenset(NAMES_24 if records["packet_length"].any() else NAMES_23)
-    return REQUIRED | {name for name in NAMES_24 if records[name].any()}
-
-
-def rebuild_accumulated(records: Records, present: frozenset[str] | None = None) -> tuple[Ints, Bools]:
-    """Rebuild the accumulated probability before each decision from the logged values after it.
-
-    Rows with all fields of a log are judged by the kernel's counters; others by weaker evidence
-    (`l4s_gym.data.evidence`), and values that went through float32 are right to its precision. Rows that an agent
-    decided do not follow the kernel's rule and are missing.
-
-    Args:
-        records: Records (T,) in the order of the log, both queues.
-        present: Names of the fields that they bear; None: those of a log if all rows have a `tupdate`, else those
-            that are not 0 throughout.
-
-    Returns:
-        The values (T,) int64 in 1/(2^31-1), 0 where missing; and whether they are missing (T,).
-    """
-    borne = _borne(records) if present is None else present
-    before, missing = np.zeros(len(records), np.int64), np.ones(len(records), bool)
-    for queue in (CLASSIC, L4S) if borne >= REQUIRED else ():
-        index = np.flatnonzero(records["queue_type"] == queue)
-        if index.size:
-            before[index], missing[index] = _rebuild_queue(records[index], borne)
-    return before, missing
 
 
 def causal_accumulated(rows: Rows) -> Floats:

@@ -18,7 +18,6 @@ from l4s_gym.data.causal import (
     causal_observation,
     leak_share,
     observable,
-    rebuild_accumulated,
 )
 from l4s_gym.data.columns import FEATURES
 from l4s_gym.data.evidence import COUNTERS, REQUIRED, SUFFICIENT
@@ -28,7 +27,7 @@ from l4s_gym.data.pools import load_rows, make_rows
 from l4s_gym.data.simulated import simulate_log
 from l4s_gym.errors import L4SError
 from l4s_gym.schema import BY_NAME, DROP, ENQUEUE, MARK, MAX_PROB, OBSERVED, RECORD
-from tests.data.conftest import make_kernel_log
+from tests.data.conftest import make_kernel_log, rebuild_accumulated
 
 
 def _wrong(records: Any, truth: Any) -> tuple[int, float]:
