@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from l4s_gym.data.minari_io import check_simulator, load
+from l4s_gym.data.minari_io import absent_in, check_simulator, load
 from l4s_gym.data.steps import EXTRAS, MISSING
 from l4s_gym.data.storage import ARRAYS, MAIN, h5py, readable
 from l4s_gym.data.trajectory import Trajectory
@@ -33,6 +33,7 @@ class Layout:
         offsets: Path of an array in the episode: its byte in the file (E,).
         consecutive: Whether each row of the episode is the packet right after the one before (E,).
         numbers: Number of each episode in the dataset (E,).
+        absent: Features that the source of each episode lacks, E times.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Layout:
     offsets: Mapping[str, Ints]
     consecutive: Bools
     numbers: Ints
+    absent: tuple[tuple[str, ...], ...]
 
     def check_gaps(self) -> None:
         """Refuse episodes that are not consecutive.
@@ -79,7 +81,7 @@ def open_layout(source: Any, names: Sequence[str] = tuple(ARRAYS)) -> Layout:
     numbers = np.array(dataset.episode_indices, np.int64)
     files: dict[str, int] = {}
     held: list[Any] = []
-    rows = []
+    rows, absent = [], []
     folder = Path(dataset.spec.data_path)
     with readable(folder), h5py().File(folder / MAIN, "r") as main:
         for number in numbers.tolist():
@@ -99,9 +101,10 @@ def open_layout(source: Any, names: Sequence[str] = tuple(ARRAYS)) -> Layout:
             if file == len(held):  # a file that is held open is not opened again for each of its episodes
                 held.append(group)
             rows.append((file, steps, consecutive, *offsets))
+            absent.append(absent_in(group.attrs))
     file_, steps_, consecutive_, *columns = np.array(rows, np.int64).reshape(-1, 3 + len(names)).T
     offsets_ = dict(zip(names, columns, strict=True))
-    return Layout(dataset.id, tuple(files), file_, steps_, offsets_, consecutive_.astype(bool), numbers)
+    return Layout(dataset.id, tuple(files), file_, steps_, offsets_, consecutive_.astype(bool), numbers, tuple(absent))
 
 
 def episodes(source: Any) -> list[Trajectory]:
@@ -131,6 +134,7 @@ def episodes(source: Any) -> list[Trajectory]:
                 actions=view("actions", episode),
                 rewards=view("rewards", episode),
                 missing={MISSING: view("infos/missing", episode)},
+                absent=layout.absent[episode],
                 consecutive=bool(layout.consecutive[episode]),
                 source=layout.name,
                 applied=view("infos/applied_action", episode)[1:],

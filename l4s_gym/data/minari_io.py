@@ -395,6 +395,11 @@ def load(dataset_id: str) -> Any:
     return dataset
 
 
+def absent_in(note: Mapping[str, Any]) -> tuple[str, ...]:
+    """The features that an episode's source lacks, by its metadata."""
+    return tuple(name for name in str(note.get("absent", "")).split(",") if name)
+
+
 def read_episodes(dataset: Any) -> Iterator[Trajectory]:
     """The episodes of a dataset, one after the other as they are read.
 
@@ -421,7 +426,7 @@ def _episodes(dataset: Any) -> Iterator[Trajectory]:
             consecutive=bool(note["consecutive"]),
             source=str(note["source"]),
             applied=data.infos["applied_action"][1:],
-            absent=tuple(name for name in str(note["absent"]).split(",") if name),
+            absent=absent_in(note),
             extras={name: data.infos[name] for name in EXTRAS},
             about={name: value for name, value in note.items() if name not in _OWN},
         )

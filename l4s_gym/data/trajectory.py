@@ -126,6 +126,11 @@ class Trajectory:
             extras={},
         )
 
+    def select(self, runs: Sequence[int]) -> Trajectory:
+        """Some of the runs, in their order here, without `applied` and `extras`."""
+        index = np.flatnonzero(np.isin(self.run_of_step, runs))
+        return self.take(index, np.cumsum([0, *np.diff(self.starts)[sorted(runs)]]))
+
     def parts(self, drop_missing: bool = True) -> list[Trajectory]:
         """The stretches of a run, of two steps or more, that are kept if steps with a missing value are left out.
 

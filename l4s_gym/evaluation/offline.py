@@ -36,15 +36,9 @@ TABULAR: Final = ("majority", "logistic regression", "gradient boosting")
 _ACCUMULATED: Final = OBSERVED.index("accumulated_probability")
 
 
-def some_blocks(blocks: Trajectory, numbers: Sequence[int]) -> Trajectory:
-    """Some of the blocks, each a run."""
-    sizes = np.diff(blocks.starts)[list(numbers)]
-    return blocks.take(np.flatnonzero(np.isin(blocks.run_of_step, numbers)), np.cumsum([0, *sizes]))
-
-
 def episode_of(blocks: Trajectory, number: int) -> Trajectory:
     """A block as an episode; nothing follows its last row, whose observation stands there once more."""
-    block = some_blocks(blocks, [number])
+    block = blocks.select([number])
     return replace(block, observations=np.append(block.observations, block.observations[-1:], axis=0))
 
 
@@ -96,7 +90,7 @@ def _starts(block: Ints, blocks: int) -> Ints:
 
 def ends_of_others(blocks: Trajectory, held: int, share: float = 0.2) -> Trajectory:
     """The blocks but one, each cut in two: even blocks to learn from, odd ones, their ends, to choose settings by."""
-    others = some_blocks(blocks, [number for number in range(len(blocks.starts) - 1) if number != held])
+    others = blocks.select([number for number in range(len(blocks.starts) - 1) if number != held])
     number, size = others.run_of_step, np.diff(others.starts)
     place = np.arange(len(others)) - others.starts[number]
     late = place >= size[number] - np.maximum(np.round(size[number] * share), 1)
@@ -232,13 +226,13 @@ def agent_probabilities(
         Probabilities (n, 3) of the rows of these blocks.
     """
     others = [block for block in range(len(blocks.starts) - 1) if block not in held]
-    test = some_blocks(blocks, held)
+    test = blocks.select(held)
     every = np.arange(len(test))
     if kind != "llm":
         from l4s_gym.agents.training import learner
 
         chosen: Any = learner(kind)
-        agent, _ = chosen.fit(some_blocks(blocks, others), chosen.configure(config))
+        agent, _ = chosen.fit(blocks.select(others), chosen.configure(config))
         return np.asarray(agent.logged_probabilities(test, every), np.float64)
     from l4s_gym.agents.llm import agent as llm
     from l4s_gym.agents.llm.train import train

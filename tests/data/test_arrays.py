@@ -16,6 +16,7 @@ from l4s_gym.data.pools import make_rows
 from l4s_gym.data.steps import MISSING, episodes_from_rows
 from l4s_gym.data.storage import MAIN
 from l4s_gym.data.trajectory import Trajectory
+from l4s_gym.schema import OBSERVED
 
 pytest.importorskip("minari", reason="needs Minari: pip install 'l4s-gym[data]'")
 h5py = pytest.importorskip("h5py", reason="needs h5py: pip install 'l4s-gym[data]'")
@@ -71,11 +72,14 @@ def test_some_episodes_of_a_dataset(made: list[Trajectory]) -> None:
 
 
 def test_gaps_must_be_allowed(made: list[Trajectory]) -> None:
-    loose = [made[0], replace(made[1], consecutive=False)]
+    loose = [made[0], replace(made[1], consecutive=False, absent=("total_drops", "packet_length"))]
     dataset = minari_io.create(ID, loose, overwrite=True, **ABOUT)
     with pytest.raises(L4SError, match=r"within episode 1, .* allow_gaps=True"):
         arrays.open_layout(dataset).check_gaps()
-    assert [e.consecutive for e in arrays.episodes(dataset)] == [True, False]
+    found = arrays.episodes(dataset)
+    assert [e.consecutive for e in found] == [True, False]
+    assert [e.absent for e in found] == [(), loose[1].absent]
+    assert found[1].valid.any(axis=0).tolist() == [name not in loose[1].absent for name in OBSERVED]
 
 
 def test_a_foreign_dataset_is_refused(made: list[Trajectory], tmp_path: Path) -> None:

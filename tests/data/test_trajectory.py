@@ -45,6 +45,8 @@ def test_runs_that_are_joined_keep_what_is_unknown() -> None:
     assert np.flatnonzero(~whole.known).tolist() == [1, 8]
     assert whole.run_of_step.tolist() == [0] * 6 + [1] * 6
     assert Trajectory.joined(runs).runs == [(0, 4), (4, 6), (6, 9)]
+    np.testing.assert_array_equal(whole.select([1]).actions, runs[1].actions)
+    assert whole.select([1, 0]).runs == whole.runs
     with pytest.raises(L4SError, match="no episode has two steps"):
         Trajectory.joined([interval_run(1)])
 

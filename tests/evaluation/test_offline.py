@@ -46,7 +46,7 @@ def test_blocks_are_contiguous_and_of_one_size() -> None:
 
 
 def test_no_window_reaches_into_another_block(blocks: Trajectory) -> None:
-    logged = offline.some_blocks(blocks, [0, 1, 3])
+    logged = blocks.select([0, 1, 3])
     seen = logged.windows(np.arange(len(logged)), 20)
     row = np.where(seen["mask"], seen["observations"][..., 1], np.nan).astype(np.float64)  # (T, 20)
     of = np.where(seen["mask"], blocks.run_of_step[np.nan_to_num(row).astype(int)], -1)

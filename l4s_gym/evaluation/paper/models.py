@@ -14,7 +14,6 @@ import l4s_gym
 from l4s_gym.data.minari_io import datasets_in
 from l4s_gym.evaluation.entry import checksum
 from l4s_gym.evaluation.jobs import kept
-from l4s_gym.evaluation.offline import some_blocks
 from l4s_gym.evaluation.paper import sizes, times
 from l4s_gym.evaluation.paper.figure import Figure, Place
 from l4s_gym.evaluation.paper.pool import (
@@ -82,7 +81,7 @@ def curve(config: Mapping[str, Any], pool: Pool, looks: int) -> Floats:
     from l4s_gym.agents.llm.trainer import Trainer
     from l4s_gym.agents.metrics import classification
 
-    parts = [some_blocks(pool.blocks, [b for b in range(BLOCKS) if (b in HELD) == held]) for held in (False, True)]
+    parts = [pool.blocks.select([b for b in range(BLOCKS) if (b in HELD) == held]) for held in (False, True)]
     found = []
     with datasets_in(pool.folder), torch.random.fork_rng(devices=[]):
         trainer = Trainer(pool.ids, config)
