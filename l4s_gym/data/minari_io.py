@@ -14,7 +14,7 @@ import numpy as np
 
 from l4s_gym import schema
 from l4s_gym.data.files import atomic_folder
-from l4s_gym.data.steps import EXTRAS, MISSING, REWARD, Steps, rows_of_trajectory, runs_of_stream
+from l4s_gym.data.steps import EXTRAS, MISSING, REWARD, StreamRun, rows_of_trajectory, runs_of_stream
 from l4s_gym.data.storage import (
     INFOS,
     MAIN,
@@ -117,21 +117,13 @@ def check_episode(episode: Trajectory, where: str) -> None:
         )
 
 
-class _EpisodeRun:
+def _run_of(episode: Trajectory) -> StreamRun:
     """An episode in memory as a run that can be stored."""
-
-    def __init__(self, episode: Trajectory) -> None:
-        self._episode = episode
-
-    @property
-    def about(self) -> Mapping[str, Any]:
-        e = self._episode
-        # The name alone: the path says where somebody keeps their files.
-        source = PurePath(e.source).name or e.source
-        return {**e.about, "consecutive": e.consecutive, "source": source, "absent": ",".join(e.absent)}
-
-    def blocks(self) -> Iterator[Steps]:
-        yield rows_of_trajectory(self._episode)
+    e = episode
+    # The name alone: the path says where somebody keeps their files.
+    source = PurePath(e.source).name or e.source
+    about = {**e.about, "consecutive": e.consecutive, "source": source, "absent": ",".join(e.absent)}
+    return StreamRun(about, iter([rows_of_trajectory(e)]))
 
 
 def _specs(env_kwargs: Mapping[str, Any], eval_kwargs: Mapping[str, Any], reward: str) -> tuple[Any, Any]:
@@ -332,10 +324,10 @@ def create(
         L4SError: As `publish`, or an episode is not valid.
     """
 
-    def runs() -> Iterator[_EpisodeRun]:
+    def runs() -> Iterator[StreamRun]:
         for number, episode in enumerate(episodes):
             check_episode(episode, f"episode {number}")
-            yield _EpisodeRun(episode)
+            yield _run_of(episode)
             if progress is not None:
                 progress(number + 1)
 

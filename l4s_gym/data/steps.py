@@ -6,7 +6,8 @@ packet; a run of T steps is T + 1 rows, the last of which is the final observati
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final
@@ -172,24 +173,16 @@ class Continuity:
             self._last[queue] = int(count[-1])
 
 
+@dataclass(frozen=True)
 class StreamRun:
-    """One run of a stream, read as it is stored: `blocks` once, then `about` is complete."""
+    """A run that is read once, as it is stored: `about` is complete when its `rows` were read."""
 
-    def __init__(self, stream: RowStream, pieces: Iterable[tuple[int, Records, Steps]], as_logged: bool) -> None:
-        self._stream, self._pieces, self._as_logged = stream, pieces, as_logged
-        self._order = Continuity(stream.present)
-
-    @property
-    def about(self) -> Mapping[str, Any]:
-        """Attributes of the episode."""
-        absent = ",".join(absent_features(self._stream.present, self._as_logged))
-        return {"consecutive": self._order.whole, "source": self._stream.source, "absent": absent}
+    about: dict[str, Any]
+    rows: Iterator[Steps]
 
     def blocks(self) -> Iterator[Steps]:
-        """Rows `steps.STEP` in order."""
-        for _, records, steps in self._pieces:
-            self._order.see(records)
-            yield steps
+        """Rows `STEP` in order."""
+        return self.rows
 
 
 def runs_of_stream(stream: RowStream, *, as_logged: bool = False) -> Iterator[StreamRun]:
@@ -207,8 +200,17 @@ def runs_of_stream(stream: RowStream, *, as_logged: bool = False) -> Iterator[St
                 if end > first:
                     yield number, records[first:end], steps[first:end]
 
-    for _, group in groupby(pieces(), itemgetter(0)):
-        yield StreamRun(stream, group, as_logged)
+    def watched(run: Iterable[tuple[int, Records, Steps]], about: dict[str, Any]) -> Iterator[Steps]:
+        order = Continuity(stream.present)
+        for _, records, steps in run:
+            order.see(records)
+            about["consecutive"] = order.whole
+            yield steps
+
+    absent = ",".join(absent_features(stream.present, as_logged))
+    for _, run in groupby(pieces(), itemgetter(0)):
+        about: dict[str, Any] = {"consecutive": False, "source": stream.source, "absent": absent}
+        yield StreamRun(about, watched(run, about))
 
 
 def trajectory_of(rows: Steps, **about: Any) -> Trajectory:
