@@ -30,8 +30,8 @@ from l4s_gym.cli.arguments import command_line
 from l4s_gym.data import recipes
 from l4s_gym.data.build import build as build_dataset
 from l4s_gym.data.convert import convert
-from l4s_gym.data.environ import datasets_in
 from l4s_gym.data.logs import known_fields, write_log
+from l4s_gym.data.minari_io import datasets_in
 from l4s_gym.data.records import RecordWriter
 from l4s_gym.data.simulated import simulate_log
 from l4s_gym.data.stream import open_stream
@@ -213,7 +213,7 @@ def build(options: Options, folder: Path) -> dict[str, Any]:
             rates, steps = [], 0
             for _ in range(3):
                 start = time.perf_counter()
-                steps = build_dataset(recipe, "full", scores=False, overwrite=True).total_steps
+                steps = build_dataset(recipe, "full", overwrite=True).total_steps
                 rates.append(steps / (time.perf_counter() - start))
             show(f"build of {recipe.dataset_id('full')}", spread(rates), "target 1")
             found[recipe.name] = {"steps": steps, "steps_per_s": spread(rates)}
@@ -231,7 +231,7 @@ def windows(options: Options, folder: Path) -> dict[str, Any]:
         return 1e3 * (time.perf_counter() - start)
 
     with datasets_in(folder):
-        dataset = build_dataset(recipe, "small", scores=False)
+        dataset = build_dataset(recipe, "small")
         drawer, rng = Windows(dataset, 20), np.random.default_rng(0)
         drawn = [rng.integers(len(drawer), size=256) for _ in range(100)]
         found = {

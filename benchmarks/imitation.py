@@ -196,7 +196,7 @@ def of_dataset(name: str, options: Options, clock: Clock) -> Row:
     recipe = recipes.load(name)
     dataset_id, scenario = recipe.dataset_id("small"), recipe.evaluated_on
     if not minari_io.dataset_folder(dataset_id).exists():
-        build.build(recipe, "small", scores=False)
+        build.build(recipe, "small")
     held = imitation.HeldOut.of(training.read_dataset(dataset_id))
     made = recipes.digest(recipe, "small")
     settings = {"scenario": scenario, "seconds": options.seconds, "seeds": options.seeds, "simulator": made}

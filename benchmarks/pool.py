@@ -34,11 +34,11 @@ from l4s_gym.cli.arguments import command_line
 from l4s_gym.data.causal import as_logged_observation
 from l4s_gym.data.files import atomic_write
 from l4s_gym.data.pools import Rows, load_rows
+from l4s_gym.data.trajectory import Trajectory
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.evaluation import offline
 from l4s_gym.evaluation.demo import POOL_FILES, find_pools
 from l4s_gym.evaluation.jobs import kept, spread
-from l4s_gym.evaluation.offline import Blocks
 from l4s_gym.evaluation.origin import append_run, origin
 from l4s_gym.schema import ACTIONS, ENQUEUE, OBSERVED
 
@@ -120,13 +120,13 @@ class Cell(NamedTuple):
         return load_config("llm", small=True, settings=settings)
 
 
-def answer(cell: Cell, blocks: Blocks, work: Path) -> Floats:
+def answer(cell: Cell, blocks: Trajectory, work: Path) -> Floats:
     """Train; probabilities (n, 3) of the rows held out."""
     ids = offline.dataset_ids(cell.data, blocks)
     return offline.agent_probabilities(cell.kind, cell.config(), blocks, cell.held, ids, work / cell.name)
 
 
-def train_all(cells: Sequence[Cell], data: Mapping[str, Blocks], run: Run) -> dict[Cell, Floats]:
+def train_all(cells: Sequence[Cell], data: Mapping[str, Trajectory], run: Run) -> dict[Cell, Floats]:
     """What the agents answer; what was trained before is not trained again."""
     for name, blocks in data.items():
         offline.write_datasets(blocks, name)
@@ -136,10 +136,12 @@ def train_all(cells: Sequence[Cell], data: Mapping[str, Blocks], run: Run) -> di
     return dict(zip(cells, spread("trainings", jobs, run.processes), strict=True))
 
 
-def curve(blocks: Blocks, agents: Sequence[str], plan: Mapping[str, Sequence[int]], run: Run) -> list[dict[str, Any]]:
+def curve(
+    blocks: Trajectory, agents: Sequence[str], plan: Mapping[str, Sequence[int]], run: Run
+) -> list[dict[str, Any]]:
     """Cross-entropy after some numbers of gradient steps, on the ends of the blocks that remain without the first."""
     inner = offline.ends_of_others(blocks, 0)
-    held = tuple(range(1, inner.count, 2))
+    held = tuple(range(1, len(inner.starts) - 1, 2))
     cells = [Cell(agent, "pool-curve", held, 0, steps) for agent in agents for steps in plan[agent.partition("-")[0]]]
     found = train_all(cells, {"pool-curve": inner}, run)
     actions = inner.logged(held).actions
@@ -153,7 +155,9 @@ def curve(blocks: Blocks, agents: Sequence[str], plan: Mapping[str, Sequence[int
     ]
 
 
-def trained(data: Mapping[str, Blocks], repeats: Mapping[str, int], steps: Mapping[str, int], run: Run) -> list[Answer]:
+def trained(
+    data: Mapping[str, Trajectory], repeats: Mapping[str, int], steps: Mapping[str, int], run: Run
+) -> list[Answer]:
     """What the agents answer, each reading apart."""
     cells = [
         Cell(
@@ -183,7 +187,7 @@ def trained(data: Mapping[str, Blocks], repeats: Mapping[str, int], steps: Mappi
 # -- models of one row, and what else tells the decision
 
 
-def tabular_answers(asked: Sequence[tuple[str, str, Floats]], blocks: Blocks, run: Run) -> list[Answer]:
+def tabular_answers(asked: Sequence[tuple[str, str, Floats]], blocks: Trajectory, run: Run) -> list[Answer]:
     """What models answer on readings (T, d)."""
     jobs = []
     for kind, _, values in asked:
@@ -195,7 +199,7 @@ def tabular_answers(asked: Sequence[tuple[str, str, Floats]], blocks: Blocks, ru
     return [Answer(kind, reading, p[None]) for (kind, reading, _), p in found]
 
 
-def untrained(rows: Rows, keep: npt.NDArray[np.bool_], data: Mapping[str, Blocks], run: Run) -> list[Answer]:
+def untrained(rows: Rows, keep: npt.NDArray[np.bool_], data: Mapping[str, Trajectory], run: Run) -> list[Answer]:
     """Answers of scikit-learn's models, and of the controls."""
     causal = data["causal"]
     tables = {reading: blocks.observations.astype(np.float64) for reading, blocks in data.items()}
@@ -221,7 +225,7 @@ def all_rows(folder: Path, run: Run) -> list[dict[str, Any]]:
         readings = {"as logged": known, WITHOUT: np.delete(known, names.index("accumulated_probability"), axis=1)}
         asked = [(kind, reading, values) for reading, values in readings.items() for kind in offline.TABULAR[1:]]
         for model, reading, p in tabular_answers(asked, blocks, run):
-            each = [blocks.block == block for block in range(BLOCKS)]
+            each = [blocks.run_of_step == block for block in range(BLOCKS)]
             parts = [classification(p[0, held], blocks.actions[held]) for held in each]
             mean = {name: float(np.mean([part[name] for part in parts])) for name in ("accuracy", "macro_f1")}
             mean |= {name: float(np.mean([part["recall"][name] for part in parts])) for name in ACTIONS}

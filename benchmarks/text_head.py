@@ -29,12 +29,13 @@ import torch
 from l4s_gym import agents
 from l4s_gym.agents.llm.text import ANSWER_TOKENS, parse, prompt
 from l4s_gym.agents.llm.train import RESULT, train
-from l4s_gym.agents.logged import Logged, Stretch, cut
+from l4s_gym.agents.logged import Stretch, cut
 from l4s_gym.agents.metrics import classification, decisions
 from l4s_gym.agents.protocol import DecisionRule
 from l4s_gym.agents.training import CHECKPOINT, config_file, load_config, read_dataset
 from l4s_gym.cli.arguments import command_line
 from l4s_gym.data.files import atomic_write
+from l4s_gym.data.trajectory import Trajectory
 from l4s_gym.evaluation.harness import evaluate
 from l4s_gym.evaluation.origin import origin
 from l4s_gym.sim import scenario
@@ -86,13 +87,13 @@ def trained(options: Options, head: str, steps: int) -> tuple[Path, dict[str, An
     return out, json.loads((out / RESULT).read_text())
 
 
-def held_out(options: Options, stretches: list[list[int]]) -> tuple[Logged, np.ndarray[Any, np.dtype[np.int64]]]:
+def held_out(options: Options, stretches: list[list[int]]) -> tuple[Trajectory, np.ndarray[Any, np.dtype[np.int64]]]:
     """The steps that were held out, and which of them are asked about, evenly spaced."""
-    logged = Logged.of(cut(read_dataset(options.dataset), [Stretch(*each) for each in stretches]))
+    logged = Trajectory.joined(cut(read_dataset(options.dataset), [Stretch(*each) for each in stretches]))
     return logged, np.unique(np.linspace(0, len(logged) - 1, options.asked).astype(np.int64))
 
 
-def written(agent: Any, logged: Logged, index: Any, rule: str) -> dict[str, Any]:
+def written(agent: Any, logged: Trajectory, index: Any, rule: str) -> dict[str, Any]:
     """Answers to the prompts of logged steps: how many are valid, and how the decisions fit the log."""
     prompts = [prompt(logged.observations[step], logged.returns[step]) for step in index.tolist()]
     draws = np.random.default_rng(0).random((len(prompts), ANSWER_TOKENS))
@@ -108,7 +109,7 @@ def written(agent: Any, logged: Logged, index: Any, rule: str) -> dict[str, Any]
     }
 
 
-def chosen(p: Any, logged: Logged, index: Any, rule: str) -> dict[str, Any]:
+def chosen(p: Any, logged: Trajectory, index: Any, rule: str) -> dict[str, Any]:
     """The same for probabilities (T, 3): each of them is a valid answer, of no tokens."""
     decide = DecisionRule(rule)
     decide.reset(1, 0)

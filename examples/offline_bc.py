@@ -9,9 +9,9 @@ import argparse
 
 from l4s_gym.agents.d3rlpy_agents import BCAgent
 from l4s_gym.data.d3rlpy_io import import_d3rlpy, quiet, replay_buffer
-from l4s_gym.data.episodes import episodes_from_rows
 from l4s_gym.data.pools import make_rows
 from l4s_gym.data.simulated import simulate_log
+from l4s_gym.data.steps import episodes_from_rows
 from l4s_gym.evaluation.harness import evaluate
 from l4s_gym.sim import scenario
 

@@ -52,7 +52,7 @@ behaviours = [{behaviours}]
 small = {size}
 full = {size}
 """)
-        made = build.build(recipes.load("tiny", tmp_path / "recipes"), "small", workers=1, scores=False)
+        made = build.build(recipes.load("tiny", tmp_path / "recipes"), "small", workers=1)
         return list(minari_io.read_episodes(made))
 
     return make

@@ -16,8 +16,8 @@ import numpy as np
 
 from l4s_gym.agents.d3rlpy_agents import BCAgent
 from l4s_gym.agents.d3rlpy_learners import BC
-from l4s_gym.agents.logged import Logged
 from l4s_gym.data.d3rlpy_io import import_d3rlpy
+from l4s_gym.data.trajectory import Trajectory
 from l4s_gym.errors import L4SError
 from l4s_gym.schema import ACTIONS, OBSERVED
 
@@ -26,12 +26,12 @@ __all__ = ["BCAgent", "train_bc"]
 Progress = Callable[[int, int], None]
 
 
-def _logged(buffer: Any) -> Logged:
+def _logged(buffer: Any) -> Trajectory:
     """The steps of a replay buffer."""
     info = buffer.dataset_info
     if tuple(info.observation_signature.shape[0]) != (len(OBSERVED),) or info.action_size != len(ACTIONS):
         raise L4SError("bc: the buffer is not of 8 features and 3 actions: make it by d3rlpy_io.replay_buffer")
-    return Logged(
+    return Trajectory(
         observations=np.concatenate([episode.observations for episode in buffer.episodes]),
         actions=np.concatenate([episode.actions[:, 0] for episode in buffer.episodes]).astype(np.int64),
         rewards=np.concatenate([episode.rewards[:, 0] for episode in buffer.episodes]).astype(np.float64),

@@ -23,10 +23,10 @@ import numpy as np
 
 from l4s_gym.agents import saved
 from l4s_gym.agents.imbalance import Imbalance
-from l4s_gym.agents.logged import Ints, Logged
 from l4s_gym.agents.protocol import Actions, DecisionRule, Floats, Observations, check_batch
 from l4s_gym.data.d3rlpy_io import import_d3rlpy, quiet
 from l4s_gym.data.files import PathLike
+from l4s_gym.data.trajectory import Ints, Trajectory
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.schema import ACTIONS, OBSERVED
 from l4s_gym.sim.policy import Network, Policy
@@ -125,7 +125,7 @@ class D3RLPyAgent:
         """Probabilities of the actions (n, 3) for observations (n, 8)."""
         return self._learnt.probabilities(obs)
 
-    def logged_probabilities(self, logged: Logged, index: Ints) -> Floats:
+    def logged_probabilities(self, logged: Trajectory, index: Ints) -> Floats:
         """Probabilities (B, 3) at logged steps (B,)."""
         return self.probabilities(logged.observations[index])
 

@@ -18,10 +18,11 @@ import numpy as np
 from l4s_gym.agents import training as shared
 from l4s_gym.agents.d3rlpy_agents import BCAgent, BCQAgent, D3RLPyAgent, SACAgent, ValueAgent, seeded
 from l4s_gym.agents.imbalance import Imbalance
-from l4s_gym.agents.logged import Ints, Logged, Stretch, cut, split
+from l4s_gym.agents.logged import Stretch, cut, split
 from l4s_gym.agents.metrics import classification
 from l4s_gym.agents.protocol import RULES
 from l4s_gym.data.d3rlpy_io import import_d3rlpy, quiet
+from l4s_gym.data.trajectory import Ints, Trajectory
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.schema import ACTIONS, OBSERVED
 from l4s_gym.tables import convert
@@ -45,7 +46,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         held_out_steps: The metrics are of at most so many steps.
         drop_missing: Leave out steps whose accumulated probability is unknown.
         allow_gaps: Take episodes that are not consecutive too.
-        decision_interval: Train on every n-th step, for an agent that is asked at every n-th packet (`Logged.strided`).
+        decision_interval: Train on every n-th step, for an agent that is asked at every n-th packet
+            (`Trajectory.strided`).
         checkpoint_every: Steps between checkpoints.
         algorithm: Fields of d3rlpy's configuration.
         temperature: Of learners of values; see `d3rlpy_agents`.
@@ -139,11 +141,11 @@ class D3RLPyLearner:
 
     # -- what differs between the algorithms
 
-    def steps_to_draw(self, logged: Logged) -> Ints:
+    def steps_to_draw(self, logged: Trajectory) -> Ints:
         """Indices of the steps that a batch is drawn from."""
         return np.arange(len(logged)) if self.kind == "bc" else logged.followed
 
-    def batch(self, logged: Logged, index: Ints, config: Config) -> Any:
+    def batch(self, logged: Trajectory, index: Ints, config: Config) -> Any:
         """A mini-batch of steps (B,)."""
         after = index if self.kind == "bc" else index + 1
         return import_d3rlpy().dataset.TransitionMiniBatch(
@@ -157,7 +159,7 @@ class D3RLPyLearner:
             transitions=[],
         )
 
-    def more_fields(self, logged: Logged, config: Config) -> dict[str, Any]:
+    def more_fields(self, logged: Trajectory, config: Config) -> dict[str, Any]:
         """Further fields of d3rlpy's configuration, which depend on the data."""
         d3rlpy = import_d3rlpy()
         if self.kind == "bc":
@@ -175,7 +177,7 @@ class D3RLPyLearner:
         policy = algo.impl.modules.imitator
         algo.impl.compute_loss = lambda x, action: ImitationLoss(loss=loss(policy(x).logits, action.view(-1)).mean())
 
-    def agent(self, algo: Any, config: Config, imbalance: Imbalance, logged: Logged) -> D3RLPyAgent:
+    def agent(self, algo: Any, config: Config, imbalance: Imbalance, logged: Trajectory) -> D3RLPyAgent:
         """The agent of a trained algorithm."""
         return self.made(algo, self.kind, config.rule, imbalance=imbalance, settings=self.plain(config))
 
@@ -186,7 +188,7 @@ class D3RLPyLearner:
         found: dict[str, Any] = msgspec.to_builtins(config)
         return {name: value for name, value in found.items() if name not in self._lacks}
 
-    def build(self, logged: Logged, config: Config) -> Any:
+    def build(self, logged: Trajectory, config: Config) -> Any:
         """The algorithm, with fresh weights; observations are standardised as those of the training."""
         d3rlpy = import_d3rlpy()
         encoder = d3rlpy.models.VectorEncoderFactory(hidden_units=list(config.hidden))
@@ -207,7 +209,7 @@ class D3RLPyLearner:
 
     def fit(
         self,
-        logged: Logged,
+        logged: Trajectory,
         config: Config,
         *,
         report: Report | None = None,
@@ -279,11 +281,9 @@ class D3RLPyLearner:
         episodes = shared.read_dataset(dataset_id)
         parts = split([len(episode) for episode in episodes], chosen.held_out, chosen.seed)
         try:
+            options = {"drop_missing": chosen.drop_missing, "allow_gaps": chosen.allow_gaps}
             logged, held = (
-                Logged.of(cut(episodes, part), drop_missing=chosen.drop_missing, allow_gaps=chosen.allow_gaps).strided(
-                    chosen.decision_interval
-                )
-                for part in parts
+                Trajectory.joined(cut(episodes, part), **options).strided(chosen.decision_interval) for part in parts
             )
         except L4SError as error:
             raise L4SError(f"dataset {dataset_id!r}: {error}") from error

@@ -1,21 +1,18 @@
-"""Logged decisions in memory, as learners draw them and as offline metrics ask for them."""
+"""Logged decisions: which are held out, and what agents would do at them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from l4s_gym.agents.protocol import Agent
-from l4s_gym.data.d3rlpy_io import expected_steps
-from l4s_gym.data.episodes import Episode
+from l4s_gym.data.trajectory import Trajectory
 from l4s_gym.errors import L4SError
-from l4s_gym.schema import ACTIONS, OBSERVED
+from l4s_gym.schema import ACTIONS
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -61,144 +58,12 @@ def split(steps: Sequence[int], share: float = 0.2, seed: int = 0) -> tuple[list
     return [s for s in every if s.episode not in held], [s for s in every if s.episode in held]
 
 
-def cut(episodes: Sequence[Episode], stretches: Sequence[Stretch]) -> list[Episode]:
+def cut(episodes: Sequence[Trajectory], stretches: Sequence[Stretch]) -> list[Trajectory]:
     """The stretches as episodes of their own."""
-    found = []
-    for number, start, stop in stretches:
-        episode = episodes[number]
-        if (start, stop) == (0, len(episode)):
-            found.append(episode)
-            continue
-        found.append(
-            replace(
-                episode,
-                observations=episode.observations[start : stop + 1],
-                actions=episode.actions[start:stop],
-                rewards=episode.rewards[start:stop],
-                missing=episode.missing[start : stop + 1],
-                applied=episode.applied[start:stop],
-                extras={name: values[start : stop + 1] for name, values in episode.extras.items()},
-            )
-        )
-    return found
+    return [episodes[number].cut(start, stop) for number, start, stop in stretches]
 
 
-@dataclass(frozen=True)
-class Logged:
-    """Steps of episodes, one after the other.
-
-    Attributes:
-        observations: Scaled as the environment's (T, 8) float32.
-        actions: What was decided (T,) int64.
-        rewards: Of each step (T,) float64.
-        starts: Index of the first step of each episode, and T at the end (E + 1,).
-    """
-
-    observations: npt.NDArray[np.float32]
-    actions: Ints
-    rewards: Floats
-    starts: Ints
-
-    def __post_init__(self) -> None:
-        if self.observations.shape != (len(self.actions), len(OBSERVED)):
-            raise L4SError(f"logged steps: observations {self.observations.shape}: give (T, {len(OBSERVED)})")
-
-    @classmethod
-    def of(cls, episodes: Sequence[Episode], *, drop_missing: bool = True, allow_gaps: bool = True) -> Logged:
-        """The steps that `l4s_gym.data.d3rlpy_io.replay_buffer` would hold.
-
-        Args:
-            episodes: Of a dataset.
-            drop_missing: Leave out steps whose accumulated probability is unknown, and cut the episode there.
-            allow_gaps: Take episodes that are not consecutive too, as if each row followed the one before.
-
-        Raises:
-            L4SError: No step is left, or an episode is not consecutive.
-        """
-        if not allow_gaps and not all(episode.consecutive for episode in episodes):
-            raise L4SError(
-                "rows are missing within an episode, so that a row's neighbour is not what came before: "
-                "use another dataset, or allow_gaps = true"
-            )
-        parts = [part for part in expected_steps(episodes, drop_missing) if len(part[1]) > 1]
-        if not parts:
-            hint = ": every step's accumulated probability is unknown, try drop_missing = false" if drop_missing else ""
-            raise L4SError(f"no episode has two steps in a row{hint}")
-        observations, actions, rewards = (np.concatenate([part[k] for part in parts]) for k in range(3))
-        starts = np.cumsum([0, *(len(part[1]) for part in parts)])
-        return cls(
-            np.ascontiguousarray(observations, np.float32),
-            actions.astype(np.int64),
-            rewards.astype(np.float64),
-            starts.astype(np.int64),
-        )
-
-    def strided(self, stride: int) -> Logged:
-        """What is seen and earned where only every n-th step is decided: the others' rewards go to the one before.
-
-        Each first step of the stride gives an episode of its own, so that all steps are still there.
-        """
-        if stride == 1:
-            return self
-        total = np.concatenate([[0.0], np.cumsum(self.rewards)])
-        rows, stops = [], []
-        for start, stop in zip(self.starts[:-1].tolist(), self.starts[1:].tolist(), strict=True):
-            found = [np.arange(first, stop, stride) for first in range(start, min(start + stride, stop))]
-            rows += found
-            stops += [stop] * len(found)
-        ends = np.repeat(stops, [len(each) for each in rows])
-        index = np.concatenate(rows)
-        rewards = total[np.minimum(index + stride, ends)] - total[index]
-        starts = np.cumsum([0, *(len(each) for each in rows)])
-        return Logged(self.observations[index], self.actions[index], rewards, starts)
-
-    def __len__(self) -> int:
-        """Number of steps T."""
-        return len(self.actions)
-
-    @cached_property
-    def followed(self) -> Ints:
-        """Indices of the steps after which another one of the same episode comes."""
-        return np.setdiff1d(np.arange(len(self)), self.starts[1:] - 1)
-
-    @cached_property
-    def returns(self) -> Floats:
-        """Return-to-go of each step: the sum of the rewards from it to the end of its episode (T,)."""
-        found = np.empty(len(self))
-        for start, stop in zip(self.starts[:-1].tolist(), self.starts[1:].tolist(), strict=True):
-            found[start:stop] = np.cumsum(self.rewards[start:stop][::-1])[::-1]
-        return found
-
-    def windows(self, index: Ints, length: int) -> dict[str, npt.NDArray[Any]]:
-        """The windows of `length` steps that end at steps (B,), within their episodes.
-
-        Returns:
-            `observations` (B, K, 8), `actions`, `rewards`, `returns_to_go`, `timesteps` (from 0) and `mask` (B, K), as
-            `l4s_gym.data.windows.Windows` gives them: before the start of an episode mask is False, all else 0.
-        """
-        first = self.starts[np.searchsorted(self.starts, index, side="right") - 1]
-        rows = np.asarray(index)[:, None] + np.arange(1 - length, 1)  # (B, K)
-        mask = rows >= first[:, None]
-        rows = np.where(mask, rows, first[:, None])
-        return {
-            "observations": self.observations[rows] * mask[..., None].astype(np.float32),
-            "actions": self.actions[rows] * mask,
-            "rewards": (self.rewards[rows] * mask).astype(np.float32),
-            "returns_to_go": (self.returns[rows] * mask).astype(np.float32),
-            "timesteps": (rows - first[:, None]) * mask,
-            "mask": mask,
-        }
-
-    def some(self, most: int) -> Ints:
-        """Indices of at most so many steps, evenly spaced in pieces of up to 100 in a row."""
-        if most >= len(self):
-            return np.arange(len(self))
-        piece = min(100, most)
-        starts = np.linspace(0, len(self) - piece, most // piece).astype(np.int64)
-        return np.unique(starts[:, None] + np.arange(piece))
-
-
-def offline_probabilities(agent: Any, logged: Logged, index: Ints) -> Floats | None:
+def offline_probabilities(agent: Any, logged: Trajectory, index: Ints) -> Floats | None:
     """What an agent would do at logged steps, given what was logged before them.
 
     Args:
@@ -218,7 +83,7 @@ def offline_probabilities(agent: Any, logged: Logged, index: Ints) -> Floats | N
     return found
 
 
-def offline_decisions(agent: Agent, logged: Logged, most: int) -> tuple[Ints, Ints]:
+def offline_decisions(agent: Agent, logged: Trajectory, most: int) -> tuple[Ints, Ints]:
     """Decisions of any agent, asked step by step along the first steps of every episode.
 
     Returns:
@@ -226,7 +91,7 @@ def offline_decisions(agent: Agent, logged: Logged, most: int) -> tuple[Ints, In
     """
     each = math.ceil(most / (len(logged.starts) - 1))
     taken, index = [], []
-    for number, (start, stop) in enumerate(zip(logged.starts[:-1].tolist(), logged.starts[1:].tolist(), strict=True)):
+    for number, (start, stop) in enumerate(logged.runs):
         agent.reset(1, number)
         reward = np.zeros(1)
         for step in range(start, min(stop, start + each)):

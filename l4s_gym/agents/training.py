@@ -21,8 +21,8 @@ from typing import Any, Final, Protocol
 import l4s_gym
 from l4s_gym.agents import saved
 from l4s_gym.agents.registry import kind_of
-from l4s_gym.data.episodes import Episode
 from l4s_gym.data.files import atomic_write, read_error
+from l4s_gym.data.trajectory import Trajectory
 from l4s_gym.errors import L4SError
 from l4s_gym.sim import fingerprint
 from l4s_gym.tables import parse_setting, read_toml
@@ -133,7 +133,7 @@ def load_config(name: str, path: Path | None = None, *, small: bool = False, set
     return config
 
 
-def read_dataset(dataset_id: str, progress: Progress | None = None) -> list[Episode]:
+def read_dataset(dataset_id: str, progress: Progress | None = None) -> list[Trajectory]:
     """All episodes of a dataset, checked: it has to be of this version of the schema.
 
     Raises:

@@ -21,9 +21,9 @@ from l4s_gym.agents import saved
 from l4s_gym.agents.d3rlpy_agents import D3RLPyAgent, number, restore
 from l4s_gym.agents.d3rlpy_learners import Config, D3RLPyLearner, imitation_loss
 from l4s_gym.agents.imbalance import Imbalance
-from l4s_gym.agents.logged import Ints, Logged
 from l4s_gym.agents.protocol import Actions, Floats, Observations, check_batch
 from l4s_gym.data.d3rlpy_io import import_d3rlpy
+from l4s_gym.data.trajectory import Ints, Trajectory
 from l4s_gym.errors import L4SError
 from l4s_gym.schema import ACTIONS, OBSERVED
 
@@ -142,7 +142,7 @@ class DTAgent(D3RLPyAgent):
         """
         raise L4SError("dt: decides by a window of steps, not by an observation: use act or logged_probabilities")
 
-    def logged_probabilities(self, logged: Logged, index: Ints) -> Floats:
+    def logged_probabilities(self, logged: Trajectory, index: Ints) -> Floats:
         """Probabilities (B, 3) at logged steps (B,), given the returns that the log itself reached."""
         self._model.eval()
         found = [np.zeros((0, len(ACTIONS)))]
@@ -153,7 +153,7 @@ class DTAgent(D3RLPyAgent):
 
 
 def model_window(window: Mapping[str, Any], max_timestep: int) -> dict[str, Any]:
-    """A window of `Logged`, with the model's timesteps: from 1, wrapped after `max_timestep`, 0 for padding."""
+    """A window of `Trajectory`, with the model's timesteps: from 1, wrapped after `max_timestep`, 0 for padding."""
     timesteps = np.where(window["mask"], window["timesteps"] % max_timestep + 1, 0)
     return {name: values for name, values in window.items() if name != "rewards"} | {"timesteps": timesteps}
 
@@ -161,10 +161,10 @@ def model_window(window: Mapping[str, Any], max_timestep: int) -> dict[str, Any]
 class _DTLearner(D3RLPyLearner):
     """Trains a decision transformer."""
 
-    def steps_to_draw(self, logged: Logged) -> Ints:
+    def steps_to_draw(self, logged: Trajectory) -> Ints:
         return np.arange(len(logged))
 
-    def batch(self, logged: Logged, index: Ints, config: Config) -> Any:
+    def batch(self, logged: Trajectory, index: Ints, config: Config) -> Any:
         length = config.algorithm["context_size"]
         window = logged.windows(index, length)
         seen = model_window(window, config.algorithm["max_timestep"])
@@ -179,7 +179,7 @@ class _DTLearner(D3RLPyLearner):
             length=length,
         )
 
-    def more_fields(self, logged: Logged, config: Config) -> dict[str, Any]:
+    def more_fields(self, logged: Trajectory, config: Config) -> dict[str, Any]:
         d3rlpy = import_d3rlpy()
         largest = float(np.abs(logged.returns).max())
         tokens = config.steps * config.batch_size * config.algorithm["context_size"]
@@ -203,7 +203,7 @@ class _DTLearner(D3RLPyLearner):
 
         algo.impl.compute_loss = loss
 
-    def agent(self, algo: Any, config: Config, imbalance: Imbalance, logged: Logged) -> D3RLPyAgent:
+    def agent(self, algo: Any, config: Config, imbalance: Imbalance, logged: Trajectory) -> D3RLPyAgent:
         best = float(logged.returns[logged.starts[:-1]].max())
         target = best if config.target_return is None else config.target_return
         settings = self.plain(config)

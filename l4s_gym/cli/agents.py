@@ -145,6 +145,7 @@ def _offline(agent: Any, dataset: str | None, steps: int) -> dict[str, Any] | No
     from l4s_gym.agents import logged as logged_
     from l4s_gym.agents import metrics
     from l4s_gym.agents.training import read_dataset, trained_interval
+    from l4s_gym.data.trajectory import Trajectory
 
     training = getattr(agent, "training", {})
     interval = trained_interval(training)
@@ -161,7 +162,7 @@ def _offline(agent: Any, dataset: str | None, steps: int) -> dict[str, Any] | No
         if any(s.episode >= len(episodes) or s.stop > len(episodes[s.episode]) for s in stretches):
             raise L4SError(f"dataset {chosen!r}: is not what {agent.name} was trained on: it has other episodes")
         episodes = logged_.cut(episodes, stretches)
-    logged = logged_.Logged.of(episodes).strided(interval)
+    logged = Trajectory.joined(episodes).strided(interval)
     index = logged.some(steps)
     probabilities = logged_.offline_probabilities(agent, logged, index)
     if probabilities is None:

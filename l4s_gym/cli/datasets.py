@@ -112,11 +112,19 @@ def build(
 def _build(recipe: Any, size: Size, workers: int | None, ray: str, overwrite: bool, record: Path | None) -> None:
     from l4s_gym.data import build as builder
     from l4s_gym.data import minari_io
+    from l4s_gym.evaluation.harness import reference_scores
 
     dataset_id, start = recipe.dataset_id(size), time.perf_counter()
     with progress_bar(f"building {dataset_id}") as show:
         dataset = builder.build(
-            recipe, size, workers=workers, ray=ray, overwrite=overwrite, record=record, progress=show
+            recipe,
+            size,
+            workers=workers,
+            ray=ray,
+            overwrite=overwrite,
+            scores=reference_scores,
+            record=record,
+            progress=show,
         )
     seconds = max(time.perf_counter() - start, 1e-9)
     folder = minari_io.dataset_folder(dataset_id)

@@ -148,7 +148,7 @@ def audit(
 
     from l4s_gym.data.audit import audit as audit_
     from l4s_gym.data.files import atomic_write
-    from l4s_gym.data.samples import sample_dataset, sample_stream
+    from l4s_gym.data.inspect import sample_dataset, sample_stream
     from l4s_gym.data.stream import open_stream
 
     if rows < 100:

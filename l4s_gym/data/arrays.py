@@ -2,56 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from l4s_gym.data.minari_io import check_simulator, load
+from l4s_gym.data.minari_io import absent_in, check_simulator, load
+from l4s_gym.data.steps import EXTRAS, MISSING
 from l4s_gym.data.storage import ARRAYS, MAIN, h5py, readable
+from l4s_gym.data.trajectory import Trajectory
 from l4s_gym.errors import L4SError
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
-Observations = npt.NDArray[np.float32]
-
-
-class EpisodeArrays(NamedTuple):
-    """An episode of T steps on the disk; step t saw observation t, took action t, and led to observation t + 1.
-
-    Attributes:
-        observations: Scaled, shape (T + 1, 8) float32.
-        actions: 0 enqueue, 1 drop, 2 mark, shape (T,) int64.
-        rewards: Shape (T,) float64.
-        terminations: Shape (T,) bool.
-        missing: Whether the accumulated probability is unknown, and shown as 0, shape (T + 1,) bool.
-        infos: `applied_action` (of step t at t + 1) and `steps.EXTRAS` by name, shape (T + 1,) each.
-        consecutive: Whether each row is the packet right after the one before.
-        number: Number of the episode in the dataset.
-    """
-
-    observations: Observations
-    actions: Ints
-    rewards: Floats
-    terminations: Bools
-    missing: Bools
-    infos: Mapping[str, npt.NDArray[Any]]
-    consecutive: bool
-    number: int
-
-
-class Transitions(NamedTuple):
-    """Steps of one episode: observations (n, 8), actions (n,), rewards (n,), what followed (n, 8), and its end (n,)."""
-
-    observations: Observations
-    actions: Ints
-    rewards: Floats
-    next_observations: Observations
-    terminations: Bools
 
 
 @dataclass(frozen=True)
@@ -66,6 +33,7 @@ class Layout:
         offsets: Path of an array in the episode: its byte in the file (E,).
         consecutive: Whether each row of the episode is the packet right after the one before (E,).
         numbers: Number of each episode in the dataset (E,).
+        absent: Features that the source of each episode lacks, E times.
     """
 
     name: str
@@ -75,6 +43,7 @@ class Layout:
     offsets: Mapping[str, Ints]
     consecutive: Bools
     numbers: Ints
+    absent: tuple[tuple[str, ...], ...]
 
     def check_gaps(self) -> None:
         """Refuse episodes that are not consecutive.
@@ -112,7 +81,7 @@ def open_layout(source: Any, names: Sequence[str] = tuple(ARRAYS)) -> Layout:
     numbers = np.array(dataset.episode_indices, np.int64)
     files: dict[str, int] = {}
     held: list[Any] = []
-    rows = []
+    rows, absent = [], []
     folder = Path(dataset.spec.data_path)
     with readable(folder), h5py().File(folder / MAIN, "r") as main:
         for number in numbers.tolist():
@@ -132,13 +101,16 @@ def open_layout(source: Any, names: Sequence[str] = tuple(ARRAYS)) -> Layout:
             if file == len(held):  # a file that is held open is not opened again for each of its episodes
                 held.append(group)
             rows.append((file, steps, consecutive, *offsets))
+            absent.append(absent_in(group.attrs))
     file_, steps_, consecutive_, *columns = np.array(rows, np.int64).reshape(-1, 3 + len(names)).T
     offsets_ = dict(zip(names, columns, strict=True))
-    return Layout(dataset.id, tuple(files), file_, steps_, offsets_, consecutive_.astype(bool), numbers)
+    return Layout(dataset.id, tuple(files), file_, steps_, offsets_, consecutive_.astype(bool), numbers, tuple(absent))
 
 
-def episodes(source: Any) -> list[EpisodeArrays]:
+def episodes(source: Any) -> list[Trajectory]:
     """The episodes of a dataset, without reading them: the arrays are views of the files, and read-only.
+
+    `about` holds their numbers in the dataset as `id`.
 
     Args:
         source: A `minari.MinariDataset` of `minari_io.create`, or its id.
@@ -156,31 +128,18 @@ def episodes(source: Any) -> list[EpisodeArrays]:
 
     made = []
     for episode, number in enumerate(layout.numbers.tolist()):
-        found = {name: view(name, episode) for name in ARRAYS}
-        infos = {name.removeprefix("infos/"): found.pop(name) for name in ARRAYS if name.startswith("infos/")}
-        consecutive = bool(layout.consecutive[episode])
         made.append(
-            EpisodeArrays(**found, missing=infos.pop("missing"), infos=infos, consecutive=consecutive, number=number)
+            Trajectory(
+                observations=view("observations", episode),
+                actions=view("actions", episode),
+                rewards=view("rewards", episode),
+                missing={MISSING: view("infos/missing", episode)},
+                absent=layout.absent[episode],
+                consecutive=bool(layout.consecutive[episode]),
+                source=layout.name,
+                applied=view("infos/applied_action", episode)[1:],
+                extras={name: view(f"infos/{name}", episode) for name in EXTRAS},
+                about={"id": number},
+            )
         )
     return made
-
-
-def transitions(source: Any, *, drop_missing: bool = True, allow_gaps: bool = False) -> Iterator[Transitions]:
-    """The steps of a dataset with what followed them, episode by episode; views where no step is left out.
-
-    Args:
-        source: A `minari.MinariDataset` of `minari_io.create`, or its id.
-        drop_missing: Leave out steps whose accumulated probability is unknown, before or after.
-        allow_gaps: Take episodes that are not consecutive too, as if each row followed the one before.
-
-    Raises:
-        L4SError: As `episodes`, or an episode is not consecutive.
-    """
-    if not allow_gaps:
-        open_layout(source, ()).check_gaps()
-    for e in episodes(source):
-        steps = Transitions(e.observations[:-1], e.actions, e.rewards, e.observations[1:], e.terminations)
-        missing = e.missing[:-1] | e.missing[1:]
-        if drop_missing and missing.any():
-            steps = Transitions._make(array[~missing] for array in steps)
-        yield steps

@@ -36,9 +36,9 @@ from typing import Any, Final, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from l4s_gym.data.causal import HIGH
+from l4s_gym.data.behaviour import HIGH
+from l4s_gym.data.inspect import NAMES, Floats, Ints, Sample
 from l4s_gym.data.report import Missing
-from l4s_gym.data.samples import NAMES, Floats, Ints, Sample
 from l4s_gym.errors import L4SError
 from l4s_gym.extras import optional
 from l4s_gym.schema import ACTIONS, ENQUEUE, MAX_PROB, OBSERVED

@@ -1,31 +1,66 @@
-"""What the testbed's kernel would do, as probabilities, before it draws its random numbers.
+"""The rule by which the testbed's kernel decides, over arrays of logged rows.
 
-`l4s_gym.sim.dualpi2_freebsd` decides by `guarded`, `accumulate`, `draw` and `resolve`; everything that they look at is
-in the record, but the random numbers. So the probabilities of each logged decision are known to the last bit, and an
-imitator can be held against the distribution instead of the one draw that was logged.
+    if (queue_delay_old < qdelay_ref / 2 and prob < 20 %) or length_in_bytes <= 1600: enqueue, sum untouched
+    if prob == 0: sum = 0;  sum += prob
+    sum < 0.85: enqueue;  sum >= 8.5: hit, sum kept;  else hit with probability prob (squared in C): sum = 0
+    after the line was printed: a packet that is really dropped, and an activation, set the sum to 0
+
+`l4s_gym.sim.dualpi2_freebsd` decides so, packet by packet. Everything that it looks at is in the record, but the random
+numbers: so the probabilities of each logged decision are known to the last bit, and an imitator can be held against the
+distribution instead of the one draw that was logged.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from l4s_gym.data.episodes import Episode
-from l4s_gym.data.logs import Records
-from l4s_gym.data.simulated import Behaviour, SimulatedRun
 from l4s_gym.errors import L4SError
 from l4s_gym.schema import ACTIONS, BY_NAME, DROP, ENQUEUE, L4S, MARK, MAX_PROB, NOT_ECT
-from l4s_gym.sim.dualpi2_freebsd import DERANDOMISE_HIGH, DERANDOMISE_LOW
-from l4s_gym.sim.scenario import load
 
+Records = npt.NDArray[np.void]
 Floats = npt.NDArray[np.float64]
 
-AQM: Final = "dualpi2_freebsd"
-_ACTIVE: Final = 1
+GUARD_BYTES: Final = 1600
+GUARD_PROB: Final = MAX_PROB // 5
+LOW: Final = MAX_PROB * 85 // 100
+"""No hit below this sum (0.85)."""
+HIGH: Final = MAX_PROB * 85 // 10
+"""Always a hit from this sum on (8.5)."""
+ACTIVE: Final = 1
+"""The bit of `status_flags` that says that the controller works."""
 _RANDOM: Final = MAX_PROB + 1
 """Numbers that the kernel's `random()` draws from: 0 to 2^31 - 1."""
+
+
+def guard(prob: Any, delay_old_us: Any, queue_bytes: Any, ref_us: Any) -> Any:
+    """Whether a packet is enqueued without a look at the probability. Scalars or arrays."""
+    return ((delay_old_us < ref_us // 2) & (prob < GUARD_PROB)) | (queue_bytes <= GUARD_BYTES)
+
+
+def before_from_row(after: Any, step: Any, guarded: Any) -> Any:
+    """The sum before the decision, from a row that was not reset. Scalars or arrays."""
+    return np.where(guarded, after, after - step)
+
+
+def after_row(after: Any, real_drop: Any, activated: Any) -> Any:
+    """The sum once the packet was dealt with: what the queue's next packet finds. Scalars or arrays."""
+    return np.where(real_drop | activated, 0, after)
+
+
+def hit_probability(before: Any, prob: Any, drawn: Any, guarded: Any) -> Floats:
+    """Probability of a hit (T,).
+
+    Args:
+        before: The sum before this packet's step (T,).
+        prob: The step, 1/(2^31 - 1) (T,).
+        drawn: Probability of a hit where it is left to the random numbers (T,).
+        guarded: Packets that are not looked at (T,).
+    """
+    total = np.where(prob == 0, 0, before + prob)
+    return np.where(guarded | (total < LOW), 0.0, np.where(total >= HIGH, 1.0, drawn))
 
 
 def action_probabilities(records: Records, explore: float = 0.0) -> Floats:
@@ -50,8 +85,13 @@ def action_probabilities(records: Records, explore: float = 0.0) -> Floats:
     if (before == BY_NAME["accumulated_probability_before"].high).any():
         raise L4SError("records: an accumulated probability is unknown: give a log of the simulator")
     prob = records["drop_probability"].astype(np.int64)
-    hit = _hit(records, prob, np.where(prob == 0, 0, before.astype(np.int64) + prob))
-    withheld = (records["status_flags"] & _ACTIVE == 0) | (records["burst_allowance"] > 0)
+    delay, ref, queue_bytes = (
+        records[name].astype(np.int64) for name in ("queue_delay_old", "qdelay_ref", "length_in_bytes")
+    )
+    once = prob / _RANDOM
+    drawn = np.where(records["queue_type"] == L4S, once, once * once)
+    hit = hit_probability(before.astype(np.int64), prob, drawn, guard(prob, delay, queue_bytes, ref))
+    withheld = (records["status_flags"] & ACTIVE == 0) | (records["burst_allowance"] > 0)
     may_mark = (records["ecn"] != NOT_ECT) & (prob < records["max_ecn_threshold"].astype(np.int64) << 18)
     marks = ~withheld & may_mark
     found = np.zeros((len(records), len(ACTIONS)))
@@ -59,44 +99,3 @@ def action_probabilities(records: Records, explore: float = 0.0) -> Floats:
     found[:, DROP] = np.where(marks, 0.0, hit)
     found[:, MARK] = np.where(marks, hit, 0.0)
     return (1.0 - explore) * found + explore / len(ACTIONS)
-
-
-def _hit(records: Records, prob: npt.NDArray[np.int64], accumulated: npt.NDArray[np.int64]) -> Floats:
-    """Probability of a hit (T,), given the probability and the sum after this packet's step."""
-    reference = records["qdelay_ref"].astype(np.int64)
-    calm = (records["queue_delay_old"] < reference // 2) & (prob < MAX_PROB // 5)
-    spared = calm | (records["length_in_bytes"] <= 1600) | (accumulated < DERANDOMISE_LOW)
-    once = prob / _RANDOM
-    drawn = np.where(records["queue_type"] == L4S, once, once * once)
-    return np.where(spared, 0.0, np.where(accumulated >= DERANDOMISE_HIGH, 1.0, drawn))
-
-
-def episode_probabilities(episode: Episode) -> Floats:
-    """Probabilities of the decisions of a simulated episode, which is simulated again.
-
-    Args:
-        episode: Of a dataset that `l4s-gym datasets build` made, decided by `dualpi2_freebsd`; whole.
-
-    Returns:
-        Probabilities of enqueue, drop and mark (T, 3).
-
-    Raises:
-        L4SError: It is not such an episode, or the simulator does not give the same rows again.
-    """
-    about = episode.about
-    if not {"scenario", "aqm", "explore", "seed", "seconds"} <= set(about) or str(about["aqm"]) != AQM:
-        raise L4SError(f"episode of {episode.source!r}: was not simulated with {AQM}: its probabilities are not known")
-    scenario = load(str(about["scenario"])).replace(horizon_s=float(about["seconds"]))
-    if scenario.options.dualpi2_freebsd.quirks_off:
-        raise L4SError(f"scenario {scenario.name!r}: switches quirks off: only the kernel's own decisions are known")
-    explore = float(about["explore"])
-    run = SimulatedRun(scenario, Behaviour(AQM, explore), int(about["seed"]))
-    records = np.concatenate(list(run.records()))
-    same = (
-        len(records) == len(episode) + 1
-        and np.array_equal(records["action"][:-1], episode.actions)
-        and np.array_equal(records["time_us"], episode.extras["time_us"])
-    )
-    if not same:
-        raise L4SError(f"episode of {episode.source!r}: the simulator gives other rows by now: build the dataset again")
-    return action_probabilities(records[:-1], explore)

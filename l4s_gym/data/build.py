@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
@@ -26,10 +26,7 @@ from l4s_gym.sim import fingerprint
 from l4s_gym.sim.batch import compile_engine
 
 Progress = Callable[[float], None]
-
-SCORE_SEEDS: Final = (0, 1, 2, 3, 4)
-REFERENCE: Final = "native:dualpi2_rfc9332"
-"""The upper reference score of all datasets, so that normalised scores mean the same everywhere."""
+Scores = Callable[[Recipe], dict[str, Any]]
 
 
 def make_shard(task: Task, folder: Path) -> Shard:
@@ -74,19 +71,6 @@ def _finished(folder: Path, todo: Sequence[Task]) -> list[Task]:
     return done
 
 
-def reference_scores(recipe: Recipe, progress: Progress | None = None) -> dict[str, Any]:
-    """Returns of the random agent and of native DualPI2 (RFC 9332) where agents are evaluated, over `SCORE_SEEDS`."""
-    from l4s_gym.evaluation.harness import evaluate
-
-    scores: dict[str, Any] = {"scenario": recipe.evaluated_on, "reward": "balance", "seeds": list(SCORE_SEEDS)}
-    for k, (name, who) in enumerate((("random", "random"), ("native", REFERENCE))):
-        results = evaluate(who, recipe.evaluated_on, seeds=SCORE_SEEDS)
-        scores[name] = [result.episode_return for result in results]
-        if progress is not None:
-            progress((k + 1) / 2)
-    return scores
-
-
 def code_permalink() -> str | None:
     """The commit of the code that runs: a link if it has a remote, else its Software Heritage identifier."""
 
@@ -116,7 +100,7 @@ def build(
     workers: int | None = None,
     ray: str = "",
     overwrite: bool = False,
-    scores: bool = True,
+    scores: Scores | None = None,
     record: Path | None = None,
     progress: Progress | None = None,
 ) -> Any:
@@ -131,7 +115,7 @@ def build(
         workers: Processes; None: one a core.
         ray: Address of a Ray cluster (or `local`), instead of processes.
         overwrite: Replace the dataset if it is there.
-        scores: Whether to measure the reference scores.
+        scores: Measures the reference scores (`l4s_gym.evaluation.harness.reference_scores`); None: they are not.
         record: Folder of the recipe, whose card, picture, facts and checksums are brought up to date.
         progress: Called with the share of the shards that are made.
 
@@ -159,7 +143,7 @@ def build(
                 progress(count / len(every))
         with ThreadPoolExecutor(1) as aside:
             sums = aside.submit(checksums, staging, dataset_id)
-            facts = card.facts(recipe, size, staging, reference_scores(recipe) if scores else None)
+            facts = card.facts(recipe, size, staging, scores(recipe) if scores is not None else None)
 
         def fill(data: Path) -> list[Shard]:
             for task in every:
@@ -266,8 +250,8 @@ def recorded_checksum(dataset_id: str) -> str | None:
     return hashlib.sha256("\n".join(own).encode()).hexdigest() if own else None
 
 
-def ensure(dataset_id: str, *, workers: int | None = None, ray: str = "", progress: Progress | None = None) -> str:
-    """Build a dataset if it is not on this machine; its checksum.
+def ensure(dataset_id: str, **options: Any) -> str:
+    """Build a dataset if it is not on this machine, with these options of `build`; its checksum.
 
     Raises:
         L4SError: It is neither here nor made by a recipe, or it is here and stale.
@@ -276,5 +260,5 @@ def ensure(dataset_id: str, *, workers: int | None = None, ray: str = "", progre
         minari_io.check_simulator(minari_io.load(dataset_id))
     else:
         recipe, size = _of_id(dataset_id)
-        build(recipe, size, workers=workers, ray=ray, progress=progress)
+        build(recipe, size, **options)
     return checksum(dataset_id)

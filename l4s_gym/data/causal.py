@@ -2,12 +2,7 @@
 
 The log prints the accumulated probability *after* the decision: it is 0 after a random hit, so most
 dropped packets can be told from the row itself. Here the value before the decision is rebuilt, row by row,
-from the kernel's rule (a packet takes one step of the sum, unless it is guarded):
-
-    if (queue_delay_old < qdelay_ref / 2 and prob < 20 %) or length_in_bytes <= 1600: enqueue, sum untouched
-    if prob == 0: sum = 0;  sum += prob
-    sum < 0.85: enqueue;  sum >= 8.5: hit, sum kept;  else hit with probability prob: sum = 0
-    after the line was printed: a packet that is really dropped, and an activation, set the sum to 0
+from the kernel's rule (`l4s_gym.data.behaviour`): a packet takes one step of the sum, unless it is guarded.
 
 A row tells the value itself where it was guarded (unchanged) or not reset (minus its own step). After a reset
 only the same queue's previous row tells it, and only if that row is the packet just before. What cannot be
@@ -18,13 +13,14 @@ that of the testbed's kernel; for a log of a simulator whose quirks were switche
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from l4s_gym.data.behaviour import HIGH, LOW, before_from_row
 from l4s_gym.data.evidence import REQUIRED, SUFFICIENT, columns, guarded, previous
-from l4s_gym.data.logs import NAMES_23, NAMES_24, Records
+from l4s_gym.data.logs import Records
 from l4s_gym.data.pools import Rows
 from l4s_gym.data.report import Missing
 from l4s_gym.data.stream import join, take
@@ -35,18 +31,12 @@ from l4s_gym.schema import (
     CLASSIC,
     ENQUEUE,
     L4S,
-    MAX_PROB,
     OBSERVED,
 )
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
-
-LOW: Final = MAX_PROB * 85 // 100
-"""No hit below this sum (0.85)."""
-HIGH: Final = MAX_PROB * 85 // 10
-"""Always a hit from this sum on (8.5)."""
 
 _FEWEST_JUDGED: Final = 200
 _WHOLE: Final = 0.999
@@ -66,13 +56,13 @@ _NEEDS: Final = {
 """What it takes to rebuild them of any row at all."""
 
 
-def before_from_row(after: Any, step: Any, guarded: Any) -> Any:
-    """The sum before the decision, from a row that was not reset. Scalars or arrays."""
-    return np.where(guarded, after, after - step)
-
-
 def _rebuild_queue(rows: Records, present: frozenset[str]) -> tuple[Ints, Bools]:
-    """`rebuild_accumulated` for the rows of one queue."""
+    """The accumulated probability before each decision of one queue (n,), 0 where missing, and whether it is (n,).
+
+    Rows with all fields of a log are judged by the kernel's counters; others by weaker evidence (`evidence`). Values
+    that went through float32 are right to its precision. Rows that an agent decided do not follow the kernel's rule and
+    are missing.
+    """
     q = columns(rows, present)
     state = guarded(rows, q, present)
     held, stepped, unknown = state == 1, state == 0, state == -1
@@ -103,37 +93,6 @@ def _rebuild_queue(rows: Records, present: frozenset[str]) -> tuple[Ints, Bools]
 
     missing = ~(from_row | from_previous) | (rows["decided_by"] != 0)
     return np.where(missing, 0, np.where(from_row, own, found)), missing
-
-
-def _borne(records: Records) -> frozenset[str]:
-    """Fields of records that say nothing of it: those of a log, or else what is not 0 throughout."""
-    if len(records) and (records["tupdate"] > 0).all():
-        return frozenset(NAMES_24 if records["packet_length"].any() else NAMES_23)
-    return REQUIRED | {name for name in NAMES_24 if records[name].any()}
-
-
-def rebuild_accumulated(records: Records, present: frozenset[str] | None = None) -> tuple[Ints, Bools]:
-    """Rebuild the accumulated probability before each decision from the logged values after it.
-
-    Rows with all fields of a log are judged by the kernel's counters; others by weaker evidence
-    (`l4s_gym.data.evidence`), and values that went through float32 are right to its precision. Rows that an agent
-    decided do not follow the kernel's rule and are missing.
-
-    Args:
-        records: Records (T,) in the order of the log, both queues.
-        present: Names of the fields that they bear; None: those of a log if all rows have a `tupdate`, else those
-            that are not 0 throughout.
-
-    Returns:
-        The values (T,) int64 in 1/(2^31-1), 0 where missing; and whether they are missing (T,).
-    """
-    borne = _borne(records) if present is None else present
-    before, missing = np.zeros(len(records), np.int64), np.ones(len(records), bool)
-    for queue in (CLASSIC, L4S) if borne >= REQUIRED else ():
-        index = np.flatnonzero(records["queue_type"] == queue)
-        if index.size:
-            before[index], missing[index] = _rebuild_queue(records[index], borne)
-    return before, missing
 
 
 def causal_accumulated(rows: Rows) -> Floats:

@@ -5,24 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
 from l4s_gym.data.files import PathLike
-from l4s_gym.data.jsonpool import write_pool
-from l4s_gym.data.parquet import write_parquet
-from l4s_gym.data.records import RecordWriter
 from l4s_gym.data.report import LogReport
 from l4s_gym.data.steps import reward_warning
-from l4s_gym.data.stream import Progress, RowStream, RunSplitter, open_stream
+from l4s_gym.data.stream import FORMATS, Progress, RowStream, function, open_stream
 from l4s_gym.errors import L4SError
 
 Target = Literal["pool", "parquet", "rec"]
-SUFFIXES: Final[dict[Target, tuple[str, ...]]] = {
-    "pool": (".json", ".json.gz", ".json.bz2", ".json.xz", ".json.zst"),
-    "parquet": (".parquet",),
-    "rec": (".rec", ".rec.gz", ".rec.bz2", ".rec.xz", ".rec.zst"),
-}
-"""How the names of the files end, by which they are told when they are read."""
 
 
 @dataclass(frozen=True)
@@ -50,28 +41,15 @@ def notes_of(stream: RowStream) -> tuple[str, ...]:
     return (*stream.notes, *(note for note in found if note is not None))
 
 
-def write_records(stream: RowStream, path: PathLike) -> tuple[int, int]:
-    """Write a stream as binary records; the file is replaced as a whole or not at all.
-
-    Returns:
-        Numbers of rows and of runs.
-    """
-    splitter, runs = RunSplitter(stream.present), 0
-    with RecordWriter(path, stream.present, stream.simulator) as writer:
-        for block in stream.blocks():
-            runs += len(splitter.starts(block))
-            writer.write(block)
-    return writer.rows, runs
-
-
 def check_target(target: Target, out: Path, *, as_logged: bool = False, overwrite: bool = False) -> None:
     """Refuse what cannot or must not be written, before anything is read.
 
     Raises:
         L4SError: The name does not fit the kind, the file exists, or ``as_logged`` says nothing of this kind.
     """
-    if not out.name.endswith(SUFFIXES[target]):
-        raise L4SError(f"{out}: is not a name by which a {target} file is told: end it in {SUFFIXES[target][0]}")
+    endings = FORMATS[target].endings
+    if not out.name.endswith(endings):
+        raise L4SError(f"{out}: is not a name by which a {target} file is told: end it in {endings[0]}")
     if as_logged and target != "pool":
         raise L4SError(f"{target}: keeps all fields as they are: leave out --as-logged")
     if out.exists() and not overwrite:
@@ -105,8 +83,6 @@ def convert(
     path = Path(out)
     check_target(target, path, as_logged=as_logged, overwrite=overwrite)
     stream = open_stream(paths, columns=columns, progress=progress)
-    if target == "pool":
-        rows, runs = write_pool(stream, path, as_logged=as_logged)
-        return Converted(path, rows, runs, stream.report, notes_of(stream))
-    rows, runs = {"parquet": write_parquet, "rec": write_records}[target](stream, path)
-    return Converted(path, rows, runs, stream.report, stream.notes)
+    pool = target == "pool"
+    rows, runs = function(FORMATS[target].writes)(stream, path, **({"as_logged": as_logged} if pool else {}))
+    return Converted(path, rows, runs, stream.report, notes_of(stream) if pool else stream.notes)

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from l4s_gym.data.episodes import Episode
 from l4s_gym.data.minari_io import check_simulator, read_episodes
+from l4s_gym.data.trajectory import Trajectory, returns_to_go, window_rows
 from l4s_gym.errors import L4SError
 from l4s_gym.extras import optional
 from l4s_gym.schema import ACTIONS
@@ -51,24 +51,6 @@ def quiet() -> Iterator[None]:
         structlog.configure(**before)
 
 
-def _stretches(episode: Episode, drop_missing: bool) -> list[Any]:
-    """Indices of the steps that are kept, one array (n,) for each stretch that is an episode of its own."""
-    steps = np.arange(len(episode))
-    if not drop_missing:
-        return [steps]
-    known = steps[~episode.missing[:-1]]
-    if not episode.consecutive:  # a neighbour is not what followed anyway: nothing is torn by joining
-        return [known] if known.size else []
-    return [part for part in np.split(known, np.flatnonzero(np.diff(known) > 1) + 1) if part.size]
-
-
-def expected_steps(episodes: Iterable[Episode], drop_missing: bool = True) -> Iterator[tuple[Any, Any, Any]]:
-    """What the episodes of the replay buffer hold: observations (n, 8), actions (n,), rewards (n,) of each."""
-    for episode in episodes:
-        for index in _stretches(episode, drop_missing):
-            yield episode.observations[index], episode.actions[index], episode.rewards[index]
-
-
 class ReturnSlicer:
     """Windows of episodes for d3rlpy's decision transformers, with returns-to-go that are summed once per episode.
 
@@ -92,31 +74,29 @@ class ReturnSlicer:
         """Sum of the rewards from each step to the end of the episode (T, 1)."""
         held = self._returns.get(id(episode))
         if held is None:
-            sums = np.cumsum(episode.rewards[::-1], axis=0, dtype=np.float64)[::-1]
-            held = self._returns[id(episode)] = episode, sums.astype(np.float32)
+            sums = returns_to_go(episode.rewards[:, 0], [0, len(episode.rewards)])
+            held = self._returns[id(episode)] = episode, sums[:, None].astype(np.float32)
         return held[1]
 
     def __call__(self, episode: Any, end_index: int, size: int) -> Any:
         """The window of `size` steps up to step `end_index`: a `d3rlpy.dataset.PartialTrajectory`."""
-        last = end_index + 1
-        first = max(last - size, 0)
-        padding = size - (last - first)
+        rows, mask = (each[0] for each in window_rows(np.array([end_index]), np.zeros(1, np.int64), size))
 
-        def padded(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-            if not padding:
-                return array
-            return np.concatenate([np.zeros((padding, *array.shape[1:]), array.dtype), array])
+        def taken(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+            found: npt.NDArray[Any] = array[rows]
+            found[~mask] = 0
+            return found
 
-        terminals = np.zeros((last - first, 1), np.float32)
-        terminals[-1] = episode.terminated and last == episode.size()
+        terminals = np.zeros((size, 1), np.float32)
+        terminals[-1] = episode.terminated and end_index + 1 == episode.size()
         return self._window(
-            observations=padded(episode.observations[first:last]),
-            actions=padded(episode.actions[first:last]),
-            rewards=padded(episode.rewards[first:last]),
-            returns_to_go=padded(self._returns_to_go(episode)[first:last]),
-            terminals=padded(terminals),
-            timesteps=padded(np.arange(first, last, dtype=np.int64) % self.max_timestep + 1),
-            masks=padded(np.ones(last - first, np.float32)),
+            observations=taken(episode.observations),
+            actions=taken(episode.actions),
+            rewards=taken(episode.rewards),
+            returns_to_go=taken(self._returns_to_go(episode)),
+            terminals=terminals,
+            timesteps=np.where(mask, rows % self.max_timestep + 1, 0),
+            masks=mask.astype(np.float32),
             length=size,
         )
 
@@ -127,7 +107,7 @@ def replay_buffer(source: Any, *, drop_missing: bool = True, slicer: Any = None)
     d3rlpy keeps no final observation: the last step of a truncated episode has no transition.
 
     Args:
-        source: A `minari.MinariDataset` of `minari_io.create`, or a list of `Episode`.
+        source: A `minari.MinariDataset` of `minari_io.create`, or a list of episodes.
         drop_missing: Leave out steps whose accumulated probability is unknown. A run is cut there into episodes
             of d3rlpy; rows that are not consecutive are only thinned.
         slicer: Makes the windows of decision transformers: a `ReturnSlicer`; None: d3rlpy's.
@@ -145,13 +125,13 @@ def replay_buffer(source: Any, *, drop_missing: bool = True, slicer: Any = None)
     episodes = source if isinstance(source, Sequence) else list(read_episodes(source))
     made = [
         d3rlpy.dataset.Episode(
-            observations=np.ascontiguousarray(observations, np.float32),
-            actions=actions.astype(np.int64)[:, None],
-            rewards=rewards.astype(np.float32)[:, None],
+            observations=part.observations,
+            actions=part.actions[:, None],
+            rewards=part.rewards.astype(np.float32)[:, None],
             terminated=False,
         )
-        for observations, actions, rewards in expected_steps(episodes, drop_missing)
-        if len(actions) > 1
+        for episode in episodes
+        for part in episode.parts(drop_missing)
     ]
     if not made:
         hint = "; every step's accumulated probability is missing, try drop_missing=False" if drop_missing else ""
@@ -168,7 +148,7 @@ def replay_buffer(source: Any, *, drop_missing: bool = True, slicer: Any = None)
     return buffer
 
 
-def check_buffer(buffer: Any, episodes: Iterable[Episode], *, drop_missing: bool = True) -> None:
+def check_buffer(buffer: Any, episodes: Iterable[Trajectory], *, drop_missing: bool = True) -> None:
     """Check that a replay buffer holds exactly the steps of the episodes, and that its transitions are aligned.
 
     Args:
@@ -179,23 +159,23 @@ def check_buffer(buffer: Any, episodes: Iterable[Episode], *, drop_missing: bool
     Raises:
         L4SError: The first difference.
     """
-    expected = [steps for steps in expected_steps(episodes, drop_missing) if len(steps[1]) > 1]
+    expected = [part for episode in episodes for part in episode.parts(drop_missing)]
     if len(expected) != len(buffer.episodes):
         raise L4SError(f"replay buffer: has {len(buffer.episodes)} episodes, not {len(expected)}")
-    for number, (held, (observations, actions, rewards)) in enumerate(zip(buffer.episodes, expected, strict=True)):
+    for number, (held, part) in enumerate(zip(buffer.episodes, expected, strict=True)):
         same = (
-            np.array_equal(held.observations, observations)
-            and np.array_equal(held.actions[:, 0], actions)
-            and np.array_equal(held.rewards[:, 0], rewards.astype(np.float32))
+            np.array_equal(held.observations, part.observations)
+            and np.array_equal(held.actions[:, 0], part.actions)
+            and np.array_equal(held.rewards[:, 0], part.rewards.astype(np.float32))
             and not held.terminated
         )
         for step in (0, held.transition_count - 1):
             got = buffer.transition_picker(held, step)
             same = same and (
-                np.array_equal(got.observation, observations[step])
-                and np.array_equal(got.next_observation, observations[step + 1])
-                and int(got.action[0]) == actions[step]
-                and float(got.reward[0]) == np.float32(rewards[step])
+                np.array_equal(got.observation, part.observations[step])
+                and np.array_equal(got.next_observation, part.observations[step + 1])
+                and int(got.action[0]) == part.actions[step]
+                and float(got.reward[0]) == np.float32(part.rewards[step])
             )
         if not same:
             raise L4SError(f"replay buffer: episode {number} differs from its source")

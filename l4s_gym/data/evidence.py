@@ -27,23 +27,20 @@ derandomise, to be active, and to grant 150 ms.
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from l4s_gym.schema import BY_NAME, DROP, ENQUEUE, MAX_PROB
+from l4s_gym.data.behaviour import ACTIVE, GUARD_BYTES, GUARD_PROB, Records, after_row, guard
+from l4s_gym.schema import BY_NAME, DROP, ENQUEUE
 
-Records = npt.NDArray[np.void]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 
-GUARD_BYTES: Final = 1600
-GUARD_PROB: Final = MAX_PROB // 5
 FLAG_RATE_ESTIMATION: Final = 8
 FLAG_DERANDOMISE: Final = 16
-ACTIVE: Final = 1
 
 REQUIRED: Final = frozenset({"queue_type", "drop_probability", "accumulated_probability", "action"})
 """Fields without which nothing can be told of any row."""
@@ -107,16 +104,6 @@ def columns(rows: Records, present: frozenset[str]) -> Queue:
         derandomised=derandomised,
         tolerance=np.asarray(after * (0.0 if exact else _FLOAT32), np.float64),
     )
-
-
-def guard(prob: Any, delay_old_us: Any, queue_bytes: Any, ref_us: Any) -> Any:
-    """Whether a packet is enqueued without a look at the probability. Scalars or arrays."""
-    return ((delay_old_us < ref_us // 2) & (prob < GUARD_PROB)) | (queue_bytes <= GUARD_BYTES)
-
-
-def after_row(after: Any, real_drop: Any, activated: Any) -> Any:
-    """The sum once the packet was dealt with: what the queue's next packet finds. Scalars or arrays."""
-    return np.where(real_drop | activated, 0, after)
 
 
 def guarded(rows: Records, q: Queue, present: frozenset[str]) -> npt.NDArray[np.int8]:

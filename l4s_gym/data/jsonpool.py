@@ -30,7 +30,7 @@ import numpy as np
 
 from l4s_gym.data.causal import BEFORE, UNKNOWN, CausalStream, Floats, observable
 from l4s_gym.data.files import PathLike, compressed_write, open_compressed, printable, read_error
-from l4s_gym.data.pools import MAX_POOL_BYTES, Pool, Rows, single
+from l4s_gym.data.pools import MAX_POOL_BYTES, Rows, single
 from l4s_gym.data.records import bounds
 from l4s_gym.data.steps import logged_rewards
 from l4s_gym.data.stream import Progress, Records, RowStream, RunSplitter
@@ -83,7 +83,7 @@ def _fill(pool: _File) -> tuple[Records, list[str]]:
     return records, [*names, "action"]
 
 
-def _parse(data: bytes) -> Pool:
+def _parse(data: bytes, source: str) -> Rows:
     pool = msgspec.json.decode(data, type=_File)
     if pool.schema_version != SCHEMA_VERSION:
         raise L4SError(f"has version {pool.schema_version} of the schema, not {SCHEMA_VERSION}: convert the log again")
@@ -96,11 +96,10 @@ def _parse(data: bytes) -> Pool:
     if any(len(row) != len(pool.features) for row in pool.states):
         raise L4SError(f"has states of other than {len(pool.features)} features: convert the log again")
     records, names = _fill(pool)
-    observed = records["action"].astype(np.uint8)
-    return Pool(records, tuple(names), observed, np.array(pool.rewards), np.array(pool.dones, bool), pool.simulator)
+    return Rows(records, frozenset(names), source, simulator=pool.simulator)
 
 
-def load_json_pool(path: PathLike, *, max_bytes: int = MAX_POOL_BYTES) -> Pool:
+def load_json_pool(path: PathLike, *, max_bytes: int = MAX_POOL_BYTES) -> Rows:
     """Read an experience pool of `write_pool`.
 
     Args:
@@ -118,7 +117,7 @@ def load_json_pool(path: PathLike, *, max_bytes: int = MAX_POOL_BYTES) -> Pool:
     if len(data) > max_bytes:
         raise L4SError(f"{path}: has more than {max_bytes} bytes: raise max_bytes if you trust it")
     try:
-        return _parse(data)
+        return _parse(data, os.path.basename(path))
     except (L4SError, msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         remedy = "" if isinstance(error, L4SError) else ": expected a pool such as `l4s-gym log convert` writes"
         raise L4SError(f"{path}: {printable(error)}{remedy}") from error
@@ -127,8 +126,7 @@ def load_json_pool(path: PathLike, *, max_bytes: int = MAX_POOL_BYTES) -> Pool:
 def open_pool(paths: Sequence[PathLike], *, progress: Progress | None = None) -> RowStream:
     """The pool of `load_json_pool` as a stream."""
     (path,) = paths
-    pool = load_json_pool(path)
-    return single(Rows(pool.records, frozenset(pool.present), os.path.basename(path)), progress, pool.simulator)
+    return single(load_json_pool(path), progress)
 
 
 def _states(records: Records, raw: Floats, features: Sequence[str], as_logged: bool) -> list[tuple[int | None, ...]]:

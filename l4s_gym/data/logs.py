@@ -4,7 +4,7 @@ The kernel prints through syslog, so a log holds other messages, prefixes, torn 
 counts only if it is whole: start, all fields as plain decimal numbers within the schema's bounds, end.
 Everything else is counted by reason in the `LogReport`.
 
-Well-formed lines (all but a few of a log) are converted by compiled code (`l4s_gym.data.scan`); each other
+Well-formed lines (all but a few of a log) are converted by compiled code (`l4s_gym.data.fast`); each other
 line goes through `parse_line`. Both accept exactly the same records.
 """
 
@@ -51,7 +51,7 @@ _PLACES: Final = np.array(
         for form in _BY_FORM.values()
     ]
 )
-"""For `scan`: place, size, smallest and largest value of each field of both forms, and what 0 is stored as."""
+"""For `fast.scan`: place, size, smallest and largest value of each field of both forms, and what 0 is stored as."""
 
 _START: Final = LINE_START.encode()
 _END: Final = LINE_END.encode()
@@ -157,7 +157,7 @@ def _parse_block(block: bytes, fast: bool | None) -> _Parsed:
         firsts = [0, *(stop + 1 for stop in stops[:-1])]
         every = zip(range(len(stops)), firsts, stops, strict=True)
         return _Parsed(*_parse_left(block, every, tally), len(stops), tally)
-    from l4s_gym.data.scan import scan
+    from l4s_gym.data.fast import scan
 
     buffer, start, end = (np.frombuffer(data, np.uint8) for data in (block, _START, _END))
     rows = np.empty(len(block) // _SHORTEST + 1, RECORD)

@@ -5,18 +5,27 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Final, Required, TypedDict, Unpack
 
 import gymnasium as gym
 import numpy as np
-import numpy.typing as npt
 
 from l4s_gym import schema
-from l4s_gym.data.episodes import Episode, runs_of_stream
 from l4s_gym.data.files import atomic_folder
-from l4s_gym.data.steps import EXTRAS, REWARD, STEP, Steps
-from l4s_gym.data.storage import INFOS, MAIN, Shard, check_files, link_shards, readable, shard_name, write_shard
+from l4s_gym.data.steps import EXTRAS, MISSING, REWARD, StreamRun, rows_of_trajectory, runs_of_stream
+from l4s_gym.data.storage import (
+    INFOS,
+    MAIN,
+    Shard,
+    check_files,
+    link_shards,
+    readable,
+    shard_name,
+    write_shard,
+)
+from l4s_gym.data.trajectory import Trajectory
 from l4s_gym.errors import L4SError
 from l4s_gym.extras import optional
 from l4s_gym.sim import fingerprint
@@ -46,34 +55,56 @@ def import_minari(name: str = "minari") -> Any:
     return optional(name, "data")
 
 
-def check_episode(episode: Episode, where: str) -> None:
+@contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables in the block; afterwards they are as before."""
+    old = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in old.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def datasets_in(folder: Path) -> Iterator[None]:
+    """Let Minari's datasets lie in a folder, which is made, in the block: Minari reads its variable at each call."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with environment({"MINARI_DATASETS_PATH": str(folder.resolve())}):
+        yield
+
+
+def check_episode(episode: Trajectory, where: str) -> None:
     """Check shapes, types and ranges of an episode; `where` names it in the error.
 
     Raises:
         L4SError: Something is wrong.
     """
     steps = len(episode.actions)
-    expected: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
-        "observations": ((steps + 1, len(schema.OBSERVED)), np.float32),
-        "actions": ((steps,), np.int64),
-        "rewards": ((steps,), np.float64),
-        "missing": ((steps + 1,), np.bool_),
-        "applied": ((steps,), np.int64),
+    expected: dict[str, tuple[Any, tuple[int, ...], type[np.generic]]] = {
+        "observations": (episode.observations, (steps + 1, len(schema.OBSERVED)), np.float32),
+        "actions": (episode.actions, (steps,), np.int64),
+        "rewards": (episode.rewards, (steps,), np.float64),
+        "missing": (episode.missing.get(MISSING, np.zeros(steps + 1, bool)), (steps + 1,), np.bool_),
+        "applied": (episode.actions if episode.applied is None else episode.applied, (steps,), np.int64),
     }
     if not steps:
         raise L4SError(f"{where}: has no step: leave it out")
-    for name, (shape, dtype) in expected.items():
-        array: npt.NDArray[Any] = getattr(episode, name)
+    for name, (array, shape, dtype) in expected.items():
         if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != dtype:
             got = f"{array.shape} {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
             raise L4SError(f"{where}: {name} must be an array {shape} of {np.dtype(dtype).name}, not {got}")
     for name in ("observations", "rewards"):
-        infinite = np.argwhere(~np.isfinite(getattr(episode, name)))
+        infinite = np.argwhere(~np.isfinite(expected[name][0]))
         if infinite.size:
             row = infinite[0].tolist()
             raise L4SError(f"{where}: {name} at {row} is not finite: replace it, or drop the row")
     for name in ("actions", "applied"):
-        values = getattr(episode, name)
+        values = expected[name][0]
         bad = np.flatnonzero((values < 0) | (values >= len(schema.ACTIONS)))
         if bad.size:
             raise L4SError(f"{where}: {name} at {bad[0]} is {values[bad[0]]}, not one of 0, 1, 2")
@@ -86,28 +117,13 @@ def check_episode(episode: Episode, where: str) -> None:
         )
 
 
-class _EpisodeRun:
+def _run_of(episode: Trajectory) -> StreamRun:
     """An episode in memory as a run that can be stored."""
-
-    def __init__(self, episode: Episode) -> None:
-        self._episode = episode
-
-    @property
-    def about(self) -> Mapping[str, Any]:
-        e = self._episode
-        # The name alone: the path says where somebody keeps their files.
-        source = PurePath(e.source).name or e.source
-        return {**e.about, "consecutive": e.consecutive, "source": source, "absent": ",".join(e.absent)}
-
-    def blocks(self) -> Iterator[Steps]:
-        e = self._episode
-        steps = np.zeros(len(e) + 1, STEP)
-        steps["observation"], steps["missing"] = e.observations, e.missing
-        for name, values in (("action", e.actions), ("applied", e.applied), ("reward", e.rewards)):
-            steps[name][:-1] = values
-        for name, values in e.extras.items():
-            steps[name] = values
-        yield steps
+    e = episode
+    # The name alone: the path says where somebody keeps their files.
+    source = PurePath(e.source).name or e.source
+    about = {**e.about, "consecutive": e.consecutive, "source": source, "absent": ",".join(e.absent)}
+    return StreamRun(about, iter([rows_of_trajectory(e)]))
 
 
 def _specs(env_kwargs: Mapping[str, Any], eval_kwargs: Mapping[str, Any], reward: str) -> tuple[Any, Any]:
@@ -286,7 +302,7 @@ def _check_space(folder: Path) -> None:
 
 def create(
     dataset_id: str,
-    episodes: Iterable[Episode],
+    episodes: Iterable[Trajectory],
     *,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -308,10 +324,10 @@ def create(
         L4SError: As `publish`, or an episode is not valid.
     """
 
-    def runs() -> Iterator[_EpisodeRun]:
+    def runs() -> Iterator[StreamRun]:
         for number, episode in enumerate(episodes):
             check_episode(episode, f"episode {number}")
-            yield _EpisodeRun(episode)
+            yield _run_of(episode)
             if progress is not None:
                 progress(number + 1)
 
@@ -371,7 +387,12 @@ def load(dataset_id: str) -> Any:
     return dataset
 
 
-def read_episodes(dataset: Any) -> Iterator[Episode]:
+def absent_in(note: Mapping[str, Any]) -> tuple[str, ...]:
+    """The features that an episode's source lacks, by its metadata."""
+    return tuple(name for name in str(note.get("absent", "")).split(",") if name)
+
+
+def read_episodes(dataset: Any) -> Iterator[Trajectory]:
     """The episodes of a dataset, one after the other as they are read.
 
     Args:
@@ -384,20 +405,20 @@ def read_episodes(dataset: Any) -> Iterator[Episode]:
         yield from _episodes(dataset)
 
 
-def _episodes(dataset: Any) -> Iterator[Episode]:
+def _episodes(dataset: Any) -> Iterator[Trajectory]:
     notes = dataset.storage.get_episode_metadata(dataset.episode_indices)
     for data, note in zip(dataset.iterate_episodes(), notes, strict=True):
         if not set(INFOS) <= set(data.infos or ()):
             raise L4SError(f"dataset {dataset.id!r}: episode {data.id} lacks infos: it is not one of `create`")
-        yield Episode(
+        yield Trajectory(
             observations=data.observations,
             actions=data.actions,
             rewards=data.rewards,
-            missing=data.infos["missing"],
+            missing={MISSING: data.infos["missing"]},
             consecutive=bool(note["consecutive"]),
             source=str(note["source"]),
             applied=data.infos["applied_action"][1:],
-            absent=tuple(name for name in str(note["absent"]).split(",") if name),
+            absent=absent_in(note),
             extras={name: data.infos[name] for name in EXTRAS},
             about={name: value for name, value in note.items() if name not in _OWN},
         )

@@ -1,4 +1,4 @@
-"""An interpreter for the pickles of experience pools that cannot run anything.
+"""The public experience pools, which are pickles: read by an interpreter that cannot run anything.
 
 A pickle is a program. This one knows the instructions that build lists, numbers and arrays, and stand-ins
 for the few global names that a pool mentions; it imports and calls nothing, so there is nothing that a
@@ -9,15 +9,24 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import pickletools
 import re
+import struct
+from collections.abc import Sequence
 from typing import Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from l4s_gym.data.files import printable
+from l4s_gym import schema
+from l4s_gym.data import columns
+from l4s_gym.data.files import PathLike, printable, read_error
+from l4s_gym.data.pools import MAX_POOL_BYTES, Rows, single, to_records
+from l4s_gym.data.stream import Progress, RowStream
 from l4s_gym.errors import L4SError
+
+_ATTRIBUTES: Final = ("states", "actions", "rewards", "dones")
 
 
 class _Global:
@@ -195,3 +204,76 @@ class Machine:
             if isinstance(dtype, _Type):
                 return dtype.read(data, 1)[0].item()
         raise L4SError(f"calls {kind or type(function).__name__}: nothing was executed, do not trust it")
+
+
+def _plain(values: object, name: str) -> npt.NDArray[np.float64]:
+    """A list of numbers or short arrays, or one array, as float64."""
+    if isinstance(values, Array):
+        values = values.value
+    elif isinstance(values, list):
+        values = [value.value if isinstance(value, Array) else value for value in values]
+        # Short ones only: a small file can name one large array very often.
+        short = len(schema.FIELDS)
+        if not all(isinstance(v, int | float) or (isinstance(v, np.ndarray) and v.size <= short) for v in values):
+            raise L4SError(f"{name} is not a table of numbers: fetch the file again")
+    try:
+        return np.array(values, np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise L4SError(f"{name} is not a table of numbers: fetch the file again") from error
+
+
+def _parse_pool(data: bytes, source: str, named: Sequence[str] | None) -> Rows:
+    root = Machine().run(data)
+    if not isinstance(root, Instance) or root.attributes is None or set(root.attributes) != set(_ATTRIBUTES):
+        raise L4SError(f"is not an experience pool with {', '.join(_ATTRIBUTES)}: fetch the file again")
+    states, actions, rewards, dones = (_plain(root.attributes[name], name) for name in _ATTRIBUTES)
+    if not len(states):
+        raise L4SError("is an empty pool, it holds no step: give another one")
+    if states.ndim != 2:
+        raise L4SError(f"has states of shape {states.shape[1:]}: give a pool of rows of features")
+    if any(column.shape != states.shape[:1] for column in (actions, rewards, dones)):
+        raise L4SError(f"has {len(states)} states, but not as many actions, rewards and dones: fetch the file again")
+    names, note = columns.columns_of(states) if named is None else (columns.named_columns(named, states.shape[1]), None)
+    read = {name: states[:, column] for column, name in enumerate(names) if name != columns.LEFT_OUT}
+    notes = () if note is None else (note,)
+    return Rows(to_records(read | {"action": actions}), frozenset([*read, "action"]), source, notes)
+
+
+def load_pickle(path: PathLike, *, columns: Sequence[str] | None = None, max_bytes: int = MAX_POOL_BYTES) -> Rows:
+    """Read an experience pool without running anything that the file asks for.
+
+    Args:
+        path: Pickle of an ``ExperiencePool``, of ``utils.exp_pool`` or of a notebook.
+        columns: Names of the features, in order, `columns.LEFT_OUT` for one that is not read; None: those of
+            `l4s_gym.data.columns`.
+        max_bytes: Larger files are refused.
+
+    Returns:
+        Its states and actions. The numbers went through float32: probabilities are right to about 6e-8 of their size.
+
+    Raises:
+        L4SError: The file cannot be read, is too large, mentions any other global name, is no pool, or it cannot be
+            told what its columns are.
+    """
+    try:
+        size = os.path.getsize(path)
+        if size > max_bytes:
+            raise L4SError(f"{path}: has {size} bytes, more than {max_bytes}: raise max_bytes if you trust it")
+        with open(path, "rb") as file:
+            data = file.read(max_bytes)
+    except OSError as error:
+        raise read_error(path, error) from error
+    try:
+        return _parse_pool(data, os.path.basename(path), columns)
+    except L4SError as error:
+        raise L4SError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from error
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, struct.error) as error:
+        raise L4SError(f"{path}: is not a whole pickle of a pool ({printable(error)}): fetch it again") from error
+
+
+def open_pickle(
+    paths: Sequence[PathLike], *, progress: Progress | None = None, columns: Sequence[str] | None = None
+) -> RowStream:
+    """The pool of `load_pickle` as a stream."""
+    (path,) = paths
+    return single(load_pickle(path, columns=columns), progress)

@@ -1,12 +1,8 @@
-"""The public experience pools (pickles) and csv extracts, and one loader for all kinds of rows.
-
-The pools are read without running anything that they ask for (see `l4s_gym.data.pickles`).
-"""
+"""Logged decisions of any kind in memory, and csv files of them."""
 
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -14,20 +10,15 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from l4s_gym.data import meaning
+from l4s_gym.data.columns import field_of, unknown_field, without_index
 from l4s_gym.data.files import PathLike, printable, read_error
 from l4s_gym.data.logs import Records, known_fields
-from l4s_gym.data.names import field_of, unknown_field, without_index
-from l4s_gym.data.pickles import Array, Instance, Machine
 from l4s_gym.data.records import bounds
 from l4s_gym.data.stream import Blocks, Progress, RowStream, join, open_stream
 from l4s_gym.errors import L4SError
 from l4s_gym.schema import BY_NAME, FIELDS, MARK, RECORD
 
-FEATURES: Final = meaning.FEATURES
-"""Names of the features of the forms of the pools, in order."""
 MAX_POOL_BYTES: Final = 1 << 28
-_ATTRIBUTES: Final = ("states", "actions", "rewards", "dones")
 
 
 @dataclass(frozen=True)
@@ -39,12 +30,14 @@ class Rows:
         present: Names of the fields that the source bears.
         source: Where they come from.
         notes: What was decided when they were read, in words.
+        simulator: Fingerprint of the simulator that decided; empty: the source bears none.
     """
 
     records: Records
     present: frozenset[str]
     source: str
     notes: tuple[str, ...] = ()
+    simulator: str = ""
 
     def __len__(self) -> int:
         """Number of rows T."""
@@ -56,46 +49,7 @@ class Rows:
         return "accumulated_probability_before" in self.present
 
 
-@dataclass(frozen=True)
-class Pool:
-    """An experience pool.
-
-    Attributes:
-        records: Records (T,); the fields that the pool lacks are 0.
-        present: Names of the fields that the pool bears.
-        observed: Logged actions 0, 1, 2, shape (T,) uint8.
-        rewards: As stored, shape (T,) float64; their meaning differs from pool to pool.
-        dones: As stored, shape (T,) bool.
-        simulator: Fingerprint of the simulator whose decisions it holds; empty: it bears none.
-        note: How the meaning of the columns was told, if the data had to tell it.
-    """
-
-    records: Records
-    present: tuple[str, ...]
-    observed: npt.NDArray[np.uint8]
-    rewards: npt.NDArray[np.float64]
-    dones: npt.NDArray[np.bool_]
-    simulator: str = ""
-    note: str | None = None
-
-
-def _plain(values: object, name: str) -> npt.NDArray[np.float64]:
-    """A list of numbers or short arrays, or one array, as float64."""
-    if isinstance(values, Array):
-        values = values.value
-    elif isinstance(values, list):
-        values = [value.value if isinstance(value, Array) else value for value in values]
-        # Short ones only: a small file can name one large array very often.
-        short = len(FIELDS)
-        if not all(isinstance(v, int | float) or (isinstance(v, np.ndarray) and v.size <= short) for v in values):
-            raise L4SError(f"{name} is not a table of numbers: fetch the file again")
-    try:
-        return np.array(values, np.float64)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise L4SError(f"{name} is not a table of numbers: fetch the file again") from error
-
-
-def _fill(columns: dict[str, npt.NDArray[np.float64]]) -> Records:
+def to_records(columns: dict[str, npt.NDArray[np.float64]]) -> Records:
     """Records from columns in kernel units, with the schema's bounds checked."""
     records = np.zeros(len(next(iter(columns.values()))), RECORD)
     for name, column in columns.items():
@@ -110,60 +64,6 @@ def _fill(columns: dict[str, npt.NDArray[np.float64]]) -> Records:
         integers = np.minimum(column, np.nextafter(float(high), 0)).astype(np.int64)
         records[name] = np.where(column >= high, high, integers)
     return records
-
-
-def _parse_pool(data: bytes, columns: Sequence[str] | None) -> Pool:
-    root = Machine().run(data)
-    if not isinstance(root, Instance) or root.attributes is None or set(root.attributes) != set(_ATTRIBUTES):
-        raise L4SError(f"is not an experience pool with {', '.join(_ATTRIBUTES)}: fetch the file again")
-    states, actions, rewards, dones = (_plain(root.attributes[name], name) for name in _ATTRIBUTES)
-    if not len(states):
-        raise L4SError("is an empty pool, it holds no step: give another one")
-    if states.ndim != 2:
-        raise L4SError(f"has states of shape {states.shape[1:]}: give a pool of rows of features")
-    if any(column.shape != states.shape[:1] for column in (actions, rewards, dones)):
-        raise L4SError(f"has {len(states)} states, but not as many actions, rewards and dones: fetch the file again")
-    names, note = (
-        meaning.columns_of(states) if columns is None else (meaning.named_columns(columns, states.shape[1]), None)
-    )
-    read = {name: states[:, column] for column, name in enumerate(names) if name != meaning.LEFT_OUT}
-    records = _fill(read | {"action": actions})
-    return Pool(records, (*read, "action"), records["action"].astype(np.uint8), rewards, dones != 0, note=note)
-
-
-def load_pool(path: PathLike, *, columns: Sequence[str] | None = None, max_bytes: int = MAX_POOL_BYTES) -> Pool:
-    """Read an experience pool without running anything that the file asks for.
-
-    Args:
-        path: Pickle of an ``ExperiencePool``, of ``utils.exp_pool`` or of a notebook.
-        columns: Names of the features, in order, `meaning.LEFT_OUT` for one that is not read; None: those of
-            `meaning`.
-        max_bytes: Larger files are refused.
-
-    Returns:
-        The pool. Its numbers went through float32: probabilities are right to about 6e-8 of their size.
-
-    Raises:
-        L4SError: The file cannot be read, is too large, mentions any other global name, is no pool, or it cannot be
-            told what its columns are.
-    """
-    try:
-        size = os.path.getsize(path)
-        if size > max_bytes:
-            raise L4SError(f"{path}: has {size} bytes, more than {max_bytes}: raise max_bytes if you trust it")
-        with open(path, "rb") as file:
-            data = file.read(max_bytes)
-    except OSError as error:
-        raise read_error(path, error) from error
-    try:
-        return _parse_pool(data, columns)
-    except L4SError as error:
-        raise L4SError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from error
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, struct.error) as error:
-        raise L4SError(f"{path}: is not a whole pickle of a pool ({printable(error)}): fetch it again") from error
-
-
-# -- csv, and any source
 
 
 def load_rows_csv(path: PathLike) -> Rows:
@@ -205,13 +105,13 @@ def load_rows_csv(path: PathLike) -> Rows:
             actions -= 1
             notes.append("dequeue_action is 1 enqueue, 2 drop, 3 mark, as the kernel prints it")
     try:
-        records = _fill(dict(zip(names, table.T, strict=True)))
+        records = to_records(dict(zip(names, table.T, strict=True)))
     except L4SError as error:
         raise L4SError(f"{path}: {error}") from error
     return Rows(records, frozenset(names), os.path.basename(path), tuple(notes))
 
 
-def single(rows: Rows, progress: Progress | None, simulator: str = "") -> RowStream:
+def single(rows: Rows, progress: Progress | None = None) -> RowStream:
     """Rows that are in memory anyway, as a stream of one block."""
 
     def blocks() -> Blocks:
@@ -220,17 +120,7 @@ def single(rows: Rows, progress: Progress | None, simulator: str = "") -> RowStr
             progress(1.0)
         return None
 
-    return RowStream(rows.source, rows.present, blocks(), simulator, notes=rows.notes)
-
-
-def open_pickle(
-    paths: Sequence[PathLike], *, progress: Progress | None = None, columns: Sequence[str] | None = None
-) -> RowStream:
-    """The pool of `load_pool` as a stream."""
-    (path,) = paths
-    pool = load_pool(path, columns=columns)
-    notes = () if pool.note is None else (pool.note,)
-    return single(Rows(pool.records, frozenset(pool.present), os.path.basename(path), notes), progress)
+    return RowStream(rows.source, rows.present, blocks(), rows.simulator, notes=rows.notes)
 
 
 def open_csv(paths: Sequence[PathLike], *, progress: Progress | None = None) -> RowStream:
@@ -241,7 +131,7 @@ def open_csv(paths: Sequence[PathLike], *, progress: Progress | None = None) -> 
 
 def rows_of(stream: RowStream) -> Rows:
     """All rows of a stream, in memory."""
-    return Rows(join(stream.blocks()), stream.present, stream.source, stream.notes)
+    return Rows(join(stream.blocks()), stream.present, stream.source, stream.notes, stream.simulator)
 
 
 def load_rows(paths: PathLike | Sequence[PathLike], *, columns: Sequence[str] | None = None) -> Rows:

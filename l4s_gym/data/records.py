@@ -34,7 +34,7 @@ import numpy.typing as npt
 from l4s_gym.data.files import Meter, PathLike, compressed_write, open_compressed, order_rotation, read_error
 from l4s_gym.data.logs import RANGE, known_fields
 from l4s_gym.data.report import COUNTED, Tally
-from l4s_gym.data.stream import BLOCK_ROWS, Blocks, Progress, Records, RowStream, as_paths, join, take
+from l4s_gym.data.stream import BLOCK_ROWS, Blocks, Progress, Records, RowStream, RunSplitter, as_paths, join, take
 from l4s_gym.errors import L4SError
 from l4s_gym.schema import BY_NAME, FIELDS, RECORD, SCHEMA_VERSION
 
@@ -208,6 +208,20 @@ def open_records(paths: PathLike | Sequence[PathLike], *, progress: Progress | N
 
     present, simulator = found[0]
     return RowStream(", ".join(map(os.path.basename, files)), present, blocks(), simulator)
+
+
+def write_records(stream: RowStream, path: PathLike) -> tuple[int, int]:
+    """Write a stream as binary records; the file is replaced as a whole or not at all.
+
+    Returns:
+        Numbers of rows and of runs.
+    """
+    splitter, runs = RunSplitter(stream.present), 0
+    with RecordWriter(path, stream.present, stream.simulator) as writer:
+        for block in stream.blocks():
+            runs += len(splitter.starts(block))
+            writer.write(block)
+    return writer.rows, runs
 
 
 def save_records(

@@ -17,9 +17,8 @@ import numpy as np
 
 from l4s_gym import schema
 from l4s_gym.data import build, minari_io
-from l4s_gym.data.environ import datasets_in, environment
 from l4s_gym.data.files import atomic_write, locked, printable, put_in_place
-from l4s_gym.data.minari_io import import_minari
+from l4s_gym.data.minari_io import datasets_in, environment, import_minari
 from l4s_gym.data.storage import MAIN, h5py, mapped, readable
 from l4s_gym.errors import L4SError
 

@@ -1,4 +1,7 @@
-"""Decision logs of the simulator: a native run of a scenario, as records, and as an episode with its rewards."""
+"""Decision logs of the simulator: a native run of a scenario, as records, and as an episode with its rewards.
+
+A run of the testbed's discipline can be simulated again for the probabilities behind its decisions.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,11 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.utils import seeding
 
+from l4s_gym.data.behaviour import action_probabilities
 from l4s_gym.data.logs import Records
 from l4s_gym.data.steps import REWARD, STEP, StepMaker, Steps
+from l4s_gym.data.trajectory import Floats, Trajectory
+from l4s_gym.errors import L4SError
 from l4s_gym.schema import BY_NAME, RECORD
 from l4s_gym.sim import layout
 from l4s_gym.sim.batch import Batch
@@ -24,6 +30,8 @@ LOG_ROWS: Final = 1 << 14
 """Rows that the engine holds at a time: few, to stay in the processor's cache, and more than any queue of the scenarios
 holds packets that are decided when they leave."""
 _REPORTS: Final = 100
+AQM: Final = "dualpi2_freebsd"
+"""The discipline of the testbed's kernel, whose rule is `behaviour`."""
 
 
 @dataclass(frozen=True)
@@ -157,3 +165,34 @@ class SimulatedRun:
                 steps = maker.make(records, rewards)
                 held, before = steps[-1:], float(earned[-1])
                 yield steps[:-1]
+
+
+def episode_probabilities(episode: Trajectory) -> Floats:
+    """Probabilities of the decisions of a simulated episode, which is simulated again.
+
+    Args:
+        episode: Of a dataset that `l4s-gym datasets build` made, decided by `dualpi2_freebsd`; whole.
+
+    Returns:
+        Probabilities of enqueue, drop and mark (T, 3).
+
+    Raises:
+        L4SError: It is not such an episode, or the simulator does not give the same rows again.
+    """
+    about = episode.about
+    if not {"scenario", "aqm", "explore", "seed", "seconds"} <= set(about) or str(about["aqm"]) != AQM:
+        raise L4SError(f"episode of {episode.source!r}: was not simulated with {AQM}: its probabilities are not known")
+    scenario = load(str(about["scenario"])).replace(horizon_s=float(about["seconds"]))
+    if scenario.options.dualpi2_freebsd.quirks_off:
+        raise L4SError(f"scenario {scenario.name!r}: switches quirks off: only the kernel's own decisions are known")
+    explore = float(about["explore"])
+    run = SimulatedRun(scenario, Behaviour(AQM, explore), int(about["seed"]))
+    records = np.concatenate(list(run.records()))
+    same = (
+        len(records) == len(episode) + 1
+        and np.array_equal(records["action"][:-1], episode.actions)
+        and np.array_equal(records["time_us"], episode.extras["time_us"])
+    )
+    if not same:
+        raise L4SError(f"episode of {episode.source!r}: the simulator gives other rows by now: build the dataset again")
+    return action_probabilities(records[:-1], explore)

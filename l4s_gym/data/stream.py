@@ -7,14 +7,14 @@ import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from l4s_gym.data.columns import known_header
 from l4s_gym.data.evidence import REQUIRED, SUFFICIENT
 from l4s_gym.data.files import PathLike, open_compressed, read_error
-from l4s_gym.data.names import known_header
 from l4s_gym.data.report import COUNTED, LogReport, Missing
 from l4s_gym.errors import L4SError
 from l4s_gym.schema import CLASSIC, L4S, RECORD
@@ -28,22 +28,45 @@ BLOCK_ROWS: Final = 1 << 16
 PLAIN: Final = np.dtype((np.void, RECORD.itemsize))
 """A record without its fields. NumPy copies records field by field; these at once, several times faster."""
 
-_KINDS: Final = {
-    "log": "l4s_gym.data.logs:open_log",
-    "rec": "l4s_gym.data.records:open_records",
-    "parquet": "l4s_gym.data.parquet:open_parquet",
-    "pool": "l4s_gym.data.jsonpool:open_pool",
-    "pickle": "l4s_gym.data.pools:open_pickle",
-    "csv": "l4s_gym.data.pools:open_csv",
-}
-"""Kind of file: the function that opens it. A reader is imported when a file needs it."""
-_SUFFIXES: Final = {
-    **{".rec": "rec", ".parquet": "parquet", ".json": "pool", ".csv": "csv"},
-    **{".pkl": "pickle", ".pickle": "pickle", ".log": "log"},
-}
-_SEVERAL: Final = ("log", "rec")
-"""Kinds of which several files may follow each other."""
 _PACKED: Final = (".gz", ".bz2", ".xz", ".zst")
+
+
+class Format(NamedTuple):
+    """A form in which logged decisions are stored.
+
+    Attributes:
+        opens: The function that opens files of it as a `RowStream`, module:name.
+        suffixes: How the names of its files end.
+        writes: The function that writes a stream, and tells the numbers of rows and of runs; empty: none does.
+        several: Whether several files may follow each other.
+        packed: Whether a file may be written compressed.
+    """
+
+    opens: str
+    suffixes: tuple[str, ...]
+    writes: str = ""
+    several: bool = False
+    packed: bool = False
+
+    @property
+    def endings(self) -> tuple[str, ...]:
+        """How the name of a file that is written may end."""
+        packed = _PACKED if self.packed else ()
+        return (*self.suffixes, *(suffix + packing for suffix in self.suffixes for packing in packed))
+
+
+_DATA: Final = "l4s_gym.data"
+FORMATS: Final = {
+    "log": Format(f"{_DATA}.logs:open_log", (".log",), several=True),
+    "rec": Format(
+        f"{_DATA}.records:open_records", (".rec",), f"{_DATA}.records:write_records", several=True, packed=True
+    ),
+    "parquet": Format(f"{_DATA}.parquet:open_parquet", (".parquet",), f"{_DATA}.parquet:write_parquet"),
+    "pool": Format(f"{_DATA}.jsonpool:open_pool", (".json",), f"{_DATA}.jsonpool:write_pool", packed=True),
+    "pickle": Format(f"{_DATA}.pickles:open_pickle", (".pkl", ".pickle")),
+    "csv": Format(f"{_DATA}.pools:open_csv", (".csv",)),
+}
+"""All forms by name, which is their kind. A module is imported when a file needs it."""
 
 
 @dataclass
@@ -118,7 +141,7 @@ def named_kind(path: Path) -> str | None:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     while suffixes and suffixes[-1] in _PACKED:
         suffixes.pop()
-    return _SUFFIXES.get(suffixes[-1]) if suffixes else None
+    return next((kind for kind, form in FORMATS.items() if suffixes and suffixes[-1] in form.suffixes), None)
 
 
 def kind_of(path: Path) -> str:
@@ -133,6 +156,12 @@ def kind_of(path: Path) -> str:
         return named_kind(path) or _by_content(path)
     except OSError as error:
         raise read_error(path, error) from error
+
+
+def function(place: str) -> Any:
+    """A function by its module:name."""
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def as_paths(paths: PathLike | Sequence[PathLike]) -> list[Path]:
@@ -159,7 +188,7 @@ def open_stream(
         paths: Kernel logs or binary records (.rec), plain or compressed (.gz, .bz2, .xz, .zst), one or several that
             follow each other (rotations are put in order); or one experience pool (.json, or the authors' .pkl),
             Parquet file (ours) or csv file.
-        columns: Names of the features of a pickled pool, see `pools.load_pool`; None: by its form and data.
+        columns: Names of the features of a pickled pool, see `pickles.load_pickle`; None: by its form and data.
         progress: Called with the share of the files' bytes that was read.
 
     Returns:
@@ -174,10 +203,9 @@ def open_stream(
     if len(set(kinds.values())) > 1:
         named = ", ".join(f"{path.name} ({what})" for path, what in kinds.items())
         raise L4SError(f"{named}: files of several kinds: give those of one kind at a time")
-    if len(chosen) > 1 and kind not in _SEVERAL:
+    if len(chosen) > 1 and not FORMATS[kind].several:
         raise L4SError(f"{', '.join(path.name for path in chosen)}: give one file of this kind at a time")
-    module, _, name = _KINDS[kind].partition(":")
-    opener: _Open = getattr(importlib.import_module(module), name)
+    opener: _Open = function(FORMATS[kind].opens)
     if columns is None:
         return opener(chosen, progress=progress)
     if kind != "pickle":

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from l4s_gym.data.arrays import Floats, Ints, Layout, open_layout
 from l4s_gym.data.storage import ARRAYS
+from l4s_gym.data.trajectory import window_rows
 from l4s_gym.errors import L4SError
 
 try:
@@ -147,9 +148,7 @@ class Windows(Dataset[Item]):
             raise IndexError(f"indices of windows are one row of 0 to {len(self) - 1}")
         episode = np.searchsorted(self.starts, index, side="right") - 1
         last = index - self.starts[episode]  # (B,)
-        rows = last[:, None] + self.stride * np.arange(1 - self.length, 1)  # (B, K)
-        mask = rows >= 0
-        rows[~mask] = 0
+        rows, mask = window_rows(last, np.zeros_like(last), self.length, self.stride)
         entries = {
             name.removeprefix("infos/"): self._take(name, episode, rows) for name in _WIDTHS if name != "rewards"
         }

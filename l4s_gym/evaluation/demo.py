@@ -8,9 +8,9 @@ from importlib import resources
 from pathlib import Path
 
 from l4s_gym.data import minari_io
-from l4s_gym.data.episodes import episodes_from_rows
 from l4s_gym.data.inspect import inspect_rows
 from l4s_gym.data.pools import load_rows
+from l4s_gym.data.steps import episodes_from_rows
 from l4s_gym.errors import L4SError
 from l4s_gym.evaluation import leaderboard
 from l4s_gym.evaluation.entry import Entry, Experiment, Training, read_protocol

@@ -16,6 +16,7 @@ from gymnasium.utils import seeding
 from l4s_gym import rewards
 from l4s_gym.agents import AgentSpec
 from l4s_gym.agents.protocol import Agent, Floats, generators, policy_of
+from l4s_gym.data.recipes import Recipe
 from l4s_gym.errors import L4SError
 from l4s_gym.schema import ACTIONS, ECT_1
 from l4s_gym.sim import disciplines, engine, layout, measure
@@ -264,6 +265,18 @@ def evaluate(
     return evaluate_many(
         who, [scenario], seeds=seeds, aqm=aqm, reward=reward, decision_interval=decision_interval, progress=progress
     )
+
+
+def reference_scores(recipe: Recipe) -> dict[str, Any]:
+    """Returns of the random agent and of native DualPI2 (RFC 9332) where agents of a dataset are evaluated.
+
+    All datasets have the same references, so that normalised scores mean the same everywhere.
+    """
+    seeds = [0, 1, 2, 3, 4]
+    scores: dict[str, Any] = {"scenario": recipe.evaluated_on, "reward": "balance", "seeds": seeds}
+    for name, who in (("random", "random"), ("native", "native:dualpi2_rfc9332")):
+        scores[name] = [result.episode_return for result in evaluate(who, recipe.evaluated_on, seeds=seeds)]
+    return scores
 
 
 def evaluate_many(

@@ -14,10 +14,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from l4s_gym.agents.logged import Ints, Logged, Stretch, cut, split
+from l4s_gym.agents.logged import Stretch, cut, split
 from l4s_gym.agents.metrics import SMALLEST, calibration_error, reliability
-from l4s_gym.data.behaviour import episode_probabilities
-from l4s_gym.data.episodes import Episode
+from l4s_gym.data.simulated import episode_probabilities
+from l4s_gym.data.trajectory import Ints, Trajectory
 from l4s_gym.errors import L4SError
 from l4s_gym.schema import ACTIONS, DROP, MARK
 
@@ -38,13 +38,13 @@ class HeldOut:
         shares: Of the actions in the part that was trained on (3,).
     """
 
-    logged: Logged
+    logged: Trajectory
     probabilities: Floats
     stretches: tuple[Stretch, ...]
     shares: Floats
 
     @classmethod
-    def of(cls, episodes: Sequence[Episode], share: float = 0.2, seed: int = 0) -> HeldOut:
+    def of(cls, episodes: Sequence[Trajectory], share: float = 0.2, seed: int = 0) -> HeldOut:
         """As all learners hold it out; the behaviour is simulated again.
 
         Args:
@@ -56,7 +56,7 @@ class HeldOut:
             L4SError: The behaviour is not known, or steps were left out.
         """
         train, held = split([len(episode) for episode in episodes], share, seed)
-        logged = Logged.of(cut(episodes, held))
+        logged = Trajectory.joined(cut(episodes, held))
         q = np.concatenate([episode_probabilities(episodes[s.episode])[s.start : s.stop] for s in held])
         if len(q) != len(logged):
             raise L4SError("held-out steps: some lack their accumulated probability: give a simulated dataset")

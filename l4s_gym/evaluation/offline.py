@@ -10,21 +10,20 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from l4s_gym.agents.logged import Logged
 from l4s_gym.agents.metrics import SMALLEST, classification
 from l4s_gym.data.audit import probabilities_of
-from l4s_gym.data.causal import HIGH, LOW, causal_accumulated
-from l4s_gym.data.episodes import Episode, absent_features
-from l4s_gym.data.evidence import GUARD_BYTES
+from l4s_gym.data.behaviour import GUARD_BYTES, hit_probability
+from l4s_gym.data.causal import causal_accumulated
 from l4s_gym.data.pools import Rows
-from l4s_gym.data.steps import REWARD, StepMaker
+from l4s_gym.data.steps import REWARD, StepMaker, absent_features
+from l4s_gym.data.trajectory import Trajectory
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.extras import optional
 from l4s_gym.schema import ACTIONS, ENQUEUE, MAX_PROB, OBSERVED
@@ -37,50 +36,10 @@ TABULAR: Final = ("majority", "logistic regression", "gradient boosting")
 _ACCUMULATED: Final = OBSERVED.index("accumulated_probability")
 
 
-@dataclass(frozen=True)
-class Blocks:
-    """Logged decisions, cut into contiguous blocks.
-
-    Attributes:
-        observations: Scaled as the environment's (T, 8) float32.
-        actions: What was decided (T,).
-        rewards: Of each step (T,).
-        block: Number of the block of each row (T,), ascending.
-        source: Where the rows come from.
-        absent: Observed fields that the source lacks.
-    """
-
-    observations: npt.NDArray[np.float32]
-    actions: Ints
-    rewards: Floats
-    block: Ints
-    source: str
-    absent: tuple[str, ...] = ()
-
-    @property
-    def count(self) -> int:
-        """Number of blocks."""
-        return int(self.block[-1]) + 1
-
-    def logged(self, blocks: Sequence[int]) -> Logged:
-        """The rows of some blocks, each an episode."""
-        rows = np.flatnonzero(np.isin(self.block, blocks))
-        starts = np.concatenate([[0], np.flatnonzero(np.diff(self.block[rows])) + 1, [len(rows)]]).astype(np.int64)
-        return Logged(self.observations[rows], self.actions[rows], self.rewards[rows], starts)
-
-    def episode(self, block: int) -> Episode:
-        """A block as an episode; nothing follows its last row, whose observation stands there once more."""
-        rows = np.flatnonzero(self.block == block)
-        return Episode(
-            observations=self.observations[np.append(rows, rows[-1])],
-            actions=self.actions[rows],
-            rewards=self.rewards[rows],
-            missing=np.zeros(len(rows) + 1, bool),
-            consecutive=False,
-            source=self.source,
-            applied=self.actions[rows],
-            absent=self.absent,
-        )
+def episode_of(blocks: Trajectory, number: int) -> Trajectory:
+    """A block as an episode; nothing follows its last row, whose observation stands there once more."""
+    block = blocks.select([number])
+    return replace(block, observations=np.append(block.observations, block.observations[-1:], axis=0))
 
 
 def block_of_rows(rows: int, blocks: int) -> Ints:
@@ -101,7 +60,7 @@ def left_out(rows: Rows, blocks: int) -> dict[str, Bools]:
     return {"unknown": unknown, "copied": (first < last)[same] & ~unknown}
 
 
-def read_blocks(rows: Rows, blocks: int, *, as_logged: bool, keep: Bools | None = None) -> Blocks:
+def read_blocks(rows: Rows, blocks: int, *, as_logged: bool, keep: Bools | None = None) -> Trajectory:
     """Cut rows into blocks.
 
     Args:
@@ -113,25 +72,29 @@ def read_blocks(rows: Rows, blocks: int, *, as_logged: bool, keep: Bools | None 
     if keep is None:
         keep = ~np.logical_or.reduce(list(left_out(rows, blocks).values()))
     steps = StepMaker(rows.present, as_logged=as_logged, source=rows.source).make(rows.records)[keep]
-    return Blocks(
+    return Trajectory(
         observations=np.ascontiguousarray(steps["observation"]),
         actions=steps["action"].astype(np.int64),
         rewards=steps["reward"].copy(),
-        block=block_of_rows(len(rows), blocks)[keep],
+        starts=_starts(block_of_rows(len(rows), blocks)[keep], blocks),
+        consecutive=False,
         source=rows.source,
         absent=absent_features(rows.present, as_logged),
     )
 
 
-def ends_of_others(blocks: Blocks, held: int, share: float = 0.2) -> Blocks:
+def _starts(block: Ints, blocks: int) -> Ints:
+    """First rows of the blocks, from the block of each row (T,), and T (blocks + 1,)."""
+    return np.cumsum([0, *np.bincount(block, minlength=blocks)])
+
+
+def ends_of_others(blocks: Trajectory, held: int, share: float = 0.2) -> Trajectory:
     """The blocks but one, each cut in two: even blocks to learn from, odd ones, their ends, to choose settings by."""
-    rows = np.flatnonzero(blocks.block != held)
-    block = blocks.block[rows]
-    _, number, size = np.unique(block, return_inverse=True, return_counts=True)
-    place = np.arange(len(rows)) - (np.cumsum(size) - size)[number]
+    others = blocks.select([number for number in range(len(blocks.starts) - 1) if number != held])
+    number, size = others.run_of_step, np.diff(others.starts)
+    place = np.arange(len(others)) - others.starts[number]
     late = place >= size[number] - np.maximum(np.round(size[number] * share), 1)
-    chosen = {name: getattr(blocks, name)[rows] for name in ("observations", "actions", "rewards")}
-    return replace(blocks, **chosen, block=2 * number + late)
+    return replace(others, starts=_starts(2 * number + late, 2 * len(size)))
 
 
 # -- models that look at one row
@@ -154,7 +117,7 @@ def tabular(kind: str) -> Any:
     return pipeline.make_pipeline(preprocessing.StandardScaler(), linear.LogisticRegression(max_iter=5000))
 
 
-def hold_out_each(blocks: Blocks, predict: Callable[[Bools], Floats]) -> Floats:
+def hold_out_each(blocks: Trajectory, predict: Callable[[Bools], Floats]) -> Floats:
     """Probabilities (T, 3), each row's from a model that did not see its block.
 
     Args:
@@ -162,13 +125,14 @@ def hold_out_each(blocks: Blocks, predict: Callable[[Bools], Floats]) -> Floats:
         predict: From which rows (T,) are held out, the probabilities of those (n, 3).
     """
     found = np.empty((len(blocks.actions), len(ACTIONS)))
-    for block in range(blocks.count):
-        held = blocks.block == block
+    of = blocks.run_of_step
+    for block in range(len(blocks.starts) - 1):
+        held = of == block
         found[held] = predict(held)
     return found
 
 
-def tabular_probabilities(kind: str, values: npt.ArrayLike, blocks: Blocks) -> Floats:
+def tabular_probabilities(kind: str, values: npt.ArrayLike, blocks: Trajectory) -> Floats:
     """Probabilities (T, 3) of a classifier of `TABULAR` on features (T, d) of the rows, each block held out in turn."""
     x = np.asarray(values, np.float64)
 
@@ -179,22 +143,22 @@ def tabular_probabilities(kind: str, values: npt.ArrayLike, blocks: Blocks) -> F
     return hold_out_each(blocks, predict)
 
 
-def without_accumulated(blocks: Blocks) -> Floats:
+def without_accumulated(blocks: Trajectory) -> Floats:
     """The features (T, 7) without the accumulated probability."""
     return np.delete(blocks.observations.astype(np.float64), _ACCUMULATED, axis=1)
 
 
-def past_actions(blocks: Blocks, count: int = 20) -> Floats:
+def past_actions(blocks: Trajectory, count: int = 20) -> Floats:
     """The actions before each row (T, count), the last one first; NaN before the start of the block."""
-    found = np.full((len(blocks.actions), count), np.nan)
+    found, of = np.full((len(blocks), count), np.nan), blocks.run_of_step
     for back in range(1, count + 1):
-        same = blocks.block[back:] == blocks.block[:-back]
+        same = of[back:] == of[:-back]
         found[back:, back - 1][same] = blocks.actions[:-back][same]
     return found
 
 
-def kernel_rule(rows: Rows, keep: Bools, blocks: Blocks) -> Floats:
-    """Probabilities (T, 3) of the testbed kernel's rule (see `l4s_gym.data.causal`), from what the kernel knew.
+def kernel_rule(rows: Rows, keep: Bools, blocks: Trajectory) -> Floats:
+    """Probabilities (T, 3) of the testbed kernel's rule (see `l4s_gym.data.behaviour`), from what the kernel knew.
 
     Nothing is trained but how hits divide into drops and marks: as in the blocks that are not held out, since a row
     does not tell whether the packet may be marked. Of the two guards the one that looks at the delay before is left
@@ -207,10 +171,8 @@ def kernel_rule(rows: Rows, keep: Bools, blocks: Blocks) -> Floats:
     """
     records = rows.records[keep]
     probability = records["drop_probability"].astype(np.float64)
-    total = causal_accumulated(rows)[keep] + probability
-    hit = np.where(total < LOW, 0.0, np.where(total >= HIGH, 1.0, probability / MAX_PROB))
-    if "length_in_bytes" in rows.present:
-        hit[records["length_in_bytes"] <= GUARD_BYTES] = 0.0
+    small = (records["length_in_bytes"] <= GUARD_BYTES) & ("length_in_bytes" in rows.present)
+    hit = hit_probability(causal_accumulated(rows)[keep], probability, probability / MAX_PROB, small)
 
     def predict(held: Bools) -> Floats:
         counts = np.bincount(blocks.actions[~held], minlength=len(ACTIONS)).astype(np.float64)
@@ -225,12 +187,12 @@ def kernel_rule(rows: Rows, keep: Bools, blocks: Blocks) -> Floats:
 # -- agents
 
 
-def dataset_ids(name: str, blocks: Blocks) -> list[str]:
+def dataset_ids(name: str, blocks: Trajectory) -> list[str]:
     """Ids of the datasets of `write_datasets`."""
-    return [f"l4s/dualpi2/{name}-{block}-v0" for block in range(blocks.count)]
+    return [f"l4s/dualpi2/{name}-{block}-v0" for block in range(len(blocks.starts) - 1)]
 
 
-def write_datasets(blocks: Blocks, name: str) -> list[str]:
+def write_datasets(blocks: Trajectory, name: str) -> list[str]:
     """Each block as a Minari dataset of one episode; their ids, which `agent_probabilities` takes."""
     from l4s_gym.data import minari_io
 
@@ -238,15 +200,15 @@ def write_datasets(blocks: Blocks, name: str) -> list[str]:
     for block, dataset in enumerate(found):
         about: minari_io.About = {
             "algorithm_name": "dualpi2_freebsd",
-            "description": f"Block {block} of {blocks.count} of {blocks.source}.",
+            "description": f"Block {block} of {len(found)} of {blocks.source}.",
             "reward": REWARD,
         }
-        minari_io.create(dataset, [blocks.episode(block)], overwrite=True, **about)
+        minari_io.create(dataset, [episode_of(blocks, block)], overwrite=True, **about)
     return found
 
 
 def agent_probabilities(
-    kind: str, config: Mapping[str, Any], blocks: Blocks, held: Sequence[int], datasets: Sequence[str], folder: Path
+    kind: str, config: Mapping[str, Any], blocks: Trajectory, held: Sequence[int], datasets: Sequence[str], folder: Path
 ) -> Floats:
     """Train an agent on all blocks but some, and ask it about those.
 
@@ -263,14 +225,14 @@ def agent_probabilities(
     Returns:
         Probabilities (n, 3) of the rows of these blocks.
     """
-    others = [block for block in range(blocks.count) if block not in held]
-    test = blocks.logged(held)
+    others = [block for block in range(len(blocks.starts) - 1) if block not in held]
+    test = blocks.select(held)
     every = np.arange(len(test))
     if kind != "llm":
         from l4s_gym.agents.training import learner
 
         chosen: Any = learner(kind)
-        agent, _ = chosen.fit(blocks.logged(others), chosen.configure(config))
+        agent, _ = chosen.fit(blocks.select(others), chosen.configure(config))
         return np.asarray(agent.logged_probabilities(test, every), np.float64)
     from l4s_gym.agents.llm import agent as llm
     from l4s_gym.agents.llm.train import train

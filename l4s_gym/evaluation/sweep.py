@@ -30,6 +30,7 @@ from l4s_gym.data.files import atomic_write
 from l4s_gym.errors import L4SError
 from l4s_gym.evaluation import work
 from l4s_gym.evaluation.entry import FORMAT, Entry, Experiment, Failure, Protocol, TrainedAgent, environment
+from l4s_gym.evaluation.harness import reference_scores
 from l4s_gym.evaluation.origin import origin
 from l4s_gym.evaluation.work import Cell, Training
 from l4s_gym.sim import fingerprint
@@ -62,7 +63,9 @@ class Sweep:
             name = experiment.training.dataset
             try:
                 with progress(f"dataset {name}") as show:
-                    self.datasets[name] = ensure(name, workers=max(self.jobs, 1), ray=self.ray, progress=show)
+                    self.datasets[name] = ensure(
+                        name, workers=max(self.jobs, 1), ray=self.ray, scores=reference_scores, progress=show
+                    )
             except fingerprint.StaleError:
                 raise  # it fails nobody: nothing is to be run before it is built again
             except Exception:

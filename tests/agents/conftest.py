@@ -11,9 +11,10 @@ import pytest
 
 from l4s_gym import L4SError
 from l4s_gym.agents.registry import KINDS
-from l4s_gym.data.episodes import Episode, episodes_from_rows
 from l4s_gym.data.pools import make_rows
 from l4s_gym.data.simulated import simulate_log
+from l4s_gym.data.steps import episodes_from_rows
+from l4s_gym.data.trajectory import Trajectory
 
 DATASET = "l4s/dualpi2/tiny-v0"
 TINY: dict[str, dict[str, Any]] = {
@@ -34,14 +35,14 @@ def kind_of(name: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def episodes() -> list[Episode]:
+def episodes() -> list[Trajectory]:
     """Three runs, of four seconds each, in which every action is taken."""
     runs = [simulate_log("l4s-llm-testbed", seed=seed, seconds=4.0) for seed in range(3)]
     return [episode for run in runs for episode in episodes_from_rows(make_rows(run))]
 
 
 @pytest.fixture(scope="module")
-def dataset(episodes: list[Episode], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def dataset(episodes: list[Trajectory], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Id of a dataset of these runs; the test is skipped without Minari or d3rlpy."""
     from l4s_gym.data import minari_io
     from l4s_gym.data.d3rlpy_io import import_d3rlpy

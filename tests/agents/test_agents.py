@@ -14,9 +14,9 @@ import pytest
 
 from l4s_gym import L4SError, agents
 from l4s_gym.agents import DecisionRule, EnqueueAgent, RandomAgent, ThresholdAgent
-from l4s_gym.data.episodes import episodes_from_rows
 from l4s_gym.data.pools import make_rows
 from l4s_gym.data.simulated import simulate_log
+from l4s_gym.data.steps import episodes_from_rows
 
 OWN = """
 import numpy as np

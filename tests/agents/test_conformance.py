@@ -16,8 +16,8 @@ import pytest
 
 from l4s_gym import L4SError, agents
 from l4s_gym.agents import Agent, saved, training
-from l4s_gym.agents.logged import Logged, offline_probabilities
-from l4s_gym.data.episodes import Episode
+from l4s_gym.agents.logged import offline_probabilities
+from l4s_gym.data.trajectory import Trajectory
 from l4s_gym.schema import OBS_HIGH
 from l4s_gym.sim import fingerprint
 from tests.agents.conftest import TINY, kind_of
@@ -146,8 +146,8 @@ def test_save_and_load(name: str, trained: Trained, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_logged_probabilities(name: str, trained: Trained, episodes: list[Episode]) -> None:
-    logged = Logged.of(episodes)
+def test_logged_probabilities(name: str, trained: Trained, episodes: list[Trajectory]) -> None:
+    logged = Trajectory.joined(episodes)
     index = np.array([0, 1, 2, 500, logged.starts[1] - 1, logged.starts[1], len(logged) - 1])
     agent = agents.make(str(trained(name)))
     found = offline_probabilities(agent, logged, index)
@@ -158,7 +158,7 @@ def test_logged_probabilities(name: str, trained: Trained, episodes: list[Episod
         assert alone is not None
         np.testing.assert_allclose(alone[0], found[k], atol=1e-5)
     # What is known of a step does not depend on its own action, nor on other episodes.
-    changed = Logged(logged.observations.copy(), logged.actions.copy(), logged.rewards, logged.starts)
+    changed = Trajectory(logged.observations.copy(), logged.actions.copy(), logged.rewards, logged.starts)
     changed.actions[index] = (changed.actions[index] + 1) % 3
     changed.observations[: logged.starts[1]] = 9.0
     later = index >= logged.starts[1]

@@ -15,10 +15,10 @@ import pytest
 
 from l4s_gym import L4SError, agents, cli
 from l4s_gym.agents import saved, training
-from l4s_gym.agents.logged import Logged, Stretch, cut, offline_decisions, split
+from l4s_gym.agents.logged import Stretch, cut, offline_decisions, split
 from l4s_gym.agents.registry import KINDS
 from l4s_gym.cli.common import console
-from l4s_gym.data.episodes import Episode
+from l4s_gym.data.trajectory import Trajectory
 from l4s_gym.envs.dualpi2 import DualPI2Env
 from l4s_gym.sim import fingerprint
 from tests.agents.conftest import DATASET, TINY
@@ -46,17 +46,17 @@ def test_episodes_are_held_out_whole() -> None:
             split(*wrong)
 
 
-def test_a_cut_episode_has_its_own_rows(episodes: list[Episode]) -> None:
+def test_a_cut_episode_has_its_own_rows(episodes: list[Trajectory]) -> None:
     (part,) = cut(episodes, [Stretch(1, 30, 80)])
     np.testing.assert_array_equal(part.observations, episodes[1].observations[30:81])
     np.testing.assert_array_equal(part.actions, episodes[1].actions[30:80])
-    assert len(part) == len(part.rewards) == len(part.applied) == 50
-    assert len(part.missing) == 51
+    assert len(part) == len(part.rewards) == len(np.asarray(part.applied)) == 50
+    assert len(part.known) == len(part.extras["time_us"]) == 51
 
 
-def test_windows_do_not_straddle_episodes(episodes: list[Episode]) -> None:
-    logged = Logged.of(episodes)
-    poisoned = Logged(logged.observations.copy(), logged.actions.copy(), logged.rewards.copy(), logged.starts)
+def test_windows_do_not_straddle_episodes(episodes: list[Trajectory]) -> None:
+    logged = Trajectory.joined(episodes)
+    poisoned = Trajectory(logged.observations.copy(), logged.actions.copy(), logged.rewards.copy(), logged.starts)
     start, stop = logged.starts[1:3]
     for array in (poisoned.observations, poisoned.actions, poisoned.rewards):
         array[:start] = array[stop:] = 1
@@ -74,7 +74,7 @@ def test_windows_do_not_straddle_episodes(episodes: list[Episode]) -> None:
 def test_strided_steps_are_what_an_environment_shows_at_intervals(interval: int) -> None:
     """Under a FIFO and an agent that enqueues always, so that it makes no difference who decides in between."""
 
-    def played(every: int) -> Logged:
+    def played(every: int) -> Trajectory:
         env = DualPI2Env("l4s-llm-testbed", aqm="fifo", decision_interval=every)
         observations, rewards = [env.reset(seed=3)[0]], np.zeros(3000 // every)
         for step in range(len(rewards)):
@@ -82,7 +82,7 @@ def test_strided_steps_are_what_an_environment_shows_at_intervals(interval: int)
             observations.append(observation)
             rewards[step] = float(reward)
         steps = len(rewards)
-        return Logged(np.stack(observations[:-1]), np.zeros(steps, np.int64), rewards, np.array([0, steps]))
+        return Trajectory(np.stack(observations[:-1]), np.zeros(steps, np.int64), rewards, np.array([0, steps]))
 
     shown, found = played(interval), played(1).strided(interval)
     assert len(found) == 3000 and len(found.starts) == interval + 1
@@ -91,10 +91,10 @@ def test_strided_steps_are_what_an_environment_shows_at_intervals(interval: int)
     np.testing.assert_allclose(found.rewards[: len(shown)], shown.rewards, rtol=1e-9, atol=1e-12)
 
 
-def test_strided_windows_of_logged_steps_are_those_of_the_dataset(dataset: str, episodes: list[Episode]) -> None:
+def test_strided_windows_of_logged_steps_are_those_of_the_dataset(dataset: str, episodes: list[Trajectory]) -> None:
     from l4s_gym.data.windows import Windows
 
-    windows, logged = Windows(dataset, 5, stride=7), Logged.of(episodes, drop_missing=False)
+    windows, logged = Windows(dataset, 5, stride=7), Trajectory.joined(episodes, drop_missing=False)
     strided = logged.strided(7)
     assert strided.rewards[strided.starts[0] : strided.starts[1]].sum() == pytest.approx(logged.returns[0])
     place = [
@@ -109,8 +109,8 @@ def test_strided_windows_of_logged_steps_are_those_of_the_dataset(dataset: str, 
         np.testing.assert_allclose(values, expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-def test_some_steps(episodes: list[Episode]) -> None:
-    logged = Logged.of(episodes)
+def test_some_steps(episodes: list[Trajectory]) -> None:
+    logged = Trajectory.joined(episodes)
     some = logged.some(1000)
     assert 900 < len(some) <= 1000 and some[0] == 0 and some[-1] == len(logged) - 1
     assert len(np.unique(some)) == len(some)
@@ -118,8 +118,8 @@ def test_some_steps(episodes: list[Episode]) -> None:
     assert len(logged.some(7)) == 7
 
 
-def test_decisions_of_any_agent_are_compared(episodes: list[Episode]) -> None:
-    said, was = offline_decisions(agents.make("enqueue"), Logged.of(episodes), 6000)
+def test_decisions_of_any_agent_are_compared(episodes: list[Trajectory]) -> None:
+    said, was = offline_decisions(agents.make("enqueue"), Trajectory.joined(episodes), 6000)
     assert len(said) == len(was) == 6000
     assert not said.any() and was.any()
 
@@ -206,7 +206,7 @@ def test_imbalance_is_undone(kind: str, imbalance: str, dataset: str, tmp_path: 
         agent.imbalance = type(agent.imbalance)()
         from l4s_gym.data import minari_io
 
-        logged = Logged.of(list(minari_io.read_episodes(minari_io.load(dataset))))
+        logged = Trajectory.joined(list(minari_io.read_episodes(minari_io.load(dataset))))
         shifted = agent.logged_probabilities(logged, logged.some(500))
         assert shifted[:, 1].mean() > metrics["shares"]["drop"] + 0.1
 

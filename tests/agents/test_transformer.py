@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from l4s_gym import L4SError, agents
-from l4s_gym.agents.logged import Logged
 from l4s_gym.data.d3rlpy_io import ReturnSlicer, replay_buffer
-from l4s_gym.data.episodes import Episode
+from l4s_gym.data.trajectory import Trajectory
 
 Trained = Callable[[str], Path]
 
@@ -49,10 +48,10 @@ def test_decisions_are_those_of_d3rlpys_wrapper(trained: Trained) -> None:
     np.testing.assert_allclose(np.stack(last, axis=1), p / p.sum(axis=-1, keepdims=True), atol=1e-6)
 
 
-def test_windows_are_the_slicers(episodes: list[Episode], dataset: str) -> None:
+def test_windows_are_the_slicers(episodes: list[Trajectory], dataset: str) -> None:
     from l4s_gym.agents.transformer import DT
 
-    logged = Logged.of(episodes)
+    logged = Trajectory.joined(episodes)
     config = DT.configure({"algorithm": {"context_size": 6, "max_timestep": 50}})
     slicer = ReturnSlicer(50)
     buffer = replay_buffer(episodes, slicer=slicer)
@@ -66,10 +65,10 @@ def test_windows_are_the_slicers(episodes: list[Episode], dataset: str) -> None:
             np.testing.assert_allclose(getattr(batch, name)[k], getattr(window, name), rtol=1e-6, err_msg=name)
 
 
-def test_transitions_are_the_buffers(episodes: list[Episode], dataset: str) -> None:
+def test_transitions_are_the_buffers(episodes: list[Trajectory], dataset: str) -> None:
     from l4s_gym.agents.d3rlpy_learners import CQL
 
-    logged, buffer = Logged.of(episodes), replay_buffer(episodes)
+    logged, buffer = Trajectory.joined(episodes), replay_buffer(episodes)
     steps = CQL.steps_to_draw(logged)
     assert len(steps) == sum(len(episode.actions) - 1 for episode in buffer.episodes)
     batch = CQL.batch(logged, logged.starts[1] + np.array([0, 41]), CQL.configure({}))
@@ -89,7 +88,7 @@ def test_an_observation_alone_says_nothing(trained: Trained) -> None:
 
 
 @pytest.mark.parametrize("kind", ["none", "sample"])
-def test_padding_is_no_enqueue(kind: str, dataset: str, episodes: list[Episode]) -> None:
+def test_padding_is_no_enqueue(kind: str, dataset: str, episodes: list[Trajectory]) -> None:
     """The loss of a window of one step is that of its step, whatever stands in the padding."""
     import torch
 
@@ -98,7 +97,7 @@ def test_padding_is_no_enqueue(kind: str, dataset: str, episodes: list[Episode])
     from l4s_gym.data.d3rlpy_io import quiet
     from tests.agents.conftest import TINY
 
-    logged = Logged.of(episodes)
+    logged = Trajectory.joined(episodes)
     config = DT.configure(TINY["dt"] | {"imbalance": {"kind": kind}})
     with quiet():
         algo = DT.build(logged, config)

@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from l4s_gym.data.causal import BEFORE, CausalStream
+from l4s_gym.data.evidence import REQUIRED
+from l4s_gym.data.logs import NAMES_23, NAMES_24
 from l4s_gym.schema import (
     DROP,
     ENQUEUE,
@@ -17,6 +20,7 @@ from l4s_gym.schema import (
     FIELDS,
     MARK,
     MAX_PROB,
+    OBSERVED,
     PRINTED,
     RECORD,
 )
@@ -199,3 +203,21 @@ def printed_only() -> Callable[..., Any]:
         return records
 
     return clear
+
+
+def rebuild_accumulated(records: Any, present: frozenset[str] | None = None) -> tuple[Any, Any]:
+    """The accumulated probability before each decision (T,), rebuilt, 0 where missing; and whether it is (T,).
+
+    Args:
+        records: Records (T,) in the order of the log; what was recorded before the decision is not looked at.
+        present: Names of the fields that they bear; None: those of a log if all rows have a `tupdate`, else those
+            that are not 0 throughout.
+    """
+    if present is None and len(records) and (records["tupdate"] > 0).all():
+        present = frozenset(NAMES_24 if records["packet_length"].any() else NAMES_23)
+    elif present is None:
+        present = REQUIRED | {name for name in NAMES_24 if records[name].any()}
+    observed = CausalStream(present - set(BEFORE.values())).observe(records)[
+        :, OBSERVED.index("accumulated_probability")
+    ]
+    return np.nan_to_num(observed).astype(np.int64), np.isnan(observed)

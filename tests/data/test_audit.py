@@ -15,11 +15,11 @@ from l4s_gym import L4SError, cli
 from l4s_gym.data import minari_io
 from l4s_gym.data.audit import Audit, audit, macro_f1
 from l4s_gym.data.causal import as_logged_observation, causal_observation
-from l4s_gym.data.episodes import episodes_from_rows
+from l4s_gym.data.inspect import NAMES, Sample, sample_dataset, sample_stream
 from l4s_gym.data.logs import write_log
 from l4s_gym.data.pools import Rows, make_rows
-from l4s_gym.data.samples import NAMES, Sample, sample_dataset, sample_stream
 from l4s_gym.data.simulated import simulate_log
+from l4s_gym.data.steps import MISSING, episodes_from_rows
 from l4s_gym.data.stream import Blocks, RowStream, open_stream
 from l4s_gym.schema import BY_NAME, MAX_PROB, OBSERVED, RECORD
 
@@ -134,7 +134,7 @@ def test_a_sample_of_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     sources = [make_rows(kernel_log(seed, 300)) for seed in (1, 2)]
     episodes = episodes_from_rows(sources)
-    episodes[1].missing[7] = True
+    episodes[1].missing[MISSING][7] = True
     made = minari_io.create("l4s/dualpi2/a-v0", episodes, algorithm_name="x", description="for tests")
     sample = sample_dataset("l4s/dualpi2/a-v0")
     before = np.concatenate([causal_observation(source)[:-1] for source in sources])

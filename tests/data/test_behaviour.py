@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l4s_gym import L4SError
-from l4s_gym.data.behaviour import AQM, action_probabilities, episode_probabilities
-from l4s_gym.data.simulated import Behaviour, SimulatedRun
+from l4s_gym.data.behaviour import action_probabilities
+from l4s_gym.data.simulated import AQM, Behaviour, SimulatedRun, episode_probabilities
 from l4s_gym.schema import BY_NAME, CE, DROP, ENQUEUE, MARK, MAX_PROB, NOT_ECT, RECORD
 from l4s_gym.sim import dualpi2_freebsd as freebsd
 from l4s_gym.sim.scenario import load

@@ -69,7 +69,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def make(recipe: recipes.Recipe, **options: Any) -> Any:
-    return build.build(recipe, "small", **{"workers": 1, "scores": False, **options})
+    return build.build(recipe, "small", **{"workers": 1, **options})
 
 
 def test_a_build_is_a_valid_dataset_of_the_recipe(recipe: recipes.Recipe, place: Path) -> None:
@@ -189,7 +189,7 @@ from pathlib import Path
 from l4s_gym.data import build, recipes
 if __name__ == "__main__":
     recipe = recipes.load("tiny", Path(sys.argv[1]))
-    build.build(recipe, "full", workers=2, scores=False, overwrite=True)
+    build.build(recipe, "full", workers=2, overwrite=True)
 """
 
 
@@ -216,7 +216,7 @@ def test_killing_a_build_at_any_point_leaves_no_half_dataset(recipe: recipes.Rec
     assert kills > 2
     resumed = digests(target / "data")
     assert len(resumed) == 12
-    build.build(recipe, "full", workers=1, scores=False, overwrite=True)
+    build.build(recipe, "full", workers=1, overwrite=True)
     assert digests(target / "data") == resumed
     assert [path.name for path in target.parent.iterdir() if path.is_dir()] == ["tiny-v0"]
 
@@ -241,7 +241,7 @@ def test_recipes_that_ship_are_whole(name: str) -> None:
     for size, measured in known.items():
         listed = [line for line in (folder / "SHA256SUMS").read_text().splitlines() if f"{measured['id']}/" in line]
         assert len(listed) == len(recipes.tasks(recipe, size))
-        assert len(measured["scores"]["random"]) == len(measured["scores"]["native"]) == len(build.SCORE_SEEDS)
+        assert len(measured["scores"]["random"]) == len(measured["scores"]["native"]) == 5
 
 
 @pytest.mark.parametrize("name", ["testbed", "links"])

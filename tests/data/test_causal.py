@@ -18,16 +18,16 @@ from l4s_gym.data.causal import (
     causal_observation,
     leak_share,
     observable,
-    rebuild_accumulated,
 )
+from l4s_gym.data.columns import FEATURES
 from l4s_gym.data.evidence import COUNTERS, REQUIRED, SUFFICIENT
 from l4s_gym.data.inspect import inspect_rows
 from l4s_gym.data.logs import NAMES_23, NAMES_24
-from l4s_gym.data.pools import FEATURES, load_rows, make_rows
+from l4s_gym.data.pools import load_rows, make_rows
 from l4s_gym.data.simulated import simulate_log
 from l4s_gym.errors import L4SError
 from l4s_gym.schema import BY_NAME, DROP, ENQUEUE, MARK, MAX_PROB, OBSERVED, RECORD
-from tests.data.conftest import make_kernel_log
+from tests.data.conftest import make_kernel_log, rebuild_accumulated
 
 
 def _wrong(records: Any, truth: Any) -> tuple[int, float]:

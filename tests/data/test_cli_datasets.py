@@ -113,12 +113,12 @@ def test_build_list_show(place: Path, capsys: Capture) -> None:
 def tiny(place: Path, **options: Any) -> Any:
     """The dataset, without its reference scores."""
     recipe = recipes.load("tiny", place / "recipes")
-    return build.build(recipe, "small", **{"workers": 1, "scores": False, **options})
+    return build.build(recipe, "small", **{"workers": 1, **options})
 
 
 def test_what_is_here_is_kept(place: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny(place)
-    monkeypatch.setattr(build, "reference_scores", lambda recipe: None)
+    monkeypatch.setattr("l4s_gym.evaluation.harness.reference_scores", lambda recipe: None)
     refused = refuse(capsys, "build", "tiny", "--recipes", place / "recipes")
     assert f"{ID!r}: exists already: use it, or give --overwrite" in refused
     everything = run(capsys, "build", "all", "--workers", 1, "--recipes", place / "recipes")
@@ -224,7 +224,7 @@ from pathlib import Path
 from l4s_gym.data import build, recipes
 recipe = recipes.load("tiny", Path("recipes"))
 for options in ({"workers": 1}, {"ray": "local"}):
-    made = build.build(recipe, "small", scores=False, overwrite=True, **options)
+    made = build.build(recipe, "small", overwrite=True, **options)
     print(repr(Path(made.storage.data_path, "..", "SHA256SUMS").read_text()))
 """
     # A process of its own: Ray starts threads and servers, and leaves sockets to the garbage collector.

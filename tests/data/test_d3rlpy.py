@@ -13,9 +13,10 @@ import pytest
 from l4s_gym import L4SError
 from l4s_gym.data import minari_io
 from l4s_gym.data.d3rlpy_io import ReturnSlicer, check_buffer, import_d3rlpy, quiet, replay_buffer
-from l4s_gym.data.episodes import Episode, episodes_from_rows
 from l4s_gym.data.pools import make_rows
 from l4s_gym.data.simulated import simulate_log
+from l4s_gym.data.steps import MISSING, episodes_from_rows
+from l4s_gym.data.trajectory import Trajectory
 
 try:
     d3rlpy = import_d3rlpy()
@@ -23,7 +24,7 @@ except L4SError as error:
     pytest.skip(str(error), allow_module_level=True)
 
 
-def _episode(first: int, steps: int, missing: tuple[int, ...] = (), consecutive: bool = True) -> Episode:
+def _episode(first: int, steps: int, missing: tuple[int, ...] = (), consecutive: bool = True) -> Trajectory:
     """An episode in which everything tells its step: observation, action and reward."""
     number = np.arange(first, first + steps + 1)
     observations = np.zeros((steps + 1, 8), np.float32)
@@ -31,7 +32,8 @@ def _episode(first: int, steps: int, missing: tuple[int, ...] = (), consecutive:
     flags = np.zeros(steps + 1, bool)
     flags[list(missing)] = True
     actions = number[:-1] % 3
-    return Episode(observations, actions, number[:-1].astype(np.float64), flags, consecutive, "made", actions)
+    rewards = number[:-1].astype(np.float64)
+    return Trajectory(observations, actions, rewards, missing={MISSING: flags}, consecutive=consecutive)
 
 
 def _check_transitions(buffer: Any) -> list[int]:

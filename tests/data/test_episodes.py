@@ -11,10 +11,10 @@ import pytest
 from l4s_gym import L4SError
 from l4s_gym.data import simulated
 from l4s_gym.data.causal import as_logged_observation, causal_observation
-from l4s_gym.data.episodes import episodes_from_rows, run_starts
 from l4s_gym.data.pools import Rows, load_rows, make_rows
 from l4s_gym.data.simulated import simulate_log
-from l4s_gym.data.steps import StepMaker, logged_rewards
+from l4s_gym.data.steps import StepMaker, episodes_from_rows, logged_rewards
+from l4s_gym.data.stream import RunSplitter
 from l4s_gym.schema import BY_NAME, OBSERVED, RECORD, scale_observation
 
 SCENARIO = "l4s-llm-testbed"
@@ -39,9 +39,9 @@ def test_steps_are_aligned(kernel_log: Any) -> None:
     np.testing.assert_array_equal(episode.applied, records["applied_action"][:-1])
     expected = records["packet_length"] / (records["current_queue_delay"] + 1000.0)
     np.testing.assert_allclose(episode.rewards, expected[:-1], rtol=1e-15)
-    assert episode.actions.dtype == episode.applied.dtype == np.int64
+    assert episode.actions.dtype == np.asarray(episode.applied).dtype == np.int64
     assert episode.rewards.dtype == np.float64
-    assert not episode.missing.any()
+    assert episode.known.all()
     assert episode.consecutive
     assert (episode.source, episode.absent) == ("a.log", ())
 
@@ -49,7 +49,7 @@ def test_steps_are_aligned(kernel_log: Any) -> None:
 def test_withheld_drops_are_told_from_a_printed_log(kernel_log: Any, printed_only: Any) -> None:
     log = kernel_log(2, load=1.5)
     (episode,) = episodes_from_rows(make_rows(printed_only(log)))
-    assert (episode.applied != episode.actions).any()
+    assert np.any(episode.applied != episode.actions)
     np.testing.assert_array_equal(episode.applied, log["applied_action"][:-1])
 
 
@@ -57,8 +57,9 @@ def test_missing_is_zero_and_flagged(kernel_log: Any, printed_only: Any) -> None
     log = printed_only(kernel_log(3))[np.random.default_rng(0).random(4000) > 0.2]
     (episode,) = episodes_from_rows(make_rows(log))
     column = OBSERVED.index("accumulated_probability")
-    assert 0 < episode.missing.mean() < 0.1
-    assert (episode.observations[episode.missing, column] == 0).all()
+    assert (episode.valid[:, column] == episode.known).all() and np.delete(episode.valid, column, axis=1).all()
+    assert 0 < (~episode.known).mean() < 0.1
+    assert (episode.observations[~episode.known, column] == 0).all()
     assert not episode.consecutive  # rows were lost
 
 
@@ -70,14 +71,14 @@ def test_as_logged(kernel_log: Any) -> None:
 
 def test_a_restart_of_both_queues_is_one_run() -> None:
     rows = _counted([(0, 5), (1, 7), (0, 6), (1, 0), (0, 0), (0, 1), (1, 1), (0, 0), (0, 1), (1, 0)])
-    assert run_starts(rows) == [0, 3, 7]
+    assert RunSplitter(rows.present).starts(rows.records) == [0, 3, 7]
     assert [len(e) for e in episodes_from_rows(rows)] == [2, 3, 2]
 
 
 def test_the_sequence_number_goes_before_the_counters(kernel_log: Any) -> None:
     log = kernel_log(5, 60)
     log["sequence"] = np.concatenate([np.arange(20), np.arange(1), np.arange(39)])
-    assert run_starts(make_rows(log)) == [0, 20, 21]
+    assert RunSplitter(make_rows(log).present).starts(log) == [0, 20, 21]
     episodes = episodes_from_rows(make_rows(log))
     assert [len(e) for e in episodes] == [19, 38]  # a run of one row has no step
     assert all(e.consecutive for e in episodes)
@@ -122,7 +123,7 @@ def test_a_simulated_log_is_one_consecutive_run_with_nothing_missing() -> None:
     (episode,) = episodes_from_rows(make_rows(log))
     assert len(episode) == len(log) - 1 > 1000
     assert episode.consecutive
-    assert not episode.missing.any()
+    assert episode.known.all()
     assert len(np.unique(episode.actions)) == 3
     assert shares == sorted(shares)
     assert shares[-1] == 1.0

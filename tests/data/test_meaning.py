@@ -10,10 +10,10 @@ import pytest
 
 from l4s_gym import cli
 from l4s_gym.data.causal import causal_accumulated
+from l4s_gym.data.columns import AUTHORS, FEATURES, columns_of, named_columns, unknown_field
 from l4s_gym.data.inspect import inspect_rows
-from l4s_gym.data.meaning import FEATURES, columns_of, named_columns
-from l4s_gym.data.names import AUTHORS, unknown_field
-from l4s_gym.data.pools import Rows, load_pool, load_rows
+from l4s_gym.data.pickles import load_pickle
+from l4s_gym.data.pools import Rows, load_rows
 from l4s_gym.data.stream import kind_of
 from l4s_gym.errors import L4SError
 from l4s_gym.schema import BY_NAME, ENQUEUE, OBSERVED
@@ -148,9 +148,9 @@ def test_an_empty_pool_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_only_that_class_of_a_notebook(tmp_path: Path) -> None:
     data = pickled(make_kernel_log(0, 20), FEATURES[7])
-    assert len(load_pool(save(tmp_path / "a.pkl", data)).records) == 20
+    assert len(load_pickle(save(tmp_path / "a.pkl", data)).records) == 20
     with pytest.raises(L4SError, match=r"names the global __main__\.ExperiencePoo1"):
-        load_pool(save(tmp_path / "b.pkl", data.replace(b"ExperiencePool", b"ExperiencePoo1")))
+        load_pickle(save(tmp_path / "b.pkl", data.replace(b"ExperiencePool", b"ExperiencePoo1")))
 
 
 # -- csv files of the authors

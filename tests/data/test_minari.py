@@ -15,11 +15,11 @@ import pytest
 
 from l4s_gym import L4SError, schema
 from l4s_gym.data import minari_io
-from l4s_gym.data.episodes import Episode, episodes_from_rows
 from l4s_gym.data.logs import write_log
 from l4s_gym.data.pools import load_rows, make_rows
-from l4s_gym.data.steps import EXTRAS
+from l4s_gym.data.steps import EXTRAS, MISSING, episodes_from_rows
 from l4s_gym.data.stream import open_stream
+from l4s_gym.data.trajectory import Trajectory
 
 minari = pytest.importorskip("minari", reason="needs Minari: pip install 'l4s-gym[data]'")
 pytest.importorskip("h5py", reason="needs h5py: pip install 'l4s-gym[data]'")
@@ -37,7 +37,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def episodes(kernel_log: Any) -> list[Episode]:
+def episodes(kernel_log: Any) -> list[Trajectory]:
     """Two runs of different lengths."""
     return episodes_from_rows([make_rows(kernel_log(seed, 80 + seed), f"/far/away/{seed}.log") for seed in (1, 2)])
 
@@ -46,13 +46,13 @@ def _ids() -> set[str]:
     return set(minari.list_local_datasets())
 
 
-def _same(one: Episode, other: Episode) -> None:
-    for name in ("observations", "actions", "rewards", "missing", "applied"):
+def _same(one: Trajectory, other: Trajectory) -> None:
+    for name in ("observations", "actions", "rewards", "known", "applied"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
     assert (one.consecutive, one.absent) == (other.consecutive, other.absent)
 
 
-def test_round_trip(episodes: list[Episode]) -> None:
+def test_round_trip(episodes: list[Trajectory]) -> None:
     counted: list[int] = []
     made = minari_io.create(ID, episodes, progress=counted.append, **ABOUT)
     read = minari_io.load(ID)
@@ -67,10 +67,10 @@ def test_round_trip(episodes: list[Episode]) -> None:
     assert data.truncations.tolist() == [False] * (len(episodes[1]) - 1) + [True]
     assert not data.terminations.any()
     assert len(data.observations) == len(data.infos["applied_action"]) == len(data.actions) + 1
-    assert data.infos["applied_action"][1:].tolist() == episodes[1].applied.tolist()
+    assert data.infos["applied_action"][1:].tolist() == np.asarray(episodes[1].applied).tolist()
 
 
-def test_metadata_says_how_to_read_it(episodes: list[Episode]) -> None:
+def test_metadata_says_how_to_read_it(episodes: list[Trajectory]) -> None:
     scores: dict[str, Any] = {"ref_min_score": 1.0, "ref_max_score": 2.0, "metadata": {"card": "text"}}
     stored = minari_io.create(ID, episodes, **ABOUT, **scores).storage.metadata
     assert stored["schema_version"] == schema.SCHEMA_VERSION
@@ -83,7 +83,7 @@ def test_metadata_says_how_to_read_it(episodes: list[Episode]) -> None:
     assert "l4s/dualpi2" in minari.namespace.list_local_namespaces()
 
 
-def test_pools_are_not_consecutive(episodes: list[Episode]) -> None:
+def test_pools_are_not_consecutive(episodes: list[Trajectory]) -> None:
     loose = [replace(episodes[0], consecutive=False, absent=("total_drops",)), episodes[1]]
     made = minari_io.create(ID, iter(loose), **ABOUT)  # an iterator does too
     assert made.storage.metadata["consecutive"] is False
@@ -125,7 +125,7 @@ print("recovered")
 """
 
 
-def test_the_environment_is_recovered_without_importing_us(episodes: list[Episode]) -> None:
+def test_the_environment_is_recovered_without_importing_us(episodes: list[Trajectory]) -> None:
     minari_io.create(ID, episodes, env_kwargs={"scenario": "web"}, **ABOUT)
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", RECOVER, ID], env=env, check=False, capture_output=True, text=True)
@@ -133,13 +133,13 @@ def test_the_environment_is_recovered_without_importing_us(episodes: list[Episod
     assert done.stdout.strip() == "recovered"
 
 
-def _with(episode: Episode, name: str, index: Any, value: Any) -> Episode:
+def _with(episode: Trajectory, name: str, index: Any, value: Any) -> Trajectory:
     array = getattr(episode, name).copy()
     array[index] = value
     return replace(episode, **{name: array})
 
 
-BAD: dict[str, Callable[[Episode], Episode]] = {
+BAD: dict[str, Callable[[Trajectory], Trajectory]] = {
     "actions at 3 is 7": lambda e: _with(e, "actions", 3, 7),
     "actions at 0 is -1": lambda e: _with(e, "actions", 0, -1),
     "applied at 2 is 3": lambda e: _with(e, "applied", 2, 3),
@@ -153,13 +153,13 @@ BAD: dict[str, Callable[[Episode], Episode]] = {
     "observations must be an array": lambda e: replace(e, observations=e.observations[:-1]),
     "rewards must be an array": lambda e: replace(e, rewards=e.rewards[:-1]),
     "actions must be an array": lambda e: replace(e, actions=e.actions[:, None]),
-    "missing must be an array": lambda e: replace(e, missing=e.missing[:-1]),
+    "missing must be an array": lambda e: replace(e, missing={MISSING: e.missing[MISSING][:-1]}),
     "has no step": lambda e: replace(e, actions=e.actions[:0]),
 }
 
 
 @pytest.mark.parametrize("message", BAD)
-def test_bad_episodes_are_refused_and_leave_nothing(place: Path, episodes: list[Episode], message: str) -> None:
+def test_bad_episodes_are_refused_and_leave_nothing(place: Path, episodes: list[Trajectory], message: str) -> None:
     with pytest.raises(L4SError, match=f"episode 1: {message}"):
         minari_io.create(ID, [episodes[0], BAD[message](episodes[1])], **ABOUT)
     assert not _ids()
@@ -169,14 +169,14 @@ def test_bad_episodes_are_refused_and_leave_nothing(place: Path, episodes: list[
 
 
 @pytest.mark.parametrize("name", ["tiny-v0", "l4s/dualpi2/tiny", "l4s/dualpi2/../x-v0", "l4s/dualpi2/a.b-v0", ""])
-def test_bad_ids_are_refused(episodes: list[Episode], name: str) -> None:
+def test_bad_ids_are_refused(episodes: list[Trajectory], name: str) -> None:
     with pytest.raises(L4SError, match="not of the form l4s/dualpi2/<name>-v0"):
         minari_io.create(name, episodes, **ABOUT)
     with pytest.raises(L4SError, match="not of the form"):
         minari_io.load(name)
 
 
-def test_bad_environments_and_no_episodes_are_refused(episodes: list[Episode]) -> None:
+def test_bad_environments_and_no_episodes_are_refused(episodes: list[Trajectory]) -> None:
     with pytest.raises(L4SError, match="unknown scenario"):
         minari_io.create(ID, episodes, env_kwargs={"scenario": "no such"}, **ABOUT)
     with pytest.raises(L4SError, match="no episodes"):
@@ -186,12 +186,12 @@ def test_bad_environments_and_no_episodes_are_refused(episodes: list[Episode]) -
         minari_io.load(ID)
 
 
-def test_an_existing_dataset_is_kept_unless_overwritten(place: Path, episodes: list[Episode]) -> None:
+def test_an_existing_dataset_is_kept_unless_overwritten(place: Path, episodes: list[Trajectory]) -> None:
     minari_io.create(ID, episodes[:1], **ABOUT)
     with pytest.raises(L4SError, match="exists already"):
         minari_io.create(ID, episodes, **ABOUT)
 
-    def failing() -> Iterator[Episode]:
+    def failing() -> Iterator[Trajectory]:
         yield episodes[1]
         assert len(minari_io.load(ID)) == 1  # the old one is there until the new one is complete
         raise RuntimeError("the source failed")
@@ -206,7 +206,7 @@ def test_an_existing_dataset_is_kept_unless_overwritten(place: Path, episodes: l
 
 
 def test_a_failed_move_keeps_the_old_dataset(
-    place: Path, episodes: list[Episode], monkeypatch: pytest.MonkeyPatch
+    place: Path, episodes: list[Trajectory], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     minari_io.create(ID, episodes[:1], **ABOUT)
     rename, calls = os.rename, list[Any]()
@@ -224,7 +224,7 @@ def test_a_failed_move_keeps_the_old_dataset(
     assert [path.name for path in (place / "l4s/dualpi2").iterdir() if path.is_dir()] == ["tiny-v0"]
 
 
-def test_validate_finds_what_was_changed_later(episodes: list[Episode]) -> None:
+def test_validate_finds_what_was_changed_later(episodes: list[Trajectory]) -> None:
     import h5py
 
     made = minari_io.create(ID, episodes, **ABOUT)
@@ -243,7 +243,7 @@ def test_validate_finds_what_was_changed_later(episodes: list[Episode]) -> None:
 
 
 def test_without_minari_the_error_says_what_to_install(
-    episodes: list[Episode], monkeypatch: pytest.MonkeyPatch
+    episodes: list[Trajectory], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "minari", None)
     with pytest.raises(L4SError, match=r"pip install 'l4s-gym\[data\]'"):

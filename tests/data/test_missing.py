@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from l4s_gym import cli
+from l4s_gym.data.columns import FEATURES
 from l4s_gym.data.convert import convert
 from l4s_gym.data.inspect import inspect_rows
 from l4s_gym.data.logs import write_log
-from l4s_gym.data.meaning import FEATURES
 from l4s_gym.data.pools import load_rows, make_rows
 from l4s_gym.data.records import save_records
 from l4s_gym.data.report import Missing

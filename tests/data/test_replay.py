@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from l4s_gym.data.causal import causal_observation
-from l4s_gym.data.pools import FEATURES, Rows, load_rows, make_rows
+from l4s_gym.data.columns import FEATURES
+from l4s_gym.data.pools import Rows, load_rows, make_rows
 from l4s_gym.envs.replay import ReplaySource
 from l4s_gym.errors import L4SError
 from l4s_gym.schema import DROP, ENQUEUE, MARK, RECORD, scale_observation

@@ -16,11 +16,11 @@ from l4s_gym.cli.common import console
 from l4s_gym.data import arrays, build, card, minari_io, recipes
 from l4s_gym.data.convert import convert
 from l4s_gym.data.d3rlpy_io import replay_buffer
-from l4s_gym.data.episodes import episodes_from_rows
 from l4s_gym.data.logs import write_log
 from l4s_gym.data.pools import make_rows
 from l4s_gym.data.records import save_records
 from l4s_gym.data.simulated import simulate_log
+from l4s_gym.data.steps import episodes_from_rows
 from l4s_gym.data.stream import open_stream
 from l4s_gym.data.windows import Windows
 from l4s_gym.evaluation.origin import origin
@@ -58,7 +58,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> recipes.Recipe:
 @pytest.fixture
 def built(recipe: recipes.Recipe) -> Any:
     """Its dataset."""
-    return build.build(recipe, "small", workers=1, scores=False, record=Path("datasets/tiny"))
+    return build.build(recipe, "small", workers=1, record=Path("datasets/tiny"))
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_commands_refuse_what_is_stale_and_lists_show_it(later: Any, capsys: Cap
     assert [line.split("│")[-2].strip() for line in shown.splitlines() if "tiny" in line] == ["stale", "-"]
     assert AGAIN in run(capsys, "datasets", "show", ID)[1]
     assert build.recorded_checksum(ID) is None  # those of another simulator are not asked for
-    build.build(recipe, "small", workers=1, scores=False, overwrite=True)
+    build.build(recipe, "small", workers=1, overwrite=True)
     shown = run(capsys, "datasets", "list")[1]
     assert [line.split("│")[-2].strip() for line in shown.splitlines() if "tiny" in line] == ["here", "-"]
     assert minari_io.load(ID).storage.metadata["simulator"] == LATER

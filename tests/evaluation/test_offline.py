@@ -9,21 +9,22 @@ import pytest
 
 from l4s_gym import L4SError
 from l4s_gym.data.pools import Rows, load_rows, make_rows
+from l4s_gym.data.trajectory import Trajectory
 from l4s_gym.evaluation import offline
-from l4s_gym.evaluation.offline import Blocks
 from l4s_gym.schema import ACTIONS, MAX_PROB, RECORD
 
 ROWS, BLOCKS = 203, 5
 
 
 @pytest.fixture(scope="module")
-def blocks() -> Blocks:
+def blocks() -> Trajectory:
     """Rows whose first feature gives the action away; the second is the number of the row."""
     rng = np.random.default_rng(0)
     actions = rng.choice(3, ROWS, p=[0.7, 0.2, 0.1])
     observations = rng.random((ROWS, 8), np.float32)
     observations[:, 0], observations[:, 1] = actions, np.arange(ROWS)
-    return Blocks(observations, actions, rng.random(ROWS), offline.block_of_rows(ROWS, BLOCKS), "test")
+    starts = np.searchsorted(offline.block_of_rows(ROWS, BLOCKS), np.arange(BLOCKS + 1))
+    return Trajectory(observations, actions, rng.random(ROWS), starts, consecutive=False, source="test")
 
 
 def kernel_rows(count: int = 40) -> Rows:
@@ -44,31 +45,31 @@ def test_blocks_are_contiguous_and_of_one_size() -> None:
         offline.block_of_rows(ROWS, 1)
 
 
-def test_no_window_reaches_into_another_block(blocks: Blocks) -> None:
-    logged = blocks.logged([0, 1, 3])
+def test_no_window_reaches_into_another_block(blocks: Trajectory) -> None:
+    logged = blocks.select([0, 1, 3])
     seen = logged.windows(np.arange(len(logged)), 20)
     row = np.where(seen["mask"], seen["observations"][..., 1], np.nan).astype(np.float64)  # (T, 20)
-    of = np.where(seen["mask"], blocks.block[np.nan_to_num(row).astype(int)], -1)
+    of = np.where(seen["mask"], blocks.run_of_step[np.nan_to_num(row).astype(int)], -1)
     assert all(len(set(each[each >= 0].tolist())) == 1 for each in of)
     assert set(of[of >= 0].tolist()) == {0, 1, 3}
     assert [logged.observations[at, 1] for at in logged.starts[:-1]] == [0, 40, 121]
 
 
-def test_an_episode_is_its_block(blocks: Blocks) -> None:
-    episode = blocks.episode(2)
-    rows = np.flatnonzero(blocks.block == 2)
+def test_an_episode_is_its_block(blocks: Trajectory) -> None:
+    episode = offline.episode_of(blocks, 2)
+    rows = np.flatnonzero(blocks.run_of_step == 2)
     assert episode.observations[:, 1].tolist() == [*rows.tolist(), rows[-1]]
     assert episode.actions.tolist() == blocks.actions[rows].tolist()
     assert not episode.consecutive
 
 
-def test_ends_of_others_have_no_row_of_the_block_held_out(blocks: Blocks) -> None:
+def test_ends_of_others_have_no_row_of_the_block_held_out(blocks: Trajectory) -> None:
     inner = offline.ends_of_others(blocks, 1)
-    assert inner.count == 2 * (BLOCKS - 1)
+    assert len(inner.starts) - 1 == 2 * (BLOCKS - 1)
     rows = inner.observations[:, 1].astype(int)
-    assert (blocks.block[rows] != 1).all() and len(rows) == (blocks.block != 1).sum()
+    assert (blocks.run_of_step[rows] != 1).all() and len(rows) == (blocks.run_of_step != 1).sum()
     for half in range(BLOCKS - 1):
-        start, end = rows[inner.block == 2 * half], rows[inner.block == 2 * half + 1]
+        start, end = rows[inner.run_of_step == 2 * half], rows[inner.run_of_step == 2 * half + 1]
         assert start.max() < end.min()
         assert len(end) == round((len(start) + len(end)) * 0.2)
 
@@ -90,20 +91,20 @@ def test_rows_of_the_public_pool(pools_dir: Path) -> None:
     assert {reason: which.sum() for reason, which in offline.left_out(rows, 5).items()} == {"unknown": 39, "copied": 13}
     logged, causal = (offline.read_blocks(rows, 5, as_logged=as_logged) for as_logged in (True, False))
     assert len(causal.actions) == 2490 - 39 - 13
-    assert (logged.actions == causal.actions).all() and (logged.block == causal.block).all()
+    assert (logged.actions == causal.actions).all() and (logged.run_of_step == causal.run_of_step).all()
     different = (logged.observations != causal.observations).any(axis=0)
     assert np.flatnonzero(different).tolist() == [4]
 
 
-def test_past_actions(blocks: Blocks) -> None:
+def test_past_actions(blocks: Trajectory) -> None:
     found = offline.past_actions(blocks, 3)
     for row in range(ROWS):
         for back in range(1, 4):
-            inside = row >= back and blocks.block[row - back] == blocks.block[row]
+            inside = row >= back and blocks.run_of_step[row - back] == blocks.run_of_step[row]
             assert found[row, back - 1] == blocks.actions[row - back] if inside else np.isnan(found[row, back - 1])
 
 
-def test_a_row_is_answered_by_a_model_that_did_not_see_its_block(blocks: Blocks) -> None:
+def test_a_row_is_answered_by_a_model_that_did_not_see_its_block(blocks: Trajectory) -> None:
     pytest.importorskip("sklearn")
     for kind in offline.TABULAR[1:]:
         found = offline.tabular_probabilities(kind, blocks.observations, blocks)
@@ -111,7 +112,7 @@ def test_a_row_is_answered_by_a_model_that_did_not_see_its_block(blocks: Blocks)
     alone = offline.tabular_probabilities("gradient boosting", blocks.observations[:, 2:], blocks)
     assert (alone.argmax(axis=1) == blocks.actions).mean() < 0.75  # noise: with its own rows it would know them
     shares = offline.tabular_probabilities("majority", blocks.observations, blocks)
-    held = blocks.block == 4
+    held = blocks.run_of_step == 4
     assert shares[held][0] == pytest.approx(np.bincount(blocks.actions[~held]) / (~held).sum())
 
 
@@ -133,7 +134,7 @@ def test_the_kernels_rule() -> None:
     assert found.sum(axis=1) == pytest.approx(1.0)
 
 
-def test_figures_against_the_majority(blocks: Blocks) -> None:
+def test_figures_against_the_majority(blocks: Trajectory) -> None:
     base = np.tile([0.7, 0.2, 0.1], (ROWS, 1))
     same = offline.figures(base, blocks.actions, base)
     assert same["accuracy_gain"] == same["cross_entropy_gain"] == 0.0

@@ -21,7 +21,7 @@ pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'l4s-gym
 from matplotlib.figure import Figure as Picture
 
 from l4s_gym.agents.metrics import classification
-from l4s_gym.data.environ import datasets_in
+from l4s_gym.data.minari_io import datasets_in
 from l4s_gym.evaluation.paper import models, pool, sizes, trials
 from l4s_gym.evaluation.paper.figure import Place
 from l4s_gym.evaluation.paper.trials import ANSWERS, GPT2, SHAPES, TRAINED, Trial

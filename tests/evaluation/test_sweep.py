@@ -141,9 +141,9 @@ def tiny_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A dataset that trains in a moment."""
     pytest.importorskip("d3rlpy")
     from l4s_gym.data import minari_io
-    from l4s_gym.data.episodes import episodes_from_rows
     from l4s_gym.data.pools import make_rows
     from l4s_gym.data.simulated import simulate_log
+    from l4s_gym.data.steps import episodes_from_rows
 
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     (tmp_path / "minari").mkdir()

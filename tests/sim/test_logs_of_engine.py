@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gymnasium.utils import seeding
 
-from l4s_gym.data.causal import as_logged_observation, causal_observation, leak_share, rebuild_accumulated
+from l4s_gym.data.causal import as_logged_observation, causal_observation, leak_share
 from l4s_gym.data.logs import read_log, write_log
 from l4s_gym.data.pools import load_rows
 from l4s_gym.evaluation.native import simulate
@@ -19,6 +19,7 @@ from l4s_gym.sim.batch import Batch
 from l4s_gym.sim.disciplines import AQMS
 from l4s_gym.sim.dualpi2_freebsd import DERANDOMISE_LOW
 from l4s_gym.sim.scenario import load
+from tests.data.conftest import rebuild_accumulated
 
 RUNS = {"l4s-llm-testbed": 60.0, "l4s-llm-testbed-vm": 60.0, "overload": 30.0, "web": 20.0}
 

@@ -18,10 +18,10 @@ import torch
 from l4s_gym.agents.llm import storage
 from l4s_gym.agents.llm.losses import Correction, no_correction
 from l4s_gym.agents.llm.model import DecisionModel
-from l4s_gym.agents.logged import Logged
 from l4s_gym.agents.protocol import Actions, DecisionRule, Floats, Observations, check_batch
 from l4s_gym.agents.saved import Saved
 from l4s_gym.data.files import PathLike
+from l4s_gym.data.trajectory import Trajectory
 from l4s_gym.errors import L4SError, unknown
 
 DTYPES: Final = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8"}
@@ -153,7 +153,7 @@ class LLMAgent:
         self.took(actions)
         return actions
 
-    def logged_probabilities(self, logged: Logged, index: npt.NDArray[np.int64]) -> Floats:
+    def logged_probabilities(self, logged: Trajectory, index: npt.NDArray[np.int64]) -> Floats:
         """What it would do at logged steps, given what was logged before them and the return that followed.
 
         Args:
@@ -165,7 +165,7 @@ class LLMAgent:
         """
         length = self.length
         ends, tile = _tiles(np.asarray(index), logged.starts, max(length // 2, 1))
-        returns = discounted_returns(logged, self.model.config.gamma)
+        returns = logged.returns_to_go(self.model.config.gamma)
         found = np.zeros((len(ends), length, 3))
         self.model.eval()
         for at in range(0, len(ends), _SEQUENCES):
@@ -200,17 +200,6 @@ def _tiles(
             ends.append(min(step + most - 1, int(stops[place])))
         tile[place] = len(ends) - 2
     return np.array(ends[1:], np.int64), tile
-
-
-def discounted_returns(logged: Logged, gamma: float) -> Floats:
-    """Discounted return-to-go of each step (T,)."""
-    if gamma == 1.0:
-        return logged.returns
-    found = logged.rewards.copy()
-    for start, stop in zip(logged.starts[:-1].tolist(), logged.starts[1:].tolist(), strict=True):
-        for step in range(stop - 2, start - 1, -1):
-            found[step] += gamma * found[step + 1]
-    return found
 
 
 def placed(model: _Model, device: str) -> _Model:

@@ -23,11 +23,11 @@ from l4s_gym.agents.llm.agent import open_agent
 from l4s_gym.agents.llm.train import Progress, Say, train
 from l4s_gym.agents.protocol import Agent
 from l4s_gym.data import minari_io
-from l4s_gym.data.episodes import Episode
 from l4s_gym.data.files import PathLike
 from l4s_gym.data.simulated import Behaviour, SimulatedRun
 from l4s_gym.data.steps import EXTRAS, STEP
 from l4s_gym.data.storage import Shard, shard_name, write_shard
+from l4s_gym.data.trajectory import Trajectory
 from l4s_gym.envs.dualpi2 import DualPI2Env
 from l4s_gym.errors import L4SError
 from l4s_gym.evaluation.harness import Result, evaluate
@@ -116,7 +116,7 @@ def _reward_of(env: Any, reward: str) -> str:
     return str(kwargs.get("reward") or reward)
 
 
-def _played(env: Any, agent: Agent, seeds: range, source: str) -> Iterator[Episode]:
+def _played(env: Any, agent: Agent, seeds: range, source: str) -> Iterator[Trajectory]:
     """Episodes of an environment, one after the other."""
     for seed in seeds:
         agent.reset(1, seed)
@@ -131,12 +131,10 @@ def _played(env: Any, agent: Agent, seeds: range, source: str) -> Iterator[Episo
             actions.append(action)
             rewards.append(reward)
             applied.append(int(info.get("applied_action", action)))
-        yield Episode(
+        yield Trajectory(
             observations=np.stack(observations),
             actions=np.array(actions, np.int64),
             rewards=np.array(rewards),
-            missing=np.zeros(len(observations), bool),
-            consecutive=True,
             source=source,
             applied=np.array(applied, np.int64),
             extras=_extras(len(observations)),

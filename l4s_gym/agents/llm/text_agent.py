@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from l4s_gym.agents.llm.agent import Target, discounted_returns, len_of, placed
+from l4s_gym.agents.llm.agent import Target, len_of, placed
 from l4s_gym.agents.llm.text import ANSWER_TOKENS, TextModel, prompt
-from l4s_gym.agents.logged import Logged
 from l4s_gym.agents.protocol import Actions, Floats, Observations, check_batch
+from l4s_gym.data.trajectory import Trajectory
 from l4s_gym.errors import L4SError, unknown
 
 RULES: Final = ("sample", "argmax")
@@ -78,9 +78,9 @@ class TextAgent:
         self.counts.update(asked=len(prompts), invalid=invalid, tokens=tokens)
         return answers.actions
 
-    def logged_probabilities(self, logged: Logged, index: npt.NDArray[np.int64]) -> Floats:
+    def logged_probabilities(self, logged: Trajectory, index: npt.NDArray[np.int64]) -> Floats:
         """Probabilities (B, 3) of the actions in answers that name one, given the returns that followed."""
-        left = discounted_returns(logged, self.model.config.gamma)
+        left = logged.returns_to_go(self.model.config.gamma)
         found = [np.zeros((0, 3))]
         with torch.inference_mode():
             for at in range(0, len(index), _PROMPTS):

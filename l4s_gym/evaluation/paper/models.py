@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 import l4s_gym
-from l4s_gym.data.environ import datasets_in
+from l4s_gym.data.minari_io import datasets_in
 from l4s_gym.evaluation.jobs import kept
 from l4s_gym.evaluation.paper import sizes, times
 from l4s_gym.evaluation.paper.figure import Figure, Place
@@ -81,7 +81,7 @@ def curve(config: Mapping[str, Any], pool: Pool, looks: int) -> Floats:
     from l4s_gym.agents.llm.trainer import Trainer
     from l4s_gym.agents.metrics import classification
 
-    parts = [pool.blocks.logged([b for b in range(BLOCKS) if (b in HELD) == held]) for held in (False, True)]
+    parts = [pool.blocks.select([b for b in range(BLOCKS) if (b in HELD) == held]) for held in (False, True)]
     found = []
     with datasets_in(pool.folder), torch.random.fork_rng(devices=[]):
         trainer = Trainer(pool.ids, config)

@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from l4s_gym.agents.training import load_config
-from l4s_gym.data.environ import datasets_in
+from l4s_gym.data.minari_io import datasets_in
 from l4s_gym.data.pools import load_rows
+from l4s_gym.data.trajectory import Trajectory
 from l4s_gym.errors import L4SError
 from l4s_gym.evaluation import offline
 from l4s_gym.evaluation.demo import POOL_FILES, find_pools
-from l4s_gym.evaluation.offline import Blocks
 
 FAMILIES: Final = ("gpt2", "opt", "llama", "t5")
 READINGS: Final = ("as logged", "causal")
@@ -39,14 +39,14 @@ class Pool:
         folder: Where these lie.
     """
 
-    blocks: Blocks
+    blocks: Trajectory
     ids: Sequence[str]
     folder: Path
 
     @property
     def held(self) -> npt.NDArray[np.bool_]:
         """Which rows are held out (T,)."""
-        return np.isin(self.blocks.block, HELD)
+        return np.isin(self.blocks.run_of_step, HELD)
 
     @property
     def rows(self) -> int:

@@ -17,9 +17,8 @@ import numpy.typing as npt
 
 from l4s_gym import agents
 from l4s_gym.agents.protocol import Agent
-from l4s_gym.data.environ import datasets_in
 from l4s_gym.data.files import sha256
-from l4s_gym.data.minari_io import create_from_stream, dataset_folder
+from l4s_gym.data.minari_io import create_from_stream, dataset_folder, datasets_in
 from l4s_gym.data.pools import Rows, load_rows
 from l4s_gym.data.stream import open_stream
 from l4s_gym.envs.replay import ReplaySource

@@ -16,7 +16,7 @@ import l4s_gym
 from l4s_gym.agents import training
 from l4s_gym.agents.llm.config import LLMConfig
 from l4s_gym.agents.llm.settings import resolved, settings
-from l4s_gym.data.environ import datasets_in
+from l4s_gym.data.minari_io import datasets_in
 from l4s_gym.evaluation.jobs import kept
 from l4s_gym.evaluation.origin import cpu_model
 from l4s_gym.evaluation.paper.figure import Place

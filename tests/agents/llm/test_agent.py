@@ -23,7 +23,7 @@ from l4s_gym.agents.llm.config import from_dict  # noqa: E402
 from l4s_gym.agents.llm.losses import Correction  # noqa: E402
 from l4s_gym.agents.llm.model import DecisionModel  # noqa: E402
 from l4s_gym.agents.llm.train import train  # noqa: E402
-from l4s_gym.agents.logged import Logged  # noqa: E402
+from l4s_gym.data.trajectory import Trajectory  # noqa: E402
 from tests.agents.llm.toys import MODEL, config, dataset, seldom  # noqa: E402
 
 STEPS = 25
@@ -219,7 +219,7 @@ def test_of_logged_steps_it_says_what_it_says_when_it_decides(gamma: float) -> N
     starts = np.cumsum([0, *lengths])
     steps = int(starts[-1])
     obs = np.concatenate([_observations(1, step) for step in range(steps)])
-    logged = Logged(obs, rng.integers(0, 3, steps), rng.random(steps), starts)
+    logged = Trajectory(obs, rng.integers(0, 3, steps), rng.random(steps), starts)
     expected = np.zeros((steps, 3))
     for start, stop in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
         weights = gamma ** np.arange(stop - start)

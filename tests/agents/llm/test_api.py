@@ -60,8 +60,8 @@ def test_what_an_agent_collects_is_what_it_is_given(root: Path) -> None:
         # The evaluation counts what is earned before the first decision too.
         assert episode.rewards.sum() == pytest.approx(result.episode_return, abs=0.02)
         assert set(episode.actions.tolist()) == {0, 1, 2}
-        assert not episode.missing.any()
-        assert (episode.infos["decided_by"][:-1] == 1).all()
+        assert episode.known.all()
+        assert (episode.extras["decided_by"][:-1] == 1).all()
 
 
 def test_an_environment_may_be_given(root: Path) -> None:

@@ -1,8 +1,8 @@
-"""What the columns of a public experience pool are: a pickle bears no names.
+"""What the columns of files are that others wrote: their names for our fields, and what a pool's nameless ones are.
 
-Of 7 and of 9 features there is one form each. Those of 8 are the 9 without one, mostly without `packet_length`, and
-their byte column is `length_in_bytes` in some and `total_bytes` in others. The data tells. Of two different rows of a
-queue, the later one
+A pickled experience pool bears no names. Of 7 and of 9 features there is one form each. Those of 8 are the 9 without
+one, mostly without `packet_length`, and their byte column is `length_in_bytes` in some and `total_bytes` in others. The
+data tells. Of two different rows of a queue, the later one
 
 | has | of `total_bytes` | of `length_in_bytes` |
 |---|---|---|
@@ -17,18 +17,70 @@ changes; and `total_drops` if it falls at new runs only. What fits no form has t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from l4s_gym.data.logs import NAMES_24
-from l4s_gym.data.names import field_of, unknown_field
 from l4s_gym.errors import L4SError
-from l4s_gym.schema import BY_NAME, OBSERVED
+from l4s_gym.schema import BY_NAME, OBSERVED, PRINTED
 
-_NINE: Final = tuple(name for name in NAMES_24 if name in OBSERVED or name == "average_dequeue_time")
+Floats = npt.NDArray[np.float64]
+
+AUTHORS: Final = {
+    "qdelay_reference": "qdelay_ref",
+    "alpha_coefficient": "alpha",
+    "beta_coefficient": "beta",
+    "previous_queue_delay": "queue_delay_old",
+    "measurement_start_time": "measurement_start",
+    "queue_length": "length_in_packets",
+    "dequeue_action": "action",
+}
+"""Names of the authors of L4S-LLM: ours. Their other names are ours too."""
+INDEX: Final = ("", "Unnamed: 0")
+"""Heads of the columns that pandas puts before the others: numbers of the rows."""
+
+
+def field_of(name: str) -> str:
+    """Our name of a field, or the name itself."""
+    return AUTHORS.get(name, name)
+
+
+def known_header(names: Sequence[str]) -> bool:
+    """Whether these are the heads of a csv file of rows."""
+    own = names[len(names) - len(without_index(names)) :]
+    return len(own) > 1 and all(field_of(name) in BY_NAME for name in own)
+
+
+def without_index(names: Sequence[str]) -> list[str]:
+    """The heads without those of leading numbers of the rows."""
+    first = next((place for place, name in enumerate(names) if name not in INDEX), len(names))
+    return list(names[first:])
+
+
+def _alike(word: str, other: str) -> bool:
+    shorter, longer = sorted((word, other), key=len)
+    begins = len(shorter) >= 3 and longer.startswith(shorter)
+    return begins or difflib.SequenceMatcher(None, word, other).ratio() >= 0.75
+
+
+def unknown_field(kind: str, name: str, choices: Iterable[str]) -> L4SError:
+    """An error for a name that is no field, with a hint if it is a misspelt one: another quantity is no remedy."""
+    known, words = sorted(choices), name.lower().split("_")
+    near = [
+        other
+        for other in known
+        if len(words) == len(other.split("_")) and all(map(_alike, words, other.split("_")))
+    ]  # fmt: skip
+    hint = f"did you mean {near[0]!r}? " if len(near) == 1 else ""
+    return L4SError(f"unknown {kind} {name!r}: {hint}choose one of {', '.join(known)}")
+
+
+# -- columns without names
+
+_NINE: Final = tuple(f.name for f in PRINTED if f.name in OBSERVED or f.name == "average_dequeue_time")
 FEATURES: Final = {
     7: tuple(name for name in OBSERVED if name != "total_drops"),
     8: tuple(name for name in _NINE if name != "packet_length"),
@@ -46,8 +98,6 @@ _MOST_RESTARTS: Final = 0.02
 _LEAST_OF_A_LENGTH: Final = 0.01
 _PACKETS: Final = (20, 65_535)
 """Bytes of the shortest and the longest packet."""
-
-Floats = npt.NDArray[np.float64]
 
 
 def named_columns(named: Sequence[str], width: int) -> tuple[str, ...]:
