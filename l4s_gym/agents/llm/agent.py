@@ -10,9 +10,20 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from l4s_gym.agents.llm import data, fast, saving
+from l4s_gym.agents.llm import fast, saving
 from l4s_gym.agents.llm.backbones import Counts, count, placed
-from l4s_gym.agents.llm.data import Correction, Floats, Ints, ReturnsToGo, Target
+from l4s_gym.agents.llm.data import (
+    Correction,
+    Floats,
+    Ints,
+    ReturnsToGo,
+    Target,
+    covering,
+    logged_returns,
+    logits_of,
+    sequences,
+    tensors,
+)
 from l4s_gym.agents.llm.network import DecisionModel
 from l4s_gym.agents.llm.text import TextAgent
 from l4s_gym.agents.logged import Logged
@@ -125,14 +136,14 @@ class LLMAgent:
         Returns:
             Probabilities (B, 3).
         """
-        ends, tile = data.covering(np.asarray(index), logged.starts, max(self.length // 2, 1))
-        returns = data.logged_returns(logged, self.model.config.gamma)
+        ends, tile = covering(np.asarray(index), logged.starts, max(self.length // 2, 1))
+        returns = logged_returns(logged, self.model.config.gamma)
         found = np.zeros((len(ends), self.length, 3))
         self.model.eval()
         for at in range(0, len(ends), _SEQUENCES):
-            batch = data.sequences(logged, returns, ends[at : at + _SEQUENCES], self.length)
+            batch = sequences(logged, returns, ends[at : at + _SEQUENCES], self.length)
             with torch.inference_mode():
-                logits = data.logits_of(self.model, data.tensors(batch, self._device))
+                logits = logits_of(self.model, tensors(batch, self._device))
             found[at : at + _SEQUENCES] = torch.softmax(logits.double(), -1).cpu().numpy()
         return self.correction(found[tile, self.length - 1 - (ends[tile] - index)])
 

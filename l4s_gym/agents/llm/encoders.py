@@ -261,21 +261,22 @@ class StateEncoder(nn.Module):
         self.register_buffer("feature_of_column", torch.tensor(owner), persistent=False)
         starts = [sum(feature.size for feature in features[:index]) for index in range(len(features))]
         self.encoders: Any = nn.ModuleList()
+        self.reach = 0
         self._shapes: list[tuple[int, ...]] = []
         order = sorted(range(len(features)), key=lambda index: (features[index].kind, features[index].shape))
         for (kind, shape), found in groupby(order, key=lambda index: (features[index].kind, features[index].shape)):
             members = list(found)
             if kind not in ENCODERS:
                 raise unknown("kind of encoder (register it first)", kind, tuple(ENCODERS))
-            encoder = ENCODERS[kind](tuple(features[index] for index in members), config)
+            encoder: Any = ENCODERS[kind](tuple(features[index] for index in members), config)
             self.encoders.append(encoder)
+            self.reach = max(self.reach, int(encoder.reach))
             columns = [start + offset for start in (starts[index] for index in members)
                        for offset in range(features[members[0]].size)]  # fmt: skip
             index = len(self._shapes)
             self.register_buffer(f"members{index}", torch.tensor(members), persistent=False)
             self.register_buffer(f"columns{index}", torch.tensor(columns), persistent=False)
             self._shapes.append(shape)
-        self.reach = max(int(each.reach) for each in self.encoders)
         self.register_buffer("order", torch.tensor(order).argsort(), persistent=False)
         may_miss = torch.tensor([feature.name == config.unknown for feature in features])
         self.register_buffer("may_miss", may_miss, persistent=False)

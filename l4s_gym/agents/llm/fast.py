@@ -57,9 +57,8 @@ def optimize(model: DecisionModel, precision: str = "") -> None:
     backbone = model.backbone
     backbone.merge()
     if backbone.family == "gpt2" or precision == "int8":
-        model.backbone = FastGPT2(
-            backbone, precision or ("bfloat16" if backbone.dtype == torch.bfloat16 else "float32")
-        )
+        now = "bfloat16" if backbone.dtype == torch.bfloat16 else "float32"
+        model.backbone = FastGPT2(backbone, precision or now)
     elif precision:
         backbone.to(getattr(torch, precision))
 

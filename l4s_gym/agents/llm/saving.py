@@ -55,20 +55,16 @@ def _names(model: Model) -> dict[str, str]:
     return {name: "backbone." + name.replace(".base_layer.", ".") for name in names}
 
 
-def own_tensors(model: Model) -> dict[str, Tensor]:
+def _own_tensors(model: Model) -> dict[str, Tensor]:
     """What `weights.safetensors` holds."""
     tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("backbone.")}
     inner = model.backbone.core.state_dict()
     return tensors | {stored: inner[name] for name, stored in _names(model).items()}
 
 
-def set_own_tensors(model: Model, tensors: Mapping[str, Tensor]) -> None:
-    """Put `own_tensors` back.
-
-    Raises:
-        RuntimeError: One is missing, left over, or of another shape.
-    """
-    expected = own_tensors(model).keys()
+def _set_own_tensors(model: Model, tensors: Mapping[str, Tensor]) -> None:
+    """Put them back; RuntimeError: one is missing, left over, or of another shape."""
+    expected = _own_tensors(model).keys()
     if expected != tensors.keys():
         raise RuntimeError(f"other tensors than expected: {', '.join(sorted(expected ^ tensors.keys())[:3])}")
     own = {name: tensor for name, tensor in tensors.items() if not name.startswith("backbone.")}
@@ -86,12 +82,8 @@ def adapter_tensors(model: Model) -> dict[str, Tensor]:
     return state
 
 
-def set_adapter_tensors(model: Model, tensors: Mapping[str, Tensor]) -> None:
-    """Put `adapter_tensors` back.
-
-    Raises:
-        RuntimeError: One is missing, left over, or of another shape.
-    """
+def _set_adapter_tensors(model: Model, tensors: Mapping[str, Tensor]) -> None:
+    """Put them back; RuntimeError: one is missing, left over, or of another shape."""
     expected = adapter_tensors(model)
     if {name: t.shape for name, t in expected.items()} != {name: t.shape for name, t in tensors.items()}:
         raise RuntimeError("another adapter than expected")
@@ -189,7 +181,7 @@ def save(
         folder,
         kind=KIND,
         config=to_dict(config),
-        tensors=own_tensors(model),
+        tensors=_own_tensors(model),
         training=training,
         card=_card(config, model, training or {}, card),
         fill=fill,
@@ -210,9 +202,9 @@ def load(folder: PathLike | saved.Saved) -> Loaded:
     with torch.random.fork_rng(devices=[]):
         model = build(config)
     try:
-        set_own_tensors(model, found.tensors)
+        _set_own_tensors(model, found.tensors)
         if config.lora.rank:
-            set_adapter_tensors(model, saved.read_tensors(found.path / saved.ADAPTER_WEIGHTS))
+            _set_adapter_tensors(model, saved.read_tensors(found.path / saved.ADAPTER_WEIGHTS))
     except RuntimeError as error:
         reason = one_line(error)
         raise L4SError(f"{found.path}: weights do not fit the configuration ({reason}): train it again") from error

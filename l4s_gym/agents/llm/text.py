@@ -11,7 +11,6 @@ are then about four times as long as with a tokenizer made from text, which its 
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -131,14 +130,12 @@ class Answers:
         valid: (n,) bool.
         texts: The answers.
         tokens: Tokens of each answer, its end included (n,) int64.
-        seconds: Time for the batch.
     """
 
     actions: npt.NDArray[np.int64]
     valid: npt.NDArray[np.bool_]
     texts: tuple[str, ...]
     tokens: npt.NDArray[np.int64]
-    seconds: float
 
 
 class TextModel(nn.Module):
@@ -245,7 +242,6 @@ class TextModel(nn.Module):
             prompts: One for each queue.
             draws: Numbers in [0, 1) that the tokens are drawn by (n, `ANSWER_TOKENS`); None: the most probable ones.
         """
-        began = time.perf_counter()
         ids, real = self._tokens(prompts, ANSWER_TOKENS)
         positions, cache = (real.cumsum(1) - 1).clamp_min(0), self.backbone.new_cache()
         chance = None if draws is None else torch.from_numpy(draws).to(ids.device)
@@ -279,7 +275,6 @@ class TextModel(nn.Module):
             valid=np.array([action is not None for action in found]),
             texts=texts,
             tokens=np.array([min(len(row) + 1, len(written)) for row in rows]),
-            seconds=time.perf_counter() - began,
         )
 
 

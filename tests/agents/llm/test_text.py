@@ -57,7 +57,7 @@ def test_an_untrained_model_babbles(make_config: Any) -> None:
     model = TextModel(make_config(positions=512)).eval()
     answers = model.ask(_prompts())
     assert not answers.valid.any() and (answers.actions == 0).all()
-    assert (answers.tokens == text.ANSWER_TOKENS).all() and answers.seconds > 0 and len(answers.texts) == 4
+    assert (answers.tokens == text.ANSWER_TOKENS).all() and len(answers.texts) == 4
 
 
 @pytest.mark.parametrize("family", ["gpt2", pytest.param("llama", marks=pytest.mark.slow)])
@@ -121,7 +121,7 @@ def test_the_agent_asks_and_reads(make_config: Any, monkeypatch: pytest.MonkeyPa
     def ask(prompts: list[str], draws: Any) -> text.Answers:
         asked.extend(prompts)
         assert (draws is None) == (agent.rule == "argmax")
-        return text.Answers(np.array([2, 0]), np.array([True, False]), ("mark", "mork"), np.array([5, 12]), 0.0)
+        return text.Answers(np.array([2, 0]), np.array([True, False]), ("mark", "mork"), np.array([5, 12]))
 
     for rule in text.RULES:
         agent = TextAgent(TextModel(make_config(positions=512)), Target(10.0, 0.0, 10.0), rule=rule)
