@@ -16,7 +16,6 @@ Adapters, by peft, are on queries and values by default. This gives the paper's 
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, TypeVar
@@ -217,11 +216,6 @@ def _cut(model: nn.Module, last: int, layers: int) -> None:
 def _attach(model: Any, config: LoraConfig, family: str) -> Any:
     """Put adapters into a model of transformers; its own weights keep whether they are trained.
 
-    Args:
-        model: The model; it is changed.
-        config: Rank above 0.
-        family: Its `model_type`.
-
     Returns:
         The `peft.PeftModel` around it.
 
@@ -238,7 +232,8 @@ def _attach(model: Any, config: LoraConfig, family: str) -> Any:
     names = [targets] if isinstance(targets, str) else list(targets)
     found = [module for name, module in model.named_modules() if name.rsplit(".", 1)[-1] in names]
     if not found and not isinstance(targets, str):
-        leaves = sorted({name.rsplit(".", 1)[-1] for name, module in model.named_modules() if _adaptable(module)})
+        weights = [name.split(".") for name, parameter in model.named_parameters() if parameter.ndim == 2]
+        leaves = sorted({name[-2] for name in weights if name[-1] == "weight"})
         raise L4SError(f"lora: {family!r} has no modules {', '.join(names)}: choose of {', '.join(leaves)}")
     before = {id(parameter): parameter.requires_grad for parameter in model.parameters()}
     settings = peft.LoraConfig(
@@ -254,11 +249,6 @@ def _attach(model: Any, config: LoraConfig, family: str) -> Any:
     for parameter in adapted.parameters():
         parameter.requires_grad_(before.get(id(parameter), True))
     return adapted
-
-
-def _adaptable(module: nn.Module) -> bool:
-    weight = getattr(module, "weight", None)
-    return isinstance(weight, nn.Parameter) and weight.ndim == 2
 
 
 class Backbone(nn.Module):
@@ -287,10 +277,9 @@ class Backbone(nn.Module):
         super().__init__()
         self.config = config
         model, self.commit = _make(config, words)
-        sizes = copy.deepcopy(model.config)
-        self.family: str = sizes.model_type
+        self.family: str = model.config.model_type
         if config.exit_layer:
-            _cut(model, config.exit_layer, int(sizes.num_hidden_layers))
+            _cut(model, config.exit_layer, int(model.config.num_hidden_layers))
         model.requires_grad_(not config.frozen)
         try:
             embedding = model.get_input_embeddings()
@@ -310,15 +299,14 @@ class Backbone(nn.Module):
             self._check()
 
     @property
-    def core(self) -> Any:
-        """The model of transformers, with adapters in it if there are any."""
-        inner = getattr(self.model, "base_model", None)
-        return inner.model if type(self.model).__name__.startswith("Peft") and inner is not None else self.model
-
-    @property
     def adapted(self) -> bool:
         """Whether there are adapters, not merged."""
-        return self.core is not self.model
+        return type(self.model).__name__.startswith("Peft")
+
+    @property
+    def core(self) -> Any:
+        """The model of transformers, with adapters in it if there are any."""
+        return self.model.base_model.model if self.adapted else self.model
 
     @property
     def dtype(self) -> torch.dtype:
