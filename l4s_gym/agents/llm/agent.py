@@ -31,6 +31,7 @@ from l4s_gym.agents.protocol import Actions, DecisionRule, Observations, check_b
 from l4s_gym.agents.saved import Saved
 from l4s_gym.data.files import PathLike
 from l4s_gym.errors import L4SError, unknown
+from l4s_gym.tables import convert
 
 DTYPES: Final = {"": "", "fp32": "float32", "bf16": "bfloat16", "int8": "int8"}
 """Precisions, and their names in `fast.optimize`."""
@@ -211,11 +212,11 @@ def open_agent(
     if model.config.head == "text":
         if dtype or _flag("compile", compile):
             raise L4SError("llm: dtype and compile are not for an agent that writes: leave them out")
-        model.merge()
+        model.backbone.merge()
         return TextAgent(model, goal, **common)
     fast.optimize(model, DTYPES[dtype])
     shift = training.get("correction") if _flag("correct", correct) else None
-    correction = None if shift is None else Correction.from_dict(shift)
+    correction = None if shift is None else convert(Correction, shift, "correction")
     return LLMAgent(model, goal, correction=correction, compiled=_flag("compile", compile), **common)
 
 

@@ -329,7 +329,7 @@ class Backbone(nn.Module):
             raise L4SError(f"backbone {self.family!r}: its positions are of no known kind: choose another family")
 
     def merge(self) -> None:
-        """Merge the adapters into the weights, if there are any."""
+        """Merge the adapters into the weights, for use; training and saving end with this. Without any: nothing."""
         if self.adapted:
             self.model = self.model.merge_and_unload()
 

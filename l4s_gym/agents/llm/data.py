@@ -190,15 +190,6 @@ class Correction:
         seen = np.asarray(counts, np.float64)
         return cls(imbalance, tuple((seen / max(seen.sum(), 1.0)).tolist()))
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return {"imbalance": self.imbalance.as_dict(), "seen": list(self.seen)}
-
-    @classmethod
-    def from_dict(cls, given: Mapping[str, Any]) -> Correction:
-        """The inverse of `as_dict`."""
-        return cls(Imbalance.of(given["imbalance"]), tuple(map(float, given["seen"])))
-
 
 # -- datasets
 

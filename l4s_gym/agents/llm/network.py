@@ -214,7 +214,3 @@ class DecisionModel(nn.Module):
         state.values, state.known = values[:, 1:], known[:, 1:]
         logits: Tensor = self.head(hidden[:, -1])
         return logits
-
-    def merge(self) -> None:
-        """Merge LoRA's adapters into the weights, for use; training ends with this. Without adapters: nothing."""
-        self.backbone.merge()

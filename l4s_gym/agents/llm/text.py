@@ -230,10 +230,6 @@ class TextModel(nn.Module):
         told = torch.log_softmax(logits[:, before].float(), -1).gather(2, answers.expand(n, -1)[..., None])[..., 0]
         return told.new_zeros(n, len(ACTIONS)).index_add(1, of, told)
 
-    def merge(self) -> None:
-        """Merge LoRA's adapters into the weights, for use; training ends with this. Without adapters: nothing."""
-        self.backbone.merge()
-
     @torch.no_grad()
     def ask(self, prompts: Sequence[str], draws: npt.NDArray[np.float64] | None = None) -> Answers:
         """Let the model answer, token by token.

@@ -298,7 +298,7 @@ class Trainer:
                 "low": corpus.low,
                 "high": corpus.high,
             },
-            "correction": self.correction().as_dict(),
+            "correction": _plain(asdict(self.correction())),
         }
 
     def whole_model(self) -> Any:

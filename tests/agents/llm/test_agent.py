@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from l4s_gym.agents.llm.network import DecisionModel  # noqa: E402
 from l4s_gym.agents.llm.settings import from_dict  # noqa: E402
 from l4s_gym.agents.llm.train import train  # noqa: E402
 from l4s_gym.agents.logged import Logged  # noqa: E402
+from l4s_gym.tables import convert  # noqa: E402
 from tests.agents.llm.toys import MODEL, config, dataset, seldom  # noqa: E402
 
 STEPS = 25
@@ -149,7 +151,7 @@ def test_probabilities_are_corrected(folder: Path) -> None:
     p, q = corrected.probabilities(*given), raw.probabilities(*given)
     np.testing.assert_allclose(corrected.correction(q), p)
     assert p[0, 0] > q[0, 0]
-    assert Correction.from_dict(corrected.correction.as_dict()) == corrected.correction
+    assert convert(Correction, asdict(corrected.correction), "") == corrected.correction
     assert raw.correction.imbalance.kind == Imbalance().kind == "none"
 
 

@@ -38,7 +38,7 @@ def test_equal_logits(family: str, rank: int, make_model: Any, make_batch: Any, 
     assert loaded.model.config == model.config and not loaded.model.training
     assert loaded.training == {"dataset": "d", "seed": 3, "metrics": {"loss": 0.5}}
     merged = saving.load(tmp_path / "agent").model
-    merged.merge()
+    merged.backbone.merge()
     torch.testing.assert_close(_logits(merged, batch), _logits(model, batch), atol=1e-4, rtol=0)
     assert not merged.backbone.adapted
     trained = [parameter.requires_grad for parameter in model.parameters()]
@@ -139,7 +139,7 @@ def test_failing_to_save_leaves_the_old(make_model: Any, tmp_path: Path, monkeyp
     (tmp_path / "home" / "thesis.tex").write_text("")
     with pytest.raises(L4SError, match="holds something that is no agent"):
         saving.save(model, tmp_path / "home")
-    model.merge()
+    model.backbone.merge()
     with pytest.raises(L4SError, match="save it before"):
         saving.save(model, tmp_path / "agent")
     plain = make_model(lora=LoraConfig())

@@ -104,8 +104,8 @@ def test_merged_adapters_decide_the_same(make_model: Any, make_batch: Any, strea
         model, batch = make_model(family), make_batch(share=0.0, steps=20)
         before = stream(model, batch)
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        model.merge()
+        model.backbone.merge()
         assert not model.backbone.adapted
         assert sum(parameter.numel() for parameter in model.parameters()) < parameters
         assert _differ(stream(model, batch), before) < TOLERANCE
-        model.merge()  # nothing left to do
+        model.backbone.merge()  # nothing left to do
