@@ -21,9 +21,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from l4s_gym.agents.llm.agent import LLMAgent, Target
-from l4s_gym.agents.llm.config import BackboneConfig, LLMConfig, LoraConfig
-from l4s_gym.agents.llm.model import DecisionModel
+from l4s_gym.agents.llm import fast
+from l4s_gym.agents.llm.agent import LLMAgent
+from l4s_gym.agents.llm.data import Target
+from l4s_gym.agents.llm.network import DecisionModel
+from l4s_gym.agents.llm.settings import BackboneConfig, LLMConfig, LoraConfig
 from l4s_gym.cli.arguments import command_line
 from l4s_gym.evaluation.cost import act, decide, figures
 from l4s_gym.evaluation.origin import append_run, origin
@@ -73,7 +75,7 @@ def measure(shape: str, way: str, n: int, steps: int, device: str) -> tuple[dict
         model = DecisionModel(SHAPES[shape]).to(device).eval()
     parameters = sum(p.numel() for p in model.parameters())
     if way != "full":
-        model.optimize("float32" if shape == "llama-2-7b" else way)
+        fast.optimize(model, "" if shape == "llama-2-7b" else way)
     took, logits = decide(model, n, steps, device, whole=way == "full")
     agent = LLMAgent(model, Target(0.0), device=device)
     whole = {} if way == "full" else figures(act(agent, n, steps), "act_")

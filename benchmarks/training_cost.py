@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from l4s_gym.agents.llm.trainer import Trainer
+from l4s_gym.agents.llm.train import Trainer
 from l4s_gym.agents.training import load_config
 from l4s_gym.cli.arguments import command_line
 from l4s_gym.errors import L4SError
@@ -60,7 +60,8 @@ def measure(options: Options, source: Any) -> dict[str, Any]:
     data = sum(int(part["train_steps"]) for part in trainer.corpus.about())
     each = train.batch_size * train.length
     return {
-        **trainer.counts,
+        "parameters": trainer.counts.total,
+        "trainable_parameters": trainer.counts.trainable,
         "config": trainer.plain,
         "step_s": float(np.median(seconds)),
         "tokens_per_s": tokens / sum(seconds),

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from l4s_gym.agents.llm import fast
+
 if TYPE_CHECKING:
-    from l4s_gym.agents.llm.model import DecisionModel
-    from l4s_gym.agents.llm.trainer import Trainer
+    from l4s_gym.agents.llm.network import DecisionModel
+    from l4s_gym.agents.llm.train import Trainer
 
 
 def stream(n: int, steps: int) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
@@ -38,7 +40,7 @@ def decide(
     Returns:
         Milliseconds of each decision, and all their logits (steps, n, 3).
     """
-    window, state = model.config.window, model.start(n)
+    window, step = model.config.window, fast.start(model, n)
     data = [tuple(x.to(device) for x in step) for step in stream(n, window + steps)]
     took, logits = [], []
     for k, (returns, observations, previous) in enumerate(data):
@@ -49,7 +51,7 @@ def decide(
             mask = torch.ones(r.shape, dtype=torch.bool, device=device)
             found = model(r, o, a, torch.arange(len(rows), device=device).expand(n, -1), mask)[:, -1]
         else:
-            found = model.step(state, returns, observations, previous)
+            found = step(returns, observations, previous)
         if device == "cuda":
             torch.cuda.synchronize()
         took.append(1e3 * (time.perf_counter() - start))

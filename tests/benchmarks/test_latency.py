@@ -15,7 +15,7 @@ for _name in ("torch", "transformers", "peft", "accelerate", "h5py", "minari"):
 import torch  # noqa: E402
 
 from l4s_gym import L4SError  # noqa: E402
-from l4s_gym.agents.llm.config import from_dict  # noqa: E402
+from l4s_gym.agents.llm.settings import from_dict  # noqa: E402
 from tests.agents.llm.toys import MODEL, dataset, seldom  # noqa: E402
 
 ROOT = Path(__file__).parents[2]

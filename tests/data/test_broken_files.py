@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from l4s_gym import cli
-from l4s_gym.agents.llm.api import rl_collect
 from l4s_gym.data import minari_io
 from l4s_gym.errors import L4SError
+from l4s_gym.netllm import rl_collect
 
 ID = "l4s/dualpi2/one-v0"
 SHARD, MAIN, METADATA = "shard-00000.hdf5", "main_data.hdf5", "metadata.json"

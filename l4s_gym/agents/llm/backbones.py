@@ -1,4 +1,4 @@
-"""Backbones: models of transformers that take embeddings and a mask of ours, in one pass or step by step.
+"""Backbones: models of transformers that take embeddings and a mask of ours, with or without adapters (LoRA).
 
 Positions. A stream never ends, a table of positions does; and what is in the cache was computed at the position that
 it had. So a position may depend on nothing but the step's own number:
@@ -8,40 +8,113 @@ it had. So a position may depend on nothing but the step's own number:
 - rotary positions (Llama, Mistral, Qwen): only differences matter, so they count up, and before they grow past a
   limit all keys in the cache are rotated back.
 - relative biases (T5): nothing to do.
+
+Adapters, by peft, are on queries and values by default. This gives the paper's numbers: Llama-2-7B at rank 128 has
+32 layers x 2 modules x 128 x (4096 + 4096) = 67.1 million (1 % of 6.7 billion), OPT-1.3B at the same rank
+24 x 2 x 128 x (2048 + 2048) = 25.2 million.
 """
 
 from __future__ import annotations
 
-import copy
+import warnings
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from l4s_gym.agents.llm.attention import banded, single
-from l4s_gym.agents.llm.config import FAMILIES, BackboneConfig, LoraConfig
-from l4s_gym.agents.llm.lora import attach
+from l4s_gym.agents.llm.settings import FAMILIES, BackboneConfig, LoraConfig
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.extras import optional
 
 _LIMIT: Final = 1024
 """Rotary positions are kept below this (or four windows), where their angles are exact to about 1e-4."""
 _SAME: Final = 1e-3
+TARGETS: Final[dict[str, tuple[str, ...]]] = {
+    "gpt2": ("c_attn",),
+    "gpt_neox": ("query_key_value",),
+    "t5": ("q", "v"),
+    **dict.fromkeys(("opt", "llama", "mistral", "qwen2", "qwen3"), ("q_proj", "v_proj")),
+}
+"""Adapted modules by family: queries and values. GPT-2 and GPT-NeoX have them, and the keys, in one module."""
+_Model = TypeVar("_Model", bound=nn.Module)
 
 
-def import_transformers() -> Any:
-    """The module.
+def one_line(error: BaseException) -> str:
+    """The start of an error's message, on one line."""
+    return " ".join(str(error).split())[:200]
+
+
+class Counts(NamedTuple):
+    """Numbers of parameters."""
+
+    trainable: int
+    total: int
+
+    def __str__(self) -> str:
+        """For people."""
+        share = 100.0 * self.trainable / max(self.total, 1)
+        return f"{self.trainable:,} of {self.total:,} parameters are trained ({share:.2f} %)"
+
+    def cost(self) -> dict[str, float]:
+        """As `Agent.cost` tells them."""
+        return {"parameters": float(self.total), "trainable_parameters": float(self.trainable)}
+
+
+def count(model: nn.Module) -> Counts:
+    """Numbers of parameters; shared ones count once."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return Counts(sum(size for size, trainable in sizes if trainable), sum(size for size, _ in sizes))
+
+
+def placed(model: _Model, device: str) -> _Model:
+    """A model that is ready to decide on a device.
 
     Raises:
-        L4SError: It is not installed.
+        L4SError: There is no such device.
     """
-    return optional("transformers", "llm")
+    try:
+        return model.to(device).eval()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise L4SError(f"llm: device {device!r} cannot be used ({reason}): give another, such as cpu") from error
+
+
+# -- attention masks of the banded causal kind
+
+
+def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where allowed, the most negative number elsewhere (not -inf: a row without any would become NaN)."""
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, torch.finfo(dtype).min)
+
+
+def banded(visible: Tensor, tokens: int, window: int, dtype: torch.dtype) -> Tensor:
+    """The mask of a whole pass: which token sees which.
+
+    Args:
+        visible: (B, N) bool: whether other tokens may see a token. Each sees itself, so that no row is empty.
+        tokens: Tokens of a step; N is a multiple.
+        window: A token sees those of its own step and of the `window - 1` steps before.
+        dtype: Of the mask.
+
+    Returns:
+        (B, 1, N, N), additive.
+    """
+    index = torch.arange(visible.shape[1], device=visible.device)
+    group = index // tokens
+    causal = index[:, None] >= index
+    near = group[:, None] - group < window
+    self_seen = index[:, None] == index
+    allowed = (causal & near) & visible[:, None, :] | self_seen  # (B, N, N)
+    return additive(allowed[:, None], dtype)
+
+
+# -- models of transformers
 
 
 def random_config(config: BackboneConfig) -> Any:
     """A configuration of transformers of the given family and size."""
-    transformers = import_transformers()
+    transformers = optional("transformers", "llm")
     wide, heads = config.feedforward or 4 * config.hidden, config.heads
     tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "vocab_size": config.vocabulary}
     size = {
@@ -63,15 +136,15 @@ def random_config(config: BackboneConfig) -> Any:
         special = size | {"intermediate_size": wide, "attention_dropout": config.dropout}
         special |= {"num_key_value_heads": config.kv_heads or heads}
         if config.family in FAMILIES:
-            special |= {"head_dim": head, "sliding_window": None}  # the window is that of our mask
-    if config.family in ("llama", "opt", "gpt2", "t5"):
-        special.pop("sliding_window", None)
+            special["head_dim"] = head
+        if config.family in ("mistral", "qwen2", "qwen3"):
+            special["sliding_window"] = None  # the window is that of our mask
     try:
         return transformers.AutoConfig.for_model(config.family, **tokens, **special)
     except ValueError as error:
         if "Unrecognized model" in str(error):
-            error_ = unknown("family", config.family, FAMILIES)
-            raise L4SError(f"backbone: {error_}, or another model_type of transformers") from None
+            wrong = unknown("family", config.family, FAMILIES)
+            raise L4SError(f"backbone: {wrong}, or another model_type of transformers") from None
         raise L4SError(f"backbone: {config.family!r} of this size: {one_line(error)}: choose another size") from None
 
 
@@ -87,7 +160,7 @@ def _build(make: Callable[[str], Any]) -> Any:
 
 def _load(config: BackboneConfig, words: bool) -> tuple[Any, str]:
     """A pretrained model, and the commit that it has on the hub."""
-    transformers = import_transformers()
+    transformers = optional("transformers", "llm")
     name, revision, dtype = config.pretrained, config.revision or "main", getattr(torch, config.dtype)
     try:
         found = transformers.AutoConfig.from_pretrained(name, revision=revision)
@@ -109,7 +182,7 @@ def _make(config: BackboneConfig, words: bool) -> tuple[Any, str]:
     """The model of transformers, and the commit of a pretrained one."""
     if config.pretrained:
         return _load(config, words)
-    transformers = import_transformers()
+    transformers = optional("transformers", "llm")
     sizes = random_config(config)
     t5_encoder = sizes.model_type == "t5" and not config.decoder
     if t5_encoder:
@@ -127,11 +200,6 @@ def _make(config: BackboneConfig, words: bool) -> tuple[Any, str]:
     return model.to(getattr(torch, config.dtype)), ""
 
 
-def one_line(error: BaseException) -> str:
-    """The start of an error's message, on one line."""
-    return " ".join(str(error).split())[:200]
-
-
 def _cut(model: nn.Module, last: int, layers: int) -> None:
     """Leave after layer `last`: what lies behind is taken out; the final normalisation stays."""
     if last > layers:
@@ -143,6 +211,44 @@ def _cut(model: nn.Module, last: int, layers: int) -> None:
             done.append(name)
             parent, _, own = name.rpartition(".")
             setattr(model.get_submodule(parent), own, module[:last])
+
+
+def _attach(model: Any, config: LoraConfig, family: str) -> Any:
+    """Put adapters into a model of transformers; its own weights keep whether they are trained.
+
+    Returns:
+        The `peft.PeftModel` around it.
+
+    Raises:
+        L4SError: peft is missing, or the modules are not known or not there.
+    """
+    peft = optional("peft", "llm")
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
+    from transformers.pytorch_utils import Conv1D
+
+    targets = config.targets or TARGETS.get(family) or KNOWN.get(family)
+    if not targets:
+        raise L4SError(f"lora: no modules are known for {family!r}: name them in lora.targets")
+    names = [targets] if isinstance(targets, str) else list(targets)
+    found = [module for name, module in model.named_modules() if name.rsplit(".", 1)[-1] in names]
+    if not found and not isinstance(targets, str):
+        weights = [name.split(".") for name, parameter in model.named_parameters() if parameter.ndim == 2]
+        leaves = sorted({name[-2] for name in weights if name[-1] == "weight"})
+        raise L4SError(f"lora: {family!r} has no modules {', '.join(names)}: choose of {', '.join(leaves)}")
+    before = {id(parameter): parameter.requires_grad for parameter in model.parameters()}
+    settings = peft.LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha or 2 * config.rank,
+        lora_dropout=config.dropout,
+        target_modules=targets if isinstance(targets, str) else names,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in found),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # names that peft takes from transformers
+        adapted = peft.get_peft_model(model, settings)
+    for parameter in adapted.parameters():
+        parameter.requires_grad_(before.get(id(parameter), True))
+    return adapted
 
 
 class Backbone(nn.Module):
@@ -171,10 +277,9 @@ class Backbone(nn.Module):
         super().__init__()
         self.config = config
         model, self.commit = _make(config, words)
-        sizes = copy.deepcopy(model.config)
-        self.family: str = sizes.model_type
+        self.family: str = model.config.model_type
         if config.exit_layer:
-            _cut(model, config.exit_layer, int(sizes.num_hidden_layers))
+            _cut(model, config.exit_layer, int(model.config.num_hidden_layers))
         model.requires_grad_(not config.frozen)
         try:
             embedding = model.get_input_embeddings()
@@ -188,21 +293,20 @@ class Backbone(nn.Module):
         if config.checkpointing:
             newer = getattr(model, "activation_checkpointing_enable", None)  # the newer name
             (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
-        self.model = attach(model, lora, self.family) if lora.rank else model
+        self.model = _attach(model, lora, self.family) if lora.rank else model
         self._tell_positions()
         if not words and self.family not in FAMILIES and not embedding.weight.is_meta:
             self._check()
 
     @property
-    def core(self) -> Any:
-        """The model of transformers, with adapters in it if there are any."""
-        inner = getattr(self.model, "base_model", None)
-        return inner.model if type(self.model).__name__.startswith("Peft") and inner is not None else self.model
-
-    @property
     def adapted(self) -> bool:
         """Whether there are adapters, not merged."""
-        return self.core is not self.model
+        return type(self.model).__name__.startswith("Peft")
+
+    @property
+    def core(self) -> Any:
+        """The model of transformers, with adapters in it if there are any."""
+        return self.model.base_model.model if self.adapted else self.model
 
     @property
     def dtype(self) -> torch.dtype:
@@ -225,16 +329,17 @@ class Backbone(nn.Module):
             raise L4SError(f"backbone {self.family!r}: its positions are of no known kind: choose another family")
 
     def merge(self) -> None:
-        """Merge the adapters into the weights, if there are any."""
+        """Merge the adapters into the weights, for use; training and saving end with this. Without any: nothing."""
         if self.adapted:
             self.model = self.model.merge_and_unload()
 
     def new_cache(self) -> Any:
         """An empty cache of keys and values."""
-        cache = import_transformers().DynamicCache
-        if self.family == "t5" and self.config.decoder:
-            return cache(), import_transformers().EncoderDecoderCache(cache(), cache())
-        return cache()  # without a configuration: Mistral's would forget by a window of its own
+        transformers = optional("transformers", "llm")
+        cache = transformers.DynamicCache()  # without a configuration: Mistral's would forget by a window of its own
+        if not (self.family == "t5" and self.config.decoder):
+            return cache
+        return cache, transformers.EncoderDecoderCache(transformers.DynamicCache(), transformers.DynamicCache())
 
     def forward(self, embeddings: Tensor, mask: Tensor, positions: Tensor, cache: Any = None) -> Tensor:
         """Hidden states.
@@ -308,17 +413,16 @@ class Backbone(nn.Module):
         self.eval()
         device = self.core.get_input_embeddings().weight.device
         x = torch.linspace(-2, 2, 6 * self.width, device=device).sin().view(1, 6, self.width)
-        visible = torch.ones(1, 6, dtype=torch.bool, device=device)
+        mask = banded(torch.ones(1, 6, dtype=torch.bool, device=device), 2, 2, self.dtype)
         position = torch.arange(6, device=device)[None]
         try:
-            whole = self(x, banded(visible, 2, 2, self.dtype), position)
-            cache, step, parts = self.new_cache(), single(2, 2, self.dtype, device), []
+            whole, cache, parts = self(x, mask, position), self.new_cache(), []
             for start in (0, 2, 4):
                 if start == 4 and self.positions == "rotary":
                     self.shift(cache, 1)
                     position = position - 1
-                seen = min(start, 2) + 2
-                parts.append(self(x[:, start : start + 2], step[..., -seen:], position[:, start : start + 2], cache))
+                seen = mask[..., -2:, -min(start, 2) - 2 :]
+                parts.append(self(x[:, start : start + 2], seen, position[:, start : start + 2], cache))
                 cache = self.forget(cache, 2)
             same = torch.allclose(whole, torch.cat(parts, 1), atol=_SAME if self.dtype == torch.float32 else 0.1)
         except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError) as error:

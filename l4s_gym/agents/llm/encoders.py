@@ -22,42 +22,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import groupby
-from typing import Final, Protocol, cast
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from l4s_gym.agents.llm.config import EncoderConfig, Feature
+from l4s_gym.agents.llm.settings import EncoderConfig, Feature
 from l4s_gym.errors import L4SError, unknown
 
 MAGNITUDE: Final = 1000.0
 """Values from about 1 / MAGNITUDE on are told apart by their logarithm."""
 
-
-class Encoder(Protocol):
-    """What encodes the features of one kind; a `torch.nn.Module`.
-
-    Attributes:
-        reach: Number of earlier steps that it looks back at.
-    """
-
-    reach: int
-
-    def __call__(self, values: Tensor, known: Tensor) -> Tensor:
-        """Encode.
-
-        Args:
-            values: (B, reach + K, G, *shape) float32 of G features; 0 where they are not known.
-            known: (B, reach + K, G) bool.
-
-        Returns:
-            (B, K, G, hidden).
-        """
-        ...
-
-
-Factory = Callable[[tuple[Feature, ...], EncoderConfig], Encoder]
+Factory = Callable[[tuple[Feature, ...], EncoderConfig], nn.Module]
 ENCODERS: Final[dict[str, Factory]] = {}
 """The registry: kind -> what makes its encoder from the features (all of one shape) and the configuration."""
 
@@ -178,9 +155,8 @@ class FoldedEncoder(nn.Module):
     def forward(self, values: Tensor, known: Tensor) -> Tensor:
         """(B, reach + K, G) -> (B, K, G, hidden)."""
         batch, steps, count = values.shape
-        seen = torch.cat((values, _logarithm(values), known.to(values.dtype)), 2)  # (B, reach + K, 3 * G)
-        windows = seen.unfold(1, self.reach + 1, 1).reshape(-1, 3, count, self.reach + 1)
-        windows = windows.permute(2, 0, 1, 3).reshape(count, -1, self.weight.shape[1])  # (G, B * K, channels * length)
+        windows = _channels(values, known).unfold(1, self.reach + 1, 1)  # (B, K, G, channels, length)
+        windows = windows.permute(2, 0, 1, 3, 4).reshape(count, -1, self.weight.shape[1])
         code = F.gelu(torch.baddbmm(self.bias, windows, self.weight))
         return code.transpose(0, 1).view(batch, steps - self.reach, count, -1)
 
@@ -284,22 +260,23 @@ class StateEncoder(nn.Module):
         owner = [index for index, feature in enumerate(features) for _ in range(feature.size)]
         self.register_buffer("feature_of_column", torch.tensor(owner), persistent=False)
         starts = [sum(feature.size for feature in features[:index]) for index in range(len(features))]
-        self.encoders = nn.ModuleList()
+        self.encoders: Any = nn.ModuleList()
+        self.reach = 0
         self._shapes: list[tuple[int, ...]] = []
         order = sorted(range(len(features)), key=lambda index: (features[index].kind, features[index].shape))
         for (kind, shape), found in groupby(order, key=lambda index: (features[index].kind, features[index].shape)):
             members = list(found)
             if kind not in ENCODERS:
                 raise unknown("kind of encoder (register it first)", kind, tuple(ENCODERS))
-            encoder = ENCODERS[kind](tuple(features[index] for index in members), config)
-            self.encoders.append(cast(nn.Module, encoder))
+            encoder: Any = ENCODERS[kind](tuple(features[index] for index in members), config)
+            self.encoders.append(encoder)
+            self.reach = max(self.reach, int(encoder.reach))
             columns = [start + offset for start in (starts[index] for index in members)
                        for offset in range(features[members[0]].size)]  # fmt: skip
             index = len(self._shapes)
             self.register_buffer(f"members{index}", torch.tensor(members), persistent=False)
             self.register_buffer(f"columns{index}", torch.tensor(columns), persistent=False)
             self._shapes.append(shape)
-        self.reach = max(int(cast(Encoder, encoder).reach) for encoder in self.encoders)
         self.register_buffer("order", torch.tensor(order).argsort(), persistent=False)
         may_miss = torch.tensor([feature.name == config.unknown for feature in features])
         self.register_buffer("may_miss", may_miss, persistent=False)
@@ -335,7 +312,7 @@ class StateEncoder(nn.Module):
             return folded
         codes = []
         for index, (encoder, shape) in enumerate(zip(self.encoders, self._shapes, strict=True)):
-            skip = self.reach - int(cast(Encoder, encoder).reach)
+            skip = self.reach - int(encoder.reach)
             members, columns = getattr(self, f"members{index}"), getattr(self, f"columns{index}")
             part = values[:, skip:].index_select(2, columns)
             part = part.view(values.shape[0], -1, len(members), *shape)

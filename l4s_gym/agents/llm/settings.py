@@ -1,20 +1,325 @@
-"""The configuration of a training run: the tables `model` and `train`, and presets of both."""
+"""What an LLM agent is made of and how it is trained, as frozen structures from tables.
+
+```toml
+[model]                # LLMConfig
+window = 20
+layout = "fused"
+backbone.family = "llama"
+lora.rank = 16
+
+[train]                # TrainConfig
+steps = 2000
+```
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Final, Literal
 
-from l4s_gym.agents.llm import config
-from l4s_gym.agents.llm.schedule import TrainConfig
+import msgspec
+from msgspec import Meta
+
+from l4s_gym.agents.imbalance import Imbalance
 from l4s_gym.agents.training import merged
 from l4s_gym.errors import L4SError, unknown
+from l4s_gym.schema import ACTIONS, OBSERVED
 from l4s_gym.tables import convert
 
+_Size = Annotated[int, Meta(ge=1, le=1 << 20)]
+_SizeOr0 = Annotated[int, Meta(ge=0, le=1 << 20)]
+_Positive = Annotated[int, Meta(ge=1)]
+_Count = Annotated[int, Meta(ge=0)]
+_Above0 = Annotated[float, Meta(gt=0.0)]
+_Share = Annotated[float, Meta(ge=0.0, lt=1.0)]
+_Part = Annotated[float, Meta(ge=0.0, le=1.0)]
+_ACTIONS: Final = len(ACTIONS)
 TABLES: Final = ("model", "train")
+"""Of a configuration."""
+PRECISIONS: Final = ("auto", "fp32", "bf16")
+"""Of training."""
+FAMILIES: Final = ("gpt2", "opt", "llama", "mistral", "qwen2", "qwen3", "t5")
+"""Backbones that are tested; any other causal model is named by its `model_type` in transformers."""
+SCALARS: Final = ("queue_type", "burst_allowance", "total_drops", "packet_length")
+"""Features that are encoded step by step by default; the others are time series."""
+UNKNOWN: Final = "accumulated_probability"
+"""The feature that may be missing in data from logs (`l4s_gym.data.causal`)."""
 
 
-def settings(given: Mapping[str, Any]) -> tuple[config.LLMConfig, TrainConfig]:
+@dataclass(frozen=True)
+class BackboneConfig:
+    """The transformer.
+
+    Attributes:
+        family: One of `FAMILIES`, or another `model_type` of transformers.
+        pretrained: Name on the hub or folder of a pretrained model; its size is then its own. Empty: random weights
+            of the size below.
+        revision: Commit, tag or branch on the hub; empty: the newest.
+        hidden: Width.
+        layers: Layers (of T5: in the encoder and, if there is one, in the decoder).
+        heads: Attention heads.
+        kv_heads: Heads of keys and values (Llama, Mistral, Qwen); 0: as `heads`.
+        feedforward: Width of the feed-forward layers; 0: four times `hidden`.
+        positions: Number of positions, in tokens.
+        vocabulary: Tokens of the unused word embedding of a random backbone (the text head has its own).
+        dropout: In training.
+        exit_layer: Leave after this layer; 0: after the last.
+        decoder: T5 only: use encoder and decoder, instead of the encoder alone.
+        freeze: Keep the weights as they are (LoRA's, the encoders' and the head's are trained); None: those of
+            pretrained backbones only.
+        checkpointing: Recompute activations in the backward pass, to save memory.
+        dtype: Of the backbone's weights.
+        seed: Of random weights.
+    """
+
+    family: str = "gpt2"
+    pretrained: str = ""
+    revision: str = ""
+    hidden: _Size = 128
+    layers: _Size = 3
+    heads: _Size = 4
+    kv_heads: _SizeOr0 = 0
+    feedforward: _SizeOr0 = 0
+    positions: _Size = 1024
+    vocabulary: _Size = 16
+    dropout: _Share = 0.1
+    exit_layer: _SizeOr0 = 0
+    decoder: bool = False
+    freeze: bool | None = None
+    checkpointing: bool = False
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check what the types do not say."""
+        if not self.pretrained and self.hidden % self.heads:
+            raise L4SError(f"backbone: hidden={self.hidden} is no multiple of heads={self.heads}: change one of them")
+        if self.kv_heads and self.heads % self.kv_heads:
+            raise L4SError(f"backbone: heads={self.heads} is no multiple of kv_heads={self.kv_heads}: change one")
+        if self.decoder and self.family != "t5":
+            raise L4SError(f"backbone: decoder is for T5, {self.family!r} is one already: leave it out")
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the weights stay as they are."""
+        return bool(self.pretrained) if self.freeze is None else self.freeze
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters, by peft.
+
+    Attributes:
+        rank: Rank; 0: none.
+        alpha: Their scale is alpha / rank; 0: twice the rank.
+        dropout: In training.
+        targets: Names of the modules; empty: the family's own (`l4s_gym.agents.llm.backbones.TARGETS`).
+    """
+
+    rank: _SizeOr0 = 0
+    alpha: _SizeOr0 = 0
+    dropout: _Share = 0.05
+    targets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A part of the observation.
+
+    Attributes:
+        name: Its name.
+        kind: `scalar`, `series`, `image`, `graph`, or a kind that was added to the registry of encoders.
+        shape: Of one value; its elements are consecutive columns of the observation.
+    """
+
+    name: str
+    kind: str = "scalar"
+    shape: tuple[_Size, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Columns of the observation."""
+        return math.prod(self.shape)
+
+
+def l4s_features() -> tuple[Feature, ...]:
+    """The eight of the observation: four scalars, four time series."""
+    return tuple(Feature(name, "scalar" if name in SCALARS else "series") for name in OBSERVED)
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """How states become embeddings.
+
+    Attributes:
+        features: Parts of the observation, in order.
+        hidden: Width of what each encoder gives, before its projection.
+        kernels: Lengths of the causal convolutions over time series, in steps.
+        max_timestep: The embedding of the time step is that of the step modulo this number.
+        unknown: Feature that may be missing; empty: none.
+    """
+
+    features: tuple[Feature, ...] = field(default_factory=l4s_features)
+    hidden: _Size = 64
+    kernels: tuple[_Size, ...] = (1, 3, 5, 9)
+    max_timestep: _Size = 1024
+    unknown: str = UNKNOWN
+
+    def __post_init__(self) -> None:
+        """Check what the types do not say."""
+        names = [feature.name for feature in self.features]
+        if not names or len(set(names)) != len(names):
+            raise L4SError(f"encoder: features {names}: name each once, and one at least")
+        if self.unknown and self.unknown not in names:
+            raise unknown("feature that may be missing (encoder.unknown)", self.unknown, tuple(names))
+        if not self.kernels:
+            raise L4SError("encoder: no kernels: give one length at least")
+
+    @property
+    def size(self) -> int:
+        """Columns of the observation."""
+        return sum(feature.size for feature in self.features)
+
+
+@dataclass(frozen=True)
+class LLMConfig:
+    """The whole agent.
+
+    Attributes:
+        backbone: The transformer.
+        lora: Adapters.
+        encoder: States to embeddings.
+        layout: `fused`: one token for the state, `features`: one for each feature.
+        window: Steps that a token attends to, its own included.
+        gamma: Discount of the return-to-go.
+        return_scale: Returns are divided by it.
+        head: `linear`: logits from the last state token; `text`: answers written token by token.
+        actions: Number of actions.
+    """
+
+    backbone: BackboneConfig = BackboneConfig()
+    lora: LoraConfig = LoraConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    layout: Literal["fused", "features"] = "fused"
+    window: _Size = 20
+    gamma: _Part = 1.0
+    return_scale: _Above0 = 1.0
+    head: Literal["linear", "text"] = "linear"
+    actions: _Size = _ACTIONS
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of one step: previous action, return-to-go, state."""
+        return 2 + (len(self.encoder.features) if self.layout == "features" else 1)
+
+
+@dataclass(frozen=True)
+class Augment:
+    """What is done to a batch before the model sees it; see `data.augment`.
+
+    Attributes:
+        noise: Standard deviation of the factor 1 + noise * z on the continuous features.
+        offset: The steps of a sequence are counted from a random number of 0 to `offset` more.
+        dropout: Share of the timesteps that are hidden.
+    """
+
+    noise: float = 0.0
+    offset: int = 0
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.noise < 0 or self.offset < 0 or not 0 <= self.dropout < 1:
+            raise L4SError(f"{self}: give noise and offset of 0 or more, and a dropout of 0 to 1")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run.
+
+    Attributes:
+        steps: Optimiser steps.
+        batch_size: Sequences of a step, on each process.
+        accumulate: Parts that the batch is cut into, one after the other, to save memory; the gradient stays the same.
+        length: Steps of a sequence. Longer than the model's window, so that it is trained with the banded attention
+            with which it will run: a token then sees through others further back than the window.
+        stride: Steps from one of a sequence to the next: n trains an agent that is asked at every n-th packet.
+        learning_rate: The highest, after the warm-up.
+        weight_decay: Of AdamW, on matrices only.
+        warmup: Steps over which the learning rate grows from 0.
+        final: Learning rate at the end, as a share of the highest (cosine in between).
+        clip: Largest norm of the gradient.
+        precision: `fp32`, `bf16` (autocast), or `auto`: bf16 on a GPU that has it.
+        held_out: Share of each dataset's episodes that is kept for the metrics, as `logged.split` does; 0: none.
+        eval_every: Steps between two looks at the held-out episodes.
+        eval_steps: At most so many steps of them are looked at.
+        checkpoint_every: Steps between two checkpoints.
+        quantile: The agent's target return is this quantile of the training episodes' returns.
+        drop_missing: Leave steps whose accumulated probability is unknown out of the loss.
+        allow_gaps: Take datasets too whose rows are not all consecutive.
+        seed: Of weights, split, batches and noise.
+        augment: What is done to a batch.
+        imbalance: What is done about rare actions; `sample` draws windows around them, see `data.Corpus`.
+    """
+
+    steps: _Positive = 2000
+    batch_size: _Positive = 32
+    accumulate: _Positive = 1
+    length: _Positive = 60
+    stride: _Positive = 1
+    learning_rate: _Above0 = 1e-3
+    weight_decay: Annotated[float, Meta(ge=0.0)] = 0.01
+    warmup: _Count = 100
+    final: _Part = 0.1
+    clip: _Above0 = 1.0
+    precision: str = "auto"
+    held_out: _Share = 0.2
+    eval_every: _Positive = 500
+    eval_steps: _Positive = 20_000
+    checkpoint_every: _Positive = 250
+    quantile: _Part = 0.9
+    drop_missing: bool = True
+    allow_gaps: bool = False
+    seed: _Count = 0
+    augment: Augment = field(default_factory=Augment)
+    imbalance: Imbalance = field(default_factory=Imbalance)
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise unknown("precision", self.precision, PRECISIONS)
+        if self.accumulate > self.batch_size:
+            raise L4SError(f"train: accumulate={self.accumulate}: a batch has only {self.batch_size} sequences")
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step: a line up to the highest, then half a cosine down to its share `final`."""
+        if step < self.warmup:
+            return self.learning_rate * ((step + 1) / (self.warmup + 1))
+        done = min((step - self.warmup) / max(self.steps - self.warmup, 1), 1.0)
+        return self.learning_rate * (self.final + (1.0 - self.final) * 0.5 * (1.0 + math.cos(math.pi * done)))
+
+
+def to_dict(config: LLMConfig) -> dict[str, Any]:
+    """As plain values, for JSON and TOML, which has no None."""
+    plain: dict[str, Any] = msgspec.to_builtins(config)
+    plain["backbone"] = {name: value for name, value in plain["backbone"].items() if value is not None}
+    return plain
+
+
+def from_dict(values: Mapping[str, Any], place: str = "llm") -> LLMConfig:
+    """From plain values.
+
+    Args:
+        values: Settings; what is left out has its default.
+        place: Where they come from, for errors.
+
+    Raises:
+        L4SError: A setting does not exist, or has no fitting value.
+    """
+    return convert(LLMConfig, values, place)
+
+
+def settings(given: Mapping[str, Any]) -> tuple[LLMConfig, TrainConfig]:
     """The parts of a configuration.
 
     Args:
@@ -25,7 +330,7 @@ def settings(given: Mapping[str, Any]) -> tuple[config.LLMConfig, TrainConfig]:
         L4SError: Another name, or a setting that is wrong.
     """
     tables = resolved(given)
-    return config.from_dict(tables["model"], "model"), convert(TrainConfig, tables["train"], "train")
+    return from_dict(tables["model"], "model"), convert(TrainConfig, tables["train"], "train")
 
 
 def resolved(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 There is no head of ours here: the prompt describes the state, the backbone's own language-model head continues it,
 and the answer is parsed. An answer that names no action is invalid and counts as "enqueue"; how many were valid, and
-how long they took, is the result of the ablation.
+how long they took, is the result of the ablation. Each decision is asked about by itself: the prompt says the packet's
+state and the return that is left to reach, not what came before.
 
 A pretrained model brings its tokenizer. A random one gets a tokenizer of our own, one token for each byte: prompts
 are then about four times as long as with a tokenizer made from text, which its latencies include.
@@ -10,10 +11,10 @@ are then about four times as long as with a tokenizer made from text, which its 
 
 from __future__ import annotations
 
-import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -21,37 +22,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from l4s_gym.agents.llm.backbones import Backbone, import_transformers, one_line
-from l4s_gym.agents.llm.config import UNKNOWN, LLMConfig
-from l4s_gym.agents.llm.model import DecisionModel
-from l4s_gym.errors import L4SError
+from l4s_gym.agents.llm.backbones import Backbone, Counts, additive, count, one_line, placed
+from l4s_gym.agents.llm.data import ReturnsToGo, Target
+from l4s_gym.agents.llm.network import DecisionModel
+from l4s_gym.agents.llm.settings import UNKNOWN, LLMConfig
+from l4s_gym.agents.protocol import Actions, Floats, Observations, check_batch
+from l4s_gym.data.trajectory import Trajectory
+from l4s_gym.errors import L4SError, unknown
+from l4s_gym.extras import optional
 from l4s_gym.schema import ACTIONS, BY_NAME, ENQUEUE, OBSERVED, unscale_observation
 
 ANSWER_TOKENS: Final = 12
 """An answer is cut off here."""
+RULES: Final = ("sample", "argmax")
+"""How tokens are chosen. `diffuse` needs the probabilities of actions, which an answer does not have."""
+_STREAM: Final = 0x746578
+_PROMPTS: Final = 64
 _WORDS: Final = dict(
     zip(OBSERVED, ("queue", "burst", "p", "delay", "sum of p", "length", "drops", "packet"), strict=True)
 )
 
 
-class Tokenizer(Protocol):
-    """What is needed of a tokenizer."""
-
-    size: int
-    pad: int
-    end: int
-
-    def encode(self, text: str) -> list[int]:
-        """Tokens of a text, without any at its start or end."""
-        ...
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """The text of tokens, without special ones."""
-        ...
-
-
 class ByteTokenizer:
-    """One token for each byte, and two special ones."""
+    """One token for each byte, and two special ones: `pad` before a prompt, `end` after an answer."""
 
     size = 258
     pad = 256
@@ -76,15 +69,16 @@ class PretrainedTokenizer:
             L4SError: There is none.
         """
         try:
-            self._inner = import_transformers().AutoTokenizer.from_pretrained(name, revision=revision or "main")
+            self._inner = optional("transformers", "llm").AutoTokenizer.from_pretrained(
+                name, revision=revision or "main"
+            )
         except (OSError, ValueError) as error:
             raise L4SError(f"tokenizer of {name!r}: cannot be loaded ({one_line(error)}): check the folder") from error
-        self.size = len(self._inner)
         self.end = int(self._inner.eos_token_id)
         self.pad = self.end if self._inner.pad_token_id is None else int(self._inner.pad_token_id)
 
     def encode(self, text: str) -> list[int]:
-        """Tokens of a text."""
+        """Tokens of a text, without any at its start or end."""
         tokens: list[int] = self._inner(text, add_special_tokens=False)["input_ids"]
         return tokens
 
@@ -136,14 +130,12 @@ class Answers:
         valid: (n,) bool.
         texts: The answers.
         tokens: Tokens of each answer, its end included (n,) int64.
-        seconds: Time for the batch.
     """
 
     actions: npt.NDArray[np.int64]
     valid: npt.NDArray[np.bool_]
     texts: tuple[str, ...]
     tokens: npt.NDArray[np.int64]
-    seconds: float
 
 
 class TextModel(nn.Module):
@@ -166,10 +158,10 @@ class TextModel(nn.Module):
         self.config, backbone = config, config.backbone
         if backbone.family == "t5" and not backbone.pretrained:
             raise L4SError("llm: head = 'text' needs a causal backbone: choose another family than t5")
+        self.tokenizer: ByteTokenizer | PretrainedTokenizer = ByteTokenizer()
         if backbone.pretrained:
-            self.tokenizer: Tokenizer = PretrainedTokenizer(backbone.pretrained, backbone.revision)
+            self.tokenizer = PretrainedTokenizer(backbone.pretrained, backbone.revision)
         else:
-            self.tokenizer = ByteTokenizer()
             backbone = replace(backbone, vocabulary=self.tokenizer.size)
         self.backbone: Any = Backbone(backbone, config.lora, words=True)
         told = [[*self.tokenizer.encode(answer(action)), self.tokenizer.end] for action in range(len(ACTIONS))]
@@ -206,8 +198,8 @@ class TextModel(nn.Module):
             Log-probabilities of the three answers (B, K, 3); what is left of 1 is that of answers that are invalid.
         """
         del actions, timesteps, mask
-        unknown = torch.zeros_like(returns, dtype=torch.bool) if missing is None else missing
-        rows = zip(*(each.flatten(0, 1).cpu().numpy() for each in (observations, returns, unknown)), strict=True)
+        missing = torch.zeros_like(returns, dtype=torch.bool) if missing is None else missing
+        rows = zip(*(each.flatten(0, 1).cpu().numpy() for each in (observations, returns, missing)), strict=True)
         return self.scores([prompt(*row) for row in rows]).view(*returns.shape, len(ACTIONS))
 
     def scores(self, prompts: Sequence[str]) -> Tensor:
@@ -224,13 +216,11 @@ class TextModel(nn.Module):
         index = torch.arange(size, device=of.device)
         seen = (index[:, None] >= index) & ((segment[:, None] == segment) | (segment == -1))
         seen = seen & F.pad(real, (0, len(answers)), value=True)[:, None] | (index[:, None] == index)  # (n, S, S)
-        bias = torch.zeros(seen.shape, dtype=self.backbone.dtype, device=of.device)
-        bias = bias.masked_fill_(~seen, torch.finfo(bias.dtype).min)[:, None]
         place = index[length:] - length - torch.searchsorted(of, of)  # within its answer
         positions = torch.cat((real.cumsum(1) - 1, real.sum(1, keepdim=True) + place), 1).clamp_min(0)
         logits = self.backbone.core(
             input_ids=torch.cat((tokens, answers.expand(n, -1)), 1),
-            attention_mask=bias,
+            attention_mask=additive(seen, self.backbone.dtype)[:, None],
             position_ids=positions,
             use_cache=False,
             logits_to_keep=len(answers) + 1,
@@ -240,10 +230,6 @@ class TextModel(nn.Module):
         told = torch.log_softmax(logits[:, before].float(), -1).gather(2, answers.expand(n, -1)[..., None])[..., 0]
         return told.new_zeros(n, len(ACTIONS)).index_add(1, of, told)
 
-    def merge(self) -> None:
-        """Merge LoRA's adapters into the weights, for use; training ends with this. Without adapters: nothing."""
-        self.backbone.merge()
-
     @torch.no_grad()
     def ask(self, prompts: Sequence[str], draws: npt.NDArray[np.float64] | None = None) -> Answers:
         """Let the model answer, token by token.
@@ -252,7 +238,6 @@ class TextModel(nn.Module):
             prompts: One for each queue.
             draws: Numbers in [0, 1) that the tokens are drawn by (n, `ANSWER_TOKENS`); None: the most probable ones.
         """
-        began = time.perf_counter()
         ids, real = self._tokens(prompts, ANSWER_TOKENS)
         positions, cache = (real.cumsum(1) - 1).clamp_min(0), self.backbone.new_cache()
         chance = None if draws is None else torch.from_numpy(draws).to(ids.device)
@@ -286,7 +271,6 @@ class TextModel(nn.Module):
             valid=np.array([action is not None for action in found]),
             texts=texts,
             tokens=np.array([min(len(row) + 1, len(written)) for row in rows]),
-            seconds=time.perf_counter() - began,
         )
 
 
@@ -301,3 +285,68 @@ Model = DecisionModel | TextModel
 def build(config: LLMConfig) -> Model:
     """The model of a configuration, by its head."""
     return TextModel(config) if config.head == "text" else DecisionModel(config)
+
+
+class TextAgent:
+    """A trained language model that writes what is to be done.
+
+    Attributes:
+        model: In `eval` mode.
+        target: What it is to reach.
+        training: What is known about its training.
+        counts: Since `reset`: decisions (`asked`), those whose answer named no action (`invalid`), and the `tokens` of
+            all answers. Each `reset` begins a new one.
+    """
+
+    def __init__(
+        self,
+        model: TextModel,
+        target: Target,
+        *,
+        rule: str = "sample",
+        name: str = "llm",
+        device: str = "cpu",
+        parameters: Counts | None = None,
+        training: dict[str, Any] | None = None,
+    ) -> None:
+        """Wrap a model; the arguments are those of `LLMAgent`, the rule is one of `RULES`."""
+        if rule not in RULES:
+            raise unknown("decision rule of an agent that writes", rule, RULES)
+        self.rule, self.name, self.target = rule, name, target
+        self.training, self._counts = training or {}, parameters or count(model)
+        self.model = placed(model, device)
+        self.reset(1, 0)
+
+    def reset(self, n: int, seed: int) -> None:
+        """Start `n` episodes."""
+        if n < 1:
+            raise L4SError(f"n={n}: give 1 or more environments")
+        self.model.eval()
+        self._draws = [np.random.default_rng([seed + i, _STREAM]) for i in range(n)]
+        self._told = ReturnsToGo(self.target, n, self.model.config.gamma)
+        self.counts = Counter[str]()
+
+    def act(self, obs: Observations, rewards: Floats) -> Actions:
+        """Actions (n,) as they are written."""
+        check_batch(obs, len(self._draws))
+        prompts = [prompt(row, left) for row, left in zip(obs, self._told.after(rewards).tolist(), strict=True)]
+        draws = np.stack([rng.random(ANSWER_TOKENS) for rng in self._draws]) if self.rule == "sample" else None
+        answers = self.model.ask(prompts, draws)
+        invalid, tokens = int((~answers.valid).sum()), int(answers.tokens.sum())
+        self.counts.update(asked=len(prompts), invalid=invalid, tokens=tokens)
+        return answers.actions
+
+    def logged_probabilities(self, logged: Trajectory, index: npt.NDArray[np.int64]) -> Floats:
+        """Probabilities (B, 3) of the actions in answers that name one, given the returns that followed."""
+        left = logged.returns_to_go(self.model.config.gamma)
+        found = [np.zeros((0, 3))]
+        with torch.inference_mode():
+            for at in range(0, len(index), _PROMPTS):
+                some = index[at : at + _PROMPTS].tolist()
+                scores = self.model.scores([prompt(logged.observations[step], left[step]) for step in some])
+                found.append(scores.double().softmax(-1).cpu().numpy())
+        return np.concatenate(found)
+
+    def cost(self) -> dict[str, float]:
+        """Numbers of parameters."""
+        return self._counts.cost()

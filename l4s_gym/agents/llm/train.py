@@ -2,26 +2,434 @@
 
 A sequence of steps (return-to-go, state, action) goes in, and at each step the loss is the cross-entropy of the action
 that was taken there. Accelerate runs it on one CPU process, on one or several GPUs, and sharded (FSDP).
+
+A checkpoint holds the trained weights, the optimiser, the step, and the labels counted so far. The learning rate
+follows from the step; batches, noise and dropout of a step are drawn by generators that are seeded by the seed, the
+step and the process. So a resumed run goes on as if it had not been stopped. The weights of a sharded model are written
+by Accelerate, each process its part, to a folder beside.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
 import torch
+from torch.nn import functional
 
-from l4s_gym.agents.llm.journal import Journal
-from l4s_gym.agents.llm.outcome import RESULT, place
-from l4s_gym.agents.llm.settings import settings
-from l4s_gym.agents.llm.trainer import Trainer
-from l4s_gym.agents.training import CHECKPOINT, Progress, Say, interruptible, start_folder
-from l4s_gym.data.files import PathLike
+from l4s_gym.agents.imbalance import Imbalance
+from l4s_gym.agents.llm import saving
+from l4s_gym.agents.llm.backbones import count
+from l4s_gym.agents.llm.data import Corpus, Correction, augment, logits_of, tensors
+from l4s_gym.agents.llm.settings import TrainConfig, resolved, settings, to_dict
+from l4s_gym.agents.llm.text import build
+from l4s_gym.agents.metrics import classification
+from l4s_gym.agents.training import (
+    CHECKPOINT,
+    Progress,
+    Say,
+    interruptible,
+    load_checkpoint,
+    peak_memory,
+    save_checkpoint,
+    start_folder,
+)
+from l4s_gym.data.files import PathLike, put_in_place
+from l4s_gym.errors import L4SError
+from l4s_gym.extras import optional
 
-__all__ = ["RESULT", "Progress", "Say", "Trainer", "settings", "train"]
+RESULT: Final = "result.json"
+LOGS: Final = "logs"
+SHARDED: Final = "checkpoint-sharded"
+_BETAS: Final = (0.9, 0.95)
+
+
+def sequence_loss(
+    logits: torch.Tensor,
+    actions: torch.Tensor,
+    counted: torch.Tensor,
+    imbalance: Imbalance,
+    *,
+    normalised: bool = False,
+) -> torch.Tensor:
+    """The sum of the losses of the steps that count.
+
+    Args:
+        logits: (B, K, 3).
+        actions: Labels (B, K) int64.
+        counted: Steps that are part of the loss (B, K) bool.
+        imbalance: Which loss, with the shares of the data.
+        normalised: The logits are log-probabilities, of sum 1 or less: what is missing is another outcome's.
+    """
+    labels = actions[counted]  # (N,)
+    log_p = logits.float()[counted] if normalised else torch.log_softmax(logits.float()[counted], -1)
+    each = functional.nll_loss(log_p, labels, reduction="none")  # (N,)
+    if imbalance.kind == "focal":
+        # Not 0 at p = 1: the power's derivative there would be infinite or undefined.
+        each = each * (-torch.expm1(-each)).clamp_min(1e-6) ** imbalance.gamma
+    elif imbalance.kind == "weights":
+        weights = torch.as_tensor(imbalance.weights, dtype=each.dtype, device=each.device)
+        each = each * weights[labels]
+    return each.sum()
+
+
+def optimizer_of(model: torch.nn.Module, train: TrainConfig) -> torch.optim.AdamW:
+    """AdamW over the weights that are trained; only matrices decay."""
+    free = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in free if p.ndim >= 2], "weight_decay": train.weight_decay},
+        {"params": [p for p in free if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=train.learning_rate, betas=_BETAS)
+
+
+def trained(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The weights that are trained, and the buffers of the modules, by name."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return {name: value for name, value in model.state_dict().items() if name not in frozen}
+
+
+class Trainer:
+    """What a training has learnt so far, and how it learns more.
+
+    Args:
+        sources: Datasets, see `Corpus`.
+        given: Configuration, see `settings`.
+    """
+
+    def __init__(self, sources: Any, given: Mapping[str, Any]) -> None:
+        llm, self.train = settings(given)
+        self.writes = llm.head == "text"
+        if self.writes:  # a prompt is of one step, and the shift of another loss cannot be undone in what is written
+            self.train.imbalance.check("llm: head = 'text'", "none")
+            self.train = replace(self.train, length=1)
+        self.accelerator: Any = optional("accelerate", "llm").Accelerator()
+        self.main, self.processes = bool(self.accelerator.is_main_process), int(self.accelerator.num_processes)
+        self.sharded = str(getattr(self.accelerator.distributed_type, "value", "")) == "FSDP"
+        self.corpus = Corpus(sources, self.train, llm.gamma)
+        if "return_scale" not in resolved(given)["model"]:
+            llm = replace(llm, return_scale=self.corpus.scale)
+        self.llm = llm
+        self.plain = _plain({"model": to_dict(llm), "train": asdict(self.train)})
+        torch.manual_seed(self.train.seed)
+        model: Any = build(llm)
+        self.counts = count(model)
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer_of(model, self.train))
+        self.step, self.tokens = 0, 0
+        self.seen = np.zeros(3)
+
+    # -- one step
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision in which the model computes."""
+        kind = self.accelerator.device.type
+        bf16 = self.train.precision == "bf16"
+        if self.train.precision == "auto":
+            bf16 = kind == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.autocast(kind, torch.bfloat16) if bf16 else nullcontext()
+
+    def update(self) -> dict[str, float]:
+        """One optimiser step; its loss and the norm of the gradient."""
+        train, process = self.train, int(self.accelerator.process_index)
+        drawn, rng = self.corpus.draw(self.step, process)
+        batch = tensors(augment(drawn, train.augment, rng), self.accelerator.device)
+        if not torch.isfinite(batch["observations"]).all():
+            raise L4SError("training data: observations are not all finite: write the dataset again")
+        torch.manual_seed(int(rng.integers(1 << 62)))  # of the dropout
+        counted = self.counted(batch)
+        total, rate = counted.sum().clamp_min(1), train.rate(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.model.train()
+        self.optimizer.zero_grad()
+        parts = np.array_split(np.arange(train.batch_size), train.accumulate)
+        loss = torch.zeros((), device=self.accelerator.device)
+        for number, rows in enumerate(parts):
+            part = {name: values[rows[0] : rows[-1] + 1] for name, values in batch.items()}
+            last = number == len(parts) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                with self.autocast():
+                    logits = logits_of(self.model, part)
+                mine = counted[rows[0] : rows[-1] + 1]
+                imbalance = self.corpus.imbalance
+                share = sequence_loss(logits, part["actions"], mine, imbalance, normalised=self.writes) / total
+                self.accelerator.backward(share)
+            loss += share.detach()
+            tokens = self.accelerator.unwrap_model(self.model).read if self.writes else 0
+            self.tokens += tokens or int(part["mask"].sum()) * self.llm.step_tokens
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), train.clip)
+        figures = {"loss": float(loss), "gradient_norm": float(norm), "learning_rate": rate}
+        if not np.isfinite(figures["loss"]) or not np.isfinite(figures["gradient_norm"]):
+            remedy = "give a smaller learning_rate; the last checkpoint is as it was"
+            raise L4SError(f"training: the loss or its gradient is not finite at step {self.step}: {remedy}")
+        self.optimizer.step()
+        self.seen += np.bincount(batch["actions"][counted].cpu().numpy(), minlength=3)
+        self.step += 1
+        return figures
+
+    def counted(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Steps that are part of the loss (B, K) bool."""
+        return batch["mask"] & ~batch["missing"] if self.train.drop_missing else batch["mask"]
+
+    # -- the held-out episodes
+
+    def correction(self) -> Correction:
+        """From the labels of all processes so far."""
+        seen = torch.tensor(self.seen)
+        if self.processes > 1:
+            seen = self.accelerator.reduce(seen.to(self.accelerator.device), "sum").cpu()
+        return Correction.counted(self.corpus.imbalance, seen.numpy())
+
+    @torch.no_grad()
+    def look(self) -> dict[str, Any]:
+        """Metrics on the held-out episodes; empty if there are none. Each process computes all of them."""
+        found, labels, valid = [np.zeros((0, 3))], [np.zeros(0, np.int64)], [np.zeros(0)]
+        self.model.eval()
+        for drawn, new in self.corpus.held_out(self.train.batch_size):
+            batch = tensors(drawn, self.accelerator.device)
+            with self.autocast():
+                logits = logits_of(self.model, batch)
+            chosen = self.counted(batch).cpu().numpy() & new
+            found.append(torch.softmax(logits.double(), -1).cpu().numpy()[chosen])
+            labels.append(batch["actions"].cpu().numpy()[chosen])
+            if self.writes:
+                valid.append(logits.double().exp().sum(-1).cpu().numpy()[chosen])
+        p, actions = np.concatenate(found), np.concatenate(labels)
+        if not len(actions):
+            return {}
+        metrics = classification(self.correction()(p), actions)
+        return metrics | {"valid": float(np.concatenate(valid).mean())} if self.writes else metrics
+
+    # -- all of it
+
+    def save(self, path: Path, **more: Any) -> None:
+        """Write a checkpoint, with what more the caller wants to know when it goes on; all processes call it.
+
+        Raises:
+            L4SError: It cannot be written; the one before is as it was.
+        """
+        seen = torch.tensor(self.seen[None], device=self.accelerator.device)
+        if self.processes > 1:
+            seen = self.accelerator.gather(seen)
+        about = {"step": self.step, "tokens": self.tokens, "seen": seen.cpu().tolist(), **more}
+        state = self._same() | _plain(about)
+        if self.sharded:
+            new = path.with_name(f"{SHARDED}.new")
+            self.accelerator.save_state(str(new))
+            self.accelerator.wait_for_everyone()
+            if self.main:
+                put_in_place(new, path.with_name(SHARDED))
+        else:
+            model = self.accelerator.unwrap_model(self.model)
+            state |= {"model": trained(model), "optimizer": self.optimizer.state_dict()}
+        if self.main:
+            save_checkpoint(path, state)
+        self.accelerator.wait_for_everyone()
+
+    def load(self, path: Path) -> dict[str, Any]:
+        """Go on from a checkpoint, of which nothing is executed; what more was written into it.
+
+        Raises:
+            L4SError: There is none, it is damaged, or it is of another run.
+        """
+        state = load_checkpoint(path, **self._same())
+        try:
+            if self.sharded:
+                self.accelerator.load_state(str(path.with_name(SHARDED)))
+            else:
+                model, weights = self.accelerator.unwrap_model(self.model), state.pop("model")
+                if trained(model).keys() != weights.keys():
+                    raise KeyError("it has other weights")
+                model.load_state_dict(weights, strict=False)
+                self.optimizer.load_state_dict(state.pop("optimizer"))
+        except (KeyError, RuntimeError, ValueError, OSError) as error:
+            raise L4SError(f"{path}: does not fit the model ({error}): train without --resume") from error
+        self.step, self.tokens = state["step"], state["tokens"]
+        self.seen = np.array(state["seen"][int(self.accelerator.process_index)], np.float64)
+        return state
+
+    def _same(self) -> dict[str, Any]:
+        """What a checkpoint has to have in common with the run that goes on from it."""
+        return {
+            "simulator": self.corpus.simulator,
+            "config": self.plain,
+            "datasets": _plain(self.corpus.about()),
+            "processes": self.processes,
+        }
+
+    def any(self, asked: bool) -> bool:
+        """Whether any process was asked to stop, so that all do."""
+        if self.processes == 1:
+            return asked
+        flag = torch.tensor([float(asked)], device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, "sum").item() > 0)
+
+    def about(self) -> dict[str, Any]:
+        """What was trained, on what and where, as plain data."""
+        device, corpus = self.accelerator.device, self.corpus
+        gpu = device.type == "cuda"
+        with self.autocast() as context:
+            precision = "fp32" if context is None else "bf16"
+        return {
+            "dataset": ", ".join(part.name for part in corpus.parts),
+            "datasets": corpus.about(),
+            "simulator": corpus.simulator,
+            "held_out": corpus.parts[0].held.tolist() if len(corpus.parts) == 1 else [],
+            "config": self.plain,
+            "stride": self.train.stride,
+            "steps": self.step,
+            "seed": self.train.seed,
+            "parameters": self.counts.total,
+            "trainable_parameters": self.counts.trainable,
+            "tokens": self.tokens,
+            "peak_memory_bytes": int(torch.cuda.max_memory_allocated(device)) if gpu else peak_memory(),
+            "device": torch.cuda.get_device_name(device) if gpu else "cpu",
+            "processes": self.processes,
+            "precision": precision,
+            "torch": torch.__version__,
+            "returns": {
+                "target": float(np.quantile(corpus.returns, self.train.quantile)),
+                "low": corpus.low,
+                "high": corpus.high,
+            },
+            "correction": _plain(asdict(self.correction())),
+        }
+
+    def whole_model(self) -> Any:
+        """The model with all its weights, on the main process."""
+        if not self.sharded:
+            return self.accelerator.unwrap_model(self.model)
+        state = self.accelerator.get_state_dict(self.model)
+        if not self.main:
+            return None
+        whole = build(self.llm)
+        whole.load_state_dict(state)
+        return whole
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+class _Run:
+    """A training from its start, or from its checkpoint, to the agent's folder; with what is said and logged of it."""
+
+    def __init__(self, trainer: Trainer, out: Path, say: Say | None) -> None:
+        self.trainer, self.out, self._say = trainer, out, say
+        self.seconds = 0.0
+        self.history: list[dict[str, Any]] = []
+        self._board: Any = None
+
+    def say(self, text: str) -> None:
+        """Tell the user, once and not from each process."""
+        if self._say is not None and self.trainer.main:
+            self._say(text)
+
+    @contextmanager
+    def logs(self) -> Iterator[None]:
+        """TensorBoard's file, where TensorBoard is installed, from the next step on."""
+        if self.trainer.main:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                self.say("tensorboard is not installed: no logs for it are written (pip install tensorboard)")
+            else:
+                self._board = SummaryWriter(str(self.out / LOGS), purge_step=self.trainer.step)
+        try:
+            yield
+        finally:
+            if self._board is not None:
+                self._board.close()
+
+    def log(self, part: str, figures: Mapping[str, Any]) -> None:
+        """Log what is a number, if there is a file."""
+        if self._board is not None:
+            for name, value in figures.items():
+                if isinstance(value, float):
+                    self._board.add_scalar(f"{part}/{name}", value, self.trainer.step)
+
+    def go(self, *, resume: bool, progress: Progress | None) -> dict[str, Any]:
+        """Train and save; the result."""
+        path = self._open(resume)
+        trainer, last = self.trainer, self.trainer.train.steps
+        start, before = time.monotonic(), self.seconds
+        first, fresh = trainer.step, trainer.tokens
+        with interruptible() as stop, self.logs():
+            while trainer.step < last:
+                figures = trainer.update()
+                spent = time.monotonic() - start
+                self.seconds = before + spent
+                done = trainer.step == last
+                self.log("train", figures)
+                if done or trainer.step % trainer.train.eval_every == 0:
+                    self._evaluate(figures, spent / (trainer.step - first) * (last - trainer.step))
+                if progress is not None:
+                    progress(trainer.step / last)
+                stopped = trainer.any(stop.asked)
+                if stopped or done or trainer.step % trainer.train.checkpoint_every == 0:
+                    trainer.save(path, seconds=self.seconds, history=self.history)
+                if stopped and not done:
+                    self.say(f"stopped after step {trainer.step}: go on with --resume")
+                    raise KeyboardInterrupt
+        seconds = time.monotonic() - start
+        speed = (trainer.tokens - fresh) * trainer.processes / seconds if seconds else 0.0
+        return self._finish(speed)
+
+    def _open(self, resume: bool) -> Path:
+        """Prepare the folder, or go on from its checkpoint, whose path it gives."""
+        trainer = self.trainer
+        path = start_folder(self.out, resume=resume) if trainer.main or resume else self.out / CHECKPOINT
+        trainer.accelerator.wait_for_everyone()
+        if resume:
+            about = trainer.load(path)
+            self.seconds, self.history = about["seconds"], about["history"]
+            self.say(f"goes on after step {trainer.step}")
+        shares = ", ".join(f"{100 * share:.2f} %" for share in trainer.corpus.shares)
+        self.say(
+            f"{trainer.counts.trainable:,} of {trainer.counts.total:,} parameters are trained, "
+            f"on {sum(int(part.ends[-1]) for part in trainer.corpus.parts):,} steps (enqueue, drop, mark: {shares})"
+        )
+        return path
+
+    def _evaluate(self, figures: Mapping[str, float], left_s: float) -> None:
+        """Look at the held-out episodes, if there are any; log and tell what that has shown."""
+        trainer, held_out = self.trainer, self.trainer.look()
+        self.history.append({"step": trainer.step, **figures, "metrics": held_out})
+        self.log("held_out", held_out)
+        text = f"step {trainer.step}/{trainer.train.steps}, loss {figures['loss']:.4f}"
+        if held_out:
+            recall = " ".join("-" if value is None else f"{value:.3f}" for value in held_out["recall"].values())
+            text += (
+                f"; held out: cross-entropy {held_out['cross_entropy']:.4f}, accuracy {held_out['accuracy']:.4f} "
+                f"(majority {held_out['majority']:.4f}), macro-F1 {held_out['macro_f1']:.3f}, recall {recall}"
+            )
+            if "valid" in held_out:
+                text += f", valid answers {100 * held_out['valid']:.2f} %"
+        self.say(f"{text}; {left_s:.0f} s left")
+
+    def _finish(self, tokens_per_s: float) -> dict[str, Any]:
+        trainer = self.trainer
+        result = {
+            **trainer.about(),
+            "metrics": self.history[-1]["metrics"] if self.history else {},
+            "history": self.history,
+            "seconds": self.seconds,
+            "tokens_per_s": tokens_per_s,
+        }
+        model = trainer.whole_model()
+        if trainer.main:
+            kept = {name: value for name, value in result.items() if name != "history"}
+            files = {RESULT: json.dumps(result, indent=2) + "\n"}
+            saving.save(model, self.out, training=kept, card=saving.training_card(result), files=files)
+            self.say(f"agent: {self.out}")
+        trainer.accelerator.wait_for_everyone()
+        return result
 
 
 def train(
@@ -50,87 +458,6 @@ def train(
         L4SError: A setting, dataset or folder cannot be used, an extra is missing, or the loss is not finite.
         KeyboardInterrupt: It was stopped by Ctrl-C or SIGTERM, and left a checkpoint.
     """
-    with _own_generators():
-        return _Run(Trainer(sources, given), Path(out), say).go(resume=resume, progress=progress)
-
-
-@contextmanager
-def _own_generators() -> Iterator[None]:
-    """Leave the caller's random numbers as they are."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices):
-        yield
-
-
-class _Run:
-    """A training from its start, or from its checkpoint, to the agent's folder."""
-
-    def __init__(self, trainer: Trainer, out: Path, say: Say | None) -> None:
-        self.trainer, self.out = trainer, out
-        self.journal = Journal(out, say, main=trainer.main)
-        self.seconds = 0.0
-        self.history: list[dict[str, Any]] = []
-
-    def go(self, *, resume: bool, progress: Progress | None) -> dict[str, Any]:
-        """Train and save; the result."""
-        path = self._open(resume)
-        trainer, last = self.trainer, self.trainer.train.steps
-        start, before = time.monotonic(), self.seconds
-        first, fresh = trainer.step, trainer.tokens
-        with interruptible() as stop, self.journal.open(trainer.step):
-            while trainer.step < last:
-                figures = trainer.update()
-                spent = time.monotonic() - start
-                self.seconds = before + spent
-                done = trainer.step == last
-                self.journal.log("train", figures, trainer.step)
-                if done or trainer.step % trainer.train.eval_every == 0:
-                    self._evaluate(figures, spent / (trainer.step - first) * (last - trainer.step))
-                if progress is not None:
-                    progress(trainer.step / last)
-                stopped = trainer.any(stop.asked)
-                if stopped or done or trainer.step % trainer.train.checkpoint_every == 0:
-                    trainer.save(path, seconds=self.seconds, history=self.history)
-                if stopped and not done:
-                    self.journal.say(f"stopped after step {trainer.step}: go on with --resume")
-                    raise KeyboardInterrupt
-        seconds = time.monotonic() - start
-        speed = (trainer.tokens - fresh) * trainer.processes / seconds if seconds else 0.0
-        return self._finish(speed)
-
-    def _open(self, resume: bool) -> Path:
-        """Prepare the folder, or go on from its checkpoint, whose path it gives."""
-        trainer = self.trainer
-        path = start_folder(self.out, resume=resume) if trainer.main or resume else self.out / CHECKPOINT
-        trainer.accelerator.wait_for_everyone()
-        if resume:
-            about = trainer.load(path)
-            self.seconds, self.history = about["seconds"], about["history"]
-            self.journal.say(f"goes on after step {trainer.step}")
-        shares = ", ".join(f"{100 * share:.2f} %" for share in trainer.corpus.shares)
-        self.journal.say(
-            f"{trainer.counts['trainable_parameters']:,} of {trainer.counts['parameters']:,} parameters are trained, "
-            f"on {sum(int(part.ends[-1]) for part in trainer.corpus.parts):,} steps (enqueue, drop, mark: {shares})"
-        )
-        return path
-
-    def _evaluate(self, figures: Mapping[str, float], left_s: float) -> None:
-        trainer, found = self.trainer, self.trainer.look()
-        self.history.append({"step": trainer.step, **figures, "metrics": found})
-        self.journal.evaluated(trainer.step, trainer.train.steps, figures["loss"], found, left_s)
-
-    def _finish(self, tokens_per_s: float) -> dict[str, Any]:
-        trainer = self.trainer
-        result = {
-            **trainer.about(),
-            "metrics": self.history[-1]["metrics"] if self.history else {},
-            "history": self.history,
-            "seconds": self.seconds,
-            "tokens_per_s": tokens_per_s,
-        }
-        model = trainer.whole_model()
-        if trainer.main:
-            place(self.out, model, result)
-            self.journal.say(f"agent: {self.out}")
-        trainer.accelerator.wait_for_everyone()
-        return result
+    with torch.random.fork_rng(devices):  # the caller's random numbers stay as they are
+        return _Run(Trainer(sources, given), Path(out), say).go(resume=resume, progress=progress)

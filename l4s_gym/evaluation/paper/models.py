@@ -77,8 +77,9 @@ def curve(config: Mapping[str, Any], pool: Pool, looks: int) -> Floats:
     """Train; the measures of both parts before, during and after it (L, 2, 3), evenly spaced."""
     import torch
 
-    from l4s_gym.agents.llm.agent import LLMAgent, Target
-    from l4s_gym.agents.llm.trainer import Trainer
+    from l4s_gym.agents.llm.agent import LLMAgent
+    from l4s_gym.agents.llm.data import Target
+    from l4s_gym.agents.llm.train import Trainer
     from l4s_gym.agents.metrics import classification
 
     parts = [pool.blocks.select([b for b in range(BLOCKS) if (b in HELD) == held]) for held in (False, True)]

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from l4s_gym.agents.llm.config import BackboneConfig, LoraConfig
+from l4s_gym.agents.llm.settings import BackboneConfig, LoraConfig
 from l4s_gym.evaluation.paper import trials
 from l4s_gym.evaluation.paper.figure import Figure, Place
 from l4s_gym.evaluation.paper.trials import ANSWERS, TRAINED
@@ -81,8 +81,7 @@ def parameters(config: BackboneConfig, rank: int = 0) -> tuple[int, int]:
     """Parameters of a backbone that are trained, and all; no memory is taken. Rank 0: trained as a whole."""
     import torch
 
-    from l4s_gym.agents.llm.backbones import Backbone
-    from l4s_gym.agents.llm.lora import count
+    from l4s_gym.agents.llm.backbones import Backbone, count
 
     with torch.device("meta"):
         found = count(Backbone(replace(config, freeze=rank > 0), LoraConfig(rank=rank)))

@@ -14,8 +14,7 @@ import numpy as np
 
 import l4s_gym
 from l4s_gym.agents import training
-from l4s_gym.agents.llm.config import LLMConfig
-from l4s_gym.agents.llm.settings import resolved, settings
+from l4s_gym.agents.llm.settings import LLMConfig, resolved, settings
 from l4s_gym.data.minari_io import datasets_in
 from l4s_gym.evaluation.jobs import kept
 from l4s_gym.evaluation.origin import cpu_model
@@ -130,7 +129,7 @@ def trained(trial: Trial) -> list[float]:
     """Measure a training, in a process that did nothing before."""
     import torch
 
-    from l4s_gym.agents.llm.trainer import Trainer
+    from l4s_gym.agents.llm.train import Trainer
     from l4s_gym.evaluation.cost import training_steps
 
     torch.set_num_threads(1)
@@ -141,16 +140,17 @@ def trained(trial: Trial) -> list[float]:
     took, _ = training_steps(trainer, trial.steps, 1)
     labels, counts = trainer.train.batch_size * trainer.train.length, trainer.counts
     memory = held() - before
-    return list(Trained(float(np.median(took)), labels, memory, counts["trainable_parameters"], counts["parameters"]))
+    return list(Trained(float(np.median(took)), labels, memory, counts.trainable, counts.total))
 
 
 def answered(trial: Trial) -> list[float]:
     """Measure answers, in a process that did nothing before."""
     import torch
 
-    from l4s_gym.agents.llm.agent import LLMAgent, Target
-    from l4s_gym.agents.llm.text import build
-    from l4s_gym.agents.llm.text_agent import TextAgent
+    from l4s_gym.agents.llm import fast
+    from l4s_gym.agents.llm.agent import LLMAgent
+    from l4s_gym.agents.llm.data import Target
+    from l4s_gym.agents.llm.text import TextAgent, build
     from l4s_gym.evaluation import cost
 
     torch.set_num_threads(1)
@@ -165,7 +165,7 @@ def answered(trial: Trial) -> list[float]:
         if trial.way == ANSWERS[1]:
             return cost.decide(model, 1, steps, whole=True)[0], 0.0
         if trial.way == ANSWERS[3]:
-            model.optimize()
+            fast.optimize(model)
         return cost.act(LLMAgent(model, Target(0.0)), 1, steps), 0.0
 
     times(True, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -11,8 +12,9 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
 
-from l4s_gym.agents.llm.config import BackboneConfig, EncoderConfig, LLMConfig, LoraConfig  # noqa: E402
-from l4s_gym.agents.llm.model import DecisionModel  # noqa: E402
+from l4s_gym.agents.llm import fast  # noqa: E402
+from l4s_gym.agents.llm.network import DecisionModel  # noqa: E402
+from l4s_gym.agents.llm.settings import BackboneConfig, EncoderConfig, LLMConfig, LoraConfig  # noqa: E402
 
 
 class Batch(NamedTuple):
@@ -55,11 +57,11 @@ def make_model(config: LLMConfig | str = "gpt2", **options: Any) -> DecisionMode
     return model
 
 
-def make_batch(rows: int = 2, steps: int = 12, seed: int = 0) -> Batch:
-    """Random sequences from timestep 0 on; some values are missing."""
+def make_batch(rows: int = 2, steps: int = 12, seed: int = 0, share: float = 0.2) -> Batch:
+    """Random sequences from timestep 0 on; a share of the values is missing."""
     generator = torch.Generator().manual_seed(seed)
     observations = torch.rand(rows, steps, 8, generator=generator)
-    missing = torch.rand(rows, steps, generator=generator) < 0.2
+    missing = torch.rand(rows, steps, generator=generator) < share
     observations[..., 4][missing] = torch.nan  # a value that is missing is not read
     return Batch(
         torch.randn(rows, steps, generator=generator),
@@ -101,17 +103,15 @@ def _make_batch() -> Callable[..., Batch]:
 
 @pytest.fixture
 def stream() -> Callable[..., Any]:
-    """A function that decides step by step over a batch: logits (B, K, 3); `resets` (K, B) begin rows anew."""
+    """A function that decides step by step over a batch: logits (B, K, 3); with `plain` never in compiled code."""
 
-    def run(model: DecisionModel, batch: Batch, resets: Any = None) -> Any:
-        state = model.start(len(batch.returns))
+    def run(model: DecisionModel, batch: Batch, *, plain: bool = False) -> Any:
+        n = len(batch.returns)
+        step = functools.partial(model.step, model.start(n)) if plain else fast.start(model, n)
         logits = []
         for k in range(batch.returns.shape[1]):
-            previous = batch.actions[:, k - 1] if k else torch.full((len(batch.returns),), -7)
-            reset = None if resets is None else resets[k]
-            logits.append(
-                model.step(state, batch.returns[:, k], batch.observations[:, k], previous, reset, batch.missing[:, k])
-            )
+            previous = batch.actions[:, k - 1] if k else torch.full((n,), -7)
+            logits.append(step(batch.returns[:, k], batch.observations[:, k], previous))
         return torch.stack(logits, 1)
 
     return run

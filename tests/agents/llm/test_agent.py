@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ import torch  # noqa: E402
 from l4s_gym import L4SError, agents  # noqa: E402
 from l4s_gym.agents import Agent  # noqa: E402
 from l4s_gym.agents.imbalance import Imbalance  # noqa: E402
-from l4s_gym.agents.llm import storage  # noqa: E402
-from l4s_gym.agents.llm.agent import LLMAgent, Target, open_agent  # noqa: E402
-from l4s_gym.agents.llm.config import from_dict  # noqa: E402
-from l4s_gym.agents.llm.losses import Correction  # noqa: E402
-from l4s_gym.agents.llm.model import DecisionModel  # noqa: E402
+from l4s_gym.agents.llm import saving  # noqa: E402
+from l4s_gym.agents.llm.agent import LLMAgent, open_agent  # noqa: E402
+from l4s_gym.agents.llm.data import Correction, Target  # noqa: E402
+from l4s_gym.agents.llm.network import DecisionModel  # noqa: E402
+from l4s_gym.agents.llm.settings import from_dict  # noqa: E402
 from l4s_gym.agents.llm.train import train  # noqa: E402
 from l4s_gym.data.trajectory import Trajectory  # noqa: E402
+from l4s_gym.tables import convert  # noqa: E402
 from tests.agents.llm.toys import MODEL, config, dataset, seldom  # noqa: E402
 
 STEPS = 25
@@ -79,8 +81,8 @@ def test_a_batch_decides_as_each_alone(folder: Path, rule: str) -> None:
 
 def test_saved_and_loaded_it_decides_the_same(folder: Path, tmp_path: Path) -> None:
     before = open_agent(folder)
-    model = storage.load(folder).model  # not merged
-    storage.save(model, tmp_path / "again", training=before.training)
+    model = saving.load(folder).model  # not merged
+    saving.save(model, tmp_path / "again", training=before.training)
     after = open_agent(tmp_path / "again")
     np.testing.assert_array_equal(_play(before, 3), _play(after, 3))
     unmerged = LLMAgent(model, before.target, correction=before.correction)
@@ -136,8 +138,8 @@ def test_the_target_comes_from_the_training_data(folder: Path) -> None:
         each.reset(1, 0)
         for step in range(4):
             each.act(_observations(1, step), np.array([3.0]))
-    assert fixed._left[0] == fixed.target.value
-    assert agent._left[0] == agent.target.value - 9.0  # what came before the first decision does not count
+    assert fixed._told.left[0] == fixed.target.value
+    assert agent._told.left[0] == agent.target.value - 9.0  # what came before the first decision does not count
 
 
 def test_probabilities_are_corrected(folder: Path) -> None:
@@ -149,7 +151,7 @@ def test_probabilities_are_corrected(folder: Path) -> None:
     p, q = corrected.probabilities(*given), raw.probabilities(*given)
     np.testing.assert_allclose(corrected.correction(q), p)
     assert p[0, 0] > q[0, 0]
-    assert Correction.from_dict(corrected.correction.as_dict()) == corrected.correction
+    assert convert(Correction, asdict(corrected.correction), "") == corrected.correction
     assert raw.correction.imbalance.kind == Imbalance().kind == "none"
 
 
@@ -173,7 +175,7 @@ def test_cost(folder: Path) -> None:
 @pytest.mark.parametrize("family", ["llama", "t5"])
 def test_other_backbones_decide_too(family: str, tmp_path: Path) -> None:
     model = _model(backbone=MODEL["backbone"] | {"family": family}, lora={"rank": 2})
-    storage.save(model, tmp_path / "agent")
+    saving.save(model, tmp_path / "agent")
     plain, half = LLMAgent(model, Target(0.0)), open_agent(tmp_path / "agent", dtype="bf16")
     for agent in (plain, half):
         agent.reset(2, 0)

@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 
 from l4s_gym import L4SError
-from l4s_gym.agents.llm.config import FAMILIES, BackboneConfig, LoraConfig
+from l4s_gym.agents.llm.settings import FAMILIES, BackboneConfig, LoraConfig
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from l4s_gym.agents.llm import backbones  # noqa: E402
-from l4s_gym.agents.llm.attention import banded  # noqa: E402
-from l4s_gym.agents.llm.backbones import Backbone  # noqa: E402
+from l4s_gym.agents.llm.backbones import Backbone, banded  # noqa: E402
 
 NONE = LoraConfig()
 TINY = {"hidden": 16, "layers": 3, "heads": 2, "positions": 48, "dropout": 0.0}
@@ -102,7 +101,7 @@ def test_a_pretrained_model_decides_step_by_step(
     tmp_path: Path, make_config: Any, make_batch: Any, stream: Any
 ) -> None:
     """With a window of its own that is shorter than ours: ours counts."""
-    from l4s_gym.agents.llm.model import DecisionModel
+    from l4s_gym.agents.llm.network import DecisionModel
 
     sizes = backbones.random_config(BackboneConfig(family="mistral", **TINY))  # type: ignore[arg-type]
     sizes.sliding_window = 4
@@ -112,7 +111,7 @@ def test_a_pretrained_model_decides_step_by_step(
             parameter.normal_(std=0.25)
     model.save_pretrained(tmp_path / "model")
     decision = DecisionModel(make_config(pretrained=str(tmp_path / "model"))).eval()
-    batch = make_batch(steps=30)
+    batch = make_batch(share=0.0, steps=30)
     with torch.no_grad():
         torch.testing.assert_close(stream(decision, batch), decision(*batch), atol=1e-4, rtol=0)
 
@@ -120,7 +119,7 @@ def test_a_pretrained_model_decides_step_by_step(
 @pytest.mark.parametrize("family", ["gpt_neox", "phi", "gemma2"])
 def test_other_families(family: str, make_model: Any, make_batch: Any, stream: Any) -> None:
     """By name, checked when they are made: partly rotated heads, parallel layers, layers with windows of their own."""
-    model, batch = make_model(family, lora=LoraConfig()), make_batch(steps=40)
+    model, batch = make_model(family, lora=LoraConfig()), make_batch(share=0.0, steps=40)
     with torch.no_grad():
         torch.testing.assert_close(stream(model, batch), model(*batch), atol=1e-4, rtol=0)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from l4s_gym import L4SError
-from l4s_gym.agents.llm.config import EncoderConfig, Feature
+from l4s_gym.agents.llm.settings import EncoderConfig, Feature
 
 torch = pytest.importorskip("torch")
 
@@ -158,7 +158,7 @@ def test_a_graph_is_not_a_list() -> None:
 
 def test_a_modality_from_outside(registry: None, make_model: Any, stream: Any, tmp_path: Any) -> None:
     """Registered by name: it trains, is saved, loaded, and decides step by step."""
-    from l4s_gym.agents.llm import storage
+    from l4s_gym.agents.llm import saving
 
     class Spectrum(torch.nn.Module):  # type: ignore[misc, name-defined, unused-ignore]
         reach = 2
@@ -182,12 +182,12 @@ def test_a_modality_from_outside(registry: None, make_model: Any, stream: Any, t
         state = model.start(2)
         steps = [model.step(state, rows[0][:, k], rows[1][:, k], rows[2][:, k - 1]) for k in range(12)]
     torch.testing.assert_close(torch.stack(steps, 1), logits, atol=1e-4, rtol=0)
-    storage.save(model, tmp_path / "agent")
+    saving.save(model, tmp_path / "agent")
     with torch.no_grad():
-        torch.testing.assert_close(storage.load(tmp_path / "agent").model(*rows, time, mask), logits)
+        torch.testing.assert_close(saving.load(tmp_path / "agent").model(*rows, time, mask), logits)
     del ENCODERS["spectrum"]
     with pytest.raises(L4SError, match="register it first"):
-        storage.load(tmp_path / "agent")
+        saving.load(tmp_path / "agent")
 
 
 def test_errors(registry: None) -> None:

@@ -16,7 +16,7 @@ transformers = pytest.importorskip("transformers")
 hf: Any = pytest.importorskip("huggingface_hub")
 constants: Any = pytest.importorskip("huggingface_hub.constants")
 
-from l4s_gym.agents.llm import storage  # noqa: E402
+from l4s_gym.agents.llm import saving  # noqa: E402
 
 # The hub's client sends files in a way that its own HTTP library has given up.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -39,11 +39,11 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 def test_what_was_sent_is_fetched(hub: Hub, make_model: Any, make_batch: Any, tmp_path: Path) -> None:
     model, batch = make_model(), make_batch()
     for seed in (1, 2):  # the second time it is there
-        url = storage.push_to_hub(model, "lab/agent", training={"seed": seed})
+        url = saving.push_to_hub(model, "lab/agent", training={"seed": seed})
     assert url == f"{hub.url}/lab/agent"
     assert set(hub.repos["lab/agent"]) >= {"README.md", "agent.json", "weights.safetensors"}
-    folder = storage.fetch("lab/agent")
-    loaded = storage.load(folder)
+    folder = saving.fetch("lab/agent")
+    loaded = saving.load(folder)
     with torch.no_grad():
         assert torch.equal(loaded.model(*batch), model(*batch))
     assert loaded.training == {"seed": 2}
@@ -53,14 +53,14 @@ def test_what_was_sent_is_fetched(hub: Hub, make_model: Any, make_batch: Any, tm
 
 def test_refusals_are_one_clear_error(hub: Hub, make_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(L4SError, match=r"hub: lab/nothing: .*check name, revision") as caught:
-        storage.fetch("lab/nothing")
+        saving.fetch("lab/nothing")
     assert "\n" not in str(caught.value)
     hub.fail["commit"] = 500
     with pytest.raises(L4SError, match=r"hub: lab/agent: .*500.*check name, token"):
-        storage.push_to_hub(make_model(), "lab/agent")
+        saving.push_to_hub(make_model(), "lab/agent")
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     with pytest.raises(L4SError, match=r"hub: lab/agent: .*401.*check name, token"):
-        storage.push_to_hub(make_model(), "lab/agent")
+        saving.push_to_hub(make_model(), "lab/agent")
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(L4SError, match=r"hub: lab/agent: .*check name, revision"):
-        storage.fetch("lab/agent")
+        saving.fetch("lab/agent")

@@ -8,13 +8,12 @@ from typing import Any
 import pytest
 
 from l4s_gym import L4SError
-from l4s_gym.agents.llm.config import FAMILIES, BackboneConfig, LoraConfig
+from l4s_gym.agents.llm.settings import FAMILIES, BackboneConfig, LoraConfig
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
 
-from l4s_gym.agents.llm.backbones import Backbone  # noqa: E402
-from l4s_gym.agents.llm.lora import Counts, count  # noqa: E402
+from l4s_gym.agents.llm.backbones import Backbone, Counts, count  # noqa: E402
 
 LLAMA_2_7B = BackboneConfig(
     family="llama", hidden=4096, layers=32, heads=32, feedforward=11008, positions=4096, vocabulary=32000, freeze=True
@@ -43,8 +42,8 @@ def test_the_whole_agent_of_the_papers_size(make_config: Any) -> None:
     """Encoders and head add little to the 67 million."""
     import dataclasses
 
-    from l4s_gym.agents.llm.config import EncoderConfig
-    from l4s_gym.agents.llm.model import DecisionModel
+    from l4s_gym.agents.llm.network import DecisionModel
+    from l4s_gym.agents.llm.settings import EncoderConfig
 
     config = dataclasses.replace(
         make_config(), backbone=LLAMA_2_7B, lora=LoraConfig(rank=128), encoder=EncoderConfig(), window=20
@@ -62,7 +61,7 @@ def test_counts_are_printed() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_adapters_begin_as_nothing_and_leave_the_weights(family: str, make_config: Any, make_batch: Any) -> None:
     """A fresh adapter changes no logits; training it changes only itself."""
-    from l4s_gym.agents.llm.model import DecisionModel
+    from l4s_gym.agents.llm.network import DecisionModel
 
     torch.manual_seed(0)
     plain = DecisionModel(make_config(family, lora=LoraConfig(), freeze=True)).eval()
@@ -73,7 +72,7 @@ def test_adapters_begin_as_nothing_and_leave_the_weights(family: str, make_confi
     with torch.no_grad():
         torch.testing.assert_close(adapted(*batch), plain(*batch))
     before = {name: parameter.clone() for name, parameter in adapted.backbone.named_parameters()}
-    optimizer = torch.optim.SGD(adapted.parameters_to_train(), 1.0)
+    optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], 1.0)
     for _ in range(2):
         optimizer.zero_grad()
         adapted(*batch).square().sum().backward()

@@ -25,14 +25,12 @@ import torch  # noqa: E402
 
 from l4s_gym import L4SError  # noqa: E402
 from l4s_gym.agents.imbalance import Imbalance  # noqa: E402
-from l4s_gym.agents.llm import checkpoint, storage  # noqa: E402
+from l4s_gym.agents.llm import saving  # noqa: E402
 from l4s_gym.agents.llm.agent import open_agent  # noqa: E402
-from l4s_gym.agents.llm.corpus import Corpus  # noqa: E402
-from l4s_gym.agents.llm.losses import Correction, sequence_loss  # noqa: E402
-from l4s_gym.agents.llm.schedule import TrainConfig, warmup_cosine  # noqa: E402
-from l4s_gym.agents.llm.text_agent import TextAgent  # noqa: E402
-from l4s_gym.agents.llm.train import RESULT, Trainer, settings, train  # noqa: E402
-from l4s_gym.agents.llm.trainer import logits_of, tensors  # noqa: E402
+from l4s_gym.agents.llm.data import Corpus, Correction, logits_of, tensors  # noqa: E402
+from l4s_gym.agents.llm.settings import TrainConfig, settings  # noqa: E402
+from l4s_gym.agents.llm.text import TextAgent  # noqa: E402
+from l4s_gym.agents.llm.train import RESULT, Trainer, sequence_loss, train, trained  # noqa: E402
 from l4s_gym.agents.training import load_config  # noqa: E402
 from l4s_gym.data.minari_io import schema_metadata  # noqa: E402
 from l4s_gym.tables import convert  # noqa: E402
@@ -361,7 +359,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(small: Any, tmp_path: Path) -> N
     with pytest.raises(L4SError, match="another config"):
         train(small, config(**AWKWARD, weight_decay=0.2) | WITH_LORA, tmp_path / "parts", resume=True)
     parts = train(small, given, tmp_path / "parts", resume=True)
-    one, two = (storage.load(tmp_path / name).model.state_dict() for name in ("whole", "parts"))
+    one, two = (saving.load(tmp_path / name).model.state_dict() for name in ("whole", "parts"))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
     for name in ("metrics", "history", "tokens", "correction", "returns"):
@@ -417,7 +415,7 @@ def test_a_full_disk_at_the_end_costs_nothing(small: Any, tmp_path: Path, monkey
     lines: list[str] = []
     assert train(small, config(steps=3), tmp_path / "out", resume=True, say=lines.append)["steps"] == 3
     assert lines[0] == "goes on after step 3"
-    assert storage.load(tmp_path / "out").training["steps"] == 3
+    assert saving.load(tmp_path / "out").training["steps"] == 3
 
 
 def test_a_missing_extra_is_named(small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -459,15 +457,14 @@ def test_frozen_weights_stay_and_are_not_in_the_checkpoint(small: Any) -> None:
         trainer.update()
     after = trainer.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in frozen)
-    assert not frozen & checkpoint.trained(trainer.model).keys()
+    assert not frozen & trained(trainer.model).keys()
     moved = {name for name, p in trainer.model.named_parameters() if p.requires_grad and p.grad is not None}
     assert any("lora_" in name for name in moved)
     assert sum(not torch.equal(before[name], after[name]) for name in moved) > 0.7 * len(moved)
 
 
 def test_the_learning_rate(small: Any) -> None:
-    share = warmup_cosine(100, 10, 0.1)
-    rates = [share(step) for step in range(101)]
+    rates = [TrainConfig(steps=100, warmup=10, final=0.1, learning_rate=1.0).rate(step) for step in range(101)]
     assert rates[:10] == pytest.approx(np.arange(1, 11) / 11)
     assert rates[10] == 1.0
     assert rates[55] == pytest.approx(0.55)
@@ -564,7 +561,7 @@ def test_the_configuration_that_ships(preset: str, small: bool) -> None:
 @pytest.mark.slow
 def test_the_script_trains(tmp_path: Path) -> None:
     """Two datasets by weights."""
-    from l4s_gym.agents.llm.api import rl_collect
+    from l4s_gym.netllm import rl_collect
 
     env = {**os.environ, "MINARI_DATASETS_PATH": str(tmp_path), "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"}
     with pytest.MonkeyPatch.context() as patch:
@@ -607,7 +604,7 @@ def test_a_head_that_writes_is_trained(small: Any, tmp_path: Path) -> None:
     agent = open_agent(tmp_path / "out", rule="argmax")
     assert isinstance(agent, TextAgent)
     assert (agent.cost()["parameters"], agent.target.value) == (result["parameters"], result["returns"]["target"])
-    loaded = storage.load(tmp_path / "out").model.state_dict()
+    loaded = saving.load(tmp_path / "out").model.state_dict()
     assert any(name.endswith("lm_head.weight") for name in loaded)
     with pytest.raises(L4SError, match="cannot apply imbalance kind 'sample'"):
         Trainer(small, given | {"train": given["train"] | {"imbalance": {"kind": "sample"}}})

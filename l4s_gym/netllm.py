@@ -1,11 +1,11 @@
 """The three calls of NetLLM: collect experience with a policy, adapt a model to it, test the agent.
 
 ```python
-from l4s_gym.agents.llm import api
+from l4s_gym import netllm
 
-dataset = api.rl_collect("l4s-llm-testbed", "native:dualpi2_freebsd", episodes=4, dataset_id="l4s/dualpi2/mine-v0")
-agent = api.adapt(dataset, {"train": {"steps": 500}}, "runs/mine")
-results = api.test(agent, ["l4s-llm-testbed"], seeds=(0, 1))
+dataset = netllm.rl_collect("l4s-llm-testbed", "native:dualpi2_freebsd", episodes=4, dataset_id="l4s/dualpi2/mine-v0")
+agent = netllm.adapt(dataset, {"train": {"steps": 500}}, "runs/mine")
+results = netllm.test(agent, ["l4s-llm-testbed"], seeds=(0, 1))
 ```
 """
 
@@ -20,8 +20,9 @@ import numpy as np
 
 from l4s_gym import agents
 from l4s_gym.agents.llm.agent import open_agent
-from l4s_gym.agents.llm.train import Progress, Say, train
+from l4s_gym.agents.llm.train import train
 from l4s_gym.agents.protocol import Agent
+from l4s_gym.agents.training import Progress, Say
 from l4s_gym.data import minari_io
 from l4s_gym.data.files import PathLike
 from l4s_gym.data.simulated import Behaviour, SimulatedRun
@@ -163,7 +164,7 @@ def adapt(
 
     Args:
         dataset: A dataset, several, or a mapping of ids to weights.
-        config: The tables `model` and `train`, see `train.settings`.
+        config: The tables `model` and `train`, see `settings.settings`.
         out: Folder of the agent.
         resume: Go on from the checkpoint in `out`.
         progress: Called with the share of the training that is done.

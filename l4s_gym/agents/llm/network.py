@@ -18,11 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from l4s_gym.agents.llm.attention import banded, ragged, single
-from l4s_gym.agents.llm.backbones import Backbone
-from l4s_gym.agents.llm.config import LLMConfig
+from l4s_gym.agents.llm.backbones import Backbone, banded
 from l4s_gym.agents.llm.encoders import StateEncoder, expand
-from l4s_gym.agents.llm.small import Small, fits
+from l4s_gym.agents.llm.settings import LLMConfig
 from l4s_gym.errors import L4SError
 
 
@@ -32,13 +30,12 @@ class State:
 
     Attributes:
         cache: Keys and values of the last `window - 1` groups, of the backbone's own type.
-        steps: Steps since each queue's start or reset (n,), int64: the next step's timestep.
+        steps: Steps since the start (n, 1), int64: the next step's timestep.
         values: Last observations that the encoders look back at (n, reach, F), 0 where there were none.
-        known: Which of their features are known (n, reach, features), bool.
-        complete: Those of a step that has none missing (n, 1, features): True.
+        known: Which of their features are known (n, reach, features), bool: all, once there were so many steps.
+        complete: Those of a step (n, 1, features): all.
         groups: Groups in the cache.
         position: Next position, in tokens, of backbones whose positions are relative.
-        ragged: For so many steps to come, queues with fewer steps than others are in the batch.
     """
 
     cache: Any
@@ -48,7 +45,6 @@ class State:
     complete: Tensor
     groups: int = 0
     position: int = 0
-    ragged: int = 0
 
 
 class DecisionModel(nn.Module):
@@ -88,7 +84,7 @@ class DecisionModel(nn.Module):
         places = torch.arange(self._cycle * tokens).view(-1, tokens)
         self.register_buffer("places", places, persistent=False)
         self._limit = max(limit, 4 * config.window * tokens)
-        self._single: Tensor | None = None
+        self._last: Tensor | None = None
 
     def _embed(
         self,
@@ -97,7 +93,7 @@ class DecisionModel(nn.Module):
         known: Tensor,
         previous: Tensor,
         timesteps: Tensor,
-        missing: Tensor | None,
+        missing: Tensor | None = None,
     ) -> Tensor:
         """The tokens of steps.
 
@@ -159,128 +155,62 @@ class DecisionModel(nn.Module):
         tokens = self._embed(torch.where(mask, returns, 0.0), values, known, previous, timesteps, missing)
         shown = mask[..., None].repeat(1, 1, tokens.shape[2])  # (B, K, tokens)
         shown[..., 0] |= acted
-        dtype = self.backbone.dtype
-        attention = banded(shown.flatten(1), tokens.shape[2], self.config.window, dtype)
+        attention = banded(shown.flatten(1), tokens.shape[2], self.config.window, self.backbone.dtype)
         hidden = self.backbone(tokens.flatten(1, 2), attention, self._positions(timesteps, 0))
         logits: Tensor = self.head(hidden.view(tokens.shape)[:, :, -1])
         return logits
 
-    def start(self, n: int, *, small: bool = True) -> State | Small:
-        """Begin with `n` queues, each at timestep 0.
-
-        Args:
-            n: Number of queues.
-            small: A small model that was made fast decides for a few queues in compiled code; False: in PyTorch.
-        """
-        if small and fits(self, n):
-            return Small(self, n)
+    def start(self, n: int) -> State:
+        """Begin with `n` queues, all at timestep 0."""
         device, encoder, reach = self.head.weight.device, self.config.encoder, self.encoder.reach
         count = len(encoder.features)
         return State(
             cache=self.backbone.new_cache(),
-            steps=torch.zeros(n, dtype=torch.long, device=device),
+            steps=torch.zeros(n, 1, dtype=torch.long, device=device),
             values=torch.zeros(n, reach, encoder.size, device=device),
             known=torch.zeros(n, reach, count, dtype=torch.bool, device=device),
             complete=torch.ones(n, 1, count, dtype=torch.bool, device=device),
         )
 
-    def _reset(self, state: State, reset: Tensor) -> None:
-        """Let queues begin anew."""
-        state.steps = torch.where(reset, 0, state.steps)
-        state.values = torch.where(reset[:, None, None], 0.0, state.values)
-        state.known = state.known & ~reset[:, None, None]
-        if bool(reset.any()):
-            state.ragged = self.config.window
-
-    def _step_mask(self, state: State) -> Tensor:
-        """The mask (n or 1, 1, tokens, cached and new tokens) of the next step."""
-        tokens, window = self.config.step_tokens, self.config.window
-        device, dtype = state.steps.device, self.backbone.dtype
-        if self._single is None or self._single.device != device or self._single.dtype != dtype:
-            self._single = single(tokens, window, dtype, device)
-        mask = self._single[..., -(state.groups + 1) * tokens :]
-        if state.ragged:
-            state.ragged -= 1
-            return ragged(mask, state.steps, tokens)
-        return mask
+    def _last_rows(self, device: torch.device) -> Tensor:
+        """The mask's rows of a step (1, 1, tokens, window * tokens); of a cache with fewer steps, the last columns."""
+        tokens, window, dtype = self.config.step_tokens, self.config.window, self.backbone.dtype
+        if self._last is None or self._last.device != device or self._last.dtype != dtype:
+            visible = torch.ones(1, window * tokens, dtype=torch.bool, device=device)
+            self._last = banded(visible, tokens, window, dtype)[:, :, -tokens:].contiguous()
+        return self._last
 
     @torch.no_grad()
-    def step(
-        self,
-        state: State | Small,
-        returns: Tensor,
-        observations: Tensor,
-        previous_actions: Tensor,
-        reset: Tensor | None = None,
-        missing: Tensor | None = None,
-    ) -> Tensor:
+    def step(self, state: State, returns: Tensor, observations: Tensor, previous: Tensor) -> Tensor:
         """Logits of the next action of each queue; changes the state. Call it in `eval` mode.
 
         Args:
             state: Of `start`.
             returns: Return-to-go (n,), float32.
-            observations: (n, F) float32.
-            previous_actions: (n,) int64: what was done at the last step; not read at a queue's first step.
-            reset: (n,) bool: queues that begin anew with this step; the others go on.
-            missing: (n,) bool: as in `forward`.
+            observations: (n, F) float32, nothing missing.
+            previous: (n,) int64: what was done at the last step; not read at the first step.
 
         Returns:
-            (n, 3) float32: those of `forward` over all steps since the reset.
+            (n, 3) float32: those of `forward` over all steps since the start.
         """
-        if isinstance(state, Small):
-            return state.step(returns, observations, previous_actions, reset, missing)
-        config, tokens = self.config, self.config.step_tokens
-        if reset is not None:
-            self._reset(state, reset)
-        values, known, timesteps = observations[:, None], state.complete, state.steps[:, None]
-        if missing is not None:
-            missing = missing[:, None]
-            known = self.encoder.known(known[..., 0], missing)
-            values = self.encoder.clean(values, known)
-        values, known = torch.cat((state.values, values), 1), torch.cat((state.known, known), 1)
-        previous = previous_actions[:, None]
-        if reset is not None or not state.groups:
+        config, tokens, timesteps = self.config, self.config.step_tokens, state.steps
+        values, known = torch.cat((state.values, observations[:, None]), 1), torch.cat((state.known, state.complete), 1)
+        previous = previous[:, None]
+        if not state.groups:
             previous = torch.where(timesteps > 0, previous, config.actions)
-        embedded = self._embed(returns[:, None], values, known, previous, timesteps, missing)[:, 0]
+        embedded = self._embed(returns[:, None], values, known, previous, timesteps)[:, 0]
         if self.backbone.positions == "rotary" and state.position + tokens > self._limit:
             first = state.position - state.groups * tokens
             if state.groups:
                 self.backbone.shift(state.cache, first)
             state.position -= first
         positions = self._positions(timesteps, state.position)
-        hidden = self.backbone(embedded, self._step_mask(state), positions, state.cache)
+        mask = self._last_rows(timesteps.device)[..., -(state.groups + 1) * tokens :]
+        hidden = self.backbone(embedded, mask, positions, state.cache)
         state.groups = min(state.groups + 1, config.window - 1)
         state.cache = self.backbone.forget(state.cache, state.groups * tokens)
         state.position += tokens
-        state.steps = state.steps + 1
+        state.steps = timesteps + 1
         state.values, state.known = values[:, 1:], known[:, 1:]
         logits: Tensor = self.head(hidden[:, -1])
         return logits
-
-    def merge(self) -> None:
-        """Merge LoRA's adapters into the weights, for use; training ends with this. Without adapters: nothing."""
-        self.backbone.merge()
-
-    def optimize(self, precision: str = "float32") -> None:
-        """Make deciding fast: adapters merged, and GPT-2 in fewer operations; training and saving end with this.
-
-        Args:
-            precision: `float32`, `bfloat16` or `int8` (GPT-2 only; int8 on the CPU).
-
-        Raises:
-            L4SError: Another family in another precision than it has.
-        """
-        from l4s_gym.agents.llm.fast import FastGPT2
-
-        self.requires_grad_(False)
-        self.eval()
-        self.encoder.fold()
-        if precision == "float32" and self.backbone.family != "gpt2":
-            self.merge()
-            return
-        self.backbone = FastGPT2(self.backbone, precision)
-        self._single = None
-
-    def parameters_to_train(self) -> list[nn.Parameter]:
-        """Those that are not frozen."""
-        return [parameter for parameter in self.parameters() if parameter.requires_grad]

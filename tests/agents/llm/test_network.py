@@ -134,7 +134,7 @@ def test_timesteps_and_return_scale_are_read(make_model: Any, make_batch: Any) -
 
 def test_models_are_made_from_seeds(make_model: Any, make_config: Any) -> None:
     """The backbone from its own, whatever the generator's state; the rest from the generator."""
-    from l4s_gym.agents.llm.model import DecisionModel
+    from l4s_gym.agents.llm.network import DecisionModel
 
     torch.manual_seed(1)
     one = DecisionModel(make_config())
@@ -148,12 +148,12 @@ def test_models_are_made_from_seeds(make_model: Any, make_config: Any) -> None:
 
 def test_all_that_should_train_does(make_config: Any, make_batch: Any) -> None:
     """Every parameter that is not frozen has a gradient (once LoRA's second factor is not zero)."""
-    from l4s_gym.agents.llm.model import DecisionModel
+    from l4s_gym.agents.llm.network import DecisionModel
 
     for family in FAMILIES:
         for freeze in (True, False):
             model = DecisionModel(make_config(family, freeze=freeze))
-            trained = {id(parameter) for parameter in model.parameters_to_train()}
+            trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
             with torch.no_grad():
                 for name, parameter in model.named_parameters():
                     if "lora_B" in name:
@@ -167,7 +167,7 @@ def test_all_that_should_train_does(make_config: Any, make_batch: Any) -> None:
 
 
 def test_checkpointing_gives_the_same_gradients(make_config: Any, make_batch: Any) -> None:
-    from l4s_gym.agents.llm.model import DecisionModel
+    from l4s_gym.agents.llm.network import DecisionModel
 
     for family in ("gpt2", "llama", "t5d"):
         gradients = []
@@ -181,7 +181,7 @@ def test_checkpointing_gives_the_same_gradients(make_config: Any, make_batch: An
 
 def test_half_precision(make_model: Any, make_batch: Any, stream: Any) -> None:
     """The backbone in bfloat16, our own parts and the logits in float32."""
-    model, batch = make_model(dtype="bfloat16"), make_batch(steps=8)
+    model, batch = make_model(dtype="bfloat16"), make_batch(share=0.0, steps=8)
     logits = _logits(model, batch)
     assert logits.dtype == torch.float32 and model.head.weight.dtype == torch.float32
     assert model.backbone.core.h[0].mlp.c_fc.weight.dtype == torch.bfloat16
@@ -203,7 +203,7 @@ def test_mixed_precision(family: str, make_model: Any, make_batch: Any) -> None:
 
 
 def test_the_window_must_fit_the_positions(make_config: Any) -> None:
-    from l4s_gym.agents.llm.model import DecisionModel
+    from l4s_gym.agents.llm.network import DecisionModel
 
     with pytest.raises(L4SError, match="takes 51 positions, the backbone has 48: shorten the window"):
         DecisionModel(make_config(window=17))

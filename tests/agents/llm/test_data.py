@@ -10,8 +10,8 @@ import pytest
 pytest.importorskip("torch", reason="needs torch: pip install 'l4s-gym[llm]'")
 
 from l4s_gym import L4SError
-from l4s_gym.agents.llm.augment import CONTINUOUS, augment
-from l4s_gym.agents.llm.schedule import Augment
+from l4s_gym.agents.llm.data import CONTINUOUS, augment
+from l4s_gym.agents.llm.settings import Augment
 from l4s_gym.schema import OBS_HIGH
 
 

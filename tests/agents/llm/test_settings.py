@@ -1,16 +1,14 @@
-"""Settings from dictionaries and files: what is wrong is said in one line."""
+"""Settings from dictionaries: what is wrong is said in one line."""
 
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from l4s_gym import L4SError
-from l4s_gym.agents.llm import config
-from l4s_gym.agents.llm.config import BackboneConfig, EncoderConfig, Feature, LLMConfig
+from l4s_gym.agents.llm.settings import BackboneConfig, EncoderConfig, Feature, LLMConfig, from_dict, to_dict
 from l4s_gym.schema import OBSERVED
 
 
@@ -31,8 +29,8 @@ def test_defaults_are_the_papers_layout() -> None:
 def test_plain_values_and_back(freeze: bool | None) -> None:
     encoder = EncoderConfig(features=(Feature("load"), Feature("view", "image", (4, 4))), unknown="", kernels=(2,))
     made = LLMConfig(backbone=BackboneConfig(family="opt", freeze=freeze), encoder=encoder, layout="features")
-    plain = config.to_dict(made)
-    assert config.from_dict(plain) == made
+    plain = to_dict(made)
+    assert from_dict(plain) == made
     assert made.encoder.size == 17
     assert ("freeze" in plain["backbone"]) == (freeze is not None)  # TOML knows no None
 
@@ -42,17 +40,6 @@ def test_only_pretrained_weights_are_frozen_by_default() -> None:
     assert BackboneConfig(pretrained="somewhere").frozen
     assert BackboneConfig(freeze=True).frozen
     assert not BackboneConfig(pretrained="somewhere", freeze=False).frozen
-
-
-def test_from_a_file(tmp_path: Path) -> None:
-    path = tmp_path / "config.toml"
-    path.write_text(
-        'window = 7\n[backbone]\nfamily = "llama"\nheads = 2\n[lora]\nrank = 3\ntargets = ["q_proj"]\n'
-        '[encoder]\nkernels = [1, 4]\nunknown = ""\n[[encoder.features]]\nname = "a"\nkind = "series"\n'
-    )
-    made = config.load(path)
-    assert (made.window, made.backbone.family, made.lora.targets) == (7, "llama", ("q_proj",))
-    assert made.encoder.features == (Feature("a", "series"),)
 
 
 @pytest.mark.parametrize(
@@ -79,20 +66,5 @@ def test_from_a_file(tmp_path: Path) -> None:
 )
 def test_errors(values: dict[str, Any], message: str) -> None:
     with pytest.raises(L4SError, match=message) as caught:
-        config.from_dict(values)
+        from_dict(values)
     assert "\n" not in str(caught.value)
-
-
-def test_errors_of_files(tmp_path: Path) -> None:
-    path = tmp_path / "config.toml"
-    with pytest.raises(L4SError, match="cannot be read"):
-        config.load(path)
-    path.write_text("window = = 3")
-    with pytest.raises(L4SError, match="is no TOML"):
-        config.load(path)
-    path.write_bytes(b"\xff\xfe")
-    with pytest.raises(L4SError, match="is UTF-16 text"):
-        config.load(path)
-    path.write_text("window = -1")
-    with pytest.raises(L4SError, match=r"config\.toml.*window"):
-        config.load(path)

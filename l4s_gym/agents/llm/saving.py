@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 
 from l4s_gym.agents import saved
-from l4s_gym.agents.llm.backbones import Backbone, one_line
-from l4s_gym.agents.llm.config import LLMConfig, from_dict, to_dict
-from l4s_gym.agents.llm.lora import count, import_peft
+from l4s_gym.agents.llm.backbones import Backbone, count, one_line
+from l4s_gym.agents.llm.settings import LLMConfig, from_dict, to_dict
 from l4s_gym.agents.llm.text import Model, build
 from l4s_gym.data.files import PathLike
 from l4s_gym.errors import L4SError
@@ -47,64 +46,48 @@ class Loaded:
     path: Path
 
 
-def own_tensors(model: Model) -> dict[str, Tensor]:
-    """What `weights.safetensors` holds: names are the same with and without adapters."""
+def _names(model: Model) -> dict[str, str]:
+    """Tensors of the backbone that are saved, and by which names: the same with and without adapters."""
+    backbone = model.config.backbone
+    if backbone.pretrained and backbone.frozen:
+        return {}
+    names = [name for name in model.backbone.core.state_dict() if ".lora_" not in name]
+    return {name: "backbone." + name.replace(".base_layer.", ".") for name in names}
+
+
+def _own_tensors(model: Model) -> dict[str, Tensor]:
+    """What `weights.safetensors` holds."""
     tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("backbone.")}
-    backbone = model.config.backbone
-    if not (backbone.pretrained and backbone.frozen):
-        for name, tensor in model.backbone.core.state_dict().items():
-            if ".lora_" not in name:
-                tensors["backbone." + name.replace(".base_layer.", ".")] = tensor
-    return tensors
+    inner = model.backbone.core.state_dict()
+    return tensors | {stored: inner[name] for name, stored in _names(model).items()}
 
 
-def set_own_tensors(model: Model, tensors: Mapping[str, Tensor]) -> None:
-    """Put `own_tensors` back.
-
-    Raises:
-        RuntimeError: One is missing, left over, or of another shape.
-    """
-    names = {}
-    for name in model.state_dict():
-        if not name.startswith("backbone."):
-            names[name] = name
-    core = model.backbone.core
-    inner = {
-        name: "backbone." + name.replace(".base_layer.", ".") for name in core.state_dict() if ".lora_" not in name
-    }
-    backbone = model.config.backbone
-    expected = set(names) | (set() if backbone.pretrained and backbone.frozen else set(inner.values()))
-    if expected != set(tensors):
-        raise RuntimeError(f"other tensors than expected: {', '.join(sorted(expected ^ set(tensors))[:3])}")
-    model.load_state_dict({name: tensors[name] for name in names}, strict=False)
-    if not (backbone.pretrained and backbone.frozen):
-        core.load_state_dict({name: tensors[stored] for name, stored in inner.items()}, strict=False)
+def _set_own_tensors(model: Model, tensors: Mapping[str, Tensor]) -> None:
+    """Put them back; RuntimeError: one is missing, left over, or of another shape."""
+    expected = _own_tensors(model).keys()
+    if expected != tensors.keys():
+        raise RuntimeError(f"other tensors than expected: {', '.join(sorted(expected ^ tensors.keys())[:3])}")
+    own = {name: tensor for name, tensor in tensors.items() if not name.startswith("backbone.")}
+    model.load_state_dict(own, strict=False)
+    inner = {name: tensors[stored] for name, stored in _names(model).items()}
+    model.backbone.core.load_state_dict(inner, strict=False)
 
 
 def adapter_tensors(model: Model) -> dict[str, Tensor]:
     """LoRA's weights, named as peft names them; none without adapters."""
     if not model.backbone.adapted:
         return {}
-    import_peft()
-    from peft import get_peft_model_state_dict
-
-    state: dict[str, Tensor] = get_peft_model_state_dict(model.backbone.model, save_embedding_layers=False)
+    peft = optional("peft", "llm")
+    state: dict[str, Tensor] = peft.get_peft_model_state_dict(model.backbone.model, save_embedding_layers=False)
     return state
 
 
-def set_adapter_tensors(model: Model, tensors: Mapping[str, Tensor]) -> None:
-    """Put `adapter_tensors` back.
-
-    Raises:
-        RuntimeError: One is missing, left over, or of another shape.
-    """
-    import_peft()
-    from peft import set_peft_model_state_dict
-
+def _set_adapter_tensors(model: Model, tensors: Mapping[str, Tensor]) -> None:
+    """Put them back; RuntimeError: one is missing, left over, or of another shape."""
     expected = adapter_tensors(model)
     if {name: t.shape for name, t in expected.items()} != {name: t.shape for name, t in tensors.items()}:
         raise RuntimeError("another adapter than expected")
-    set_peft_model_state_dict(model.backbone.model, dict(tensors))
+    optional("peft", "llm").set_peft_model_state_dict(model.backbone.model, dict(tensors))
 
 
 def _card(config: LLMConfig, model: Model, training: Mapping[str, Any], text: str) -> str:
@@ -128,9 +111,31 @@ def _card(config: LLMConfig, model: Model, training: Mapping[str, Any], text: st
         "# LLM agent for L4S DualPI2\n"
         "Decides for each packet whether to enqueue, drop or mark it.\n\n"
         f"| | |\n|---|---|\n{rows}\n\n"
-        '```python\nfrom l4s_gym.agents.llm import storage\n\nmodel = storage.load("FOLDER").model\n```\n'
+        '```python\nfrom l4s_gym.agents.llm import saving\n\nmodel = saving.load("FOLDER").model\n```\n'
         f"{text}"
     )
+
+
+def training_card(result: Mapping[str, Any]) -> str:
+    """What was trained on what, and what came out, as Markdown."""
+    rows = [f"| {each['dataset']} | {each['weight']:.3g} | {each['train_steps']:,} |" for each in result["datasets"]]
+    lines = ["## Trained on", "| dataset | weight | steps |", "|---|---|---|", *rows, ""]
+    held = result["metrics"]
+    if held:
+        recall = ", ".join(f"{name} {value:.3f}" for name, value in held["recall"].items() if value is not None)
+        lines += [
+            "## On held-out episodes",
+            f"Of {held['steps']:,} steps: cross-entropy {held['cross_entropy']:.4f} nats, accuracy "
+            f"{held['accuracy']:.4f} (always the most frequent action: {held['majority']:.4f}), macro-F1 "
+            f"{held['macro_f1']:.3f}; recall: {recall}.",
+            "",
+        ]
+    lines += [
+        f"{result['steps']:,} steps in {result['seconds']:.0f} s on {result['device']} "
+        f"({result['precision']}, {result['tokens_per_s']:,.0f} tokens/s, {result['peak_memory_bytes'] / 1e9:.2f} GB).",
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def save(
@@ -156,7 +161,7 @@ def save(
     Raises:
         L4SError: The folder cannot be written, or the model is merged.
     """
-    if (model.config.lora.rank and not model.backbone.adapted) or not isinstance(model.backbone, Backbone):
+    if not isinstance(model.backbone, Backbone) or (model.config.lora.rank and not model.backbone.adapted):
         raise L4SError(f"{folder}: the model is merged or optimized: save it before")
     config = model.config
     if model.backbone.commit and not config.backbone.revision:
@@ -176,19 +181,18 @@ def save(
         folder,
         kind=KIND,
         config=to_dict(config),
-        tensors=own_tensors(model),
+        tensors=_own_tensors(model),
         training=training,
         card=_card(config, model, training or {}, card),
         fill=fill,
     )
 
 
-def load(folder: PathLike | saved.Saved, *, merge: bool = False) -> Loaded:
+def load(folder: PathLike | saved.Saved) -> Loaded:
     """Read a model that was saved; nothing in the folder is executed.
 
     Args:
         folder: Where it is, or what was read of it.
-        merge: Merge the adapter into the weights, for speed.
 
     Raises:
         L4SError: It is not there, is damaged, or of another version.
@@ -198,16 +202,13 @@ def load(folder: PathLike | saved.Saved, *, merge: bool = False) -> Loaded:
     with torch.random.fork_rng(devices=[]):
         model = build(config)
     try:
-        set_own_tensors(model, found.tensors)
+        _set_own_tensors(model, found.tensors)
         if config.lora.rank:
-            set_adapter_tensors(model, saved.read_tensors(found.path / saved.ADAPTER_WEIGHTS))
+            _set_adapter_tensors(model, saved.read_tensors(found.path / saved.ADAPTER_WEIGHTS))
     except RuntimeError as error:
         reason = one_line(error)
         raise L4SError(f"{found.path}: weights do not fit the configuration ({reason}): train it again") from error
-    model.eval()
-    if merge:
-        model.merge()
-    return Loaded(model, found.training, found.path)
+    return Loaded(model.eval(), found.training, found.path)
 
 
 def fetch(repo_id: str, revision: str = "") -> Path:

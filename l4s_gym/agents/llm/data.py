@@ -1,27 +1,187 @@
-"""Several datasets as one: weights between them, what is held out, and batches that depend on their number alone."""
+"""Sequences of logged decisions for the model: datasets as one corpus, batches, augmentation, and returns-to-go.
+
+All that the LLM agent reads of datasets (`Windows`) and of logs in memory (`Trajectory`) goes through here.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
-from l4s_gym.agents.llm.augment import Batch
-from l4s_gym.agents.llm.schedule import TrainConfig
+from l4s_gym.agents.imbalance import Imbalance
+from l4s_gym.agents.llm.settings import Augment, TrainConfig
 from l4s_gym.agents.logged import Stretch, split
+from l4s_gym.data import minari_io
+from l4s_gym.data.trajectory import Trajectory
 from l4s_gym.data.windows import Windows
 from l4s_gym.errors import L4SError
-from l4s_gym.schema import ACTIONS, ENQUEUE
+from l4s_gym.schema import ACTIONS, ENQUEUE, OBS_HIGH, OBSERVED
 from l4s_gym.sim import fingerprint
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+Batch = dict[str, npt.NDArray[Any]]
 
+CONTINUOUS: Final = np.array([name != "queue_type" for name in OBSERVED])
+"""Features that noise is put on (8,)."""
+_INPUTS: Final = ("returns_to_go", "observations", "actions", "timesteps", "mask", "missing")
 _DRAW: Final = 0x647261
 _LOOKS: Final = 4096
+
+
+def tensors(batch: Batch, device: Any) -> dict[str, Tensor]:
+    """A batch on a device."""
+    return {name: torch.from_numpy(np.ascontiguousarray(array)).to(device) for name, array in batch.items()}
+
+
+def logits_of(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    """Logits (B, K, 3) of a batch; `missing` may be left out."""
+    out: Tensor = model(*(batch.get(name) for name in _INPUTS))
+    return out
+
+
+# -- returns-to-go
+
+
+@dataclass(frozen=True)
+class Target:
+    """The return that the agent is to reach.
+
+    Attributes:
+        value: At the start of an episode, in the reward's unit.
+        low: Smallest return-to-go that the model is told.
+        high: Largest return-to-go that the model is told.
+        fixed: Whether it stays as it is, whatever is received.
+    """
+
+    value: float
+    low: float = -np.inf
+    high: float = np.inf
+    fixed: bool = False
+
+    def __post_init__(self) -> None:
+        if not np.isfinite(self.value):
+            raise L4SError(f"llm: target={self.value}: give a finite return")
+
+
+class ReturnsToGo:
+    """What the model is told at each decision: the target, and from then on what is left of it.
+
+    After reward r, the return-to-go R becomes (R - r) / gamma, as in the training data, and is kept within the bounds
+    of the target: an episode that goes worse or longer than any of the training's would else ask for something that
+    the model has never seen.
+    """
+
+    def __init__(self, target: Target, n: int, gamma: float) -> None:
+        """Start `n` episodes."""
+        self.left, self._target, self._gamma, self._first = np.full(n, target.value), target, gamma, True
+
+    def after(self, rewards: npt.ArrayLike) -> Floats:
+        """Those of the next decision (n,), after the rewards since the last one; what was before the first is none."""
+        if not self._first and not self._target.fixed:
+            left = (self.left - np.asarray(rewards, np.float64)) / self._gamma if self._gamma else self.left
+            self.left = np.clip(left, self._target.low, self._target.high)
+        self._first = False
+        return self.left
+
+
+def sequences(logged: Trajectory, returns: Floats, ends: Ints, length: int) -> Batch:
+    """A batch (B, K, ...) of the `length` steps up to logged steps (B,); `returns` (T,) are those of all."""
+    batch = logged.windows(ends, length)
+    rows = np.maximum(ends[:, None] + np.arange(1 - length, 1), 0)
+    return batch | {"returns_to_go": np.where(batch["mask"], returns[rows], 0.0).astype(np.float32)}
+
+
+def covering(index: Ints, starts: Ints, most: int) -> tuple[Ints, Ints]:
+    """Sequences that end with at most so many of the steps (B,): their last steps (n,), and which one each is of."""
+    stops = starts[np.searchsorted(starts, index, side="right")] - 1
+    ends, tile = [-1], np.zeros(len(index), np.int64)
+    for place in np.argsort(index, kind="stable").tolist():
+        step = int(index[place])
+        if step > ends[-1]:
+            ends.append(min(step + most - 1, int(stops[place])))
+        tile[place] = len(ends) - 2
+    return np.array(ends[1:], np.int64), tile
+
+
+# -- one batch changed, one loss undone
+
+
+def augment(batch: Batch, config: Augment, rng: np.random.Generator) -> Batch:
+    """Change a batch so that the model depends less on what does not matter; labels and returns are never changed.
+
+    - *Offset*: a sequence's timesteps are counted from a random number more. A discipline does not know how old its
+      episode is, and an evaluation may run longer than the training data.
+    - *Noise*: the continuous features are multiplied by 1 + noise * z. A feature that is 0 stays 0: an empty queue
+      stays an empty queue. `queue_type` is never changed.
+    - *Dropout*: timesteps are hidden (masked), so that the model copes with records that are lost. The last step of a
+      sequence stays; hidden steps are not part of the loss.
+
+    Args:
+        batch: `observations` (B, K, 8), `timesteps` (B, K), `mask` (B, K), and more.
+        config: How much.
+        rng: Where the changes are drawn from.
+
+    Returns:
+        A copy; what is not changed is shared.
+    """
+    changed = dict(batch)
+    mask = batch["mask"].astype(bool)  # (B, K)
+    if config.noise:
+        factor = 1.0 + config.noise * rng.standard_normal(batch["observations"].shape)  # (B, K, 8)
+        factor[..., ~CONTINUOUS] = 1.0
+        noisy = batch["observations"].astype(np.float64) * factor
+        changed["observations"] = np.clip(noisy, 0.0, OBS_HIGH).astype(np.float32)
+    if config.offset:
+        offset = rng.integers(config.offset + 1, size=(len(mask), 1))
+        changed["timesteps"] = np.where(mask, batch["timesteps"].astype(np.int64) + offset, 0)
+    if config.dropout:
+        hidden = rng.random(mask.shape) < config.dropout
+        hidden[:, -1] = False
+        changed["mask"] = mask & ~hidden
+    return changed
+
+
+@dataclass(frozen=True)
+class Correction:
+    """Brings the probabilities of a model back to those of the data.
+
+    `l4s_gym.agents.imbalance` says what is done about rare actions and how its shift is undone. One thing differs here:
+    `sample` draws whole windows around drops and marks, and all their steps are part of the loss. So the labels that
+    were part of it are counted, and their shares by the data's take the place of the weights.
+
+    Attributes:
+        imbalance: How it was trained, with the shares of the data; the default is that there was no shift.
+        seen: Share of each action among the steps of the loss (3,).
+    """
+
+    imbalance: Imbalance = field(default_factory=Imbalance)
+    seen: tuple[float, ...] = ()
+
+    def __call__(self, probabilities: npt.ArrayLike) -> Floats:
+        """Probabilities (..., 3) of the data, from those of the model."""
+        p = np.asarray(probabilities, np.float64)
+        if self.imbalance.kind != "sample" or not self.imbalance.correction:
+            return self.imbalance.correct(p)
+        shares, seen = np.array(self.imbalance.shares), np.array(self.seen)
+        known = (shares > 0.0) & (seen > 0.0)
+        raw = p * np.where(known, shares / np.where(known, seen, 1.0), 1.0)
+        return np.asarray(raw / raw.sum(axis=-1, keepdims=True), np.float64)
+
+    @classmethod
+    def counted(cls, imbalance: Imbalance, counts: npt.ArrayLike) -> Correction:
+        """From the labels (3,) that were part of the loss."""
+        seen = np.asarray(counts, np.float64)
+        return cls(imbalance, tuple((seen / max(seen.sum(), 1.0)).tolist()))
+
+
+# -- datasets
 
 
 @dataclass(frozen=True)
@@ -62,18 +222,12 @@ class Part:
         return found
 
 
-def _name(source: Any) -> str:
-    return source if isinstance(source, str) else str(source.id)
-
-
 def _check(source: Any, rewards: dict[str, str]) -> tuple[Any, str]:
     """A dataset whose schema is ours, and which simulator made it; its reward is put into `rewards`."""
-    from l4s_gym.data.minari_io import check_schema, check_simulator, load
-
-    dataset = load(source) if isinstance(source, str) else source
-    simulator = check_simulator(dataset)
+    dataset = minari_io.load(source) if isinstance(source, str) else source
+    simulator = minari_io.check_simulator(dataset)
     if getattr(getattr(dataset, "storage", None), "metadata", None) is not None:
-        check_schema(dataset)
+        minari_io.check_schema(dataset)
         rewards[dataset.id] = str(dataset.storage.metadata.get("reward"))
     return dataset, simulator
 
@@ -104,16 +258,15 @@ class Corpus:
     """
 
     def __init__(self, sources: Any, config: TrainConfig, gamma: float) -> None:
-        weights = _weights(sources)
         self.config = config
         rewards: dict[str, str] = {}
         simulators: list[str] = []
         self.parts: list[Part] = []
-        for source, weight in weights:
+        for source, weight in _weights(sources):
             dataset, simulator = _check(source, rewards)
             simulators.append(simulator)
             windows = Windows(dataset, config.length, gamma=gamma, allow_gaps=config.allow_gaps, stride=config.stride)
-            self.parts.append(self._part(_name(source), windows, weight))
+            self.parts.append(self._part(source if isinstance(source, str) else str(source.id), windows, weight))
         self.simulator = fingerprint.combined(simulators)
         if len(set(rewards.values())) > 1:
             which = ", ".join(f"{name}: {reward}" for name, reward in rewards.items())
@@ -147,13 +300,12 @@ class Corpus:
         if self.config.imbalance.kind == "sample":
             for action in range(len(ACTIONS)):
                 if action != ENQUEUE:
-                    found = [
+                    rare[action] = np.concatenate([
                         windows.starts[episode]
                         + start
                         + np.flatnonzero(windows.episode_actions(episode)[start:stop] == action)
                         for episode, start, stop in train.tolist()
-                    ]
-                    rare[action] = np.concatenate(found)
+                    ])  # fmt: skip
         return Part(name, windows, weight, train, held, np.cumsum(train[:, 2] - train[:, 1]), rare)
 
     def _counts(self, part: Part) -> Floats:
@@ -204,7 +356,7 @@ class Corpus:
         new_steps = max(length // 2, 1)
         whole = sum(int((part.held[:, 2] - part.held[:, 1]).sum()) for part in self.parts)
         for part in self.parts:
-            ends, fresh = _tiles(part, length, new_steps)
+            ends, fresh = _held_tiles(part, length, new_steps)
             share = (part.held[:, 2] - part.held[:, 1]).sum() / max(whole, 1)
             most = max(int(self.config.eval_steps * share) // new_steps, 1)
             if len(ends) > most:
@@ -253,7 +405,7 @@ def _returns(part: Part, index: Ints) -> Floats:
     return found
 
 
-def _tiles(part: Part, length: int, most: int) -> tuple[Ints, Ints]:
+def _held_tiles(part: Part, length: int, most: int) -> tuple[Ints, Ints]:
     """Last steps of the sequences that cover the held-out episodes, and how many at the end of each are new."""
     ends, fresh = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     stride = part.windows.stride

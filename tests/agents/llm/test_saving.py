@@ -11,12 +11,13 @@ import pytest
 
 from l4s_gym import L4SError
 from l4s_gym.agents import saved
-from l4s_gym.agents.llm.config import LoraConfig
+from l4s_gym.agents.llm.settings import LoraConfig
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from l4s_gym.agents.llm import storage  # noqa: E402
+from l4s_gym.agents.llm import saving  # noqa: E402
+from l4s_gym.agents.llm.fast import optimize  # noqa: E402
 
 
 def _logits(model: Any, batch: Any) -> Any:
@@ -29,14 +30,15 @@ def _logits(model: Any, batch: Any) -> Any:
 def test_equal_logits(family: str, rank: int, make_model: Any, make_batch: Any, tmp_path: Path) -> None:
     """Of weights that no seed gives (all were changed), merged or not; the generator is left alone."""
     model, batch = make_model(family, lora=LoraConfig(rank=rank), freeze=rank > 0), make_batch()
-    storage.save(model, tmp_path / "agent", training={"dataset": "d", "seed": 3, "metrics": {"loss": 0.5}})
+    saving.save(model, tmp_path / "agent", training={"dataset": "d", "seed": 3, "metrics": {"loss": 0.5}})
     before = torch.get_rng_state()
-    loaded = storage.load(tmp_path / "agent")
+    loaded = saving.load(tmp_path / "agent")
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(_logits(loaded.model, batch), _logits(model, batch))
     assert loaded.model.config == model.config and not loaded.model.training
     assert loaded.training == {"dataset": "d", "seed": 3, "metrics": {"loss": 0.5}}
-    merged = storage.load(tmp_path / "agent", merge=True).model
+    merged = saving.load(tmp_path / "agent").model
+    merged.backbone.merge()
     torch.testing.assert_close(_logits(merged, batch), _logits(model, batch), atol=1e-4, rtol=0)
     assert not merged.backbone.adapted
     trained = [parameter.requires_grad for parameter in model.parameters()]
@@ -45,27 +47,27 @@ def test_equal_logits(family: str, rank: int, make_model: Any, make_batch: Any, 
 
 def test_a_pretrained_backbone_is_named_not_stored(make_config: Any, make_batch: Any, tmp_path: Path) -> None:
     from l4s_gym.agents.llm.backbones import random_config
-    from l4s_gym.agents.llm.model import DecisionModel
+    from l4s_gym.agents.llm.network import DecisionModel
 
     base = tmp_path / "base"
     transformers.AutoModel.from_config(random_config(make_config().backbone)).save_pretrained(base)
     model = DecisionModel(make_config(pretrained=str(base))).eval()
-    storage.save(model, tmp_path / "agent")
+    saving.save(model, tmp_path / "agent")
     names = set(saved.read(tmp_path / "agent").tensors)
     assert names and not any(name.startswith("backbone") for name in names)
     batch = make_batch()
-    assert torch.equal(_logits(storage.load(tmp_path / "agent").model, batch), _logits(model, batch))
+    assert torch.equal(_logits(saving.load(tmp_path / "agent").model, batch), _logits(model, batch))
     tuned = DecisionModel(make_config(pretrained=str(base), freeze=False, lora=LoraConfig())).eval()
     with torch.no_grad():
         tuned.backbone.core.ln_f.bias.add_(1)
-    storage.save(tuned, tmp_path / "tuned")
-    assert torch.equal(_logits(storage.load(tmp_path / "tuned").model, batch), _logits(tuned, batch))
+    saving.save(tuned, tmp_path / "tuned")
+    assert torch.equal(_logits(saving.load(tmp_path / "tuned").model, batch), _logits(tuned, batch))
 
 
 def test_the_commit_of_a_model_from_the_hub_is_kept(make_model: Any, tmp_path: Path) -> None:
     model = make_model()
     model.backbone.commit = "0123abc"
-    storage.save(model, tmp_path / "agent")
+    saving.save(model, tmp_path / "agent")
     meta = json.loads((tmp_path / "agent" / saved.ABOUT).read_text())
     assert meta["config"]["backbone"]["revision"] == "0123abc"
 
@@ -75,11 +77,11 @@ def test_peft_reads_the_adapter(make_model: Any, tmp_path: Path) -> None:
     import peft
 
     model = make_model("llama")
-    storage.save(model, tmp_path / "agent")
+    saving.save(model, tmp_path / "agent")
     plain = make_model("llama", lora=LoraConfig()).backbone.core
     adapted = peft.PeftModel.from_pretrained(plain, tmp_path / "agent" / saved.ADAPTER)
     read = peft.get_peft_model_state_dict(adapted)
-    expected = storage.adapter_tensors(model)
+    expected = saving.adapter_tensors(model)
     assert set(read) == set(expected) and len(read) == 8
     assert all(torch.equal(read[name], expected[name]) for name in read)
 
@@ -87,7 +89,7 @@ def test_peft_reads_the_adapter(make_model: Any, tmp_path: Path) -> None:
 def test_the_folder(make_model: Any, tmp_path: Path) -> None:
     """What is in it, and what the card says; nothing else is left behind when it is replaced."""
     for seed in (1, 2):
-        storage.save(
+        saving.save(
             make_model(), tmp_path / "deep" / "agent", training={"dataset": "l4s/x-v0", "seed": seed}, card="More.\n"
         )
     folder = tmp_path / "deep" / "agent"
@@ -110,7 +112,7 @@ def test_the_folder(make_model: Any, tmp_path: Path) -> None:
 def test_failing_to_save_leaves_the_old(make_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk, in the middle; values that are no JSON; a folder of somebody else; a merged model."""
     model = make_model()
-    storage.save(model, tmp_path / "agent", training={"seed": 1})
+    saving.save(model, tmp_path / "agent", training={"seed": 1})
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -118,32 +120,32 @@ def test_failing_to_save_leaves_the_old(make_model: Any, tmp_path: Path, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr("safetensors.torch.save_file", full)
         with pytest.raises(L4SError, match=r"No space left on device.*free some space"):
-            storage.save(model, tmp_path / "agent", training={"seed": 2})
+            saving.save(model, tmp_path / "agent", training={"seed": 2})
     for bad in (float("nan"), object()):
         with pytest.raises(L4SError, match=r"training: .*: give finite numbers"):
-            storage.save(model, tmp_path / "agent", training={"seed": bad})
-    assert storage.load(tmp_path / "agent").training == {"seed": 1}
+            saving.save(model, tmp_path / "agent", training={"seed": bad})
+    assert saving.load(tmp_path / "agent").training == {"seed": 1}
     assert [each.name for each in tmp_path.iterdir()] == ["agent"]
     spoiled = make_model()
     with torch.no_grad():
         spoiled.head.bias[1] = torch.inf
     with pytest.raises(L4SError, match=r"head.bias is not finite"):
-        storage.save(spoiled, tmp_path / "agent")
-    assert storage.load(tmp_path / "agent").training == {"seed": 1}
+        saving.save(spoiled, tmp_path / "agent")
+    assert saving.load(tmp_path / "agent").training == {"seed": 1}
     other = tmp_path / "other"
     other.mkdir()
-    storage.save(model, other)  # empty
+    saving.save(model, other)  # empty
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.tex").write_text("")
     with pytest.raises(L4SError, match="holds something that is no agent"):
-        storage.save(model, tmp_path / "home")
-    model.merge()
+        saving.save(model, tmp_path / "home")
+    model.backbone.merge()
     with pytest.raises(L4SError, match="save it before"):
-        storage.save(model, tmp_path / "agent")
+        saving.save(model, tmp_path / "agent")
     plain = make_model(lora=LoraConfig())
-    plain.optimize()
+    optimize(plain)
     with pytest.raises(L4SError, match="save it before"):
-        storage.save(plain, tmp_path / "agent")
+        saving.save(plain, tmp_path / "agent")
 
 
 def _damage(folder: Path, what: str) -> None:
@@ -197,10 +199,10 @@ def _damage(folder: Path, what: str) -> None:
     ],
 )
 def test_damaged_folders(what: str, message: str, make_model: Any, tmp_path: Path) -> None:
-    storage.save(make_model(), tmp_path / "agent")
+    saving.save(make_model(), tmp_path / "agent")
     _damage(tmp_path / "agent", what)
     with pytest.raises(L4SError, match=message) as caught:
-        storage.load(tmp_path / "agent")
+        saving.load(tmp_path / "agent")
     assert "\n" not in str(caught.value)
 
 
@@ -223,11 +225,11 @@ def test_sending_to_a_hub(make_model: Any, make_batch: Any, tmp_path: Path, monk
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     model = make_model()
-    assert storage.push_to_hub(model, "me/agent", training={"seed": 1}, private=True) == "https://hub/me/agent"
+    assert saving.push_to_hub(model, "me/agent", training={"seed": 1}, private=True) == "https://hub/me/agent"
     assert [name for name, _ in calls] == ["create", "upload"]
     assert calls[0][1] == {"repo_id": "me/agent", "private": True, "exist_ok": True}
     assert calls[1][1]["repo_id"] == "me/agent"
-    loaded = storage.load(tmp_path / "sent")
+    loaded = saving.load(tmp_path / "sent")
     batch = make_batch()
     assert torch.equal(_logits(loaded.model, batch), _logits(model, batch)) and loaded.training == {"seed": 1}
 
@@ -236,13 +238,13 @@ def test_sending_to_a_hub(make_model: Any, make_batch: Any, tmp_path: Path, monk
 
     monkeypatch.setattr(Api, "create_repo", refuse)
     with pytest.raises(L4SError, match=r"hub: me/agent: 401 Client Error. Unauthorized: check name, token"):
-        storage.push_to_hub(model, "me/agent")
+        saving.push_to_hub(model, "me/agent")
 
 
 def test_half_precision_is_kept(make_model: Any, make_batch: Any, tmp_path: Path) -> None:
     model = make_model("llama", dtype="bfloat16")
-    storage.save(model, tmp_path / "agent")
-    loaded = storage.load(tmp_path / "agent").model
+    saving.save(model, tmp_path / "agent")
+    loaded = saving.load(tmp_path / "agent").model
     assert loaded.backbone.dtype == torch.bfloat16
     assert torch.equal(_logits(loaded, make_batch()), _logits(model, make_batch()))
     assert dataclasses.asdict(loaded.config) == dataclasses.asdict(model.config)
