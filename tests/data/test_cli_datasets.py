@@ -79,7 +79,8 @@ def row(table: str, name: str) -> list[str]:
 
 @pytest.mark.parametrize("command", [(), ("list",), ("build",), ("show",), ("download",), ("upload",)])
 def test_help(command: tuple[str, ...], capsys: Capture) -> None:
-    assert "usage: " + " ".join(("l4s-gym", "datasets", *command)) in run(capsys, *command, "--help")
+    text = run(capsys, *command, "--help")
+    assert "usage: " + " ".join(("l4s-gym", "datasets", *command)) in text and "{None}" not in text
 
 
 def test_build_list_show(place: Path, capsys: Capture) -> None:
