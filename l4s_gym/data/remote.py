@@ -52,7 +52,7 @@ def remote_name(given: str = "", default: str = "") -> str:
     Raises:
         L4SError: There is none, or it is not of the form `hf://ORG` or `gcp://BUCKET`.
     """
-    remote = given or os.environ.get("MINARI_REMOTE", default)
+    remote = given or os.environ.get("MINARI_REMOTE") or default
     kind, _, name = remote.partition("://")
     if not remote:
         raise L4SError("remote: none is named: give --remote hf://ORG, or set MINARI_REMOTE")
@@ -67,9 +67,7 @@ def _explain(remote: str, error: BaseException) -> L4SError:
         error = error.__cause__
     status = getattr(getattr(error, "response", None), "status_code", None)
     text = str(error).strip().split("\n")[0].rstrip(".:") or type(error).__name__
-    if remote == DEFAULT:
-        remedy = NOT_YET
-    elif status in (401, 403):
+    if status in (401, 403):
         remedy = "log in (`hf auth login`), or give --token of an account that may do this"
     elif status is not None and status != 404:
         remedy = "try again later"
@@ -79,6 +77,7 @@ def _explain(remote: str, error: BaseException) -> L4SError:
         remedy = "unset HF_HUB_OFFLINE"
     else:
         remedy = "check the network, the name of the remote and HF_ENDPOINT, and try again"
+        remedy += f"; {NOT_YET}" if remote == DEFAULT else ""
     return L4SError(f"{remote}: {text}: {remedy}")
 
 

@@ -331,7 +331,7 @@ def test_the_default_remote_says_that_it_is_empty(status: int, hub: Hub, capsys:
         hub.fail = {"/api/datasets": status}
     assert cli.main(["datasets", "download", ID, "--force"]) == 2
     err = capsys.readouterr().err
-    assert err.startswith(f"l4s-gym: {remote.DEFAULT}: ") and err.endswith(f": {remote.NOT_YET}\n")
+    assert err.startswith(f"l4s-gym: {remote.DEFAULT}: ") and err.endswith(f" {remote.NOT_YET}\n")
 
 
 def test_without_the_hubs_client(monkeypatch: pytest.MonkeyPatch) -> None:
