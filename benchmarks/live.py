@@ -21,17 +21,18 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from l4s_gym import agents
-from l4s_gym.bridge import programs, protocol
+from l4s_gym.bridge import wire
 from l4s_gym.bridge.client import Client
-from l4s_gym.bridge.config import PORT, UNSHAPED
-from l4s_gym.bridge.control import Controller
 from l4s_gym.bridge.figures import Figures, read
-from l4s_gym.bridge.plan import inside
-from l4s_gym.bridge.testbed import LiveTestbed
 from l4s_gym.cli.arguments import command_line
 from l4s_gym.data.files import atomic_write
 from l4s_gym.evaluation import native
 from l4s_gym.evaluation.origin import append_run, origin
+from l4s_gym.live import programs
+from l4s_gym.live.control import Controller
+from l4s_gym.live.plan import inside
+from l4s_gym.live.router import PORT, UNSHAPED
+from l4s_gym.live.testbed import LiveTestbed
 from l4s_gym.sim.scenario import Scenario, from_dict
 
 RESULTS: Final = Path(__file__).resolve().parent / "results"
@@ -241,7 +242,7 @@ class Reader(threading.Thread):
                 pass
 
     def _count(self, client: Client) -> int:
-        rows = protocol.select(client.entries(0.2), protocol.ROW)
+        rows = wire.select(client.entries(0.2), wire.ROW)
         self.rows += len(rows)
         self.lost = client.lost
         return len(rows)

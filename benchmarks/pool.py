@@ -501,7 +501,7 @@ def main(
     """Measure and write the results.
 
     Args:
-        pools: Folder of the authors' pools; else $L4S_GYM_POOLS, or a usual place.
+        pools: Folder of the authors' pools; else $L4S_GYM_POOLS.
         work: Folder of finished trainings, which are not done again.
         out: Folder of pool.json (appended), pool.md and pool.png; `results` beside this script by default.
         agents: Which agents; a later run takes up what is in `work`.

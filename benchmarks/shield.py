@@ -22,12 +22,12 @@ from typing import Any, Final
 ROOT: Final = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the simulated kernel is driven as the tests drive it
 
-from l4s_gym.bridge import programs  # noqa: E402
 from l4s_gym.bridge.figures import Figures, read  # noqa: E402
-from l4s_gym.bridge.testbed import LiveTestbed  # noqa: E402
 from l4s_gym.cli.arguments import command_line  # noqa: E402
 from l4s_gym.data.files import atomic_write  # noqa: E402
 from l4s_gym.evaluation.origin import append_run, origin  # noqa: E402
+from l4s_gym.live import programs  # noqa: E402
+from l4s_gym.live.testbed import LiveTestbed  # noqa: E402
 from l4s_gym.sim.scenario import from_dict  # noqa: E402
 
 RESULTS: Final = Path(__file__).resolve().parent / "results"

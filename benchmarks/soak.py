@@ -25,12 +25,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from l4s_gym.bridge import protocol as p
+from l4s_gym.bridge import wire
 from l4s_gym.bridge.client import BridgeError, Client
 from l4s_gym.bridge.figures import Figures, read
-from l4s_gym.bridge.testbed import LiveTestbed
 from l4s_gym.cli.arguments import command_line
 from l4s_gym.evaluation.origin import append_run, origin
+from l4s_gym.live.testbed import LiveTestbed
 from l4s_gym.sim import scenario
 
 RESULTS: Final = Path(__file__).resolve().parent / "results" / "soak.json"
@@ -107,7 +107,7 @@ def until(ready: Callable[[], bool], text: str, seconds: float = 10.0) -> None:
         time.sleep(0.02)
 
 
-def status(bed: LiveTestbed) -> p.Status:
+def status(bed: LiveTestbed) -> wire.Status:
     """The queue's counters, by a reader that comes and goes."""
     with Client(bed.socket) as client:
         return client.status()
@@ -139,20 +139,20 @@ def agent_stalled(bed: LiveTestbed) -> dict[str, Any]:
 def garbage(bed: LiveTestbed) -> dict[str, Any]:
     """Connections that send noise, half a command, and nothing at all."""
     closed = 0
-    for data in (os.urandom(640), p.command(p.GET_STATUS)[:33], p.command(99), b"\0" * 64, b""):
+    for data in (os.urandom(640), wire.command(wire.GET_STATUS)[:33], wire.command(99), b"\0" * 64, b""):
         with socket.socket(socket.AF_UNIX) as link:
             link.settimeout(2.0)
             link.connect(str(bed.socket))
             link.sendall(data)
             bed.wait(0.05)
-            with_end = len(data) >= p.COMMAND_SIZE
+            with_end = len(data) >= wire.COMMAND_SIZE
             while with_end:
                 try:
                     with_end = bool(link.recv(1 << 16))
                 except (ConnectionResetError, TimeoutError) as error:
                     with_end = False
                     closed -= isinstance(error, TimeoutError)
-            closed += len(data) >= p.COMMAND_SIZE
+            closed += len(data) >= wire.COMMAND_SIZE
     return {"closed": closed}
 
 
@@ -164,7 +164,7 @@ def bad_decisions(bed: LiveTestbed) -> dict[str, Any]:
         last = 0
         limit = time.monotonic() + 0.8
         while time.monotonic() < limit:
-            asks = p.records_of(p.select(client.entries(0.1), p.ASK))
+            asks = wire.records_of(wire.select(client.entries(0.1), wire.ASK))
             for ask in asks[:4]:
                 sequence, queue, now = int(ask["sequence"]), int(ask["queue_type"]), int(ask["time_us"])
                 action = 2 if int(ask["current_queue_delay"]) > (1000 if queue else 15000) else 0
@@ -209,7 +209,7 @@ def slow_reader(bed: LiveTestbed) -> dict[str, Any]:
         rows = 0
         limit = time.monotonic() + 1.2
         while time.monotonic() < limit:
-            rows += len(p.select(good.entries(0.1), p.ROW))
+            rows += len(wire.select(good.entries(0.1), wire.ROW))
         return {"rows": rows, "lost": good.lost}
 
 
@@ -234,7 +234,7 @@ def two_controllers(bed: LiveTestbed) -> dict[str, Any]:
                 try:
                     second.attach(10)
                 except BridgeError as error:
-                    refused += error.code == p.E_BUSY
+                    refused += error.code == wire.E_BUSY
             interval = second.status().interval
         bed.wait(0.3)
     return {"refused": refused, "interval": interval}

@@ -6,8 +6,8 @@ import pytest
 
 from l4s_gym import L4SError, rewards
 from l4s_gym.envs.dualpi2 import DualPI2Env
-from l4s_gym.envs.live import DualPI2LiveEnv
 from l4s_gym.envs.replay import DualPI2ReplayEnv
+from l4s_gym.live.environment import DualPI2LiveEnv
 from l4s_gym.sim import layout
 
 

@@ -1,9 +1,11 @@
 /*
  * SPDX-License-Identifier: MIT
  *
- * The daemon's parts and how they hold together: main.c waits and calls,
- * device.c is the end towards the queue, clients.c the connections on the
- * other side, commands.c what clients ask for, relay.c what the queue says.
+ * The daemon's parts; each calls only those that are named after it here.
+ * main.c waits and calls, clients.c is the connections of clients, commands.c
+ * what they ask for, device.c the end towards the queue, relay.c what the queue
+ * says, control.c who controls it, tell.c what the daemon itself says, clock.c
+ * the time.
  *
  * Nothing here waits for anybody. What cannot be sent now stays in a table of
  * fixed size; what does not fit there is dropped and counted (rows), makes its
@@ -88,26 +90,11 @@ struct bridge {
 	struct device device;
 };
 
-uint64_t now_us(void);
-uint64_t now_ms(void);
-
-/* Text from elsewhere, made fit for a log. */
-void printable(char *to, size_t size, const char *from, size_t length);
-
-/* device.c */
-bool device_init(struct bridge *b);
-void device_end(struct bridge *b);
-void device_tick(struct bridge *b);
-void device_happened(struct bridge *b, unsigned what);
-void device_flush(struct bridge *b);
-void device_lose(struct bridge *b, const char *format, ...)
-    __attribute__((format(printf, 2, 3)));
-/* Its clock now, as well as it is known; 0 before the first HELLO. */
-uint64_t device_clock_us(const struct bridge *b);
-/* False: no room (a decision), or the device is lost (others). */
-bool device_send(struct bridge *b, const struct l4s_command *command);
-/* Subscribe to rows while somebody wants them. */
-void device_subscribe(struct bridge *b);
+static inline int
+client_index(const struct bridge *b, const struct client *c)
+{
+	return (int)(c - b->clients);
+}
 
 /* clients.c */
 bool clients_init(struct bridge *b);
@@ -119,14 +106,43 @@ void client_close(struct bridge *b, struct client *c);
 bool client_may_ask(const struct client *c);
 /* Send what can be sent, and take commands that had to wait. */
 void clients_settle(struct bridge *b);
-int client_index(const struct bridge *b, const struct client *c);
 
 /* commands.c */
 void command_take(struct bridge *b, struct client *c,
     const struct l4s_command *command);
-void control_end(struct bridge *b, bool tell_device);
+
+/* device.c */
+bool device_init(struct bridge *b);
+void device_end(struct bridge *b);
+void device_tick(struct bridge *b);
+void device_happened(struct bridge *b, unsigned what);
+void device_flush(struct bridge *b);
+void device_lose(struct bridge *b, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+/* False: no room (a decision), or the device is lost (others). */
+bool device_send(struct bridge *b, const struct l4s_command *command);
+/* Subscribe to rows while somebody wants them. */
+void device_subscribe(struct bridge *b);
+/* Nobody controls any more, and the queue is told. */
+void device_release(struct bridge *b);
 
 /* relay.c */
+/* An entry of the device, other than HELLO. */
+void relay_entry(struct bridge *b, const struct l4s_entry *entry);
+void relay_device_lost(struct bridge *b);
+void relay_device_back(struct bridge *b);
+
+/* control.c */
+/* From ATTACH on, before the queue has answered. */
+void control_begin(struct bridge *b, struct client *c);
+/* The queue's answer to ATTACH. */
+void control_answered(struct bridge *b, const struct client *c, bool accepted,
+    uint64_t interval);
+void control_end(struct bridge *b);
+/* Along with the queue. */
+void control_lost(struct bridge *b);
+
+/* tell.c */
 void entry_start(struct l4s_entry *entry, enum l4s_entry_kind kind,
     uint64_t tag);
 void tell_error(struct client *c, const struct l4s_command *command,
@@ -135,9 +151,9 @@ void tell_hello(struct bridge *b, struct client *c);
 void tell_event(struct bridge *b, struct client *c, enum l4s_event_kind kind,
     uint64_t value);
 void tell_all(struct bridge *b, enum l4s_event_kind kind, uint64_t value);
-/* An entry of the device, other than HELLO. */
-void relay_entry(struct bridge *b, const struct l4s_entry *entry);
-void relay_device_lost(struct bridge *b);
-void relay_device_back(struct bridge *b);
+
+/* clock.c */
+uint64_t now_us(void);
+uint64_t now_ms(void);
 
 #endif

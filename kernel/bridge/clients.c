@@ -29,12 +29,6 @@ clients_init(struct bridge *b)
 	return true;
 }
 
-int
-client_index(const struct bridge *b, const struct client *c)
-{
-	return (int)(c - b->clients);
-}
-
 /* Whether the answer to one more command has a place. */
 bool
 client_may_ask(const struct client *c)
@@ -131,7 +125,7 @@ client_close(struct bridge *b, struct client *c)
 	detail("connection %d ends, %llu rows lost to it", client_index(b, c),
 	    (unsigned long long)c->out.lost);
 	if (client_index(b, c) == b->controller)
-		control_end(b, true);
+		device_release(b);
 	close(c->fd);
 	pass_drop(&c->passing);
 	outbox_close(&c->out);

@@ -18,7 +18,7 @@ malformed(struct bridge *b, struct client *c,
     const struct l4s_command *command, const char *text)
 {
 	if (client_index(b, c) == b->controller)
-		control_end(b, true);
+		device_release(b);
 	c->rows = false;
 	outbox_forget_rows(&c->out);
 	tell_error(c, command, L4S_E_MALFORMED, text);
@@ -167,19 +167,13 @@ send_bounds(struct bridge *b)
 static void
 attach(struct bridge *b, struct client *c, const struct l4s_command *command)
 {
-	int index = client_index(b, c);
-
-	if (b->controller != NOBODY && b->controller != index) {
+	if (b->controller != NOBODY && b->controller != client_index(b, c)) {
 		tell_error(c, command, L4S_E_BUSY,
 		    "somebody else controls: wait for EVENT CONTROLLER_LEFT");
 		return;
 	}
-	if (b->device.there && b->controller == NOBODY) {
-		b->controller = index;
-		b->announced = false;
-		c->uncontrolled = 0;
-		c->voided = false;
-	}
+	if (b->device.there && b->controller == NOBODY)
+		control_begin(b, c);
 	if (ask_device(b, c, command) && b->options->shielded)
 		send_bounds(b);
 }
@@ -247,21 +241,5 @@ command_take(struct bridge *b, struct client *c,
 	if (command->kind == L4S_CONFIGURE)
 		tighten(b, &ours);
 	if (ask_device(b, c, &ours) && command->kind == L4S_DETACH)
-		control_end(b, false);
-}
-
-void
-control_end(struct bridge *b, bool tell_device)
-{
-	static const struct l4s_command detach = { .magic = L4S_WIRE_MAGIC,
-	    .version = L4S_WIRE_VERSION, .kind = L4S_DETACH };
-
-	if (b->controller == NOBODY)
-		return;
-	b->controller = NOBODY;
-	if (b->announced)
-		tell_all(b, L4S_EVENT_CONTROLLER_LEFT, 0);
-	b->announced = false;
-	if (tell_device && b->device.there)
-		(void)device_send(b, &detach);
+		control_end(b);
 }

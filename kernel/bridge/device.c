@@ -38,14 +38,6 @@ device_init(struct bridge *b)
 	return d->in != NULL;
 }
 
-uint64_t
-device_clock_us(const struct bridge *b)
-{
-	if (b->device.hello.entry_size == 0)	/* never seen */
-		return 0;
-	return now_us() + b->device.clock_offset_us;
-}
-
 /* Say what is wrong, once for as long as it stays the same. */
 static void L4S_PRINTF(2, 0)
 complain(struct device *d, const char *format, va_list arguments)
@@ -366,6 +358,19 @@ device_subscribe(struct bridge *b)
 	(void)device_send(b, &command);
 }
 
+void
+device_release(struct bridge *b)
+{
+	static const struct l4s_command detach = { .magic = L4S_WIRE_MAGIC,
+	    .version = L4S_WIRE_VERSION, .kind = L4S_DETACH };
+
+	if (b->controller == NOBODY)
+		return;
+	control_end(b);
+	if (b->device.there)
+		(void)device_send(b, &detach);
+}
+
 /*
  * Writes what can be written; false: the device is lost, by errno. *watch:
  * what to wait for. A character device that refuses one command does not tell
@@ -424,8 +429,7 @@ device_happened(struct bridge *b, unsigned what)
 void
 device_end(struct bridge *b)
 {
-	if (b->controller != NOBODY)
-		control_end(b, true);
+	device_release(b);
 	device_flush(b);
 	if (b->device.fd >= 0)
 		close(b->device.fd);

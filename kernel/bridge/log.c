@@ -13,6 +13,17 @@
 static bool verbose, syslogging;
 
 void
+printable(char *to, size_t size, const char *from, size_t length)
+{
+	size_t i;
+
+	for (i = 0; i < length && i + 1 < size && from[i] != '\0'; i++)
+		to[i] = (char)(from[i] >= ' ' && from[i] <= '~' ? from[i] :
+		    '?');
+	to[i] = '\0';
+}
+
+void
 log_verbose(bool on)
 {
 	verbose = on;

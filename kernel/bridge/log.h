@@ -7,12 +7,16 @@
 #define L4S_LOG_H
 
 #include <stdbool.h>
+#include <stddef.h>
 
 #define L4S_PRINTF(text, first) __attribute__((format(printf, text, first)))
 
 /* Exit codes. */
 #define EXIT_FAILED 1
 #define EXIT_USAGE 2
+
+/* Text from elsewhere, made fit for a log. */
+void printable(char *to, size_t size, const char *from, size_t length);
 
 void log_verbose(bool on);
 void log_to_syslog(void);

@@ -12,7 +12,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "bridge.h"
@@ -24,32 +23,6 @@
 
 static volatile sig_atomic_t stopped;
 static int signal_pipe[2] = { -1, -1 };
-
-uint64_t
-now_us(void)
-{
-	struct timespec now;
-
-	(void)clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
-}
-
-uint64_t
-now_ms(void)
-{
-	return now_us() / 1000;
-}
-
-void
-printable(char *to, size_t size, const char *from, size_t length)
-{
-	size_t i;
-
-	for (i = 0; i < length && i + 1 < size && from[i] != '\0'; i++)
-		to[i] = (char)(from[i] >= ' ' && from[i] <= '~' ? from[i] :
-		    '?');
-	to[i] = '\0';
-}
 
 static void
 on_signal(int number)

@@ -6,7 +6,6 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
-#include <errno.h>
 #include <getopt.h>
 #include <grp.h>
 #include <pwd.h>
@@ -15,6 +14,7 @@
 #include <string.h>
 
 #include "log.h"
+#include "number.h"
 
 #ifdef __linux__
 #define DEFAULT_SOCKET "/run/l4s-gym/live.sock"
@@ -72,26 +72,13 @@ static const struct option longs[] = {
 /* Bounds that leave the queue's as they are. */
 #define WIDEST { .drops = UINT64_MAX, .window = UINT64_MAX }
 
-/* A number that is nothing but a number, or false. */
-static bool
-read_number(const char *text, int base, unsigned long *number)
-{
-	char *end;
-
-	if (text[0] < '0' || text[0] > '9')
-		return false;
-	errno = 0;
-	*number = strtoul(text, &end, base);
-	return errno == 0 && *end == '\0';
-}
-
 static uint32_t
 number_between(const char *option, const char *text, uint32_t low,
     uint32_t high)
 {
-	unsigned long number;
+	uint64_t number;
 
-	if (!read_number(text, 10, &number) || number < low || number > high)
+	if (!parse_number(text, 10, low, high, &number))
 		die(EXIT_USAGE, "%s %s: give a number from %u to %u", option,
 		    text, low, high);
 	return (uint32_t)number;
@@ -136,9 +123,9 @@ set_bound(struct options *o, const char *text)
 static mode_t
 mode_of(const char *text)
 {
-	unsigned long mode;
+	uint64_t mode;
 
-	if (!read_number(text, 8, &mode) || mode > 0777)
+	if (!parse_number(text, 8, 0, 0777, &mode))
 		die(EXIT_USAGE, "--mode %s: give an octal number up to 0777",
 		    text);
 	return (mode_t)mode;
@@ -148,11 +135,11 @@ static uid_t
 user_of(const char *text)
 {
 	const struct passwd *entry = getpwnam(text);
-	unsigned long number;
+	uint64_t number;
 
 	if (entry != NULL)
 		return entry->pw_uid;
-	if (!read_number(text, 10, &number) || number > UINT32_MAX - 1)
+	if (!parse_number(text, 10, 0, UINT32_MAX - 1, &number))
 		die(EXIT_USAGE, "--allow-user %s: there is no such user: give "
 		    "a name or a number", text);
 	return (uid_t)number;
@@ -162,11 +149,11 @@ static gid_t
 group_of(const char *text)
 {
 	const struct group *entry = getgrnam(text);
-	unsigned long number;
+	uint64_t number;
 
 	if (entry != NULL)
 		return entry->gr_gid;
-	if (!read_number(text, 10, &number) || number > UINT32_MAX - 1)
+	if (!parse_number(text, 10, 0, UINT32_MAX - 1, &number))
 		die(EXIT_USAGE, "--group %s: there is no such group: give a "
 		    "name or a number", text);
 	return (gid_t)number;

@@ -1,90 +1,10 @@
 /*
  * SPDX-License-Identifier: MIT
  *
- * What the queue says, passed on to those whom it concerns; and what the
- * daemon itself says.
+ * What the queue says, passed on to those whom it concerns.
  */
-#include <stdio.h>
-#include <string.h>
-
 #include "bridge.h"
 #include "log.h"
-
-void
-entry_start(struct l4s_entry *entry, enum l4s_entry_kind kind, uint64_t tag)
-{
-	memset(entry, 0, sizeof(*entry));
-	entry->magic = L4S_WIRE_MAGIC;
-	entry->version = L4S_WIRE_VERSION;
-	entry->kind = (uint8_t)kind;
-	entry->tag = tag;
-}
-
-/* A text that fills its field up with NULs. */
-static void
-set_text(char *to, size_t size, const char *text)
-{
-	size_t length = strnlen(text, size - 1);
-
-	memset(to, 0, size);
-	memcpy(to, text, length);
-}
-
-void
-tell_error(struct client *c, const struct l4s_command *command,
-    enum l4s_error_code code, const char *text)
-{
-	struct l4s_entry entry;
-
-	entry_start(&entry, L4S_ERROR, command->tag);
-	entry.u.error.code = (uint16_t)code;
-	entry.u.error.command = command->kind;
-	set_text(entry.u.error.text, sizeof(entry.u.error.text), text);
-	outbox_add_urgent(&c->out, &entry);
-}
-
-void
-tell_hello(struct bridge *b, struct client *c)
-{
-	const struct l4s_hello ours = { .schema_version = L4S_SCHEMA_VERSION,
-	    .record_size = L4S_RECORD_SIZE, .entry_size = L4S_ENTRY_SIZE,
-	    .command_size = L4S_COMMAND_SIZE, .layout = L4S_LAYOUT };
-	struct l4s_entry entry;
-	char name[sizeof(ours.name)], theirs[sizeof(ours.name)];
-
-	entry_start(&entry, L4S_HELLO, 0);
-	entry.u.hello = b->device.there ? b->device.hello : ours;
-	entry.u.hello.clock_us = device_clock_us(b);
-	entry.u.hello.ring_entries = b->options->ring;
-	printable(theirs, sizeof(theirs), b->device.hello.name,
-	    sizeof(b->device.hello.name));
-	(void)snprintf(name, sizeof(name), "l4s-bridged%s%.19s",
-	    b->device.there ? "/" : "", b->device.there ? theirs : "");
-	set_text(entry.u.hello.name, sizeof(entry.u.hello.name), name);
-	outbox_add_urgent(&c->out, &entry);
-}
-
-void
-tell_event(struct bridge *b, struct client *c, enum l4s_event_kind kind,
-    uint64_t value)
-{
-	struct l4s_entry entry;
-
-	entry_start(&entry, L4S_EVENT, 0);
-	entry.u.event.time_us = device_clock_us(b);
-	entry.u.event.value = value;
-	entry.u.event.kind = (uint8_t)kind;
-	outbox_add_urgent(&c->out, &entry);
-}
-
-void
-tell_all(struct bridge *b, enum l4s_event_kind kind, uint64_t value)
-{
-	for (uint32_t i = 0; i < b->options->clients; i++)
-		if (b->clients[i].fd >= 0 && !b->clients[i].closing)
-			tell_event(b, &b->clients[i], kind, value);
-	b->again = true;
-}
 
 static void
 relay_row(struct bridge *b, const struct l4s_entry *entry)
@@ -147,19 +67,6 @@ find_pending(struct bridge *b, uint64_t tag, struct pending *found)
 }
 
 static void
-attach_answered(struct bridge *b, struct client *c, bool accepted,
-    uint64_t interval)
-{
-	if (client_index(b, c) != b->controller || b->announced)
-		return;
-	if (accepted) {
-		b->announced = true;
-		tell_all(b, L4S_EVENT_CONTROLLER_CAME, interval);
-	} else
-		control_end(b, false);
-}
-
-static void
 relay_status(struct bridge *b, const struct l4s_entry *entry)
 {
 	struct l4s_entry copy = *entry;
@@ -178,7 +85,7 @@ relay_status(struct bridge *b, const struct l4s_entry *entry)
 	copy.u.status.controls = client_index(b, c) == b->controller;
 	outbox_add_urgent(&c->out, &copy);
 	if (pending.kind == L4S_ATTACH)
-		attach_answered(b, c, true, copy.u.status.interval);
+		control_answered(b, c, true, copy.u.status.interval);
 }
 
 static void
@@ -197,7 +104,7 @@ relay_error(struct bridge *b, const struct l4s_entry *entry)
 	copy.tag = pending.client_tag;
 	outbox_add_urgent(&c->out, &copy);
 	if (pending.kind == L4S_ATTACH)
-		attach_answered(b, c, false, 0);
+		control_answered(b, c, false, 0);
 }
 
 void
@@ -231,11 +138,7 @@ relay_device_lost(struct bridge *b)
 	static const char text[] = "the daemon lost the queue: wait for "
 	    "EVENT DEVICE_BACK and try again";
 
-	if (b->controller != NOBODY) {
-		b->clients[b->controller].voided = true;
-		b->controller = NOBODY;
-		b->announced = false;
-	}
+	control_lost(b);
 	for (uint32_t i = 0; i < b->options->clients; i++) {
 		struct client *c = &b->clients[i];
 

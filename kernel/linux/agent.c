@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #include "l4s_wire.h"
+#include "number.h"
 #include "pass.h"
 
 #define ENTRIES 64		/* read in one go */
@@ -231,13 +232,9 @@ run(const struct agent *a, struct stream *server, struct stream *direct)
 static uint64_t
 number(const char *text, uint64_t most)
 {
-	char *end;
-	unsigned long long value;
+	uint64_t value;
 
-	errno = 0;
-	value = strtoull(text, &end, 10);
-	if (text[0] < '0' || text[0] > '9' || *end != '\0' || errno != 0 ||
-	    value > most)
+	if (!parse_number(text, 10, 0, most, &value))
 		fail("give a whole number that fits, see --help");
 	return (value);
 }

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "number.h"
 #include "router.h"
 
 #define LONGEST_NS 10000000000u	/* a delay of 10 s */
@@ -39,20 +40,14 @@ static int
 parse(const struct place *place, const char *key, const char *text,
     uint64_t low, uint64_t high, uint64_t *value)
 {
-	char what[96], *end;
-	unsigned long long number;
+	char what[96];
 
-	errno = 0;
-	number = text == NULL || text[0] < '0' || text[0] > '9' ? 0 :
-	    strtoull(text, &end, 10);
-	if (text == NULL || text[0] < '0' || text[0] > '9' || *end != '\0' ||
-	    errno != 0 || number < low || number > high) {
+	if (text == NULL || !parse_number(text, 10, low, high, value)) {
 		snprintf(what, sizeof(what), "must be a whole number from %llu "
 		    "to %llu", (unsigned long long)low,
 		    (unsigned long long)high);
 		return (wrong(place, key, what));
 	}
-	*value = number;
 	return (0);
 }
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-import l4s_gym
+from l4s_gym import shipped
 from l4s_gym.agents import saved
 from l4s_gym.agents.registry import kind_of
 from l4s_gym.data.files import atomic_write, read_error
@@ -85,9 +85,9 @@ def learner(name: str) -> Learner:
 
 
 def config_file(name: str) -> Path | None:
-    """The configuration that ships with a checkout: in `./agents`, or beside this package; None: there is none."""
-    places = (Path("agents"), Path(l4s_gym.__file__).resolve().parents[1] / "agents")
-    return next((path for place in places if (path := place / name / FILE).is_file()), None)
+    """The configuration of a learner that ships; None: there is none."""
+    path = shipped.folder("agents") / name / FILE
+    return path if path.is_file() else None
 
 
 def merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> Plain:
@@ -126,7 +126,7 @@ def load_config(name: str, path: Path | None = None, *, small: bool = False, set
     different = config.pop("small", None)
     if small:
         if not isinstance(different, dict):
-            raise L4SError(f"--small: {chosen or 'without a checkout there'} has no [small]: give --config FILE")
+            raise L4SError(f"--small: {chosen or name} has no [small]: give --config FILE")
         config = merged(config, different)
     for text in settings:
         config = merged(config, _setting(text))

@@ -1,1 +1,1 @@
-"""The bridge to a live queue: wire protocol, client, recorder, testbed on this machine."""
+"""What a queue outside of this process says and hears: wire protocol, client, recorder, counters, decision trees."""

@@ -6,7 +6,7 @@ The socket is a Unix socket, guarded by the permissions of its file. Across mach
 ```python
 with Client("/run/l4s-gym/live.sock") as client:
     client.subscribe(True)
-    rows = protocol.records_of(protocol.select(client.entries(timeout_s=1.0), protocol.ROW))
+    rows = wire.records_of(wire.select(client.entries(timeout_s=1.0), wire.ROW))
 ```
 """
 
@@ -25,8 +25,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from l4s_gym.bridge import protocol as p
-from l4s_gym.bridge.protocol import Entries, Hello, Status
+from l4s_gym.bridge import wire
+from l4s_gym.bridge.wire import Entries, Hello, Status
 from l4s_gym.errors import L4SError
 
 ADDRESS: Final = "/run/l4s-gym/live.sock"
@@ -42,22 +42,22 @@ slower loses rows at the server."""
 _START: Final = "start it: `sudo l4s-gym live up`, or the daemon `l4s-bridged`"
 
 _REMEDIES: Final = {
-    p.E_MALFORMED: "l4s_gym and the server are of different versions: install those that belong together",
-    p.E_BUSY: "somebody else controls the queue: end that controller first (reading is free for all)",
-    p.E_NOT_CONTROLLER: "attach first",
-    p.E_REFUSED: "run as the user that the socket is for, or change who may use it (l4s-bridged --help)",
-    p.E_NO_DEVICE: "the daemon has no queue now: start the router, or load the kernel module",
-    p.E_TOO_MANY: "too many clients: end one",
-    p.E_NOT_OFFERED: "this queue has no socket of its own to give",
+    wire.E_MALFORMED: "l4s_gym and the server are of different versions: install those that belong together",
+    wire.E_BUSY: "somebody else controls the queue: end that controller first (reading is free for all)",
+    wire.E_NOT_CONTROLLER: "attach first",
+    wire.E_REFUSED: "run as the user that the socket is for, or change who may use it (l4s-bridged --help)",
+    wire.E_NO_DEVICE: "the daemon has no queue now: start the router, or load the kernel module",
+    wire.E_TOO_MANY: "too many clients: end one",
+    wire.E_NOT_OFFERED: "this queue has no socket of its own to give",
 }
-_FATAL: Final = (p.E_MALFORMED, p.E_REFUSED, p.E_TOO_MANY)
+_FATAL: Final = (wire.E_MALFORMED, wire.E_REFUSED, wire.E_TOO_MANY)
 
 
 class BridgeError(L4SError):
     """Something is wrong with a live queue or the way to it.
 
     Attributes:
-        code: The server's code (`protocol.E_BUSY`, ...); 0 where it sent none.
+        code: The server's code (`wire.E_BUSY`, ...); 0 where it sent none.
         closed: Whether the connection is over.
     """
 
@@ -77,7 +77,7 @@ def _connect_error(address: str, error: OSError) -> BridgeError:
     if error.errno == errno.ECONNREFUSED:
         return BridgeError(f"{address}: nobody listens: {_START}", closed=True)
     if error.errno == errno.EACCES:
-        return BridgeError(f"{address}: permission denied: {_REMEDIES[p.E_REFUSED]}", closed=True)
+        return BridgeError(f"{address}: permission denied: {_REMEDIES[wire.E_REFUSED]}", closed=True)
     if isinstance(error, TimeoutError) or error.errno == errno.EAGAIN:
         return BridgeError(f"{address}: takes no connection in time: is the server stopped or overrun?", closed=True)
     reason = error.strerror or str(error)
@@ -143,7 +143,7 @@ class Client:
             except OSError as error:
                 raise _connect_error(self.address, error) from error
             first = self._until(lambda entries: np.ones(len(entries), bool), "said no HELLO")
-            if first["kind"] != p.HELLO:
+            if first["kind"] != wire.HELLO:
                 raise self._over("does not speak the protocol: give the socket of l4s-bridged or l4s-router")
         except BaseException:
             self.close()
@@ -175,13 +175,13 @@ class Client:
 
     def subscribe(self, rows: bool) -> None:
         """Ask for each finished row, or for none; then take them from `entries`."""
-        self._send(p.command(p.SUBSCRIBE, int(rows)))
+        self._send(wire.command(wire.SUBSCRIBE, int(rows)))
 
     def attach(self, decision_interval: int) -> Status:
         """Become the controller: get an ASK for each n-th packet."""
         if not 1 <= decision_interval < 1 << 32:
             raise L4SError(f"decision_interval {decision_interval!r}: give a whole number of packets, 1 or more")
-        status = self._ask(p.ATTACH, decision_interval)
+        status = self._ask(wire.ATTACH, decision_interval)
         if self._wants_direct and self.hello.direct:
             self._open_direct()
         return status
@@ -191,9 +191,9 @@ class Client:
         passed: list[int] = []
         self._passed = passed
         try:
-            self._ask(p.DIRECT)
+            self._ask(wire.DIRECT)
         except BridgeError as error:
-            if error.code != p.E_NOT_OFFERED:
+            if error.code != wire.E_NOT_OFFERED:
                 raise
         finally:
             self._passed = None
@@ -216,7 +216,7 @@ class Client:
     def detach(self) -> Status:
         """Leave the queue to its native law."""
         self._close_direct()
-        return self._ask(p.DETACH)
+        return self._ask(wire.DETACH)
 
     def decide(self, sequence: int, queue: int, action: int, expires_us: int) -> None:
         """Answer an ASK: what to do with the next packet of its queue. Never answered; `status` counts refusals.
@@ -228,7 +228,7 @@ class Client:
             expires_us: On the queue's clock: the ASK's `time_us` plus a lifetime.
         """
         tag = 0 if self._direct is None else time.monotonic_ns()  # there it tells when, for the latency in STATUS
-        data = p.command(p.DECIDE, tag=tag, sequence=sequence, queue=queue, action=action, expires_us=expires_us)
+        data = wire.command(wire.DECIDE, tag=tag, sequence=sequence, queue=queue, action=action, expires_us=expires_us)
         if self._direct is not None:
             try:
                 if self._direct.send(data) == len(data):
@@ -242,7 +242,7 @@ class Client:
 
     def status(self) -> Status:
         """Counters of the queue."""
-        return self._ask(p.GET_STATUS)
+        return self._ask(wire.GET_STATUS)
 
     def configure_shield(
         self,
@@ -270,10 +270,10 @@ class Client:
         if not 0 <= drops <= 1:
             raise L4SError(f"drops={drops!r}: give a share from 0 to 1")
         args = (c_us, l_us, round(drops * 65536), window, hold_us, round(hits * 256))
-        for name, value in zip(p.SHIELD, args, strict=True):
+        for name, value in zip(wire.SHIELD, args, strict=True):
             if not 0 <= value < 1 << 32:
                 raise L4SError(f"{name}={value!r}: give a whole number from 0 to {(1 << 32) - 1}")
-        return self._ask(p.CONFIGURE, *args)
+        return self._ask(wire.CONFIGURE, *args)
 
     # -- entries
 
@@ -297,7 +297,7 @@ class Client:
             self._failure = error  # told by the next call
         while not any(map(len, found)) and (left := deadline - time.monotonic()) > 0:
             found.append(self._take(left))
-        return p.join(found)
+        return wire.join(found)
 
     def asks(self, timeout_s: float = 0.0) -> bytes | None:
         """Bytes of the ASK entries that have come by the queue's own socket, in a fraction of the time of `entries`.
@@ -319,18 +319,18 @@ class Client:
         """Send a command and wait for its answer; what else comes meanwhile is kept for `entries`."""
         self._tag += 1
         tag = self._tag
-        self._send(p.command(kind, *args, tag=tag))
-        name = p.COMMANDS[kind]
+        self._send(wire.command(kind, *args, tag=tag))
+        name = wire.COMMANDS[kind]
 
         def answers(entries: Entries) -> npt.NDArray[np.bool_]:
             kinds = entries["kind"]
-            mine: npt.NDArray[np.bool_] = (entries["tag"] == tag) & ((kinds == p.STATUS) | (kinds == p.ERROR))
+            mine: npt.NDArray[np.bool_] = (entries["tag"] == tag) & ((kinds == wire.STATUS) | (kinds == wire.ERROR))
             return mine
 
         found = self._until(answers, f"did not answer {name}")
-        if found["kind"] == p.ERROR:
+        if found["kind"] == wire.ERROR:
             raise self._refused(found, name)
-        return p.read_status(found)
+        return wire.read_status(found)
 
     def _until(self, which: Callable[[Entries], npt.NDArray[np.bool_]], fault: str) -> Any:
         """The first entry of the mask `which`; all others wait for `entries`."""
@@ -340,7 +340,7 @@ class Client:
             chosen = np.flatnonzero(which(came))
             others = np.arange(len(came)) != (chosen[0] if len(chosen) else -1)
             if others.any():
-                self._waiting.append(p.take(came, others))
+                self._waiting.append(wire.take(came, others))
             if len(chosen):
                 return came[chosen[0]]
         raise self._over(f"{fault} in {self.timeout_s:g} s: is the server stopped or overrun?")
@@ -353,7 +353,7 @@ class Client:
 
     def _refused(self, entry: Any, name: str) -> BridgeError:
         code = int(entry["error"]["code"])
-        said = p.text_of(entry["error"]["text"]) or f"error {code}"
+        said = wire.text_of(entry["error"]["text"]) or f"error {code}"
         text = f"{name} was refused ({said}): {_REMEDIES.get(code, 'see what the server says')}"
         return self._over(text, code) if code in _FATAL else BridgeError(f"{self.address}: {text}", code)
 
@@ -385,8 +385,8 @@ class Client:
         parts = []
         for number, _ in self._ready.poll(max(math.ceil(1e3 * timeout_s), 0)):
             own = number == self._number
-            parts.append(p.decode(self._take_directly()) if own else self._take_from_server(0.0))
-        return p.join(parts)
+            parts.append(wire.decode(self._take_directly()) if own else self._take_from_server(0.0))
+        return wire.join(parts)
 
     def _take_directly(self) -> bytes:
         assert self._direct is not None
@@ -399,10 +399,10 @@ class Client:
         if not data:
             self._close_direct()
         data = self._rest + data
-        whole = len(data) // p.ENTRY_SIZE * p.ENTRY_SIZE
+        whole = len(data) // wire.ENTRY_SIZE * wire.ENTRY_SIZE
         data, self._rest = data[:whole], data[whole:]
-        for head, lost in p.HEADS(data):
-            if head != p.ASK_HEAD:
+        for head, lost in wire.HEADS(data):
+            if head != wire.ASK_HEAD:
                 raise self._over("sent what is no ask")
             self.lost += lost
         return data
@@ -435,10 +435,10 @@ class Client:
             pass
         except OSError as error:
             fault = f"the connection was lost ({error.strerror}): {_START}"
-        whole = len(self._bytes) // p.ENTRY_SIZE * p.ENTRY_SIZE
+        whole = len(self._bytes) // wire.ENTRY_SIZE * wire.ENTRY_SIZE
         if fault is not None and not whole:
             raise self._over(fault)
-        found = p.decode(bytes(memoryview(self._bytes)[:whole]))
+        found = wire.decode(bytes(memoryview(self._bytes)[:whole]))
         del self._bytes[:whole]
         return self._checked(found)
 
@@ -447,16 +447,16 @@ class Client:
             return found
         kinds = found["kind"]
         # A HELLO of another version may have another layout: it comes before the check of the rest.
-        for hello in p.select(found, p.HELLO) if (kinds == p.HELLO).any() else ():
-            if (fault := p.hello_fault(hello)) is not None:
-                raise self._over(f"the server {fault}: {_REMEDIES[p.E_MALFORMED]}")
-            self.hello = p.read_hello(hello)
-        if ((found["magic"] != p.MAGIC) | (found["version"] != p.VERSION)).any():
+        for hello in wire.select(found, wire.HELLO) if (kinds == wire.HELLO).any() else ():
+            if (fault := wire.hello_fault(hello)) is not None:
+                raise self._over(f"the server {fault}: {_REMEDIES[wire.E_MALFORMED]}")
+            self.hello = wire.read_hello(hello)
+        if ((found["magic"] != wire.MAGIC) | (found["version"] != wire.VERSION)).any():
             raise self._over("sent what is no entry: give the socket of l4s-bridged or l4s-router")
         self.lost += int(found["lost"].sum())
-        for entry in p.select(found, p.ERROR) if (kinds == p.ERROR).any() else ():
+        for entry in wire.select(found, wire.ERROR) if (kinds == wire.ERROR).any() else ():
             code = int(entry["error"]["code"])
             if code in _FATAL and entry["tag"] == 0:
                 kind = int(entry["error"]["command"])
-                raise self._refused(entry, p.COMMANDS[kind if kind < len(p.COMMANDS) else 0])
+                raise self._refused(entry, wire.COMMANDS[kind if kind < len(wire.COMMANDS) else 0])
         return found

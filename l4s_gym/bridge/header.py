@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from l4s_gym import shipped
 from l4s_gym.data.records import layout_digest
 from l4s_gym.schema import FIELDS, RECORD, SCHEMA_VERSION
 
@@ -46,7 +47,7 @@ struct L4S_PACKED l4s_record {{
 
 def header_path() -> Path:
     """Place of the header in a checkout of the repository."""
-    return Path(__file__).parents[2] / "kernel" / "core" / "l4s_record.h"
+    return shipped.folder("kernel") / "core" / "l4s_record.h"
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from l4s_gym.bridge import protocol as p
+from l4s_gym.bridge import wire
 from l4s_gym.bridge.client import BridgeError, Client
-from l4s_gym.bridge.protocol import Entries
+from l4s_gym.bridge.wire import Entries
 from l4s_gym.data.files import PathLike, compressed_write
 from l4s_gym.data.logs import log_lines
 from l4s_gym.data.records import RecordWriter, out_of_bounds
@@ -315,15 +315,15 @@ class Recorder:
         self.done.ended = "stopped"
 
     def _take(self, entries: Entries) -> None:
-        hellos = np.flatnonzero(entries["kind"] == p.HELLO)
+        hellos = np.flatnonzero(entries["kind"] == wire.HELLO)
         anew = [at for at in hellos.tolist() if self._begins(int(entries[at]["hello"]["session"]))]
         first, *others = np.split(np.arange(len(entries)), anew)
-        self._put(p.take(entries, first))
+        self._put(wire.take(entries, first))
         for part in others:
             self._finish()
             self.done.sessions += 1
             self._open_session(0)
-            self._put(p.take(entries, part))
+            self._put(wire.take(entries, part))
 
     def _begins(self, session: int) -> bool:
         """Whether a HELLO tells of a queue that was started anew: not of a daemon that has found it again."""
@@ -333,14 +333,14 @@ class Recorder:
     def _open_session(self, since_us: int) -> None:
         window = self._window
         if window is None:
-            window = 0 if self._client.hello.variant in p.AT_ARRIVAL else WINDOW
+            window = 0 if self._client.hello.variant in wire.AT_ARRIVAL else WINDOW
         self._sorter = Sorter(window, since_us)
         self._lost_before = self._client.lost
 
     def _put(self, entries: Entries) -> None:
-        rows = p.select(entries, p.ROW)
+        rows = wire.select(entries, wire.ROW)
         if len(rows):
-            self._write(self._sorter.push(p.records_of(rows)))
+            self._write(self._sorter.push(wire.records_of(rows)))
 
     def _finish(self) -> None:
         self._write(self._sorter.finish(self._client.lost == self._lost_before))

@@ -258,7 +258,7 @@ def demo(out: Path = Path("runs/demo"), pools: Path | None = None, steps: int = 
 
     Args:
         out: Folder of datasets, agents, entries and report.
-        pools: Folder of the authors' experience pools; without it a bundled log of the simulator is used.
+        pools: Folder of the authors' experience pools, else $L4S_GYM_POOLS; without it a log of the simulator is used.
         steps: Gradient steps of each training.
         jobs: Processes; one a core by default.
     """

@@ -63,7 +63,8 @@ class App(tyro.extras.SubcommandApp):
         """As tyro's."""
         words = list(sys.argv[1:] if args is None else args)
         target = self.targets().get(words[0].replace("_", "-")) if words else None
-        return super().cli(args=words if target is None else accumulated(words, several(target)), **more)
+        args = words if target is None else accumulated(words, several(target))
+        return super().cli(args=args, config=(tyro.conf.DisallowNone,), **more)
 
     def targets(self) -> dict[str, Callable[..., Any]]:
         """The function of each command."""
@@ -78,5 +79,5 @@ def command_line(target: Callable[..., _T], **more: Any) -> _T:
     except L4SError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    found: _T = tyro.cli(target, args=words, **more)
+    found: _T = tyro.cli(target, args=words, config=(tyro.conf.DisallowNone,), **more)
     return found

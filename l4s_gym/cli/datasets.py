@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.table import Column, Table
 
+from l4s_gym import shipped
 from l4s_gym.cli.arguments import App
 from l4s_gym.cli.common import console, progress_bar, say
 from l4s_gym.errors import L4SError
@@ -22,15 +23,10 @@ Size = Literal["small", "full"]
 
 
 def _buildable(folder: Path | None) -> dict[str, tuple[str, str]]:
-    """Recipe and size of each dataset that can be built; none where no folder of recipes is found."""
+    """Recipe and size of each dataset that can be built."""
     from l4s_gym.data import recipes
 
-    try:
-        every = [recipes.load(name, folder) for name in recipes.names(folder)]
-    except L4SError:
-        if folder is not None:
-            raise
-        return {}
+    every = [recipes.load(name, folder) for name in recipes.names(folder)]
     return {recipe.dataset_id(size): (recipe.name, size) for recipe in every for size in recipes.SIZES}
 
 
@@ -42,8 +38,8 @@ def list_(
     """List the datasets: those of the recipes, others that are here, and those of a remote; which are stale.
 
     Args:
-        remote: Look at a remote too: hf://ORG or gcp://BUCKET; $MINARI_REMOTE if not named.
-        recipes: Folder of recipes instead of ./datasets.
+        remote: Look at a remote too: hf://ORG or gcp://BUCKET; $MINARI_REMOTE if not named, else hf://l4s-gym.
+        recipes: Folder of recipes instead of those that ship.
     """
     from l4s_gym.data import minari_io
     from l4s_gym.data import remote as remotes
@@ -89,8 +85,8 @@ def build(
         workers: Processes; one a core by default.
         ray: Address of a Ray cluster, or `local`, instead of processes.
         overwrite: Replace datasets that are here.
-        record: Bring card, picture, facts and checksums in the folder of the recipe up to date.
-        recipes: Folder of recipes instead of ./datasets.
+        record: Bring card, picture, facts and checksums beside the recipe up to date; in a checkout, or with --recipes.
+        recipes: Folder of recipes instead of those that ship.
     """
     from l4s_gym.data import minari_io
     from l4s_gym.data import recipes as recipes_
@@ -99,6 +95,8 @@ def build(
 
     if workers is not None and workers < 1:
         raise L4SError(f"--workers {workers}: give 1 or more")
+    if record and recipes is None and shipped.checkout() is None:
+        raise L4SError("--record: the recipes that ship stay as they are: give --recipes FOLDER")
     if not names:
         raise L4SError(f"datasets build: name at least one of {', '.join(recipes_.names(recipes))}, or all")
     chosen = [recipes_.load(name, recipes) for name in (recipes_.names(recipes) if "all" in names else names)]
@@ -209,7 +207,7 @@ def download(id: Id, remote: str = "", token: str = "", force: bool = False) -> 
 
     Args:
         id: l4s/dualpi2/NAME-v0.
-        remote: hf://ORG or gcp://BUCKET; $MINARI_REMOTE by default.
+        remote: hf://ORG or gcp://BUCKET; by default $MINARI_REMOTE, else hf://l4s-gym (nothing is published there yet).
         token: Token of the hub, for what is not public; that of `hf auth login` by default.
         force: Replace the dataset that is here.
     """

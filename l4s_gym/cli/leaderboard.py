@@ -26,8 +26,8 @@ def leaderboard(
     """Run what is missing on the leaderboard, and write it; what is interrupted goes on when it is run again.
 
     Args:
-        experiments: As agent/variant, agent, or a TOML file, to which come those that the scores refer to; all of
-            benchmarks/experiments by default, with --add none.
+        experiments: As agent/variant, agent, or a TOML file, to which come those that the scores refer to; by
+            default all that ship, with --add none.
         size: quick (a first look), standard (the one that is compared), or full.
         add: Agents of your own: MODULE:ATTRIBUTE, FILE.py:ATTRIBUTE, or the folder of a saved agent.
         results: Folder of entries; those that are there are not run again. OUT/entries by default.
@@ -36,7 +36,7 @@ def leaderboard(
         jobs: Processes; one a core by default; 0: in this one.
         ray: Address of a Ray cluster, or local, to run on.
         check: Do not run the benchmark; check these entries, and run one cell of each again.
-        protocol: Another protocol than benchmarks/protocol.toml.
+        protocol: Another protocol than the one that ships, as a TOML file.
     """
     from l4s_gym.evaluation import entry
     from l4s_gym.evaluation import leaderboard as boards

@@ -19,8 +19,8 @@ from l4s_gym.cli.live_up import up
 from l4s_gym.errors import L4SError
 
 if TYPE_CHECKING:
-    from l4s_gym.bridge.control import Run
-    from l4s_gym.bridge.doctor import Evidence, Finding
+    from l4s_gym.live.control import Run
+    from l4s_gym.live.doctor import Evidence, Finding
 
 app = App()
 
@@ -73,7 +73,7 @@ def control(
     """
     from l4s_gym import agents
     from l4s_gym.bridge.client import Client
-    from l4s_gym.bridge.control import Controller
+    from l4s_gym.live.control import Controller
     from l4s_gym.sim import fingerprint
 
     if seconds is not None and not seconds > 0:
@@ -182,8 +182,8 @@ def doctor(
         namespace: Look at the settings of this network namespace too.
         interface: And at the offloads of this interface.
     """
-    from l4s_gym.bridge import doctor as checks
-    from l4s_gym.bridge import machine
+    from l4s_gym.live import doctor as checks
+    from l4s_gym.live import machine
 
     if not seconds > 0:
         raise L4SError(f"--seconds {seconds:g}: give a positive number")
@@ -205,7 +205,7 @@ def doctor(
 def _no_socket(socket: Path | None) -> Finding | None:
     """What is said where nobody named a socket, and there is none."""
     from l4s_gym.bridge.client import ADDRESS, default_address
-    from l4s_gym.bridge.doctor import Finding
+    from l4s_gym.live.doctor import Finding
 
     if socket is not None or default_address() != ADDRESS or os.path.exists(ADDRESS):
         return None
@@ -214,8 +214,8 @@ def _no_socket(socket: Path | None) -> Finding | None:
 
 
 def _logged(log: tuple[Path, ...]) -> Evidence:
-    from l4s_gym.bridge.doctor import MOST_ROWS, Evidence
     from l4s_gym.data.stream import join, open_stream
+    from l4s_gym.live.doctor import MOST_ROWS, Evidence
 
     stream = open_stream(log)
     parts, count = [], 0
@@ -227,8 +227,8 @@ def _logged(log: tuple[Path, ...]) -> Evidence:
 
 
 def _watched(socket: Path | None, seconds: float, show: Callable[[float], None]) -> list[Finding]:
-    from l4s_gym.bridge import doctor as checks
     from l4s_gym.bridge.client import Client
+    from l4s_gym.live import doctor as checks
 
     with Client(socket) as client:
         records = checks.watch(client, seconds, show)
@@ -257,7 +257,7 @@ def model(
         out: The file.
         leaves: At most so many leaves (2048 fit).
     """
-    from l4s_gym.bridge import model as trees
+    from l4s_gym.bridge import trees
     from l4s_gym.data.files import atomic_write
     from l4s_gym.data.stream import open_stream
     from l4s_gym.schema import DROP, MARK

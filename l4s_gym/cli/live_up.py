@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from l4s_gym.bridge.figures import Figures
-    from l4s_gym.bridge.testbed import LiveResult, LiveTestbed
+    from l4s_gym.live.testbed import LiveResult, LiveTestbed
 
 
 def up(
@@ -57,7 +57,7 @@ def up(
         dry_run: Print every command that would be run, and run none.
     """
     from l4s_gym.bridge.client import default_address
-    from l4s_gym.bridge.testbed import LiveTestbed
+    from l4s_gym.live.testbed import LiveTestbed
 
     if seed < 0:
         raise L4SError(f"--seed {seed}: give 0 or more")
@@ -99,7 +99,7 @@ def up(
 
 def _bounds(given: tuple[str, ...]) -> dict[str, int]:
     """Parameters of the core from NAME=NUMBER; the router checks their ranges."""
-    from l4s_gym.bridge.protocol import SHIELD
+    from l4s_gym.bridge.wire import SHIELD
     from l4s_gym.errors import unknown
 
     found = {}

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from l4s_gym import parallel
+from l4s_gym import parallel, shipped
 from l4s_gym.data import card, minari_io, recipes
 from l4s_gym.data.files import atomic_write, link_or_copy, locked, sha256
 from l4s_gym.data.recipes import Recipe, Task, digest, tasks
@@ -72,10 +72,12 @@ def _finished(folder: Path, todo: Sequence[Task]) -> list[Task]:
 
 
 def code_permalink() -> str | None:
-    """The commit of the code that runs: a link if it has a remote, else its Software Heritage identifier."""
+    """The commit of the checkout that runs: a link if it has a remote, else its Software Heritage identifier."""
+    here = shipped.checkout()
+    if here is None:
+        return None
 
     def git(*args: str) -> str:
-        here = Path(__file__).parent
         done = subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else ""
 

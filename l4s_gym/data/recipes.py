@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-import l4s_gym
-from l4s_gym import rewards
+from l4s_gym import rewards, shipped
 from l4s_gym.data.simulated import Behaviour, SimulatedRun
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.schema import SCHEMA_VERSION
@@ -153,17 +152,15 @@ def digest(recipe: Recipe, size: str) -> str:
 
 
 def folder(given: Path | None = None) -> Path:
-    """The folder of recipes: the given one, `./datasets`, or that of the source tree of this package.
+    """The folder of recipes: the given one, or that of those that ship.
 
     Raises:
-        L4SError: There is none.
+        L4SError: It has none.
     """
-    places = [given] if given else [Path("datasets"), Path(l4s_gym.__file__).resolve().parents[1] / "datasets"]
-    for place in places:
-        if place is not None and any(place.glob(f"*/{FILE}")):
-            return place
-    where = ", ".join(map(str, places))
-    raise L4SError(f"recipes: none in {where}: give the folder `datasets` of a checkout of l4s-gym (--recipes FOLDER)")
+    place = given or shipped.folder("datasets")
+    if not any(place.glob(f"*/{FILE}")):
+        raise L4SError(f"recipes: no NAME/{FILE} in {place}: give a folder that has some (--recipes FOLDER)")
+    return place
 
 
 def names(given: Path | None = None) -> list[str]:

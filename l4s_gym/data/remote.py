@@ -23,6 +23,9 @@ from l4s_gym.data.storage import MAIN, h5py, mapped, readable
 from l4s_gym.errors import L4SError
 
 SUMS: Final = "SHA256SUMS"
+DEFAULT: Final = "hf://l4s-gym"
+"""Where datasets are looked for if no remote is named."""
+NOT_YET: Final = "the project has published nothing there yet: `l4s-gym datasets build NAME` makes datasets here"
 NAMESPACE: Final = "l4s/dualpi2"
 _NAMESPACE_FILE: Final = "namespace_metadata.json"
 _ANEW: Final = "download it with --force, or build it with --overwrite"
@@ -42,13 +45,13 @@ l4s-gym datasets download {namespace}/NAME-v0 --remote {remote}
 """
 
 
-def remote_name(given: str = "") -> str:
-    """The remote to use: the given one, else that of `$MINARI_REMOTE`.
+def remote_name(given: str = "", default: str = "") -> str:
+    """The remote to use: the given one, else that of `$MINARI_REMOTE`, else the default.
 
     Raises:
-        L4SError: There is neither, or it is not of the form `hf://ORG` or `gcp://BUCKET`.
+        L4SError: There is none, or it is not of the form `hf://ORG` or `gcp://BUCKET`.
     """
-    remote = given or os.environ.get("MINARI_REMOTE", "")
+    remote = given or os.environ.get("MINARI_REMOTE") or default
     kind, _, name = remote.partition("://")
     if not remote:
         raise L4SError("remote: none is named: give --remote hf://ORG, or set MINARI_REMOTE")
@@ -73,6 +76,7 @@ def _explain(remote: str, error: BaseException) -> L4SError:
         remedy = "unset HF_HUB_OFFLINE"
     else:
         remedy = "check the network, the name of the remote and HF_ENDPOINT, and try again"
+        remedy += f"; {NOT_YET}" if remote == DEFAULT else ""
     return L4SError(f"{remote}: {text}: {remedy}")
 
 
@@ -113,7 +117,7 @@ def _hub_client() -> Iterator[None]:
 
 def listed(remote: str = "", token: str = "", namespace: str = NAMESPACE) -> dict[str, dict[str, Any]]:
     """Ids and metadata of the datasets of a namespace on a remote."""
-    remote = remote_name(remote)
+    remote = remote_name(remote, DEFAULT)
     minari = import_minari()
     with _talking(remote, token):
         found: dict[str, dict[str, Any]] = minari.list_remote_datasets(remote, prefix=f"{namespace}/")
@@ -193,7 +197,7 @@ def download(dataset_id: str, remote: str = "", *, token: str = "", force: bool 
 
     Args:
         dataset_id: ``l4s/dualpi2/<name>-v0``.
-        remote: `hf://ORG` or `gcp://BUCKET`; `$MINARI_REMOTE` if empty.
+        remote: `hf://ORG` or `gcp://BUCKET`; `$MINARI_REMOTE` if empty, and without it `DEFAULT`.
         token: Token of the hub; that of the login if empty.
         force: Replace the dataset that is there.
 
@@ -203,13 +207,14 @@ def download(dataset_id: str, remote: str = "", *, token: str = "", force: bool 
     Raises:
         L4SError: It is here already, cannot be fetched, or what arrived is damaged; nothing has changed then.
     """
-    remote, target = remote_name(remote), minari_io.dataset_folder(dataset_id)
+    remote, target = remote_name(remote, DEFAULT), minari_io.dataset_folder(dataset_id)
     if target.exists() and not force:
         raise L4SError(f"dataset {dataset_id!r}: is here already: use it, or give --force")
     namespace = dataset_id.rpartition("/")[0]
     there = sorted(listed(remote, token, namespace))
     if dataset_id not in there:
-        raise L4SError(f"{remote}: has no dataset {dataset_id!r}: it has {', '.join(there) or f'none of {namespace}'}")
+        others = f"it has {', '.join(there)}" if there else f"it has none of {namespace}"
+        raise L4SError(f"{remote}: has no dataset {dataset_id!r}: {NOT_YET if remote == DEFAULT else others}")
     minari = import_minari()
     with _staging(target, dataset_id) as staging:
         new = staging / dataset_id

@@ -18,7 +18,6 @@ from l4s_gym.evaluation.sweep import ShowProgress
 from l4s_gym.sim import fingerprint
 
 POOL_FILES = ("exp_pool_l4s_train_7feat.pkl", "consecutive_rows_first6000.csv")
-POOL_PLACES = (Path("../shared/data/freebsd_experience_pools"), Path("data/freebsd_experience_pools"))
 SIMULATED = "l4s/dualpi2/testbed-small-v0"
 
 
@@ -28,12 +27,12 @@ def bundled_log() -> Path:
 
 
 def find_pools(given: Path | None) -> Path | None:
-    """Folder of the authors' pools: the given one, `$L4S_GYM_POOLS`, or one of the usual places."""
+    """Folder of the authors' pools: the given one, or `$L4S_GYM_POOLS`; None: they are not there."""
     if given is not None and not (given / POOL_FILES[0]).is_file():
         raise L4SError(f"--pools {given}: no {POOL_FILES[0]} there; leave --pools out to use the bundled log")
     variable = os.environ.get("L4S_GYM_POOLS")
-    places = [given] if given else [*([Path(variable)] if variable else []), *POOL_PLACES]
-    return next((place for place in places if place and (place / POOL_FILES[0]).is_file()), None)
+    place = given or (Path(variable) if variable else None)
+    return place if place is not None and (place / POOL_FILES[0]).is_file() else None
 
 
 def rows_dataset(pools: Path | None, say: Callable[[str], None]) -> str:

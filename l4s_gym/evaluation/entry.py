@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 import l4s_gym
+from l4s_gym import shipped
 from l4s_gym.agents import AgentSpec
 from l4s_gym.data.files import atomic_write, read_error
 from l4s_gym.errors import L4SError, unknown
@@ -243,27 +244,13 @@ def _decoded(path: Path, kind: Any, more: Mapping[str, Any] | None = None) -> An
         raise L4SError(f"{path}: {error}: correct it") from error
 
 
-def benchmarks() -> Path:
-    """The folder `benchmarks` of a checkout: in the current folder, or beside this package.
-
-    Raises:
-        L4SError: There is none.
-    """
-    places = (Path("benchmarks"), Path(l4s_gym.__file__).resolve().parents[1] / "benchmarks")
-    for place in places:
-        if (place / "protocol.toml").is_file():
-            return place
-    where = ", ".join(map(str, places))
-    raise L4SError(f"benchmark: no protocol.toml in {where}: run it in a checkout of l4s-gym")
-
-
 def read_protocol(path: Path | None = None) -> Protocol:
-    """The protocol; None: the one of the checkout.
+    """The protocol; None: the one that ships.
 
     Raises:
         L4SError: It cannot be read or is not valid; the seeds of two suites overlap.
     """
-    path = path or benchmarks() / "protocol.toml"
+    path = path or shipped.folder("benchmarks") / "protocol.toml"
     protocol: Protocol = _decoded(path, Protocol)
     firsts = sorted(protocol.first_seed.values())
     most = max(protocol.size(size).seeds for size in SIZES)

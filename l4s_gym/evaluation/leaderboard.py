@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
+from l4s_gym import shipped
 from l4s_gym.agents import AgentSpec
 from l4s_gym.data.build import checksum as dataset_checksum
 from l4s_gym.data.build import recipe_of, recorded_checksum
@@ -36,12 +37,12 @@ def experiments(names: Sequence[str] = (), folder: Path | None = None) -> list[E
 
     Args:
         names: `<agent>/<variant>`, `<agent>` for all its variants, or a TOML file; none: all of the folder.
-        folder: Of experiments; None: the checkout's.
+        folder: Of experiments; None: those that ship.
 
     Raises:
         L4SError: There is none of a name.
     """
-    place = folder or records.benchmarks() / "experiments"
+    place = folder or shipped.folder("benchmarks") / "experiments"
     known = {f"{path.parent.name}/{path.stem}": path for path in sorted(place.glob("*/*.toml"))}
     found: dict[str, Experiment] = {}
     for name in names or known:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from l4s_gym.bridge import protocol as p
+from l4s_gym.bridge import wire
 from l4s_gym.schema import ENQUEUE, MARK, RECORD
 
 RATE_BPS = 8_000_000
@@ -37,7 +37,7 @@ class Queue:
         self.refused = [0] * 7
         self.asked = [-1, -1]
         self.waits = [False, False]
-        self.answers = [deque[tuple[int, int]](maxlen=p.ANSWERS) for _ in range(2)]
+        self.answers = [deque[tuple[int, int]](maxlen=wire.ANSWERS) for _ in range(2)]
         self.answered = [-1, -1]
         self.decisions: list[tuple[int, int, int, int]] = []
         self.shield: list[int] = []
@@ -62,13 +62,13 @@ class Queue:
                 self.until_ask = self.interval
                 before = record.copy()
                 before["action"], before["applied_action"], before["accumulated_probability"] = ENQUEUE, ENQUEUE, 0
-                ask = self._entry(before, p.ASK)
+                ask = self._entry(before, wire.ASK)
         self._decide(record, queue)
         if ask is not None:
             self.asked[queue], self.waits[queue] = self.sequence - 1, True
         self.counts["packets"][queue] += 1
         self.counts["marks"][queue] += int(record["applied_action"][0] == MARK)
-        row = self._entry(record, p.ROW)
+        row = self._entry(record, wire.ROW)
         self.totals += np.array([length, length << 15, 1000 * (queue == 0), 500 * (queue == 1)], np.uint64)
         return row, ask
 
@@ -86,7 +86,7 @@ class Queue:
             self.counts["fallback"][queue] += 1
 
     def _entry(self, record: Any, kind: int) -> Any:
-        entry = p.rows(record, kind)
+        entry = wire.rows(record, kind)
         for name, total in zip(("served_bytes", "power_bytes", "delay_c_ns", "delay_l_ns"), self.totals, strict=True):
             entry["row"][name] = total
         return entry
@@ -113,7 +113,7 @@ class Queue:
             self.waits[queue] = False
 
     def status(self, controls: bool) -> Any:
-        entry = p.entry(p.STATUS)
+        entry = wire.entry(wire.STATUS)
         body = entry["status"]
         body["clock_us"], body["interval"], body["controls"] = self.clock_us, self.interval, controls
         for name, pair in self.counts.items():
@@ -161,10 +161,10 @@ class _Connection(threading.Thread):
                 self._end_direct()
                 continue
             self._bytes[link] += data
-            while len(self._bytes.get(link, b"")) >= p.COMMAND_SIZE:
-                command = np.frombuffer(self._bytes[link][: p.COMMAND_SIZE], p.COMMAND)[0]
-                self._bytes[link] = self._bytes[link][p.COMMAND_SIZE :]
-                assert link is self.peer or command["kind"] == p.DECIDE
+            while len(self._bytes.get(link, b"")) >= wire.COMMAND_SIZE:
+                command = np.frombuffer(self._bytes[link][: wire.COMMAND_SIZE], wire.COMMAND)[0]
+                self._bytes[link] = self._bytes[link][wire.COMMAND_SIZE :]
+                assert link is self.peer or command["kind"] == wire.DECIDE
                 if not self._take(command):
                     return False
         if not ready and wait_s and self.server.patience_s is not None and self._unanswered:
@@ -239,41 +239,41 @@ class _Connection(threading.Thread):
             if kind in server.errors:
                 code, text = server.errors[kind]
                 return self._error(command, code, text)
-            if kind == p.SUBSCRIBE:
+            if kind == wire.SUBSCRIBE:
                 self.rows = bool(command["args"][0])
                 return True
-            if kind == p.DECIDE:
+            if kind == wire.DECIDE:
                 self._unanswered = 0
                 if not self.controls:
-                    return self._error(command, p.E_NOT_CONTROLLER, "attach first")
+                    return self._error(command, wire.E_NOT_CONTROLLER, "attach first")
                 server.queue.decide(command)
                 return True
-            if kind == p.ATTACH:
+            if kind == wire.ATTACH:
                 if server.controller not in (None, self):
-                    return self._error(command, p.E_BUSY, "somebody else controls")
+                    return self._error(command, wire.E_BUSY, "somebody else controls")
                 server.controller, self.controls, self._unanswered = self, True, 0
                 server.queue.interval, server.queue.until_ask = int(command["args"][0]), 1
-            elif kind == p.DETACH:
+            elif kind == wire.DETACH:
                 if not self.controls:
-                    return self._error(command, p.E_NOT_CONTROLLER, "attach first")
+                    return self._error(command, wire.E_NOT_CONTROLLER, "attach first")
                 server.controller, self.controls, server.queue.interval = None, False, 0
                 self._end_direct()
-            elif kind == p.CONFIGURE:
+            elif kind == wire.CONFIGURE:
                 server.queue.shield = command["args"][:6].tolist()
             answer = server.queue.status(self.controls)
             answer["tag"] = tag
-            if kind == p.DIRECT:
+            if kind == wire.DIRECT:
                 self._open_direct(answer)
                 return True
             self.peer.sendall(answer.tobytes())
         return True
 
     def _error(self, command: Any, code: int, text: str) -> bool:
-        entry = p.entry(p.ERROR, tag=int(command["tag"]))
+        entry = wire.entry(wire.ERROR, tag=int(command["tag"]))
         entry["error"]["code"], entry["error"]["text"] = code, text.encode()
         entry["error"]["command"] = command["kind"]
         self.peer.sendall(entry.tobytes())
-        return code not in (p.E_MALFORMED, p.E_REFUSED, p.E_TOO_MANY)
+        return code not in (wire.E_MALFORMED, wire.E_REFUSED, wire.E_TOO_MANY)
 
 
 class Server:
@@ -300,7 +300,7 @@ class Server:
         self.commands: list[int] = []
         self.pending: deque[Any] = deque()
         self.rng = np.random.default_rng(0)
-        self.rate_bps, self.variant = RATE_BPS, p.VARIANTS[0]
+        self.rate_bps, self.variant = RATE_BPS, wire.VARIANTS[0]
         self.asks_at_once, self.patience_s, self.batch, self.disorder = 1, 0.0, 64, 0
         self.limit: int | None = None
         self.at_limit: Callable[[Server], None] = lambda server: None
@@ -316,8 +316,8 @@ class Server:
         if self.first is not None:
             return self.first
         numbers = self.queue.session, self.queue.clock_us, self.rate_bps
-        hello = p.Hello(*numbers, self.variant, 4096, "test", bool(self.direct))
-        return p.hello_entry(hello).tobytes()
+        hello = wire.Hello(*numbers, self.variant, 4096, "test", bool(self.direct))
+        return wire.hello_entry(hello).tobytes()
 
     def restart(self) -> None:
         """The queue is started anew: other numbers, and nobody controls."""

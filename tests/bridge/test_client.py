@@ -11,21 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from l4s_gym.bridge import protocol as p
+from l4s_gym.bridge import wire
 from l4s_gym.bridge.client import ADDRESS, BridgeError, Client, default_address
 from l4s_gym.errors import L4SError
 from tests.bridge.conftest import Serve
 from tests.bridge.server import log_of
 
 
-def gather(client: Client, count: int, kind: int = p.ROW) -> Any:
+def gather(client: Client, count: int, kind: int = wire.ROW) -> Any:
     """The first entries of a kind, within ten seconds."""
     parts: list[Any] = []
     deadline = time.monotonic() + 10
     while sum(len(part) for part in parts) < count:
         assert time.monotonic() < deadline
-        parts.append(p.select(client.entries(0.2), kind))
-    return p.join(parts)
+        parts.append(wire.select(client.entries(0.2), kind))
+    return wire.join(parts)
 
 
 def test_rows(serve: Serve) -> None:
@@ -34,7 +34,7 @@ def test_rows(serve: Serve) -> None:
     with Client(server.path) as client:
         assert client.hello.rate_bps == server.rate_bps and client.hello.name == "test"
         client.subscribe(True)
-        rows = p.records_of(gather(client, 2000))
+        rows = wire.records_of(gather(client, 2000))
         client.subscribe(False)
     assert rows["sequence"][:2000].tolist() == list(range(2000))
     np.testing.assert_array_equal(rows["current_queue_delay"][:500], records["current_queue_delay"])
@@ -48,7 +48,7 @@ def test_control(serve: Serve) -> None:
         status = client.attach(10)
         assert status.controls and status.interval == 10
         for _ in range(5):
-            record = gather(client, 1, p.ASK)[0]["row"]["record"]
+            record = gather(client, 1, wire.ASK)[0]["row"]["record"]
             client.decide(int(record["sequence"]), int(record["queue_type"]), 2, int(record["time_us"]) + 50_000)
         status = client.status()
         assert server.queue.refused[0] == 5 and sum(status.refused.values()) == 0
@@ -66,12 +66,12 @@ def test_answers_do_not_disturb_the_order_of_entries(serve: Serve) -> None:
         client.subscribe(True)
         for _ in range(20):
             client.status()
-        sequence = p.records_of(gather(client, 3000))["sequence"]
+        sequence = wire.records_of(gather(client, 3000))["sequence"]
     assert sequence.tolist() == list(range(len(sequence)))
 
 
 def test_lost_entries_are_counted(tmp_path: Path) -> None:
-    sent = p.rows(log_of(4))
+    sent = wire.rows(log_of(4))
     sent["lost"][2] = 17
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "s"))
@@ -79,7 +79,7 @@ def test_lost_entries_are_counted(tmp_path: Path) -> None:
 
         def answer() -> None:
             with listener.accept()[0] as peer:
-                peer.sendall(p.hello_entry(p.Hello(1, 0, 0, "testbed", 1, "x")).tobytes() + sent.tobytes())
+                peer.sendall(wire.hello_entry(wire.Hello(1, 0, 0, "testbed", 1, "x")).tobytes() + sent.tobytes())
 
         thread = threading.Thread(target=answer)
         thread.start()
@@ -114,7 +114,7 @@ def test_a_server_that_says_nothing(serve: Serve) -> None:
         pass
 
 
-@pytest.mark.parametrize("first", [b"HTTP/1.1 400 Bad Request\r\n" * 20, p.rows(log_of(1)).tobytes()])
+@pytest.mark.parametrize("first", [b"HTTP/1.1 400 Bad Request\r\n" * 20, wire.rows(log_of(1)).tobytes()])
 def test_another_kind_of_server(serve: Serve, first: bytes) -> None:
     server = serve(first=first)
     with pytest.raises(BridgeError, match="give the socket of l4s-bridged"), Client(server.path):
@@ -123,7 +123,7 @@ def test_another_kind_of_server(serve: Serve, first: bytes) -> None:
 
 @pytest.mark.parametrize(("name", "value"), [("version", 2), ("record_size", 1), ("layout", 1)])
 def test_another_version(serve: Serve, name: str, value: int) -> None:
-    entry = p.hello_entry(p.Hello(1, 0, 0, "testbed", 1, "x"))
+    entry = wire.hello_entry(wire.Hello(1, 0, 0, "testbed", 1, "x"))
     (entry if name == "version" else entry["hello"])[name] = value
     server = serve(first=entry.tobytes())
     with pytest.raises(BridgeError, match="install those that belong together"), Client(server.path):
@@ -131,7 +131,7 @@ def test_another_version(serve: Serve, name: str, value: int) -> None:
 
 
 def test_garbage_in_the_middle(serve: Serve) -> None:
-    first = p.hello_entry(p.Hello(1, 0, 0, "testbed", 1, "x")).tobytes() + bytes(range(192))
+    first = wire.hello_entry(wire.Hello(1, 0, 0, "testbed", 1, "x")).tobytes() + bytes(range(192))
     client = Client(serve(first=first).path)
     with pytest.raises(BridgeError, match="sent what is no entry") as caught, client:
         gather(client, 1)
@@ -162,7 +162,7 @@ def test_a_server_that_takes_no_commands(tmp_path: Path) -> None:
         def accept() -> None:
             for _ in range(2):
                 peers.append(listener.accept()[0])
-            peers[1].sendall(p.hello_entry(p.Hello(1, 0, 0, "testbed", 1, "x")).tobytes())
+            peers[1].sendall(wire.hello_entry(wire.Hello(1, 0, 0, "testbed", 1, "x")).tobytes())
 
         thread = threading.Thread(target=accept)
         thread.start()
@@ -180,7 +180,7 @@ def test_two_controllers(serve: Serve) -> None:
         first.attach(1)
         with pytest.raises(BridgeError, match="somebody else controls the queue: end that") as caught:
             second.attach(1)
-        assert caught.value.code == p.E_BUSY and not caught.value.closed
+        assert caught.value.code == wire.E_BUSY and not caught.value.closed
         assert second.status().interval == 1  # reading is free
         first.detach()
         assert second.attach(3).interval == 3
@@ -189,16 +189,16 @@ def test_two_controllers(serve: Serve) -> None:
 @pytest.mark.parametrize(
     ("code", "remedy", "closed"),
     [
-        (p.E_MALFORMED, "install those that belong together", True),
-        (p.E_NOT_CONTROLLER, "attach first", False),
-        (p.E_REFUSED, "run as the user", True),
-        (p.E_NO_DEVICE, "start the router", False),
-        (p.E_TOO_MANY, "end one", True),
+        (wire.E_MALFORMED, "install those that belong together", True),
+        (wire.E_NOT_CONTROLLER, "attach first", False),
+        (wire.E_REFUSED, "run as the user", True),
+        (wire.E_NO_DEVICE, "start the router", False),
+        (wire.E_TOO_MANY, "end one", True),
         (99, "see what the server says", False),
     ],
 )
 def test_refusals(serve: Serve, code: int, remedy: str, closed: bool) -> None:
-    server = serve(errors={p.ATTACH: (code, "because")})
+    server = serve(errors={wire.ATTACH: (code, "because")})
     with Client(server.path) as client:
         with pytest.raises(BridgeError, match=rf"ATTACH was refused \(because\): .*{remedy}") as caught:
             client.attach(1)
@@ -206,8 +206,8 @@ def test_refusals(serve: Serve, code: int, remedy: str, closed: bool) -> None:
 
 
 def test_refused_at_the_door(serve: Serve) -> None:
-    error = p.entry(p.ERROR)
-    error["error"]["code"], error["error"]["text"] = p.E_REFUSED, b"user 1000 may not"
+    error = wire.entry(wire.ERROR)
+    error["error"]["code"], error["error"]["text"] = wire.E_REFUSED, b"user 1000 may not"
     server = serve(first=error.tobytes())
     with pytest.raises(BridgeError, match=r"user 1000 may not.*run as the user"), Client(server.path):
         pass
@@ -219,7 +219,7 @@ def test_a_queue_started_anew(serve: Serve) -> None:
         client.subscribe(True)
         gather(client, 100)
         server.restart()
-        hello = gather(client, 1, p.HELLO)
+        hello = gather(client, 1, wire.HELLO)
         assert int(hello["hello"]["session"][0]) == client.hello.session == 2
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from l4s_gym.bridge import protocol as p
+from l4s_gym.bridge import wire
 from l4s_gym.bridge.client import BridgeError, Client
 from l4s_gym.bridge.recorder import Recorder, Sorter
 from l4s_gym.data.logs import read_log
@@ -280,4 +280,4 @@ def test_to_an_agent_in_control(serve: Serve, tmp_path: Path, monkeypatch: pytes
     who = f"bc:{tmp_path / 'bc'}"
     assert cli.main(["live", "control", who, "--socket", str(server.path), "--seconds", "0.5"]) == 0
     assert server.queue.refused[0] > 0 and sum(server.queue.counts["agent"]) > 0
-    assert p.REFUSALS[0] == "accepted"
+    assert wire.REFUSALS[0] == "accepted"

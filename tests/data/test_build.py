@@ -274,7 +274,7 @@ def test_unknown_recipes_and_sizes_are_refused(recipe: recipes.Recipe, place: Pa
         recipes.load("tinny", place / "recipes")
     with pytest.raises(L4SError, match="unknown size 'huge'"):
         recipe.size("huge")
-    with pytest.raises(L4SError, match="recipes: none in"):
+    with pytest.raises(L4SError, match="recipes: no NAME"):
         recipes.folder(place)
 
 

@@ -79,7 +79,8 @@ def row(table: str, name: str) -> list[str]:
 
 @pytest.mark.parametrize("command", [(), ("list",), ("build",), ("show",), ("download",), ("upload",)])
 def test_help(command: tuple[str, ...], capsys: Capture) -> None:
-    assert "usage: " + " ".join(("l4s-gym", "datasets", *command)) in run(capsys, *command, "--help")
+    text = run(capsys, *command, "--help")
+    assert "usage: " + " ".join(("l4s-gym", "datasets", *command)) in text and "{None}" not in text
 
 
 def test_build_list_show(place: Path, capsys: Capture) -> None:
@@ -148,16 +149,15 @@ def test_damage_is_found(place: Path, capsys: Capture) -> None:
         (("build", "tini", "--recipes", "recipes"), "unknown dataset 'tini': did you mean 'tiny'?"),
         (("build", "--recipes", "recipes"), "name at least one of tiny, wee, or all"),
         (("build", "tiny", "--workers", "0", "--recipes", "recipes"), "--workers 0: give 1 or more"),
-        (("build", "tiny", "--recipes", "datasets"), "recipes: none in datasets"),
-        (("list", "--recipes", "nowhere"), "recipes: none in nowhere"),
-        (("list", "--remote"), "give --remote hf://ORG, or set MINARI_REMOTE"),
+        (("build", "tiny", "--recipes", "datasets"), "recipes: no NAME/recipe.toml in datasets"),
+        (("list", "--recipes", "nowhere"), "recipes: no NAME/recipe.toml in nowhere"),
         (("show", "tiny"), "is not of the form l4s/dualpi2/<name>-v0"),
         (("show", "l4s/dualpi2/mixed-v0"), "`l4s-gym datasets build mixed --size full`"),
         (("show", "l4s/dualpi2/mixed-small-v0"), "`l4s-gym datasets download l4s/dualpi2/mixed-small-v0 --remote hf"),
         (("show", "l4s/dualpi2/other-v0"), "`l4s-gym datasets list` tells those that can be built"),
-        (("download", "l4s/dualpi2/mixed-v0"), "give --remote hf://ORG, or set MINARI_REMOTE"),
         (("download", "mixed", "--remote", "hf://lab"), "is not of the form l4s/dualpi2/<name>-v0"),
         (("download", "l4s/dualpi2/mixed-v0", "--remote", "lab"), "'lab': is not of the form hf://ORG or gcp://BUCKET"),
+        (("upload", "l4s/dualpi2/mixed-v0"), "give --remote hf://ORG, or set MINARI_REMOTE"),
         (("upload", "l4s/dualpi2/mixed-v0", "--remote", "hf://lab"), "'l4s/dualpi2/mixed-v0': not found in"),
     ],
 )

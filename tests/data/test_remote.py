@@ -321,6 +321,17 @@ def test_names_of_remotes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MINARI_REMOTE")
     with pytest.raises(L4SError, match="give --remote hf://ORG, or set MINARI_REMOTE"):
         remote.remote_name()
+    assert remote.remote_name("hf://mine", remote.DEFAULT) == "hf://mine"
+
+
+@pytest.mark.parametrize("status", [200, 404])
+def test_the_default_remote_says_that_it_is_empty(status: int, hub: Hub, capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.delenv("MINARI_REMOTE")
+    if status != 200:
+        hub.fail = {"/api/datasets": status}
+    assert cli.main(["datasets", "download", ID, "--force"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"l4s-gym: {remote.DEFAULT}: ") and err.endswith(f" {remote.NOT_YET}\n")
 
 
 def test_without_the_hubs_client(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from l4s_gym import L4SError, cli
+from l4s_gym import L4SError, cli, shipped
 from l4s_gym.agents import training
 from l4s_gym.cli.common import console
 from l4s_gym.data import arrays, build, card, minari_io, recipes
@@ -50,6 +50,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> recipes.Recipe:
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     monkeypatch.setattr(console, "width", 200)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(shipped, "folder", Path)
     (tmp_path / "datasets" / "tiny").mkdir(parents=True)
     (tmp_path / "datasets" / "tiny" / recipes.FILE).write_text(RECIPE)
     return recipes.load("tiny")

@@ -149,7 +149,7 @@ def test_gaps_in_words() -> None:
 
 
 def test_generalisation_needs_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("l4s_gym.evaluation.entry.benchmarks", lambda: tmp_path)
+    monkeypatch.setattr("l4s_gym.shipped.folder", lambda name: tmp_path)
     with pytest.raises(L4SError, match=r"leaderboard\.py"):
         generalisation.generalisation(figure.Place(tmp_path, tmp_path))
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from l4s_gym.bridge import protocol
+from l4s_gym.bridge import wire
 from l4s_gym.schema import CE, ECT_0, ECT_1
 
 from .module import Device, Module, command
@@ -162,13 +162,13 @@ class Loop:
     def _answer(self, device: Device, choose: Choice) -> None:
         now_s = self.module.now_ns * 1e-9
         for ask in device.read_all():
-            if ask["kind"] != protocol.ASK:
+            if ask["kind"] != wire.ASK:
                 continue
             record = ask["row"]["record"]
             queue = int(record["queue_type"])
             expires_us = int(record["time_us"]) + LIFETIME_US
             numbers = {"sequence": int(record["sequence"]), "queue": queue, "action": choose(now_s, queue)}
-            device.write(command(protocol.DECIDE, expires_us=expires_us, **numbers))
+            device.write(command(wire.DECIDE, expires_us=expires_us, **numbers))
 
     def _serve(self, instance: Instance) -> None:
         if instance.busy:

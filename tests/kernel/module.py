@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from l4s_gym.bridge import protocol
+from l4s_gym.bridge import wire
 from l4s_gym.schema import RECORD
 
 ARRIVAL: Final = np.dtype(
@@ -28,7 +28,7 @@ BY_SIGNAL, BY_PACKET, BY_OTHER = range(3)
 POLLIN, POLLOUT = 1, 4
 READ_FILTER, WRITE_FILTER = -1, -2
 READ, WRITE = 1, 2
-MOST: Final = 64 * protocol.ENTRY_SIZE
+MOST: Final = 64 * wire.ENTRY_SIZE
 
 
 class Sent(NamedTuple):
@@ -60,8 +60,8 @@ def built(build: Callable[..., Path]) -> Path:
 
 def command(kind: int, *args: int, **fields: int) -> bytes:
     """A command, well-formed unless a field says otherwise."""
-    one = np.zeros(1, protocol.COMMAND)
-    one["magic"], one["version"], one["kind"] = protocol.MAGIC, protocol.VERSION, kind
+    one = np.zeros(1, wire.COMMAND)
+    one["magic"], one["version"], one["kind"] = wire.MAGIC, wire.VERSION, kind
     one["args"][0, : len(args)] = args
     for name, value in fields.items():
         one[name] = value
@@ -86,11 +86,11 @@ class Device:
         """Entries (n,); without any `BlockingIOError`."""
         room = ctypes.create_string_buffer(max(size, 1))
         got = check(self._lib.harness_read(self.fd, room, size, not blocking))
-        return np.frombuffer(room.raw[:got], protocol.ENTRY)
+        return np.frombuffer(room.raw[:got], wire.ENTRY)
 
     def read_all(self) -> npt.NDArray[np.void]:
         """Everything that waits, (n,)."""
-        parts = [np.zeros(0, protocol.ENTRY)]
+        parts = [np.zeros(0, wire.ENTRY)]
         while True:
             try:
                 parts.append(self.read())

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from l4s_gym.bridge.testbed import LiveTestbed
+from l4s_gym.live.testbed import LiveTestbed
 
 from .conftest import Build
 

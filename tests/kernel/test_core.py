@@ -16,9 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from l4s_gym.bridge.config import parameters
-from l4s_gym.bridge.model import LEAF, MAX_NODES, NODE, Model, distil, export_tree, training_rows
+from l4s_gym.bridge.trees import LEAF, MAX_NODES, NODE, Model, distil, export_tree, training_rows
 from l4s_gym.data.causal import CausalStream
+from l4s_gym.live.router import parameters
 from l4s_gym.schema import RECORD
 from l4s_gym.sim import dualpi2_freebsd as freebsd
 from l4s_gym.sim.drive import ARRIVAL, offer, open_loop

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from l4s_gym.bridge import testbed
-from l4s_gym.bridge.config import UNSHAPED
 from l4s_gym.bridge.figures import read
-from l4s_gym.bridge.testbed import LiveTestbed
 from l4s_gym.errors import L4SError
+from l4s_gym.live import testbed
+from l4s_gym.live.router import UNSHAPED
+from l4s_gym.live.testbed import LiveTestbed
 from l4s_gym.sim import scenario
 
 from .conftest import Build

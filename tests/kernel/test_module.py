@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from l4s_gym.bridge import protocol
-from l4s_gym.bridge.config import parameters
+from l4s_gym.bridge import wire
 from l4s_gym.data.logs import read_log
+from l4s_gym.live.router import parameters
 from l4s_gym.schema import CE, ECT_0, ECT_1, NOT_ECT, PRINTED, RECORD
 from l4s_gym.sim import engine, layout
 from l4s_gym.sim.batch import Batch
@@ -135,7 +135,7 @@ def test_rows_of_random_traffic_are_the_simulators(library: Path, aqm: str) -> N
 def test_every_form_of_packet_is_read_and_sent(module: Module, form: int, ecn: int) -> None:
     module.config()
     device = module.open()
-    device.write(command(protocol.SUBSCRIBE, 1))
+    device.write(command(wire.SUBSCRIBE, 1))
     assert module.arrive(1400, flow=300, ecn=ecn, form=form)
     assert module.arrive(1400, flow=300, ecn=ecn, form=form)
     assert module.arrive(1400, flow=301, ecn=ecn, form=form)
@@ -157,13 +157,13 @@ def test_every_form_of_packet_is_read_and_sent(module: Module, form: int, ecn: i
 def test_a_mark_at_arrival_sets_ce(module: Module, form: int, ecn: int) -> None:
     module.config()
     device = module.open()
-    device.write(command(protocol.ATTACH, 1))
+    device.write(command(wire.ATTACH, 1))
     module.arrive(ecn=ecn, form=form)
     ask = device.read_all()[-1]
     record = ask["row"]["record"]
     sequence, expires_us = int(record["sequence"]), int(record["time_us"]) + 500_000
     queue = int(record["queue_type"])
-    device.write(command(protocol.DECIDE, sequence=sequence, expires_us=expires_us, queue=queue, action=2))
+    device.write(command(wire.DECIDE, sequence=sequence, expires_us=expires_us, queue=queue, action=2))
     module.arrive(ecn=ecn, form=form)
     first, second = module.dequeue(), module.dequeue()
     assert first is not None and second is not None
@@ -189,7 +189,7 @@ def test_a_mark_at_departure_sets_ce(module: Module, form: int) -> None:
 def test_what_is_no_ip_packet_passes_as_classic(module: Module, form: int) -> None:
     module.config()
     device = module.open()
-    device.write(command(protocol.SUBSCRIBE, 1))
+    device.write(command(wire.SUBSCRIBE, 1))
     assert module.arrive(ecn=ECT_1, form=form)
     row = device.read_all()[-1]["row"]["record"]
     assert (row["queue_type"], row["ecn"], row["flow_id"]) == (0, NOT_ECT, 0)
@@ -301,7 +301,7 @@ def test_the_clock_has_ticks_if_asked(module: Module) -> None:
     module.advance(3_000_000)
     module.dequeue()
     device = module.open()
-    device.write(command(protocol.SUBSCRIBE, 1))
+    device.write(command(wire.SUBSCRIBE, 1))
     module.arrive()
     module.advance(10_000_000)
     module.dequeue()
@@ -315,7 +315,7 @@ def test_the_clock_has_ticks_if_asked(module: Module) -> None:
 def test_time_does_not_run_backwards(module: Module) -> None:
     module.config()
     device = module.open()
-    device.write(command(protocol.SUBSCRIBE, 1))
+    device.write(command(wire.SUBSCRIBE, 1))
     module.advance(50_000_000)
     module.arrive()
     module.jitter(20_000_000)
@@ -332,7 +332,7 @@ def test_printed_lines_are_the_rows(module: Module, tmp_path: Path) -> None:
     module.config()
     module.sysctl("log", 1)
     device = module.open()
-    device.write(command(protocol.SUBSCRIBE, 1))
+    device.write(command(wire.SUBSCRIBE, 1))
     for number in range(200):
         module.arrive(1500 if number % 3 else 52, ecn=number % 4, flow=number % 7)
         module.advance(2_000_000)
@@ -357,22 +357,22 @@ def test_printed_lines_are_the_rows(module: Module, tmp_path: Path) -> None:
 def test_an_idle_instance_that_dummynet_forgets_goes_on(module: Module) -> None:
     module.config()
     device = module.open()
-    device.write(command(protocol.SUBSCRIBE, 1) + command(protocol.ATTACH, 1))
+    device.write(command(wire.SUBSCRIBE, 1) + command(wire.ATTACH, 1))
     for _ in range(3):
         module.arrive(ecn=ECT_1)
         assert not module.expire()  # a packet waits
         module.dequeue()
         assert module.expire() and not module.expire()
         module.advance(100_000_000)
-    entries = device.ask(protocol.GET_STATUS)
-    rows = entries[entries["kind"] == protocol.ROW]["row"]["record"]
-    asks = entries[entries["kind"] == protocol.ASK]["row"]["record"]
+    entries = device.ask(wire.GET_STATUS)
+    rows = entries[entries["kind"] == wire.ROW]["row"]["record"]
+    asks = entries[entries["kind"] == wire.ASK]["row"]["record"]
     assert rows["sequence"].tolist() == asks["sequence"].tolist() == [0, 1, 2]
     assert rows["total_packets"].tolist() == [0, 1, 2]
-    assert entries["kind"].tolist()[:3] == [protocol.HELLO, protocol.STATUS, protocol.STATUS]  # answers first
+    assert entries["kind"].tolist()[:3] == [wire.HELLO, wire.STATUS, wire.STATUS]  # answers first
     assert entries[2]["status"]["packets"].tolist() == [0, 3]
     module.delete()
-    assert device.ask(protocol.GET_STATUS)[0]["status"]["packets"].tolist() == [0, 0]
+    assert device.ask(wire.GET_STATUS)[0]["status"]["packets"].tolist() == [0, 0]
     device.close()
 
 
@@ -381,13 +381,13 @@ def test_the_device_speaks_of_the_chosen_instance(module: Module) -> None:
         module.config(number)
         module.arrive(number=number)
     device = module.open()
-    device.write(command(protocol.SUBSCRIBE, 1))
+    device.write(command(wire.SUBSCRIBE, 1))
 
     def seen() -> list[int]:
         for number in (1, 2):
             module.arrive(1000 + number, number=number)
         entries = device.read_all()
-        rows = entries[entries["kind"] == protocol.ROW]["row"]["record"]
+        rows = entries[entries["kind"] == wire.ROW]["row"]["record"]
         return [int(length) for length in rows["packet_length"]]
 
     assert seen() == [1001]
@@ -474,7 +474,7 @@ def test_packets_that_wait_are_freed_with_their_scheduler(module: Module) -> Non
 def traffic(module: Module) -> None:
     """Some of everything."""
     device = module.open()
-    device.write(command(protocol.SUBSCRIBE, 1))
+    device.write(command(wire.SUBSCRIBE, 1))
     module.config()
     for number in range(24):
         module.arrive(ecn=number % 4, form=FORMS[number % len(FORMS)])

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from l4s_gym.bridge import protocol
-from l4s_gym.bridge.protocol import ASK, ERROR, EVENT, HELLO, ROW, STATUS
+from l4s_gym.bridge import wire
+from l4s_gym.bridge.wire import ASK, ERROR, EVENT, HELLO, ROW, STATUS
 from l4s_gym.data.records import layout_digest
 from l4s_gym.schema import ECT_1, RECORD
 from tests.kernel.module import (
@@ -34,7 +34,7 @@ from tests.kernel.module import (
 
 IN, OUT = 0x80000000, 0x40000000
 DECIDE = IN | 64 << 16 | ord("L") << 8 | 1
-GET_STATUS = OUT | protocol.STATUS_BODY.itemsize << 16 | ord("L") << 8 | 2
+GET_STATUS = OUT | wire.STATUS_BODY.itemsize << 16 | ord("L") << 8 | 2
 MODEL = IN | 16 << 16 | ord("L") << 8 | 3
 FIONBIO = IN | 4 << 16 | ord("f") << 8 | 126
 NODE = np.dtype(
@@ -86,7 +86,7 @@ def test_the_greeting(module: Module) -> None:
     device = module.open()
     entry = device.read()[0]
     hello = entry["hello"]
-    assert (entry["magic"], entry["version"], entry["kind"], entry["lost"]) == (protocol.MAGIC, 1, HELLO, 0)
+    assert (entry["magic"], entry["version"], entry["kind"], entry["lost"]) == (wire.MAGIC, 1, HELLO, 0)
     assert hello["layout"].tobytes() == layout_digest()
     assert (hello["record_size"], hello["entry_size"], hello["command_size"]) == (RECORD.itemsize, 192, 64)
     assert (hello["clock_us"], hello["rate_bps"], hello["ring_entries"]) == (3000, 8_000_000, 8192)
@@ -109,20 +109,20 @@ def test_each_load_is_another_session(library: Path) -> None:
 def test_rows_come_to_subscribers_alone(module: Module, device: Device) -> None:
     module.arrive(101)
     assert kinds(device) == []
-    device.write(command(protocol.SUBSCRIBE, 1))
+    device.write(command(wire.SUBSCRIBE, 1))
     module.arrive(102)
-    device.write(command(protocol.SUBSCRIBE, 1))
+    device.write(command(wire.SUBSCRIBE, 1))
     module.arrive(103)
-    device.write(command(protocol.SUBSCRIBE, 0))
+    device.write(command(wire.SUBSCRIBE, 0))
     module.arrive(104)
-    device.write(command(protocol.SUBSCRIBE, 1))
+    device.write(command(wire.SUBSCRIBE, 1))
     module.arrive(105)
     assert lengths(device) == [105]  # what waited went with the subscription
     assert module.sysctl("rows") == 3
 
 
 def test_a_row_has_the_totals_of_its_arrival(module: Module, device: Device) -> None:
-    device.write(command(protocol.SUBSCRIBE, 1))
+    device.write(command(wire.SUBSCRIBE, 1))
     for _ in range(3):
         module.arrive(1000)
         module.advance(5_000_000)
@@ -135,11 +135,11 @@ def test_a_row_has_the_totals_of_its_arrival(module: Module, device: Device) -> 
 def test_every_descriptor_has_its_own_place(module: Module, device: Device) -> None:
     other = module.open(READ)
     for each in (device, other):
-        each.write(command(protocol.SUBSCRIBE, 1))
+        each.write(command(wire.SUBSCRIBE, 1))
     module.arrive(200)
     assert lengths(device) == [200]
     late = module.open()
-    late.write(command(protocol.SUBSCRIBE, 1))
+    late.write(command(wire.SUBSCRIBE, 1))
     module.arrive(201)
     assert (lengths(device), lengths(other), lengths(late)) == ([201], [200, 201], [201])
     other.close()
@@ -150,7 +150,7 @@ def test_a_slow_reader_loses_the_oldest_and_is_told(module: Module, device: Devi
     module.sysctl("ring_entries", 16)
     quick = module.open()
     for each in (device, quick):
-        each.write(command(protocol.SUBSCRIBE, 1))
+        each.write(command(wire.SUBSCRIBE, 1))
     for number in range(50):
         module.arrive(100 + number)
         entries = quick.read_all()
@@ -160,14 +160,14 @@ def test_a_slow_reader_loses_the_oldest_and_is_told(module: Module, device: Devi
     assert entries["lost"].tolist() == [34] + [0] * 15
     module.arrive(99)
     assert device.read()["lost"].tolist() == [0]
-    assert device.ask(protocol.GET_STATUS)[0]["status"]["lost"] == 34
-    assert quick.ask(protocol.GET_STATUS)[0]["status"]["lost"] == 0
+    assert device.ask(wire.GET_STATUS)[0]["status"]["lost"] == 34
+    assert quick.ask(wire.GET_STATUS)[0]["status"]["lost"] == 0
     assert module.sysctl("rows_lost") == 34
     quick.close()
 
 
 def test_another_ring_loses_what_is_unread(module: Module, device: Device) -> None:
-    device.write(command(protocol.SUBSCRIBE, 1))
+    device.write(command(wire.SUBSCRIBE, 1))
     for number in range(5):
         module.arrive(100 + number)
     module.sysctl("ring_entries", 64)
@@ -177,7 +177,7 @@ def test_another_ring_loses_what_is_unread(module: Module, device: Device) -> No
 
 
 def test_reads_give_whole_entries(module: Module, device: Device) -> None:
-    device.write(command(protocol.SUBSCRIBE, 1))
+    device.write(command(wire.SUBSCRIBE, 1))
     for number in range(100):
         module.arrive(100 + number)
     for size in (0, 1, 191):
@@ -195,7 +195,7 @@ def test_a_reader_sleeps_until_something_comes(module: Module, device: Device) -
     module.sleeper(BY_OTHER)  # a packet that it has not asked for
     with pytest.raises(InterruptedError):
         device.read(blocking=True)
-    device.write(command(protocol.SUBSCRIBE, 1))
+    device.write(command(wire.SUBSCRIBE, 1))
     module.sleeper(BY_PACKET)
     assert device.read(blocking=True)["kind"].tolist() == [ROW]
 
@@ -203,8 +203,8 @@ def test_a_reader_sleeps_until_something_comes(module: Module, device: Device) -
 def test_a_failing_copy_is_an_error(module: Module, device: Device) -> None:
     module.fail(COPY)
     with pytest.raises(OSError, match="EFAULT"):
-        device.write(command(protocol.SUBSCRIBE, 1))
-    device.write(command(protocol.SUBSCRIBE, 1))
+        device.write(command(wire.SUBSCRIBE, 1))
+    device.write(command(wire.SUBSCRIBE, 1))
     module.arrive()
     module.fail(COPY)
     with pytest.raises(OSError, match="EFAULT"):
@@ -232,7 +232,7 @@ def test_poll(module: Module, device: Device) -> None:
     assert device.poll(POLLIN | POLLOUT) == POLLOUT
     module.arrive()
     assert device.poll(POLLIN) == 0 and device.woken() == 0
-    device.write(command(protocol.SUBSCRIBE, 1))
+    device.write(command(wire.SUBSCRIBE, 1))
     assert device.poll(POLLIN) == 0
     module.arrive()
     assert device.woken() == 1
@@ -248,7 +248,7 @@ def test_kqueue(module: Module, device: Device) -> None:
     with pytest.raises(OSError, match="EINVAL"):
         device.kevent(-3)
     assert device.filter(reads) == (-1, 0) and device.filter(writes)[0] == 64
-    device.write(command(protocol.SUBSCRIBE, 1))
+    device.write(command(wire.SUBSCRIBE, 1))
     for fired in (1, 2):
         module.arrive()
         assert device.filter(reads) == (192 * fired, fired)
@@ -263,56 +263,56 @@ def test_kqueue(module: Module, device: Device) -> None:
     "data",
     [
         b"", b"x" * 63, b"x" * 64, b"x" * 65, command(99), command(0),
-        command(protocol.GET_STATUS, magic=1), command(protocol.GET_STATUS, version=2),
-        command(protocol.GET_STATUS, reserved=1), command(protocol.SUBSCRIBE, 2), command(protocol.ATTACH, 0),
-        command(protocol.GET_STATUS) + b"x" * 64,
+        command(wire.GET_STATUS, magic=1), command(wire.GET_STATUS, version=2),
+        command(wire.GET_STATUS, reserved=1), command(wire.SUBSCRIBE, 2), command(wire.ATTACH, 0),
+        command(wire.GET_STATUS) + b"x" * 64,
     ],
 )  # fmt: skip
 def test_malformed_commands_are_refused(device: Device, data: bytes) -> None:
     with pytest.raises(OSError, match="EINVAL"):
         device.write(data)
-    assert device.ask(protocol.GET_STATUS, tag=7)[-1]["tag"] == 7
+    assert device.ask(wire.GET_STATUS, tag=7)[-1]["tag"] == 7
 
 
 def test_several_commands_in_one_write(device: Device) -> None:
-    assert device.write(b"".join(command(protocol.GET_STATUS, tag=tag) for tag in range(5))) == 320
+    assert device.write(b"".join(command(wire.GET_STATUS, tag=tag) for tag in range(5))) == 320
     assert device.read_all()["tag"].tolist() == list(range(5))
 
 
 def test_who_reads_no_answers_gets_no_more(device: Device) -> None:
     for _ in range(8):
-        device.write(command(protocol.GET_STATUS))
+        device.write(command(wire.GET_STATUS))
     with pytest.raises(OSError, match="ENOBUFS"):
-        device.write(command(protocol.GET_STATUS))
-    device.write(command(protocol.DECIDE))
+        device.write(command(wire.GET_STATUS))
+    device.write(command(wire.DECIDE))
     assert len(device.read_all()) == 8
-    assert len(device.ask(protocol.GET_STATUS)) == 1
+    assert len(device.ask(wire.GET_STATUS)) == 1
 
 
 def test_one_controls_at_a_time(module: Module, device: Device) -> None:
     other = module.open()
     other.read_all()
-    answer = device.ask(protocol.ATTACH, 2, tag=5)
+    answer = device.ask(wire.ATTACH, 2, tag=5)
     assert answer["kind"].tolist() == [STATUS] and answer["tag"].tolist() == [5]
     assert (answer[0]["status"]["controls"], answer[0]["status"]["interval"]) == (1, 2)
     assert module.sysctl("controlled") == 1
     for kind, code in (
-        (protocol.ATTACH, protocol.E_BUSY),
-        (protocol.DETACH, protocol.E_NOT_CONTROLLER),
-        (protocol.CONFIGURE, protocol.E_NOT_CONTROLLER),
+        (wire.ATTACH, wire.E_BUSY),
+        (wire.DETACH, wire.E_NOT_CONTROLLER),
+        (wire.CONFIGURE, wire.E_NOT_CONTROLLER),
     ):
         error = other.ask(kind, 1, 1, 1, 20, 2000, tag=9)[0]
         assert (error["kind"], error["tag"]) == (ERROR, 9)
         assert (error["error"]["code"], error["error"]["command"]) == (code, kind) and error["error"]["text"]
-    assert device.ask(protocol.DETACH)[0]["status"]["interval"] == 0
-    assert other.ask(protocol.ATTACH, 1)[0]["kind"] == STATUS
+    assert device.ask(wire.DETACH)[0]["status"]["interval"] == 0
+    assert other.ask(wire.ATTACH, 1)[0]["kind"] == STATUS
     other.close()
     assert module.sysctl("controlled") == 0  # a close detaches
-    assert device.ask(protocol.ATTACH, 3)[0]["status"]["interval"] == 3
+    assert device.ask(wire.ATTACH, 3)[0]["status"]["interval"] == 3
 
 
 def test_each_nth_packet_is_asked_about(module: Module, device: Device) -> None:
-    device.ask(protocol.ATTACH, 3)
+    device.ask(wire.ATTACH, 3)
     for number in range(9):
         module.arrive(100 + number)
     asks = device.read_all()
@@ -321,17 +321,17 @@ def test_each_nth_packet_is_asked_about(module: Module, device: Device) -> None:
     assert records["packet_length"].tolist() == [100, 103, 106]
     assert records["sequence"].tolist() == [0, 3, 6]
     assert not records["action"].any() and not records["decided_by"].any()
-    device.write(command(protocol.DETACH))
+    device.write(command(wire.DETACH))
     module.arrive()
     assert kinds(device) == [STATUS]
 
 
 def test_a_new_controller_gets_no_old_asks(module: Module, device: Device) -> None:
     first = module.open()
-    first.ask(protocol.ATTACH, 1)
+    first.ask(wire.ATTACH, 1)
     module.arrive()
     first.close()
-    device.write(command(protocol.ATTACH, 1))
+    device.write(command(wire.ATTACH, 1))
     module.arrive(300)
     entries = device.read_all()
     assert entries["kind"].tolist() == [STATUS, ASK]
@@ -351,12 +351,12 @@ def answer(record: Any, action: int, /, **changes: int) -> bytes:
         "sequence": int(record["sequence"]), "expires_us": int(record["time_us"]) + 100_000,
         "queue": int(record["queue_type"]), "action": action,
     }  # fmt: skip
-    return command(protocol.DECIDE, **(fields | changes))
+    return command(wire.DECIDE, **(fields | changes))
 
 
 @pytest.mark.parametrize("action", [0, 1, 2])
 def test_a_decision_is_used_once_for_the_queues_next_packet(module: Module, device: Device, action: int) -> None:
-    device.write(command(protocol.ATTACH, 1) + command(protocol.SUBSCRIBE, 1))
+    device.write(command(wire.ATTACH, 1) + command(wire.SUBSCRIBE, 1))
     module.arrive(ecn=ECT_1)
     device.write(answer(last_ask(device), action))
     module.arrive()  # the other queue's
@@ -378,20 +378,20 @@ REFUSED = {
 @pytest.mark.parametrize("reason", REFUSED)
 def test_refused_decisions_are_counted_and_do_nothing(module: Module, device: Device, reason: str) -> None:
     changes, error = REFUSED[reason]
-    device.write(command(protocol.ATTACH, 1))
+    device.write(command(wire.ATTACH, 1))
     module.arrive()
     wrong = answer(last_ask(device), 1, **changes)
     device.write(wrong)  # DECIDE is never answered
     with pytest.raises(OSError, match=error):
         device.ioctl(DECIDE, wrong)
     assert module.arrive()
-    status = device.ask(protocol.GET_STATUS)[0]["status"]
-    expected = [2 * (name == reason) for name in protocol.REFUSALS]
+    status = device.ask(wire.GET_STATUS)[0]["status"]
+    expected = [2 * (name == reason) for name in wire.REFUSALS]
     assert status["refused"].tolist() == expected and not status["agent"].any()
 
 
 def test_decisions_out_of_order_are_refused(module: Module, device: Device) -> None:
-    device.write(command(protocol.ATTACH, 1))
+    device.write(command(wire.ATTACH, 1))
     module.arrive()
     old = last_ask(device)
     module.arrive()
@@ -402,7 +402,7 @@ def test_decisions_out_of_order_are_refused(module: Module, device: Device) -> N
 
 
 def test_a_decision_grows_old(module: Module, device: Device) -> None:
-    device.write(command(protocol.ATTACH, 1))
+    device.write(command(wire.ATTACH, 1))
     module.arrive()
     device.ioctl(DECIDE, answer(last_ask(device), 1))
     module.advance(100_000_001)
@@ -411,7 +411,7 @@ def test_a_decision_grows_old(module: Module, device: Device) -> None:
 
 def test_only_the_controller_decides(module: Module, device: Device) -> None:
     other = module.open()
-    device.write(command(protocol.ATTACH, 1))
+    device.write(command(wire.ATTACH, 1))
     module.arrive()
     drop = answer(last_ask(device), 1)
     with pytest.raises(PermissionError):
@@ -436,16 +436,16 @@ def test_only_the_controller_decides(module: Module, device: Device) -> None:
 
 def test_the_shield_takes_the_queue_back_and_says_so(module: Module, device: Device) -> None:
     module.sysctl("shield_hits", 0)
-    device.write(command(protocol.ATTACH, 1))
-    status = device.ask(protocol.CONFIGURE, 0, 0, 512, 128, 50_000)[-1]
+    device.write(command(wire.ATTACH, 1))
+    status = device.ask(wire.CONFIGURE, 0, 0, 512, 128, 50_000)[-1]
     assert status["kind"] == STATUS and status["status"]["shield"].tolist() == [150_000, 50_000, 512, 128, 1_000_000, 0]
     with pytest.raises(OSError, match="EINVAL"):
-        device.write(command(protocol.CONFIGURE, 0, 0, 512, 1, 50_000))
+        device.write(command(wire.CONFIGURE, 0, 0, 512, 1, 50_000))
     module.arrive()
     for queued in (False, True):  # one drop of 128 packets is allowed
         device.write(answer(last_ask(device), 1))
         assert module.arrive() == queued
-    entries = device.ask(protocol.GET_STATUS)
+    entries = device.ask(wire.GET_STATUS)
     event = entries[entries["kind"] == EVENT][0]["event"]
     assert (event["kind"], event["queue"]) == (2, 0)
     status = entries[0]["status"]
@@ -454,7 +454,7 @@ def test_the_shield_takes_the_queue_back_and_says_so(module: Module, device: Dev
 
 def test_an_agent_can_only_tighten_the_shield(module: Module, device: Device) -> None:
     """Its bounds are of the instance that it controls and end with its control; the sysctls are the operator's."""
-    operator = dict(zip(protocol.SHIELD, (90_000, 40_000, 9000, 100, 50_000, 512), strict=True))
+    operator = dict(zip(wire.SHIELD, (90_000, 40_000, 9000, 100, 50_000, 512), strict=True))
     module.set_all(operator)
     module.config(2)
     module.arrive()
@@ -465,18 +465,18 @@ def test_an_agent_can_only_tighten_the_shield(module: Module, device: Device) ->
         return list(entries[entries["kind"] == STATUS][-1]["status"]["shield"].tolist())
 
     normal, tight = list(operator.values()), [20_000, 10_000, 1, 16, 60_000, 256]
-    in_force(protocol.ATTACH, 1)
-    assert in_force(protocol.CONFIGURE, 0, 0, 65536, 65536, 1000, 0) == normal
-    assert in_force(protocol.CONFIGURE, *tight) == tight
+    in_force(wire.ATTACH, 1)
+    assert in_force(wire.CONFIGURE, 0, 0, 65536, 65536, 1000, 0) == normal
+    assert in_force(wire.CONFIGURE, *tight) == tight
     assert [module.sysctl(name) for name in operator] == normal
     module.sysctl("shield_c_us", 80_000)  # the operator's change leaves what is tighter
-    assert in_force(protocol.GET_STATUS) == tight
+    assert in_force(wire.GET_STATUS) == tight
     module.sysctl("instance", 2)  # its control goes over to the other one, and its bounds with it
-    assert in_force(protocol.GET_STATUS) == tight
+    assert in_force(wire.GET_STATUS) == tight
     module.sysctl("instance", 1)
-    assert in_force(protocol.DETACH) == [80_000, *normal[1:]]
+    assert in_force(wire.DETACH) == [80_000, *normal[1:]]
     module.sysctl("instance", 2)
-    assert in_force(protocol.ATTACH, 1) == [80_000, *normal[1:]]
+    assert in_force(wire.ATTACH, 1) == [80_000, *normal[1:]]
     module.delete(2)
 
 
@@ -485,9 +485,9 @@ def test_an_agent_can_only_tighten_the_shield(module: Module, device: Device) ->
 
 def test_status_by_ioctl(module: Module, device: Device) -> None:
     module.arrive(ecn=ECT_1)
-    room = ctypes.create_string_buffer(protocol.STATUS_BODY.itemsize)
+    room = ctypes.create_string_buffer(wire.STATUS_BODY.itemsize)
     device.ioctl(GET_STATUS, room)
-    status = np.frombuffer(room.raw, protocol.STATUS_BODY)[0]
+    status = np.frombuffer(room.raw, wire.STATUS_BODY)[0]
     assert status["packets"].tolist() == [0, 1] and not status["controls"]
     device.ioctl(FIONBIO, ctypes.create_string_buffer(4))
     with pytest.raises(OSError, match="ENOTTY"):
@@ -512,7 +512,7 @@ def test_a_model_decides(module: Module, device: Device) -> None:
     nodes[0] = (999, 0, 0, 1, 2, 7, (0, 0, 0))  # packets of more than 999 B are dropped
     device.ioctl(MODEL, request(nodes))
     assert [module.arrive(length) for length in (999, 1000, 500)] == [True, False, True]
-    status = device.ask(protocol.GET_STATUS)[0]["status"]
+    status = device.ask(wire.GET_STATUS)[0]["status"]
     assert status["model"] == 1 and status["agent"].tolist() == [3, 0]
     device.ioctl(MODEL, request(leaf(0)))  # another one
     assert module.arrive(1000)
@@ -523,7 +523,7 @@ def test_a_model_decides(module: Module, device: Device) -> None:
     assert not module.arrive()  # of the next instance too
     device.ioctl(MODEL, request(leaf(0), count=0))
     assert module.arrive()
-    assert device.ask(protocol.GET_STATUS)[0]["status"]["model"] == 0
+    assert device.ask(wire.GET_STATUS)[0]["status"]["model"] == 0
 
 
 def test_a_wrong_model_is_refused_and_the_old_one_stays(module: Module, device: Device) -> None:
@@ -537,7 +537,7 @@ def test_a_wrong_model_is_refused_and_the_old_one_stays(module: Module, device: 
     with pytest.raises(OSError, match="EFAULT"):
         device.ioctl(MODEL, request(leaf(0)))
     other = module.open()
-    other.ask(protocol.ATTACH, 1)
+    other.ask(wire.ATTACH, 1)
     with pytest.raises(OSError, match="EBUSY"):
         device.ioctl(MODEL, request(leaf(0)))
     other.close()

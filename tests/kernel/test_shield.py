@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from l4s_gym.bridge import protocol
+from l4s_gym.bridge import wire
 
 from .loop import Choice, Loop, Share
 from .module import Module, command
@@ -38,8 +38,8 @@ def attacked(library: Path, choose: Choice | None, **values: int) -> list[tuple[
         loop.run(4.0)
         device = module.open()
         if choose is not None:
-            device.write(command(protocol.ATTACH, 1))
-            device.ask(protocol.CONFIGURE, *WIDEST)
+            device.write(command(wire.ATTACH, 1))
+            device.ask(wire.CONFIGURE, *WIDEST)
         found = [figures(shares) for shares in loop.run(SECONDS, device if choose else None, choose)]
         device.close()
         for each in loop.instances:

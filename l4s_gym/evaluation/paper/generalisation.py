@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from l4s_gym import shipped
 from l4s_gym.errors import L4SError
 from l4s_gym.evaluation import entry, leaderboard, ranking, sweep
 from l4s_gym.evaluation.entry import Entry, Size
@@ -34,7 +35,7 @@ def _entries(place: Place) -> list[Entry]:
         size = Size(2.0, 2, ("test", "shift"), ("l4s-llm-testbed", "grid-12m-20ms", "grid-4m-20ms", "overload"))
         rules = msgspec.structs.replace(entry.read_protocol(), quick=size)
         return sweep.run(leaderboard.experiments(_QUICK), rules, "quick", place.work, jobs=0, progress=place.progress)
-    folder = entry.benchmarks() / "results"
+    folder = shipped.folder("benchmarks") / "results"
     found = entry.read_all(folder)
     if not found:
         raise L4SError(f"generalisation: {folder} has no entries: run python benchmarks/leaderboard.py first")

@@ -16,14 +16,14 @@ import pytest
 
 import l4s_gym
 from l4s_gym import agents
-from l4s_gym.bridge import doctor
-from l4s_gym.bridge import protocol as p
+from l4s_gym.bridge import wire
 from l4s_gym.bridge.client import BridgeError, Client
-from l4s_gym.bridge.control import Controller
 from l4s_gym.bridge.recorder import Recorder
-from l4s_gym.bridge.testbed import LiveTestbed
 from l4s_gym.data.records import load_records
 from l4s_gym.data.stream import RunSplitter
+from l4s_gym.live import doctor
+from l4s_gym.live.control import Controller
+from l4s_gym.live.testbed import LiveTestbed
 from l4s_gym.schema import BY_NAME
 from tests.bridge.conftest import Serve
 from tests.bridge.server import Server, log_of
@@ -169,7 +169,7 @@ def test_without_a_queue(program: Path, tmp_path: Path) -> None:
         until(path.exists, "the daemon does not listen")
         with pytest.raises(BridgeError, match="the daemon has no queue now") as caught:
             Controller(Client(path), agents.make("enqueue")).run(1.0)
-        assert caught.value.code == p.E_NO_DEVICE
+        assert caught.value.code == wire.E_NO_DEVICE
         process.kill()
 
 

@@ -16,12 +16,12 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env
 
 import l4s_gym
-from l4s_gym.bridge import protocol as p
+from l4s_gym.bridge import wire
 from l4s_gym.bridge.client import BridgeError, Client
-from l4s_gym.bridge.control import RewardMeter, asks_of
 from l4s_gym.data.causal import UNKNOWN, causal_observation
 from l4s_gym.data.pools import make_rows
 from l4s_gym.errors import L4SError
+from l4s_gym.live.control import RewardMeter, asks_of
 from l4s_gym.schema import OBSERVED, scale_observation
 from tests.bridge.conftest import Serve
 from tests.bridge.server import RATE_BPS, Server, log_of
@@ -46,7 +46,7 @@ def make(server: Server, **kwargs: Any) -> Any:
 
 def observations(records: Any) -> Any:
     """What an agent sees where it is asked about these (n, 8)."""
-    return np.concatenate([ask.observation for ask in asks_of(p.encode(p.rows(records, p.ASK)))])
+    return np.concatenate([ask.observation for ask in asks_of(wire.encode(wire.rows(records, wire.ASK)))])
 
 
 def test_gymnasium_checks(serve: Serve) -> None:
@@ -243,7 +243,7 @@ def test_misuse(serve: Serve) -> None:
 
 
 def test_rewards_at_the_end_of_their_range() -> None:
-    entries = p.rows(log_of(2))
+    entries = wire.rows(log_of(2))
     entries["row"]["served_bytes"] = [(1 << 63) + 1, (1 << 63) + 1501]
     meter = RewardMeter("balance", 8_000_000)
     assert meter.between(entries[0], entries[1]) == pytest.approx(0.0015)
@@ -252,7 +252,7 @@ def test_rewards_at_the_end_of_their_range() -> None:
 def test_the_page_names_the_arguments() -> None:
     from inspect import signature
 
-    from l4s_gym.envs.live import DualPI2LiveEnv
+    from l4s_gym.live.environment import DualPI2LiveEnv
 
     page = DualPI2LiveEnv.__doc__ or ""
     for name in list(signature(DualPI2LiveEnv.__init__).parameters)[1:]:

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from l4s_gym.bridge import doctor, machine
-from l4s_gym.bridge import protocol as p
+from l4s_gym.bridge import wire
 from l4s_gym.bridge.client import Client
-from l4s_gym.bridge.doctor import Evidence, Finding
 from l4s_gym.data.logs import NAMES_24
 from l4s_gym.data.simulated import simulate_log
+from l4s_gym.live import doctor, machine
+from l4s_gym.live.doctor import Evidence, Finding
 from l4s_gym.schema import BY_NAME
 from l4s_gym.sim.scenario import load
 from tests.bridge.conftest import Serve
@@ -241,12 +241,12 @@ def test_acknowledgments_that_clock_a_flow_are_no_sign() -> None:
 # -- a live queue
 
 
-def status(**changes: Any) -> p.Status:
+def status(**changes: Any) -> wire.Status:
     """Counters, 0 unless told."""
-    entry = p.entry(p.STATUS)
+    entry = wire.entry(wire.STATUS)
     for name, value in changes.items():
         entry["status"][name] = value
-    return p.read_status(entry[0])
+    return wire.read_status(entry[0])
 
 
 def test_controller() -> None:
@@ -271,8 +271,8 @@ def test_rows_lost() -> None:
 
 
 def test_rate(simulated: Any) -> None:
-    def hello(rate_bps: int) -> p.Hello:
-        return p.Hello(1, 0, rate_bps, "testbed", 1, "x")
+    def hello(rate_bps: int) -> wire.Hello:
+        return wire.Hello(1, 0, rate_bps, "testbed", 1, "x")
 
     assert doctor.check_rate(hello(8_000_000), of(simulated)).verdict == "ok"
     assert doctor.check_rate(hello(100_000_000), of(simulated)).verdict == "warn"

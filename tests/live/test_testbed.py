@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from l4s_gym import cli
-from l4s_gym.bridge import programs
-from l4s_gym.bridge.config import LINUX, RFC9332, TESTBED, UNSHAPED, VARIANTS, live_config
 from l4s_gym.bridge.figures import read
-from l4s_gym.bridge.testbed import LiveTestbed
 from l4s_gym.cli.live_up import status_line
 from l4s_gym.errors import L4SError
+from l4s_gym.live import programs
+from l4s_gym.live.router import LINUX, RFC9332, TESTBED, UNSHAPED, VARIANTS, live_config
+from l4s_gym.live.testbed import LiveTestbed
 from l4s_gym.sim import scenario
 
 HEADER = Path(__file__).parents[2] / "kernel" / "core" / "l4s_core.h"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from l4s_gym.bridge.config import PORT, RECEIVER, LiveConfig
+from l4s_gym.live.router import PORT, RECEIVER, LiveConfig
 
 DEVICE: Final = "l4s0"
 QUEUE_PACKETS: Final = 10_000

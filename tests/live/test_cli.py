@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from l4s_gym import cli
-from l4s_gym.bridge import client, machine
-from l4s_gym.bridge.doctor import Finding
+from l4s_gym.bridge import client
 from l4s_gym.cli.common import console
 from l4s_gym.data.logs import write_log
 from l4s_gym.data.records import load_records, save_records
+from l4s_gym.live import machine
+from l4s_gym.live.doctor import Finding
 from tests.bridge.conftest import Serve
 from tests.bridge.server import log_of
 

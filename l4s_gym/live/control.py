@@ -19,9 +19,9 @@ import numpy.typing as npt
 
 from l4s_gym import rewards
 from l4s_gym.agents import Agent
-from l4s_gym.bridge import protocol as p
+from l4s_gym.bridge import wire
 from l4s_gym.bridge.client import BridgeError, Client
-from l4s_gym.bridge.protocol import Status
+from l4s_gym.bridge.wire import Status
 from l4s_gym.data.causal import BEFORE, UNKNOWN
 from l4s_gym.errors import L4SError
 from l4s_gym.schema import DECIDED_BY, OBS_HIGH, OBS_SCALE, OBSERVED, RECORD
@@ -61,7 +61,7 @@ class Ask(NamedTuple):
     @property
     def entry(self) -> Any:
         """As an element of `Entries`."""
-        return p.decode(self.entries)[self.at]
+        return wire.decode(self.entries)[self.at]
 
     @property
     def observation(self) -> npt.NDArray[np.float32]:
@@ -74,13 +74,13 @@ def _form() -> tuple[Struct, Callable[[tuple[int, ...]], tuple[int, ...]]]:
     """An entry of which its head, `_COLUMNS`, sequence and time are taken; and what puts them in that order."""
     assert RECORD.fields is not None
     names = (*_COLUMNS, "sequence", "time_us")
-    offsets = {name: p.RECORD_AT + RECORD.fields[name][1] for name in names}
+    offsets = {name: wire.RECORD_AT + RECORD.fields[name][1] for name in names}
     order = sorted(names, key=offsets.__getitem__)
     form, at = "<I", 4
     for name in order:
         form += f"{offsets[name] - at}x{' BH I   Q'[RECORD[name].itemsize]}"
         at = offsets[name] + RECORD[name].itemsize
-    return Struct(f"{form}{p.ENTRY_SIZE - at}x"), itemgetter(0, *(1 + order.index(name) for name in names))
+    return Struct(f"{form}{wire.ENTRY_SIZE - at}x"), itemgetter(0, *(1 + order.index(name) for name in names))
 
 
 _FORM, _ORDERED = _form()
@@ -91,7 +91,7 @@ def asks_of(entries: bytes) -> list[Ask]:
     found = []
     for at, values in enumerate(_FORM.iter_unpack(entries)):
         head, *raw, sequence, time_us = _ORDERED(values)
-        if head != p.ASK_HEAD:
+        if head != wire.ASK_HEAD:
             continue
         if UNKNOWN in raw:
             raw = [0 if value == UNKNOWN else value for value in raw]
@@ -115,12 +115,12 @@ class Asks:
     def add(self, asks: list[Ask]) -> None:
         """More of them."""
         self._waiting += asks
-        if len(self._waiting) <= p.ANSWERS:
+        if len(self._waiting) <= wire.ANSWERS:
             return
         kept, count = [], Counter[int]()
         for ask in reversed(self._waiting):
             count[ask.queue] += 1
-            if count[ask.queue] <= p.ANSWERS:
+            if count[ask.queue] <= wire.ANSWERS:
                 kept.append(ask)
         self.skipped += len(self._waiting) - len(kept)
         self._waiting = kept[::-1]
@@ -345,15 +345,15 @@ class Controller:
                 return
             entries = self._client.entries(wait_s)
             kinds = entries["kind"]
-            anew = (kinds == p.HELLO) | ((kinds == p.EVENT) & (entries["event"]["kind"] == p.DEVICE_BACK))
+            anew = (kinds == wire.HELLO) | ((kinds == wire.EVENT) & (entries["event"]["kind"] == wire.DEVICE_BACK))
             if anew.any():  # what came before is of another clock
-                entries = p.take(entries, np.arange(len(entries)) > np.flatnonzero(anew)[-1])
+                entries = wire.take(entries, np.arange(len(entries)) > np.flatnonzero(anew)[-1])
                 self._attach()
-            elif ((kinds == p.ERROR) & (entries["error"]["code"] == p.E_NOT_CONTROLLER)).any():
+            elif ((kinds == wire.ERROR) & (entries["error"]["code"] == wire.E_NOT_CONTROLLER)).any():
                 self._attach()
-            self._answer(p.encode(entries))
+            self._answer(wire.encode(entries))
         except BridgeError as error:
-            if error.code == p.E_NO_DEVICE:
+            if error.code == wire.E_NO_DEVICE:
                 time.sleep(min(timeout_s, self._patience_s))  # until the daemon has its queue again, and says HELLO
             elif error.closed and not error.code:
                 self._connect()
@@ -389,7 +389,7 @@ class Controller:
             except BridgeError as error:
                 self._client.close()
                 # Busy: the old connection may not have been noticed to be gone yet.
-                passing = error.code in (0, p.E_NO_DEVICE, p.E_BUSY)
+                passing = error.code in (0, wire.E_NO_DEVICE, wire.E_BUSY)
                 if not again or not passing or time.monotonic() > deadline:
                     raise
             time.sleep(0.1)

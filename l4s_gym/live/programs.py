@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from l4s_gym import shipped
 from l4s_gym.errors import L4SError
 
 PROGRAMS: Final = ("l4s-router", "l4s-bridged", "l4s-traffic")
@@ -18,7 +19,7 @@ FOLDER: Final = "L4S_GYM_KERNEL"
 
 def source() -> Path | None:
     """The folder `kernel` of a checkout, or None where the package is installed without one."""
-    folder = Path(__file__).parents[2] / "kernel"
+    folder = shipped.folder("kernel")
     return folder if (folder / "Makefile").is_file() else None
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from l4s_gym import cli
-from l4s_gym.bridge import model as trees
+from l4s_gym.bridge import trees
 from l4s_gym.bridge.header import header_path
 from l4s_gym.data.causal import UNKNOWN
 from l4s_gym.data.records import save_records

@@ -31,10 +31,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from l4s_gym.bridge import programs
-from l4s_gym.bridge.config import RECEIVER, LiveConfig, live_config
-from l4s_gym.bridge.plan import Names, Plan, inside
 from l4s_gym.errors import L4SError
+from l4s_gym.live import programs
+from l4s_gym.live.plan import Names, Plan, inside
+from l4s_gym.live.router import RECEIVER, LiveConfig, live_config
 from l4s_gym.sim.scenario import Scenario, load
 
 START_S: Final = 10.0
@@ -209,7 +209,7 @@ class LiveTestbed:
             seed: Of the scenario's draws, the starts of the flows, and the core.
             address: The daemon's socket; None: in a temporary folder.
             group: Name or number of the group that may open it; empty: root only.
-            kernel: Folder of the programs; None: see `l4s_gym.bridge.programs`.
+            kernel: Folder of the programs; None: see `l4s_gym.live.programs`.
             spin: Let the router spin instead of sleeping: a whole core for the finest timing.
             values: Parameters of the core instead of the scenario's, and `rate_bps`.
             dry_run: Only for the plan: look for nothing.

@@ -14,9 +14,9 @@ from typing import Final, Literal
 
 import numpy as np
 
-from l4s_gym.bridge import protocol
+from l4s_gym.bridge import wire
 from l4s_gym.bridge.client import Client
-from l4s_gym.bridge.protocol import Hello, Status
+from l4s_gym.bridge.wire import Hello, Status
 from l4s_gym.data.steps import applied_actions
 from l4s_gym.data.stream import Records, join
 from l4s_gym.schema import BY_NAME, CE, DROP, ECT_1, L4S, MARK, MAX_PROB, NOT_ECT
@@ -80,11 +80,11 @@ def watch(
     parts: list[Records] = []
     while (passed := clock() - started) < seconds and count < MOST_ROWS:
         entries = client.entries(min(seconds - passed, 0.2))
-        hellos = np.flatnonzero(entries["kind"] == protocol.HELLO)
+        hellos = np.flatnonzero(entries["kind"] == wire.HELLO)
         if len(hellos):
             parts, count = [], 0
-            entries = protocol.take(entries, np.arange(len(entries)) > hellos[-1])
-        parts.append(protocol.records_of(protocol.select(entries, protocol.ROW)))
+            entries = wire.take(entries, np.arange(len(entries)) > hellos[-1])
+        parts.append(wire.records_of(wire.select(entries, wire.ROW)))
         count += len(parts[-1])
         if progress is not None:
             progress(passed / seconds)

@@ -1,4 +1,4 @@
-"""What this machine's settings say to the questions of `l4s_gym.bridge.doctor`: sysctls, offloads, firewall rules."""
+"""What this machine's settings say to the questions of `l4s_gym.live.doctor`: sysctls, offloads, firewall rules."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from l4s_gym.bridge.doctor import ONCE, Finding
 from l4s_gym.errors import L4SError
+from l4s_gym.live.doctor import ONCE, Finding
 
 Runner = Callable[[Sequence[str]], str | None]
 """Runs a command; its output, or None where it is not there or fails."""
@@ -62,7 +62,7 @@ _OWN_ECN: Final = ("sysctl tcp_ecn", "sysctl ecn.enable")
 
 def testbed_check() -> Finding:
     """Whether `l4s-gym live up` can make a queue here."""
-    from l4s_gym.bridge.testbed import check_host
+    from l4s_gym.live.testbed import check_host
 
     try:
         check_host()

@@ -10,19 +10,18 @@ import numpy as np
 import numpy.typing as npt
 
 from l4s_gym import rewards
-from l4s_gym.bridge import protocol as p
+from l4s_gym.bridge import wire
 from l4s_gym.bridge.client import TIMEOUT_S, BridgeError, Client
-from l4s_gym.bridge.control import LIFETIME_MS, Ask, Asks, RewardMeter, asks_of, shares
 from l4s_gym.envs.dualpi2 import Observation, check_interval, observation_space
 from l4s_gym.errors import L4SError
+from l4s_gym.live.control import LIFETIME_MS, Ask, Asks, RewardMeter, asks_of, shares
 from l4s_gym.schema import OBSERVED
 
 _NOBODY: Final = "another controller came, or the queue was started anew"
 
 
 class DualPI2LiveEnv(gym.Env[Observation, int]):
-    """
-    ## Description
+    """## Description
 
     `L4S-DualPI2-v0` on a real queue: the FreeBSD module through the daemon `l4s-bridged`, or the Linux router
     (`sudo l4s-gym live up`). A step answers a packet that the queue asked about, and waits for the next.
@@ -186,11 +185,11 @@ class DualPI2LiveEnv(gym.Env[Observation, int]):
             wait_s = 0.0 if self._asks else left
             if (came := self._client.asks(wait_s)) is None:
                 entries = self._client.entries(wait_s)
-                lost = (entries["kind"] == p.ERROR) & (entries["error"]["code"] == p.E_NOT_CONTROLLER)
-                lost |= (entries["kind"] == p.EVENT) & (entries["event"]["kind"] == p.DEVICE_LOST)
+                lost = (entries["kind"] == wire.ERROR) & (entries["error"]["code"] == wire.E_NOT_CONTROLLER)
+                lost |= (entries["kind"] == wire.EVENT) & (entries["event"]["kind"] == wire.DEVICE_LOST)
                 if lost.any() or self._client.hello.session != self._session:
                     return None, _NOBODY
-                came = p.encode(entries)
+                came = wire.encode(entries)
             self._asks.add(asks_of(came))
             if (ask := self._asks.take()) is not None:
                 return ask, None

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from l4s_gym import agents
-from l4s_gym.bridge import protocol as p
+from l4s_gym.bridge import wire
 from l4s_gym.bridge.client import BridgeError, Client
-from l4s_gym.bridge.control import Asks, Controller, Run, asks_of, shares
 from l4s_gym.errors import L4SError
+from l4s_gym.live.control import Asks, Controller, Run, asks_of, shares
 from tests.bridge.conftest import Serve
 from tests.bridge.server import Server, log_of
 
@@ -63,7 +63,7 @@ def test_an_agent_controls(serve: Serve) -> None:
     spy.then = controller.stop
     done = controller.run()
     assert (done.agent, done.asks, done.answered, done.sessions, done.lost) == ("spy", 50, 50, 1, 0)
-    asked = asks_of(p.encode(p.rows(records[0:200:4], p.ASK)))
+    asked = asks_of(wire.encode(wire.rows(records[0:200:4], wire.ASK)))
     np.testing.assert_array_equal(spy.seen, [ask.observation[0] for ask in asked])
     assert spy.rewards[0] == 0 and spy.rewards[1] == pytest.approx(4 * 1500 * 8 / server.rate_bps / 2)
     sequences, queues, actions, expiries = zip(*server.queue.decisions, strict=True)
@@ -77,9 +77,9 @@ def test_an_agent_controls(serve: Serve) -> None:
 
 
 def test_only_the_newest_asks_of_each_queue_are_answered(serve: Serve) -> None:
-    entries = p.rows(log_of(10), p.ASK)
+    entries = wire.rows(log_of(10), wire.ASK)
     entries["row"]["record"]["queue_type"] = [0, 1, 0, 0, 0, 1, 0, 0, 0, 0]
-    came, asks = asks_of(p.encode(entries)), Asks()
+    came, asks = asks_of(wire.encode(entries)), Asks()
     asks.add(came)
     assert [ask.sequence for ask in iter(asks.take, None)] == [1, 5, 6, 7, 8, 9] and asks.skipped == 4
     asks.add(came[:3])
@@ -193,11 +193,11 @@ def test_arguments() -> None:
 
 
 def test_shares_of_a_new_session() -> None:
-    def status(**changes: Any) -> p.Status:
-        entry = p.entry(p.STATUS)
+    def status(**changes: Any) -> wire.Status:
+        entry = wire.entry(wire.STATUS)
         for name, value in changes.items():
             entry["status"][name] = value
-        return p.read_status(entry[0])
+        return wire.read_status(entry[0])
 
     old = status(packets=(900, 100), agent=(10, 0), refused=[5] * 7)
     new = status(packets=(10, 10), agent=(4, 1), fallback=(0, 5), marks=(1, 1), trips=(0, 3), refused=[1] * 7)
@@ -220,7 +220,7 @@ def test_asks_by_the_queues_own_socket(serve: Serve, offer: str, wanted: bool) -
     assert done.direct == used and done.answered == 40 and done.sessions == 1
     assert server.queue.refused[0] in (39, 40)  # the last one and DETACH take different ways
     assert server.asked_directly >= 30 if used else server.asked_directly == 0
-    assert (p.DIRECT in server.commands) == (bool(offer) and wanted)
+    assert (wire.DIRECT in server.commands) == (bool(offer) and wanted)
     assert done.shares is not None and done.shares.by_agent >= 38 and server.queue.interval == 0
 
 
@@ -246,10 +246,10 @@ def test_a_queue_started_anew_gives_another_socket(serve: Serve) -> None:
             server.restart()
 
     done = decides(server, Spy(at=20, then=restart, last=60))
-    assert done.sessions == 2 and done.direct and server.commands.count(p.DIRECT) == 2
+    assert done.sessions == 2 and done.direct and server.commands.count(wire.DIRECT) == 2
 
 
 def test_a_refusal_leaves_the_other_way(serve: Serve) -> None:
-    server = serve(patience_s=None, direct="passed", errors={p.DIRECT: (p.E_NOT_OFFERED, "no more descriptors")})
+    server = serve(patience_s=None, direct="passed", errors={wire.DIRECT: (wire.E_NOT_OFFERED, "no more descriptors")})
     done = decides(server, Spy(last=10))
     assert done.answered == 10 and not done.direct

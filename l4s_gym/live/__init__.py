@@ -1,0 +1,1 @@
+"""A real queue with an agent in it: the environment, control, the testbed on this machine, the doctor."""
