@@ -20,7 +20,7 @@ from rich.table import Table
 from l4s_gym.cli import agents as _agents
 from l4s_gym.cli import leaderboard as _leaderboard
 from l4s_gym.cli.arguments import App
-from l4s_gym.cli.common import STDOUT, Settings, chosen_scenario, console, progress_bar, say
+from l4s_gym.cli.common import STDOUT, Settings, check_output, chosen_scenario, console, progress_bar, say
 from l4s_gym.data.files import printable
 from l4s_gym.errors import L4SError
 
@@ -93,9 +93,12 @@ def simulate(
     seconds: float | None = None,
     settings: Settings = (),
     log: Path | None = None,
+    series: Path | None = None,
+    packets: Path | None = None,
+    step_ms: float = 100.0,
     picture: Path | None = None,
 ) -> None:
-    """Run a scenario with a queue discipline deciding by itself, and print what happened.
+    """Run a scenario under a queue discipline, and print delays, marks, drops and rates.
 
     Args:
         scenario: Name of a scenario, or path of a TOML file.
@@ -104,42 +107,61 @@ def simulate(
         seconds: Length of the run instead of the scenario's.
         settings: Fields of the scenario, such as link.rate_mbps=40 or options.pie.target_ms=10.
         log: Write the decision log: text lines of the testbed's kernel, or all fields as binary records (.rec), which
-            bear the simulator's fingerprint.
-        picture: Write a picture of delays, queues, probability and rate (PNG).
+            also name the simulator's version.
+        series: Write a table with a row for each step of time (.csv, .csv.gz, .parquet): delay, marks and drops of each
+            queue, rate and congestion window of each flow, utilisation of the link.
+        packets: Write a table with a row for each packet (.csv, .csv.gz, .parquet): arrival, flow, queue, size, sojourn
+            time, marked, dropped.
+        step_ms: Length of a step of the series and of the picture, in simulated milliseconds.
+        picture: Write a picture of delays, marks, drops, probability and rates (.png, .pdf, .svg).
     """
     from l4s_gym.data.files import atomic_write
     from l4s_gym.data.logs import write_log
     from l4s_gym.data.records import save_records
     from l4s_gym.data.stream import named_kind
-    from l4s_gym.evaluation import native
+    from l4s_gym.evaluation import export, native
+    from l4s_gym.extras import optional
     from l4s_gym.sim import fingerprint
 
     _check_seeds(seed)
-    for path in (log, picture):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise L4SError(f"{path}: cannot be written, there is no folder {path.parent}: make it first")
+    if not 0.0 < step_ms <= 1e6:
+        raise L4SError(f"--step-ms {step_ms:g}: give a positive number of milliseconds")
+    for path, endings in ((log, ()), (series, export.ENDINGS), (packets, export.ENDINGS), (picture, native.PICTURES)):
+        if path is not None:
+            check_output(path, endings)
+            if path.suffix == ".parquet":
+                optional("pyarrow", "data")
+            if path is picture:
+                optional("matplotlib", "report")
     kind = None if log is None else named_kind(log)
     if kind not in (None, "log", "rec"):
         raise L4SError(f"{log}: is not written by `simulate`: write a .rec file, and `l4s-gym log convert` it")
     chosen = chosen_scenario(scenario, seconds, settings)
     with progress_bar(f"simulating {chosen.name}") as report:
-        run = native.simulate(chosen, aqm, seed, log=log is not None, progress=report)
-    _print_run(run, f"{chosen.name}, {run.batch.aqm_of(0)}, seed {seed}")
+        wanted = {"log": log is not None, "packets": packets is not None}
+        run = native.simulate(chosen, aqm, seed, **wanted, sample_ms=step_ms, progress=report)
+    title = f"{chosen.name}, {run.batch.aqm_of(0)}, seed {seed}"
+    _print_run(run, title)
     if log is not None:
         if kind == "rec":
             save_records(log, run.records, simulator=fingerprint.FINGERPRINT)
         else:
             write_log(log, run.records)
-        console.print(f"log: {len(run.records)} records in {log}", highlight=False, soft_wrap=True)
+        say(f"log: {len(run.records)} records in {log}")
+    for path, make, rows in ((series, export.series, "steps"), (packets, export.packets, "packets")):
+        if path is not None:
+            table = make(run)
+            export.write(path, table)
+            say(f"{rows}: {len(next(iter(table.values())))} in {path}")
     if picture is not None:
         with atomic_write(picture) as file:
-            file.write(native.picture(run, f"{chosen.name}, {run.batch.aqm_of(0)}, seed {seed}"))
-        console.print(f"picture: {picture}", highlight=False, soft_wrap=True)
+            file.write(native.picture(run, title, picture.suffix.lower()))
+        say(f"picture: {picture}")
 
 
 def _print_run(run: object, title: str) -> None:
     from l4s_gym.evaluation.native import Run
-    from l4s_gym.sim import layout
+    from l4s_gym.sim import measure
 
     assert isinstance(run, Run)
     s = run.summary
@@ -152,13 +174,13 @@ def _print_run(run: object, title: str) -> None:
         table.add_row(name, str(c["offered"]), *delays, f"{100 * c['mark_rate']:.2f}", f"{100 * c['drop_rate']:.2f}")
     console.print(table)
     flows: dict[str, list[float]] = {}
-    for flow, rate in zip(run.batch.flow[0], s["goodput_mbps"], strict=True):
-        if flow["mss"]:
-            name = layout.APPS[flow["app"]] if not flow["cc"] else (*layout.CCS, "own")[flow["cc"]]
-            flows.setdefault("web" if flow["app"] == layout.WEB else name, []).append(rate)
+    for name, rate in zip(s["flows"], s["goodput_mbps"], strict=True):
+        if not name.startswith(measure.UNUSED):
+            flows.setdefault(name.rstrip("0123456789"), []).append(rate)
+    ratio = "" if s["goodput_ratio"] is None else f", L4S / Classic {s['goodput_ratio']:.3g}"
     rates = ", ".join(f"{name} {len(r)} x {sum(r) / len(r):.3f}" for name, r in flows.items())
     console.print(
-        f"utilisation {100 * s['utilisation']:.1f} %, goodput in Mbit/s per flow: {rates}; "
+        f"utilisation {100 * s['utilisation']:.1f} %, goodput in Mbit/s per flow: {rates}{ratio}; "
         f"figures of {s['duration_s']:.3g} s after the warm-up",
         highlight=False,
         soft_wrap=True,

@@ -7,11 +7,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from l4s_gym.errors import L4SError
 
 if TYPE_CHECKING:
     from l4s_gym.sim.scenario import Scenario
@@ -39,6 +42,22 @@ console = _Console(markup=False, emoji=False, width=None if _wide else 160)
 def say(text: str) -> None:
     """Print a line as it is: no markup, no colours, no line breaks of our own."""
     console.print(text, highlight=False, soft_wrap=True)
+
+
+def check_output(path: Path, endings: tuple[str, ...] = ()) -> None:
+    """Refuse a file that could not be written, before the work.
+
+    Args:
+        path: The file.
+        endings: How its name may end, which decides its format; none: any name will do.
+
+    Raises:
+        L4SError: There is no folder for it, or its ending is not known.
+    """
+    if endings and not path.name.lower().endswith(endings):
+        raise L4SError(f"{path}: unknown ending: end the name in {', '.join(endings[:-1])} or {endings[-1]}")
+    if not path.absolute().parent.is_dir():
+        raise L4SError(f"{path}: cannot be written, there is no folder {path.parent}: make it first")
 
 
 EVERY_S: Final = 60.0

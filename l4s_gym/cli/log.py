@@ -48,7 +48,7 @@ def inspect(paths: Paths, columns: Columns = None) -> None:
 @app.command
 def convert(
     paths: Paths,
-    to: Literal["minari", "pool", "parquet", "rec"],
+    to: Literal["minari", "pool", "parquet", "rec", "csv"],
     out: Path | None = None,
     columns: Columns = None,
     as_logged: bool = False,
@@ -62,8 +62,8 @@ def convert(
     Args:
         paths: Kernel logs or binary records (plain, .gz, .bz2, .xz, .zst; rotations are put in order), an experience
             pool (.json, .pkl), Parquet (.parquet) or rows (.csv).
-        to: A Minari dataset, an experience pool (JSON), Parquet, or binary records.
-        out: The new file: .json, .parquet or .rec (a pool and records may be packed too: .rec.zst).
+        to: A Minari dataset, an experience pool (JSON), Parquet, binary records, or CSV in kernel units.
+        out: The new file: .json, .parquet, .rec or .csv (a pool and records may be compressed: .rec.zst).
         columns: What the features of a pickled pool are, in order, "-" for one that is not read; else its form and its
             data tell.
         as_logged: Observe the fields as printed, which give most drops away, instead of those before the decision.

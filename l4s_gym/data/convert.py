@@ -10,17 +10,19 @@ from typing import Final, Literal
 from l4s_gym.data.files import PathLike
 from l4s_gym.data.jsonpool import write_pool
 from l4s_gym.data.parquet import write_parquet
+from l4s_gym.data.pools import write_csv
 from l4s_gym.data.records import RecordWriter
 from l4s_gym.data.report import LogReport
 from l4s_gym.data.steps import reward_warning
 from l4s_gym.data.stream import Progress, RowStream, RunSplitter, open_stream
 from l4s_gym.errors import L4SError
 
-Target = Literal["pool", "parquet", "rec"]
+Target = Literal["pool", "parquet", "rec", "csv"]
 SUFFIXES: Final[dict[Target, tuple[str, ...]]] = {
     "pool": (".json", ".json.gz", ".json.bz2", ".json.xz", ".json.zst"),
     "parquet": (".parquet",),
     "rec": (".rec", ".rec.gz", ".rec.bz2", ".rec.xz", ".rec.zst"),
+    "csv": (".csv",),
 }
 """How the names of the files end, by which they are told when they are read."""
 
@@ -92,7 +94,7 @@ def convert(
 
     Args:
         paths: Files of any kind (`stream.open_stream`).
-        target: Kind of the new file: experience pool (JSON), Parquet, or binary records.
+        target: Kind of the new file: experience pool (JSON), Parquet, binary records, or CSV.
         out: The new file; it appears as a whole or not at all.
         columns: As `open_stream`.
         as_logged: For a pool: the printed values instead of those before the decision.
@@ -108,5 +110,5 @@ def convert(
     if target == "pool":
         rows, runs = write_pool(stream, path, as_logged=as_logged)
         return Converted(path, rows, runs, stream.report, notes_of(stream))
-    rows, runs = {"parquet": write_parquet, "rec": write_records}[target](stream, path)
+    rows, runs = {"parquet": write_parquet, "rec": write_records, "csv": write_csv}[target](stream, path)
     return Converted(path, rows, runs, stream.report, stream.notes)

@@ -110,7 +110,24 @@ class DualPI2Env(SimulatedEnv[Observation, int]):
     ## Episode end
 
     `terminated` when all flows are finite transfers and all are done. `truncated` at the scenario's horizon
-    (60 s by default). `info["statistics"]` then has the episode's utilisation, delays and rates.
+    (60 s by default). `info["statistics"]` then says what happened after the warm-up.
+
+    ## Statistics
+
+    Of the episode without its start: `warmup_s` of the scenario (5 s by default), at most half of the horizon. An
+    episode that ends earlier is counted whole.
+
+    | key | meaning |
+    |---|---|
+    | `duration_s` | time that was measured |
+    | `utilisation` | share of the link's capacity that was used |
+    | `flows` | names of the flows: the kind and a number, `cubic0`, `cubic1`, `prague0` |
+    | `goodput_mbps` | payload that arrived, each segment once, Mbit/s, in the order of `flows` |
+    | `goodput_ratio` | mean goodput of an L4S flow divided by that of a Classic flow; None without both |
+    | `jain` | Jain's fairness index of the goodputs |
+    | `delay_ms` | for each class, `C` and `L`: `mean`, `p50`, `p95`, `p99`, `max` of the sojourn times |
+    | `mark_rate`, `drop_rate` | shares of the packets that arrived at the queues |
+    | `classes` | for each class: `offered`, `dropped`, `dropped_ect`, `marked` packets, and both shares |
 
     ## Arguments
 
@@ -178,6 +195,7 @@ class DualPI2Env(SimulatedEnv[Observation, int]):
         self._over = False
         batch = self.batch
         batch.advance_one()
+        batch.leave_warmup()
         batch.reward[0] = 0.0
         if self._view is not None:
             self._view.start()
@@ -198,6 +216,9 @@ class DualPI2Env(SimulatedEnv[Observation, int]):
         batch = self.batch
         batch.action_view[0] = action
         status = batch.step_one(batch.address)
+        if status == layout.STOPPED:
+            batch.leave_warmup()
+            status = int(batch.status[0])
         info: dict[str, Any] = {"applied_action": batch.applied_view[0]}
         if self._info_record:
             info["record"] = self.record()

@@ -103,6 +103,8 @@ class View:
         self._samples[:] = 0.0
         self._column = 0
         self._peak = np.zeros(2)
+        self._counted, self._earlier = np.zeros(8), np.zeros(8)
+        self._since = 0
         self._action: int | None = None
         self._shown = -1
         self._frame: Frame | None = None
@@ -129,16 +131,11 @@ class View:
         batch = self._batch
         env, queue = batch.first_env, batch.queue[0]
         hit = queue["marked"] + queue["dropped"]
-        return [
-            *(self._peak * 1e-6),
-            batch.base_probability(0),
-            float(env["served_bytes"]),
-            batch.capacity_bytes(0),
-            *queue["offered"],
-            *hit,
-            float(queue["dropped"].sum()),
-            float(queue["marked"].sum()),
-        ]
+        if env["since_ns"] != self._since:  # the engine counts from 0 again
+            self._since, self._earlier = int(env["since_ns"]), self._counted
+        counted = [env["served_bytes"], batch.capacity_bytes(0), *queue["offered"], *hit]
+        self._counted = self._earlier + np.array([*counted, queue["dropped"].sum(), queue["marked"].sum()], float)
+        return [*(self._peak * 1e-6), batch.base_probability(0), *self._counted]
 
     def _advance(self) -> None:
         """Draw, and show or keep, where the time of a new picture has come."""
@@ -176,6 +173,9 @@ class View:
             "samples": self._samples.copy(),
             "column": self._column,
             "peak": self._peak.copy(),
+            "counted": self._counted,
+            "earlier": self._earlier,
+            "since": self._since,
             "action": self._action,
         }
 
@@ -187,6 +187,7 @@ class View:
         else:
             self._samples[:] = state["samples"]
             self._column, self._peak, self._action = state["column"], state["peak"].copy(), state["action"]
+            self._counted, self._earlier, self._since = state["counted"], state["earlier"], state["since"]
 
     def _text(self) -> str:
         """One line: time, both queues, probability, the last action."""

@@ -74,6 +74,7 @@ class SimulatedEnv(Snapshots, gym.Env[ObsType, ActType]):
         which = chosen_scenario(read_options(options, ("scenario",)), self.batch)
         super().reset(seed=seed)
         self.batch.reset(0, self.np_random, which)
+        self.batch.stop_after_warmup(0)
 
     def _identity(self) -> dict[str, str]:
         return self.batch.identity

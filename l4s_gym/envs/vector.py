@@ -130,6 +130,7 @@ class SimulatedVectorEnv(Snapshots, VectorEnv[npt.NDArray[np.float32], Actions, 
     def _start(self, i: int, which: int | None = None) -> None:
         """Begin an episode of environment `i`, of a scenario that is drawn unless its number is given."""
         self.batch.reset(i, self._rngs[i], which)
+        self.batch.stop_after_warmup(i)
         self._begin(i)
         self.batch.reward[i] = 0.0
 
@@ -242,9 +243,11 @@ class DualPI2VectorEnv(SimulatedVectorEnv[npt.NDArray[np.int64]]):
 
     def _begin(self, i: int) -> None:
         engine.advance(self.batch.address, self.batch.stride, i, i + 1, 0)
+        self.batch.leave_warmup()
 
     def _advance(self) -> None:
         self.batch.advance()
+        self.batch.leave_warmup()
 
     def _infos(self) -> dict[str, Any]:
         infos: dict[str, Any] = {"applied_action": self.batch.applied.copy(), "_applied_action": self._all.copy()}
