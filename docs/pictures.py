@@ -57,12 +57,15 @@ def both_queues(path: Path) -> None:
     marked, dropped = s["marked"] / step_s, s["dropped"].sum(1) / step_s
     panels: list[tuple[str, float, list[tuple[str, str, float, Any]]]] = [
         (title, most, [(css, "99th percentile", 0.45, p99_ms[:, k]), (css, "mean", 1.0, mean_ms[:, k])])
-        for k, (title, most, css) in enumerate((("Classic queue (C)", 60.0, "c"), ("L4S queue (L)", 6.0, "l")))
+        for k, (title, most, css) in enumerate(
+            (("Classic queue (C): delay, ms", 60.0, "c"), ("L4S queue (L): delay, ms", 6.0, "l"))
+        )
     ]
     marks = [(css, f"marked in {css.upper()}", 1.0, marked[:, k]) for k, css in enumerate("cl")]
     panels.append(("Packets per second:", 600.0, [("drop", "dropped", 1.0, dropped), *marks]))
     out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="13">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
+        'font-family="sans-serif" font-size="13">'
         f"<style>{COLOURS}polyline {{ fill: none; stroke: var(--line) }} tspan {{ fill: var(--line) }}</style>",
         f'<rect class="back" width="{WIDTH}" height="{HEIGHT}" rx="6"/>',
     ]
@@ -75,10 +78,11 @@ def both_queues(path: Path) -> None:
 
     for row, (title, most, curves) in enumerate(panels):
         top = 34 + row * (PANEL + 40)
-        title += ": delay, ms" if row < 2 else ""
-        for css, name, opacity, _ in curves[::-1]:
-            title += f' <tspan class="{css}" opacity="{min(opacity + 0.2, 1.0):g}" dx="8">{name}</tspan>'
-        write(title, LEFT, top - 8)
+        names = (
+            f' <tspan class="{css}" opacity="{min(opacity + 0.2, 1.0):g}" dx="8">{name}</tspan>'
+            for css, name, opacity, _ in curves[::-1]
+        )
+        write(title + "".join(names), LEFT, top - 8)
         for value in (0.0, most / 2, most):
             y = top + PANEL * (1 - value / most)
             out.append(f'<line class="grid" x1="{LEFT}" x2="{RIGHT}" y1="{y:.0f}" y2="{y:.0f}"/>')

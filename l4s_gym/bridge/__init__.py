@@ -1,1 +1,1 @@
-"""The bridge to a live queue: wire protocol, client, recorder, testbed on this machine."""
+"""The connection to a real queue: wire protocol, client, recorder, testbed on this machine."""

@@ -1,6 +1,6 @@
 """The command line `l4s-gym`.
 
-Exit status: 0 done, 1 failed, 2 bad input (one line tells the remedy), 130 interrupted.
+Exit status: 0 success, 1 failure, 2 bad input (one line says how to fix it), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ from l4s_gym.data.files import printable
 from l4s_gym.errors import L4SError
 
 app = App()
-_ABOUT = "L4S DualPI2: simulate, work on logs, evaluate agents. --version tells that of program and simulator."
+_ABOUT = """L4S queue management: simulate queues, read kernel logs, train and evaluate agents, run a real queue.
+
+--version prints the versions of the program and of the simulator."""
 GROUPS = {"log": "l4s_gym.cli.log", "datasets": "l4s_gym.cli.datasets", "live": "l4s_gym.cli.live"}
-"""Groups of commands, and their modules (each has an `app`)."""
+"""Each group of commands and its module, which has an `app`."""
 
 
 def _check_seeds(*seeds: int) -> None:
@@ -38,12 +40,12 @@ def _check_seeds(*seeds: int) -> None:
 
 @app.command
 def scenarios(suite: str | None = None, name: str | None = None, trace: str | None = None) -> None:
-    """List the scenarios that ship.
+    """List the scenarios that come with the package.
 
     Args:
-        suite: Only those of `train`, `test` or `shift`.
-        name: Show all fields of one scenario instead, as JSON.
-        trace: Show the rate of a link's trace instead: a shipped one (lte, wifi, leo), or a file.
+        suite: List only the scenarios of one suite: train, test or shift.
+        name: Print all fields of this scenario as JSON instead.
+        trace: Show the rate of a link trace over time instead: lte, wifi, leo, or a file.
     """
     from l4s_gym.sim import scenario
 
@@ -69,10 +71,10 @@ def scenarios(suite: str | None = None, name: str | None = None, trace: str | No
 
 @app.command
 def disciplines(name: str | None = None) -> None:
-    """List the queue disciplines, and their options with the defaults.
+    """List the queue disciplines with their options and default values.
 
     Args:
-        name: Only this one; module:attribute for one of your own.
+        name: List only this one; module:attribute for your own.
     """
     from l4s_gym.sim import disciplines, options
 
@@ -102,10 +104,10 @@ def simulate(
 
     Args:
         scenario: Name of a scenario, or path of a TOML file.
-        aqm: Queue discipline, one that `l4s-gym disciplines` lists or module:attribute; the scenario's by default.
-        seed: Seed of the episode.
-        seconds: Length of the run instead of the scenario's.
-        settings: Fields of the scenario, such as link.rate_mbps=40 or options.pie.target_ms=10.
+        aqm: Queue discipline: a name that `l4s-gym disciplines` lists, or module:attribute; default: the scenario's.
+        seed: Seed of the run: the same seed gives the same run.
+        seconds: Simulated seconds; default: the scenario's length.
+        settings: Change fields of the scenario, such as link.rate_mbps=40 or options.pie.target_ms=10.
         log: Write the decision log: text lines of the testbed's kernel, or all fields as binary records (.rec), which
             also name the simulator's version.
         series: Write a table with a row for each step of time (.csv, .csv.gz, .parquet): delay, marks and drops of each
@@ -189,10 +191,10 @@ def _print_run(run: object, title: str) -> None:
 
 @app.command
 def fields(record: tyro.conf.Positional[Literal["environment", "queue", "flow", "packet"]] = "flow") -> None:
-    """Show what disciplines and congestion controls read and write: the fields of the simulator's records, with units.
+    """List the fields that queue disciplines and congestion controls can read and write, with their units.
 
     Args:
-        record: Whose fields.
+        record: Which record.
     """
     from l4s_gym.sim import layout
 
@@ -206,7 +208,7 @@ def fields(record: tyro.conf.Positional[Literal["environment", "queue", "flow", 
 
 @app.command
 def log() -> None:
-    """Work on decision logs: `l4s-gym log --help`."""
+    """Inspect, convert and audit decision logs: `l4s-gym log --help`."""
 
 
 @app.command
@@ -216,7 +218,7 @@ def datasets() -> None:
 
 @app.command
 def live() -> None:
-    """Run, control, record and examine a real queue: `l4s-gym live --help`."""
+    """Start, control, record and diagnose a real queue: `l4s-gym live --help`."""
 
 
 @app.command
@@ -232,19 +234,19 @@ def evaluate(
     out: Path | None = None,
     allow_stale: bool = False,
 ) -> None:
-    """Evaluate agents in closed loop and print a leaderboard.
+    """Run agents in the simulator and print how they compare.
 
     Args:
-        agents: native:AQM, random, threshold, enqueue, the folder of a saved agent, or module:attribute of your own.
-        scenario: Name or path.
-        seeds: Seeds of the episodes.
-        aqm: Discipline underneath the agents; the scenario's by default.
+        agents: native:AQM, random, threshold, enqueue, the folder of a saved agent, or module:attribute for your own.
+        scenario: Name of a scenario, or path of a TOML file.
+        seeds: One episode is run for each seed.
+        aqm: Queue discipline that runs below the agents; default: the scenario's.
         reward: balance, power or l4s_llm.
-        interval: Ask the agent at each interval-th packet.
-        seconds: Length of the episodes instead of the scenario's.
-        settings: Fields of the scenario, such as link.rate_mbps=40 or options.pie.target_ms=10.
-        out: Write the results as JSON there.
-        allow_stale: Take agents too that were trained on data of another simulator; the results say so.
+        interval: The agent decides every n-th packet, the queue discipline the others.
+        seconds: Simulated seconds of an episode; default: the scenario's length.
+        settings: Change fields of the scenario, such as link.rate_mbps=40 or options.pie.target_ms=10.
+        out: Write the results to this JSON file.
+        allow_stale: Accept agents that were trained on data of another version of the simulator; the results say so.
     """
     from l4s_gym.evaluation import harness, report
     from l4s_gym.sim import fingerprint
@@ -276,13 +278,13 @@ app.command(_leaderboard.leaderboard)
 
 @app.command
 def demo(out: Path = Path("runs/demo"), pools: Path | None = None, steps: int = 2000, jobs: int | None = None) -> None:
-    """The main job end to end: kernel rows, datasets, trained agents, the leaderboard in the quick size, report.
+    """Run everything once, in small: read logs, build datasets, train agents, compare them, write a report.
 
     Args:
-        out: Folder of datasets, agents, entries and report.
-        pools: Folder of the authors' experience pools; without it a bundled log of the simulator is used.
-        steps: Gradient steps of each training.
-        jobs: Processes; one a core by default.
+        out: Folder for datasets, agents, results and report.
+        pools: Folder with the experience pools of the L4S-LLM authors; default: use the simulated log of the package.
+        steps: Gradient steps for each agent.
+        jobs: Number of processes; default: one for each core.
     """
     from l4s_gym.evaluation.demo import run_demo
 
@@ -292,7 +294,7 @@ def demo(out: Path = Path("runs/demo"), pools: Path | None = None, steps: int = 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; the exit status."""
+    """Run the command line; return the exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -317,7 +319,7 @@ def _version() -> str:
 
 
 def _run(args: list[str]) -> int:
-    """Run a command; the exit status."""
+    """Run one command; return the exit status."""
     try:
         if args[:1] == ["--version"]:
             say(_version())

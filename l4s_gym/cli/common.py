@@ -1,4 +1,4 @@
-"""What the commands share: where they print, and how they show progress."""
+"""Shared by all commands: printing, progress bars, checks of output files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STDOUT: Final = "stdout"
 
 
 class _Console(Console):
-    """Names stdout where it cannot be written."""
+    """A console whose errors say that stdout could not be written."""
 
     def print(self, *objects: Any, **more: Any) -> None:
         try:
@@ -61,14 +61,14 @@ def check_output(path: Path, endings: tuple[str, ...] = ()) -> None:
 
 
 EVERY_S: Final = 60.0
-"""Where stderr is no terminal, a line of progress comes after so many seconds."""
+"""Seconds between two lines of progress when stderr is not a terminal."""
 
 
 @contextmanager
 def progress_bar(text: str) -> Iterator[Callable[[float], None]]:
-    """A bar on stderr, or a line each minute where stderr is no terminal; it yields what takes the share that is done.
+    """Show a progress bar on stderr, or a line every minute if stderr is not a terminal.
 
-    What is printed meanwhile stands above the bar, where stdout is a terminal too.
+    Yields a function to call with the share that is done, 0 to 1. Output printed meanwhile appears above the bar.
     """
     err = Console(stderr=True, markup=False, emoji=False)
     if not err.is_terminal:
@@ -96,7 +96,7 @@ def _lines(text: str) -> Callable[[float], None]:
 
 
 def chosen_scenario(name: str, seconds: float | None, settings: tuple[str, ...]) -> Scenario:
-    """A scenario of this length, with fields set."""
+    """Load a scenario, set its length and other fields."""
     from l4s_gym.sim import scenario
     from l4s_gym.tables import parse_setting
 
