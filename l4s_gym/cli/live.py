@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from l4s_gym.cli.arguments import App
-from l4s_gym.cli.common import console, progress_bar, say
+from l4s_gym.cli.common import check_output, console, progress_bar, say
 from l4s_gym.cli.live_up import up
 from l4s_gym.errors import L4SError
 
@@ -78,7 +78,8 @@ def control(
 
     if seconds is not None and not seconds > 0:
         raise L4SError(f"--seconds {seconds:g}: give a positive number")
-    _check_folder(out)
+    if out is not None:
+        check_output(out)
     with fingerprint.allow_stale() as stale:  # the queue is real: nothing of the installed simulator is beside it
         made = agents.make(agent)
     for text in stale:
@@ -92,11 +93,6 @@ def control(
     _print_run(done)
     if out is not None:
         _write_json(out, done.as_dict())
-
-
-def _check_folder(out: Path | None) -> None:
-    if out is not None and not out.absolute().parent.is_dir():
-        raise L4SError(f"{out}: cannot be written, there is no folder {out.parent}: make it first")
 
 
 def _write_json(out: Path, data: dict[str, Any]) -> None:
@@ -260,7 +256,7 @@ def model(
     from l4s_gym.data.stream import open_stream
     from l4s_gym.schema import DROP, MARK
 
-    _check_folder(out)
+    check_output(out)
     with progress_bar("reading") as show:
         stream = open_stream(rows, progress=show)
         raw, actions = trees.training_rows(stream.blocks(), stream.present)

@@ -29,7 +29,8 @@ def _share(part: npt.NDArray[Any], whole: npt.NDArray[Any]) -> npt.NDArray[np.fl
 
 
 def _mbps(size_bytes: npt.NDArray[Any], steps: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    return _share(size_bytes * 8e-6, steps["elapsed_s"])
+    elapsed_s = steps["elapsed_s"] if size_bytes.ndim == 1 else steps["elapsed_s"][:, None]
+    return _share(size_bytes * 8e-6, elapsed_s)
 
 
 STEP: Final[Meanings] = {
@@ -59,7 +60,7 @@ CLASS: Final[Meanings] = {
     "queued_packets": ("packets in the queue at the end of the step", lambda s: s["packets"]),
     "goodput_mbps": (
         "payload that arrived at the receivers of the Classic (`c_`) or L4S (`l_`) flows, each segment once",
-        lambda s: s["goodput_bytes"] * 8e-6 / s["elapsed_s"][:, None],
+        lambda s: _mbps(s["goodput_bytes"], s),
     ),
 }
 """Columns of each class, after `c_` and `l_`: (K, 2)."""

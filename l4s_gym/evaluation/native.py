@@ -52,7 +52,7 @@ class Run:
     Attributes:
         batch: The batch of one, at its end.
         summary: Figures after the warm-up.
-        samples: (K,) `SAMPLES`, one every `sample_ms`; the first step ends with the warm-up, or whole steps before.
+        samples: (K,) `SAMPLES`, one every `sample_ms`; the first step may be shorter: one ends with the warm-up.
         records: (T,) `schema.RECORD`; empty without a log.
         flows: (K, F) `FLOW_SAMPLES`, at the same times.
         packets: (P,) `PACKETS`, one for each packet offered; `sojourn_ns` is below 0 where the packet has not left the
@@ -159,11 +159,12 @@ def simulate(
     at = warmup_ns % step_ns or step_ns
     since, since_ns, reward = _counts(batch), 0, np.zeros(1)
     samples: list[tuple[npt.NDArray[np.void], npt.NDArray[np.void]]] = []
-    parts = [(np.zeros(0, RECORD), np.zeros(0, PACKETS))]
+    records, kept = [np.zeros(0, RECORD)], [np.zeros(0, PACKETS)]
 
     def drain(everything: bool) -> None:
-        found = _drain(batch, everything)
-        parts.append((found[0] if log else found[0][:0], found[1] if packets else found[1][:0]))
+        for wanted, parts, found in zip((log, packets), (records, kept), _drain(batch, everything), strict=True):
+            if wanted:
+                parts.append(found)
 
     batch.stop_at(0, at)
     while True:
@@ -191,11 +192,11 @@ def simulate(
     complete = batch.discipline_of(0).decide_at_dequeue is None
     if rows:
         drain(everything=complete)
-    records, kept = (np.concatenate(blocks) for blocks in zip(*parts, strict=True))
-    if packets and not complete:  # those still queued have no decision, which the log would need
-        kept = np.concatenate([kept, _drain(batch, everything=True)[1]])
+    if packets and not complete:  # those still queued: not decided, so not in the log
+        kept.append(_drain(batch, everything=True)[1])
     steps, flows = (np.concatenate(blocks) for blocks in zip(*samples, strict=True))
-    return Run(batch, measure.summary(batch, 0), steps, records, flows, kept)
+    summary = measure.summary(batch, 0)
+    return Run(batch, summary, steps, np.concatenate(records), flows, np.concatenate(kept))
 
 
 def mean_delay_ms(samples: npt.NDArray[np.void]) -> npt.NDArray[np.float64]:
@@ -218,8 +219,12 @@ def picture(run: Run, title: str, kind: str = ".png") -> bytes:
     s = run.samples
     time_s, mean_ms = s["time_s"], mean_delay_ms(s)
     p99_ms = np.where(s["left"] > 0, s["p99_ms"], np.nan)
-    marks_per_s, drops_per_s = (s[name] / s["elapsed_s"][:, None] for name in ("marked", "dropped"))
-    goodput_mbps = s["goodput_bytes"] * 8e-6 / s["elapsed_s"][:, None]
+    per_s = 1.0 / np.maximum(s["elapsed_s"], 1e-9)[:, None]
+    marks_per_s, drops_per_s, goodput_mbps = (
+        s["marked"] * per_s,
+        s["dropped"] * per_s,
+        s["goodput_bytes"] * 8e-6 * per_s,
+    )
     for k, (name, color) in enumerate((("C", "tab:orange"), ("L", "tab:blue"))):
         axes[k].plot(time_s, p99_ms[:, k], color=color, lw=0.8, alpha=0.4, label="99th percentile")
         axes[k].plot(time_s, mean_ms[:, k], color=color, lw=0.9, label="mean")
