@@ -25,7 +25,7 @@ Meanings = Mapping[str, tuple[str, Callable[[Any], npt.NDArray[Any]]]]
 
 
 def _share(part: npt.NDArray[Any], whole: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    return np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=whole > 0)
+    return np.asarray(np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0))
 
 
 def _mbps(size_bytes: npt.NDArray[Any], steps: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

@@ -139,8 +139,8 @@ class Batch:
         rule: (n,) `layout.RULE`, state of the policy's decision rule; `advance` comes back with `layout.DECISION` after
             the decisions that are `left` in it.
         hist: (n, 2, HIST_BINS) int32, sojourn histograms of the classes.
-        log_sojourns: (n, log_rows) int64, sojourn of each logged packet, ns, or `layout.WAITING` or `PUSHED_OUT`; to be
-            copied before `drain` takes the rows.
+        log_sojourns: (n, log_rows) int64, sojourn of each logged packet, ns, or `layout.WAITING` or `PUSHED_OUT`; copy
+            it before `drain` takes the rows.
         first_env: View of `env[0]`, made once for those who read it at every step.
         first_obs: View of `obs[0]`, likewise.
         action_view: `action` as a memory view, of which a number costs a quarter of an array's.
@@ -547,16 +547,16 @@ class Batch:
         return taken
 
     def stop_after_warmup(self, index: int) -> None:
-        """Let environment `index`, just reset, come back when the start that its statistics leave out is over."""
+        """Make environment `index`, which was just reset, return with `layout.STOPPED` at the end of its warm-up."""
         self.stop_at(index, self.warmup_ns(index))
 
     def warmup_ns(self, index: int) -> int:
-        """Length of that start: `warmup_s` of the scenario, at most half of the episode."""
+        """Length of the warm-up, ns: `warmup_s` of the scenario, at most half of the episode."""
         scenario = self.scenario_of(index)
         return round(min(scenario.warmup_s, scenario.horizon_s / 2) * 1e9)
 
     def leave_warmup(self) -> None:
-        """Where an environment has come back from its warm-up, begin to measure, and run on; the reward is of both."""
+        """Reset the counters of environments that stopped at the end of their warm-up, and run them on; rewards add up."""
         for i in np.flatnonzero(self.status == layout.STOPPED).tolist():
             self.reset_counters(i)
             earned = self.reward[i]

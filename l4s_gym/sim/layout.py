@@ -48,7 +48,7 @@ DELAY_WEIGHT: Final = 0.25
 # Why `advance` came back.
 RUNNING, DECISION, STOPPED, TERMINATED, TRUNCATED, LOG_FULL, POOL_EMPTY = range(7)
 
-# Of a logged packet without a sojourn: it has not left the queue; it was dropped from the queue as the buffer was full.
+# In place of a logged packet's sojourn: it has not left the queue; it was dropped from the queue by a full buffer.
 WAITING, PUSHED_OUT = -1, -2
 
 # Slots of the event tree; the link, half of all events, has its own time in `ENV`.
