@@ -556,7 +556,7 @@ class Batch:
         return round(min(scenario.warmup_s, scenario.horizon_s / 2) * 1e9)
 
     def leave_warmup(self) -> None:
-        """Reset the counters of environments that stopped at the end of their warm-up, and run them on; rewards add up."""
+        """Reset the counters of environments that stopped at the end of their warm-up, and run them on."""
         for i in np.flatnonzero(self.status == layout.STOPPED).tolist():
             self.reset_counters(i)
             earned = self.reward[i]
