@@ -140,8 +140,8 @@ def simulate(
         raise L4SError(f"{log}: is not written by `simulate`: write a .rec file, and `l4s-gym log convert` it")
     chosen = chosen_scenario(scenario, seconds, settings)
     with progress_bar(f"simulating {chosen.name}") as report:
-        wanted = {"log": log is not None, "packets": packets is not None}
-        run = native.simulate(chosen, aqm, seed, **wanted, sample_ms=step_ms, progress=report)
+        keep_log, keep_packets = log is not None, packets is not None
+        run = native.simulate(chosen, aqm, seed, log=keep_log, packets=keep_packets, sample_ms=step_ms, progress=report)
     title = f"{chosen.name}, {run.batch.aqm_of(0)}, seed {seed}"
     _print_run(run, title)
     if log is not None:
