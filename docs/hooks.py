@@ -24,6 +24,7 @@ from msgspec import Struct
 from msgspec.structs import fields
 
 from l4s_gym import schema
+from l4s_gym.evaluation import export
 from l4s_gym.sim import disciplines, layout, scenario
 
 ROOT: Final = Path(__file__).resolve().parents[1]
@@ -160,6 +161,14 @@ def examples() -> str:
     return "\n\n".join(parts)
 
 
+def series_columns() -> str:
+    """The columns of `simulate --series`."""
+    rows = [(f"`{name}`", what) for name, (what, _) in export.STEP.items()]
+    rows += [(f"`c_{name}`, `l_{name}`", what) for name, (what, _) in export.CLASS.items()]
+    rows += [(f"`FLOW_{name}`, such as `cubic0_{name}`", what) for name, what in export.FLOW.items()]
+    return table("column | meaning", rows)
+
+
 TABLES: Final[dict[str, Callable[[], str]]] = {
     "environments": environment_list,
     "scenarios": scenarios,
@@ -171,6 +180,8 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
     "record": schema.markdown_table,
     "state": state_list,
     "examples": examples,
+    "series": series_columns,
+    "packets": lambda: table("column | meaning", ((f"`{name}`", what) for name, what in export.PACKET.items())),
 }
 
 

@@ -16,6 +16,7 @@ from l4s_gym.sim import scenario
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.backend_bases import FigureCanvasBase
 
 AQMS = ("codel", "pie", "dualpi2_rfc9332")
 
@@ -26,6 +27,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--out", type=Path, default=Path("delay.pdf"))
     given = parser.parse_args()
+    if given.out.suffix.removeprefix(".") not in FigureCanvasBase.get_supported_filetypes():
+        parser.error(f"{given.out}: unknown ending: use .pdf, .svg or .png")
     chosen = scenario.load(given.scenario).replace(horizon_s=given.seconds)
 
     plt.rcParams.update({"font.size": 8, "pdf.fonttype": 42})  # fonts that journals take

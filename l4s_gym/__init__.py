@@ -18,12 +18,12 @@ __version__ = "0.1.0"
 ENV_IDS = ("L4S-DualPI2-v0", "L4S-DualPI2-Prob-v0")
 """The simulated environments."""
 REPLAY_ID = "L4S-DualPI2-Replay-v0"
-"""Logged rows, played back."""
+"""The environment that plays back logged decisions."""
 LIVE_ID = "L4S-DualPI2-Live-v0"
-"""The same contract on a real queue."""
+"""The environment on a real queue."""
 
 _BARE = {"order_enforce": False, "disable_env_checker": True}
-"""Gymnasium's wrappers cost a fifth of a step; the simulated environments check by themselves what those do."""
+"""No wrappers: they cost a fifth of a step, and the simulated environments check the same things themselves."""
 _SPECS: dict[str, dict[str, Any]] = {
     ENV_IDS[0]: {
         "entry_point": "l4s_gym.envs.dualpi2:DualPI2Env",

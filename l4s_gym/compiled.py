@@ -1,6 +1,6 @@
-"""Compiled functions that are kept on disk, where that can be done; where not, one line says so and what to do.
+"""Cache compiled functions on disk; if that fails, print one line that says why and what to do.
 
-Numba's own cache ends the program where its folder cannot be written, the disk is full or a file in it is damaged.
+Numba's own cache raises an exception if its folder cannot be written, the disk is full or a file is damaged.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ _said: set[str] = set()
 
 
 def kept(function: F, stamp: str = "", **options: Any) -> F:
-    """Compile a function and keep the machine code.
+    """Compile a function and cache its machine code on disk.
 
     Args:
-        function: What is compiled, at its first call.
-        stamp: Machine code that was kept with another one is not used; Numba looks at the function's own file alone.
-        **options: As of `numba.njit`.
+        function: The function; it is compiled at its first call.
+        stamp: Version of the sources; cached code with another stamp is not used. (Numba looks only at the file of the
+            function, not at what it calls.)
+        **options: Options of `numba.njit`.
     """
     compiled = numba.njit(function, **options)
     if not hasattr(compiled, "_cache"):  # Numba is switched off
@@ -46,12 +47,12 @@ def kept(function: F, stamp: str = "", **options: Any) -> F:
 
 
 def is_kept(compiled: Any) -> bool:
-    """Whether machine code of a function of `kept` is on disk."""
+    """Return whether the machine code of a function made by `kept` is on disk."""
     return bool(getattr(getattr(compiled, "_cache", None), "holds", bool)())
 
 
 def _unnamed(place: str) -> bool:
-    """Whether a path is of a home that nobody knows: as it stands it would be a folder called `~`."""
+    """Return whether `~` in a path could not be expanded; used as it is, it would make a folder called `~`."""
     return place.startswith("~")
 
 
@@ -62,7 +63,7 @@ def _say(text: str) -> None:
 
 
 class _Nowhere(caching.NullCache):  # type: ignore[misc]
-    """Keeps nothing, as there is no place for it."""
+    """A cache that stores nothing, used when no folder can be written."""
 
     def stamp(self, text: str) -> None:
         pass
@@ -85,7 +86,7 @@ class _Impl(caching.CompileResultCacheImpl):  # type: ignore[misc]
 
 
 class _Files(caching.IndexDataCacheFile):  # type: ignore[misc]
-    """Machine code with its checksum: what a bad disk has changed would end the program."""
+    """Cache files with a checksum, so that damaged machine code is never run."""
 
     def _dump(self, obj: Any) -> bytes:
         data: bytes = super()._dump(obj)
@@ -115,13 +116,13 @@ class _Files(caching.IndexDataCacheFile):  # type: ignore[misc]
 
 
 class _Cache(caching.FunctionCache):  # type: ignore[misc]
-    """Numba's, of which no failure ends the program."""
+    """Numba's cache, with every failure reported instead of raised."""
 
     _impl_class = _Impl
     _cache_file: Any
 
     def stamp(self, text: str) -> None:
-        """Tell machine code of other sources apart."""
+        """Use cached code only if it was stored with the same stamp."""
         old = self._cache_file
         self._cache_file = _Files(old._cache_path, f"{self._impl.filename_base}.checked", (old._source_stamp, text))
 

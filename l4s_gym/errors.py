@@ -1,4 +1,4 @@
-"""The one exception type for bad input: a place, what is wrong there, and what to do about it."""
+"""The exception for bad input: it says where, what is wrong, and how to fix it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from __future__ import annotations
 class L4SError(ValueError):
     """Bad input from a user.
 
-    The message is one line: where, what is wrong, and the remedy. The command line prints it without a
+    The message is one line: where, what is wrong, and how to fix it. The command line prints it without a
     traceback and exits with status 2.
     """
 
 
 def unknown(kind: str, name: object, choices: list[str] | tuple[str, ...]) -> L4SError:
-    """An error for a name that is not among ``choices``, with the nearest one suggested."""
+    """Make the error for a name that is not among ``choices``; it suggests the most similar one."""
     import difflib
 
     near = difflib.get_close_matches(str(name), choices, n=1)

@@ -1,4 +1,4 @@
-"""Code from elsewhere, imported where it is used: libraries that come with an extra, and a user's own objects."""
+"""Import optional libraries, and objects of the user that are named as module:attribute."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from l4s_gym.errors import L4SError
 
 
 def optional(module: str, *extras: str) -> Any:
-    """A module that may not be installed.
+    """Import a module that may not be installed.
 
     Args:
-        module: Its name.
-        extras: Those of the package that bring it.
+        module: Name of the module.
+        extras: Extras of this package that install it, for the error.
 
     Raises:
         L4SError: It cannot be imported.
@@ -30,7 +30,7 @@ def optional(module: str, *extras: str) -> Any:
 
 @functools.cache
 def _file(path: Path) -> Any:
-    """The module that a file holds."""
+    """Import a file as a module."""
     described = importlib.util.spec_from_file_location(path.stem, path)
     assert described is not None
     assert described.loader is not None
@@ -40,11 +40,11 @@ def _file(path: Path) -> Any:
 
 
 def load(spec: str, what: str) -> Any:
-    """A user's own object.
+    """Import an object of the user.
 
     Args:
         spec: ``MODULE:ATTRIBUTE``, or ``FILE.py:ATTRIBUTE``.
-        what: What it is to be, for errors.
+        what: What the object is, for errors.
 
     Raises:
         L4SError: There is no such module, file or attribute.
@@ -65,7 +65,7 @@ def load(spec: str, what: str) -> Any:
 
 
 def source_code(spec: str, what: str) -> bytes:
-    """The file that a user's own object is in; arguments and errors are those of `load`."""
+    """Read the file that defines an object of the user; arguments and errors as in `load`."""
     return _path(spec, what).read_bytes()
 
 

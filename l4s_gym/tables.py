@@ -1,4 +1,4 @@
-"""Plain data: tables of TOML, read and checked and made what they are of; checksums of what they say."""
+"""Read TOML files, check their settings, convert them to dataclasses; checksums of what they say."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _T = TypeVar("_T")
 
 
 def convert(kind: type[_T], values: Any, place: str) -> _T:
-    """What a configuration says, with the types and limits that its fields are annotated with.
+    """Convert plain values to a configuration, and check the types and limits of its fields.
 
     Args:
-        kind: A dataclass or `msgspec.Struct`, of others and of plain types.
-        values: Plain values; what is left out has its default. A word in the place of a table is the table's `kind`.
-        place: Where they come from, for errors.
+        kind: Dataclass or `msgspec.Struct` to convert to.
+        values: Plain values; missing ones take their defaults. A string in place of a table is the table's `kind`.
+        place: Where the values come from, for errors.
 
     Raises:
         L4SError: A setting does not exist, or has no fitting value.
@@ -49,14 +49,14 @@ def convert(kind: type[_T], values: Any, place: str) -> _T:
 
 @functools.cache
 def _fields(kind: Any) -> dict[str, Any]:
-    """Types of the fields of a structure; nothing, if it is none."""
+    """Return the types of the fields of a structure; empty for other types."""
     structure = isinstance(kind, type) and (is_dataclass(kind) or issubclass(kind, msgspec.Struct))
     return get_type_hints(kind) if structure else {}
 
 
 @functools.cache
 def _choices(kind: Any) -> tuple[str, ...]:
-    """The words of a `Literal`, or of several in a union; nothing, if another type is in it too."""
+    """Return the strings of a `Literal`, or of a union of them; empty for other types."""
     if get_origin(kind) is Literal:
         return tuple(each for each in get_args(kind) if isinstance(each, str))
     parts = [_choices(each) for each in get_args(kind) if each is not type(None)]
@@ -67,7 +67,7 @@ _UNIONS = (type(int | str), get_origin(int | Literal["a"]))
 
 
 def _named(kind: Any, values: Any, place: str, path: tuple[str, ...]) -> Any:
-    """The values, words as tables; names that are no fields, and words that are no choices, are refused."""
+    """Turn strings into tables, and refuse unknown names of fields and unknown choices."""
     fields = _fields(kind)
     if isinstance(values, str):
         choices = _choices(kind)
@@ -92,7 +92,7 @@ def _named(kind: Any, values: Any, place: str, path: tuple[str, ...]) -> Any:
 
 
 def read_toml(path: PathLike) -> dict[str, Any]:
-    """The tables of a file.
+    """Read a TOML file.
 
     Raises:
         L4SError: It cannot be read, or is no TOML.
@@ -105,7 +105,7 @@ def read_toml(path: PathLike) -> dict[str, Any]:
 
 
 def parse_toml(content: bytes, place: str) -> dict[str, Any]:
-    """The tables of a file's content, UTF-8 with or without a byte-order mark.
+    """Parse the content of a TOML file, UTF-8 with or without a byte-order mark.
 
     Raises:
         L4SError: It is no TOML.
@@ -122,7 +122,7 @@ def parse_toml(content: bytes, place: str) -> dict[str, Any]:
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
-    """Name and value of ``a.b=value``; the value is TOML, or else a word.
+    """Split ``a.b=value`` into name and value; a value that is not TOML is a string.
 
     Raises:
         L4SError: It has no such form.

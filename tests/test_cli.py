@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
@@ -18,6 +19,7 @@ from l4s_gym.cli.common import console
 from l4s_gym.data.logs import read_log
 from l4s_gym.data.pools import load_rows
 from l4s_gym.data.records import load_records
+from l4s_gym.evaluation import native
 from l4s_gym.schema import PRINTED
 from l4s_gym.sim import options, scenario
 from l4s_gym.sim.disciplines import AQMS, BUILT_IN
@@ -184,7 +186,7 @@ def test_convert(tmp_path: Path, capsys: Capture) -> None:
     text = tmp_path / "run.log.gz"
     assert run(capsys, "simulate", "--seconds", 2, "--log", text)[0] == 0
     stored = load_rows(text)
-    for kind, name in (("rec", "run.rec.zst"), ("parquet", "run.parquet"), ("pool", "run.json")):
+    for kind, name in (("rec", "run.rec.zst"), ("parquet", "run.parquet"), ("pool", "run.json"), ("csv", "run.csv")):
         code, out, err = run(capsys, "log", "convert", text, "--to", kind, "--out", tmp_path / name)
         assert (code, err) == (0, "")
         assert f"{len(stored)} records (24 fields)" in out
@@ -210,11 +212,108 @@ def test_convert_to_minari(tmp_path: Path, capsys: Capture, monkeypatch: Any) ->
     assert run(capsys, *args, "--overwrite")[0] == 0
 
 
-def test_picture(tmp_path: Path, capsys: Capture) -> None:
-    path = tmp_path / "run.png"
-    assert run(capsys, "simulate", "web", "--seconds", 1, "--picture", path)[0] == 0
-    assert path.read_bytes().startswith(b"\x89PNG\r\n")
-    assert path.stat().st_size > 10_000
+@pytest.mark.parametrize(("ending", "start"), [("png", b"\x89PNG\r\n"), ("pdf", b"%PDF"), ("SVG", b"<?xml")])
+def test_picture(ending: str, start: bytes, tmp_path: Path, capsys: Capture) -> None:
+    paths = [tmp_path / f"{k}.{ending}" for k in range(2)]
+    for path in paths:
+        assert run(capsys, "simulate", "web", "--seconds", 1, "--picture", path)[0] == 0
+        assert path.read_bytes().startswith(start)
+        assert path.stat().st_size > 10_000
+    if ending != "SVG":  # whose ids are random
+        assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+# -- tables
+
+
+Columns = dict[str, Any]
+
+
+def columns(path: Path) -> Columns:
+    """The columns of a csv file; an empty cell is NaN."""
+    text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text()
+    head, *rows = (line.split(",") for line in text.splitlines())
+    cells = zip(*rows, strict=True)
+    words = {name: np.array(column) for name, column in zip(head, cells, strict=True)}
+    return {n: c if n in ("flow", "queue") else np.where(c == "", "nan", c).astype(float) for n, c in words.items()}
+
+
+def simulated(capsys: Capture, folder: Path, *args: object) -> tuple[Columns, Columns]:
+    """Series and packets of a run."""
+    series, packets = folder / "series.csv", folder / "packets.csv.gz"
+    code, out, err = run(capsys, "simulate", *args, "--series", series, "--packets", packets)
+    assert (code, err) == (0, "")
+    found = columns(series), columns(packets)
+    assert f"steps: {len(found[0]['time_s'])} in {series}" in out
+    assert f"packets: {len(found[1]['time_us'])} in {packets}" in out
+    return found
+
+
+@pytest.mark.parametrize("aqm", AQMS)
+def test_tables_add_up_to_the_statistics(aqm: str, tmp_path: Path, capsys: Capture) -> None:
+    chosen = scenario.load("overload").replace(horizon_s=4.0, warmup_s=0.0)
+    args = ("overload", "--aqm", aqm, "--seconds", 4, "--set", "warmup_s=0")
+    series, packets = simulated(capsys, tmp_path, *args)
+    statistics = native.simulate(chosen, aqm).summary
+    assert series["time_s"] == pytest.approx(np.arange(1, 41) * 0.1)
+    for name, classes in statistics["classes"].items():
+        prefix, own = name.lower(), {key: column[packets["queue"] == name] for key, column in packets.items()}
+        sojourn_us = own["sojourn_us"][~np.isnan(own["sojourn_us"])]
+        counted = (classes["offered"], classes["marked"], classes["dropped"])
+        assert (len(own["time_us"]), own["marked"].sum(), own["dropped"].sum()) == counted
+        steps = (f"{prefix}_{what}_packets" for what in ("offered", "marked", "dropped"))
+        assert tuple(series[step].sum() for step in steps) == counted
+        assert own["size_bytes"].sum() == series[f"{prefix}_offered_bytes"].sum()
+        assert len(sojourn_us) == series[f"{prefix}_left_packets"].sum() > 0
+        assert sojourn_us.mean() * 1e-3 == pytest.approx(statistics["delay_ms"][name]["mean"])
+        assert sojourn_us.max() * 1e-3 == pytest.approx(statistics["delay_ms"][name]["max"])
+        p99_ms = np.quantile(sojourn_us, 0.99) * 1e-3
+        assert p99_ms == pytest.approx(statistics["delay_ms"][name]["p99"], rel=0.05)
+    waiting = np.isnan(packets["sojourn_us"]).sum() - packets["dropped"].sum()
+    assert waiting == series["c_queued_packets"][-1] + series["l_queued_packets"][-1]
+    for flow, rate in zip(statistics["flows"], statistics["goodput_mbps"], strict=True):
+        assert series[f"{flow}_goodput_mbps"].mean() == pytest.approx(rate)
+        for what in ("marked", "dropped"):
+            assert packets[what][packets["flow"] == flow].sum() == series[f"{flow}_{what}_packets"].sum()
+    carried, could = ((series[name] * series["step_s"]).sum() for name in ("carried_mbps", "capacity_mbps"))
+    assert carried / could == pytest.approx(statistics["utilisation"])
+
+
+def test_the_measured_steps_are_those_of_the_statistics(tmp_path: Path, capsys: Capture) -> None:
+    """Also where the warm-up is no multiple of the step, which changes nothing of the statistics."""
+    args = ("l4s-llm-testbed", "--seconds", "2.05", "--step-ms", "50")
+    series, packets = simulated(capsys, tmp_path, *args)
+    summary = native.simulate(scenario.load("l4s-llm-testbed").replace(horizon_s=2.05)).summary
+    measured = series["measured"] == 1
+    assert series["time_s"][0] == pytest.approx(0.025) and series["step_s"][1] == pytest.approx(0.05)
+    assert series["step_s"][measured].sum() == pytest.approx(summary["duration_s"]) == pytest.approx(1.025)
+    assert series["c_offered_packets"][measured].sum() == summary["classes"]["C"]["offered"]
+    assert series["l_marked_packets"][measured].sum() == summary["classes"]["L"]["marked"] > 0
+    after = packets["time_us"] * 1e-6 >= 1.025
+    assert after.sum() == sum(c["offered"] for c in summary["classes"].values())
+    assert series["cubic0_cwnd_packets"][-1] > 1 and series["dctcp0_srtt_ms"][-1] > 1
+
+
+def test_traffic_without_a_window(tmp_path: Path, capsys: Capture) -> None:
+    series, _ = simulated(capsys, tmp_path, "overload", "--seconds", 1)
+    flows = [name.removesuffix("_cwnd_packets") for name in series if name.endswith("_cwnd_packets")]
+    assert all(np.isnan(series[f"{flow}_cwnd_packets"]).all() == flow.startswith("cbr") for flow in flows)
+    assert any(flow.startswith("cbr") for flow in flows)
+
+
+def test_tables_as_parquet(tmp_path: Path, capsys: Capture) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    for ending in ("csv", "parquet"):
+        files = ("--series", tmp_path / f"s.{ending}", "--packets", tmp_path / f"p.{ending}")
+        assert run(capsys, "simulate", "overload", "--seconds", 1, *files)[0] == 0
+    for name in "sp":
+        stored = parquet.read_table(tmp_path / f"{name}.parquet").to_pydict()
+        for column, values in columns(tmp_path / f"{name}.csv").items():
+            if values.dtype.kind == "f":
+                given = np.array([np.nan if value is None else value for value in stored[column]])
+                np.testing.assert_allclose(given, values, rtol=1e-9)
+            else:
+                assert stored[column] == values.tolist()
 
 
 # -- evaluate
@@ -259,6 +358,10 @@ def test_evaluate_an_agent(capsys: Capture) -> None:
         (("simulate", "--seconds", "0"), "horizon_s"),
         (("simulate", "--log", "a.parquet"), "l4s-gym log convert"),
         (("simulate", "--seed", "-1"), "seed -1: give 0 or more"),
+        (("simulate", "--series", "a.xlsx"), "a.xlsx: unknown ending: end the name in .csv, .csv.gz or .parquet"),
+        (("simulate", "--packets", "a"), "end the name in .csv, .csv.gz or .parquet"),
+        (("simulate", "--picture", "a.jpg"), "a.jpg: unknown ending: end the name in .png, .pdf or .svg"),
+        (("simulate", "--step-ms", "0"), "step-ms"),
         (("scenarios", "--suite", "tests"), "did you mean 'test'"),
         (("scenarios", "--name", "wbe"), "did you mean 'web'"),
         (("log", "inspect", "none.log"), "none.log"),
@@ -288,7 +391,10 @@ def test_bad_input(args: tuple[str, ...], message: str, capsys: Capture, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("option", "name"), [("--log", "a.log"), ("--log", "a.rec"), ("--picture", "a.png")])
+@pytest.mark.parametrize(
+    ("option", "name"),
+    [("--log", "a.log"), ("--log", "a.rec"), ("--picture", "a.png"), ("--series", "a.csv"), ("--packets", "a.parquet")],
+)
 def test_output_that_cannot_be_written(option: str, name: str, tmp_path: Path, capsys: Capture) -> None:
     path = tmp_path / "no" / "such" / name
     code, _, err = run(capsys, "simulate", "--seconds", 0.1, option, path)

@@ -21,7 +21,7 @@ import l4s_gym
 from l4s_gym import schema
 from l4s_gym.cli import GROUPS, main
 from l4s_gym.envs.dualpi2 import DualPI2Env
-from l4s_gym.sim import disciplines, layout, scenario
+from l4s_gym.sim import disciplines, layout, measure, scenario
 
 ROOT = Path(__file__).parents[1]
 SITE: dict[str, Any] = runpy.run_path(str(ROOT / "docs" / "hooks.py"), run_name="hooks")
@@ -38,6 +38,11 @@ def test_the_page_of_the_environment_names_every_feature() -> None:
     page = DualPI2Env.__doc__ or ""
     for number, name in enumerate(schema.OBSERVED):
         assert f"| {number} | {name}" in page
+
+
+def test_the_page_of_the_environment_names_every_statistic() -> None:
+    page = (DualPI2Env.__doc__ or "").partition("## Statistics")[2]
+    assert all(f"`{name}`" in page for name in measure.Summary.__annotations__)
 
 
 def test_the_pages_of_environments_are_those_of_the_registered_ones() -> None:

@@ -1,1 +1,1 @@
-"""What a queue outside of this process says and hears: wire protocol, client, recorder, counters, decision trees."""
+"""The connection to a real queue: wire protocol, client, recorder, counters, decision trees."""

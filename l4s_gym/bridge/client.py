@@ -54,11 +54,11 @@ _FATAL: Final = (wire.E_MALFORMED, wire.E_REFUSED, wire.E_TOO_MANY)
 
 
 class BridgeError(L4SError):
-    """Something is wrong with a live queue or the way to it.
+    """An error of a live queue or of the connection to it.
 
     Attributes:
-        code: The server's code (`wire.E_BUSY`, ...); 0 where it sent none.
-        closed: Whether the connection is over.
+        code: Error code of the server (`wire.E_BUSY`, ...); 0 if it sent none.
+        closed: Whether the connection is closed.
     """
 
     def __init__(self, text: str, code: int = 0, *, closed: bool = False) -> None:
@@ -67,7 +67,7 @@ class BridgeError(L4SError):
 
 
 def default_address(address: str | os.PathLike[str] | None = None) -> str:
-    """The socket: as given, or else `$L4S_GYM_SOCKET`, or else `ADDRESS`."""
+    """Return the path of the socket: the given one, else `$L4S_GYM_SOCKET`, else `ADDRESS`."""
     return os.fspath(address) if address is not None else os.environ.get(VARIABLE) or ADDRESS
 
 
@@ -85,22 +85,22 @@ def _connect_error(address: str, error: OSError) -> BridgeError:
 
 
 class Client:
-    """One connection. Nothing waits for longer than the timeout.
+    """One connection to a live queue; no call waits longer than the timeout.
 
     Args:
         address: Path of the socket; None: `default_address`.
-        timeout_s: How long the server may take to let in, to say HELLO, to take a command and to answer it.
-        direct: As a controller, be asked and answer by a socket of the queue's own where it offers one, past the
-            daemon: `attach` asks for it.
+        timeout_s: Longest wait for the server: to accept, to say HELLO, to take a command, to answer it.
+        direct: When controlling, talk to the queue by a socket of its own instead of through the daemon, if it offers
+            one; `attach` asks for it.
 
     Attributes:
         address: Path of the socket.
-        hello: What the server said last; another one when the queue was started anew.
-        lost: Entries that the server lost because this reader was slow.
+        hello: The latest HELLO of the server; there is a new one after the queue is restarted.
+        lost: Entries that the server dropped because this reader was too slow.
 
     Raises:
-        BridgeError: By `connect`, where there is no such server, or one that does not fit. By any method where the
-            connection is over, or something was refused.
+        BridgeError: In `connect`: there is no server, or one of another version. In any method: the connection is
+            closed, or the server refused.
     """
 
     hello: Hello
@@ -129,7 +129,7 @@ class Client:
         return self
 
     def connect(self) -> None:
-        """Connect, and wait for HELLO; for a ``with`` block that is done on entry."""
+        """Connect and wait for HELLO; a ``with`` block does so on entry."""
         if self._socket is not None:
             raise RuntimeError("the client is connected already")
         self._bytes.clear()
@@ -163,12 +163,12 @@ class Client:
 
     @property
     def connected(self) -> bool:
-        """Whether there is a connection, as far as known."""
+        """Whether the connection is open, as far as known."""
         return self._socket is not None
 
     @property
     def direct(self) -> bool:
-        """Whether asks and answers go by a socket of the queue's own."""
+        """Whether questions and answers use the queue's own socket, not the daemon's."""
         return self._direct is not None
 
     # -- commands
@@ -214,7 +214,7 @@ class Client:
             self._direct = None
 
     def detach(self) -> Status:
-        """Leave the queue to its native law."""
+        """Stop controlling; the native law decides again."""
         self._close_direct()
         return self._ask(wire.DETACH)
 
@@ -241,7 +241,7 @@ class Client:
         self._send(data)
 
     def status(self) -> Status:
-        """Counters of the queue."""
+        """Return the counters of the queue."""
         return self._ask(wire.GET_STATUS)
 
     def configure_shield(
@@ -316,7 +316,7 @@ class Client:
         return None if ready else b""
 
     def _ask(self, kind: int, *args: int) -> Status:
-        """Send a command and wait for its answer; what else comes meanwhile is kept for `entries`."""
+        """Send a command and wait for its answer; other entries are kept for `entries`."""
         self._tag += 1
         tag = self._tag
         self._send(wire.command(kind, *args, tag=tag))
@@ -333,7 +333,7 @@ class Client:
         return wire.read_status(found)
 
     def _until(self, which: Callable[[Entries], npt.NDArray[np.bool_]], fault: str) -> Any:
-        """The first entry of the mask `which`; all others wait for `entries`."""
+        """Return the first entry that `which` selects; all others are kept for `entries`."""
         deadline = time.monotonic() + self.timeout_s
         while (left := deadline - time.monotonic()) > 0:
             came = self._take(left)
@@ -370,7 +370,7 @@ class Client:
             raise self._over(f"the server has closed the connection ({error.strerror}): {_START}") from error
 
     def _last_words(self) -> None:
-        """Why the server closed the connection, where it said so before."""
+        """Return the reason that the server gave before it closed the connection, if any."""
         try:
             while len(self._take(0.1)):
                 pass
@@ -379,7 +379,7 @@ class Client:
                 raise
 
     def _take(self, timeout_s: float) -> Entries:
-        """Whole entries (n,) that have come, waiting for the first byte for a time; checked."""
+        """Return the complete entries (n,) that have arrived, checked; wait for the first byte up to a time."""
         if self._direct is None or self._failure is not None or self._socket is None:
             return self._take_from_server(timeout_s)
         parts = []

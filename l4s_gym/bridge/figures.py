@@ -1,4 +1,4 @@
-"""The router's statistics (`l4s-router --stats`), read into figures with units."""
+"""Read the router's statistics (`l4s-router --stats`), with units."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class ClassFigures:
 
 @dataclass(frozen=True)
 class Figures:
-    """What the router has counted since its start.
+    """Counters of the router since its start.
 
     Attributes:
         seconds: Since the start.
@@ -72,7 +72,7 @@ class Figures:
 
     @property
     def served_bytes(self) -> int:
-        """Of both classes."""
+        """Bytes served of both classes."""
         return sum(each.served_bytes for each in self.classes)
 
 
@@ -93,7 +93,7 @@ def _class(counts: Mapping[str, Any]) -> ClassFigures:
 
 
 def read(stats: Mapping[str, Any]) -> Figures:
-    """Figures of the router's JSON.
+    """Read the router's JSON.
 
     Raises:
         L4SError: It is of another version of the router.

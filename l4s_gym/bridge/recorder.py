@@ -1,9 +1,9 @@
-"""Rows of a live queue to files: binary records, or log lines of the testbed's kernel.
+"""Record the rows of a live queue to files: binary records, or log lines of the testbed's kernel.
 
 A row is sent when it is complete. Where the law decides at departure (RFC 9332, Linux), packets of L overtake those of
-C, so rows come out of order, and packets are still queued when the recording starts and stops. A file is in the order
-of arrival all the same: rows wait in memory until as many came after them as a queue can hold, those of packets that
-had arrived before the recording are left out, and so are those at the end after a packet whose row had not come.
+C, so rows arrive out of order, and packets are queued when the recording starts and stops. Files are in the order of
+arrival nevertheless: a row is kept in memory until as many rows came after it as a queue can hold. Rows of packets that
+arrived before the recording are left out, and so are, at the end, rows after a packet whose row is missing.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ Write = Callable[[Records], Any]
 WINDOW: Final = 1 << 15
 """Rows that wait for earlier ones where rows come out of order: more than the buffer holds by default (10,240)."""
 _BATCH: Final = 1 << 12
-"""Rows that are written at a time."""
+"""Number of rows written at a time."""
 _WAIT_S: Final = 0.2
-"""How often a recording looks at its bounds."""
+"""Seconds between two checks of whether the recording should end."""
 _ALL: Final = frozenset(BY_NAME)
 
 
 @dataclass
 class Recording:
-    """What a recording holds.
+    """Result of a recording.
 
     Attributes:
         files: The files, in order.
@@ -70,7 +70,7 @@ class Recording:
     failed: bool = False
 
     def summary(self) -> str:
-        """Two lines for a person."""
+        """Return the result in two lines of text."""
         rate = self.rows / self.seconds if self.seconds > 0 else 0.0
         files = ", ".join(map(str, self.files))
         text = f"{self.rows} rows in {self.seconds:.1f} s ({rate:.0f}/s), {self.lost} lost on the way, "
@@ -81,7 +81,7 @@ class Recording:
 
 
 class Sorter:
-    """Gathers the rows of one session, and puts them in the order of arrival.
+    """Sorts the rows of one session by arrival.
 
     Args:
         window: Rows that wait for earlier ones; 0: rows come in order.
@@ -188,7 +188,7 @@ class _Output:
         return self._path.with_name(f"{stem}-{len(self._done.files) + 1:04d}{dot}{suffixes}")
 
     def write(self, records: Records) -> None:
-        """Append rows; those with values that no reader takes are left out."""
+        """Append rows; rows with invalid values are left out."""
         bad = out_of_bounds(records, _ALL)
         if bad.any():
             self._done.faulty += int(bad.sum())
@@ -213,7 +213,7 @@ class _Output:
             self._done.files.append(path)
 
     def abandon(self, error: BaseException) -> None:
-        """Leave no file where it could not be written."""
+        """Remove a file that could not be completed."""
         if self._open is not None:
             opened, self._open = self._open, None
             opened.__exit__(type(error), error, error.__traceback__)
@@ -253,7 +253,7 @@ class Recorder:
         self._session = 0
 
     def stop(self) -> None:
-        """Let `run` finish the file and come back, soon; to be called by a handler of signals, or another thread."""
+        """Make `run` finish the file and return soon; for signal handlers and other threads."""
         self._stopped = True
 
     def run(self, seconds: float | None = None, rows: int | None = None, progress: Progress | None = None) -> Recording:

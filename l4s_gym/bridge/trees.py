@@ -37,7 +37,7 @@ NODE: Final[np.dtype[np.void]] = np.dtype(
 )  # fmt: skip
 """`struct l4s_node`."""
 ROWS: Final = 500_000
-"""Rows that `distil` fits at most."""
+"""Largest number of rows that `distil` uses."""
 _LARGEST: Final = (1 << 63) - 1
 _HEAD: Final = np.dtype([("count", "<u4"), ("reserved", "<u4")])
 
@@ -53,7 +53,7 @@ class Model:
     nodes: npt.NDArray[np.void]
 
     def pack(self) -> bytes:
-        """`struct l4s_model` up to the last node that is used."""
+        """Return the bytes of `struct l4s_model`, up to the last used node."""
         head = np.zeros(1, _HEAD)
         head["count"] = len(self.nodes)
         return head.tobytes() + self.nodes.tobytes()
@@ -166,7 +166,7 @@ def training_rows(
 
 
 def distil(raw: npt.NDArray[np.uint64], actions: npt.NDArray[np.int64], *, max_leaf_nodes: int = 256) -> Any:
-    """Fit a tree whose leaves bear the shares of the logged actions.
+    """Fit a tree whose leaves hold the shares of the logged actions.
 
     Args:
         raw: Features (T, 8) in the record's units.

@@ -50,7 +50,7 @@ EVENTS: Final = {
 DEVICE_LOST: Final = 18
 DEVICE_BACK: Final = 19
 REFUSALS: Final = ("accepted", "detached", "malformed", "expired", "out_of_order", "unasked", "shielded")
-"""What became of decisions: `enum l4s_refusal`."""
+"""Why decisions are refused: `enum l4s_refusal`."""
 VARIANTS: Final = ("testbed", "rfc9332", "linux")
 AT_ARRIVAL: Final = VARIANTS[:1]
 """Variants that decide at arrival; the others at departure."""
@@ -97,7 +97,7 @@ ENTRY: Final[np.dtype[np.void]] = np.dtype(
         "itemsize": ENTRY_SIZE,
     }
 )
-"""One entry; the bodies lie over each other, and `kind` says which one holds."""
+"""One entry; the bodies share their memory, and `kind` says which one is valid."""
 
 COMMAND: Final[np.dtype[np.void]] = np.dtype(
     [
@@ -113,12 +113,12 @@ HEADS: Final = Struct(f"<II{ENTRY_SIZE - 8}x").iter_unpack
 """First four bytes, and `lost`, of each of whole entries' bytes."""
 
 _PLAIN: Final = np.dtype((np.void, ENTRY_SIZE))
-"""An entry without its fields: copied at once instead of field by field."""
+"""An entry as plain bytes, which NumPy copies faster than field by field."""
 
 
 @dataclass(frozen=True)
 class Hello:
-    """What a server says first.
+    """The first message of a server.
 
     Attributes:
         session: Another number after each start of the queue: sequence numbers and totals start over.
@@ -181,17 +181,17 @@ class Status:
 
 
 def decode(data: bytes | bytearray | memoryview) -> Entries:
-    """Entries (n,) of whole entries' bytes, read-only where the bytes are."""
+    """Decode the bytes of complete entries to an array (n,), without a copy."""
     return np.frombuffer(data, ENTRY)
 
 
 def encode(entries: Entries) -> bytes:
-    """Bytes of entries or commands."""
+    """Encode entries or commands to bytes."""
     return entries.tobytes()
 
 
 def take(entries: Entries, index: npt.NDArray[Any]) -> Entries:
-    """``entries[index]`` for an array of indices or a mask, faster."""
+    """Return ``entries[index]`` for an array of indices or a mask, faster than NumPy does."""
     taken: Entries = entries.view(_PLAIN)[index].view(ENTRY)
     return taken
 
@@ -202,7 +202,7 @@ def select(entries: Entries, kind: int) -> Entries:
 
 
 def join(parts: list[Entries]) -> Entries:
-    """Entries one after the other."""
+    """Concatenate entries."""
     if len(parts) == 1:
         return parts[0]
     return np.concatenate([np.empty(0, _PLAIN), *(part.view(_PLAIN) for part in parts)]).view(ENTRY)
@@ -317,7 +317,7 @@ def read_status(entry: Any) -> Status:
 
 
 def text_of(raw: bytes) -> str:
-    """A NUL-padded text from the wire, fit for a message."""
+    """Decode a NUL-padded text of the wire, safe to print."""
     from l4s_gym.data.files import printable
 
     return printable(bytes(raw).decode("utf-8", "replace"))

@@ -1,6 +1,6 @@
 """The command line `l4s-gym`.
 
-Exit status: 0 done, 1 failed, 2 bad input (one line tells the remedy), 130 interrupted.
+Exit status: 0 success, 1 failure, 2 bad input (one line says how to fix it), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ from rich.table import Table
 from l4s_gym.cli import agents as _agents
 from l4s_gym.cli import leaderboard as _leaderboard
 from l4s_gym.cli.arguments import App
-from l4s_gym.cli.common import STDOUT, Settings, chosen_scenario, console, progress_bar, say
+from l4s_gym.cli.common import STDOUT, Settings, check_output, chosen_scenario, console, progress_bar, say
 from l4s_gym.data.files import printable
 from l4s_gym.errors import L4SError
 
 app = App()
-_ABOUT = "L4S DualPI2: simulate, work on logs, evaluate agents. --version tells that of program and simulator."
+_ABOUT = """L4S queue management: simulate queues, read kernel logs, train and evaluate agents, run a real queue.
+
+--version prints the versions of the program and of the simulator."""
 GROUPS = {"log": "l4s_gym.cli.log", "datasets": "l4s_gym.cli.datasets", "live": "l4s_gym.cli.live"}
-"""Groups of commands, and their modules (each has an `app`)."""
+"""Each group of commands and its module, which has an `app`."""
 
 
 def _check_seeds(*seeds: int) -> None:
@@ -38,12 +40,12 @@ def _check_seeds(*seeds: int) -> None:
 
 @app.command
 def scenarios(suite: str | None = None, name: str | None = None, trace: str | None = None) -> None:
-    """List the scenarios that ship.
+    """List the scenarios that come with the package.
 
     Args:
-        suite: Only those of `train`, `test` or `shift`.
-        name: Show all fields of one scenario instead, as JSON.
-        trace: Show the rate of a link's trace instead: a shipped one (lte, wifi, leo), or a file.
+        suite: List only the scenarios of one suite: train, test or shift.
+        name: Print all fields of this scenario as JSON instead.
+        trace: Show the rate of a link trace over time instead: lte, wifi, leo, or a file.
     """
     from l4s_gym.sim import scenario
 
@@ -69,10 +71,10 @@ def scenarios(suite: str | None = None, name: str | None = None, trace: str | No
 
 @app.command
 def disciplines(name: str | None = None) -> None:
-    """List the queue disciplines, and their options with the defaults.
+    """List the queue disciplines with their options and default values.
 
     Args:
-        name: Only this one; module:attribute for one of your own.
+        name: List only this one; module:attribute for your own.
     """
     from l4s_gym.sim import disciplines, options
 
@@ -93,53 +95,75 @@ def simulate(
     seconds: float | None = None,
     settings: Settings = (),
     log: Path | None = None,
+    series: Path | None = None,
+    packets: Path | None = None,
+    step_ms: float = 100.0,
     picture: Path | None = None,
 ) -> None:
-    """Run a scenario with a queue discipline deciding by itself, and print what happened.
+    """Run a scenario under a queue discipline, and print delays, marks, drops and rates.
 
     Args:
         scenario: Name of a scenario, or path of a TOML file.
-        aqm: Queue discipline, one that `l4s-gym disciplines` lists or module:attribute; the scenario's by default.
-        seed: Seed of the episode.
-        seconds: Length of the run instead of the scenario's.
-        settings: Fields of the scenario, such as link.rate_mbps=40 or options.pie.target_ms=10.
+        aqm: Queue discipline: a name that `l4s-gym disciplines` lists, or module:attribute; default: the scenario's.
+        seed: Seed of the run: the same seed gives the same run.
+        seconds: Simulated seconds; default: the scenario's length.
+        settings: Change fields of the scenario, such as link.rate_mbps=40 or options.pie.target_ms=10.
         log: Write the decision log: text lines of the testbed's kernel, or all fields as binary records (.rec), which
-            bear the simulator's fingerprint.
-        picture: Write a picture of delays, queues, probability and rate (PNG).
+            also name the simulator's version.
+        series: Write a table with a row for each step of time (.csv, .csv.gz, .parquet): delay, marks and drops of each
+            queue, rate and congestion window of each flow, utilisation of the link.
+        packets: Write a table with a row for each packet (.csv, .csv.gz, .parquet): arrival, flow, queue, size, sojourn
+            time, marked, dropped.
+        step_ms: Length of a step of the series and of the picture, in simulated milliseconds.
+        picture: Write a picture of delays, marks, drops, probability and rates (.png, .pdf, .svg).
     """
     from l4s_gym.data.files import atomic_write
     from l4s_gym.data.logs import write_log
     from l4s_gym.data.records import save_records
     from l4s_gym.data.stream import named_kind
-    from l4s_gym.evaluation import native
+    from l4s_gym.evaluation import export, native
+    from l4s_gym.extras import optional
     from l4s_gym.sim import fingerprint
 
     _check_seeds(seed)
-    for path in (log, picture):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise L4SError(f"{path}: cannot be written, there is no folder {path.parent}: make it first")
+    if not 0.0 < step_ms <= 1e6:
+        raise L4SError(f"--step-ms {step_ms:g}: give a positive number of milliseconds")
+    for path, endings in ((log, ()), (series, export.ENDINGS), (packets, export.ENDINGS), (picture, native.PICTURES)):
+        if path is not None:
+            check_output(path, endings)
+            if path.suffix == ".parquet":
+                optional("pyarrow", "data")
+            if path is picture:
+                optional("matplotlib", "report")
     kind = None if log is None else named_kind(log)
     if kind not in (None, "log", "rec"):
         raise L4SError(f"{log}: is not written by `simulate`: write a .rec file, and `l4s-gym log convert` it")
     chosen = chosen_scenario(scenario, seconds, settings)
     with progress_bar(f"simulating {chosen.name}") as report:
-        run = native.simulate(chosen, aqm, seed, log=log is not None, progress=report)
-    _print_run(run, f"{chosen.name}, {run.batch.aqm_of(0)}, seed {seed}")
+        keep_log, keep_packets = log is not None, packets is not None
+        run = native.simulate(chosen, aqm, seed, log=keep_log, packets=keep_packets, sample_ms=step_ms, progress=report)
+    title = f"{chosen.name}, {run.batch.aqm_of(0)}, seed {seed}"
+    _print_run(run, title)
     if log is not None:
         if kind == "rec":
             save_records(log, run.records, simulator=fingerprint.FINGERPRINT)
         else:
             write_log(log, run.records)
-        console.print(f"log: {len(run.records)} records in {log}", highlight=False, soft_wrap=True)
+        say(f"log: {len(run.records)} records in {log}")
+    for path, make, rows in ((series, export.series, "steps"), (packets, export.packets, "packets")):
+        if path is not None:
+            table = make(run)
+            export.write(path, table)
+            say(f"{rows}: {len(next(iter(table.values())))} in {path}")
     if picture is not None:
         with atomic_write(picture) as file:
-            file.write(native.picture(run, f"{chosen.name}, {run.batch.aqm_of(0)}, seed {seed}"))
-        console.print(f"picture: {picture}", highlight=False, soft_wrap=True)
+            file.write(native.picture(run, title, picture.suffix.lower()))
+        say(f"picture: {picture}")
 
 
 def _print_run(run: object, title: str) -> None:
     from l4s_gym.evaluation.native import Run
-    from l4s_gym.sim import layout
+    from l4s_gym.sim import measure
 
     assert isinstance(run, Run)
     s = run.summary
@@ -152,13 +176,13 @@ def _print_run(run: object, title: str) -> None:
         table.add_row(name, str(c["offered"]), *delays, f"{100 * c['mark_rate']:.2f}", f"{100 * c['drop_rate']:.2f}")
     console.print(table)
     flows: dict[str, list[float]] = {}
-    for flow, rate in zip(run.batch.flow[0], s["goodput_mbps"], strict=True):
-        if flow["mss"]:
-            name = layout.APPS[flow["app"]] if not flow["cc"] else (*layout.CCS, "own")[flow["cc"]]
-            flows.setdefault("web" if flow["app"] == layout.WEB else name, []).append(rate)
+    for name, rate in zip(s["flows"], s["goodput_mbps"], strict=True):
+        if not name.startswith(measure.UNUSED):
+            flows.setdefault(name.rstrip("0123456789"), []).append(rate)
+    ratio = "" if s["goodput_ratio"] is None else f", L4S / Classic {s['goodput_ratio']:.3g}"
     rates = ", ".join(f"{name} {len(r)} x {sum(r) / len(r):.3f}" for name, r in flows.items())
     console.print(
-        f"utilisation {100 * s['utilisation']:.1f} %, goodput in Mbit/s per flow: {rates}; "
+        f"utilisation {100 * s['utilisation']:.1f} %, goodput in Mbit/s per flow: {rates}{ratio}; "
         f"figures of {s['duration_s']:.3g} s after the warm-up",
         highlight=False,
         soft_wrap=True,
@@ -167,10 +191,10 @@ def _print_run(run: object, title: str) -> None:
 
 @app.command
 def fields(record: tyro.conf.Positional[Literal["environment", "queue", "flow", "packet"]] = "flow") -> None:
-    """Show what disciplines and congestion controls read and write: the fields of the simulator's records, with units.
+    """List the fields that queue disciplines and congestion controls can read and write, with their units.
 
     Args:
-        record: Whose fields.
+        record: Which record.
     """
     from l4s_gym.sim import layout
 
@@ -184,7 +208,7 @@ def fields(record: tyro.conf.Positional[Literal["environment", "queue", "flow", 
 
 @app.command
 def log() -> None:
-    """Work on decision logs: `l4s-gym log --help`."""
+    """Inspect, convert and audit decision logs: `l4s-gym log --help`."""
 
 
 @app.command
@@ -194,7 +218,7 @@ def datasets() -> None:
 
 @app.command
 def live() -> None:
-    """Run, control, record and examine a real queue: `l4s-gym live --help`."""
+    """Start, control, record and diagnose a real queue: `l4s-gym live --help`."""
 
 
 @app.command
@@ -210,19 +234,19 @@ def evaluate(
     out: Path | None = None,
     allow_stale: bool = False,
 ) -> None:
-    """Evaluate agents in closed loop and print a leaderboard.
+    """Run agents in the simulator and print how they compare.
 
     Args:
-        agents: native:AQM, random, threshold, enqueue, the folder of a saved agent, or module:attribute of your own.
-        scenario: Name or path.
-        seeds: Seeds of the episodes.
-        aqm: Discipline underneath the agents; the scenario's by default.
+        agents: native:AQM, random, threshold, enqueue, the folder of a saved agent, or module:attribute for your own.
+        scenario: Name of a scenario, or path of a TOML file.
+        seeds: One episode is run for each seed.
+        aqm: Queue discipline that runs below the agents; default: the scenario's.
         reward: balance, power or l4s_llm.
-        decision_interval: Ask the agent at each n-th packet.
-        seconds: Length of the episodes instead of the scenario's.
-        settings: Fields of the scenario, such as link.rate_mbps=40 or options.pie.target_ms=10.
-        out: Write the results as JSON there.
-        allow_stale: Take agents too that were trained on data of another simulator; the results say so.
+        decision_interval: The agent decides every n-th packet, the queue discipline the others.
+        seconds: Simulated seconds of an episode; default: the scenario's length.
+        settings: Change fields of the scenario, such as link.rate_mbps=40 or options.pie.target_ms=10.
+        out: Write the results to this JSON file.
+        allow_stale: Accept agents that were trained on data of another version of the simulator; the results say so.
     """
     from l4s_gym.evaluation import harness, report
     from l4s_gym.sim import fingerprint
@@ -254,13 +278,14 @@ app.command(_leaderboard.leaderboard)
 
 @app.command
 def demo(out: Path = Path("runs/demo"), pools: Path | None = None, steps: int = 2000, jobs: int | None = None) -> None:
-    """The main job end to end: kernel rows, datasets, trained agents, the leaderboard in the quick size, report.
+    """Run everything once, in small: read logs, build datasets, train agents, compare them, write a report.
 
     Args:
-        out: Folder of datasets, agents, entries and report.
-        pools: Folder of the authors' experience pools, else $L4S_GYM_POOLS; without it a log of the simulator is used.
-        steps: Gradient steps of each training.
-        jobs: Processes; one a core by default.
+        out: Folder for datasets, agents, results and report.
+        pools: Folder with the experience pools of the L4S-LLM authors, else $L4S_GYM_POOLS; default: the simulated log
+            of the package.
+        steps: Gradient steps for each agent.
+        jobs: Number of processes; default: one for each core.
     """
     from l4s_gym.evaluation.demo import run_demo
 
@@ -270,7 +295,7 @@ def demo(out: Path = Path("runs/demo"), pools: Path | None = None, steps: int = 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; the exit status."""
+    """Run the command line; return the exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -295,7 +320,7 @@ def _version() -> str:
 
 
 def _run(args: list[str]) -> int:
-    """Run a command; the exit status."""
+    """Run one command; return the exit status."""
     try:
         if args[:1] == ["--version"]:
             say(_version())

@@ -1,4 +1,4 @@
-"""Train agents offline, and test them: offline metrics and the closed loop."""
+"""Train agents offline and test them, on logged decisions and in the simulator."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def train(
     resume: bool = False,
     allow_stale: bool = False,
 ) -> None:
-    """Train an agent offline on a dataset; Ctrl-C leaves a checkpoint to go on from.
+    """Train an agent offline on a dataset. Ctrl-C saves a checkpoint; --resume continues from it.
 
     Args:
         agent: bc, cql, bcq, dqn, double_dqn, sac, dt, llm, or module:attribute of your own kind.
         dataset: Id of a Minari dataset, such as l4s/dualpi2/testbed-small-v0.
-        config: TOML file instead of agents/AGENT/config.toml.
-        out: Folder of the agent; runs/AGENT by default.
-        settings: Keys of the configuration, such as steps=2000 or imbalance.kind=sample.
-        small: The small setting, minutes on two cores.
-        resume: Go on from the checkpoint in the folder; the result is that of an uninterrupted training.
-        allow_stale: Take a dataset of another simulator too; the agent says so, and is taken by the same option only.
+        config: Configuration (TOML); default: agents/AGENT/config.toml.
+        out: Folder for the trained agent; default: runs/AGENT.
+        settings: Change keys of the configuration, such as steps=2000 or imbalance.kind=sample.
+        small: Use the small configuration: a few minutes on two cores.
+        resume: Continue from the checkpoint in the folder; the result is the same as without the interruption.
+        allow_stale: Accept a dataset of another version of the simulator; the agent then needs it too.
     """
     from l4s_gym.agents import training
     from l4s_gym.sim import fingerprint
@@ -79,22 +79,22 @@ def examine(
     out: Path | None = None,
     allow_stale: bool = False,
 ) -> None:
-    """Test agents: how well they foresee logged decisions, and what they do in the closed loop.
+    """Test agents: how well they predict logged decisions, and how they do in the simulator.
 
     Args:
-        agents: The folder of a saved agent, random, threshold, enqueue, or module:attribute of your own.
-        dataset: Logged decisions for the offline metrics; that of the agent's training by default. On the dataset of
-            its own training an agent is asked about the held-out part alone.
-        scenario: Of the closed loop: name or path.
-        seeds: Of the closed loop.
-        aqm: Discipline underneath the agents; the scenario's by default.
+        agents: The folder of a saved agent, random, threshold, enqueue, or module:attribute for your own.
+        dataset: Dataset of logged decisions to predict; default: the one that the agent was trained on, of which only
+            the held-out part is used.
+        scenario: Scenario to simulate: a name, or the path of a TOML file.
+        seeds: One episode is simulated for each seed.
+        aqm: Queue discipline that runs below the agents; default: the scenario's.
         reward: balance, power or l4s_llm.
-        decision_interval: Ask the agent at each n-th packet.
-        seconds: Length of the episodes instead of the scenario's.
-        settings: Fields of the scenario, such as link.rate_mbps=40 or options.pie.target_ms=10.
-        steps: The offline metrics are of at most so many steps.
-        out: Write everything as JSON there.
-        allow_stale: Take agents and datasets of another simulator too; the results say so.
+        decision_interval: The agent decides every n-th packet, the queue discipline the others.
+        seconds: Simulated seconds of an episode; default: the scenario's length.
+        settings: Change fields of the scenario, such as link.rate_mbps=40 or options.pie.target_ms=10.
+        steps: Predict at most this many logged decisions.
+        out: Write all results to this JSON file.
+        allow_stale: Accept agents and datasets of another version of the simulator; the results say so.
     """
     from l4s_gym import agents as agents_
     from l4s_gym.agents.training import trained_interval
@@ -141,7 +141,7 @@ def examine(
 
 
 def _offline(agent: Any, dataset: str | None, steps: int) -> dict[str, Any] | None:
-    """Offline metrics of an agent; None: there is no dataset to ask about."""
+    """Offline metrics of an agent; None if no dataset is known."""
     from l4s_gym.agents import logged as logged_
     from l4s_gym.agents import metrics
     from l4s_gym.agents.training import read_dataset, trained_interval

@@ -1,4 +1,4 @@
-"""Options that are given again: those that take several values take more, others are refused."""
+"""Options given more than once: values add up if the option takes several; otherwise it is an error."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _T = TypeVar("_T")
 
 
 def several(target: Callable[..., Any]) -> frozenset[str]:
-    """The options of a command (a function, or a dataclass) that take any number of values."""
+    """Return the options of a command (a function or a dataclass) that take any number of values."""
     found = set()
     for name, kind in get_type_hints(target, include_extras=True).items():
         extras = list(get_args(kind))[1:] if get_origin(kind) is Annotated else []
@@ -27,7 +27,7 @@ def several(target: Callable[..., Any]) -> frozenset[str]:
 
 
 def accumulated(args: Sequence[str], several: frozenset[str]) -> list[str]:
-    """Arguments with the values of an option that is given again beside its first ones.
+    """Gather the values of an option that is given more than once behind its first use.
 
     Args:
         args: As given.
@@ -57,23 +57,23 @@ def accumulated(args: Sequence[str], several: frozenset[str]) -> list[str]:
 
 
 class App(tyro.extras.SubcommandApp):
-    """Commands whose options may be given again."""
+    """A command line whose options may be given more than once."""
 
     def cli(self, *, args: Sequence[str] | None = None, **more: Any) -> Any:
-        """As tyro's."""
+        """Run the command line, as tyro does."""
         words = list(sys.argv[1:] if args is None else args)
         target = self.targets().get(words[0].replace("_", "-")) if words else None
         args = words if target is None else accumulated(words, several(target))
         return super().cli(args=args, config=(tyro.conf.DisallowNone,), **more)
 
     def targets(self) -> dict[str, Callable[..., Any]]:
-        """The function of each command."""
+        """Return the function of each command."""
         stored: dict[str, Any] = dict(self._subcommands)
         return {name.replace("_", "-"): getattr(each, "target", each) for name, each in stored.items()}
 
 
 def command_line(target: Callable[..., _T], **more: Any) -> _T:
-    """`tyro.cli` of a script, whose options may be given again too."""
+    """Like `tyro.cli`, for scripts; options may be given more than once."""
     try:
         words = accumulated(sys.argv[1:], several(target))
     except L4SError as error:

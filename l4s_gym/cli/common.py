@@ -1,4 +1,4 @@
-"""What the commands share: where they print, and how they show progress."""
+"""Shared by all commands: printing, progress bars, checks of output files."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from l4s_gym.errors import L4SError
 
 if TYPE_CHECKING:
     from l4s_gym.sim.scenario import Scenario
@@ -22,7 +25,7 @@ STDOUT: Final = "stdout"
 
 
 class _Console(Console):
-    """Names stdout where it cannot be written."""
+    """A console whose errors say that stdout could not be written."""
 
     def print(self, *objects: Any, **more: Any) -> None:
         try:
@@ -41,15 +44,31 @@ def say(text: str) -> None:
     console.print(text, highlight=False, soft_wrap=True)
 
 
+def check_output(path: Path, endings: tuple[str, ...] = ()) -> None:
+    """Refuse a file that could not be written, before the work.
+
+    Args:
+        path: The file.
+        endings: How its name may end, which decides its format; none: any name will do.
+
+    Raises:
+        L4SError: There is no folder for it, or its ending is not known.
+    """
+    if endings and not path.name.lower().endswith(endings):
+        raise L4SError(f"{path}: unknown ending: end the name in {', '.join(endings[:-1])} or {endings[-1]}")
+    if not path.absolute().parent.is_dir():
+        raise L4SError(f"{path}: cannot be written, there is no folder {path.parent}: make it first")
+
+
 EVERY_S: Final = 60.0
-"""Where stderr is no terminal, a line of progress comes after so many seconds."""
+"""Seconds between two lines of progress when stderr is not a terminal."""
 
 
 @contextmanager
 def progress_bar(text: str) -> Iterator[Callable[[float], None]]:
-    """A bar on stderr, or a line each minute where stderr is no terminal; it yields what takes the share that is done.
+    """Show a progress bar on stderr, or a line every minute if stderr is not a terminal.
 
-    What is printed meanwhile stands above the bar, where stdout is a terminal too.
+    Yields a function to call with the share that is done, 0 to 1. Output printed meanwhile appears above the bar.
     """
     err = Console(stderr=True, markup=False, emoji=False)
     if not err.is_terminal:
@@ -77,7 +96,7 @@ def _lines(text: str) -> Callable[[float], None]:
 
 
 def chosen_scenario(name: str, seconds: float | None, settings: tuple[str, ...]) -> Scenario:
-    """A scenario of this length, with fields set."""
+    """Load a scenario, set its length and other fields."""
     from l4s_gym.sim import scenario
     from l4s_gym.tables import parse_setting
 

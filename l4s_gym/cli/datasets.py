@@ -1,4 +1,4 @@
-"""Work on datasets: list, build, show, download, upload."""
+"""List, build, show, download and upload datasets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Size = Literal["small", "full"]
 
 
 def _buildable(folder: Path | None) -> dict[str, tuple[str, str]]:
-    """Recipe and size of each dataset that can be built."""
+    """Return recipe and size of each dataset that can be built; empty without a folder of recipes."""
     from l4s_gym.data import recipes
 
     every = [recipes.load(name, folder) for name in recipes.names(folder)]
@@ -35,11 +35,11 @@ def list_(
     remote: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="[hf://ORG]")] = None,
     recipes: Path | None = None,
 ) -> None:
-    """List the datasets: those of the recipes, others that are here, and those of a remote; which are stale.
+    """List datasets: those with a recipe, those on this machine, those of a remote; and which are out of date.
 
     Args:
-        remote: Look at a remote too: hf://ORG or gcp://BUCKET; $MINARI_REMOTE if not named, else hf://l4s-gym.
-        recipes: Folder of recipes instead of those that ship.
+        remote: Also list this remote: hf://ORG or gcp://BUCKET; without a value, $MINARI_REMOTE, else hf://l4s-gym.
+        recipes: Folder of recipes instead of those of the package.
     """
     from l4s_gym.data import minari_io
     from l4s_gym.data import remote as remotes
@@ -77,16 +77,16 @@ def build(
     record: bool = False,
     recipes: Path | None = None,
 ) -> None:
-    """Build datasets of recipes; a build that was stopped goes on where it was.
+    """Build datasets from their recipes; a build that was interrupted continues.
 
     Args:
-        names: Recipes, or `all` for those that are not here yet.
-        size: small (minutes at most) or full (the published size).
-        workers: Processes; one a core by default.
-        ray: Address of a Ray cluster, or `local`, instead of processes.
-        overwrite: Replace datasets that are here.
-        record: Bring card, picture, facts and checksums beside the recipe up to date; in a checkout, or with --recipes.
-        recipes: Folder of recipes instead of those that ship.
+        names: Names of recipes, or `all` for every dataset that is not on this machine yet.
+        size: small (built in minutes) or full (the published size).
+        workers: Number of processes; default: one for each core.
+        ray: Build on a Ray cluster: its address, or `local`.
+        overwrite: Replace a dataset that exists.
+        record: Update card, picture, facts and checksums beside the recipe; in a checkout, or with --recipes.
+        recipes: Folder of recipes instead of those of the package.
     """
     from l4s_gym.data import minari_io
     from l4s_gym.data import recipes as recipes_
@@ -134,11 +134,11 @@ def _build(recipe: Any, size: Size, workers: int | None, ray: str, overwrite: bo
 
 @app.command
 def show(id: Id, verify: bool = False) -> None:
-    """Show what a dataset is: origin, counts, actions, scores, licence.
+    """Show a dataset: origin, size, actions, scores, licence.
 
     Args:
-        id: l4s/dualpi2/NAME-v0.
-        verify: Read all of it: compare it with its checksums, and check alignment, types and ranges.
+        id: Id of the dataset: l4s/dualpi2/NAME-v0.
+        verify: Read all of it: compare the checksums, and check types, ranges and lengths.
     """
     from l4s_gym.data import minari_io
     from l4s_gym.data import remote as remotes
@@ -155,7 +155,7 @@ def show(id: Id, verify: bool = False) -> None:
 
 
 def _how_to_get(dataset_id: str) -> str:
-    """The commands that bring a dataset here."""
+    """Say how to get a dataset."""
     download = f"l4s-gym datasets download {dataset_id} --remote hf://ORG"
     if dataset_id in (buildable := _buildable(None)):
         name, size = buildable[dataset_id]
@@ -203,13 +203,13 @@ def _facts(dataset: Any, folder: Path, compared: int | None) -> dict[str, str]:
 
 @app.command
 def download(id: Id, remote: str = "", token: str = "", force: bool = False) -> None:
-    """Fetch a dataset and check it; what is damaged or incomplete does not take its place.
+    """Download a dataset and check it; a damaged or incomplete download changes nothing.
 
     Args:
         id: l4s/dualpi2/NAME-v0.
-        remote: hf://ORG or gcp://BUCKET; by default $MINARI_REMOTE, else hf://l4s-gym (nothing is published there yet).
-        token: Token of the hub, for what is not public; that of `hf auth login` by default.
-        force: Replace the dataset that is here.
+        remote: hf://ORG or gcp://BUCKET; default: $MINARI_REMOTE, else hf://l4s-gym (nothing is published there yet).
+        token: Access token of the hub, for private datasets; default: that of `hf auth login`.
+        force: Replace a dataset that exists.
     """
     from l4s_gym.data import minari_io
     from l4s_gym.data import remote as remotes
@@ -228,7 +228,7 @@ def upload(id: Id, remote: str = "", token: str = "") -> None:
     Args:
         id: l4s/dualpi2/NAME-v0.
         remote: hf://ORG or gcp://BUCKET; $MINARI_REMOTE by default.
-        token: Token of the hub; that of `hf auth login`, or $HF_TOKEN, by default.
+        token: Access token of the hub; default: that of `hf auth login`, or $HF_TOKEN.
     """
     from l4s_gym.data import remote as remotes
 

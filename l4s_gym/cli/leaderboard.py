@@ -1,4 +1,4 @@
-"""Run the benchmark, enter an agent, check an entry."""
+"""Run the benchmark, add an agent to it, check an entry."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ def leaderboard(
     check: tuple[Path, ...] = (),
     protocol: Path | None = None,
 ) -> None:
-    """Run what is missing on the leaderboard, and write it; what is interrupted goes on when it is run again.
+    """Run the missing entries of the leaderboard and write the report; run it again after an interruption to continue.
 
     Args:
-        experiments: As agent/variant, agent, or a TOML file, to which come those that the scores refer to; by
-            default all that ship, with --add none.
-        size: quick (a first look), standard (the one that is compared), or full.
-        add: Agents of your own: MODULE:ATTRIBUTE, FILE.py:ATTRIBUTE, or the folder of a saved agent.
-        results: Folder of entries; those that are there are not run again. OUT/entries by default.
-        out: Folder of the report.
-        work: Folder of trained agents and finished cells; OUT/work by default.
-        jobs: Processes; one a core by default; 0: in this one.
-        ray: Address of a Ray cluster, or local, to run on.
-        check: Do not run the benchmark; check these entries, and run one cell of each again.
-        protocol: Another protocol than the one that ships, as a TOML file.
+        experiments: agent/variant, agent, or a TOML file; the references of the scores are added. Default: all that
+            the package has, or none with --add.
+        size: quick (for a first look), standard (the published size), or full.
+        add: Add your own agents: MODULE:ATTRIBUTE, FILE.py:ATTRIBUTE, or the folder of a saved agent.
+        results: Folder of entries; entries that exist are not run again. Default: OUT/entries.
+        out: Folder for the report.
+        work: Folder for trained agents and intermediate results; default: OUT/work.
+        jobs: Number of processes; 0: run in this process; default: one for each core.
+        ray: Run on a Ray cluster: its address, or `local`.
+        check: Do not run the benchmark: check these entries, and run a part of each again.
+        protocol: Protocol (TOML); default: that of the package.
     """
     from l4s_gym.evaluation import entry
     from l4s_gym.evaluation import leaderboard as boards

@@ -1,4 +1,4 @@
-"""Work with a real queue: bring one up, let an agent control it, record it, say what is wrong with it."""
+"""Start a real queue, let an agent control it, record it, diagnose it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from l4s_gym.cli.arguments import App
-from l4s_gym.cli.common import console, progress_bar, say
+from l4s_gym.cli.common import check_output, console, progress_bar, say
 from l4s_gym.cli.live_up import up
 from l4s_gym.errors import L4SError
 
@@ -29,7 +29,7 @@ app.command(up)
 
 @contextmanager
 def _stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM lets the work finish properly; a second one interrupts it."""
+    """Call `stop` at the first Ctrl-C or SIGTERM, so that the work ends cleanly; a second one interrupts it."""
 
     def handle(number: int, frame: Any) -> None:
         for each, handler in before.items():
@@ -58,18 +58,18 @@ def control(
     direct: bool = True,
     out: Path | None = None,
 ) -> None:
-    """Let an agent control a real queue; Ctrl-C hands it back to the native law.
+    """Let an agent control a real queue; after Ctrl-C the queue's own law decides again.
 
     Args:
-        agent: random, threshold, enqueue, the folder of a saved agent, or module:attribute of your own.
-        socket: Of the queue; $L4S_GYM_SOCKET, or /run/l4s-gym/live.sock.
-        decision_interval: Ask about each n-th packet (1, 10, 100).
-        seconds: For how long; until Ctrl-C by default.
-        lifetime_ms: For how long after the ask an answer may still be used.
-        reward: Tell the agent this reward (balance, power, l4s_llm) instead of 0.
-        seed: Of the agent.
-        direct: Be asked by a socket of the queue's own, past the daemon, where it offers one.
-        out: Write what happened as JSON there.
+        agent: random, threshold, enqueue, the folder of a saved agent, or module:attribute for your own.
+        socket: Socket of the queue; default: $L4S_GYM_SOCKET, or /run/l4s-gym/live.sock.
+        decision_interval: The agent decides every n-th packet (1, 10, 100), the queue's own law the others.
+        seconds: How long to control it; default: until Ctrl-C.
+        lifetime_ms: An answer is valid for this long after the question.
+        reward: Reward that the agent is told: balance, power or l4s_llm; default: always 0.
+        seed: Seed of the agent's random decisions.
+        direct: Talk to the queue directly, not through the daemon, if the queue offers it.
+        out: Write the results to this JSON file.
     """
     from l4s_gym import agents
     from l4s_gym.bridge.client import Client
@@ -78,7 +78,8 @@ def control(
 
     if seconds is not None and not seconds > 0:
         raise L4SError(f"--seconds {seconds:g}: give a positive number")
-    _check_folder(out)
+    if out is not None:
+        check_output(out)
     with fingerprint.allow_stale() as stale:  # the queue is real: nothing of the installed simulator is beside it
         made = agents.make(agent)
     for text in stale:
@@ -94,11 +95,6 @@ def control(
     _print_run(done)
     if out is not None:
         _write_json(out, done.as_dict())
-
-
-def _check_folder(out: Path | None) -> None:
-    if out is not None and not out.absolute().parent.is_dir():
-        raise L4SError(f"{out}: cannot be written, there is no folder {out.parent}: make it first")
 
 
 def _write_json(out: Path, data: dict[str, Any]) -> None:
@@ -143,15 +139,15 @@ def record(
     rows: int | None = None,
     rotate_mb: float | None = None,
 ) -> None:
-    """Record the rows of a real queue; Ctrl-C finishes the file.
+    """Record the decisions of a real queue to a file, until Ctrl-C.
 
     Args:
-        out: The file: binary records (.rec, packed too: .rec.zst) with all fields, or log lines of the testbed's
-            kernel (.log) with 24 of them.
-        socket: Of the queue; $L4S_GYM_SOCKET, or /run/l4s-gym/live.sock.
-        seconds: For how long; until Ctrl-C by default.
-        rows: How many rows at most.
-        rotate_mb: Start another file (OUT-0001.rec, OUT-0002.rec, ...) after so many MB of rows.
+        out: The file: binary records with all fields (.rec, compressed: .rec.zst), or lines of the testbed's kernel log
+            with 24 of the fields (.log).
+        socket: Socket of the queue; default: $L4S_GYM_SOCKET, or /run/l4s-gym/live.sock.
+        seconds: How long to record; default: until Ctrl-C.
+        rows: Stop after this many rows.
+        rotate_mb: Start a new file (OUT-0001.rec, OUT-0002.rec, ...) after this many MB of rows.
     """
     from l4s_gym.bridge.client import Client
     from l4s_gym.bridge.recorder import Recorder
@@ -172,15 +168,15 @@ def doctor(
     namespace: str | None = None,
     interface: str | None = None,
 ) -> None:
-    """Say why a testbed gives no marks: exit status 0 where nothing is to be done, else 1.
+    """Find out why a testbed marks no packets. Exit status 0: no problem found; 1: something has to be fixed.
 
     Args:
-        socket: Of the queue; $L4S_GYM_SOCKET, or /run/l4s-gym/live.sock. Where none is named and none is there, this
-            machine alone is examined.
-        seconds: For how long to watch it.
-        log: Examine these logs instead (kernel logs, binary records, ...).
-        namespace: Look at the settings of this network namespace too.
-        interface: And at the offloads of this interface.
+        socket: Socket of the queue; default: $L4S_GYM_SOCKET, or /run/l4s-gym/live.sock. Without a socket, only
+            the settings of this machine are checked.
+        seconds: How long to watch the queue.
+        log: Check these logs instead (kernel logs, binary records, ...).
+        namespace: Also check the settings of this network namespace.
+        interface: Also check the offloads of this network interface.
     """
     from l4s_gym.live import doctor as checks
     from l4s_gym.live import machine
@@ -203,7 +199,7 @@ def doctor(
 
 
 def _no_socket(socket: Path | None) -> Finding | None:
-    """What is said where nobody named a socket, and there is none."""
+    """Return a finding if no socket was named and the default one does not exist."""
     from l4s_gym.bridge.client import ADDRESS, default_address
     from l4s_gym.live.doctor import Finding
 
@@ -250,19 +246,19 @@ def model(
     out: Path,
     leaves: int = 256,
 ) -> None:
-    """Distil logged decisions into an integer tree that a queue can run by itself (l4s-router --model FILE).
+    """Train an integer decision tree on logged decisions, for a queue to run by itself (l4s-router --model FILE).
 
     Args:
-        rows: Kernel logs, binary records (.rec) or Parquet files that follow each other.
-        out: The file.
-        leaves: At most so many leaves (2048 fit).
+        rows: Kernel logs, binary records (.rec) or Parquet files, in order of time.
+        out: File for the tree.
+        leaves: Largest number of leaves (up to 2048).
     """
     from l4s_gym.bridge import trees
     from l4s_gym.data.files import atomic_write
     from l4s_gym.data.stream import open_stream
     from l4s_gym.schema import DROP, MARK
 
-    _check_folder(out)
+    check_output(out)
     with progress_bar("reading") as show:
         stream = open_stream(rows, progress=show)
         raw, actions = trees.training_rows(stream.blocks(), stream.present)

@@ -1,4 +1,4 @@
-"""`l4s-gym live up`: a live queue on this machine, until it is over or Ctrl-C; then all of it goes."""
+"""`l4s-gym live up`: run a real queue on this machine for a time or until Ctrl-C, then remove all of it."""
 
 from __future__ import annotations
 
@@ -36,25 +36,26 @@ def up(
     out: Path | None = None,
     dry_run: bool = False,
 ) -> None:
-    """Bring up a live queue on this machine: namespaces, router, daemon, test traffic. Needs Linux and root.
+    """Start a real queue on this machine: network namespaces, router, daemon, test traffic. Needs Linux and root.
 
-    Everything is taken down at the end: after the scenario's time, by Ctrl-C, when the terminal goes, and even when
+    Everything is removed at the end: after the scenario's time, after Ctrl-C, when the terminal closes, and even when
     this process is killed.
 
     Args:
         scenario: Name of a scenario, or path of a TOML file.
-        aqm: dualpi2_freebsd, dualpi2_rfc9332 or dualpi2_linux; the scenario's by default.
-        seconds: How long, instead of the scenario's horizon.
-        seed: Of the scenario's draws, the starts of the flows, and the router's random numbers.
-        socket: Where agents and readers connect, /run/l4s-gym/live.sock by default.
-        flows: Whether the scenario's flows send; else the queue waits for traffic of your own.
-        kernel: Folder of the programs; $L4S_GYM_KERNEL, the checkout (built if need be) or PATH by default.
-        spin: Let the router spin instead of sleeping: a whole core for the finest timing.
-        shield: A bound on what agents may do, instead of the shipped one; may be repeated. c_us, l_us: delays; drops:
-            share that they may drop (1/65536), of window packets; hold_us: how long the native law then decides; hits:
-            drops and marks, 1/256 of the native law's, 0 for no bound.
-        out: Folder for the results as JSON (live.json).
-        dry_run: Print every command that would be run, and run none.
+        aqm: dualpi2_freebsd, dualpi2_rfc9332 or dualpi2_linux; default: the scenario's.
+        seconds: How long to run; default: the scenario's length.
+        seed: Seed of what the scenario draws, of the start times of the flows, and of the router's random numbers.
+        socket: Socket for agents and readers; default: /run/l4s-gym/live.sock.
+        flows: Start the scenario's flows; with --no-flows the queue waits for your own traffic.
+        kernel: Folder of the programs; default: $L4S_GYM_KERNEL, the checkout (built if needed), or PATH.
+        spin: Let the router poll instead of sleeping: exact timing, at the cost of a whole core.
+        shield: Change a limit on what agents may do; may be repeated. c_us, l_us: largest delay of C and L; drops:
+            share of packets that they may drop (in 1/65536), among the last `window` packets; hold_us: how long the
+            native law decides after a limit was reached; hits: drops and marks relative to the native law (in 1/256, 0:
+            no limit).
+        out: Folder for the results (live.json).
+        dry_run: Print the commands without running them.
     """
     from l4s_gym.bridge.client import default_address
     from l4s_gym.live.testbed import LiveTestbed
@@ -115,7 +116,7 @@ def _bounds(given: tuple[str, ...]) -> dict[str, int]:
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the block as an exception does: what was made is taken down."""
+    """End the block with an exception on SIGTERM and SIGHUP, so that everything is removed."""
 
     def end(number: int, _: FrameType | None) -> None:
         for each in before:  # a second one does not disturb the taking down
@@ -133,7 +134,7 @@ def _ended_by_signals() -> Iterator[None]:
 
 
 def _watch(bed: LiveTestbed) -> None:
-    """Wait for the end; on a terminal, with a line that tells what goes on."""
+    """Wait for the end; on a terminal, show a status line."""
     from rich.live import Live
     from rich.text import Text
 
@@ -153,7 +154,7 @@ def _watch(bed: LiveTestbed) -> None:
 
 
 def status_line(before: Figures, now: Figures, left: float) -> str:
-    """What went on between two readings: rate, delay and marks of each queue, and who decided."""
+    """Return the status line between two readings: rate, delay and marks of each queue, and who decided."""
     elapsed = max(now.seconds - before.seconds, 1e-9)
     parts = []
     for name, a, b in zip(("C", "L"), before.classes, now.classes, strict=True):
@@ -196,7 +197,7 @@ def class_table(figures: Figures, title: str) -> Table:
 
 
 def flow_table(result: LiveResult) -> Table:
-    """What each sender says of itself."""
+    """Return what each sender reports: rate, round-trip time, marks."""
     from rich.table import Table
 
     table = Table(title="flows")

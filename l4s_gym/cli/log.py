@@ -1,4 +1,4 @@
-"""Work on decision logs: say what is in them, and convert them."""
+"""Inspect, convert and audit decision logs."""
 
 from __future__ import annotations
 
@@ -22,13 +22,12 @@ def _names(columns: str | None) -> list[str] | None:
 
 @app.command
 def inspect(paths: Paths, columns: Columns = None) -> None:
-    """Say what is in decision logs: rows, what was skipped and why, shares and quantiles, leak of the label.
+    """Summarise decision logs: rows, skipped lines, actions, quantiles, and how far the fields give the action away.
 
     Args:
         paths: Kernel logs or binary records (plain, .gz, .bz2, .xz, .zst; rotations are put in order), an experience
             pool (.json, .pkl), Parquet (.parquet) or rows (.csv).
-        columns: What the features of a pickled pool are, in order, "-" for one that is not read; else its form and its
-            data tell.
+        columns: Names of the features of a pickled pool, in order, "-" for one to ignore; default: found from the data.
     """
     from l4s_gym.data.inspect import inspect_rows
     from l4s_gym.data.pools import rows_of
@@ -48,7 +47,7 @@ def inspect(paths: Paths, columns: Columns = None) -> None:
 @app.command
 def convert(
     paths: Paths,
-    to: Literal["minari", "pool", "parquet", "rec"],
+    to: Literal["minari", "pool", "parquet", "rec", "csv"],
     out: Path | None = None,
     columns: Columns = None,
     as_logged: bool = False,
@@ -57,20 +56,19 @@ def convert(
     description: str | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Convert decision logs of any kind; memory stays bounded.
+    """Convert decision logs to another format; memory use does not grow with the log.
 
     Args:
         paths: Kernel logs or binary records (plain, .gz, .bz2, .xz, .zst; rotations are put in order), an experience
             pool (.json, .pkl), Parquet (.parquet) or rows (.csv).
-        to: A Minari dataset, an experience pool (JSON), Parquet, or binary records.
-        out: The new file: .json, .parquet or .rec (a pool and records may be packed too: .rec.zst).
-        columns: What the features of a pickled pool are, in order, "-" for one that is not read; else its form and its
-            data tell.
-        as_logged: Observe the fields as printed, which give most drops away, instead of those before the decision.
-        id: Of a Minari dataset: l4s/dualpi2/NAME-v0.
-        algorithm: Of a Minari dataset: who decided.
-        description: Of a Minari dataset: what the data is.
-        overwrite: Replace what is there.
+        to: A Minari dataset, an experience pool (JSON), Parquet, binary records, or CSV in kernel units.
+        out: The new file: .json, .parquet, .rec or .csv (a pool and records may be compressed: .rec.zst).
+        columns: Names of the features of a pickled pool, in order, "-" for one to ignore; default: found from the data.
+        as_logged: Take the fields as printed, which reveal most drops, instead of their values before the decision.
+        id: Id of the Minari dataset: l4s/dualpi2/NAME-v0.
+        algorithm: What made the decisions; stored in the Minari dataset.
+        description: What the data is; stored in the Minari dataset.
+        overwrite: Replace a file or dataset that exists.
     """
     from l4s_gym.data.convert import check_target
     from l4s_gym.data.convert import convert as convert_
@@ -131,18 +129,16 @@ def audit(
     columns: Columns = None,
     json: Path | None = None,
 ) -> None:
-    """Tell whether the actions of a log, pool or dataset can be read off its features.
+    """Check whether the features of a log, pool or dataset reveal its actions (label leakage).
 
-    A classifier is asked on rows that it has not seen: of the hits that the discipline leaves to chance, which does
-    it foresee with certainty? It can do so only where a feature was written after the decision, or where a value is
-    missing because of it.
+    A classifier predicts the actions of rows that it has not seen. Where the queue discipline drops or marks at random,
+    it can be certain only if a feature was written after the decision, or is missing because of it.
 
     Args:
         paths: Decision logs of any kind, as for `inspect`; or a Minari dataset, l4s/dualpi2/NAME-v0.
-        rows: At most so many rows are used, in evenly spaced stretches.
-        columns: What the features of a pickled pool are, in order, "-" for one that is not read; else its form and its
-            data tell.
-        json: Write all figures there.
+        rows: Use at most this many rows, in evenly spaced parts.
+        columns: Names of the features of a pickled pool, in order, "-" for one to ignore; default: found from the data.
+        json: Write all results to this JSON file.
     """
     from json import dumps
 

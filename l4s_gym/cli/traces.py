@@ -1,4 +1,4 @@
-"""`l4s-gym scenarios --trace FILE`: what the trace of a link holds."""
+"""`l4s-gym scenarios --trace FILE`: show the rate of a link trace."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROWS: Final = 8
 
 
 def show(name: str) -> None:
-    """Print period, mean rate, the range of rates, and a picture of the rate over time."""
+    """Print period, mean rate, range of rates, and a bar chart of the rate over time."""
     trace = traces.load(name)
     period_s = trace.period_ns * 1e-9
     windows = max(int(period_s), 20)
@@ -31,7 +31,7 @@ def show(name: str) -> None:
 
 
 def picture(rates_mbps: traces.Floats, period_s: float) -> list[str]:
-    """Lines of a bar chart of rates (K,) over time."""
+    """Return the lines of a bar chart of rates (K,) over time."""
     top = max(float(rates_mbps.max()), 1e-9)
     heights = np.ceil(rates_mbps / top * ROWS - 1e-9)
     labels = [f"{top:.4g}", *[""] * (ROWS - 2), "Mbit/s"]

@@ -13,7 +13,7 @@ from l4s_gym.data.steps import reward_warning
 from l4s_gym.data.stream import FORMATS, Progress, RowStream, function, open_stream
 from l4s_gym.errors import L4SError
 
-Target = Literal["pool", "parquet", "rec"]
+Target = Literal["pool", "parquet", "rec", "csv"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def convert(
 
     Args:
         paths: Files of any kind (`stream.open_stream`).
-        target: Kind of the new file: experience pool (JSON), Parquet, or binary records.
+        target: Kind of the new file: experience pool (JSON), Parquet, binary records, or CSV.
         out: The new file; it appears as a whole or not at all.
         columns: As `open_stream`.
         as_logged: For a pool: the printed values instead of those before the decision.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,14 +11,16 @@ import numpy as np
 import numpy.typing as npt
 
 from l4s_gym.data.columns import field_of, unknown_field, without_index
-from l4s_gym.data.files import PathLike, printable, read_error
+from l4s_gym.data.files import PathLike, atomic_write, printable, read_error
 from l4s_gym.data.logs import Records, known_fields
 from l4s_gym.data.records import bounds
-from l4s_gym.data.stream import Blocks, Progress, RowStream, join, open_stream
+from l4s_gym.data.stream import Blocks, Progress, RowStream, RunSplitter, join, open_stream
 from l4s_gym.errors import L4SError
 from l4s_gym.schema import BY_NAME, FIELDS, MARK, RECORD
 
 MAX_POOL_BYTES: Final = 1 << 28
+_NULLABLE: Final = "accumulated_probability_before"
+_UNKNOWN: Final = bounds(_NULLABLE)[1]
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ def load_rows_csv(path: PathLike) -> Rows:
     """Read consecutive rows from a csv file in kernel units whose header has the schema's names, or the authors'.
 
     A leading column without a name (or pandas' name of one) numbers the rows, and is not read. `action` is 0, 1, 2; the
-    authors' `dequeue_action` is so too, or 1, 2, 3 as printed. Fields without a column are 0.
+    authors' `dequeue_action` is so too, or 1, 2, 3 as printed. Fields without a column are 0. An empty
+    `accumulated_probability_before` is unknown.
 
     Raises:
         L4SError: The file cannot be read, has an unknown column, or a row is not of whole numbers in bounds.
@@ -92,7 +95,10 @@ def load_rows_csv(path: PathLike) -> Rows:
     if len(set(names)) != len(names) or not lines:
         raise L4SError(f"{path}: has {'no rows' if not lines else 'a column twice'}: give a csv file with a header")
     try:
-        table = np.loadtxt(lines, np.float64, delimiter=",", comments=None, ndmin=2)
+        empty: dict[int | str, Callable[[str], float]] = {}
+        if _NULLABLE in heads:
+            empty[heads.index(_NULLABLE)] = lambda cell: float(cell or _UNKNOWN)
+        table = np.loadtxt(lines, np.float64, delimiter=",", comments=None, ndmin=2, converters=empty)
     except ValueError as error:
         raise L4SError(f"{path}: {printable(error)}: each row needs {len(heads)} numbers") from error
     if table.shape[1] != len(heads):
@@ -109,6 +115,26 @@ def load_rows_csv(path: PathLike) -> Rows:
     except L4SError as error:
         raise L4SError(f"{path}: {error}") from error
     return Rows(records, frozenset(names), os.path.basename(path), tuple(notes))
+
+
+def write_csv(stream: RowStream, path: PathLike) -> tuple[int, int]:
+    """Write a stream as csv in kernel units that `load_rows_csv` reads; the file is replaced as a whole or not at all.
+
+    Returns:
+        Numbers of rows and of runs.
+    """
+    names = [field.name for field in FIELDS if field.name in stream.present]
+    splitter, rows, runs = RunSplitter(stream.present), 0, 0
+    with atomic_write(path) as file:
+        file.write((",".join(names) + "\n").encode())
+        for block in stream.blocks():
+            columns = [[str(value) for value in block[name].tolist()] for name in names]
+            if _NULLABLE in names:
+                k = names.index(_NULLABLE)
+                columns[k] = ["" if word == str(_UNKNOWN) else word for word in columns[k]]
+            file.write("".join(f"{','.join(row)}\n" for row in zip(*columns, strict=True)).encode())
+            rows, runs = rows + len(block), runs + len(splitter.starts(block))
+    return rows, runs
 
 
 def single(rows: Rows, progress: Progress | None = None) -> RowStream:

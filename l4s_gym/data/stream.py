@@ -64,7 +64,7 @@ FORMATS: Final = {
     "parquet": Format(f"{_DATA}.parquet:open_parquet", (".parquet",), f"{_DATA}.parquet:write_parquet"),
     "pool": Format(f"{_DATA}.jsonpool:open_pool", (".json",), f"{_DATA}.jsonpool:write_pool", packed=True),
     "pickle": Format(f"{_DATA}.pickles:open_pickle", (".pkl", ".pickle")),
-    "csv": Format(f"{_DATA}.pools:open_csv", (".csv",)),
+    "csv": Format(f"{_DATA}.pools:open_csv", (".csv",), f"{_DATA}.pools:write_csv"),
 }
 """All forms by name, which is their kind. A module is imported when a file needs it."""
 

@@ -1,4 +1,4 @@
-"""`L4S-DualPI2-v0`: one step is one packet's decision."""
+"""`L4S-DualPI2-v0`: each step decides what happens to one packet."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ Observation = npt.NDArray[np.float32]
 
 
 def observation_space() -> gym.spaces.Box:
-    """The eight features of `schema.OBSERVED`, scaled: Box(8,) float32 with finite bounds."""
+    """Return the space of the eight features of `schema.OBSERVED`, scaled: Box(8,) float32 with finite bounds."""
     return gym.spaces.Box(np.zeros(8, np.float32), schema.OBS_HIGH, dtype=np.float32)
 
 
 def check_interval(interval: int) -> int:
-    """A decision interval as a positive whole number."""
+    """Check that a decision interval is a whole number, 1 or more."""
     return whole("decision_interval", interval, " of packets")
 
 
 def in_kernel_units(obs: Observation) -> dict[str, int]:
-    """The features of an observation (8,) by name, in kernel units."""
+    """Convert an observation (8,) to kernel units, by name."""
     return {n: round(value) for n, value in zip(schema.OBSERVED, schema.unscale_observation(obs), strict=True)}
 
 
 def as_action(action: Any) -> int:
-    """An action of any integer type as a plain number."""
+    """Convert an action of any integer type to an int, and check it."""
     if (isinstance(action, np.ndarray) and action.ndim > 0) or (action != 0 and action != 1 and action != 2):
         raise L4SError(f"action {action!r}: give 0 (enqueue), 1 (drop) or 2 (mark)")
     return int(action)
 
 
 def refuse_arguments(environment: str, given: dict[str, Any]) -> NoReturn:
-    """An error for arguments that an environment does not take, or no longer."""
+    """Raise the error for unknown or former arguments of an environment."""
     name = next(iter(given))
     if {"backend", "log", "replay_mode", "replay_column"} & given.keys():
         raise L4SError(
@@ -72,7 +72,7 @@ class DualPI2Env(SimulatedEnv[Observation, int]):
     | 1 | drop it |
     | 2 | mark it with CE and enqueue it; a Not-ECT packet cannot be marked and is dropped, as the kernel does |
 
-    A full buffer drops the packet whatever the action. `info["applied_action"]` says what was done.
+    A full buffer drops the packet, whatever the action. `info["applied_action"]` tells what was done.
 
     ## Observation space
 
@@ -82,9 +82,9 @@ class DualPI2Env(SimulatedEnv[Observation, int]):
     | # | feature | unit | divided by | at most |
     |---|---|---|---|---|
     | 0 | queue_type: 0 C, 1 L | - | 1 | 1 |
-    | 1 | burst_allowance: time left without drops | us | 150 000 | 10 |
+    | 1 | burst_allowance: time left in which nothing is dropped | us | 150 000 | 10 |
     | 2 | drop_probability: base probability of the controller | 1/(2^31-1) | 2^31-1 | 1 |
-    | 3 | current_queue_delay: sojourn of the queue's last leaver | us | 100 000 | 100 |
+    | 3 | current_queue_delay: sojourn time of the packet that left the queue last | us | 100 000 | 100 |
     | 4 | accumulated_probability: sum since the last hit, before this packet's step | 1/(2^31-1) | 8.5 (2^31-1) | 10 |
     | 5 | length_in_bytes of the queue | B | 150 000 | 1000 |
     | 6 | total_drops of the queue in the current control interval | packets | 10 | 100 |
@@ -103,14 +103,31 @@ class DualPI2Env(SimulatedEnv[Observation, int]):
 
     ## Starting state
 
-    Empty queues; each flow starts at a random time (`stagger_s` of its source), and the fields that the
-    scenario randomises are drawn. Of several scenarios one is drawn, or named: `reset(options={"scenario": NAME})`;
-    `info["scenario"]` of the reset tells which. Everything random comes from `reset(seed=)`.
+    The queues are empty; each flow starts at a random time (`stagger_s` of its source), and the fields that the
+    scenario randomises are drawn. If several scenarios were given, one is drawn, or chosen by
+    `reset(options={"scenario": NAME})`; `info["scenario"]` tells which. `reset(seed=)` fixes everything random.
 
     ## Episode end
 
-    `terminated` when all flows are finite transfers and all are done. `truncated` at the scenario's horizon
-    (60 s by default). `info["statistics"]` then has the episode's utilisation, delays and rates.
+    `terminated` when all flows are finite transfers and all have finished. `truncated` at the scenario's horizon
+    (60 s by default). `info["statistics"]` then says what happened after the warm-up.
+
+    ## Statistics
+
+    Of the episode without its start: `warmup_s` of the scenario (5 s by default), at most half of the horizon. An
+    episode that ends earlier is counted whole.
+
+    | key | meaning |
+    |---|---|
+    | `duration_s` | time that was measured |
+    | `utilisation` | share of the link's capacity that was used |
+    | `flows` | names of the flows: the kind and a number, `cubic0`, `cubic1`, `prague0` |
+    | `goodput_mbps` | payload that arrived, each segment once, Mbit/s, in the order of `flows` |
+    | `goodput_ratio` | mean goodput of an L4S flow divided by that of a Classic flow; None without both |
+    | `jain` | Jain's fairness index of the goodputs |
+    | `delay_ms` | for each class, `C` and `L`: `mean`, `p50`, `p95`, `p99`, `max` of the sojourn times |
+    | `mark_rate`, `drop_rate` | shares of the packets that arrived at the queues |
+    | `classes` | for each class: `offered`, `dropped`, `dropped_ect`, `marked` packets, and both shares |
 
     ## Arguments
 
@@ -118,8 +135,8 @@ class DualPI2Env(SimulatedEnv[Observation, int]):
     |---|---|
     | `scenario` | name (`l4s-gym scenarios`), path of a TOML file, dict of fields, `suite:train`, or a list of these |
     | `horizon_s` | simulated seconds until an episode is truncated; None: the scenario's own |
-    | `aqm` | discipline underneath; None: the scenario's own |
-    | `decision_interval` | ask at every n-th packet (1, 10, 100); the discipline decides the others |
+    | `aqm` | queue discipline below the agent; None: the scenario's own |
+    | `decision_interval` | the agent decides every n-th packet (1, 10, 100), the discipline the others |
     | `reward` | `balance`, `power`, `l4s_llm` |
     | `render_mode` | None, `ansi`, `rgb_array`, `rgb_array_list`, `human` (needs pygame: `pip install 'l4s-gym[render]'`) |
     | `render_fps` | pictures for each simulated second |
@@ -127,14 +144,14 @@ class DualPI2Env(SimulatedEnv[Observation, int]):
 
     ## Pictures
 
-    A step is a packet, so `rgb_array` draws a new picture only where a 1 / `render_fps` of simulated time has passed,
-    and returns the last one (read-only) until then. `rgb_array_list` returns the pictures since the last `render()`: for
+    A step is a packet, so `rgb_array` draws a new picture only after 1 / `render_fps` of simulated time, and returns
+    the last one (read-only) until then. `rgb_array_list` returns the pictures since the last `render()`: for
     videos in real time, `gymnasium.utils.save_video.save_video(env.render(), folder, fps=env.metadata["render_fps"])`.
     `human` shows them in a window, in real time or slower.
 
     ## Copies and snapshots
 
-    `copy.deepcopy` and `pickle` give an independent environment that goes on as this one would, in any process.
+    `copy.deepcopy` and `pickle` give an independent environment that continues as this one would, in any process.
     For planning, `snapshot = env.unwrapped.clone_state()` and `env.unwrapped.restore_state(snapshot)` are faster.
 
     ## Version history
@@ -178,6 +195,7 @@ class DualPI2Env(SimulatedEnv[Observation, int]):
         self._over = False
         batch = self.batch
         batch.advance_one()
+        batch.leave_warmup()
         batch.reward[0] = 0.0
         if self._view is not None:
             self._view.start()
@@ -189,7 +207,7 @@ class DualPI2Env(SimulatedEnv[Observation, int]):
     def step(
         self, action: int | np.integer | npt.NDArray[np.integer]
     ) -> tuple[Observation, SupportsFloat, bool, bool, dict[str, Any]]:
-        """Apply the action to the packet that waits, and run on to the next one to be decided."""
+        """Apply the action to the waiting packet, and simulate until the next packet that needs a decision."""
         if action.__class__ is not int or not 0 <= action <= 2:
             action = as_action(action)
         if not self._ready:
@@ -198,6 +216,9 @@ class DualPI2Env(SimulatedEnv[Observation, int]):
         batch = self.batch
         batch.action_view[0] = action
         status = batch.step_one(batch.address)
+        if status == layout.STOPPED:
+            batch.leave_warmup()
+            status = int(batch.status[0])
         info: dict[str, Any] = {"applied_action": batch.applied_view[0]}
         if self._info_record:
             info["record"] = self.record()
@@ -216,5 +237,5 @@ class DualPI2Env(SimulatedEnv[Observation, int]):
         )
 
     def record(self) -> dict[str, int]:
-        """The observed features of the packet that waits, in kernel units."""
+        """Return the observed features of the waiting packet, in kernel units."""
         return in_kernel_units(self.batch.first_obs)

@@ -1,4 +1,4 @@
-"""Environments whose step is a control interval, single and vector: a form of action tells what one writes."""
+"""Environments in which each step is a control interval, single and vector; a `Form` defines the actions."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ Floats = npt.NDArray[np.float32]
 
 
 class Form:
-    """A form of action: a subclass says what an action is, and writes it; the environments below do the rest.
+    """Base class of the action forms: a subclass defines the bounds of an action and how it is applied.
 
-    An environment of the form inherits from it first, then from `IntervalEnv` or `IntervalVectorEnv`.
+    An environment inherits from its form first, then from `IntervalEnv` or `IntervalVectorEnv`.
     """
 
     low: ClassVar[npt.NDArray[np.float64]]
     high: ClassVar[npt.NDArray[np.float64]]
     """Bounds of one action (K,)."""
     asks: ClassVar[str]
-    """What an action is, for errors."""
+    """Description of an action, for errors."""
     decider: ClassVar[int]
     """Who decides about packets, `layout.NATIVE` or `layout.PROBABILITY`."""
     batch: Batch
@@ -44,11 +44,11 @@ class Form:
         raise NotImplementedError
 
     def _begin(self, i: int) -> None:
-        """The records of environment `i` are those of a new episode."""
+        """Prepare environment `i`, which was just reset, for a new episode."""
         self.intervals.start(i)
 
     def _made(self) -> dict[str, Any]:
-        """Arguments of the form that a snapshot must agree with."""
+        """Return the arguments of the form that a snapshot must have in common."""
         return {}
 
     def _simulate(
@@ -60,7 +60,7 @@ class Form:
         reward: str,
         **options: Any,
     ) -> None:
-        """Make the batch and its intervals."""
+        """Create the batch and its control intervals."""
         real = isinstance(control_interval_ms, int | float | np.integer | np.floating)
         if not real or not 0.0 < control_interval_ms < 1e6:
             raise L4SError(f"control_interval_ms={control_interval_ms!r}: give a positive number of milliseconds")
@@ -74,7 +74,7 @@ class Form:
         return {**super()._identity(), **{name: str(value) for name, value in made.items()}}  # type: ignore[misc]
 
     def _check(self, given: Any, *rows: int) -> npt.NDArray[np.float64]:
-        """Actions (*rows, K), of which each number is within its bounds."""
+        """Check actions (*rows, K) and return them as an array."""
         try:
             actions = np.asarray(given, np.float64)
         except (TypeError, ValueError):
@@ -86,13 +86,13 @@ class Form:
         return actions
 
     def _spaces(self) -> tuple[gym.spaces.Box, gym.spaces.Box]:
-        """Of an action (K,), and of an observation (12,)."""
+        """Return the spaces of an action (K,) and of an observation (12,)."""
         low, high = (bounds.astype(np.float32) for bounds in (self.low, self.high))
         return gym.spaces.Box(low, high), gym.spaces.Box(np.zeros_like(HIGH), HIGH)
 
 
 class IntervalEnv(Form, SimulatedEnv[Floats, Floats]):
-    """A single one."""
+    """A single environment with control intervals."""
 
     metadata: dict[str, Any] = metadata()
     _parts = (*SimulatedEnv._parts, "intervals")
@@ -101,7 +101,7 @@ class IntervalEnv(Form, SimulatedEnv[Floats, Floats]):
     def _open(
         self, scenario: Scenarios, *, render_mode: RenderMode | None = None, render_fps: float = FPS, **arguments: Any
     ) -> None:
-        """What a subclass calls when it is made; `arguments` are those of `_simulate`."""
+        """Set the environment up, called by the subclass; `arguments` are those of `_simulate`."""
         self.action_space, self.observation_space = self._spaces()
         self._ready = False
         self._simulate(scenario, 1, **arguments)
@@ -117,7 +117,7 @@ class IntervalEnv(Form, SimulatedEnv[Floats, Floats]):
         return self.intervals.obs[0].copy(), {"scenario": self.scenario.name}
 
     def step(self, action: Floats) -> tuple[Floats, float, bool, bool, dict[str, Any]]:
-        """Apply an action, and run for one control interval."""
+        """Apply an action, and simulate one control interval."""
         if not self._ready:
             raise gym.error.ResetNeeded("step: the environment has not been started or has ended; call reset() first")
         self._write(self._check(action)[None])
@@ -135,14 +135,14 @@ class IntervalEnv(Form, SimulatedEnv[Floats, Floats]):
 
 
 class IntervalVectorEnv(Form, SimulatedVectorEnv[Floats]):
-    """Many of them."""
+    """A vector environment with control intervals."""
 
     _parts = (*SimulatedVectorEnv._parts, "intervals")
 
     def _open(
         self, num_envs: int, scenario: Scenarios, render_mode: str | None, mode: str, copy: bool, **arguments: Any
     ) -> None:
-        """What a subclass calls when it is made; `arguments` are those of `_simulate`."""
+        """Set the environment up, called by the subclass; `arguments` are those of `_simulate`."""
         self._arrange(num_envs, *self._spaces(), render_mode, mode, copy)
         self._simulate(scenario, num_envs, **arguments)
 

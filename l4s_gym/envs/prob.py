@@ -1,4 +1,4 @@
-"""`L4S-DualPI2-Prob-v0`: one step is one control interval, the action a pair of probabilities."""
+"""`L4S-DualPI2-Prob-v0`: each step is a control interval; the action is two probabilities."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class DualPI2ProbEnv(_Probabilities, IntervalEnv):
     """
     ## Description
 
-    The simulator of `L4S-DualPI2-v0` as a continuous control problem: for each control interval (16 ms by
-    default) the agent sets the mark probability of queue L and the mark or drop probability of queue C
-    (ECT packets are marked, others dropped), as a PI controller would.
+    The simulator of `L4S-DualPI2-v0` as a continuous control problem. For each control interval (16 ms by
+    default) the agent sets the mark probability of queue L, and the mark or drop probability of queue C
+    (ECT packets are marked, others are dropped), as a PI controller would.
 
     ## Action space
 
@@ -54,7 +54,7 @@ class DualPI2ProbEnv(_Probabilities, IntervalEnv):
     | 6, 7 | share of offered packets marked | 1 | 1 |
     | 8, 9 | share of offered packets dropped | 1 | 1 |
     | 10 | bytes served | the link's mean capacity in the interval | 10 |
-    | 11 | base probability of the discipline underneath | 1 | 1 |
+    | 11 | base probability of the discipline below the agent | 1 | 1 |
 
     ## Rewards, starting state, episode end, arguments, pictures, copies
 
@@ -94,7 +94,7 @@ class DualPI2ProbEnv(_Probabilities, IntervalEnv):
 
 
 class DualPI2ProbVectorEnv(_Probabilities, IntervalVectorEnv):
-    """`num_envs` copies of `L4S-DualPI2-Prob-v0`; its page tells spaces, rewards and arguments.
+    """`num_envs` copies of `L4S-DualPI2-Prob-v0`; its page describes spaces, rewards and arguments.
 
     Seeds, infos, `autoreset_mode`, `copy` and `num_threads` are those of `l4s_gym.envs.vector.DualPI2VectorEnv`.
     """

@@ -1,4 +1,4 @@
-"""Pictures with NumPy alone: rectangles, curves, and text in letters of 5 x 7 dots."""
+"""Draw with NumPy alone: rectangles, curves, and text in a font of 5 x 7 dots."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _letters() -> dict[str, npt.NDArray[np.bool_]]:
 
 
 def text(frame: Frame, x: int, y: int, words: str, colour: Colour, *, scale: int = 1) -> int:
-    """Write a line; what lies outside of the frame is cut off, and unknown characters are empty.
+    """Write a line of text; it is cut off at the edge of the frame, and unknown characters are blank.
 
     Args:
         frame: Drawn on.
@@ -62,7 +62,7 @@ def text(frame: Frame, x: int, y: int, words: str, colour: Colour, *, scale: int
 
 
 def curve(frame: Frame, x: int, rows: npt.NDArray[np.integer], colour: Colour, *, width: int = 2) -> None:
-    """Draw a curve of one point a column.
+    """Draw a curve with one point for each column.
 
     Args:
         frame: Drawn on.

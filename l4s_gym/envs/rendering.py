@@ -1,4 +1,4 @@
-"""What `render` shows: a line of text, or a picture of the last seconds, a new one for each 1 / fps simulated seconds."""
+"""Rendering: a line of text, or a picture of the last seconds, drawn every 1 / fps simulated seconds."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ FPS: Final = 25
 
 
 def metadata() -> dict[str, Any]:
-    """Of the simulated environments; without pygame there is no mode `human`, which Gymnasium then asks it for."""
+    """Return the metadata of the simulated environments; the mode `human` is left out if pygame is missing."""
     modes = [mode for mode in get_args(RenderMode) if mode != "human" or importlib.util.find_spec("pygame")]
     return {"render_modes": modes, "render_fps": FPS}
 
 
 class Window:
-    """A window of pygame; a copy of it is one that is not open yet."""
+    """A pygame window; a copy of it is not open."""
 
     def __init__(self, fps: float) -> None:
-        """`fps`: at most so many pictures are shown in a second."""
+        """Show at most `fps` pictures per second."""
         self._fps = fps
         self._pygame: Any = None
         self._window: Any = None
@@ -41,7 +41,7 @@ class Window:
         return Window, (self._fps,)
 
     def show(self, frame: Frame) -> None:
-        """Show a picture, not before its time has come."""
+        """Show a picture, at most `fps` per second."""
         if self._window is None:
             self._open(frame)
         pygame = self._pygame
@@ -68,14 +68,14 @@ class Window:
 
 
 class View:
-    """Watches a batch of one environment, and renders it.
+    """Samples one environment while it runs, and renders it.
 
-    The picture has the last `COLUMNS` times `COLUMN_NS`. The samples of a column are taken when it is over: largest
-    delay of each class, base probability of the discipline, and counters from the start of the episode.
+    The picture shows the last `COLUMNS` x `COLUMN_NS` of simulated time. A column is sampled when its time is over:
+    largest delay of each class, base probability of the discipline, and counters from the start of the episode.
     """
 
     def __init__(self, batch: Batch, mode: RenderMode, fps: float = FPS) -> None:
-        """What to watch.
+        """Start with an empty picture.
 
         Args:
             batch: A batch of one environment.
@@ -93,7 +93,7 @@ class View:
         self._clear()
 
     def start(self) -> None:
-        """An episode has begun: forget the last one."""
+        """Forget the last episode."""
         self._clear()
         self._frames = []
         if self._mode in ("human", "rgb_array_list"):
@@ -103,12 +103,14 @@ class View:
         self._samples[:] = 0.0
         self._column = 0
         self._peak = np.zeros(2)
+        self._counted, self._earlier = np.zeros(8), np.zeros(8)
+        self._since = 0
         self._action: int | None = None
         self._shown = -1
         self._frame: Frame | None = None
 
     def note(self, action: int) -> None:
-        """Take in what a step has done."""
+        """Sample the environment after a step."""
         self._action = action
         if self._mode == "ansi":
             return
@@ -125,23 +127,18 @@ class View:
             self._advance()
 
     def _sample(self) -> list[float]:
-        """In the order of `_SAMPLES`."""
+        """Return a sample, in the order of `_SAMPLES`."""
         batch = self._batch
         env, queue = batch.first_env, batch.queue[0]
         hit = queue["marked"] + queue["dropped"]
-        return [
-            *(self._peak * 1e-6),
-            batch.base_probability(0),
-            float(env["served_bytes"]),
-            batch.capacity_bytes(0),
-            *queue["offered"],
-            *hit,
-            float(queue["dropped"].sum()),
-            float(queue["marked"].sum()),
-        ]
+        if env["since_ns"] != self._since:  # the engine counts from 0 again
+            self._since, self._earlier = int(env["since_ns"]), self._counted
+        counted = [env["served_bytes"], batch.capacity_bytes(0), *queue["offered"], *hit]
+        self._counted = self._earlier + np.array([*counted, queue["dropped"].sum(), queue["marked"].sum()], float)
+        return [*(self._peak * 1e-6), batch.base_probability(0), *self._counted]
 
     def _advance(self) -> None:
-        """Draw, and show or keep, where the time of a new picture has come."""
+        """Draw a picture if one is due, and show or keep it."""
         number = int(int(self._batch.first_env["now_ns"]) * 1e-9 * self._fps)
         if number == self._shown:
             return
@@ -154,7 +151,7 @@ class View:
             self._frames.append(self._frame)
 
     def render(self) -> str | Frame | list[Frame] | None:
-        """What the environment's `render` returns."""
+        """Return what the environment's `render` returns."""
         if self._mode == "ansi":
             return self._text()
         if self._mode == "human":
@@ -171,25 +168,29 @@ class View:
             self._window.close()
 
     def state(self) -> dict[str, Any]:
-        """What a snapshot keeps."""
+        """Return what a snapshot stores."""
         return {
             "samples": self._samples.copy(),
             "column": self._column,
             "peak": self._peak.copy(),
+            "counted": self._counted,
+            "earlier": self._earlier,
+            "since": self._since,
             "action": self._action,
         }
 
     def restore(self, state: dict[str, Any] | None) -> None:
-        """Go back to a state; None: nothing is known of the past."""
+        """Return to a state; None: start with an empty picture."""
         self._clear()
         if state is None:
             self._column = int(self._batch.first_env["now_ns"]) // COLUMN_NS
         else:
             self._samples[:] = state["samples"]
             self._column, self._peak, self._action = state["column"], state["peak"].copy(), state["action"]
+            self._counted, self._earlier, self._since = state["counted"], state["earlier"], state["since"]
 
     def _text(self) -> str:
-        """One line: time, both queues, probability, the last action."""
+        """Return one line: time, both queues, probability, last action."""
         if self._action is None:
             return "no decision yet"
         env, queue = self._batch.first_env, self._batch.queue[0]
@@ -238,7 +239,7 @@ _DECADES: Final = (0.1, 1.0, 10.0, 100.0, 1000.0)
 
 @functools.cache
 def _background() -> Frame:
-    """What is the same in every picture: frames, grid, titles."""
+    """Draw what is the same in every picture: frames, grid, titles."""
     frame = np.full((_HEIGHT, _WIDTH, 3), _WHITE, np.uint8)
     for name, title in (("delay", "delay, ms"), ("hit", "hit, %"), ("used", "link used, %")):
         top, height = _PANELS[name]
@@ -256,7 +257,7 @@ def _background() -> Frame:
 
 
 def draw(samples: npt.NDArray[np.float64], title: str, time_s: float, first: int) -> Frame:
-    """The picture of some columns.
+    """Draw a picture of sampled columns.
 
     Args:
         samples: Of each column, in order of time (T, 11), at most `COLUMNS` of them.
@@ -304,13 +305,13 @@ def draw(samples: npt.NDArray[np.float64], title: str, time_s: float, first: int
 
 
 def _log_height(delay_ms: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Height in the panel of delays, 0 to 1 from 0.1 to 1000 ms."""
+    """Return the height in the delay panel: 0 at 0.1 ms, 1 at 1000 ms, logarithmic."""
     height: npt.NDArray[np.float64] = np.log10(np.maximum(delay_ms, _DECADES[0]) / _DECADES[0]) / 4.0
     return height
 
 
 def _share(part: npt.NDArray[np.float64], whole: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Growth of a counter by that of another, over the last `_OVER` columns."""
+    """Return the growth of one counter divided by that of another, over the last `_OVER` columns."""
     before = np.maximum(np.arange(len(part)) - _OVER, 0)
     share: npt.NDArray[np.float64] = (part - part[before]) / np.maximum(whole - whole[before], 1.0)
     return share

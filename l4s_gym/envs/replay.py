@@ -1,4 +1,4 @@
-"""`L4S-DualPI2-Replay-v0`: logged decisions played back; and the source of rows that it wraps."""
+"""`L4S-DualPI2-Replay-v0`: logged decisions played back."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class ReplaySource:
         self.reset()
 
     def _sort(self) -> dict[tuple[int, int], tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-        """For each queue and action the rows by (value, index): values (n,) and indices (n,)."""
+        """Sort the rows of each queue and action by (value, index): values (n,) and indices (n,)."""
         values = self.rows.records[self.column].astype(np.int64)
         groups = {}
         for queue in (0, 1):
@@ -127,11 +127,11 @@ class ReplaySource:
         self.done = False
 
     def state(self) -> tuple[int, int, int, bool]:
-        """Where the replay is."""
+        """Return the position in the log."""
         return self.index, self.decisions, self.no_candidate, self.done
 
     def restore(self, state: tuple[int, int, int, bool]) -> None:
-        """Go back to a state of a source of the same rows and arguments."""
+        """Return to a state of a source with the same rows and arguments."""
         self.index, self.decisions, self.no_candidate, self.done = state
 
     @property
@@ -140,7 +140,7 @@ class ReplaySource:
         return bool(self._missing[self.index])
 
     def observation(self) -> npt.NDArray[np.float32]:
-        """The observation of the current row, shape (8,) float32; fields that the log cannot tell are 0."""
+        """Return the observation of the current row, (8,) float32; unknown fields are 0."""
         row: npt.NDArray[np.float32] = self._observations[self.index].copy()
         return row
 
@@ -154,7 +154,7 @@ class ReplaySource:
         return int(self._logged[self.index])
 
     def reward(self) -> float:
-        """The reward of the public pools, `l4s_llm`, for the current row.
+        """Return the reward of the public pools, `l4s_llm`, for the current row.
 
         It means nothing where the rows lack one of the two (`steps.reward_warning`).
         """
@@ -162,7 +162,7 @@ class ReplaySource:
         return float(rewards.l4s_llm(float(self._packet[self.index]), delay_us))
 
     def nearest(self, action: int) -> int | None:
-        """The row to which a jump from the current row goes; of equally near ones the first.
+        """Return the row to which a jump from the current row goes; the first of several that are equally near.
 
         Args:
             action: 0, 1 or 2.
@@ -185,7 +185,7 @@ class ReplaySource:
         return min(found)[1]
 
     def _next(self, action: int) -> int:
-        """Index of the next row."""
+        """Return the index of the next row."""
         jumps = self.mode == "nearest" and self.decisions % self.decision_interval == 0
         if jumps and (self.column == "packet_length" or action != self.logged_action()):
             row = self.nearest(action)

@@ -1,4 +1,4 @@
-"""What the simulated environments share: arguments, choice of the scenario, rendering, copies, snapshots."""
+"""Base class of the simulated environments: arguments, choice of the scenario, rendering, copies, snapshots."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ ActType = TypeVar("ActType")
 
 
 def whole(name: str, value: Any, unit: str = "") -> int:
-    """An argument that is a whole number, 1 or more."""
+    """Check that an argument is a whole number, 1 or more."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
         raise L4SError(f"{name}={value!r}: give a whole number{unit}, 1 or more")
     return int(value)
 
 
 def flag(name: str, value: Any) -> bool:
-    """An argument that is true or false."""
+    """Check that an argument is true or false."""
     if value not in (False, True):
         raise L4SError(f"{name}={value!r}: give True or False")
     return bool(value)
 
 
 def read_options(options: dict[str, Any] | None, known: tuple[str, ...]) -> dict[str, Any]:
-    """The options of a `reset`; those that an environment does not know are refused."""
+    """Check the options of `reset`; unknown ones are an error."""
     if not isinstance(options, dict | None):
         raise L4SError(f"options={options!r}: give a dictionary")
     for name in options or {}:
@@ -42,7 +42,7 @@ def read_options(options: dict[str, Any] | None, known: tuple[str, ...]) -> dict
 
 
 def chosen_scenario(options: dict[str, Any], batch: Batch) -> int | None:
-    """Number of the scenario that options of `reset` name; None: none is named."""
+    """Return the number of the scenario named in the options of `reset`; None if none is named."""
     if "scenario" not in options:
         return None
     names = tuple(scenario.name for scenario in batch.scenarios)
@@ -52,7 +52,7 @@ def chosen_scenario(options: dict[str, Any], batch: Batch) -> int | None:
 
 
 class SimulatedEnv(Snapshots, gym.Env[ObsType, ActType]):
-    """An environment on a batch of one; a subclass makes the batch, then calls `_watch`."""
+    """An environment that simulates a batch of one; a subclass creates the batch, then calls `_watch`."""
 
     batch: Batch
     _view: View | None
@@ -60,11 +60,11 @@ class SimulatedEnv(Snapshots, gym.Env[ObsType, ActType]):
 
     @property
     def scenario(self) -> Scenario:
-        """The scenario of the episode, before anything is drawn."""
+        """The scenario of the episode, as it is before its random fields are drawn."""
         return self.batch.scenario_of(0)
 
     def _watch(self, render_mode: RenderMode | None, fps: float) -> None:
-        """Render in a mode, so many pictures for each simulated second."""
+        """Set the render mode, and the pictures per simulated second."""
         self.render_mode = render_mode
         self.metadata = {**self.metadata, "render_fps": fps}
         self._view = None if render_mode is None else View(self.batch, render_mode, fps)
@@ -74,12 +74,13 @@ class SimulatedEnv(Snapshots, gym.Env[ObsType, ActType]):
         which = chosen_scenario(read_options(options, ("scenario",)), self.batch)
         super().reset(seed=seed)
         self.batch.reset(0, self.np_random, which)
+        self.batch.stop_after_warmup(0)
 
     def _identity(self) -> dict[str, str]:
         return self.batch.identity
 
     def render(self) -> Any:
-        """`ansi`: a line on both queues. `rgb_array`: (480, 640, 3) uint8: delays, hits, use of the link, by time."""
+        """Render: `ansi` a line of text, `rgb_array` (480, 640, 3) uint8: delays, drops and marks, utilisation over time."""
         if self._np_random is None:
             raise gym.error.ResetNeeded("render: the environment has not been started; call reset() first")
         if self._view is None:

@@ -1,4 +1,4 @@
-"""Snapshots: the state of an environment at one moment, to go back to it (planning, tree search, checkpoints)."""
+"""Snapshots of an environment, to return to them later (planning, tree search, checkpoints)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from l4s_gym.sim.batch import check_identity
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What `clone_state` returns: opaque, and picklable."""
+    """Result of `clone_state`; it can be pickled."""
 
     identity: dict[str, str]
     parts: dict[str, Any]
@@ -20,21 +20,21 @@ class Snapshot:
 
 
 class Snapshots:
-    """`clone_state` and `restore_state` of an environment, and copies that do not share its simulator."""
+    """Adds `clone_state`, `restore_state` and independent copies to an environment."""
 
     _parts: ClassVar[tuple[str, ...]] = ()
-    """Attributes whose objects have `state` and `restore`; None where the environment lacks the part."""
+    """Names of attributes with the methods `state` and `restore`; an attribute may be None."""
     _values: ClassVar[tuple[str, ...]] = ()
-    """Attributes that are plain data and change in an episode."""
+    """Names of attributes that are plain data and change during an episode."""
 
     def _identity(self) -> dict[str, str]:
-        """What a snapshot must agree with."""
+        """Return what a snapshot must have in common with the environment."""
         raise NotImplementedError
 
     def clone_state(self) -> Snapshot:
-        """All that decides how the environment goes on, its generator included (spaces' own generators are not).
+        """Return a snapshot of the environment, including its random generator (but not those of its spaces).
 
-        The snapshot stays as it is whatever the environment does, and can be restored any number of times.
+        The environment does not change the snapshot, which can be restored any number of times.
         """
         return Snapshot(
             {"environment": type(self).__name__, **self._identity()},
@@ -43,9 +43,9 @@ class Snapshots:
         )
 
     def restore_state(self, snapshot: Snapshot) -> None:
-        """Go on from a snapshot, bit for bit; it may come from another environment made alike, in any process.
+        """Return to a snapshot, bit for bit; it may come from another environment with the same arguments.
 
-        Wrappers have state of their own: a wrapped environment is to be reset once before.
+        Wrappers have state of their own: reset a wrapped environment once before.
 
         Raises:
             L4SError: The snapshot is of another scenario, of other arguments, or of another version.
@@ -61,5 +61,5 @@ class Snapshots:
             setattr(self, name, copy.deepcopy(snapshot.values[name]))
 
     def __copy__(self) -> Self:
-        """A deep copy: one that shared the simulator would move the original."""
+        """Return a deep copy; a shallow one would share the simulator with the original."""
         return copy.deepcopy(self)

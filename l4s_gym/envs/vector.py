@@ -1,4 +1,4 @@
-"""The native vector environments: the same compiled step over a batch, on all cores."""
+"""Native vector environments: the compiled step runs over a whole batch, on all cores."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MODES: dict[str, Any] = {name: getattr(_ENUM, name.upper(), name) for name in (
 
 
 class SimulatedVectorEnv(Snapshots, VectorEnv[npt.NDArray[np.float32], Actions, npt.NDArray[Any]]):
-    """What the vector environments share: a subclass calls `_arrange`, makes the batch, and has the methods below."""
+    """Base class of the vector environments; a subclass calls `_arrange`, creates the batch, defines the methods below."""
 
     metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": _MODES["next_step"]}
     batch: Batch
@@ -38,27 +38,27 @@ class SimulatedVectorEnv(Snapshots, VectorEnv[npt.NDArray[np.float32], Actions, 
 
     @property
     def _obs(self) -> npt.NDArray[np.float32]:
-        """Where the observations are written, (N, F)."""
+        """The observations, (N, F)."""
         raise NotImplementedError
 
     def _apply(self, actions: Actions) -> None:
-        """Check actions, then write them to where the engine reads them."""
+        """Check the actions and pass them to the engine."""
         raise NotImplementedError
 
     def _begin(self, i: int) -> None:
-        """Environment `i` has been reset: go to its first observation."""
+        """Simulate environment `i`, which was just reset, until its first observation."""
         raise NotImplementedError
 
     def _advance(self) -> None:
-        """Run each environment that has not ended to its next observation."""
+        """Simulate each environment that has not ended until its next observation."""
         raise NotImplementedError
 
     def _infos(self) -> dict[str, Any]:
-        """The infos of a step."""
+        """Return the infos of a step."""
         return {}
 
     def _last_info(self, i: int) -> dict[str, Any]:
-        """The single environment's info at the end of an episode."""
+        """Return the info of one environment at the end of its episode."""
         return {"statistics": measure.summary(self.batch, i)}
 
     def _arrange(
@@ -70,7 +70,7 @@ class SimulatedVectorEnv(Snapshots, VectorEnv[npt.NDArray[np.float32], Actions, 
         autoreset_mode: Any,
         copy: bool,
     ) -> None:
-        """Check arguments, and set what Gymnasium asks for; the spaces are those of a single environment."""
+        """Check the arguments and set the attributes of a Gymnasium vector environment."""
         if render_mode is not None:
             raise L4SError(f"render_mode {render_mode!r}: the vector environment draws nothing; use gym.make")
         name = str(getattr(autoreset_mode, "name", autoreset_mode)).lower()
@@ -93,7 +93,7 @@ class SimulatedVectorEnv(Snapshots, VectorEnv[npt.NDArray[np.float32], Actions, 
 
     @property
     def buffers(self) -> dict[str, npt.NDArray[Any]]:
-        """The contiguous arrays: obs (N, F) float32, reward (N,) float64, action and status (N,) int64."""
+        """The engine's own contiguous arrays: obs (N, F) float32, reward (N,) float64, action and status (N,) int64."""
         b = self.batch
         return {"obs": self._obs, "reward": b.reward, "action": b.action, "status": b.status}
 
@@ -128,13 +128,14 @@ class SimulatedVectorEnv(Snapshots, VectorEnv[npt.NDArray[np.float32], Actions, 
         return self._take(self._obs), self._tell_scenarios(self._infos(), started)
 
     def _start(self, i: int, which: int | None = None) -> None:
-        """Begin an episode of environment `i`, of a scenario that is drawn unless its number is given."""
+        """Start an episode of environment `i`; the scenario is drawn if its number is not given."""
         self.batch.reset(i, self._rngs[i], which)
+        self.batch.stop_after_warmup(i)
         self._begin(i)
         self.batch.reward[i] = 0.0
 
     def _tell_scenarios(self, infos: dict[str, Any], started: list[int]) -> dict[str, Any]:
-        """Infos with the scenarios of the episodes that have begun."""
+        """Add the scenarios of the episodes that have just started to the infos."""
         for i in started:
             infos = self._add_info(infos, {"scenario": self.batch.scenario_of(i).name}, i)
         return infos
@@ -144,7 +145,7 @@ class SimulatedVectorEnv(Snapshots, VectorEnv[npt.NDArray[np.float32], Actions, 
     ) -> tuple[
         npt.NDArray[np.float32], npt.NDArray[np.float64], npt.NDArray[np.bool_], npt.NDArray[np.bool_], dict[str, Any]
     ]:
-        """Apply one action each, (N, ...)."""
+        """Apply one action to each environment, (N, ...)."""
         batch = self.batch
         if not self._rngs:
             raise gym.error.ResetNeeded("step: the environments have not been started; call reset() first")
@@ -184,7 +185,7 @@ class SimulatedVectorEnv(Snapshots, VectorEnv[npt.NDArray[np.float32], Actions, 
 
 
 class DualPI2VectorEnv(SimulatedVectorEnv[npt.NDArray[np.int64]]):
-    """`num_envs` copies of `L4S-DualPI2-v0` (its page tells spaces, rewards and arguments).
+    """`num_envs` copies of `L4S-DualPI2-v0`, whose page describes spaces, rewards and arguments.
 
     Environment i after `reset(seed=s)` is a single environment after `reset(seed=s + i)`.
 
@@ -194,11 +195,11 @@ class DualPI2VectorEnv(SimulatedVectorEnv[npt.NDArray[np.int64]]):
     | `num_threads` | threads that step the batch; None: all cores, for 128 environments or more |
     | `autoreset_mode` | what follows the end of an episode |
 
-    `autoreset_mode`: `next_step` (an ended environment starts anew at the next step, whose action is ignored),
-    `same_step` (at once; the last observation and info are in `infos["final_obs"]` and `infos["final_info"]`), or
-    `disabled` (reset by hand: `reset(options={"reset_mask": mask})`). Infos are those of Gymnasium's `SyncVectorEnv`:
-    an array a key, nested like the single environment's info, each with a mask `_key` of who has it; `scenario` of the
-    environments that have just been started.
+    `autoreset_mode`: `next_step` (an environment that has ended is reset in the next step, whose action is ignored),
+    `same_step` (it is reset at once; the last observation and info are in `infos["final_obs"]` and
+    `infos["final_info"]`), or `disabled` (call `reset(options={"reset_mask": mask})`). Infos have the form of
+    Gymnasium's `SyncVectorEnv`: one array for each key, nested like the info of a single environment, and a mask
+    `_key` of the environments that have it. `scenario` is given for environments that have just started.
     """
 
     def __init__(
@@ -242,9 +243,11 @@ class DualPI2VectorEnv(SimulatedVectorEnv[npt.NDArray[np.int64]]):
 
     def _begin(self, i: int) -> None:
         engine.advance(self.batch.address, self.batch.stride, i, i + 1, 0)
+        self.batch.leave_warmup()
 
     def _advance(self) -> None:
         self.batch.advance()
+        self.batch.leave_warmup()
 
     def _infos(self) -> dict[str, Any]:
         infos: dict[str, Any] = {"applied_action": self.batch.applied.copy(), "_applied_action": self._all.copy()}

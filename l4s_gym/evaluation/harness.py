@@ -18,8 +18,8 @@ from l4s_gym.agents import AgentSpec
 from l4s_gym.agents.protocol import Agent, Floats, generators, policy_of
 from l4s_gym.data.recipes import Recipe
 from l4s_gym.errors import L4SError
-from l4s_gym.schema import ACTIONS, ECT_1
-from l4s_gym.sim import disciplines, engine, layout, measure
+from l4s_gym.schema import ACTIONS
+from l4s_gym.sim import disciplines, layout, measure
 from l4s_gym.sim.batch import Batch, Outputs, run_on
 from l4s_gym.sim.jit import entry
 from l4s_gym.sim.scenario import Scenario, load
@@ -92,16 +92,6 @@ class Result:
         return asdict(self)
 
 
-def goodput_ratio(batch: Batch, index: int) -> float | None:
-    """Mean goodput of ECT(1) flows by the mean of all others; None where either is missing."""
-    flow = batch.flow[index][batch.flow["mss"][index] > 0]
-    scalable = flow["ecn"] == ECT_1
-    if not scalable.any() or scalable.all():
-        return None
-    classic = float(flow["goodput_bytes"][~scalable].mean())
-    return float(flow["goodput_bytes"][scalable].mean()) / classic if classic > 0.0 else None
-
-
 def quantiles_ms(hist: npt.NDArray[np.integer]) -> list[float]:
     """Quantiles of a delay histogram at `QUANTILES`, ms."""
     return [float(f"{measure.quantile(hist, q) * 1e-6:.4g}") for q in QUANTILES]
@@ -109,8 +99,7 @@ def quantiles_ms(hist: npt.NDArray[np.integer]) -> list[float]:
 
 def _stop_after_warmup(batch: Batch) -> None:
     for i in range(batch.n):
-        scenario = batch.scenario_of(i)
-        batch.stop_at(i, round(min(scenario.warmup_s, scenario.horizon_s / 2) * 1e9))
+        batch.stop_after_warmup(i)
 
 
 def _settle(batches: Sequence[Batch], out: Outputs, total: Floats, open_: npt.NDArray[np.bool_]) -> None:
@@ -124,11 +113,7 @@ def _settle(batches: Sequence[Batch], out: Outputs, total: Floats, open_: npt.ND
     """
     for batch in batches if out.status.max() == layout.POOL_EMPTY or (out.status == layout.STOPPED).any() else ():
         batch.check_status()
-        for stopped in np.flatnonzero(batch.status == layout.STOPPED).tolist():
-            batch.reset_counters(stopped)
-            earned = batch.reward[stopped]
-            engine.advance(batch.address, batch.stride, stopped, stopped + 1, 0)
-            batch.reward[stopped] += earned
+        batch.leave_warmup()
     np.add(total, out.reward, out=total, where=open_)
     np.less(out.status, layout.TERMINATED, out=open_)
 
@@ -374,7 +359,7 @@ def _result(batch: Batch, i: int, seed: int, episode_return: float, asked: bool,
         mark_rate=s["mark_rate"],
         drop_rate=s["drop_rate"],
         goodput_mbps=s["goodput_mbps"],
-        goodput_ratio=goodput_ratio(batch, i),
+        goodput_ratio=s["goodput_ratio"],
         jain=s["jain"],
         classes=s["classes"],
         **about,

@@ -18,7 +18,7 @@ from l4s_gym.data.files import atomic_write, read_error
 from l4s_gym.errors import L4SError
 from l4s_gym.evaluation import harness
 from l4s_gym.evaluation.entry import Entry, Protocol
-from l4s_gym.evaluation.native import simulate
+from l4s_gym.evaluation.native import mean_delay_ms, simulate
 from l4s_gym.evaluation.origin import origin
 from l4s_gym.evaluation.sweep import Sweep
 from l4s_gym.sim import fingerprint
@@ -107,14 +107,13 @@ def record(
     whole = np.diff(run.samples["time_s"], prepend=0.0) > 0.999e-3 * step_ms  # the last one may be cut short
     s = run.samples[whole]
     per_s = 1e3 / step_ms
-    delay_ns = np.divide(s["left_delay_ns"], s["left"], out=np.full(s["left"].shape, np.nan), where=s["left"] > 0)
     return Series(
         name=name or (agent.name if agent is not None else str(who)),
         rule=NO_RULE if agent is None else agent.rule,
         scenario=chosen.name,
         seed=seed,
         step_ms=step_ms,
-        delay_ms=_by_class(delay_ns * 1e-6),
+        delay_ms=_by_class(mean_delay_ms(s)),
         marks_per_s=_by_class(s["marked"] * per_s),
         drops_per_s=_by_class(s["dropped"] * per_s),
         goodput_mbps=_by_class(s["goodput_bytes"] * 8e-6 * per_s),

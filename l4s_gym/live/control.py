@@ -1,7 +1,7 @@
-"""An agent in control of a live queue.
+"""An agent controls a live queue.
 
-The queue never waits: an answer is used for the next packet of the queue that was asked about which has none yet, and
-where none comes in time the native law decides. So an agent that is slow or gone costs decisions, never packets.
+The queue never waits: an answer is used for the next packet of the same queue that has no answer yet, and if none comes
+in time the native law decides. An agent that is slow or gone therefore loses decisions, but never delays packets.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ PATIENCE_S: Final = 10.0
 _COLUMNS: Final = tuple(BEFORE.get(name, name) for name in OBSERVED)
 _SCALES: Final = tuple(zip(OBS_SCALE.tolist(), OBS_HIGH.tolist(), strict=True))
 _WAIT_S: Final = 0.2
-"""How often a loop that waits for packets looks at the clock."""
+"""Seconds between two looks at the clock while waiting for packets."""
 
 
 class Ask(NamedTuple):
-    """An ASK entry, as far as an answer needs it.
+    """The parts of an ASK entry (a question of the queue) that an answer needs.
 
     Attributes:
         raw: The observed features before the decision, in kernel units, by the names of `OBSERVED`.
@@ -60,12 +60,12 @@ class Ask(NamedTuple):
 
     @property
     def entry(self) -> Any:
-        """As an element of `Entries`."""
+        """The question as an element of `Entries`."""
         return wire.decode(self.entries)[self.at]
 
     @property
     def observation(self) -> npt.NDArray[np.float32]:
-        """What an agent sees of it, (1, 8): `scale_observation`, in a fifth of the time that NumPy takes for one."""
+        """Return the observation (1, 8): the same as `scale_observation`, in a fifth of the time."""
         seen = [min(value / scale, high) for value, (scale, high) in zip(self.raw, _SCALES, strict=True)]
         return np.array([seen], np.float32)
 
@@ -87,7 +87,7 @@ _FORM, _ORDERED = _form()
 
 
 def asks_of(entries: bytes) -> list[Ask]:
-    """What the ASK entries ask among whole entries' bytes: an unknown feature is 0."""
+    """Decode the ASK entries among the bytes of complete entries; unknown features are 0."""
     found = []
     for at, values in enumerate(_FORM.iter_unpack(entries)):
         head, *raw, sequence, time_us = _ORDERED(values)
@@ -100,7 +100,7 @@ def asks_of(entries: bytes) -> list[Ask]:
 
 
 class Asks:
-    """Asks that wait for this agent: of each queue the newest, as many as there is room for answers.
+    """Questions that wait for this agent: the newest of each queue, as many as the queue keeps answers.
 
     Answers to older ones would only be pushed out by those to newer ones.
 
@@ -113,7 +113,7 @@ class Asks:
         self.skipped = 0
 
     def add(self, asks: list[Ask]) -> None:
-        """More of them."""
+        """Add questions."""
         self._waiting += asks
         if len(self._waiting) <= wire.ANSWERS:
             return
@@ -126,11 +126,11 @@ class Asks:
         self._waiting = kept[::-1]
 
     def take(self) -> Ask | None:
-        """The oldest."""
+        """Remove and return the oldest question."""
         return self._waiting.pop(0) if self._waiting else None
 
     def clear(self) -> None:
-        """Forget them."""
+        """Remove all questions."""
         self._waiting.clear()
         self.skipped = 0
 
@@ -139,7 +139,7 @@ class Asks:
 
 
 class RewardMeter:
-    """The simulator's rewards, from the totals in the rows.
+    """Computes the simulator's rewards from the totals in the rows.
 
     Args:
         kind: Name of the reward, see `l4s_gym.rewards`.
@@ -160,7 +160,7 @@ class RewardMeter:
         self._s_per_byte = 8.0 / rate_bps if rate_bps > 0 else 0.0
 
     def between(self, before: Any, after: Any) -> float:
-        """What was earned from one ASK (that was answered) to a later one.
+        """Return the reward between an answered question and a later one.
 
         Args:
             before: An element of `Entries`.
@@ -239,7 +239,7 @@ def shares(before: Status, after: Status) -> Shares:
 
 @dataclass
 class Run:
-    """What a controller did.
+    """Result of a controller's run.
 
     Attributes:
         agent: Its name.
@@ -269,7 +269,7 @@ class Run:
 
 
 class Controller:
-    """Runs an agent on a live queue.
+    """Lets an agent control a live queue.
 
     Args:
         client: Not connected yet: `run` does that.
@@ -314,7 +314,7 @@ class Controller:
         self.done = Run(agent.name, decision_interval)
 
     def stop(self) -> None:
-        """Let `run` detach and come back, soon; to be called by a handler of signals, or another thread."""
+        """Make `run` give the control back and return soon; for signal handlers and other threads."""
         self._stopped = True
 
     def run(self, seconds: float | None = None, progress: Progress | None = None) -> Run:
@@ -361,7 +361,7 @@ class Controller:
                 raise
 
     def _answer(self, came: bytes) -> None:
-        """Take up what has come, and answer one ask."""
+        """Read what has arrived, and answer one question."""
         asks = asks_of(came)
         self.done.asks += len(asks)
         self._asks.add(asks)

@@ -1,7 +1,7 @@
-"""Why does a testbed give no marks? Small checks of rows, of a live queue's counters, and of this machine's settings.
+"""Find out why a testbed marks no packets: checks of rows, of a live queue's counters, and of this machine's settings.
 
-Each check says what it saw and what to do about it, and says `unknown` where the evidence is not there: a check never
-guesses. Rows come from a live queue or from any log.
+Each check says what it saw and what to do about it, or `unknown` if it cannot tell. Rows come from a live queue or from
+any log.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from l4s_gym.schema import BY_NAME, CE, DROP, ECT_1, L4S, MARK, MAX_PROB, NOT_EC
 Verdict = Literal["ok", "warn", "fail", "unknown"]
 
 MOST_ROWS: Final = 2_000_000
-"""Rows that are examined at most."""
+"""Largest number of rows that are checked."""
 LONGEST: Final = 1514
-"""Bytes of the longest packet of an Ethernet of 1500 B, with its header where a kernel counts that."""
+"""Bytes of the longest packet on an Ethernet with an MTU of 1500 B, including the header that some kernels count."""
 _FEW: Final = 50
 _FLAG_ECN: Final = 1
 _MANY_DROPS: Final = 0.1
@@ -38,7 +38,7 @@ _CHANCE: Final = 1e-4
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check says.
+    """Result of a check.
 
     Attributes:
         name: Of the check.
@@ -74,7 +74,7 @@ def watch(
     progress: Callable[[float], None] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Evidence:
-    """Rows of a live queue for a time of the clock (s); of a queue started anew meanwhile, those since."""
+    """Read the rows of a live queue for some seconds; if it is restarted meanwhile, those since the restart."""
     client.subscribe(True)
     started, count = clock(), 0
     parts: list[Records] = []
@@ -171,7 +171,7 @@ def check_l_queue(e: Evidence) -> Finding:
 
 
 def check_offloads(e: Evidence) -> Finding:
-    """Do packets come as they went over the wire?"""
+    """Are offloads off: do packets arrive as they were on the wire?"""
     if "packet_length" not in e.present or not len(e):
         return Finding("offloads", "unknown", "the rows do not tell the length of the packets")
     long = int((e.records["packet_length"] > LONGEST).sum())
@@ -186,7 +186,7 @@ def check_offloads(e: Evidence) -> Finding:
 
 
 def check_bottleneck(e: Evidence) -> Finding:
-    """Does the queue stand?"""
+    """Is this queue the bottleneck: do packets wait in it?"""
     if len(e) < _FEW:
         return Finding("bottleneck", "unknown", f"{len(e)} rows")
     records = e.records
@@ -211,7 +211,7 @@ def check_bottleneck(e: Evidence) -> Finding:
 
 
 def _dropped(e: Evidence) -> tuple[int, int]:
-    """Packets dropped, and packets offered: by the queues' counters, which see what a full buffer pushes out too."""
+    """Return packets dropped and packets offered, from the queues' counters, which include drops of a full buffer."""
     actions = applied_actions(e.records, e.present)
     found = int((actions == DROP).sum()), len(e)
     if not {"queue_type", "total_drops", "total_packets"} <= e.present:
@@ -226,7 +226,7 @@ def _dropped(e: Evidence) -> tuple[int, int]:
 
 
 def check_overload(e: Evidence) -> Finding:
-    """Do the senders slow down, or does the queue throw away what is too much?"""
+    """Do the senders slow down, or are they unresponsive, so that the queue drops the excess?"""
     if len(e) < _FEW:
         return Finding("overload", "unknown", f"{len(e)} rows")
     drops, offered = _dropped(e)
@@ -386,7 +386,7 @@ def check_rate(hello: Hello, e: Evidence) -> Finding:
 def examine(
     e: Evidence, *, hello: Hello | None = None, status: Status | None = None, lost: int | None = None
 ) -> list[Finding]:
-    """All checks of rows, and those of a live queue where there is one."""
+    """Run all checks of rows, and those of a live queue if there is one."""
     found = [check(e) for check in ROW_CHECKS]
     found.append(check_lost(e, lost))
     if hello is not None:
@@ -397,5 +397,5 @@ def examine(
 
 
 def healthy(found: Sequence[Finding]) -> bool:
-    """Whether nothing is to be done."""
+    """Return whether nothing has to be fixed."""
     return all(finding.verdict in ("ok", "unknown") for finding in found)

@@ -1,4 +1,4 @@
-"""`L4S-DualPI2-Live-v0`: the environment's contract on a real queue."""
+"""`L4S-DualPI2-Live-v0`: the environment on a real queue."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class DualPI2LiveEnv(gym.Env[Observation, int]):
     `L4S-DualPI2-v0` on a real queue: the FreeBSD module through the daemon `l4s-bridged`, or the Linux router
     (`sudo l4s-gym live up`). A step answers a packet that the queue asked about, and waits for the next.
 
-    Nothing on the other side waits for the agent. The packet that is observed has been decided by then; the
-    action is used for the *next* packet of the same queue that has none yet, if it is there in time (`lifetime_ms`
-    after the ask), and else the native law decides. The queue's own shield bounds delays, and how often the agent
-    drops and marks (unless the operator says otherwise, as often as the native law would), and may take the queue
-    back. `info["statistics"]` tells at the end which share of the packets the agent decided.
+    The queue never waits for the agent. The observed packet has already been decided; the action is used for the
+    *next* packet of the same queue, if it arrives in time (within `lifetime_ms` of the question). Otherwise the
+    native law decides. A shield in the queue limits the delays, and how often the agent drops and marks (by
+    default, as often as the native law would), and takes the control away if a limit is exceeded.
+    `info["statistics"]` tells at the end which share of the packets the agent decided.
 
     ## Action space, observation space
 
@@ -39,18 +39,18 @@ class DualPI2LiveEnv(gym.Env[Observation, int]):
 
     ## Rewards
 
-    As `L4S-DualPI2-v0`: `balance`, `power`, `l4s_llm`, from the totals that the queue counts. The first two need
-    the rate of the link, which the server tells.
+    As `L4S-DualPI2-v0`: `balance`, `power`, `l4s_llm`, computed from the counters of the queue. The first two need
+    the rate of the link, which the server reports.
 
     ## Starting state
 
-    Whatever the queue is in. `reset` becomes the controller and waits for the first packet; `seed` changes
-    nothing (registered as nondeterministic).
+    The current state of the queue. `reset` takes control and waits for the first packet; `seed` has no effect
+    (the environment is registered as nondeterministic).
 
     ## Episode end
 
-    Never `terminated`. `truncated` after `horizon_s` on the queue's clock, and where no packet came for `timeout_s`,
-    the connection was lost, or the queue was started anew: `info["reason"]` says which. The queue is then detached
+    Never `terminated`. `truncated` after `horizon_s` on the queue's clock, or if no packet came for `timeout_s`, the
+    connection was lost, or the queue was restarted: `info["reason"]` tells which. The queue is then detached
     (the native law decides) until the next `reset`. `info["statistics"]` has packets, shares by who decided (kernel,
     agent, fallback: asked about and not answered in time), refused decisions by reason, trips of the shield,
     latency from ask to answer in us (p50, p99).
@@ -59,23 +59,23 @@ class DualPI2LiveEnv(gym.Env[Observation, int]):
 
     | key | meaning |
     |---|---|
-    | `skipped` | asks that were passed over since the last step: too old, because the agent is slower than the queue |
-    | `lost` | entries lost on the way in this episode, because the agent was slow |
+    | `skipped` | questions skipped since the last step, because they were too old: the agent is slower than the queue |
+    | `lost` | messages lost in this episode, because the agent was too slow to read them |
 
     ## Arguments
 
     | argument | meaning |
     |---|---|
     | `socket` | path of the Unix socket; None: `$L4S_GYM_SOCKET`, or `/run/l4s-gym/live.sock` |
-    | `decision_interval` | be asked about every n-th packet (1, 10, 100); the queue decides the others |
+    | `decision_interval` | the agent decides every n-th packet (1, 10, 100), the queue the others |
     | `reward` | `balance`, `power`, `l4s_llm` |
     | `horizon_s` | length of an episode |
-    | `lifetime_ms` | for how long after the ask an action may still be used |
-    | `timeout_s` | how long to wait for the server and for packets |
+    | `lifetime_ms` | an action is valid for this long after the question |
+    | `timeout_s` | longest wait for the server and for packets |
     | `info_record` | put the raw record into `info` |
-    | `direct` | be asked by a socket of the queue's own, past the daemon, where it offers one |
+    | `direct` | talk to the queue directly, not through the daemon, if the queue offers it |
 
-    Across machines forward the socket: `ssh -N -L /tmp/live.sock:/run/l4s-gym/live.sock router`.
+    To control a queue on another machine, forward the socket: `ssh -N -L /tmp/live.sock:/run/l4s-gym/live.sock router`.
 
     ## Version history
 
@@ -113,7 +113,7 @@ class DualPI2LiveEnv(gym.Env[Observation, int]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Become the controller, and wait for the first packet.
+        """Take control of the queue, and wait for the first packet.
 
         Raises:
             BridgeError: There is no server, somebody else controls, or no packet comes.
@@ -141,7 +141,7 @@ class DualPI2LiveEnv(gym.Env[Observation, int]):
         return ask.observation[0], self._info()
 
     def _reconnect(self) -> None:
-        """Connect where there is no connection; where there is one, forget what came since the last episode."""
+        """Connect; if connected already, drop the messages that came since the last episode."""
         if self._client.connected:
             try:
                 self._client.entries()
@@ -153,7 +153,7 @@ class DualPI2LiveEnv(gym.Env[Observation, int]):
     def step(
         self, action: int | np.integer | npt.NDArray[np.integer]
     ) -> tuple[Observation, SupportsFloat, bool, bool, dict[str, Any]]:
-        """Answer the packet that is observed, and wait for the next one."""
+        """Send the action for the observed packet, and wait for the next packet."""
         if (isinstance(action, np.ndarray) and action.ndim > 0) or (action != 0 and action != 1 and action != 2):
             raise L4SError(f"action {action!r}: give 0 (enqueue), 1 (drop) or 2 (mark)")
         if self._ask is None or self._over:
@@ -179,7 +179,7 @@ class DualPI2LiveEnv(gym.Env[Observation, int]):
         return self._ask.observation[0], reward, False, self._over, info
 
     def _next(self) -> tuple[Ask | None, str | None]:
-        """The next ASK; or None, and why there is none."""
+        """Return the next ASK, or None and the reason."""
         deadline = time.monotonic() + self._timeout_s
         while (left := deadline - time.monotonic()) > 0:
             wait_s = 0.0 if self._asks else left
@@ -196,7 +196,7 @@ class DualPI2LiveEnv(gym.Env[Observation, int]):
         return None, f"no packet came in {self._timeout_s:g} s"
 
     def _leave(self) -> dict[str, Any] | None:
-        """Detach; what happened since the reset, or None where the server cannot tell."""
+        """Give the control back; return what happened since the reset, or None if the server cannot tell."""
         try:
             return shares(self._before, self._client.detach()).as_dict()
         except BridgeError:
@@ -211,7 +211,7 @@ class DualPI2LiveEnv(gym.Env[Observation, int]):
         return info
 
     def record(self) -> dict[str, int]:
-        """The observed features of the packet that was asked about, in kernel units."""
+        """Return the observed features of the packet, in kernel units."""
         if self._ask is None:
             raise gym.error.ResetNeeded("record: the environment has not been started; call reset() first")
         return dict(zip(OBSERVED, self._ask.raw, strict=True))
@@ -224,7 +224,7 @@ class DualPI2LiveEnv(gym.Env[Observation, int]):
         )
 
     def close(self) -> None:
-        """Detach and close the connection."""
+        """Give the control back and close the connection."""
         if self._ask is not None and not self._over and self._client.connected:
             self._leave()
         self._ask = None

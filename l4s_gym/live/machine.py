@@ -1,4 +1,4 @@
-"""What this machine's settings say to the questions of `l4s_gym.live.doctor`: sysctls, offloads, firewall rules."""
+"""Checks of this machine's settings for `l4s_gym.live.doctor`: sysctls, offloads, firewall rules."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from l4s_gym.errors import L4SError
 from l4s_gym.live.doctor import ONCE, Finding
 
 Runner = Callable[[Sequence[str]], str | None]
-"""Runs a command; its output, or None where it is not there or fails."""
+"""A function that runs a command and returns its output, or None if it is missing or fails."""
 
 
 def run_command(command: Sequence[str]) -> str | None:
-    """Output of a command, or None."""
+    """Run a command; return its output, or None if it is missing or fails."""
     if shutil.which(command[0]) is None:
         return None
     try:
@@ -37,7 +37,7 @@ def local_checks(
     run: Runner = run_command,
     system: str | None = None,
 ) -> list[Finding]:
-    """What this machine's settings say; what cannot be looked at here is left out.
+    """Check this machine's settings; those that cannot be read here are left out.
 
     Args:
         namespace: Look in this network namespace (Linux).
@@ -61,7 +61,7 @@ _OWN_ECN: Final = ("sysctl tcp_ecn", "sysctl ecn.enable")
 
 
 def testbed_check() -> Finding:
-    """Whether `l4s-gym live up` can make a queue here."""
+    """Check whether `l4s-gym live up` can run here."""
     from l4s_gym.live.testbed import check_host
 
     try:

@@ -1,4 +1,4 @@
-"""The commands of a live testbed, in order, as data: `l4s-gym live up --dry-run` prints them, `testbed` runs them."""
+"""The commands of a live testbed, in order: `l4s-gym live up --dry-run` prints them, `testbed` runs them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ exit 0
 
 @dataclass(frozen=True)
 class Names:
-    """Names of what a testbed makes.
+    """Names of the namespaces and files of a testbed.
 
     Attributes:
         tag: Of the namespaces.
@@ -83,7 +83,7 @@ class Names:
 
 
 def inside(namespace: str, *command: str) -> list[str]:
-    """A command in a network namespace."""
+    """Return a command that runs in a network namespace."""
     return ["ip", "netns", "exec", namespace, *command]
 
 
@@ -157,7 +157,7 @@ class Plan:
         return ["sh", "-c", _WATCHER, "l4s-watcher", n.senders, n.receivers, str(n.folder), str(n.socket)]
 
     def steps(self, seconds: float, *, flows: bool = True) -> Iterator[tuple[str, list[list[str]]]]:
-        """Everything in order, with headings."""
+        """Return all commands in order, with headings."""
         yield "takes everything down when this process ends, however it ends", [self.watcher()]
         yield "two namespaces", self.namespaces()
         yield f"the router, with the configuration below in {self.names.config}", [self.router()]

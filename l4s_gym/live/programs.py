@@ -1,4 +1,4 @@
-"""Where the programs of the kernel side are: given, built in a checkout, or installed."""
+"""Find the programs of the kernel side: in a given folder, built in a checkout, or installed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from l4s_gym.errors import L4SError
 
 PROGRAMS: Final = ("l4s-router", "l4s-bridged", "l4s-traffic")
 FOLDER: Final = "L4S_GYM_KERNEL"
-"""Environment variable: the folder of the programs."""
+"""Environment variable that names the folder of the programs."""
 
 
 def source() -> Path | None:
@@ -36,7 +36,7 @@ def _build(kernel: Path) -> Path:
 
 
 def find(folder: Path | None = None, names: Sequence[str] = PROGRAMS) -> dict[str, Path]:
-    """The programs by name.
+    """Find programs by their names.
 
     Args:
         folder: Where they are; None: `$L4S_GYM_KERNEL`, else the checkout (built where it is missing), else `PATH`.

@@ -1,7 +1,7 @@
-"""From a scenario to what the Linux router and the test traffic are told: parameters, delays, flows.
+"""Convert a scenario to the configuration of the Linux router and of the test traffic: parameters, delays, flows.
 
-Units and defaults are the simulator's (`l4s_gym.sim.setup`), so that both run the same scenario. What a live queue
-cannot do is refused by name; what it does in another way is said in the notes.
+Units and defaults are those of the simulator (`l4s_gym.sim.setup`), so that both run the same scenario. Fields that a
+live queue cannot follow are an error; differences are listed in the notes.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _ECN: Final = {"": "none", "not-ect": "none", "ect0": "ect0", "ect1": "ect1"}
 
 @dataclass(frozen=True)
 class RouterConfig:
-    """What the router reads.
+    """The configuration of the router.
 
     Attributes:
         values: Parameters of the core, by their names in `L4S_PARAMETERS`.
@@ -64,7 +64,7 @@ class RouterConfig:
     seed: int = 1
 
     def text(self) -> str:
-        """The configuration file."""
+        """Return the content of the configuration file."""
         lines = [f"{name} {value}" for name, value in self.values.items()]
         lines.append(f"rate_bps {self.rate_bps}")
         lines += [f"delay {address} {delay}" for address, delay in self.delays_ns.items()]
@@ -75,7 +75,7 @@ class RouterConfig:
 
 @dataclass(frozen=True)
 class Flow:
-    """One sender.
+    """The sender of one flow.
 
     Attributes:
         label: What it is, as the tables show it.
@@ -94,7 +94,7 @@ class Flow:
     options: tuple[str, ...] = ()
 
     def arguments(self, seconds: float) -> list[str]:
-        """Arguments of `l4s-traffic` for a run that ends after `seconds`."""
+        """Return the arguments of `l4s-traffic` for a run that ends after `seconds`."""
         left = max(seconds - self.start_s, 0.1)
         fixed = [self.command, "--to", f"{RECEIVER}:{PORT}", "--bind", self.address, "--seconds", f"{left:.3f}"]
         return [*fixed, *self.options]
@@ -124,12 +124,12 @@ class LiveConfig:
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """Of the senders."""
+        """Addresses of the senders."""
         return tuple(self.router.delays_ns)
 
 
 def parameters(scenario: Scenario, aqm: str) -> dict[str, int]:
-    """Parameters of the core for a scenario, as the simulator has them."""
+    """Return the parameters of the C core for a scenario, as in the simulator."""
     template = build(scenario, aqm, scenario.n_flows)
     values = {name: record[name][0] for record in (template.env, template.own) for name in record.dtype.names or ()}
     variant = VARIANTS[aqm]
@@ -156,7 +156,7 @@ def _check_link(scenario: Scenario, aqm: str) -> None:
 
 
 def _sender(source: Source, index: int, place: str, notes: dict[str, None]) -> tuple[str, str, tuple[str, ...]]:
-    """Label, command and options of a source's flows."""
+    """Return label, command and options of the flows of a source."""
     where = f"{place}: sources.{index} ({source.kind})"
     if source.kind not in (*_TCP, "prague", "dctcp", "cbr"):
         raise L4SError(

@@ -5,8 +5,8 @@
         bed.wait(10)
         result = bed.finish()
 
-Needs Linux and root. All of it goes when the block ends; where the process is killed, a watcher (a shell that waits
-for the end of a pipe) takes it down.
+Needs Linux and root. Everything is removed when the block ends. If the process is killed, a watcher (a shell that waits
+for the end of a pipe) removes it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from l4s_gym.live.router import RECEIVER, LiveConfig, live_config
 from l4s_gym.sim.scenario import Scenario, load
 
 START_S: Final = 10.0
-"""Longest wait for a program to be ready, s."""
+"""Longest wait for a program to start, s."""
 STOP_S: Final = 5.0
 SOCKET_NOTE: Final = "socket"
 """File in a testbed's folder with the path of the daemon's socket, for whoever has to clear up."""
@@ -49,7 +49,7 @@ _numbers = itertools.count()
 
 @dataclass(frozen=True)
 class LiveResult:
-    """What a run left behind.
+    """Result of a run.
 
     Attributes:
         scenario: Its name.
@@ -75,7 +75,7 @@ class LiveResult:
 
 
 def check_host() -> None:
-    """Raise where this machine cannot hold a testbed."""
+    """Raise an error if this machine cannot run a testbed."""
     if os.uname().sysname != "Linux":
         raise L4SError("a live testbed needs Linux; on FreeBSD the module and `l4s-bridged` are the live queue")
     if os.geteuid() != 0:
@@ -102,7 +102,7 @@ def check_free(path: Path) -> None:
 
 
 def started(pid: int) -> str:
-    """When a process began, in ticks since the machine's start; empty where it is gone.
+    """Return the start time of a process, in ticks since boot; empty if it has ended.
 
     A number of a process is given again after a while; number and start are not.
     """
@@ -113,7 +113,7 @@ def started(pid: int) -> str:
 
 
 def _is_left(name: str) -> bool:
-    """Whether a name is of a testbed whose process is gone."""
+    """Return whether a name belongs to a testbed whose process has ended."""
     match = _NAME.match(name)
     if match is None:
         return False
@@ -122,7 +122,7 @@ def _is_left(name: str) -> bool:
 
 
 def leftovers() -> list[str]:
-    """Namespaces of testbeds whose process is gone."""
+    """Return the namespaces of testbeds whose process has ended."""
     done = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=False)
     names = [line.split()[0] for line in done.stdout.splitlines() if line.strip()]
     return [name for name in names if _is_left(name)]
@@ -140,7 +140,7 @@ def left_folders() -> list[Path]:
 
 
 def _remove_namespace(name: str) -> None:
-    """End what runs in a namespace, and remove it."""
+    """Stop all processes in a namespace, and remove it."""
     for _ in range(100):
         pids = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=False).stdout.split()
         if not pids:
@@ -172,12 +172,12 @@ def remove_leftovers() -> list[str]:
 
 
 def failed(program: str, text: str) -> ChildProcessError:
-    """An error of a program that this one started."""
+    """Make the error for a program that failed."""
     return ChildProcessError(errno.ECHILD, text, program)
 
 
 class LiveTestbed:
-    """Namespaces, router, daemon and receiver, from entry to exit.
+    """A context manager that runs namespaces, router, daemon and receiver.
 
     Attributes:
         config: The scenario as the live queue runs it.
@@ -200,7 +200,7 @@ class LiveTestbed:
         values: Mapping[str, int] | None = None,
         dry_run: bool = False,
     ) -> None:
-        """Prepare; nothing is made yet.
+        """Prepare the testbed without starting it.
 
         Args:
             scenario: Name, path, or scenario.
@@ -269,7 +269,7 @@ class LiveTestbed:
         self.close()
 
     def close(self) -> None:
-        """Take everything down; again does nothing."""
+        """Remove everything; can be called again."""
         for name in [*reversed(list(self.processes))]:
             self.stop(name, wait_s=1.0)
         if self._watcher is not None:
@@ -333,7 +333,7 @@ class LiveTestbed:
             time.sleep(0.005)
 
     def said(self, name: str) -> str:
-        """The end of what a program said on stderr, in one line."""
+        """Return the last output of a program on stderr, as one line."""
         try:
             return " | ".join(self.path(name, "err").read_text(errors="replace").strip().splitlines()[-5:])
         except FileNotFoundError:
@@ -362,7 +362,7 @@ class LiveTestbed:
             self._start(f"flow {index}", self.plan.flow(index, self.seconds))
 
     def wait(self, seconds: float) -> None:
-        """Let it run; raises where router, daemon or receiver has ended."""
+        """Wait while it runs; raise an error if router, daemon or receiver has ended."""
         limit = time.monotonic() + seconds
         while (left := limit - time.monotonic()) > 0.0:
             self.check()
@@ -370,14 +370,14 @@ class LiveTestbed:
         self.check()
 
     def check(self) -> None:
-        """Raise where router, daemon or receiver has ended."""
+        """Raise an error if router, daemon or receiver has ended."""
         for name in ("router", "daemon", "sink"):
             process = self.processes.get(name)
             if process is not None and process.poll() is not None:
                 raise failed(f"l4s {name}", f"ended with status {process.returncode}: {self.said(name)}")
 
     def stats(self) -> dict[str, Any]:
-        """The router's statistics up to now."""
+        """Return the current statistics of the router."""
         path = self.plan.names.stats
         path.unlink(missing_ok=True)
         self.processes["router"].send_signal(signal.SIGUSR1)
@@ -394,12 +394,12 @@ class LiveTestbed:
         return done
 
     def traffic(self, *arguments: str, seconds: float) -> list[dict[str, Any]]:
-        """Run `l4s-traffic` towards the receiver, and give what it says at its end."""
+        """Send with `l4s-traffic` to the receiver, and return its report."""
         done = self.sender(self.plan.programs["l4s-traffic"], *arguments, timeout=seconds + 30.0)
         return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
     def finish(self) -> LiveResult:
-        """End flows and router, and give the results."""
+        """Stop flows and router, and return the results."""
         elapsed = time.monotonic() - self._started
         limit = time.monotonic() + STOP_S
         flows = []

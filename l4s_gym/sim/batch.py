@@ -138,6 +138,8 @@ class Batch:
         rule: (n,) `layout.RULE`, state of the policy's decision rule; `advance` comes back with `layout.DECISION` after
             the decisions that are `left` in it.
         hist: (n, 2, HIST_BINS) int32, sojourn histograms of the classes.
+        log_sojourns: (n, log_rows) int64, sojourn of each logged packet, ns, or `layout.WAITING` or `PUSHED_OUT`; copy
+            it before `drain` takes the rows.
         first_env: View of `env[0]`, made once for those who read it at every step.
         first_obs: View of `obs[0]`, likewise.
         action_view: `action` as a memory view, of which a number costs a quarter of an array's.
@@ -220,6 +222,7 @@ class Batch:
         self.rule = parts["rule"]
         self.log = np.zeros((n, max(log_rows, 1)), RECORD)
         self.log_rewards = np.zeros((n, max(log_rows, 1)))
+        self.log_sojourns = np.zeros((n, max(log_rows, 1)), np.int64)
         self._log_rows = log_rows
         self._trace_rows = np.array([each.trace.ctypes.data for each in self._prepared])
         self._hooks = np.array([each.hooks.ctypes.data for each in self._prepared])
@@ -231,13 +234,14 @@ class Batch:
             "queue_at": self.queues, "flow_at": self.flow, "packet_at": self.packet, "score_at": self.score,
             "own_at": self._own, "own_queue_at": self._own_queue,
             "tree_at": self.tree, "hist_at": self.hist, "log_at": self.log, "rewards_at": self.log_rewards,
+            "sojourns_at": self.log_sojourns,
             "obs_at": self.obs, "applied_at": self.applied, "action_at": self.action,
             "reward_at": self.reward, "status_at": self.status, "rule_at": self.rule,
         }  # fmt: skip
         self._memory = (parts, rows, self._prepared)
         outs = dict(zip(Outputs._fields, (self.obs, self.action, self.reward, self.status, self.applied), strict=True))
         changing: dict[str, Any] = {**parts, **outs, "log": self.log, "log_rewards": self.log_rewards}
-        changing["which"] = self.which
+        changing |= {"which": self.which, "log_sojourns": self.log_sojourns}
         # As bytes: NumPy copies records field by field, a hundred times slower.
         self._bytes = {name: array[..., None].view(np.uint8) for name, array in changing.items()}
         self.first_env, self.first_obs = self.env[0], self.obs[0]
@@ -534,12 +538,30 @@ class Batch:
         rest = rows - keep
         if rest == self._log_rows and rest > 0:
             raise L4SError(f"the log holds {rest} rows and as many packets are queued; give it more rows")
-        for rows_of in (self.log[index], self.log_rewards[index]):
+        for rows_of in (self.log[index], self.log_rewards[index], self.log_sojourns[index]):
             rows_of[:rest] = rows_of[keep:rows].copy()
         at_rows = self.packet["record"][index]
         at_rows[queued] = np.where(at_rows[queued] >= 0, at_rows[queued] - keep, -1)
         env["log_rows"] = rest
         return taken
+
+    def stop_after_warmup(self, index: int) -> None:
+        """Make environment `index`, which was just reset, return with `layout.STOPPED` at the end of its warm-up."""
+        self.stop_at(index, self.warmup_ns(index))
+
+    def warmup_ns(self, index: int) -> int:
+        """Length of the warm-up, ns: `warmup_s` of the scenario, at most half of the episode."""
+        scenario = self.scenario_of(index)
+        return round(min(scenario.warmup_s, scenario.horizon_s / 2) * 1e9)
+
+    def leave_warmup(self) -> None:
+        """Reset the counters of environments that stopped at the end of their warm-up, and run them on."""
+        for i in np.flatnonzero(self.status == layout.STOPPED).tolist():
+            self.reset_counters(i)
+            earned = self.reward[i]
+            engine.advance(self.address, self.stride, i, i + 1, 0)
+            self.reward[i] += earned
+        self.check_status()
 
     def reset_counters(self, index: int) -> None:
         """Start the measurement anew (after the warm-up); conservation counters and state stay."""

@@ -11,7 +11,7 @@ from l4s_gym.sim import disciplines, link
 from l4s_gym.sim.batch import Batch
 from l4s_gym.sim.events import set_time
 from l4s_gym.sim.jit import entry, jit
-from l4s_gym.sim.layout import SLOT_STOP
+from l4s_gym.sim.layout import SLOT_STOP, STOPPED
 from l4s_gym.sim.memory import env_record, queue_at
 
 HIGH: Final = np.array([100, 100, 100, 100, 100, 100, 1, 1, 1, 1, 10, 1], np.float32)
@@ -19,6 +19,7 @@ HIGH: Final = np.array([100, 100, 100, 100, 100, 100, 1, 1, 1, 1, 10, 1], np.flo
 _HIGH: Final = HIGH.astype(np.float64)
 _COUNTERS: Final = 14
 """Six of each queue, time, bytes carried."""
+_TIME: Final = 12
 
 
 @entry
@@ -76,11 +77,13 @@ class Intervals:
         self._batch, self._interval_ns = batch, interval_ns
         self.obs = np.zeros((batch.n, len(HIGH)), np.float32)
         self._before = np.zeros((batch.n, _COUNTERS))
+        self._warmup_ns = np.zeros(batch.n, np.int64)
 
     def start(self, index: int) -> None:
         """An environment has been reset: all that is counted begins at 0."""
         self.obs[index] = 0.0
         self._before[index] = 0.0
+        self._warmup_ns[index] = self._batch.warmup_ns(index)
 
     def advance(self) -> None:
         """Run each environment for one interval, or to its end; one that has ended stays as it is."""
@@ -88,11 +91,16 @@ class Intervals:
         _stop(batch.address, batch.stride, batch.n, self._interval_ns)
         batch.advance()
         _observe(batch.address, batch.stride, self._before, self.obs)
+        env = batch.env
+        over = (env["since_ns"] < self._warmup_ns) & (self._warmup_ns <= env["now_ns"])
+        for k in np.flatnonzero(over & (batch.status == STOPPED)).tolist():  # the statistics begin
+            batch.reset_counters(k)
+            self._before[k, :_TIME] = self._before[k, _TIME + 1 :] = 0.0
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
         """What a snapshot keeps."""
-        return {"obs": self.obs.copy(), "before": self._before.copy()}
+        return {"obs": self.obs.copy(), "before": self._before.copy(), "warmup_ns": self._warmup_ns.copy()}
 
     def restore(self, state: dict[str, npt.NDArray[Any]]) -> None:
         """Go back to a state."""
-        self.obs[:], self._before[:] = state["obs"], state["before"]
+        self.obs[:], self._before[:], self._warmup_ns[:] = state["obs"], state["before"], state["warmup_ns"]

@@ -48,6 +48,9 @@ DELAY_WEIGHT: Final = 0.25
 # Why `advance` came back.
 RUNNING, DECISION, STOPPED, TERMINATED, TRUNCATED, LOG_FULL, POOL_EMPTY = range(7)
 
+# In place of a logged packet's sojourn: it has not left the queue; it was dropped from the queue by a full buffer.
+WAITING, PUSHED_OUT = -1, -2
+
 # Slots of the event tree; the link, half of all events, has its own time in `ENV`.
 SLOT_UPDATE_C, SLOT_UPDATE_L, SLOT_RATE, SLOT_STOP, SLOT_FLOWS = range(5)
 
@@ -175,6 +178,7 @@ ENV_ROWS: Final[tuple[Row, ...]] = (
     ("sequence", "i8", "-", "Number of the next row."),
     ("log_at", "i8", "address", "Of the decision log."),
     ("rewards_at", "i8", "address", "Of the rewards at its rows."),
+    ("sojourns_at", "i8", "address", "Of the sojourns of its packets."),
     ("trace_row", "i8", "address", "Of the trace."),
     ("hooks_at", "i8", "address", "Of the addresses of a discipline's functions that came from outside."),
     ("taken", "f8", "-", "Reward that was taken since the start."),

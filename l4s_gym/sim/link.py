@@ -25,11 +25,12 @@ from l4s_gym.sim.layout import (
     HIST_SHIFT,
     NEVER,
     PROBABILITY,
+    PUSHED_OUT,
     SLOT_UPDATE_C,
     TICK,
     TRACE,
 )
-from l4s_gym.sim.memory import flow_at, hist_of, leading_zeros, log_at, packet_at, queue_at, trace_of
+from l4s_gym.sim.memory import flow_at, hist_of, leading_zeros, log_at, packet_at, queue_at, sojourns_of, trace_of
 from l4s_gym.sim.packets import append, pop, push_transit, release
 
 OPPORTUNITY_BYTES = 1504
@@ -117,6 +118,8 @@ def dequeue(env: Any) -> int:
         p = _leave_queue(env, index)
         a = packet_at(env, p)
         q = queue_at(env, index)
+        if a.record >= 0:
+            sojourns_of(env)[a.record] = q.delay_ns
         action = ENQUEUE
         if a.decided == 0:
             action = disciplines.decide_at_dequeue(env, index, p)
@@ -434,7 +437,10 @@ def _drop_head(env: Any, index: int) -> None:
     """The buffer is over its limit: the head of a queue goes."""
     observation.integrate(env)
     p = pop(env, queue_at(env, index))
-    queue_at(env, packet_at(env, p).cls).class_packets -= 1
+    a = packet_at(env, p)
+    if a.record >= 0:
+        sojourns_of(env)[a.record] = PUSHED_OUT
+    queue_at(env, a.cls).class_packets -= 1
     drop(env, index, p)
 
 

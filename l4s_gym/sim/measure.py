@@ -8,10 +8,13 @@ from typing import TypedDict
 import numpy as np
 import numpy.typing as npt
 
+from l4s_gym.schema import ECT_1
+from l4s_gym.sim import layout
 from l4s_gym.sim.batch import Batch
 from l4s_gym.sim.link import bin_delays_ns
 
 CLASSES = ("C", "L")
+UNUSED = "unused"
 
 
 class Delay(TypedDict):
@@ -36,11 +39,13 @@ class ClassSummary(TypedDict):
 
 
 class Summary(TypedDict):
-    """Result of `summary`."""
+    """Result of `summary`; the page of `L4S-DualPI2-v0` says what each is."""
 
     duration_s: float
     utilisation: float
+    flows: list[str]
     goodput_mbps: list[float]
+    goodput_ratio: float | None
     jain: float
     delay_ms: dict[str, Delay]
     mark_rate: float
@@ -84,6 +89,33 @@ def jain(values: npt.ArrayLike) -> float:
     return float(np.sum(rates)) ** 2 / (len(rates) * squares) if squares > 0.0 else 1.0
 
 
+def flow_names(batch: Batch, index: int) -> list[str]:
+    """Name of each flow of an environment: its kind, and its number within the kind: `cubic0`, `cubic1`, `prague0`.
+
+    Places that the episode's sources leave empty are `unused0`, `unused1`, ...
+    """
+    kinds = [_kind(flow) for flow in batch.flow[index, : batch.env["n_flows"][index]]]
+    return [f"{kind}{kinds[:k].count(kind)}" for k, kind in enumerate(kinds)]
+
+
+def _kind(flow: npt.NDArray[np.void]) -> str:
+    if not flow["mss"]:
+        return UNUSED
+    if flow["app"] == layout.WEB or not flow["cc"]:
+        return layout.APPS[flow["app"]]
+    return (*layout.CCS, "own")[flow["cc"]]
+
+
+def goodput_ratio(batch: Batch, index: int) -> float | None:
+    """Mean goodput of ECT(1) flows by the mean of all others; None where either is missing."""
+    flow = batch.flow[index][batch.flow["mss"][index] > 0]
+    scalable = flow["ecn"] == ECT_1
+    if not scalable.any() or scalable.all():
+        return None
+    classic = float(flow["goodput_bytes"][~scalable].mean())
+    return float(flow["goodput_bytes"][scalable].mean()) / classic if classic > 0.0 else None
+
+
 def _ratio(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
 
@@ -125,7 +157,9 @@ def summary(batch: Batch, index: int) -> Summary:
     return {
         "duration_s": duration_s,
         "utilisation": min(used, 1.0),  # floating point may be off by its last digits
+        "flows": flow_names(batch, index),
         "goodput_mbps": [float(rate) for rate in goodput],
+        "goodput_ratio": goodput_ratio(batch, index),
         "jain": jain(goodput),
         "delay_ms": delays,
         "mark_rate": _ratio(sum(c["marked"] for c in classes.values()), offered),

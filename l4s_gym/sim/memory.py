@@ -237,6 +237,12 @@ def rewards_of(env: Any) -> Any:
 
 
 @jit
+def sojourns_of(env: Any) -> Any:
+    """Sojourn of each row's packet, ns, or `WAITING` or `PUSHED_OUT`: (log_capacity,) int64."""
+    return carray(pointer(env.sojourns_at), (env.log_capacity,), np.int64)
+
+
+@jit
 def board_of(env: Any, i: int) -> Any:
     """Scoreboard of flow `i`: (window,) uint8."""
     return carray(pointer(env.score_at + i * np.int64(env.window)), (np.int64(env.window),), np.uint8)

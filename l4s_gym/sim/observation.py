@@ -9,8 +9,8 @@ import numpy as np
 from l4s_gym.schema import OBS_HIGH, OBS_SCALE
 from l4s_gym.sim import disciplines
 from l4s_gym.sim.jit import jit
-from l4s_gym.sim.layout import BALANCE, DELAY_WEIGHT, POWER
-from l4s_gym.sim.memory import log_at, obs_of, packet_at, queue_at, rewards_of
+from l4s_gym.sim.layout import BALANCE, DELAY_WEIGHT, POWER, WAITING
+from l4s_gym.sim.memory import log_at, obs_of, packet_at, queue_at, rewards_of, sojourns_of
 
 _SCALE = OBS_SCALE.copy()
 _HIGH = OBS_HIGH.astype(np.float64)
@@ -82,6 +82,7 @@ def write_before(env: Any, index: int, p: int) -> int:
     r.ecn = a.ecn
     r.accumulated_probability_before = disciplines.accumulated_probability(env, index)
     r.interval_drops = q.interval_drops
+    sojourns_of(env)[row] = WAITING
     rewards_of(env)[row] = env.taken + reward_so_far(env)
     env.sequence += 1
     return row

@@ -165,7 +165,9 @@ def test_horizon(cls: type[Any], plain: Plain) -> None:
         over = False
         while not over:
             *_, over, info = env.step(env.action_space.sample())
-        assert info["statistics"]["duration_s"] == pytest.approx(0.25)
+        assert env.batch.env["now_ns"][0] == 250_000_000
+        # half of it is warm-up, which ends with a control interval where there are any
+        assert 0.125 - 0.016 < info["statistics"]["duration_s"] <= 0.125
 
 
 @pytest.mark.parametrize("cls", [*SINGLE, *VECTOR])

@@ -30,6 +30,7 @@ from l4s_gym.envs.prob import DualPI2ProbEnv
 from l4s_gym.envs.replay import DualPI2ReplayEnv
 from l4s_gym.envs.vector import DualPI2VectorEnv
 from l4s_gym.errors import L4SError
+from l4s_gym.evaluation import native
 from l4s_gym.schema import DROP, MARK, OBSERVED, scale_observation
 from l4s_gym.sim import layout, measure, scenario
 from l4s_gym.sim.batch import Batch
@@ -297,13 +298,16 @@ def test_decision_interval(interval: int, plain: Plain) -> None:
         over = terminated or truncated
         steps += 1
     state = env.batch.env[0]
-    assert steps == state["decisions"] == math.ceil(state["sent"] / interval)
+    assert steps == math.ceil(state["sent"] / interval) > state["decisions"]  # counted since the warm-up
 
 
 def native_total(chosen: scenario.Scenario, aqm: str | None, reward: str, seed: int) -> tuple[float, measure.Summary]:
     batch = Batch(chosen, aqm=aqm, reward=reward)
     batch.reset(0, seeding.np_random(seed)[0])
-    assert batch.advance_one() in (layout.TRUNCATED, layout.TERMINATED)
+    batch.stop_after_warmup(0)
+    batch.advance_one()
+    batch.leave_warmup()
+    assert batch.status[0] in (layout.TRUNCATED, layout.TERMINATED)
     return float(batch.reward[0]), measure.summary(batch, 0)
 
 
@@ -385,6 +389,35 @@ def test_statistics_at_the_end(finite: dict[str, Any]) -> None:
     assert list(info["statistics"]) == list(measure.Summary.__annotations__)
     assert env.batch.flow["goodput_bytes"][0].tolist() == [60_000, 60_000]
     json.dumps(info["statistics"])
+
+
+def test_statistics_leave_the_warm_up_out(plain: Plain) -> None:
+    """They are those of a run of the discipline that is measured from the end of the warm-up on; flows have names."""
+    tree = plain("l4s-llm-testbed", horizon_s=4.0, warmup_s=1.5)
+    env = make(scenario=tree, decision_interval=1_000_000)
+    env.reset(seed=2)
+    statistics = env.step(0)[-1]["statistics"]
+    assert statistics["duration_s"] == pytest.approx(2.5)
+    run = native.simulate(scenario.from_dict(tree), seed=2)
+    assert statistics == run.summary
+    measured = run.samples[run.samples["measured"]]
+    assert measured["offered"].sum(0).tolist() == [statistics["classes"][name]["offered"] for name in measure.CLASSES]
+    assert run.samples["offered"].sum() > measured["offered"].sum()
+    assert statistics["flows"] == [*(f"cubic{k}" for k in range(4)), *(f"newreno{k}" for k in range(4)), "dctcp0"]
+    rates = dict(zip(statistics["flows"], statistics["goodput_mbps"], strict=True))
+    classic = [rate for name, rate in rates.items() if name != "dctcp0"]
+    assert statistics["goodput_ratio"] == pytest.approx(rates["dctcp0"] / np.mean(classic))
+
+
+def test_a_picture_counts_on_through_the_warm_up(plain: Plain) -> None:
+    """The engine counts from 0 again when it ends; the share of the link that is used stays what it is."""
+    env = make(scenario=plain("overload", horizon_s=3.0, warmup_s=1.0), render_mode="rgb_array")
+    env.reset(seed=0)
+    while env.batch.env["now_ns"][0] < 2_000_000_000:
+        env.step(0)
+    samples = env._view._samples[: env._view._column]
+    assert (np.diff(samples[:, 3:], axis=0) >= 0.0).all()
+    assert samples[-1, 3] / samples[-1, 4] > 0.95
 
 
 # -- probabilities
