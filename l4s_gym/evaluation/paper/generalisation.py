@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from l4s_gym.errors import L4SError
-from l4s_gym.evaluation import entry, leaderboard, ranking, sweep
+from l4s_gym.evaluation import entry, leaderboard, ranking, results, sweep
 from l4s_gym.evaluation.entry import Entry, Size
 from l4s_gym.evaluation.paper.figure import NOT_GIVEN, Figure, Place
 from l4s_gym.evaluation.paper.loops import text
@@ -35,7 +35,7 @@ def _entries(place: Place) -> list[Entry]:
         rules = msgspec.structs.replace(entry.read_protocol(), quick=size)
         return sweep.run(leaderboard.experiments(_QUICK), rules, "quick", place.work, jobs=0, progress=place.progress)
     folder = entry.benchmarks() / "results"
-    found = entry.read_all(folder)
+    found = results.read_all(folder)
     if not found:
         raise L4SError(f"generalisation: {folder} has no entries: run python benchmarks/leaderboard.py first")
     kept, refused = ranking.check(found)
