@@ -186,7 +186,7 @@ def _made(entries: Sequence[Entry]) -> str:
     text = (
         "Intervals are value +- t sqrt(variance), for the traffic by stratified bootstrap (strata: scenarios; the "
         "seeds of native DualPI2 and of random decisions are drawn together with the agent's), for the trainings by "
-        "variance components. How often they hold the truth: `benchmarks/results/intervals.json`."
+        "variance components. How often they hold the truth: `benchmarks/studies/intervals/results/intervals.json`."
     )
     if not entries:
         return text
