@@ -20,6 +20,7 @@ pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'l4s-gym
 
 from matplotlib.figure import Figure as Picture
 
+import captions
 import models
 import pool
 import sizes
@@ -46,12 +47,13 @@ def test_the_majority_is_that_of_a_model_of_shares(curves: models.Curves) -> Non
     assert curves.majority("causal", "held out") == pytest.approx({name: judged[name] for name in models.MEASURES})
 
 
-def test_the_sentences_are_those_of_the_curves(curves: models.Curves) -> None:
-    logged, causal = models.describe(curves).split("**Causal**")
-    assert '(always "enqueue": 0.800 of the training rows, 0.750 of those held out)' in logged
-    assert "opt: training accuracy 0.970, held out 0.810 (macro-F1 0.900, 0.500)" in logged
-    assert "at its least 0.600 after 80 passes" in logged
-    assert "held out 1.300, at its least 1.100 after 0 passes" in causal
+def test_the_numbers_are_those_of_the_curves(curves: models.Curves) -> None:
+    rows = [
+        {"family": who, "reading": reading, "values": each.tolist()} for (who, reading), each in curves.values.items()
+    ]
+    (table,) = captions.tables({"curves": rows})
+    assert "| as logged | opt | 0.1 | 0.6 | 0.97 | 0.81 | 0.9 | 0.5 | 0.6 |" in table
+    assert "| causal | opt | 0.2 | 1.3 | 0.91 | 0.75 | 0.7 | 0.4 | 1.1 |" in table
 
 
 @pytest.mark.parametrize("measure", models.MEASURES)
@@ -161,5 +163,5 @@ def test_all_of_them_from_end_to_end(pools_dir: Path, tmp_path: Path, monkeypatc
     assert record["quick"] and len(record["data"]["curves"]) == len(pool.READINGS)
     memory = json.loads((place.out / "figure_18.json").read_text())["data"]["measured"]
     assert {row["way"] for row in memory} == {"training, full", "training, LoRA", "answering"}
-    assert "the paper" in (place.out / "figures.md").read_text()
+    assert "**Paper:**" in (place.out / "figures.md").read_text()
     assert run() == first  # nothing is measured again

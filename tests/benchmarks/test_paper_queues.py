@@ -1,21 +1,22 @@
-"""The paper's figures 11 to 16, and `generalisation`: the published replay, the words, and all of them end to end."""
+"""The paper's figures 11 to 16, and `generalisation`: the published replay, the page, and all of them end to end."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import captions
 import figure
 import generalisation
 import loops
 import panels
 import queues
 import replayed
-import words
 from l4s_gym import agents
 from l4s_gym.data.pools import make_rows
 from l4s_gym.errors import L4SError
@@ -24,6 +25,7 @@ from l4s_gym.evaluation.ranking import Row
 from l4s_gym.evaluation.statistics import Interval
 from l4s_gym.schema import RECORD
 
+PAPER = Path(__file__).parents[2] / "benchmarks" / "studies" / "paper"
 LOG = [(10_000, 1500), (0, 1500), (40_000, 40), (20_000, 1500)]
 """Delay (us) and packet length (B) of logged rows, all enqueued in C."""
 
@@ -85,33 +87,26 @@ def test_without_pools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         replayed.logged_rows()
 
 
-def test_words_of_replays() -> None:
-    def about(who: str, every: int, mean: float, rows: int) -> dict[str, Any]:
-        figures = {"median_s": 0.01, "mean_s": mean, "p95_s": 0.14, "mean": 1e3 * mean}
-        return {"who": who, "every": every, "decisions": 100, "rows": rows, "misses": 0, **figures}
-
-    who = {
-        "native": about("native", 0, 0.0391, 100),
-        "LLM every 10": about("LLM", 10, 0.05, 7),
-        "always enqueue every 10": about("always enqueue", 10, 0.03, 3),
-        "random every 10": about("random", 10, 0.04, 9),
-    }
-    data = {"rows": "log", "actions": {"enqueue": 100}, "same": {10: 0.25}, "who": who}
-    text = words.replay(data)
-    assert "native has the figures published for native." in text
-    assert "25.0 % of the decisions" in text
-    assert text.endswith("lower mean delay than native: always enqueue every 10.")
-    assert words.replay(data, rewards=True).endswith("a higher mean than native: random every 10.")
-    who["always enqueue every 10"]["mean"] = 50.0
-    assert words.replay(data).startswith("**Replay** of 100 rows (log: 100 enqueue)")
-    assert "Nobody who does not look" in words.replay(data)
+def test_numbers_of_a_replay_and_of_a_loop() -> None:
+    replay = {"rows": "log", "who": {"native": {"who": "native", "rows": 3600, "mean": 39.07, "line": [1.0]}}}
+    values = {"native": [1.0, 2.0, 3.0], "LLM every 10": [2.0, 3.0, 4.0]}
+    who = {name: {"use": each, "delay_ms": {"C": each}, "quantiles": {"C": [1.0]}} for name, each in values.items()}
+    loop = {"scenario": "web", "decided": {"native": 0.0, "LLM every 10": 0.1}, "who": who}
+    first, second = captions.tables({"replay": replay, "loop": loop})
+    assert first.endswith("| name | rows | mean |\n| --- | --- | --- |\n| native | 3,600 | 39.07 |")
+    assert "| use | use, less native | delay ms C | delay ms C, less native |" in second
+    assert "| native | 0 | 2 (-0.484 to 4.48) | - |" in second
+    assert "| LLM every 10 | 10 | 3 (0.516 to 5.48) | 1 (1 to 1) | 3" in second
 
 
-def test_words_of_values() -> None:
-    values = {"native": np.array([1.0, 2.0, 3.0]), "LLM every 10": np.array([2.0, 3.0, 4.0])}
-    text = words.of_values("use (%)", values, (0.0, 3.0))
-    assert text.startswith("Use (%): native 2 (0 to 3); LLM every 10 3 (0.5159 to 3)")  # within the bounds
-    assert text.endswith("less native: LLM every 10 +1 (+1 to +1).")
+def test_the_page_is_that_of_the_results(tmp_path: Path) -> None:
+    results = PAPER / "results"
+    for path in results.glob("*.json"):
+        (tmp_path / path.name).symlink_to(path)
+    stale = re.compile(r"^\*What is simulated here .*\n\n", re.M)  # as it is here
+    page = stale.sub("", captions.write(tmp_path).read_text())
+    assert page == stale.sub("", (results / "figures.md").read_text())
+    assert page.count("\n## ") == page.count("<details") == len(list(results.glob("*.png")))
 
 
 def test_goodput_by_flows() -> None:
@@ -141,7 +136,7 @@ def test_panels_draw_what_is_given() -> None:
     assert axes[2].lines[0].get_linestyle() != axes[2].lines[1].get_linestyle()
 
 
-def test_gaps_in_words() -> None:
+def test_who_is_compared() -> None:
     def row(agent: str, gap: Interval | None, trainings: int = 0) -> Row:
         scores = {"test": Interval(90.0, 80.0, 100.0), "shift": Interval(70.0)}
         return Row(f"{agent}--x", agent, "x", "t", 1, "-", trainings, scores=scores, gap=gap)
@@ -149,9 +144,8 @@ def test_gaps_in_words() -> None:
     rows = [row("native", Interval(20.0, 10.0, 30.0)), row("llm", Interval(-1.0, -9.0, 7.0), 1), row("bc", None)]
     kept = generalisation.compared([*rows, row("random", Interval(1.0))])
     assert [each.agent for each in kept] == ["native", "llm"]
-    text = generalisation._found(kept)
-    assert "native--x: test 90 (80 to 100), shift 70, gap 20 (10 to 30): worse in unseen settings\n" in text
-    assert text.endswith("no gap to be told, one training")
+    plain = [generalisation._plain(each, ("name",)) for each in kept]
+    assert "| native--x | 90 (80 to 100) | 70 | 20 (10 to 30) |" in captions.tables({"rows": plain})[0]
 
 
 def test_generalisation_needs_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

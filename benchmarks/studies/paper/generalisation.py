@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from figure import NOT_GIVEN, Figure, Place
+from figure import Figure, Place
 from l4s_gym.errors import L4SError
 from l4s_gym.evaluation import entry, leaderboard, ranking, results, sweep
 from l4s_gym.evaluation.entry import Entry, Size
 from l4s_gym.evaluation.ranking import Row
-from l4s_gym.evaluation.statistics import Interval
-from loops import text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Picture
@@ -57,15 +55,6 @@ def generalisation(place: Place) -> Figure:
     data: dict[str, Any] = {"size": entries[0].size, "rows": [_plain(row, keys) for row in rows]}
     return Figure(
         name="generalisation",
-        title="Scores in settings as in training, in unseen settings, and the gap",
-        paper=f"{NOT_GIVEN}: the comparison is that of NetLLM (arXiv:2402.02338), there of other tasks",
-        found=_found(rows),
-        differs=(
-            "The score is 0 for random decisions and 100 for native DualPI2 (RFC 9332) on the same traffic. Settings "
-            "as in training are the scenarios of the suite train with other seeds; most agents were trained on one of "
-            "them. Natives are not trained: their gap is what other settings change by themselves. LLM agents have "
-            "small backbones with random initial weights."
-        ),
         data=data,
         draw=partial(_draw, data=data),
         size=(11.0, 1.6 + 0.36 * len(rows)),
@@ -76,19 +65,6 @@ def _plain(row: Row, keys: tuple[str, ...]) -> dict[str, Any]:
     assert row.gap is not None
     about = {key: getattr(row, key) for key in keys}
     return about | {"scores": {name: asdict(row.scores[name]) for name in SUITES}, "gap": asdict(row.gap)}
-
-
-def _found(rows: list[Row]) -> str:
-    """Gaps in words: only an interval without 0 is one."""
-    lines = []
-    for row in rows:
-        gap = row.gap or Interval(0.0)
-        side = "worse" if gap.value > 0.0 else "better"
-        verdict = f"{side} in unseen settings" if gap.sure else "no gap to be told"
-        scores = ", ".join(f"{name} {text(row.scores[name])}" for name in SUITES)
-        one = ", one training" if row.trainings == 1 else ""
-        lines.append(f"- {row.name}: {scores}, gap {text(gap)}: {verdict}{one}")
-    return "Normalised scores with 95 % intervals:\n\n" + "\n".join(lines)
 
 
 def _draw(picture: Picture, data: dict[str, Any]) -> None:

@@ -13,11 +13,10 @@ import numpy.typing as npt
 from figure import Place
 from l4s_gym import agents
 from l4s_gym.errors import L4SError
-from l4s_gym.evaluation import leaderboard, series, statistics, sweep
+from l4s_gym.evaluation import leaderboard, series, sweep
 from l4s_gym.evaluation.cells import METRICS
 from l4s_gym.evaluation.entry import Entry, Experiment, Protocol, Size, read_protocol
 from l4s_gym.evaluation.native import simulate
-from l4s_gym.evaluation.statistics import Interval
 from l4s_gym.sim.measure import CLASSES
 from l4s_gym.sim.scenario import load
 from replayed import LLM, NATIVE, reward
@@ -78,18 +77,6 @@ class Loop:
             run = simulate(chosen, seed=result["seed"], agent=agent, interval=max(self.every, 1), log=True)
             found.append(float(reward(run.records).mean()))
         return np.array(found)
-
-
-def interval(values: npt.NDArray[np.float64]) -> Interval:
-    """Mean over seeds (n,), and its 95 % interval."""
-    return statistics.linear(values[:, None]).interval()
-
-
-def text(found: Interval, form: str = ".3g") -> str:
-    """An interval in words."""
-    if found.low is None or found.high is None:
-        return format(found.value, form)
-    return f"{found.value:{form}} ({found.low:{form}} to {found.high:{form}})"
 
 
 def delay(queue: str, name: str) -> Callable[[dict[str, Any]], Any]:

@@ -123,37 +123,6 @@ def curves(place: Place) -> Curves:
     return Curves(epochs, values, shares, {**config, "preset": "each family"})
 
 
-def describe(found: Curves) -> str:
-    """What the curves come to, in sentences."""
-    said = []
-    for reading in READINGS:
-        train, held = (found.majority(reading, part)["accuracy"] for part in PARTS)
-        said.append(
-            f'**{reading.capitalize()}** (always "enqueue": {train:.3f} of the training rows, {held:.3f} of those held '
-            "out):"
-        )
-        for (family, which), values in found.values.items():
-            if which == reading:
-                (trained, other), best = values[-1], values[:, 1, 0].argmin()
-                said.append(
-                    f"- {family}: training accuracy {trained[1]:.3f}, held out {other[1]:.3f} (macro-F1 "
-                    f"{trained[2]:.3f}, {other[2]:.3f}); cross-entropy {trained[0]:.3f}, held out {other[0]:.3f}, at "
-                    f"its least {values[best, 1, 0]:.3f} after {found.epochs[best]:.0f} passes."
-                )
-    return "\n".join(said)
-
-
-DIFFERS: Final = (
-    "Small backbones with random weights (64 wide, 2 layers), trained as a whole, one seed; the authors' are "
-    "pretrained, of 124 million to 7 billion parameters. A pass is as many labels as there are training rows, "
-    f"drawn at random. Every fifth of {BLOCKS} contiguous blocks is held out, rows that stand in two blocks are "
-    "left out, and both parts are asked about without dropout. `causal` shows the accumulated probability before "
-    "the decision, `as logged` after it, as the authors' data does. The agents see past actions, and the pool's "
-    "rows were chosen around changes of action: what is learnt of that is no foresight of the kernel (see "
-    "`benchmarks/studies/pool/results/pool.md`)."
-)
-
-
 def draw(found: Curves, picture: Picture, *, measure: str, label: str, reported: Mapping[str, float]) -> None:
     """One panel for each reading; full lines are the training rows, dashed ones those held out."""
     number = MEASURES.index(measure)
@@ -175,7 +144,7 @@ def draw(found: Curves, picture: Picture, *, measure: str, label: str, reported:
     panels[1].legend(fontsize=8, title="full: training; dashed: held out", title_fontsize=8)
 
 
-def of_curves(place: Place, name: str, title: str, paper: str, drawn: Mapping[str, Any]) -> Figure:
+def of_curves(place: Place, name: str, drawn: Mapping[str, Any]) -> Figure:
     """The figure of a measure."""
     found = curves(place)
     data = {
@@ -192,29 +161,18 @@ def of_curves(place: Place, name: str, title: str, paper: str, drawn: Mapping[st
             for (family, reading), values in found.values.items()
         ],
     }
-    return Figure(name, title, paper, describe(found), DIFFERS, data, partial(draw, found, **drawn), (10.0, 4.5))
+    return Figure(name, data, partial(draw, found, **drawn), (10.0, 4.5))
 
 
 def loss(place: Place) -> Figure:
     """Figure 9: loss over epochs."""
-    return of_curves(
-        place,
-        "9",
-        "Loss of four backbones over the epochs of training",
-        "Curves of the training loss of Llama-2-7B, OPT-1.3B, GPT-2 and T5; numbers not given here.",
-        {"measure": "cross_entropy", "label": "cross-entropy, nats", "reported": {}},
-    )
+    return of_curves(place, "9", {"measure": "cross_entropy", "label": "cross-entropy, nats", "reported": {}})
 
 
 def accuracy(place: Place) -> Figure:
     """Figure 10: accuracy over epochs."""
-    return of_curves(
-        place,
-        "10",
-        "Accuracy of four backbones over the epochs of training",
-        "Training accuracy: Llama-2-7B reaches 97.56 %, the three others stop at 82 to 83 %.",
-        {"measure": "accuracy", "label": "accuracy", "reported": {"the paper's Llama-2-7B, training": 0.9756}},
-    )
+    reported = {"the paper's Llama-2-7B, training": 0.9756}
+    return of_curves(place, "10", {"measure": "accuracy", "label": "accuracy", "reported": reported})
 
 
 FIGURES: Final[dict[str, Callable[[Place], Figure]]] = {"9": loss, "10": accuracy, **sizes.FIGURES, **times.FIGURES}

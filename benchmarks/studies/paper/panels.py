@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from captions import interval
 from l4s_gym.evaluation.harness import QUANTILES
-from loops import interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+LEFT: Final = "as the authors compare: replay of logged rows"
+RIGHT: Final = "closed loop"
 BOX: Final = {"whislo": 0.05, "q1": 0.2, "med": 0.5, "q3": 0.8, "whishi": 0.95}
 BOX_WORDS: Final = "boxes: 20 to 80 %, whiskers: 5 to 95 %"
 _COLOURS: Final = {

@@ -10,8 +10,7 @@ import numpy as np
 
 import loops
 import panels
-import words
-from figure import NOT_GIVEN, Figure, Place
+from figure import Figure, Place
 from generalisation import generalisation
 from l4s_gym.data.pools import Rows, make_rows
 from l4s_gym.evaluation.native import simulate
@@ -19,7 +18,7 @@ from l4s_gym.schema import ACTIONS
 from l4s_gym.sim.measure import CLASSES
 from l4s_gym.sim.scenario import load
 from loops import Loop
-from replayed import RANDOM, Replay, as_pool, coarse, logged_rows, pool_agent, replays, spread
+from replayed import ENQUEUE, LLM, RANDOM, Replay, as_pool, coarse, logged_rows, pool_agent, replays, spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Picture
@@ -44,9 +43,9 @@ def _replayed(place: Place, rows: Rows, intervals: Sequence[int], value: Value) 
     for each in found:
         x = np.asarray(value(each))
         drawn = {"mean": float(x.mean()), "line": coarse(x, _GROUP), "quantiles": spread(x)}
-        who[words.label(each)] = each.about() | drawn
+        who[each.label] = each.about() | drawn
     counts = np.bincount(rows.records["action"][: len(found[0].visited)], minlength=len(ACTIONS)).tolist()
-    same = {every: words.same_rows(found, every) for every in intervals}
+    same = {every: same_rows(found, every) for every in intervals}
     actions = dict(zip(ACTIONS, counts, strict=True))
     return {"rows": rows.source, "actions": actions, "agent": trained, "same": same, "who": who}
 
@@ -92,6 +91,13 @@ def _by_queue(who: Mapping[str, Data], name: str) -> dict[str, Any]:
     return found
 
 
+def same_rows(found: Sequence[Replay], every: int) -> float:
+    """Share of the decisions at which the LLM is at the same row as who always enqueues."""
+    llm, other = (next(r.visited for r in found if (r.who, r.every) == (who, every)) for who in (LLM, ENQUEUE))
+    n = min(len(llm), len(other))
+    return float((llm[:n] == other[:n]).mean())
+
+
 # -- figures 11 and 13
 
 
@@ -107,14 +113,9 @@ def delay_figure(place: Place, *, name: str, every: int) -> Figure:
         }
         for each in found
     }
-    measures = {f"mean delay in {q}": (loops.delay(q, "mean"), "ms", (0.0, np.inf)) for q in CLASSES}
     data = {"replay": replay, "loop": loop}
     return Figure(
         name=name,
-        title=f"Queue delay, native against LLM, asked at each {every}th packet",
-        paper=words.paper_delays(),
-        found=f"{words.replay(replay)} {words.closed(found, measures)}",
-        differs=words.differs(replay["agent"], loop),
         data=data,
         draw=partial(_draw_delay, data=data),
         size=(11.0, 11.0),
@@ -124,11 +125,11 @@ def delay_figure(place: Place, *, name: str, every: int) -> Figure:
 def _draw_delay(picture: Picture, data: Data) -> None:
     axes: Any = picture.subplots(3, 2)
     replay, loop = data["replay"]["who"], data["loop"]["who"]
-    panels.lines(axes[0, 0], _curves(replay), **_DECISION, ylabel="delay + 10 ms (ms)", title=words.LEFT)
+    panels.lines(axes[0, 0], _curves(replay), **_DECISION, ylabel="delay + 10 ms (ms)", title=panels.LEFT)
     panels.boxes(axes[1, 0], _quantiles(replay), ylabel="delay + 10 ms (ms)")
     panels.cdf(axes[2, 0], _quantiles(replay, random=False), xlabel="delay + 10 ms (ms)")
     queues = _by_queue(loop, "quantiles")
-    panels.lines(axes[0, 1], _by_queue(loop, "line"), **_TIME, ylabel="queue delay (ms)", title=words.RIGHT)
+    panels.lines(axes[0, 1], _by_queue(loop, "line"), **_TIME, ylabel="queue delay (ms)", title=panels.RIGHT)
     panels.boxes(axes[1, 1], queues, ylabel="queue delay (ms)")
     panels.cdf(axes[2, 1], queues, xlabel="queue delay (ms)")
 
@@ -146,14 +147,8 @@ def reward_figure(place: Place) -> Figure:
         for each in found
     }
     data = {"replay": replay, "loop": loop}
-    means = words.of_values("mean of the paper's reward over all packets", rewards)
-    returns = words.closed(found, {"return (reward `balance`)": (loops.RETURN, "", (-np.inf, np.inf))})
     return Figure(
         name="12",
-        title="Reward, native against LLM, asked at each 10th and 100th packet",
-        paper=f"{NOT_GIVEN}; the reward is packet length / (queue delay + 1000 us), by the authors' public code",
-        found=f"{words.replay(replay, rewards=True)} {returns} {means}",
-        differs=words.differs(replay["agent"], loop),
         data=data,
         draw=partial(_draw_reward, data=data),
         size=(12.0, 8.0),
@@ -164,10 +159,10 @@ def _draw_reward(picture: Picture, data: Data) -> None:
     axes: Any = picture.subplots(2, 2)
     replay, loop = data["replay"]["who"], data["loop"]["who"]
     unit = "the paper's reward (B/us)"
-    panels.lines(axes[0, 0], _curves(replay), **_DECISION, ylabel=unit, title=words.LEFT)
+    panels.lines(axes[0, 0], _curves(replay), **_DECISION, ylabel=unit, title=panels.LEFT)
     panels.boxes(axes[1, 0], _quantiles(replay), ylabel=unit)
     panels.means(axes[0, 1], {label: each["reward"] for label, each in loop.items()}, ylabel=f"mean of {unit}")
-    axes[0, 1].set_title(f"{words.RIGHT}; {axes[0, 1].get_title()}")
+    axes[0, 1].set_title(f"{panels.RIGHT}; {axes[0, 1].get_title()}")
     panels.means(axes[1, 1], {label: each["return"] for label, each in loop.items()}, ylabel="return (`balance`)")
 
 
@@ -188,20 +183,9 @@ def use_figure(place: Place, *, name: str, intervals: Sequence[int], scenario: s
         }
         for each in found
     }
-    measures: dict[str, tuple[Any, str, tuple[float, float]]] = {"utilisation": (loops.utilisation, "%", (0.0, 100.0))}
-    kinds = zip(CLASSES, ("Classic", "L4S"), strict=True)
-    measures |= {f"goodput of {kind} flows": (loops.goodput(q), "Mbit/s", (0.0, np.inf)) for q, kind in kinds}
     data = {"replay": replay, "loop": loop}
-    asked = " and ".join(f"{every}th" for every in intervals)
-    log = (
-        "the rows are a log of the simulator, for the authors' of this traffic is not here" if prague else words.LOGGED
-    )
     return Figure(
         name=name,
-        title=f"Bandwidth utilisation{', Prague' if prague else ''}, asked at each {asked} packet",
-        paper=f"{NOT_GIVEN}; its throughput is bits of one packet / (1024 * 1034) / (delay + 10 ms)",
-        found=f"{words.replay(replay, throughput=True)} {words.closed(found, measures)}",
-        differs=words.differs(replay["agent"], loop, log),
         data=data,
         draw=partial(_draw_use, data=data),
         size=(12.0, 11.0),
@@ -218,10 +202,10 @@ def _draw_use(picture: Picture, data: Data) -> None:
     axes: Any = picture.subplots(3, 2)
     replay, loop = data["replay"]["who"], data["loop"]["who"]
     unit = "the paper's throughput (Mbit/s)"
-    panels.lines(axes[0, 0], _curves(replay), **_DECISION, ylabel=unit, title=words.LEFT)
+    panels.lines(axes[0, 0], _curves(replay), **_DECISION, ylabel=unit, title=panels.LEFT)
     panels.boxes(axes[1, 0], _quantiles(replay), ylabel=unit)
     panels.cdf(axes[2, 0], _quantiles(replay, random=False), xlabel=unit)
-    panels.lines(axes[0, 1], _by_queue(loop, "line"), **_TIME, ylabel="goodput (Mbit/s)", title=words.RIGHT)
+    panels.lines(axes[0, 1], _by_queue(loop, "line"), **_TIME, ylabel="goodput (Mbit/s)", title=panels.RIGHT)
     panels.means(
         axes[1, 1], {k: each["utilisation"] for k, each in loop.items()}, (0.0, 100.0), ylabel="utilisation (%)"
     )

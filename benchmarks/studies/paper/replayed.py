@@ -68,6 +68,11 @@ class Replay:
     misses: int
 
     @property
+    def label(self) -> str:
+        """What it is called in a picture."""
+        return f"{self.who} every {self.every}" if self.every else self.who
+
+    @property
     def delay_ms(self) -> Floats:
         """Delays (N,), with what the authors add."""
         return np.asarray(self.records["current_queue_delay"] * 1e-3 + ADDED_MS, np.float64)

@@ -1,6 +1,6 @@
 """Figures 17 and 18: trainable parameters and memory of the backbones.
 
-The paper's numbers beside them are those that the script of its figures draws (`SCRIPT`).
+The paper's numbers beside them are those that the script of its figures draws (`captions.toml` says where it is).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import trials
 from figure import Figure, Place
 from l4s_gym.agents.llm.config import BackboneConfig, LoraConfig
-from trials import ANSWERS, TRAINED
+from trials import ANSWERS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +23,6 @@ Row = dict[str, Any]
 
 COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Of Okabe and Ito: told apart by the colour-blind."""
-SCRIPT: Final = "as `Other Graphs/main.py` draws it in the authors' github.com/deol-satish/1LLM-Results (4f2d83c)"
 RANK: Final = 128
 RANKS: Final = (8, 32, 64, 128, 256)
 REAL: Final[dict[str, BackboneConfig]] = {
@@ -122,27 +121,7 @@ def trainable(place: Place) -> Figure:
         lora = {str(rank): parameters(config, rank)[0] for rank in ranks}
         paper = {f"paper_{key}": PAPER[key][number] for key in ("parameters", "trainable")}
         rows.append({"model": name, "parameters": total, "trained_whole": whole, "trained_lora": lora, **paper})
-    found = [
-        f"- {row['model']}: {row['parameters']:,} parameters; LoRA of rank {RANK} trains {n:,} more, "
-        f"{100 * n / (row['parameters'] + n):.2f} % of all."
-        for row in rows
-        for n in (row["trained_lora"][str(RANK)],)
-    ]
-    reported = (
-        f"{name} {trained:,.0f} of {total:,.0f}"
-        for name, trained, total in zip(REAL, PAPER["trainable"], PAPER["parameters"], strict=True)
-    )
-    return Figure(
-        "17",
-        "Trainable parameters at the paper's sizes",
-        f"{'; '.join(reported)} ({SCRIPT}): GPT-2 and T5 as a whole, without LoRA.",
-        "\n".join(found),
-        "Counted on the backbones alone, without weights in memory; queries and values are adapted (in GPT-2 they are "
-        "in one module with the keys). The agent gives embeddings of its own, so word embeddings are never trained. "
-        "T5 is counted with its decoder; elsewhere the agent uses the encoder.",
-        {"rows": rows},
-        partial(draw_parameters, rows),
-    )
+    return Figure("17", {"rows": rows}, partial(draw_parameters, rows))
 
 
 # -- 18: memory
@@ -201,36 +180,7 @@ def memory(place: Place) -> Figure:
         if way == ANSWERS[-1]:
             rows.append({"shape": shape, "way": "answering", "peak_gb": a.peak_bytes / 1e9})
     real = {name: computed(name) for name in REAL}
-    said = [
-        f"- {row['shape']}, {row['way']}: {row['peak_gb']:.3f} GB"
-        + (
-            f" (weights, gradients and optimiser by arithmetic: {row['computed_gb']:.3f})."
-            if "computed_gb" in row
-            else "."
-        )
-        for row in rows
-    ]
-    said += [
-        f"- {name}, computed: {', '.join(f'{way} {gb:.1f} GB' for way, gb in row.items())}."
-        for name, row in real.items()
-    ]
-    reported = ", ".join(f"{name} {gb:.1f}" for name, gb in zip(REAL, PAPER["memory_gb"], strict=True))
-    return Figure(
-        "18",
-        "Memory of training and of answering",
-        f"GB of GPU memory: {reported}; Llama-2-7B as a whole {FULL_LLAMA['memory_gb']:.1f} ({SCRIPT}). Its text gives "
-        "23.9 GB for Llama-2-7B with LoRA on two A40.",
-        "\n".join(said),
-        f"Measured: most memory of a process on a CPU beyond what it held after handling a toy, random weights, "
-        f"batches of 8 (GPT-2's size: 2) sequences of 40 steps; LoRA of rank {TRAINED['LoRA']} (GPT-2's size: "
-        f"{trials.RANK}). Answering includes building and merging. "
-        f"Computed: {_STATE} bytes for each trained parameter (float32 weight 4, gradient 4, AdamW 8), 4 or 2 for each "
-        f"frozen one; answering 2 for each, and keys and values of {WINDOW_TOKENS} tokens. Activations, which grow "
-        f"with the batch, and the library's own memory are not in the computed figures.",
-        {"measured": rows, "computed_gb": real},
-        partial(draw_memory, rows, real),
-        (12.0, 5.0),
-    )
+    return Figure("18", {"measured": rows, "computed_gb": real}, partial(draw_memory, rows, real), (12.0, 5.0))
 
 
 FIGURES: Final[dict[str, Callable[[Place], Figure]]] = {"17": trainable, "18": memory}

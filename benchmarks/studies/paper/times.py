@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import trials
 from figure import Figure, Place
 from pool import EPOCHS, read
-from sizes import FULL_LLAMA, PAPER, REAL, SCRIPT, Row, bars
+from sizes import FULL_LLAMA, PAPER, REAL, Row, bars
 from trials import ANSWERS, TRAINED
 
 if TYPE_CHECKING:
@@ -32,31 +32,7 @@ def draw_answers(rows: Sequence[Row], picture: Picture) -> None:
 def answer_time(place: Place) -> Figure:
     """Figure 19: time of an answer with and without adaptation."""
     rows = [{"shape": shape, "way": way, **a._asdict()} for (shape, way), a in trials.answers(place).items()]
-    said = []
-    for shape in dict.fromkeys(row["shape"] for row in rows):
-        each = [
-            f"{row['way']} {row['p50_ms']:.2f} ms" + (f" ({row['tokens']:.0f} tokens)" if row["tokens"] else "")
-            for row in rows
-            if row["shape"] == shape
-        ]
-        said.append(f"- {shape}: {', '.join(each)}.")
-    reported = ", ".join(f"{name} {ms:.1f}" for name, ms in zip(REAL, PAPER["answer_ms"], strict=True))
-    return Figure(
-        "19",
-        "Time of an answer with and without adaptation",
-        f"ms, adapted: {reported}; Llama-2-7B trained as a whole {FULL_LLAMA['answer_ms']:.0f} ({SCRIPT}). Its text "
-        "gives 39 to 41 ms on two A40.",
-        "\n".join(said),
-        f"One thread of a CPU, one queue, random weights of small shapes and of GPT-2's. Without adaptation the "
-        f"backbone is told the state in words and writes, one token for each byte (a pretrained tokenizer would need a "
-        f"few tokens); with it, a linear head reads the last token: LoRA beside the weights (rank {TRAINED['LoRA']}, "
-        f"GPT-2's size {trials.RANK}), with the whole window forwarded again or with keys and values kept, or merged "
-        f"and made fast, as the agent is used. "
-        f"An untrained backbone writes on to the limit; T5's encoder writes nothing.",
-        {"rows": rows},
-        partial(draw_answers, rows),
-        (10.0, 5.0),
-    )
+    return Figure("19", {"rows": rows}, partial(draw_answers, rows), (10.0, 5.0))
 
 
 def draw_training(rows: Sequence[Row], picture: Picture) -> None:
@@ -86,25 +62,8 @@ def training_time(place: Place) -> Figure:
         }
         for (shape, way), t in trials.trainings(place).items()
     ]
-    said = [
-        f"- {row['shape']}, {row['way']}: {row['step_s']:.3f} s a step of {row['labels']:.0f} labels, "
-        f"{row['hours']:.3f} h for {EPOCHS} passes; {row['trainable']:,.0f} of {row['parameters']:,.0f} parameters "
-        "are trained."
-        for row in rows
-    ]
-    reported = ", ".join(f"{name} {hours:g}" for name, hours in zip(REAL, PAPER["training_h"], strict=True))
-    return Figure(
-        "20",
-        "Training time",
-        f"Hours: {reported} ({SCRIPT}); its text gives 22.3 h for Llama-2-7B on two A40.",
-        "\n".join(said),
-        f"Median of some steps on one thread of a CPU that others may use too, times the steps of {EPOCHS} passes over "
-        f"the {rows_of_pool:,} training rows ({EPOCHS} epochs are in the authors' commands). Small shapes, and GPT-2's "
-        f"size in batches of 2 sequences, all of random weights; LoRA as in figure 18.",
-        {"rows": rows, "passes": EPOCHS, "training_rows": rows_of_pool},
-        partial(draw_training, rows),
-        (11.0, 4.5),
-    )
+    data = {"rows": rows, "passes": EPOCHS, "training_rows": rows_of_pool}
+    return Figure("20", data, partial(draw_training, rows), (11.0, 4.5))
 
 
 FIGURES: Final[dict[str, Callable[[Place], Figure]]] = {"19": answer_time, "20": training_time}
