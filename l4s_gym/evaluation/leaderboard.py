@@ -175,7 +175,7 @@ def report(
     with atomic_write(text) as file:
         file.write(board.markdown(rows, entries, refused).encode())
     say(f"board: {text}")
-    say(f"report: {site.write(out, entries, rows, board.findings(rows), series, refused)}")
+    say(f"report: {site.write(out, entries, rows, board.comparisons(rows), series, refused)}")
 
 
 def produce(

@@ -15,7 +15,7 @@ import numpy as np
 
 from l4s_gym.agents.protocol import NO_RULE
 from l4s_gym.evaluation import ranking
-from l4s_gym.evaluation.board import Refusal, Row
+from l4s_gym.evaluation.board import Refusal, Row, Table
 from l4s_gym.evaluation.entry import Entry
 from l4s_gym.evaluation.site import data
 from l4s_gym.evaluation.statistics import Interval
@@ -176,10 +176,17 @@ def _row(row: Row, kind: str, suite: str) -> str:
     return f'<tr data-kind="{kind}">{head}{"".join(cells)}</tr>'
 
 
-def findings(texts: Sequence[str]) -> str:
-    """Findings as a list."""
-    items = ("".join(f"<p>{escape(' '.join(part.split()))}</p>" for part in text.split("\n\n")) for text in texts)
-    return "<ul>" + "".join(f"<li>{item}</li>" for item in items) + "</ul>" if texts else "<p>None are stated.</p>"
+def comparison(table: Table) -> str:
+    """A table of the comparisons, with its note."""
+    title, head = escape(table.title), "".join(f'<th scope="col">{escape(name)}</th>' for name in table.head)
+    body = ""
+    for first, *others in table.rows:
+        cells = "".join(f"<td>{escape(cell)}</td>" for cell in others)
+        body += f'<tr><th scope="row">{escape(first)}</th>{cells}</tr>'
+    return (
+        f'<h3>{title}</h3><div class="scroll" tabindex="0" role="region" aria-label="{title}"><table><thead><tr>'
+        f'{head}</tr></thead><tbody>{body}</tbody></table></div><p class="note">{escape(table.note)}</p>'
+    )
 
 
 def lacking(rows: Iterable[Row], refused: Iterable[Refusal]) -> str:
