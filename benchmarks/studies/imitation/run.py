@@ -33,6 +33,7 @@ from l4s_gym.data.files import atomic_write
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.evaluation import harness
 from l4s_gym.evaluation.origin import append_run, origin
+from l4s_gym.markdown import table
 from l4s_gym.schema import ACTIONS
 from l4s_gym.sim.disciplines import AQMS
 from l4s_gym.sim.scenario import load
@@ -233,11 +234,6 @@ def jobs(options: Options) -> list[str]:
 # -- report
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table."""
-    return ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)] + [""]
-
-
 def offline_cells(agent: str, row: Row) -> list[str]:
     low, high = row["kl_interval"]
     took = [row.get(key) for key in ("training_seconds", "training_processor_seconds")]
@@ -341,11 +337,11 @@ def markdown(newest: dict[str, Row]) -> str:
         head = ["agent", "trained in s", "processor s", "cross-entropy", "excess", "KL", "KL, 95 %"]
         head += ["mean drop %", "mean mark %", "ECE drop", "ECE mark", "ruled out %"]
         ranked = sorted(data["offline"].items(), key=lambda item: float(item[1]["kl"]))
-        lines += table(head, [offline_cells(agent, row) for agent, row in ranked])
+        lines += [*table(head, [offline_cells(agent, row) for agent, row in ranked]), ""]
         lines += [f"Closed loop on `{data['scenario']}`, {data['seconds']:g} s, seeds {data['seeds']}:", ""]
         titles = [title for title, _, _ in FIGURES.values()]
         head = ["agent", "rule", titles[0], "against the kernel", *titles[1:]]
-        lines += table(head, [loop_cells(found, kernel) for found in data["loops"]])
+        lines += [*table(head, [loop_cells(found, kernel) for found in data["loops"]]), ""]
         lines += [*(f"- {line}" for line in findings(data)), ""]
     return "\n".join(lines)
 

@@ -24,6 +24,7 @@ import numpy as np
 from l4s_gym.cli.arguments import command_line
 from l4s_gym.data.files import atomic_write
 from l4s_gym.evaluation.origin import origin
+from l4s_gym.markdown import table
 from l4s_gym.sim import layout, measure, scenario
 from l4s_gym.sim.batch import Batch
 
@@ -262,6 +263,11 @@ def verdicts(rows: list[Row]) -> list[str]:
     return lines
 
 
+def _cells(r: Row) -> list[str]:
+    allowed = f"{100 * r.allowed:.0f} %" if r.allowed is not None else ""
+    return [r.case, r.figure, f"{r.real:.4g}", f"{r.simulated:.4g}", f"{r.ratio:.2f}", allowed, r.verdict, r.cause]
+
+
 def markdown(rows: list[Row]) -> str:
     """The report."""
     lines = ["# Real Linux beside the simulator", "", "Written by `python benchmarks/studies/linux/run.py`.", ""]
@@ -269,21 +275,8 @@ def markdown(rows: list[Row]) -> str:
     for section in dict.fromkeys(row.section for row in rows):
         of = [row for row in rows if row.section == section]
         lines += ["", f"## {section}", "", f"Source: {of[0].source}.", ""]
-        lines += ["| case | figure | real | simulated | ratio | allowed | verdict | why it is off |"]
-        lines += ["| --- | --- | --- | --- | --- | --- | --- | --- |"]
-        for r in of:
-            allowed = f"{100 * r.allowed:.0f} %" if r.allowed is not None else ""
-            cells = [
-                r.case,
-                r.figure,
-                f"{r.real:.4g}",
-                f"{r.simulated:.4g}",
-                f"{r.ratio:.2f}",
-                allowed,
-                r.verdict,
-                r.cause,
-            ]
-            lines.append("| " + " | ".join(cells) + " |")
+        head = ("case", "figure", "real", "simulated", "ratio", "allowed", "verdict", "why it is off")
+        lines += table(head, map(_cells, of))
     return "\n".join(lines) + "\n"
 
 

@@ -32,6 +32,7 @@ from l4s_gym.cli.arguments import command_line
 from l4s_gym.data.files import atomic_write
 from l4s_gym.evaluation import native
 from l4s_gym.evaluation.origin import append_run, origin
+from l4s_gym.markdown import table
 from l4s_gym.sim.scenario import Scenario, from_dict
 
 RESULTS: Final = Path(__file__).resolve().parent / "results"
@@ -332,11 +333,6 @@ def loop_figures(before: Figures, after: Figures, rate_mbps: float) -> dict[str,
 
 
 # -- in words
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table."""
-    return ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
 
 
 def shared_table(rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -37,6 +37,7 @@ from l4s_gym.data.pools import Rows, load_rows
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.evaluation.demo import POOL_FILES, find_pools
 from l4s_gym.evaluation.origin import append_run, origin
+from l4s_gym.markdown import table
 from l4s_gym.schema import ACTIONS, ENQUEUE, OBSERVED
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "shared"))
@@ -355,16 +356,14 @@ TITLES: Final = {
 }
 
 
-def table(results: Sequence[Mapping[str, Any]]) -> list[str]:
+def models(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """Rows of Markdown."""
-    lines = ["| model | trainings | " + " | ".join(TITLES.values()) + " |", "|---" * (2 + len(TITLES)) + "|"]
+    lines = []
     for r in results:
         title = r["model"] if r["reading"] in READINGS else f"{r['model']}: {r['reading']}"
         cells = [interval(r["figures"][name]) if name in r["figures"] else "-" for name in TITLES]
-        lines.append(
-            f"| {title} | {'-' if r['model'] == RULE else BLOCKS * r['repeats']} | " + " | ".join(cells) + " |"
-        )
-    return lines
+        lines.append([title, "-" if r["model"] == RULE else BLOCKS * r["repeats"], *cells])
+    return table(["model", "trainings", *TITLES.values()], lines)
 
 
 PAPER: Final = """\
@@ -409,25 +408,21 @@ def markdown(data: Mapping[str, Any]) -> str:
         "![accuracy with intervals, and reliability of the probability of a hit](pool.png)",
     ]
     for reading in READINGS:
-        lines += ["", f"## {reading.capitalize()}", *table([r for r in results if r["reading"] == reading])]
-    lines += ["", "## Controls", *table([r for r in results if r["reading"] not in READINGS])]
+        lines += ["", f"## {reading.capitalize()}", *models([r for r in results if r["reading"] == reading])]
+    lines += ["", "## Controls", *models([r for r in results if r["reading"] not in READINGS])]
     lines += ["", READ_SO, "## Beside it", PAPER]
     lines += ["The same now, on all rows, in kernel units; means over the blocks:", ""]
-    lines += ["| file | model | reading | accuracy | macro-F1 | recall enqueue, drop, mark |", "|---" * 6 + "|"]
+    rows = []
     for r in data["all_rows"]:
         accuracy, macro_f1, *recall = (f"{value:.3f}" for value in r["of_blocks"].values())
-        lines.append(f"| {r['file']} | {r['model']} | {r['reading']} | {accuracy} | {macro_f1} | {' '.join(recall)} |")
-    lines += [
-        "",
-        "## Number of gradient steps",
-        CURVE_TEXT,
-        "",
-        "| agent | steps: cross-entropy | taken |",
-        "|---|---|---|",
-    ]
+        rows.append([r["file"], r["model"], r["reading"], accuracy, macro_f1, " ".join(recall)])
+    lines += table(["file", "model", "reading", "accuracy", "macro-F1", "recall enqueue, drop, mark"], rows)
+    rows = []
     for agent in dict.fromkeys(each["agent"] for each in data["curve"]):
         points = [f"{c['steps']}: {c['cross_entropy']:.3f}" for c in data["curve"] if c["agent"] == agent]
-        lines.append(f"| {agent} | {', '.join(points)} | {data['steps'][agent.partition('-')[0]]} |")
+        rows.append([agent, ", ".join(points), data["steps"][agent.partition("-")[0]]])
+    lines += ["", "## Number of gradient steps", CURVE_TEXT, ""]
+    lines += table(["agent", "steps: cross-entropy", "taken"], rows)
     return "\n".join(lines) + "\n"
 
 

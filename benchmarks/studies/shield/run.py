@@ -28,6 +28,7 @@ from l4s_gym.bridge.testbed import LiveTestbed
 from l4s_gym.cli.arguments import command_line
 from l4s_gym.data.files import atomic_write
 from l4s_gym.evaluation.origin import append_run, origin
+from l4s_gym.markdown import table
 from l4s_gym.sim.scenario import from_dict
 
 RESULTS: Final = Path(__file__).resolve().parent / "results"
@@ -169,9 +170,8 @@ def markdown(data: dict[str, Any]) -> str:
     ):
         instance = ["instance"] if title.startswith("Two") else []
         head = ["agent", "bounds", *instance, "C Mbit/s", "L Mbit/s", "of native %", "C ms", "L ms", *extra]
-        table = [head, ["---"] * len(head)]
-        table += [cells(row, rows[row["instance"] - 1 if instance else 0]) for row in rows]
-        lines += ["", f"## {title}", "", *("| " + " | ".join(line) + " |" for line in table)]
+        body = [cells(row, rows[row["instance"] - 1 if instance else 0]) for row in rows]
+        lines += ["", f"## {title}", "", *table(head, body)]
     return "\n".join(lines) + "\n"
 
 

@@ -31,6 +31,7 @@ from l4s_gym.data.files import atomic_write
 from l4s_gym.data.pools import load_rows
 from l4s_gym.evaluation.demo import POOL_FILES, find_pools
 from l4s_gym.evaluation.origin import origin
+from l4s_gym.markdown import table
 from l4s_gym.sim import layout
 from l4s_gym.sim.batch import Batch
 from l4s_gym.sim.scenario import Scenario, load
@@ -297,11 +298,6 @@ def compare_start(runs: Sequence[Run], row_ms: float, out: Path, pools: Path | N
 # -- report
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A Markdown table."""
-    return ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)] + [""]
-
-
 def _row(r: Row) -> list[str]:
     span = f"{r.low:.4g} to {r.high:.4g}"
     return [r.figure, f"{r.real:.6g}", f"{r.simulated:.4g}", span, r.allowed, r.verdict, r.reason]
@@ -326,7 +322,7 @@ def markdown(rows: Sequence[Row], variants: dict[str, dict[str, dict[str, float]
     for c in REAL.collection:
         mine = [row for row in rows if row.collection == c.title]
         head = ["figure", "real", f"`{c.scenario}`", "range", "allowed", "verdict", "why it is off"]
-        lines += [f"## {c.title}", "", *_table(head, [_row(row) for row in mine])]
+        lines += [f"## {c.title}", "", *table(head, [_row(row) for row in mine]), ""]
     lines += [
         "## Other routers: what a printed row costs, pauses, weights of the round robin",
         "",
@@ -338,11 +334,11 @@ def markdown(rows: Sequence[Row], variants: dict[str, dict[str, dict[str, float]
         for row in (row for row in rows if row.collection == c.title and row.allowed):
             others = [f"{case[row.figure]:.4g}" for case in cases.values()]
             body.append([row.figure, f"{row.real:.6g}", f"{row.simulated:.4g}", *others])
-        lines += [f"{c.title}:", "", *_table(["", "real", "as it is", *cases], body)]
+        lines += [f"{c.title}:", "", *table(["", "real", "as it is", *cases], body), ""]
     if start:
         head = ["feature", "KS", "Wasserstein", "zeros, %", "mean", "p50", "p75", "p95"]
         lines += [f"## The first {start['rows']} rows of a run, real / simulated", "", REAL.text["start"], ""]
-        lines += _table(head, [_feature(entry) for entry in start["features"]])
+        lines += [*table(head, [_feature(entry) for entry in start["features"]]), ""]
         lines += ["Standstills of 20 rows or more between two services of a pipe that is not empty:", ""]
         head = ["", "number", "ms a row, p25", "p50", "p75", "longest, ms", "pauses", "mean, ms", "one in, s"]
         cells = [
@@ -350,7 +346,7 @@ def markdown(rows: Sequence[Row], variants: dict[str, dict[str, dict[str, float]
              str(e["pauses"]), f"{e['pause_ms']:.0f}", f"{e['every_s']:.2f}"]
             for name, e in start["standstills"].items()
         ]  # fmt: skip
-        lines += [*_table(head, cells), REAL.text["pauses"], ""]
+        lines += [*table(head, cells), "", REAL.text["pauses"], ""]
     return "\n".join(lines)
 
 

@@ -37,6 +37,7 @@ from l4s_gym.cli.arguments import command_line
 from l4s_gym.data.files import atomic_write
 from l4s_gym.evaluation.harness import evaluate
 from l4s_gym.evaluation.origin import origin
+from l4s_gym.markdown import table
 from l4s_gym.sim import scenario
 
 RESULTS: Final = Path(__file__).resolve().parent / "results"
@@ -171,13 +172,13 @@ def measure(options: Options, head: str, steps: int) -> dict[str, Any]:
     return row
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def offline_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """What was found, as Markdown."""
     heads = (
         "head", "steps", "labels", "training s", "rule", "valid %", "tokens an answer", "accuracy %", "majority %",
         "macro-F1", "cross-entropy", "p50 ms", "p99 ms", "processor p50 ms",
     )  # fmt: skip
-    lines = [f"| {' | '.join(heads)} |", "|---|" + "---:|" * (len(heads) - 1)]
+    lines = []
     for row in rows:
         for rule in RULES:
             d, ms = row[rule]["decisions"], row[rule]["latency_ms"]
@@ -187,14 +188,14 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
                 f"{100 * d['majority']:.1f}", f"{d['macro_f1']:.3f}", f"{row['offline']['cross_entropy']:.3f}",
                 f"{ms['p50']:.1f}", f"{ms['p99']:.1f}", f"{ms['processor_p50']:.1f}",
             )  # fmt: skip
-            lines.append(f"| {' | '.join(cells)} |")
-    return lines
+            lines.append(cells)
+    return table(heads, lines, right=range(1, len(heads)))
 
 
 def loop_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The closed loop, as Markdown: means over the seeds, delays too."""
     heads = ("head", "rule", "decisions", "invalid %", "return", "used %", "C ms", "L ms", "marked %", "dropped %")
-    lines = [f"| {' | '.join(heads)} |", "|---|---|" + "---:|" * (len(heads) - 2)]
+    lines = []
     for name, rule, runs in [
         (row["head"], rule, row[rule]["closed_loop"]) for row in rows for rule in RULES if "closed_loop" in row[rule]
     ]:
@@ -207,8 +208,8 @@ def loop_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         returned = f"{np.mean([run['episode_return'] for run in runs]):.3f}"
         count = f"{sum(run['decisions'] for run in runs):,}"
         cells = (name, rule, count, invalid, returned, used, *delays, marked, dropped)
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        lines.append(cells)
+    return table(heads, lines, right=range(2, len(heads)))
 
 
 def main(options: Options) -> None:
@@ -232,7 +233,7 @@ def main(options: Options) -> None:
         "",
         f"## {options.asked:,} held-out decisions",
         "",
-        *table(rows),
+        *offline_table(rows),
         "",
         "Cross-entropy is that of the action given a valid answer. An invalid answer counts as `enqueue`. Latencies "
         "are of one decision of the whole agent, one environment.",
