@@ -18,6 +18,8 @@ from l4s_gym.evaluation.entry import Entry, Experiment, Protocol, Training
 from l4s_gym.evaluation.results import read, read_all, write
 from l4s_gym.sim import fingerprint
 
+pytest.importorskip("pyarrow", reason="needs PyArrow: pip install 'l4s-gym[data]'")
+
 ROOT = Path(__file__).parents[2]
 RULES = """
 reward = "balance"

@@ -21,6 +21,8 @@ from l4s_gym.evaluation.entry import Entry, Experiment, Protocol, Size, Training
 from l4s_gym.evaluation.results import read, read_all, write
 from l4s_gym.sim import fingerprint
 
+pytest.importorskip("pyarrow", reason="needs PyArrow: pip install 'l4s-gym[data]'")
+
 TINY = Size(0.5, 2, ("test", "shift"), ("l4s-llm-testbed", "web", "grid-4m-10ms"))
 NATIVE = Experiment("PIE", "native:pie", name="native", variant="pie")
 RANDOM = Experiment("Random", "random", name="random", variant="uniform")
