@@ -34,14 +34,6 @@ def test_the_page_says_what_the_results_say(pool: Any) -> None:
     assert pool.markdown(last) == (results / "pool.md").read_text()
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "words"),
-    [(0.1, 0.3, "better than"), (-0.1, 0.3, "not to be told from"), (-0.3, -0.1, "worse than")],
-)
-def test_only_an_interval_without_zero_is_a_difference(pool: Any, low: float, high: float, words: str) -> None:
-    assert pool.compared({"mean": (low + high) / 2, "low": low, "high": high}, "it").startswith(words)
-
-
 def test_each_training_has_a_name_of_its_own(pool: Any) -> None:
     cell = pool.Cell("llm-t5", "pool-causal", (0,), 3, 200)
     others = [cell._replace(agent="llm-opt"), cell._replace(seed=4), cell._replace(steps=100), cell._replace(held=(1,))]

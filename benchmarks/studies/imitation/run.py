@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -258,44 +258,14 @@ def loop_cells(found: Row, kernel: Row) -> list[str]:
         cells.append(f"{text} +- {format(middle - low, form)}" if name in ("return", "drop", "mark") else text)
     difference, low, high = against(found, kernel)
     cells.insert(3, f"{difference:+.2f} ({low:+.2f} to {high:+.2f})")
-    return cells
+    bounds = {FIGURES[name][0]: against(found, kernel, name)[1:] for name in JUDGED}
+    told = ", ".join(title for title, (low, high) in bounds.items() if not low <= 0.0 <= high)
+    return [*cells, told or "nothing"]
 
 
 def against(found: Row, kernel: Row, name: str = "return") -> tuple[float, float, float]:
     """Difference of a figure to the kernel's, seed by seed: mean and 95 % interval."""
     return distances.mean_interval(np.subtract(means(found, name), means(kernel, name)))
-
-
-def span(values: Sequence[float], form: str = ".1f") -> str:
-    low, high = format(min(values), form), format(max(values), form)
-    return low if low == high else f"{low} to {high}"
-
-
-def findings(data: Row) -> Iterator[str]:
-    """What the closed loops say, in words; all numbers are the table's."""
-    by = {(found["agent"], found["rule"]): found for found in data["loops"]}
-    kernel = next(found for found in data["loops"] if found["agent"] == KERNEL)
-
-    def words(*some: Row) -> str:
-        def over(name: str, form: str) -> str:
-            return span([float(np.mean(means(found, name))) for found in some], form)
-
-        return (
-            f"{over('drop', '.1f')} % dropped, {over('mark', '.2f')} % marked, median delay of C "
-            f"{over('c_p50', '.0f')} ms, of L {over('l_p50', '.0f')} ms, return {over('return', '.2f')}"
-        )
-
-    def told_by(found: Row) -> str:
-        bounds = {FIGURES[name][0]: against(found, kernel, name)[1:] for name in JUDGED}
-        return ", ".join(title for title, (low, high) in bounds.items() if not low <= 0.0 <= high) or "nothing"
-
-    yield f"The kernel: {words(kernel)}. Who enqueues everything: {words(by['enqueue', '-'])}."
-    for title, names in (("Imitators", IMITATORS), ("Learners of values", VALUES)):
-        for rule in RULES:
-            some = {name: by[name, rule] for name in names if (name, rule) in by}
-            if some:
-                told = "; ".join(f"{name} by {told_by(found)}" for name, found in some.items())
-                yield f"{title}, `{rule}`: {words(*some.values())}. Told from the kernel: {told}."
 
 
 HEAD: Final = """\
@@ -340,9 +310,8 @@ def markdown(newest: dict[str, Row]) -> str:
         lines += [*table(head, [offline_cells(agent, row) for agent, row in ranked]), ""]
         lines += [f"Closed loop on `{data['scenario']}`, {data['seconds']:g} s, seeds {data['seeds']}:", ""]
         titles = [title for title, _, _ in FIGURES.values()]
-        head = ["agent", "rule", titles[0], "against the kernel", *titles[1:]]
+        head = ["agent", "rule", titles[0], "against the kernel", *titles[1:], "told from the kernel by"]
         lines += [*table(head, [loop_cells(found, kernel) for found in data["loops"]]), ""]
-        lines += [*(f"- {line}" for line in findings(data)), ""]
     return "\n".join(lines)
 
 

@@ -289,63 +289,6 @@ def interval(figure: Mapping[str, float], digits: int = 3) -> str:
     return mean if low == high else f"{mean} ({low} to {high})"
 
 
-def compared(figure: Mapping[str, float], what: str) -> str:
-    """A difference in words: only an interval without 0 is one."""
-    if figure["low"] > 0.0:
-        return f"better than {what} by {interval(figure)}"
-    if figure["high"] < 0.0:
-        return f"worse than {what}: {interval(figure)}"
-    return f"not to be told from {what}: {interval(figure)}"
-
-
-def conclusions(data: Mapping[str, Any]) -> list[str]:
-    """What follows from the figures, in sentences."""
-    found = {(r["model"], r["reading"]): r for r in data["results"]}
-    boosting = found[BOOSTING, "as logged"]
-    lines = [
-        f"- **The logged column is worth {interval(boosting['column'])} of accuracy** to gradient boosting: "
-        f"{interval(boosting['figures']['accuracy'])} as logged, "
-        f"{interval(found[BOOSTING, 'causal']['figures']['accuracy'])} with the value before the decision.",
-        "- Causal, from the row alone, against always saying enqueue (accuracy), and against the shares of the "
-        "training rows (cross-entropy, nats):",
-    ]
-    for model in (*offline.TABULAR[1:], RULE, "bc"):
-        if (model, "causal") in found:
-            f = found[model, "causal"]["figures"]
-            lines.append(
-                f"  - {model}: accuracy {compared(f['accuracy_gain'], 'the majority')}; "
-                f"cross-entropy {compared(f['cross_entropy_gain'], 'the shares')}."
-            )
-    pool, chance = data["pool"]["actions"], data["chance"]
-    settled = ", ".join(f"{pool[name] - chance[name]:,} of {pool[name]:,} {name}" for name in ACTIONS)
-    lines.append(
-        f"- **What the rule settles can be foreseen.** The kernel never acts while its sum is below 0.85 and "
-        f"always acts from 8.5 on: so {settled} rows were certain before they were decided. On the other "
-        f"{sum(chance.values()):,} rows, which it leaves to chance, accuracy against the majority is:"
-    )
-    for model in (*offline.TABULAR[1:], "bc"):
-        if (model, "causal") in found:
-            lines.append(f"  - {model}: {compared(found[model, 'causal']['chance'], 'the majority')}.")
-    alone = found[BOOSTING, ACTIONS_ALONE]["figures"]
-    lines.append(
-        f"- **The pool's make-up.** Its rows were chosen around changes of action, in groups. Gradient boosting on "
-        f"{ACTIONS_ALONE}, without any state, has accuracy {interval(alone['accuracy'])}, "
-        f"{compared(alone['accuracy_gain'], 'the majority')}."
-    )
-    if alone["accuracy_gain"]["low"] > 0.0:
-        lines[-1] += (
-            " So whatever sees past actions can learn how the rows were chosen, in either reading, and its accuracy "
-            "is no evidence that it foresees the kernel:"
-        )
-    for model in MEMORY:
-        if (model, "causal") in found:
-            f, g = (found[model, reading]["figures"] for reading in ("causal", "as logged"))
-            lines.append(
-                f"  - {model}: accuracy {interval(f['accuracy'])} causal, {interval(g['accuracy'])} as logged."
-            )
-    return lines
-
-
 TITLES: Final = {
     "accuracy": "accuracy",
     "macro_f1": "macro-F1",
@@ -364,6 +307,15 @@ def models(results: Sequence[Mapping[str, Any]]) -> list[str]:
         cells = [interval(r["figures"][name]) if name in r["figures"] else "-" for name in TITLES]
         lines.append([title, "-" if r["model"] == RULE else BLOCKS * r["repeats"], *cells])
     return table(["model", "trainings", *TITLES.values()], lines)
+
+
+def gains(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What models gain; `chance`: on the rows that the kernel's rule leaves to chance."""
+    rows = []
+    for r in results:
+        figures = (r["figures"]["accuracy_gain"], r["chance"], r["figures"]["cross_entropy_gain"], r.get("column"))
+        rows.append([r["model"], r["reading"], *(interval(each) if each else "-" for each in figures)])
+    return table(["model", "reading", "accuracy", "accuracy, chance", "cross-entropy", "by the logged column"], rows)
 
 
 PAPER: Final = """\
@@ -402,14 +354,14 @@ def markdown(data: Mapping[str, Any]) -> str:
         f"({counts}) without the {out['unknown']} whose accumulated probability before the decision is unknown and the "
         f"{out['copied']} copied into another block. {BLOCKS} contiguous blocks, held out in turn.",
         "",
-        "## What follows",
-        *conclusions(data),
+        "What follows from it: [the page of the study](../README.md).",
         "",
         "![accuracy with intervals, and reliability of the probability of a hit](pool.png)",
     ]
     for reading in READINGS:
         lines += ["", f"## {reading.capitalize()}", *models([r for r in results if r["reading"] == reading])]
     lines += ["", "## Controls", *models([r for r in results if r["reading"] not in READINGS])]
+    lines += ["", "## Gained over always saying the shares of the training rows", *gains(results)]
     lines += ["", READ_SO, "## Beside it", PAPER]
     lines += ["The same now, on all rows, in kernel units; means over the blocks:", ""]
     rows = []
