@@ -55,13 +55,13 @@ kernel-check: setup  ## build the kernel side with gcc, clang, sanitizers and fo
 
 bench: setup  ## fill the leaderboard, measure speed, and compare the simulator with its peers
 	$(BIN)/python benchmarks/leaderboard.py
-	$(BIN)/python benchmarks/speed.py
-	$(BIN)/python benchmarks/fidelity.py
-	$(BIN)/python benchmarks/linux.py
-	$(BIN)/python benchmarks/sim_to_real.py
-	$(BIN)/python benchmarks/data_speed.py
-	$(BIN)/python benchmarks/intervals.py
-	@echo "Real packets, as root: $(BIN)/python benchmarks/live.py"
+	$(BIN)/python benchmarks/studies/speed/run.py
+	$(BIN)/python benchmarks/studies/fidelity/run.py
+	$(BIN)/python benchmarks/studies/linux/run.py
+	$(BIN)/python benchmarks/studies/sim_to_real/run.py
+	$(BIN)/python benchmarks/studies/data_speed/run.py
+	$(BIN)/python benchmarks/studies/intervals/run.py
+	@echo "Real packets, as root: $(BIN)/python benchmarks/studies/live/run.py"
 
 clean:  ## remove caches and build outputs
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

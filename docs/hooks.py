@@ -14,7 +14,7 @@ import inspect
 import os
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Final
@@ -23,7 +23,7 @@ from gymnasium.envs.registration import load_env_creator, registry
 from msgspec import Struct
 from msgspec.structs import fields
 
-from l4s_gym import schema
+from l4s_gym import markdown, schema
 from l4s_gym.evaluation import export
 from l4s_gym.sim import disciplines, layout, scenario
 
@@ -33,14 +33,12 @@ INCLUDED: Final = (
     "kernel/**/*.md",
 )
 LINK: Final = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
-Rows = Iterable[Iterable[Any]]
+Rows = Iterable[Sequence[Any]]
 
 
 def table(head: str, rows: Rows) -> str:
     """A Markdown table."""
-    names = head.split(" | ")
-    lines = [names, ["---"] * len(names), *([str(cell).replace("|", "\\|") for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(markdown.table(head.split(" | "), rows))
 
 
 def attributes(of: Any) -> dict[str, str]:

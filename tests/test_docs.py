@@ -168,11 +168,11 @@ def test_the_site_builds_and_asks_nothing_of_the_network(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "path",
     [
-        "benchmarks/speed.py",
-        "benchmarks/fidelity.py",
-        "benchmarks/peers/ns3.py",
-        "benchmarks/data_speed.py",
-        "benchmarks/sim_to_real.py",
+        "benchmarks/studies/speed/run.py",
+        "benchmarks/studies/fidelity/run.py",
+        "benchmarks/studies/speed/peers/ns3.py",
+        "benchmarks/studies/data_speed/run.py",
+        "benchmarks/studies/sim_to_real/run.py",
     ],
 )
 def test_the_docs_name_the_benchmarks(path: str) -> None:

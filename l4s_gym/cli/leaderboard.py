@@ -40,12 +40,13 @@ def leaderboard(
     """
     from l4s_gym.evaluation import entry
     from l4s_gym.evaluation import leaderboard as boards
+    from l4s_gym.evaluation.results import read
 
     rules = entry.read_protocol(protocol)
     folder = work or out / "work"
     if check:
         for path in check:
-            each = entry.read(path)
+            each = read(path)
             boards.check_training(each.experiment)
             entry.validate(each, rules, boards.datasets([each]))
             boards.rerun(each, rules, folder, say=say)

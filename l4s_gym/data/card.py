@@ -23,7 +23,9 @@ LICENCE: Final = "CC BY 4.0"
 FACTS, PICTURE, TEXT = "facts.json", "card.png", "card.md"
 QUEUES: Final = ("C", "L")
 
-_SIMULATED: Final = "It is simulated, not measured; `benchmarks/sim_to_real.py` compares the simulator with a real log."
+_SIMULATED: Final = (
+    "It is simulated, not measured; `benchmarks/studies/sim_to_real/run.py` compares the simulator with a real log."
+)
 _DELAY: Final = schema.OBSERVED.index("current_queue_delay")
 _PROBABILITY: Final = schema.OBSERVED.index("drop_probability")
 _MS: Final = schema.BY_NAME["current_queue_delay"].scale / 1000.0

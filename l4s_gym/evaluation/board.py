@@ -1,17 +1,18 @@
-"""The board as text: `leaderboard.md`, and what the comparisons with native DualPI2 come to in words."""
+"""The board as tables: `leaderboard.md`, and the comparisons with native DualPI2."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from l4s_gym.evaluation.cells import NATIVE
 from l4s_gym.evaluation.entry import Entry
 from l4s_gym.evaluation.ranking import MAIN, Refusal, Row, check, online, rows
 from l4s_gym.evaluation.statistics import Interval
+from l4s_gym.markdown import table
 from l4s_gym.sim.scenario import SUITES
 
-__all__ = ["MAIN", "NATIVE", "Refusal", "Row", "check", "findings", "markdown", "rows"]
+__all__ = ["MAIN", "NATIVE", "Refusal", "Row", "check", "comparisons", "markdown", "rows"]
 
 NONE: Final = "-"
 COLUMNS: Final = (
@@ -26,11 +27,6 @@ COLUMNS: Final = (
         "over episodes, mean over trainings.",
     ),
     ("shift", "The same in the suite shift: rates, round-trip times, mixes and links that are not in train and test."),
-    ("test - shift", "The generalisation gap."),
-    (
-        "beats native",
-        "Probability of a better return than native DualPI2 on the same traffic, averaged over the scenarios of test.",
-    ),
     (
         "C p50 / p99 ms",
         "Delay of Classic packets in the queue: median and 99th percentile of an episode, means over test.",
@@ -38,18 +34,25 @@ COLUMNS: Final = (
     ("L p50 / p99 ms", "The same of L4S packets."),
     ("util %", "Share of the link's capacity that was used, mean over test."),
     ("L/C", "Mean goodput of an L4S flow by that of a Classic flow, mean over the scenarios of test that have both."),
+    (
+        "beats native",
+        "Probability of a better return than native DualPI2 on the same traffic, averaged over the scenarios of test.",
+    ),
+    ("test - shift", "The generalisation gap."),
     ("decision us", "Median time of one decision for one environment; 'engine': decided inside the simulator."),
     ("parameters", "Of the model, and of these the trained ones."),
     ("training", "Trained agents, and the mean time of a training."),
 )
+FIRST: Final = 8
+"""Columns of the first table; the others stand in one that is folded."""
 CLEAR: Final = (
-    ("delay_c_p50_ms", "median of the C delay", "ms", 1.0),
-    ("delay_l_p99_ms", "99th percentile of the L delay", "ms", 1.0),
-    ("delay_c_p99_ms", "99th percentile of the C delay", "ms", 1.0),
-    ("utilisation", "utilisation", "points", 100.0),
-    ("goodput_ratio", "L/C goodput", "", 1.0),
+    ("delay_c_p50_ms", "C p50, ms", 1.0),
+    ("delay_c_p99_ms", "C p99, ms", 1.0),
+    ("delay_l_p99_ms", "L p99, ms", 1.0),
+    ("utilisation", "util, points", 100.0),
+    ("goodput_ratio", "L/C", 1.0),
 )
-"""The differences that findings tell: metric, name, unit, scale."""
+"""The measures whose differences are shown: metric, heading, scale."""
 EXPECTED: Final = (
     ("random--uniform", "enqueue--default", "score", "whoever drops a third of all packets starves the senders"),
     ("enqueue--default", NATIVE, "score", "without signals only a full buffer stops the senders"),
@@ -60,9 +63,20 @@ EXPECTED: Final = (
     (NATIVE, "native--pie", "delay_l_p99_ms", "in one queue, L4S packets wait behind Classic ones"),
 )
 """What control theory says of rules and disciplines in `MAIN`: who has less than whom, of what, and why."""
-UNSEEN: Final = (
-    "The reward pays for what is delivered and for short queues; how the flows share the link it does not see."
-)
+
+
+class Table(NamedTuple):
+    """A table of the comparisons, and what to know when reading it."""
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str
+
+    @property
+    def text(self) -> str:
+        """The table as Markdown."""
+        return "\n".join(table(self.head, self.rows, wide=True))
 
 
 def number(value: float) -> str:
@@ -101,28 +115,16 @@ def _cells(row: Row, rank: int | None) -> list[str]:
         who(row),
         "failed" if row.failed else span(row.scores.get("test")),
         span(row.scores.get("shift")),
-        span(row.gap),
-        span(row.improvement, digits=2),
         f"{mean('delay_c_p50_ms')} / {mean('delay_c_p99_ms')}",
         f"{mean('delay_l_p50_ms')} / {mean('delay_l_p99_ms')}",
         mean("utilisation", 100.0),
         mean("goodput_ratio"),
+        span(row.improvement, digits=2),
+        span(row.gap),
         NONE if row.failed else number(row.latency_us["p50"]) if row.latency_us else "engine",
         NONE if row.failed else parameters,
         f"{row.trainings} x {row.training_s:,.0f} s" if row.training_s is not None else NONE,
     ]
-
-
-def _table(lines: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
-    """A Markdown table whose columns stand below each other in a terminal too."""
-    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = [c.ljust(w) if k in left else c.rjust(w) for k, (c, w) in enumerate(zip(cells, widths, strict=True))]
-        return f"| {' | '.join(padded)} |"
-
-    rule = ["-" * w if k in left else "-" * (w - 1) + ":" for k, w in enumerate(widths)]
-    return [line(lines[0]), line(rule), *map(line, lines[1:])]
 
 
 def _lines(board: Sequence[Row]) -> list[list[str]]:
@@ -132,9 +134,15 @@ def _lines(board: Sequence[Row]) -> list[list[str]]:
     return [[name for name, _ in COLUMNS], *cells]
 
 
-def brief(board: Sequence[Row], columns: int = 9) -> str:
-    """The first columns of the board, for a terminal."""
-    return "\n".join(_table([cells[:columns] for cells in _lines(board)], left=(1,)))
+def brief(board: Sequence[Row]) -> str:
+    """The first columns of the board."""
+    return _drawn([cells[:FIRST] for cells in _lines(board)], left=1)
+
+
+def _drawn(lines: Sequence[Sequence[str]], left: int = 0) -> str:
+    """A table of numbers, but for one column."""
+    head, *rows = lines
+    return "\n".join(table(head, rows, right=set(range(len(head))) - {left}, wide=True))
 
 
 def markdown(board: Sequence[Row], entries: Sequence[Entry] = (), refused: Sequence[Refusal] = ()) -> str:
@@ -150,20 +158,24 @@ def markdown(board: Sequence[Row], entries: Sequence[Entry] = (), refused: Seque
     missing += [f"- {each.name}: not on the board: {each.reason}." for each in refused]
     parts = [
         "# Leaderboard",
-        brief(board, len(COLUMNS)),
+        brief(board),
         "Brackets hold 95 % intervals; [?] is one run only, of which nothing can be said; - is none.",
-        "## Comparisons with native DualPI2",
-        "\n".join(f"- {text}" for text in findings(board)) or "No agent has all its episodes.",
+        folded("More columns", _drawn([[cells[1], *cells[FIRST:]] for cells in _lines(board)])),
+        *(part for each in comparisons(board) for part in (f"## {each.title}", each.text, each.note)),
         "## Best of several configurations",
         _best_of(board),
         "## What is missing",
         "\n".join(missing) or "Nothing.",
-        "## Columns",
-        "\n".join(f"- **{name}**: {text}" for name, text in COLUMNS),
+        folded("What the columns mean", "\n".join(f"- **{name}**: {text}" for name, text in COLUMNS)),
         "## How it was made",
         _made(entries),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def folded(title: str, text: str) -> str:
+    """A part of a page that opens on demand."""
+    return f'<details markdown="1">\n<summary>{title}</summary>\n\n{text}\n\n</details>'
 
 
 def _best_of(board: Sequence[Row]) -> str:
@@ -178,7 +190,7 @@ def _best_of(board: Sequence[Row]) -> str:
         f"Expected score in `{MAIN}` of the best of n configurations that are tried online, drawn from those on the "
         "board (Kurenkov & Kolesnikov 2022)."
     )
-    return "\n".join([text, "", *_table([head, *lines], left=(0,))])
+    return f"{text}\n\n{_drawn([head, *lines])}"
 
 
 def _made(entries: Sequence[Entry]) -> str:
@@ -186,7 +198,7 @@ def _made(entries: Sequence[Entry]) -> str:
     text = (
         "Intervals are value +- t sqrt(variance), for the traffic by stratified bootstrap (strata: scenarios; the "
         "seeds of native DualPI2 and of random decisions are drawn together with the agent's), for the trainings by "
-        "variance components. How often they hold the truth: `benchmarks/results/intervals.json`."
+        "variance components. How often they hold the truth: `benchmarks/studies/intervals/results/intervals.json`."
     )
     if not entries:
         return text
@@ -208,79 +220,49 @@ def _made(entries: Sequence[Entry]) -> str:
     return "\n".join(f"- {fact}" for fact in facts) + "\n\n" + text
 
 
-def verdict(over_native: Interval) -> str:
-    """Whether a difference of scores is one."""
-    if over_native.low is None or over_native.high is None:
-        return "has one run only, which cannot be compared with"
-    if over_native.low > 0.0:
-        return "beats"
-    return "falls short of" if over_native.high < 0.0 else "cannot be told from"
+def comparisons(board: Sequence[Row]) -> list[Table]:
+    """Who differs from native DualPI2 by what, and whether rules and disciplines stand as control theory says."""
+    found = [_against_native(board), _order(board)]
+    return [each for each in found if each.rows]
 
 
-def order(board: Sequence[Row]) -> list[str]:
-    """Whether rules and disciplines stand to each other as control theory says (`EXPECTED`); if not, what differs."""
+def _against_native(board: Sequence[Row]) -> Table:
+    others = [row for row in board if MAIN in row.scores and row.name != NATIVE]
+
+    def less(interval: Interval | None, scale: float = 1.0, digits: int = 1) -> str:
+        return span(interval, scale, "+", digits) + ("*" if interval and interval.sure else "")
+
+    rows = [
+        [
+            who(row),
+            less(row.over_native[MAIN]),
+            less(row.over_native.get("shift")),
+            *(less(row.differences[MAIN][metric], scale, 2) for metric, _, scale in CLEAR),
+        ]
+        for row in others
+    ]
+    head = ["agent", "score, test", "score, shift", *(title for _, title, _ in CLEAR)]
+    note = (
+        "Differences on the same traffic, in test where nothing else is said. A star: the interval leaves out 0; of "
+        "the others nothing can be told, and of the starred about one in twenty is none. -: in some episodes no packet "
+        "of a class came through. The reward pays for what is delivered and for short queues; how the flows share the "
+        "link it does not see."
+    )
+    return Table("Differences to native DualPI2", head, rows, note)
+
+
+def _order(board: Sequence[Row]) -> Table:
+    """`EXPECTED`, as far as the board has it."""
     by_name = {row.name: row for row in board if MAIN in row.scores}
-    units = {metric: (what, unit) for metric, what, unit, _ in CLEAR} | {"score": ("score", "")}
-    found = []
+    titles = {metric: title for metric, title, _ in CLEAR} | {"score": "score"}
+    rows = []
     for *names, metric, why in EXPECTED:
         pair = [by_name[name] for name in names if name in by_name]
         values = [row.scores[MAIN] if metric == "score" else row.metrics[MAIN].get(metric) for row in pair]
         ends = [(each.low, each.high) for each in values if each and each.low is not None and each.high is not None]
-        if len(ends) < 2:
-            continue
-        (low, high), (least, most) = ends
-        held = "as expected" if high < least else "not as expected" if most < low else "cannot be told"
-        what, unit = units[metric]
-        seen = f"{span(values[0], digits=2)} and {span(values[1], digits=2)} {unit}".rstrip()
-        text = f"{what[0].upper()}{what[1:]}, {names[0]} below {names[1]} ({why}): {held}, {seen}."
-        other = next((row for row in pair if row.name != NATIVE), None)
-        if held == "not as expected" and other and NATIVE in names:
-            text += f" Compared with native, {other.name} has: {_clear(other, MAIN)}. {UNSEEN}"
-        found.append(text)
-    return found
-
-
-def _clear(row: Row, suite: str) -> str:
-    """What is clearly different from native DualPI2, and what has no value."""
-    reasons, without = [], []
-    for metric, what, unit, scale in CLEAR:
-        found = row.differences[suite][metric]
-        if found is None:
-            without.append(what)
-        elif found.sure:
-            reasons.append(f"{what} {span(found, scale, '+', 2)} {unit}".rstrip())
-    clear = "; ".join(reasons) or "no clear difference of what can be compared"
-    starved = f"; no {', no '.join(without)}, for in some episodes no packet of a class came through" if without else ""
-    return clear + starved
-
-
-def _finding(row: Row) -> str:
-    """One agent in words."""
-    name = f"{who(row)}, {row.trainings} training{'s' if row.trainings > 1 else ''}"
-    if row.decision_interval > 1:
-        share = 100.0 / row.decision_interval
-        name += f", deciding on {share:g} % of the packets (the scenario's own discipline on the others)"
-    parts = []
-    for suite in ("test", "shift"):
-        if suite in row.scores:
-            over = row.over_native[suite]
-            parts.append(
-                f"{suite}: {verdict(over)} native DualPI2 by score, {span(row.scores[suite])}, a difference of "
-                f"{span(over, sign='+')}, better on the same traffic with probability "
-                f"{span(row.improvements[suite], digits=2)}"
-            )
-    if not parts:
-        return f"{name}: not all episodes are there."
-    clear = f" In test, compared with native: {_clear(row, MAIN)}." if MAIN in row.scores else ""
-    return f"{name}. {'; '.join(parts)}.{clear}"
-
-
-def findings(board: Sequence[Row]) -> list[str]:
-    """The order of rules and disciplines; whether each learned agent beats native DualPI2, how surely, and by what."""
-    found = order(board)
-    learned = [row for row in board if row.trainings and not row.failed]
-    found += map(_finding, learned)
-    if len(learned) > 1:
-        count = sum(len(row.over_native.keys() & {"test", "shift"}) for row in learned)
-        found.append(f"{count} comparisons at 95 % each: about one in twenty tells of a difference that is not there.")
-    return found
+        if len(ends) == 2:
+            (low, high), (least, most) = ends
+            held = "yes" if high < least else "no" if most < low else "cannot be told"
+            rows.append([" < ".join(names), titles[metric], *(span(each, digits=2) for each in values), held, why])
+    note = "What control theory says of rules and disciplines: who has less than whom, of what, and why."
+    return Table("As expected?", ["expected", "of", "the first", "the second", "holds", "why"], rows, note)

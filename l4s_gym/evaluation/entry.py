@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from msgspec import Meta, Struct
 import l4s_gym
 from l4s_gym import shipped
 from l4s_gym.agents import AgentSpec
-from l4s_gym.data.files import atomic_write, read_error
+from l4s_gym.data.files import read_error
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.evaluation.harness import Result
 from l4s_gym.schema import SCHEMA_VERSION
@@ -23,7 +22,8 @@ from l4s_gym.sim import fingerprint
 from l4s_gym.sim import scenario as scenarios
 from l4s_gym.tables import checksum, convert, parse_toml
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+"""Of entries in files (`l4s_gym.evaluation.results`)."""
 SIZES: Final = ("quick", "standard", "full")
 
 Suite = Literal["train", "test", "shift"]
@@ -73,8 +73,8 @@ class Protocol(Struct, frozen=True, forbid_unknown_fields=True):
         return found
 
     def digest(self, size: str) -> str:
-        """Checksum of what an entry of a size depends on."""
-        return checksum([FORMAT, self.reward, sorted(self.first_seed.items()), self.size(size)])
+        """Checksum of what an entry of a size depends on (1: how it is made)."""
+        return checksum([1, self.reward, sorted(self.first_seed.items()), self.size(size)])
 
     def seeds(self, suite: str, size: str) -> list[int]:
         """Seeds of the episodes of a suite."""
@@ -183,8 +183,8 @@ class Failure(Struct, frozen=True, forbid_unknown_fields=True):
         return f"{self.where}: {self.traceback.strip().splitlines()[-1]}"
 
 
-class Entry(Struct, frozen=True, forbid_unknown_fields=True):
-    """What an experiment came to: `results/<agent>--<variant>.json`.
+class Head(Struct, frozen=True, forbid_unknown_fields=True):
+    """What an experiment came to, but for its episodes.
 
     Attributes:
         format: Of this record.
@@ -198,13 +198,11 @@ class Entry(Struct, frozen=True, forbid_unknown_fields=True):
         datasets: Id -> checksum of the files.
         origin: Versions, host, command, time.
         training: The trainings.
-        results: Of each train seed, suite, scenario and seed: `suite`, `train_seed`, and the fields of
-            `l4s_gym.evaluation.harness.Result`.
         failed: Where and why it failed; then some results are missing.
         wall_s: Time that trainings and runs took, wherever and whenever they ran.
     """
 
-    format: Literal[1]
+    format: Literal[2]
     agent: Name
     variant: Name
     title: str
@@ -215,7 +213,6 @@ class Entry(Struct, frozen=True, forbid_unknown_fields=True):
     datasets: dict[str, str]
     origin: dict[str, Any]
     training: tuple[TrainedAgent, ...]
-    results: tuple[dict[str, Any], ...]
     failed: Failure | None
     wall_s: float
 
@@ -225,13 +222,24 @@ class Entry(Struct, frozen=True, forbid_unknown_fields=True):
         return f"{self.agent}--{self.variant}"
 
 
+class Entry(Head, frozen=True, forbid_unknown_fields=True):
+    """What an experiment came to; in files as `l4s_gym.evaluation.results` has it.
+
+    Attributes:
+        results: Of each train seed, suite, scenario and seed: `suite`, `train_seed`, and the fields of
+            `l4s_gym.evaluation.harness.Result`.
+    """
+
+    results: tuple[dict[str, Any], ...]
+
+
 def environment(names: Sequence[str]) -> Environment:
     """The environment that is installed."""
     digests = {name: scenarios.digest(name) for name in sorted(set(names))}
     return Environment(l4s_gym.__version__, SCHEMA_VERSION, digests, fingerprint.FINGERPRINT)
 
 
-def _decoded(path: Path, kind: Any, more: Mapping[str, Any] | None = None) -> Any:
+def decoded(path: Path, kind: Any, more: Mapping[str, Any] | None = None) -> Any:
     """A TOML or JSON file as a structure; errors name file and place."""
     try:
         content = path.read_bytes()
@@ -251,7 +259,7 @@ def read_protocol(path: Path | None = None) -> Protocol:
         L4SError: It cannot be read or is not valid; the seeds of two suites overlap.
     """
     path = path or shipped.folder("benchmarks") / "protocol.toml"
-    protocol: Protocol = _decoded(path, Protocol)
+    protocol: Protocol = decoded(path, Protocol)
     firsts = sorted(protocol.first_seed.values())
     most = max(protocol.size(size).seeds for size in SIZES)
     if any(b - a < most for a, b in itertools.pairwise(firsts)):
@@ -274,38 +282,8 @@ def read_experiment(path: Path) -> Experiment:
         L4SError: It cannot be read or is not valid.
     """
     place = path.resolve()
-    found: Experiment = _decoded(path, Experiment, {"name": place.parent.name, "variant": place.stem})
+    found: Experiment = decoded(path, Experiment, {"name": place.parent.name, "variant": place.stem})
     return found
-
-
-def read(path: Path) -> Entry:
-    """An entry.
-
-    Raises:
-        L4SError: It cannot be read or is not valid; its name is not that of the file.
-    """
-    found: Entry = _decoded(path, Entry)
-    if (found.experiment.name, found.experiment.variant) != (found.agent, found.variant):
-        raise L4SError(f"{path}: is of {found.id}, its experiment of {found.experiment.id}: run it again")
-    return found
-
-
-def read_all(folder: Path) -> list[Entry]:
-    """The entries of a folder, by name."""
-    return [read(path) for path in sorted(folder.glob("*--*.json"))]
-
-
-def write(entry: Entry, folder: Path) -> Path:
-    """Write an entry atomically, one result a line; its path."""
-    plain = msgspec.to_builtins(entry)
-    results = plain.pop("results")
-    head = json.dumps(plain, indent=1, allow_nan=False).removesuffix("\n}")
-    lines = ",\n".join(json.dumps(result, separators=(",", ":"), allow_nan=False) for result in results)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{entry.id}.json"
-    with atomic_write(path) as file:
-        file.write(f'{head},\n "results": [\n{lines}\n]}}\n'.encode())
-    return path
 
 
 def validate(entry: Entry, protocol: Protocol, datasets: Mapping[str, str] | None = None) -> None:

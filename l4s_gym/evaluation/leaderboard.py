@@ -22,6 +22,7 @@ from l4s_gym.evaluation import entry as records
 from l4s_gym.evaluation.board import Refusal
 from l4s_gym.evaluation.entry import Entry, Experiment, Protocol
 from l4s_gym.evaluation.origin import origin
+from l4s_gym.evaluation.results import arrow, read_all, write
 from l4s_gym.evaluation.series import Series
 from l4s_gym.sim import scenario
 from l4s_gym.tables import timeless
@@ -131,9 +132,10 @@ def fill(
     Raises:
         L4SError: There is an entry of that name already, of another experiment, protocol or version.
     """
+    arrow()  # missing, it is told before hours of work
     for experiment in wanted:
         check_training(experiment)
-    there = {each.id: each for each in records.read_all(results)} if results.is_dir() else {}
+    there = {each.id: each for each in read_all(results)} if results.is_dir() else {}
     todo = []
     for experiment in wanted:
         old = there.get(experiment.id)
@@ -147,8 +149,8 @@ def fill(
             remedy = "entries are not replaced: give another name, move it away, or give another --results"
             raise L4SError(f"{results / old.id}.json: is there already ({reasons[0]}): {remedy}")
     for each in sweep.run(todo, protocol, size, work, **how) if todo else []:
-        records.write(each, results)
-    return valid(records.read_all(results), protocol, size)
+        write(each, results)
+    return valid(read_all(results), protocol, size)
 
 
 def report(
@@ -168,7 +170,7 @@ def report(
     with atomic_write(text) as file:
         file.write(board.markdown(rows, entries, refused).encode())
     say(f"board: {text}")
-    say(f"report: {site.write(out, entries, rows, board.findings(rows), series, refused)}")
+    say(f"report: {site.write(out, entries, rows, board.comparisons(rows), series, refused)}")
 
 
 def produce(

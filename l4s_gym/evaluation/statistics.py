@@ -17,7 +17,7 @@ interval is Student's t times the root of the variance (of 3 trainings there are
 cannot cover), with the degrees of freedom of the traffic from what each episode does to the statistic. Of a sum of two
 variances no exact interval is known: with Satterthwaite's (1946) degrees of freedom it is too narrow if there are three
 trainings (92 to 95 % where 95 % is asked, as their part grows), Howe's (1974) is too wide (95 to 98 %); the square of
-ours is the mean of theirs. How often the intervals cover is measured by `benchmarks/intervals.py`.
+ours is the mean of theirs. How often the intervals cover is measured by `benchmarks/studies/intervals/run.py`.
 """
 
 from __future__ import annotations

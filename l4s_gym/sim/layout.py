@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 NEVER: Final = 1 << 62
-"""A time that does not come."""
+"""Never: a time that is not reached."""
 
 # Congestion controls: each is the module of its name beside this one; NONE is unresponsive.
 NONE: Final = 0

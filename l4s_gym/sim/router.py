@@ -12,7 +12,7 @@ The pipe follows `sys/netpfil/ipfw/ip_dn_io.c` of FreeBSD 14 (`dummynet_io`, `se
   were missed, and the credit grows by as much.
 
 The authors' files do not say what the router's processor did; their log does. Where the consecutive rows that are
-public (`benchmarks/sim_to_real.py`) let the clock be rebuilt, up to some eighty packets enter a pipe that is not
+public (`benchmarks/studies/sim_to_real`) let the clock be rebuilt, up to some eighty packets enter a pipe that is not
 served for 30 to 190 ms, the controllers' updates (every 15 ms) stand still as well, and then the queue drains at once.
 So it is taken as one processor (VirtualBox's default), shared by three threads of the kernel:
 
@@ -26,8 +26,8 @@ So it is taken as one processor (VirtualBox's default), shared by three threads 
 At each entry the modified scheduler prints its log line with the pipe locked; `row_ns` is what that takes.
 
 Beside these, the same rows show standstills in which next to nothing is printed: the machine, or its console, pauses.
-They come at no fixed time (`benchmarks/sim_to_real.py` measures length and gaps); `pause_ns` is their length, and the
-gaps are drawn. Nothing runs in a pause, and the clock jumps after it.
+They come at no fixed time (`benchmarks/studies/sim_to_real` measures length and gaps); `pause_ns` is their length, and
+the gaps are drawn. Nothing runs in a pause, and the clock jumps after it.
 """
 
 from __future__ import annotations

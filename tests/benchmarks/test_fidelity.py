@@ -1,4 +1,4 @@
-"""The law of losses that every sender obeys, as `benchmarks/fidelity.py` measures it."""
+"""The law of losses that every sender obeys, as `benchmarks/studies/fidelity/run.py` measures it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 SCRIPT: dict[str, Any] = runpy.run_path(
-    str(Path(__file__).parents[2] / "benchmarks" / "fidelity.py"), run_name="script"
+    str(Path(__file__).parents[2] / "benchmarks" / "studies" / "fidelity" / "run.py"), run_name="script"
 )
 
 

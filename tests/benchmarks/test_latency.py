@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def _script(name: str) -> dict[str, Any]:
-    return runpy.run_path(str(ROOT / "benchmarks" / f"{name}.py"), run_name="script")
+    return runpy.run_path(str(ROOT / "benchmarks" / "studies" / name / "run.py"), run_name="script")
 
 
 def test_decisions_are_measured(tmp_path: Path) -> None:

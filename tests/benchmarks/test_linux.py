@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SCRIPT: dict[str, Any] = runpy.run_path(str(ROOT / "benchmarks" / "linux.py"), run_name="script")
+SCRIPT: dict[str, Any] = runpy.run_path(str(ROOT / "benchmarks" / "studies" / "linux" / "run.py"), run_name="script")
 TABLE = ROOT.parent / "shared" / "data" / "linux_dualpi2_overload" / "overload_100m_20ms.csv"
 
 

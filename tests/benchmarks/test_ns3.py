@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-PEERS = Path(__file__).parents[2] / "benchmarks" / "peers"
+PEERS = Path(__file__).parents[2] / "benchmarks" / "studies" / "speed" / "peers"
 SCRIPT: dict[str, Any] = runpy.run_path(str(PEERS / "ns3.py"), run_name="script")
 KNOWN_TO_NS3 = set(
     re.findall(r'^    \{"(\w+)", "(?:ns3::)?\w+"\},$', (PEERS / "dumbbell.cc").read_text(), re.MULTILINE)

@@ -15,7 +15,7 @@ import pytest
 from l4s_gym.schema import RECORD
 from l4s_gym.sim.scenario import load
 
-PATH = Path(__file__).parents[2] / "benchmarks" / "sim_to_real.py"
+PATH = Path(__file__).parents[2] / "benchmarks" / "studies" / "sim_to_real" / "run.py"
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def speed() -> Any:
     """The benchmark as a module."""
-    spec = importlib.util.spec_from_file_location("speed", ROOT / "benchmarks" / "speed.py")
+    spec = importlib.util.spec_from_file_location("speed", ROOT / "benchmarks" / "studies" / "speed" / "run.py")
     assert spec is not None
     assert spec.loader is not None
     sys.modules["speed"] = module = importlib.util.module_from_spec(spec)

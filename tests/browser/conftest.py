@@ -40,7 +40,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = ["native--dualpi2_rfc9332", "bc--diffuse"]
     series = [synthetic_series(name, scenario, k) for scenario in ("lte", "web") for k, name in enumerate(names)]
     refused = [board.Refusal("x--y", "protocol digest is another")]
-    return site.write(tmp_path_factory.mktemp("site") / "report", entries, rows, board.findings(rows), series, refused)
+    return site.write(
+        tmp_path_factory.mktemp("site") / "report", entries, rows, board.comparisons(rows), series, refused
+    )
 
 
 @pytest.fixture(scope="session")

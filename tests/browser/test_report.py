@@ -185,6 +185,17 @@ def test_theme_follows_the_system_and_the_button(open_page: Callable[..., Page])
     assert page.evaluate(ground) == light[0]
 
 
+@pytest.mark.parametrize("script", [True, False])
+def test_the_board_fits_and_shows_more_on_demand(open_page: Callable[..., Page], script: bool) -> None:
+    page = open_page(java_script_enabled=script)
+    heads = page.locator("#board thead tr:last-child th:visible")
+    few = heads.count()
+    board = page.locator("#board").bounding_box()
+    assert board is not None and board["width"] <= DESKTOP
+    page.check("#all-columns")
+    assert heads.count() == page.locator("#board thead tr:last-child th").count() > few
+
+
 def test_a_link_to_an_entry_opens_it(page: Page) -> None:
     page.locator("#board a", has_text="crash").first.click()
     page.wait_for_selector("#from-dt--crash[open]")

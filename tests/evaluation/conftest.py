@@ -151,7 +151,7 @@ def synthetic_entry(
         for s in (experiment.training.seeds if experiment.training else ())
     ]
     return entry.Entry(
-        format=1,
+        format=entry.FORMAT,
         agent=player.agent,
         variant=player.variant,
         title=player.title,

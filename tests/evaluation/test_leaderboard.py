@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tomllib
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from l4s_gym import L4SError
 from l4s_gym.agents import training
 from l4s_gym.cli import main
-from l4s_gym.evaluation import entry, leaderboard
-from l4s_gym.evaluation.entry import Experiment, Protocol, Training
+from l4s_gym.evaluation import entry, leaderboard, results
+from l4s_gym.evaluation.entry import Entry, Experiment, Protocol, Training
+from l4s_gym.evaluation.results import read, read_all, write
 from l4s_gym.sim import fingerprint
+
+pytest.importorskip("pyarrow", reason="needs PyArrow: pip install 'l4s-gym[data]'")
 
 ROOT = Path(__file__).parents[2]
 RULES = """
@@ -78,9 +83,9 @@ def mine(place: Path) -> Path:
 
 
 def test_an_agent_of_ones_own_enters_by_one_command(mine: Path, place: Path, protocol: Protocol) -> None:
-    there = entry.read(mine)
+    there = read(mine)
     entry.validate(there, protocol)
-    assert {each.id for each in entry.read_all(mine.parent)} == {
+    assert {each.id for each in read_all(mine.parent)} == {
         "mine--Mine",
         "native--dualpi2_rfc9332",
         "random--uniform",
@@ -93,8 +98,9 @@ def test_an_agent_of_ones_own_enters_by_one_command(mine: Path, place: Path, pro
 def test_some_experiments_come_with_what_their_scores_refer_to(mine: Path, place: Path) -> None:
     assert main([*command(place), "native/pie"]) == 0
     names = {"mine--Mine", "native--dualpi2_rfc9332", "native--pie", "random--uniform"}
-    assert {each.id for each in entry.read_all(mine.parent)} == names
+    assert {each.id for each in read_all(mine.parent)} == names
     (mine.parent / "native--pie.json").unlink()
+    (mine.parent / "episodes" / "native--pie.parquet").unlink()
 
 
 def test_what_is_there_is_not_run_again(mine: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,18 +118,17 @@ def test_an_entry_is_checked_by_running_a_part_again(
 
 
 def test_a_return_that_was_touched_is_found(mine: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tree = json.loads(mine.read_text())
-    for row in tree["results"]:
-        row["episode_return"] += 0.01
-    touched = place / "mine--Mine.json"
-    touched.write_text(json.dumps(tree))
+    whole = read(mine)
+
+    def changed(by: float, cpu: str) -> Entry:
+        rows = tuple({**row, "episode_return": row["episode_return"] + by} for row in whole.results)
+        origin = whole.origin | {"host": whole.origin["host"] | {"cpu": cpu}}
+        return msgspec.structs.replace(whole, results=rows, origin=origin)
+
+    touched = write(changed(0.01, whole.origin["host"]["cpu"]), place / "touched")
     assert main(command(place, "--check", str(touched))) == 2
     assert "comes out otherwise" in capsys.readouterr().err
-    tree["origin"]["host"]["cpu"] = "another"  # whose sums may end otherwise, but not so
-    touched.write_text(json.dumps(tree))
-    for row in tree["results"]:
-        row["episode_return"] += 1e6
-    touched.write_text(json.dumps(tree))
+    write(changed(1e6, "another"), place / "touched")  # whose sums may end otherwise, but not so
     assert main(command(place, "--check", str(touched))) == 2
     assert "a mean return of" in capsys.readouterr().err
 
@@ -137,17 +142,14 @@ def test_a_return_that_was_touched_is_found(mine: Path, place: Path, capsys: pyt
         ("environment.simulator", "older", "is stale: made with simulator older, .*: l4s-gym leaderboard mine/Mine$"),
         ("environment.simulator", "delete", "is stale: made with simulator none"),
         ("environment.scenarios.web", "0" * 64, "scenario 'web'"),
-        ("results.0.seed", 5, "is no cell of this protocol"),
-        ("results.0.scenario", "lte", "is no cell of this protocol"),
-        ("results.0.jain", None, r"\.jain: is not a finite number"),
-        ("results.0.delay_ms.C.p99", None, r"\.delay_ms\.C\.p99: is not"),
-        ("results.0.jain", "delete", "jain: is missing"),
-        ("results.0", "delete", "1 cells are missing"),
         ("failed", {"where": "test", "traceback": "..."}, "failed in test"),
         ("agent", "other", "its experiment of"),
-        ("format", 2, "format"),
+        ("format", 1, "format"),
         ("wall_s", "long", "wall_s"),
         ("new", 1, "unknown field"),
+        ("episodes.sha256", "0" * 64, "mine--Mine.parquet: sha256: is not the one in mine--Mine.json"),
+        ("episodes.count", 3, "does not hold the 3 episodes of mine--Mine"),
+        ("means.test.web.jain", 0.5, "means: are not those of its episodes"),
     ],
 )
 def test_what_is_refused_and_why(
@@ -163,25 +165,84 @@ def test_what_is_refused_and_why(
     else:
         at[last] = value
     (tmp_path / mine.name).write_text(json.dumps(tree))
+    (tmp_path / "episodes").symlink_to(mine.parent / "episodes")
     with pytest.raises(L4SError, match=text):
-        entry.validate(entry.read(tmp_path / mine.name), protocol)
+        entry.validate(read(tmp_path / mine.name), protocol)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "text"),
+    [
+        ("seed", 5, "is no cell of this protocol"),
+        ("scenario", "lte", "is no cell of this protocol"),
+        ("jain", None, r"\.jain: is not a finite number"),
+        ("episode_return", float("nan"), r"\.episode_return: is not a finite number"),
+        ("delay_quantiles", {"C": [None] * 26, "L": [0.0] * 26}, r"\.delay_quantiles\.C\[0\]: is not"),
+        ("jain", "delete", "jain: is missing"),
+        ("", "delete", "1 cells are missing"),
+    ],
+)
+def test_episodes_that_are_refused_and_why(
+    mine: Path, protocol: Protocol, tmp_path: Path, field: str, value: object, text: str
+) -> None:
+    whole = read(mine)
+    first, *others = whole.results
+    kept = {name: each for name, each in first.items() if name != field} | ({} if value == "delete" else {field: value})
+    rows = [kept, *others] if field else others
+    bad = msgspec.structs.replace(whole, results=tuple(rows))
+    with pytest.raises(L4SError, match=text):
+        entry.validate(bad if field and value == "delete" else read(write(bad, tmp_path)), protocol)
+
+
+def test_the_files_of_entries_hold_together(mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = read(mine)
+    other = msgspec.structs.replace(
+        whole, agent="other", experiment=msgspec.structs.replace(whole.experiment, name="other")
+    )
+    paths = [write(each, tmp_path) for each in (whole, other)]
+    parts = [tmp_path / "episodes" / f"{path.stem}.parquet" for path in paths]
+    kept = [path.read_bytes() for path in (paths[0], parts[0])]
+    assert results.arrow()[1].read_table(tmp_path / "episodes").num_rows == 2 * len(whole.results)
+    # Killed between the two files: the entry is not there, and others are as they were.
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "means", None)
+        with pytest.raises(TypeError):
+            write(other, tmp_path)
+    assert read_all(tmp_path) == [whole] and [path.read_bytes() for path in (paths[0], parts[0])] == kept
+    write(other, tmp_path)
+    assert read_all(tmp_path) == [whole, other]
+    paths[1].with_name("x--y.json").write_bytes(paths[0].read_bytes())
+    with pytest.raises(L4SError, match=r"x--y.parquet: cannot be read"):
+        read_all(tmp_path)
+    parts[1].write_bytes(kept[1])
+    with pytest.raises(L4SError, match=r"other--Mine.parquet: sha256: is not the one in other--Mine.json"):
+        read(paths[1])
+
+
+def test_what_an_agent_says_of_its_cost_is_a_number(mine: Path, tmp_path: Path) -> None:
+    whole = read(mine)
+    rows = tuple({**row, "cost": {"parameters": "many"}} for row in whole.results)
+    with pytest.raises(L4SError, match="let the agent's `cost` give numbers"):
+        write(msgspec.structs.replace(whole, results=rows), tmp_path)
+    assert read_all(tmp_path) == []
 
 
 def test_what_another_simulator_made_is_not_on_the_board(
     mine: Path, place: Path, protocol: Protocol, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fingerprint, "FINGERPRINT", "0123456789ab")
-    good, refused = leaderboard.valid(entry.read_all(mine.parent), protocol, "quick")
+    good, refused = leaderboard.valid(read_all(mine.parent), protocol, "quick")
     assert not good and {each.reason.partition(":")[0] for each in refused} == {"is stale"}
     assert main(command(place, "--add", f"{place / 'mine.py'}:Mine")) == 2
     assert "is there already (is stale: made with simulator" in capsys.readouterr().err
     assert main(command(place, "--check", str(mine))) == 2
     assert "mine--Mine: is stale" in capsys.readouterr().err
     # Beside new ones, an old one is listed, and has no row.
-    results = place / "results"
-    results.mkdir()
-    (results / mine.name).write_bytes(mine.read_bytes())
-    assert main(command(place, "native/pie", "--results", str(results))) == 0
+    old = place / "results"
+    old.mkdir()
+    (old / mine.name).write_bytes(mine.read_bytes())
+    shutil.copytree(mine.parent / "episodes", old / "episodes")
+    assert main(command(place, "native/pie", "--results", str(old))) == 0
     told = "mine--Mine: not on the board: is stale: made with simulator"
     board = (place / "out" / "leaderboard.md").read_text()
     assert f"- {told}" in board and "simulator 0123456789ab." in board and "| mine--Mine" not in board
@@ -266,7 +327,7 @@ def test_protocols_that_are_refused(tmp_path: Path, change: tuple[str, str], tex
 
 def test_the_committed_board_is_whole_and_valid() -> None:
     rules = entry.read_protocol(ROOT / "benchmarks" / "protocol.toml")
-    entries = {each.id: each for each in entry.read_all(ROOT / "benchmarks" / "results")}
+    entries = {each.id: each for each in read_all(ROOT / "benchmarks" / "results")}
     good, refused = leaderboard.valid(list(entries.values()), rules, "standard")
     assert refused == [] and len(good) == len(entries)
     for experiment in leaderboard.experiments(folder=ROOT / "benchmarks" / "experiments"):
@@ -277,7 +338,7 @@ def test_the_committed_board_is_whole_and_valid() -> None:
 @pytest.mark.slow
 def test_a_committed_entry_comes_out_again(tmp_path: Path) -> None:
     rules = entry.read_protocol(ROOT / "benchmarks" / "protocol.toml")
-    each = entry.read(ROOT / "benchmarks" / "results" / "native--dualpi2_linux.json")
+    each = read(ROOT / "benchmarks" / "results" / "native--dualpi2_linux.json")
     said: list[str] = []
     leaderboard.rerun(each, rules, tmp_path, say=said.append)
     assert said[-1].startswith("native--dualpi2_linux: the same")

@@ -161,20 +161,30 @@ def test_what_people_write_stays_text(board_entries: list[Entry], rows: list[boa
     origin = {**board_entries[0].origin, "command": evil}
     entries = [msgspec.structs.replace(entry, title=evil, origin=origin) for entry in board_entries]
     lines = [replace(row, title=evil, rule=evil, lacks=(evil,)) for row in rows]
-    made = Reader(site.page(entries, lines, [evil], refused=[board.Refusal(evil, evil)], title=evil))
+    made = Reader(
+        site.page(
+            entries,
+            lines,
+            [board.Table(evil, [evil], [[evil, evil]], evil)],
+            refused=[board.Refusal(evil, evil)],
+            title=evil,
+        )
+    )
     assert [tag for tag, _ in made.tags].count("script") == [tag for tag, _ in Reader(page).tags].count("script")
     for tag in ("h1", "small", "td", "li", "code"):
         assert evil in "".join(made.texts[tag])
 
 
-def test_series_and_findings_are_in_it(board_entries: list[Entry], rows: list[board.Row], tmp_path: Path) -> None:
+def test_series_and_comparisons_are_in_it(board_entries: list[Entry], rows: list[board.Row], tmp_path: Path) -> None:
     values: Any = {"C": [1.0, None], "L": [2.0, 3.0]}
     series = Series("bc--diffuse", "diffuse", "lte", 7, 100.0, values, values, values, values)
-    path = site.write(tmp_path / "report", board_entries, rows, ["One.\n\nTwo\nlines."], [series])
+    path = site.write(
+        tmp_path / "report", board_entries, rows, [board.Table("Two", ["a", "b"], [["x", "1 < 2"]], "Note.")], [series]
+    )
     assert [item.name for item in path.parent.iterdir()] == ["index.html"]
     text = path.read_text()
     assert Reader(text).data()["series"] == [series.as_dict()]
-    assert "<p>One.</p><p>Two lines.</p>" in text
+    assert '<tr><th scope="row">x</th><td>1 &lt; 2</td></tr>' in text and "Note.</p>" in text
 
 
 def test_the_same_entries_make_the_same_page(board_entries: list[Entry], rows: list[board.Row], page: str) -> None:

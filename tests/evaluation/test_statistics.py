@@ -231,7 +231,7 @@ def test_agrees_with_rliable() -> None:
 
 @pytest.fixture(scope="module")
 def coverage() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "intervals.py"
+    path = Path(__file__).parents[2] / "benchmarks" / "studies" / "intervals" / "run.py"
     spec = importlib.util.spec_from_file_location("benchmark_of_intervals", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)

@@ -18,8 +18,11 @@ from l4s_gym.agents import training
 from l4s_gym.data.build import checksum
 from l4s_gym.evaluation import entry, sweep, work
 from l4s_gym.evaluation.entry import Entry, Experiment, Protocol, Size, Training
+from l4s_gym.evaluation.results import read, read_all, write
 from l4s_gym.sim import fingerprint
 from l4s_gym.tables import timeless
+
+pytest.importorskip("pyarrow", reason="needs PyArrow: pip install 'l4s-gym[data]'")
 
 TINY = Size(0.5, 2, ("test", "shift"), ("l4s-llm-testbed", "web", "grid-4m-10ms"))
 NATIVE = Experiment("PIE", "native:pie", name="native", variant="pie")
@@ -48,9 +51,9 @@ def test_entries_are_valid_and_come_back_from_their_files(
 ) -> None:
     for each in done:
         entry.validate(each, protocol)
-        assert entry.read(entry.write(each, tmp_path)) == each
+        assert read(write(each, tmp_path)) == each
         assert len(each.results) == 3 * 2
-    assert [each.id for each in entry.read_all(tmp_path)] == ["native--pie", "random--uniform", "threshold--third"]
+    assert [each.id for each in read_all(tmp_path)] == ["native--pie", "random--uniform", "threshold--third"]
 
 
 def test_finished_cells_are_not_run_again(
@@ -104,7 +107,7 @@ def test_a_crash_costs_its_own_entry_only(done: list[Entry], protocol: Protocol,
         assert each.failed is not None and text in each.failed.traceback and not each.results
         with pytest.raises(L4SError, match="failed in"):
             entry.validate(each, protocol)
-        assert entry.read(entry.write(each, tmp_path)) == each
+        assert read(write(each, tmp_path)) == each
 
 
 def test_batches_hold_every_scenario_once_and_similar_rates() -> None:
@@ -222,7 +225,7 @@ from ray.cluster_utils import Cluster
 import ray
 from pathlib import Path
 from tests.evaluation.test_sweep import NATIVE, RANDOM, TINY, trained
-from l4s_gym.evaluation import entry, sweep
+from l4s_gym.evaluation import entry, results, sweep
 from l4s_gym.evaluation.entry import Protocol
 
 cluster = Cluster(initialize_head=True, head_node_args={{"num_cpus": 1}})
@@ -236,7 +239,7 @@ ray.shutdown()
 cluster.shutdown()
 for each in entries:
     assert each.failed is None, each.failed.traceback
-    entry.write(each, Path(sys.argv[1]) / "entries")
+    results.write(each, Path(sys.argv[1]) / "entries")
 """
     there = os.environ | {"PYTHONPATH": str(ROOT), "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
     ran = subprocess.run(
@@ -249,7 +252,7 @@ for each in entries:
     )
     assert ran.returncode == 0 and "2 nodes" in ran.stdout, ran.stderr[-2000:]
     here = sweep.run([NATIVE, RANDOM, trained(tiny_dataset)], protocol, "quick", tmp_path / "here", jobs=0)
-    on_ray = {each.id: each for each in entry.read_all(tmp_path / "ray" / "entries")}
+    on_ray = {each.id: each for each in read_all(tmp_path / "ray" / "entries")}
     assert bits([on_ray[each.id] for each in here]) == bits(here)
 
 
@@ -263,13 +266,13 @@ def test_a_sweep_that_is_killed_goes_on_to_the_same_board(
     code = """
 import sys, msgspec
 from pathlib import Path
-from l4s_gym.evaluation import entry, sweep
+from l4s_gym.evaluation import entry, results, sweep
 
 if __name__ == "__main__":
     experiments = msgspec.json.decode(sys.argv[1], type=list[entry.Experiment])
     protocol = msgspec.json.decode(sys.argv[2], type=entry.Protocol)
     for each in sweep.run(experiments, protocol, "quick", Path(sys.argv[3]), jobs=2):
-        entry.write(each, Path(sys.argv[3]) / "entries")
+        results.write(each, Path(sys.argv[3]) / "entries")
 """
     script = tmp_path / "run.py"
     script.write_text(code)
@@ -288,7 +291,7 @@ if __name__ == "__main__":
             assert delay < 600
     assert killed >= 3
     whole = {each.id: each for each in sweep.run(experiments, protocol, "quick", tmp_path / "here", jobs=0)}
-    found = entry.read_all(tmp_path / "work" / "entries")
+    found = read_all(tmp_path / "work" / "entries")
     assert {each.id: timeless(each) for each in found} == {i: timeless(e) for i, e in whole.items()}
 
 

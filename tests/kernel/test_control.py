@@ -19,7 +19,7 @@ from l4s_gym.live.testbed import LiveTestbed
 
 from .conftest import Build
 
-SOAK = Path(__file__).parents[2] / "benchmarks" / "soak.py"
+SOAK = Path(__file__).parents[2] / "benchmarks" / "studies" / "soak" / "run.py"
 FAST = ("agent killed", "agent stalled", "bad decisions", "daemon killed")
 
 

@@ -251,7 +251,7 @@ def test_an_unshaped_router_carries_what_is_sent(kernel: Path) -> None:
 
 @pytest.mark.slow
 def test_the_benchmark_measures_and_writes(kernel: Path, tmp_path: Path) -> None:
-    script = Path(__file__).parents[2] / "benchmarks" / "live.py"
+    script = Path(__file__).parents[2] / "benchmarks" / "studies" / "live" / "run.py"
     command = [sys.executable, str(script), "--quick", "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr

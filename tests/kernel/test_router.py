@@ -848,6 +848,6 @@ def test_fuzzed_for_a_while(namespaces: None) -> None:
 
 @pytest.mark.slow
 def test_throughput_of_small_packets(namespaces: None, build: Build, tmp_path: Path) -> None:
-    """100,000 packets a second for 3 s: what comes out is reported by `benchmarks/live.py`; here no row may be lost."""
+    """100,000 packets a second for 3 s: `benchmarks/studies/live/run.py` tells what comes out; no row may be lost."""
     with Bed(build(), tmp_path, UNSHAPED | {"ring": 65536}) as bed:
         assert_complete(*blasted(bed, 100_000, 3.0))

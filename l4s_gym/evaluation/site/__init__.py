@@ -12,7 +12,7 @@ from typing import Final
 
 from l4s_gym.data.files import atomic_write
 from l4s_gym.errors import L4SError
-from l4s_gym.evaluation.board import Refusal, Row
+from l4s_gym.evaluation.board import Refusal, Row, Table
 from l4s_gym.evaluation.entry import Entry
 from l4s_gym.evaluation.series import Series
 from l4s_gym.evaluation.site import data, parts
@@ -35,7 +35,7 @@ def _json(value: object) -> str:
 def page(
     entries: Sequence[Entry],
     rows: Sequence[Row],
-    findings: Sequence[str] = (),
+    tables: Sequence[Table] = (),
     series: Sequence[Series] = (),
     refused: Sequence[Refusal] = (),
     title: str = TITLE,
@@ -66,7 +66,7 @@ def page(
             f'<label><input type="checkbox" value="{kind}" checked><span class="kind {kind}"></span>{text}</label>'
             for kind, text in kinds_there.items()
         ),
-        findings=parts.findings(findings),
+        comparisons="".join(map(parts.comparison, tables)),
         board=parts.board(rows, kinds, names[0]),
         lacking=parts.lacking(rows, refused),
         definitions=parts.definitions(),
@@ -83,7 +83,7 @@ def write(
     folder: Path,
     entries: Sequence[Entry],
     rows: Sequence[Row],
-    findings: Sequence[str] = (),
+    tables: Sequence[Table] = (),
     series: Sequence[Series] = (),
     refused: Sequence[Refusal] = (),
     title: str = TITLE,
@@ -94,7 +94,7 @@ def write(
         folder: Where; it is made.
         entries: What the report is of, failed ones too.
         rows: Of the board, best first; each belongs to an entry.
-        findings: What is said about them: plain text each, paragraphs parted by an empty line.
+        tables: Comparisons of them.
         series: Time series of some agents (`l4s_gym.evaluation.series`), named as entries.
         refused: Entries that are not on the board.
         title: Of the page.
@@ -105,7 +105,7 @@ def write(
     Raises:
         L4SError: A row has no entry, there are no rows, or the page would be larger than `LARGEST_BYTES`.
     """
-    content = page(entries, rows, findings, series, refused, title).encode()
+    content = page(entries, rows, tables, series, refused, title).encode()
     if len(content) > LARGEST_BYTES:
         raise L4SError(f"report: {len(content)} bytes, more than {LARGEST_BYTES}: give fewer entries or time series")
     folder.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -14,7 +15,7 @@ import numpy as np
 
 from l4s_gym.agents.protocol import NO_RULE
 from l4s_gym.evaluation import ranking
-from l4s_gym.evaluation.board import Refusal, Row
+from l4s_gym.evaluation.board import Refusal, Row, Table
 from l4s_gym.evaluation.entry import Entry
 from l4s_gym.evaluation.site import data
 from l4s_gym.evaluation.statistics import Interval
@@ -37,6 +38,7 @@ class Column:
         form: Format of a number.
         scale: The number is multiplied by it.
         align: `n` for numbers; empty for words.
+        more: Whether it is shown on demand only.
     """
 
     group: str
@@ -46,6 +48,12 @@ class Column:
     form: str = "z.1f"
     scale: float = 1.0
     align: str = "n"
+    more: bool = False
+
+    @property
+    def kind(self) -> str:
+        """Classes of its cells."""
+        return f"{self.align} more-column" if self.more else self.align
 
     def cell(self, row: Row, suite: str) -> Cell:
         """The cell of a row."""
@@ -95,31 +103,37 @@ def _rule(row: Row, _: str) -> Value:
 COLUMNS: Final = (
     Column("Normalised score", "test", "0 is random, 100 is DualPI2 of RFC 9332.", _score("test")),
     Column("Normalised score", "shift", "The same on unseen scenarios.", _score("shift")),
-    Column("Normalised score", "gap", "Test minus shift.", lambda row, _: row.gap),
-    Column(
-        "Normalised score",
-        "below 100",
-        "Optimality gap: how far episodes fall short of DualPI2 of RFC 9332, on average; more counts as equal.",
-        lambda row, suite: row.shortfall.get(suite),
-    ),
     Column("Normalised score", "P(better)", _BETTER, lambda row, _: row.improvement, "z.2f"),
-    Column("Decides", "rule", "How probabilities become decisions.", _rule, align=""),
-    Column("Decides", "every", "Each so many packets.", lambda row, _: row.decision_interval, ".0f"),
     Column("L delay, ms", "p50", "Median sojourn time of the L4S queue.", _metric("delay_l_p50_ms"), "z.2f"),
     Column("L delay, ms", "p99", "Its 99th percentile.", _metric("delay_l_p99_ms"), "z.2f"),
     Column("C delay, ms", "p50", "Median sojourn time of the Classic queue.", _metric("delay_c_p50_ms")),
     Column("C delay, ms", "p99", "Its 99th percentile.", _metric("delay_c_p99_ms")),
     Column("Link", "used, %", "Share of the link's capacity that was used.", _metric("utilisation"), "z.1f", 100.0),
     Column("Fairness", "L/C rate", "Goodput of an L4S by that of a Classic flow.", _metric("goodput_ratio"), "z.2f"),
-    Column("Fairness", "Jain", "Jain's index of the goodputs of all flows: 1 is equal.", _metric("jain"), "z.3f"),
-    Column("Packets, %", "marked", "Packets marked by packets offered.", _metric("mark_rate"), "z.2f", 100.0),
-    Column("Packets, %", "dropped", "Packets dropped by packets offered.", _metric("drop_rate"), "z.2f", 100.0),
-    Column("Decision, &micro;s", "p50", "Median time of a decision; not of native ones.", _latency("p50"), "z.0f"),
-    Column("Decision, &micro;s", "p99", "Its 99th percentile.", _latency("p99"), "z.0f"),
-    Column("Size", "parameters", "Parameters of the model.", lambda row, _: row.parameters or None, "count"),
-    Column("Size", "trained", "Of these, trained.", lambda row, _: row.trainable_parameters or None, "count"),
-    Column("Size", "training, s", "Time of one training.", lambda row, _: row.training_s, "count"),
+    Column("Decision", "p50, &micro;s", "Median time of a decision; not of native ones.", _latency("p50"), "z.0f"),
+    Column("Score, more", "gap", "Test minus shift.", lambda row, _: row.gap, more=True),
+    Column(
+        "Score, more",
+        "below 100",
+        "Optimality gap: how far episodes fall short of DualPI2 of RFC 9332, on average; more counts as equal.",
+        lambda row, suite: row.shortfall.get(suite),
+        more=True,
+    ),
+    Column("Decides", "rule", "How probabilities become decisions.", _rule, align="", more=True),
+    Column("Decides", "every", "Each so many packets.", lambda row, _: row.decision_interval, ".0f", more=True),
+    Column(
+        "Decides", "p99, &micro;s", "99th percentile of the time of a decision.", _latency("p99"), "z.0f", more=True
+    ),
+    Column("Flows", "Jain", "Jain's index of the goodputs: 1 is equal.", _metric("jain"), "z.3f", more=True),
+    Column("Packets, %", "marked", "Marked by offered.", _metric("mark_rate"), "z.2f", 100.0, more=True),
+    Column("Packets, %", "dropped", "Dropped by offered.", _metric("drop_rate"), "z.2f", 100.0, more=True),
+    Column("Size", "parameters", "Of the model.", lambda row, _: row.parameters or None, "count", more=True),
+    Column(
+        "Size", "trained", "Of these, trained.", lambda row, _: row.trainable_parameters or None, "count", more=True
+    ),
+    Column("Size", "training, s", "Time of one training.", lambda row, _: row.training_s, "count", more=True),
 )
+"""Those that a reader sees first, then those of `more`."""
 
 
 def cells(rows: Sequence[Row], suites: Sequence[str]) -> dict[str, list[list[Cell]]]:
@@ -129,12 +143,10 @@ def cells(rows: Sequence[Row], suites: Sequence[str]) -> dict[str, list[list[Cel
 
 def board(rows: Sequence[Row], kinds: Mapping[str, str], suite: str) -> str:
     """The board as a table, with the figures of one suite."""
-    groups: dict[str, int] = {}
-    for column in COLUMNS:
-        groups[column.group] = groups.get(column.group, 0) + 1
-    over = "".join(f'<th scope="colgroup" colspan="{n}">{name}</th>' for name, n in groups.items())
+    groups = Counter((column.group, " class='more-column'" if column.more else "") for column in COLUMNS)
+    over = "".join(f'<th scope="colgroup" colspan="{n}"{kind}>{name}</th>' for (name, kind), n in groups.items())
     under = "".join(
-        f'<th scope="col" class="{column.align}" title="{escape(column.about)}">'
+        f'<th scope="col" class="{column.kind}" title="{escape(column.about)}">'
         f'<button type="button">{column.title}</button></th>'
         for column in COLUMNS
     )
@@ -160,14 +172,21 @@ def _row(row: Row, kind: str, suite: str) -> str:
     cells = []
     for column in COLUMNS:
         html, value = column.cell(row, suite)
-        cells.append(f'<td class="{column.align}" data-v="{"" if value is None else escape(str(value))}">{html}</td>')
+        cells.append(f'<td class="{column.kind}" data-v="{"" if value is None else escape(str(value))}">{html}</td>')
     return f'<tr data-kind="{kind}">{head}{"".join(cells)}</tr>'
 
 
-def findings(texts: Sequence[str]) -> str:
-    """Findings as a list."""
-    items = ("".join(f"<p>{escape(' '.join(part.split()))}</p>" for part in text.split("\n\n")) for text in texts)
-    return "<ul>" + "".join(f"<li>{item}</li>" for item in items) + "</ul>" if texts else "<p>None are stated.</p>"
+def comparison(table: Table) -> str:
+    """A table of the comparisons, with its note."""
+    title, head = escape(table.title), "".join(f'<th scope="col">{escape(name)}</th>' for name in table.head)
+    body = ""
+    for first, *others in table.rows:
+        cells = "".join(f"<td>{escape(cell)}</td>" for cell in others)
+        body += f'<tr><th scope="row">{escape(first)}</th>{cells}</tr>'
+    return (
+        f'<h3>{title}</h3><div class="scroll" tabindex="0" role="region" aria-label="{title}"><table><thead><tr>'
+        f'{head}</tr></thead><tbody>{body}</tbody></table></div><p class="note">{escape(table.note)}</p>'
+    )
 
 
 def lacking(rows: Iterable[Row], refused: Iterable[Refusal]) -> str:

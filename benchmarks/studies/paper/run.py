@@ -1,0 +1,65 @@
+"""The figures of the L4S-LLM paper, one command each; without a name, all.
+
+    python benchmarks/studies/paper/run.py 11                   # figure 11
+    python benchmarks/studies/paper/run.py 9 10 generalisation  # some
+    python benchmarks/studies/paper/run.py --quick --out /tmp/look
+
+What was trained or run before is kept in the work folder, which is the leaderboard's: agents that it trained are used.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from l4s_gym.cli.arguments import command_line
+from l4s_gym.cli.common import progress_bar
+from l4s_gym.errors import L4SError, unknown
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "shared"))
+
+import models
+import queues
+from figure import Place
+
+FIGURES = {**models.FIGURES, **queues.FIGURES}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is made.
+
+    Attributes:
+        names: Figures; all by default.
+        quick: So little of everything that it takes minutes; such figures say nothing.
+        work: Folder of trained agents and finished parts.
+        out: Folder of the figures.
+    """
+
+    names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    quick: bool = False
+    work: Path = Path("runs/leaderboard/work")
+    out: Path = Path(__file__).resolve().parent / "results"
+
+
+def main(options: Options) -> None:
+    """Make them, one after the other."""
+    for name in options.names:
+        if name not in FIGURES:
+            raise unknown("figure", name, list(FIGURES))
+    place = Place(options.work, options.out, options.quick, progress_bar)
+    for name in options.names or FIGURES:
+        print(f"figure {name}")
+        FIGURES[name](place).save(place)
+    print(f"captions: {options.out / 'figures.md'}")
+
+
+if __name__ == "__main__":
+    try:
+        main(command_line(Options, description=__doc__))
+    except L4SError as error:
+        sys.exit(f"error: {error}")
