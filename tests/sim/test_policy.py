@@ -207,7 +207,7 @@ def test_the_rules_in_the_engine(agent: Agent) -> None:
 @pytest.mark.parametrize("reward", layout.REWARDS)
 def test_intervals_and_rewards(reward: str) -> None:
     agent = PolicyAgent(POLICIES["tree"])
-    same(agent, reward=reward, interval=7)
+    same(agent, reward=reward, decision_interval=7)
     same(agent, ("l4s-llm-testbed-vm", "lte"), reward=reward, aqm="dualpi2_linux")
 
 
