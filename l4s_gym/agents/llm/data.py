@@ -265,7 +265,9 @@ class Corpus:
         for source, weight in _weights(sources):
             dataset, simulator = _check(source, rewards)
             simulators.append(simulator)
-            windows = Windows(dataset, config.length, gamma=gamma, allow_gaps=config.allow_gaps, stride=config.stride)
+            windows = Windows(
+                dataset, config.length, gamma=gamma, allow_gaps=config.allow_gaps, stride=config.decision_interval
+            )
             self.parts.append(self._part(source if isinstance(source, str) else str(source.id), windows, weight))
         self.simulator = fingerprint.combined(simulators)
         if len(set(rewards.values())) > 1:
@@ -341,8 +343,8 @@ class Corpus:
             chosen = np.flatnonzero(wanted == action)
             if len(steps) and len(chosen):
                 hit = steps[rng.integers(len(steps), size=len(chosen))]
-                room = (part.last(hit) - hit) // self.config.stride
-                index[chosen] = hit + np.minimum(later[chosen], room) * self.config.stride
+                room = (part.last(hit) - hit) // self.config.decision_interval
+                index[chosen] = hit + np.minimum(later[chosen], room) * self.config.decision_interval
         return index
 
     def held_out(self, size: int) -> Iterator[tuple[Batch, npt.NDArray[np.bool_]]]:

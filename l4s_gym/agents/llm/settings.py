@@ -244,7 +244,8 @@ class TrainConfig:
         accumulate: Parts that the batch is cut into, one after the other, to save memory; the gradient stays the same.
         length: Steps of a sequence. Longer than the model's window, so that it is trained with the banded attention
             with which it will run: a token then sees through others further back than the window.
-        stride: Steps from one of a sequence to the next: n trains an agent that is asked at every n-th packet.
+        decision_interval: Steps from one of a sequence to the next: n trains an agent that is asked at every n-th
+            packet. Older configurations have it as `stride`.
         learning_rate: The highest, after the warm-up.
         weight_decay: Of AdamW, on matrices only.
         warmup: Steps over which the learning rate grows from 0.
@@ -267,7 +268,7 @@ class TrainConfig:
     batch_size: _Positive = 32
     accumulate: _Positive = 1
     length: _Positive = 60
-    stride: _Positive = 1
+    decision_interval: _Positive = 1
     learning_rate: _Above0 = 1e-3
     weight_decay: Annotated[float, Meta(ge=0.0)] = 0.01
     warmup: _Count = 100
@@ -330,7 +331,8 @@ def settings(given: Mapping[str, Any]) -> tuple[LLMConfig, TrainConfig]:
         L4SError: Another name, or a setting that is wrong.
     """
     tables = resolved(given)
-    return from_dict(tables["model"], "model"), convert(TrainConfig, tables["train"], "train")
+    train = {"decision_interval" if name == "stride" else name: value for name, value in tables["train"].items()}
+    return from_dict(tables["model"], "model"), convert(TrainConfig, train, "train")
 
 
 def resolved(given: Mapping[str, Any]) -> dict[str, Any]:

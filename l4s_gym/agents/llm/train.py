@@ -282,7 +282,7 @@ class Trainer:
             "simulator": corpus.simulator,
             "held_out": corpus.parts[0].held.tolist() if len(corpus.parts) == 1 else [],
             "config": self.plain,
-            "stride": self.train.stride,
+            "decision_interval": self.train.decision_interval,
             "steps": self.step,
             "seed": self.train.seed,
             "parameters": self.counts.total,

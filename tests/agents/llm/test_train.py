@@ -167,10 +167,10 @@ def test_of_a_single_run_the_end_is_held_out(tmp_path: Path) -> None:
 
 def test_a_stride_looks_at_every_nth_held_out_step(tmp_path: Path) -> None:
     """And rare actions stand in the sequences that are drawn around them."""
-    found = corpus(dataset(tmp_path / "single", [100], by_chance), held_out=0.2, stride=3)
+    found = corpus(dataset(tmp_path / "single", [100], by_chance), held_out=0.2, decision_interval=3)
     looked = [int(t) for batch, new in found.held_out(4) for t in batch["timesteps"][new]]
     assert looked == [step // 3 for step in range(80, 100, 3)]
-    runs = corpus(dataset(tmp_path / "runs", [50, 61], by_chance), held_out=0.5, stride=4)
+    runs = corpus(dataset(tmp_path / "runs", [50, 61], by_chance), held_out=0.5, decision_interval=4)
     held = int(runs.parts[0].windows.layout.steps[runs.parts[0].held[0, 0]])
     looked = [int(t) for batch, new in runs.held_out(4) for t in batch["timesteps"][new]]
     assert sorted(looked) == list(range(-(-held // 4)))
@@ -178,7 +178,9 @@ def test_a_stride_looks_at_every_nth_held_out_step(tmp_path: Path) -> None:
     def once(observations: Any, rng: np.random.Generator) -> Any:
         return np.where(np.arange(len(observations)) == 30, 2, 0)
 
-    rare = corpus(dataset(tmp_path / "rare", [100, 100], once), stride=5, imbalance={"kind": "sample", "power": 2.0})
+    rare = corpus(
+        dataset(tmp_path / "rare", [100, 100], once), decision_interval=5, imbalance={"kind": "sample", "power": 2.0}
+    )
     drawn = np.concatenate([rare.draw(step)[0]["actions"] for step in range(5)])
     assert ((drawn == 2).sum(1) == 1).mean() > 0.9
 
@@ -536,6 +538,10 @@ def test_a_preset_comes_last() -> None:
     }
     llm, training = settings(given)
     assert (llm.window, llm.backbone.family, llm.backbone.hidden, training.steps) == (7, "opt", 64, 5)
+
+
+def test_the_older_name_of_the_decision_interval_is_read() -> None:
+    assert settings({"model": {}, "train": {"stride": 10}})[1].decision_interval == 10
 
 
 @pytest.mark.parametrize("small", [False, True])
