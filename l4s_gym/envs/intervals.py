@@ -153,5 +153,5 @@ class IntervalVectorEnv(Form, SimulatedVectorEnv[Floats]):
     def _apply(self, actions: Floats) -> None:
         self._write(self._check(actions, self.num_envs))
 
-    def _advance(self) -> None:
-        self.intervals.advance()
+    def _advance(self) -> int:
+        return self.intervals.advance()

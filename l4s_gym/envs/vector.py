@@ -49,8 +49,8 @@ class SimulatedVectorEnv(Snapshots, VectorEnv[npt.NDArray[np.float32], Actions, 
         """Simulate environment `i`, which was just reset, until its first observation."""
         raise NotImplementedError
 
-    def _advance(self) -> None:
-        """Simulate each environment that has not ended until its next observation."""
+    def _advance(self) -> int:
+        """Simulate each environment that has not ended until its next observation; return the highest status."""
         raise NotImplementedError
 
     def _infos(self) -> dict[str, Any]:
@@ -153,9 +153,12 @@ class SimulatedVectorEnv(Snapshots, VectorEnv[npt.NDArray[np.float32], Actions, 
         started: list[int] = self._ended.nonzero()[0].tolist()
         if started and self._mode == "disabled":
             raise gym.error.ResetNeeded(f"step: environments {started} have ended; reset them with reset_mask")
-        self._advance()
+        highest = self._advance()
         for i in started:
             self._start(i)
+        if highest < layout.TERMINATED and not started:  # none has ended
+            none = np.zeros(self.num_envs, bool)
+            return self._take(self._obs), self._take(batch.reward), none, none.copy(), self._infos()
         status = batch.status
         terminated = status == layout.TERMINATED
         truncated = status == layout.TRUNCATED
@@ -237,17 +240,17 @@ class DualPI2VectorEnv(SimulatedVectorEnv[npt.NDArray[np.int64]]):
 
     def _apply(self, actions: npt.NDArray[np.int64]) -> None:
         given = np.asarray(actions)
-        if given.shape != (self.num_envs,) or given.dtype.kind not in "iu" or (given.astype(np.uint64) > 2).any():
+        fits = given.shape == (self.num_envs,) and given.dtype.kind in "iu"
+        if not fits or not engine.accept(np.ascontiguousarray(given, np.int64), self.batch.action):
             raise L4SError(f"actions: give {self.num_envs} integers of 0 (enqueue), 1 (drop) or 2 (mark)")
-        self.batch.action[:] = given
 
     def _begin(self, i: int) -> None:
         engine.advance(self.batch.address, self.batch.stride, i, i + 1, 0)
         self.batch.leave_warmup()
 
-    def _advance(self) -> None:
-        self.batch.advance()
-        self.batch.leave_warmup()
+    def _advance(self) -> int:
+        highest = self.batch.advance()
+        return highest if highest == layout.DECISION else self.batch.leave_warmup()
 
     def _infos(self) -> dict[str, Any]:
         infos: dict[str, Any] = {"applied_action": self.batch.applied.copy(), "_applied_action": self._all.copy()}

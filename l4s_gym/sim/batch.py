@@ -475,10 +475,10 @@ class Batch:
             for name in ("step", "width", "left", *(f"{name}_at" for name in arrays)):
                 self.rule[name] = 0
 
-    def advance(self) -> None:
-        """Run every environment on, on all cores where the batch is large enough."""
+    def advance(self) -> int:
+        """Run every environment on, on all cores where the batch is large enough; the highest status."""
         self.advance_unchecked()
-        self.check_status()
+        return self.check_status()
 
     def advance_unchecked(self) -> None:
         """As `advance`; the caller sees to it that no environment ran out of packets."""
@@ -495,10 +495,12 @@ class Batch:
         if workers is not None and workers.pid == os.getpid():
             workers.stop()
 
-    def check_status(self) -> None:
-        """Raise where an environment ran out of packets."""
-        if self.status.max() == layout.POOL_EMPTY:
+    def check_status(self) -> int:
+        """Raise where an environment ran out of packets; the highest status."""
+        highest = engine.highest(self.status)
+        if highest == layout.POOL_EMPTY:
             raise L4SError(f"scenario {self.scenario_of(int(self.status.argmax())).name!r}: {_POOL_TEXT}")
+        return highest
 
     def advance_one(self) -> int:
         """Run the only environment on; its status."""
@@ -554,14 +556,14 @@ class Batch:
         scenario = self.scenario_of(index)
         return round(min(scenario.warmup_s, scenario.horizon_s / 2) * 1e9)
 
-    def leave_warmup(self) -> None:
-        """Reset the counters of environments that stopped at the end of their warm-up, and run them on."""
+    def leave_warmup(self) -> int:
+        """Reset the counters of environments that stopped at the end of their warm-up, and run them on; as `advance`."""
         for i in np.flatnonzero(self.status == layout.STOPPED).tolist():
             self.reset_counters(i)
             earned = self.reward[i]
             engine.advance(self.address, self.stride, i, i + 1, 0)
             self.reward[i] += earned
-        self.check_status()
+        return self.check_status()
 
     def reset_counters(self, index: int) -> None:
         """Start the measurement anew (after the warm-up); conservation counters and state stay."""

@@ -85,17 +85,18 @@ class Intervals:
         self._before[index] = 0.0
         self._warmup_ns[index] = self._batch.warmup_ns(index)
 
-    def advance(self) -> None:
-        """Run each environment for one interval, or to its end; one that has ended stays as it is."""
+    def advance(self) -> int:
+        """Run each environment for one interval, or to its end, at which it stays; the highest status."""
         batch = self._batch
         _stop(batch.address, batch.stride, batch.n, self._interval_ns)
-        batch.advance()
+        highest = batch.advance()
         _observe(batch.address, batch.stride, self._before, self.obs)
         env = batch.env
         over = (env["since_ns"] < self._warmup_ns) & (self._warmup_ns <= env["now_ns"])
         for k in np.flatnonzero(over & (batch.status == STOPPED)).tolist():  # the statistics begin
             batch.reset_counters(k)
             self._before[k, :_TIME] = self._before[k, _TIME + 1 :] = 0.0
+        return highest
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
         """What a snapshot keeps."""
