@@ -557,7 +557,7 @@ class Batch:
         return round(min(scenario.warmup_s, scenario.horizon_s / 2) * 1e9)
 
     def leave_warmup(self) -> int:
-        """Reset the counters of environments that stopped at the end of their warm-up, and run them on; as `advance`."""
+        """As `advance`, for those that stopped at the end of their warm-up; their counters are reset before."""
         for i in np.flatnonzero(self.status == layout.STOPPED).tolist():
             self.reset_counters(i)
             earned = self.reward[i]
