@@ -328,6 +328,17 @@ def highest(status: npt.NDArray[np.int64]) -> int:
     return found
 
 
+@short_entry
+def give_job(control: int, count: int, job: int) -> int:
+    """Give job number `job` to `count` serving threads; how many of them are asleep."""
+    asleep = 0
+    for k in range(count):
+        place = control + (k << 6)
+        atomic_store64(place, job)
+        asleep += atomic_load64(place + 16) == 0
+    return asleep
+
+
 @entry
 def await_jobs(control: int, count: int, job: int) -> bool:
     """Wait, without the GIL, until `count` serving threads have done job number `job`.

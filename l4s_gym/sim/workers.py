@@ -102,6 +102,7 @@ class Workers:
         self._control = np.zeros((count - 1, 8), np.int64)
         self._control_at = int(self._control.ctypes.data)
         self._wake = [threading.Semaphore(0) for _ in range(count - 1)]
+        self._job = 0
         self._error: BaseException | None = None
         self._stopped = False
         for k in range(count - 1):
@@ -142,11 +143,12 @@ class Workers:
 
     def _run_slices(self) -> None:
         control = self._control
-        job = int(control[0, 0]) + 1
-        control[:, 0] = job
-        woken = control[:, 2] == 0
-        for k in np.flatnonzero(woken).tolist():
-            self._wake[k].release()
+        job = self._job = self._job + 1
+        woken = np.zeros(len(control), bool)
+        if engine.give_job(self._control_at, len(control), job):
+            woken = control[:, 2] == 0
+            for k in np.flatnonzero(woken).tolist():
+                self._wake[k].release()
         engine.advance(*self._mine)
         while not engine.await_jobs(self._control_at, len(control), job):
             if self._error is not None:
