@@ -36,7 +36,7 @@ def leaderboard(
         jobs: Number of processes; 0: run in this process; default: one for each core.
         ray: Run on a Ray cluster: its address, or `local`.
         check: Do not run the benchmark: check these entries, and run a part of each again.
-        protocol: Protocol (TOML); default: that of the package.
+        protocol: Protocol: 1, 2 (which come with the package), or a TOML file; default: 1.
     """
     from l4s_gym.evaluation import entry
     from l4s_gym.evaluation import leaderboard as boards
@@ -47,7 +47,7 @@ def leaderboard(
     if check:
         for path in check:
             each = read(path)
-            boards.check_training(each.experiment)
+            boards.check_training(each.experiment, rules)
             entry.validate(each, rules, boards.datasets([each]))
             boards.rerun(each, rules, folder, say=say)
         return
