@@ -100,10 +100,10 @@ def span(interval: Interval | None, scale: float = 1.0, sign: str = "", digits: 
     """Value and interval, as `98.2 [97.0, 99.4]`; without the interval where it is not known."""
     if interval is None:
         return NONE
-    value = f"{scale * interval.value:{sign}.{digits}f}"
+    value = f"{scale * interval.value:{sign}z.{digits}f}"
     if interval.low is None or interval.high is None:
         return f"{value} [?]"
-    return f"{value} [{scale * interval.low:{sign}.{digits}f}, {scale * interval.high:{sign}.{digits}f}]"
+    return f"{value} [{scale * interval.low:{sign}z.{digits}f}, {scale * interval.high:{sign}z.{digits}f}]"
 
 
 def who(row: Row) -> str:
