@@ -252,7 +252,7 @@ def _made(entries: Sequence[Entry]) -> str:
     )
     facts = [
         f"Size {', '.join(sorted({e.size for e in entries}))}; {episodes}.",
-        f"Protocol {', '.join(sorted({e.protocol_digest[:12] for e in entries}))}; "
+        f"Protocol {', '.join(sorted({f'{e.protocol} ({e.protocol_digest[:12]})' for e in entries}))}; "
         f"l4s-gym {', '.join(sorted({e.environment.version for e in entries}))}; "
         f"simulator {', '.join(sorted({e.environment.simulator for e in entries}))}.",
         f"Datasets: {', '.join(sorted({f'{n} {s[:12]}' for e in entries for n, s in e.datasets.items()})) or 'none'}.",

@@ -135,11 +135,8 @@ def check(
     kept: list[Entry] = []
     refused: list[Refusal] = []
     for each in entries:
-        other = records.another_protocol(each, version) if each.protocol != version else None
-        if (
-            reason := other
-            or _reason(each, like.size, digest, there, known)
-            or ("is there twice" if each.id in {one.id for one in kept} else None)
+        if reason := _reason(each, like.size, version, digest, there, known) or (
+            "is there twice" if each.id in {one.id for one in kept} else None
         ):
             refused.append(Refusal(each.id, reason))
         else:
@@ -148,8 +145,12 @@ def check(
     return kept, refused
 
 
-def _reason(each: Entry, size: str, digest: str, there: records.Environment, datasets: Mapping[str, str]) -> str | None:
+def _reason(
+    each: Entry, size: str, version: int, digest: str, there: records.Environment, datasets: Mapping[str, str]
+) -> str | None:
     """Why an entry cannot be compared; None: it can."""
+    if each.protocol != version:
+        return records.another_protocol(each, version)
     if stale := fingerprint.reason(each.environment.simulator):
         return stale
     pairs: list[tuple[str, object, object]] = [

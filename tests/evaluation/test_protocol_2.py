@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from l4s_gym import L4SError
+from l4s_gym.cli import main
 from l4s_gym.evaluation import board, entry, harness, leaderboard, sweep
 from l4s_gym.evaluation.entry import Entry, Experiment, Protocol, Training
+from l4s_gym.evaluation.results import read, write
 from l4s_gym.sim import scenario, traces
 from l4s_gym.sim.ranges import Ranges, link_kind, rates_mbps
 from l4s_gym.sim.scenario import load
@@ -163,6 +165,18 @@ def test_entries_of_another_protocol_are_no_part_of_the_table(board_entries: lis
     assert f"- bc--argmax, bc--diffuse: not on the board: {reason}." in text and "| bc--" not in text
     with pytest.raises(L4SError, match="is of protocol 1, this board is of protocol 2"):
         entry.validate(board_entries[0], RULES)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_entry_is_checked_by_its_own_protocol(
+    board_entries: list[Entry], version: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pyarrow")
+    path = write(msgspec.structs.replace(board_entries[0], protocol=version), tmp_path)
+    assert read(path).protocol == version
+    assert main(["leaderboard", "--check", str(path)]) == 2
+    digest = entry.read_protocol(Path(str(version))).digest("quick")
+    assert f"protocol: is {'0' * 64}, here {digest}" in capsys.readouterr().err
 
 
 # -- options of a native discipline

@@ -378,7 +378,7 @@ def protocol_facts(entries: Sequence[Entry]) -> str:
             seeds.add(result["seed"])
     pairs = [
         ("Size", ", ".join(sorted({entry.size for entry in entries}))),
-        ("Protocol", ", ".join(f"<code>{d[:16]}</code>" for d in sorted({e.protocol_digest for e in entries}))),
+        ("Protocol", ", ".join(sorted({f"{e.protocol} <code>{e.protocol_digest[:16]}</code>" for e in entries}))),
         ("Environment", ", ".join(sorted({f"l4s-gym {entry.environment.version}" for entry in entries}))),
     ]
     for suite in data.SUITES:

@@ -39,7 +39,8 @@ const filterBoard = () => {
   const [kinds, classes] = [wantedOf("kinds"), wantedOf("classes")];
   let shown = 0;
   for (const row of rows) {
-    row.hidden = !kinds.has(row.dataset.kind) || !classes.has(row.dataset.learned) || !row.cells[0].textContent.toLowerCase().includes(wanted);
+    const chosen = kinds.has(row.dataset.kind) && classes.has(row.dataset.learned);
+    row.hidden = !chosen || !row.cells[0].textContent.toLowerCase().includes(wanted);
     shown += !row.hidden;
   }
   one("#shown").textContent = `${shown} of ${rows.length} agents shown`;
