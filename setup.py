@@ -7,7 +7,7 @@ from setuptools.command.build_py import build_py
 
 SHIPPED = (
     "agents/*/config.toml",
-    "benchmarks/protocol.toml",
+    "benchmarks/protocol*.toml",
     "benchmarks/experiments/*/*.toml",
     "datasets/*/recipe.toml",
     "datasets/*/facts.json",

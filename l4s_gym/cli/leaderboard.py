@@ -36,18 +36,19 @@ def leaderboard(
         jobs: Number of processes; 0: run in this process; default: one for each core.
         ray: Run on a Ray cluster: its address, or `local`.
         check: Do not run the benchmark: check these entries, and run a part of each again.
-        protocol: Protocol (TOML); default: that of the package.
+        protocol: Protocol: 1, 2 (which come with the package), or a TOML file; default: 1, or that of an
+            entry that is checked.
     """
     from l4s_gym.evaluation import entry
     from l4s_gym.evaluation import leaderboard as boards
     from l4s_gym.evaluation.results import read
 
-    rules = entry.read_protocol(protocol)
     folder = work or out / "work"
     if check:
         for path in check:
             each = read(path)
-            boards.check_training(each.experiment)
+            rules = entry.read_protocol(protocol or Path(str(each.protocol)))
+            boards.check_training(each.experiment, rules)
             entry.validate(each, rules, boards.datasets([each]))
             boards.rerun(each, rules, folder, say=say)
         return
@@ -57,7 +58,7 @@ def leaderboard(
     wanted = boards.experiments((*experiments, *boards.REFERENCES) if experiments or own else ())
     boards.produce(
         [*wanted, *own],
-        rules,
+        entry.read_protocol(protocol),
         size,
         out,
         results=results,

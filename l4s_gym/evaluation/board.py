@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from l4s_gym.evaluation.cells import NATIVE
-from l4s_gym.evaluation.entry import Entry
+from l4s_gym.evaluation.entry import SUITES, Entry
 from l4s_gym.evaluation.ranking import MAIN, Refusal, Row, check, online, rows
 from l4s_gym.evaluation.statistics import Interval
 from l4s_gym.markdown import table
-from l4s_gym.sim.scenario import SUITES
 
 __all__ = ["MAIN", "NATIVE", "Refusal", "Row", "check", "comparisons", "markdown", "rows"]
 
@@ -27,13 +26,23 @@ COLUMNS: Final = (
         "over episodes, mean over trainings.",
     ),
     ("shift", "The same in the suite shift: rates, round-trip times, mixes and links that are not in train and test."),
+    ("dyn", "The same in the suite dyn: rate, load or capacity vary."),
     (
         "C p50 / p99 ms",
         "Delay of Classic packets in the queue: median and 99th percentile of an episode, means over test.",
     ),
     ("L p50 / p99 ms", "The same of L4S packets."),
     ("util %", "Share of the link's capacity that was used, mean over test."),
-    ("L/C", "Mean goodput of an L4S flow by that of a Classic flow, mean over the scenarios of test that have both."),
+    (
+        "L/C",
+        "Goodput of an L4S flow by that of a Classic flow, geometric mean over the scenarios of test that have both.",
+    ),
+    (
+        "imbalance",
+        "Mean of |ln(L/C)| over the same episodes, whichever class has more: 0 is equal shares, 0.69 a factor of two.",
+    ),
+    ("mean", "The score in test as the mean over episodes, which outliers move."),
+    ("median", "The score in test of the median scenario."),
     (
         "beats native",
         "Probability of a better return than native DualPI2 on the same traffic, averaged over the scenarios of test.",
@@ -41,16 +50,18 @@ COLUMNS: Final = (
     ("test - shift", "The generalisation gap."),
     ("decision us", "Median time of one decision for one environment; 'engine': decided inside the simulator."),
     ("parameters", "Of the model, and of these the trained ones."),
+    ("learned", "Class of the entry: offline (from logs and datasets), online (in closed loop), or none (not at all)."),
     ("training", "Trained agents, and the mean time of a training."),
 )
-FIRST: Final = 8
-"""Columns of the first table; the others stand in one that is folded."""
+FOLDED: Final = tuple(name for name, _ in COLUMNS).index("mean")
+"""From this column on, they stand in a table that is folded."""
+CLASSES: Final = {"none": "Not trained", "offline": "Trained offline", "online": "Trained online"}
 CLEAR: Final = (
     ("delay_c_p50_ms", "C p50, ms", 1.0),
     ("delay_c_p99_ms", "C p99, ms", 1.0),
     ("delay_l_p99_ms", "L p99, ms", 1.0),
     ("utilisation", "util, points", 100.0),
-    ("goodput_ratio", "L/C", 1.0),
+    ("imbalance", "imbalance", 1.0),
 )
 """The measures whose differences are shown: metric, heading, scale."""
 EXPECTED: Final = (
@@ -58,7 +69,7 @@ EXPECTED: Final = (
     ("enqueue--default", NATIVE, "score", "without signals only a full buffer stops the senders"),
     ("enqueue--default", "threshold--default", "score", "any signal of the delay is better than none"),
     ("threshold--default", NATIVE, "score", "a step has no integral: it signals too much or nothing"),
-    (NATIVE, "threshold--default", "goodput_ratio", "two steps are not coupled: nothing makes the rates equal"),
+    (NATIVE, "threshold--default", "imbalance", "two steps are not coupled: nothing makes the rates equal"),
     (NATIVE, "native--fifo", "delay_c_p99_ms", "the control law leaves no standing queue of the buffer's size"),
     (NATIVE, "native--pie", "delay_l_p99_ms", "in one queue, L4S packets wait behind Classic ones"),
 )
@@ -89,10 +100,10 @@ def span(interval: Interval | None, scale: float = 1.0, sign: str = "", digits: 
     """Value and interval, as `98.2 [97.0, 99.4]`; without the interval where it is not known."""
     if interval is None:
         return NONE
-    value = f"{scale * interval.value:{sign}.{digits}f}"
+    value = f"{scale * interval.value:{sign}z.{digits}f}"
     if interval.low is None or interval.high is None:
         return f"{value} [?]"
-    return f"{value} [{scale * interval.low:{sign}.{digits}f}, {scale * interval.high:{sign}.{digits}f}]"
+    return f"{value} [{scale * interval.low:{sign}z.{digits}f}, {scale * interval.high:{sign}z.{digits}f}]"
 
 
 def who(row: Row) -> str:
@@ -115,28 +126,55 @@ def _cells(row: Row, rank: int | None) -> list[str]:
         who(row),
         "failed" if row.failed else span(row.scores.get("test")),
         span(row.scores.get("shift")),
+        span(row.scores.get("dyn")),
         f"{mean('delay_c_p50_ms')} / {mean('delay_c_p99_ms')}",
         f"{mean('delay_l_p50_ms')} / {mean('delay_l_p99_ms')}",
         mean("utilisation", 100.0),
         mean("goodput_ratio"),
+        mean("imbalance"),
+        span(row.means.get(MAIN)),
+        span(row.medians.get(MAIN)),
         span(row.improvement, digits=2),
         span(row.gap),
         NONE if row.failed else number(row.latency_us["p50"]) if row.latency_us else "engine",
         NONE if row.failed else parameters,
+        row.learned,
         f"{row.trainings} x {row.training_s:,.0f} s" if row.training_s is not None else NONE,
     ]
 
 
-def _lines(board: Sequence[Row]) -> list[list[str]]:
-    """Head and rows of the table."""
+def _tables(board: Sequence[Row]) -> tuple[str, str]:
+    """The board as a table of its first columns and one of the others."""
     ranked = [row.name for row in board if MAIN in row.scores]
     cells = [_cells(row, ranked.index(row.name) + 1 if row.name in ranked else None) for row in board]
-    return [[name for name, _ in COLUMNS], *cells]
+    lines = [[name for name, _ in COLUMNS], *cells]
+    without = () if any("dyn" in row.scores for row in board) else ("dyn",)
+    first = [k for k, name in enumerate(lines[0][:FOLDED]) if name not in without]
+    more = [1, *range(FOLDED, len(COLUMNS))]
+    return (
+        _drawn([[line[k] for k in first] for line in lines], left=1),
+        _drawn([[line[k] for k in more] for line in lines]),
+    )
 
 
 def brief(board: Sequence[Row]) -> str:
     """The first columns of the board."""
-    return _drawn([cells[:FIRST] for cells in _lines(board)], left=1)
+    return _tables(board)[0]
+
+
+def by_class(board: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of each class of `CLASSES`; empty if there is one class only."""
+    found = {name: [row for row in board if row.learned == name] for name in CLASSES}
+    there = {name: rows for name, rows in found.items() if rows}
+    return there if len(there) > 1 else {}
+
+
+def grouped(refused: Sequence[Refusal]) -> list[str]:
+    """Who is not on the board and why, a line for each reason."""
+    names: dict[str, list[str]] = {}
+    for each in refused:
+        names.setdefault(each.reason, []).append(each.name)
+    return [f"{', '.join(sorted(several))}: not on the board: {reason}" for reason, several in names.items()]
 
 
 def _drawn(lines: Sequence[Sequence[str]], left: int = 0) -> str:
@@ -155,12 +193,14 @@ def markdown(board: Sequence[Row], entries: Sequence[Entry] = (), refused: Seque
     """
     missing = [f"- {who(row)}: failed: `{row.failed}`" for row in board if row.failed]
     missing += [f"- {who(row)}: {text}." for row in board for text in row.lacks]
-    missing += [f"- {each.name}: not on the board: {each.reason}." for each in refused]
+    missing += [f"- {line}." for line in grouped(refused)]
+    first, more = _tables(board)
     parts = [
         "# Leaderboard",
-        brief(board),
+        first,
         "Brackets hold 95 % intervals; [?] is one run only, of which nothing can be said; - is none.",
-        folded("More columns", _drawn([[cells[1], *cells[FIRST:]] for cells in _lines(board)])),
+        folded("More columns", more),
+        *(folded(f"{CLASSES[name]}, alone", brief(rows)) for name, rows in by_class(board).items()),
         *(part for each in comparisons(board) for part in (f"## {each.title}", each.text, each.note)),
         "## Best of several configurations",
         _best_of(board),
@@ -212,7 +252,7 @@ def _made(entries: Sequence[Entry]) -> str:
     )
     facts = [
         f"Size {', '.join(sorted({e.size for e in entries}))}; {episodes}.",
-        f"Protocol {', '.join(sorted({e.protocol_digest[:12] for e in entries}))}; "
+        f"Protocol {', '.join(sorted({f'{e.protocol} ({e.protocol_digest[:12]})' for e in entries}))}; "
         f"l4s-gym {', '.join(sorted({e.environment.version for e in entries}))}; "
         f"simulator {', '.join(sorted({e.environment.simulator for e in entries}))}.",
         f"Datasets: {', '.join(sorted({f'{n} {s[:12]}' for e in entries for n, s in e.datasets.items()})) or 'none'}.",
@@ -228,6 +268,7 @@ def comparisons(board: Sequence[Row]) -> list[Table]:
 
 def _against_native(board: Sequence[Row]) -> Table:
     others = [row for row in board if MAIN in row.scores and row.name != NATIVE]
+    dyn = any("dyn" in row.scores for row in others)
 
     def less(interval: Interval | None, scale: float = 1.0, digits: int = 1) -> str:
         return span(interval, scale, "+", digits) + ("*" if interval and interval.sure else "")
@@ -236,12 +277,12 @@ def _against_native(board: Sequence[Row]) -> Table:
         [
             who(row),
             less(row.over_native[MAIN]),
-            less(row.over_native.get("shift")),
+            *(less(row.over_native.get(suite)) for suite in ("shift", "dyn")[: 1 + dyn]),
             *(less(row.differences[MAIN][metric], scale, 2) for metric, _, scale in CLEAR),
         ]
         for row in others
     ]
-    head = ["agent", "score, test", "score, shift", *(title for _, title, _ in CLEAR)]
+    head = ["agent", "score, test", "score, shift", "score, dyn"][: 3 + dyn] + [title for _, title, _ in CLEAR]
     note = (
         "Differences on the same traffic, in test where nothing else is said. A star: the interval leaves out 0; of "
         "the others nothing can be told, and of the starred about one in twenty is none. -: in some episodes no packet "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -9,9 +10,8 @@ from typing import Any, Final
 import numpy as np
 
 from l4s_gym.errors import L4SError
-from l4s_gym.evaluation.entry import Entry
+from l4s_gym.evaluation.entry import SUITES, Entry
 from l4s_gym.evaluation.statistics import Floats
-from l4s_gym.sim.scenario import SUITES
 
 NATIVE: Final = "native--dualpi2_rfc9332"
 RANDOM: Final = "random--uniform"
@@ -44,14 +44,31 @@ METRICS: Final[dict[str, Measure]] = {
     "delay_l_p99_ms": _delay("L", "p99"),
     **{name: _field(name) for name in ("utilisation", "goodput_ratio", "jain", "mark_rate", "drop_rate")},
 }
-"""Measures of an episode by name."""
+"""Measures of an episode by name, whose means the file of an entry has."""
+MOST_UNEQUAL: Final = 1000.0
+"""A goodput ratio above it, or below its inverse, counts as it."""
+
+
+def _log_ratio(result: dict[str, Any]) -> float | None:
+    ratio = result["goodput_ratio"]
+    return None if ratio is None else math.log(min(max(ratio, 1.0 / MOST_UNEQUAL), MOST_UNEQUAL))
+
+
+def _imbalance(result: dict[str, Any]) -> float | None:
+    log = _log_ratio(result)
+    return None if log is None else abs(log)
+
+
+MEASURES: Final[dict[str, Measure]] = METRICS | {"goodput_ratio": _log_ratio, "imbalance": _imbalance}
+"""What the board averages: `METRICS`, but of the goodput ratio its logarithm (1/4 and 4 would pass for 2.1 together),
+and how far that is from 0."""
 SHARES: Final = ("utilisation", "jain", "mark_rate", "drop_rate")
 """Those of them that are at most 1."""
 
 
 def bounds(metric: str) -> tuple[float, float]:
     """Between which values a metric is."""
-    if metric == "episode_return":
+    if metric in ("episode_return", "goodput_ratio"):
         return -np.inf, np.inf
     return 0.0, 1.0 if metric in SHARES else np.inf
 
@@ -64,7 +81,7 @@ class Suite:
         name: Name.
         scenarios: Its tasks.
         seeds: Its runs.
-        native: `METRICS` of native DualPI2 (runs, tasks), NaN where it has none.
+        native: `MEASURES` of native DualPI2 (runs, tasks), NaN where it has none.
         random: Returns of random decisions (runs, tasks).
     """
 
@@ -123,7 +140,7 @@ def suites(native: Entry, random: Entry) -> list[Suite]:
         if not keys:
             continue
         suite = Suite(name, tuple(sorted({key[2] for key in keys})), tuple(sorted({key[3] for key in keys})))
-        metrics = {metric: suite.array(native_cells, (None,), get)[0] for metric, get in METRICS.items()}
+        metrics = {metric: suite.array(native_cells, (None,), get)[0] for metric, get in MEASURES.items()}
         returns = suite.array(random_cells, (None,), METRICS["episode_return"])[0]
         for who, array in ((native.id, metrics["episode_return"]), (random.id, returns)):
             if np.isnan(array).any():

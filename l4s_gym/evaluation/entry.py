@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 import msgspec
 from msgspec import Meta, Struct
@@ -20,13 +20,21 @@ from l4s_gym.evaluation.harness import Result
 from l4s_gym.schema import SCHEMA_VERSION
 from l4s_gym.sim import fingerprint
 from l4s_gym.sim import scenario as scenarios
+from l4s_gym.sim.options import check_tables
+from l4s_gym.sim.ranges import Ranges
 from l4s_gym.tables import checksum, convert, parse_toml
 
 FORMAT: Final = 2
 """Of entries in files (`l4s_gym.evaluation.results`)."""
 SIZES: Final = ("quick", "standard", "full")
+VERSIONS: Final = {"1": "protocol.toml", "2": "protocol-2.toml"}
+"""Protocols that ship, by version."""
+CURRENT: Final = "1"
+"""The version that the board follows."""
 
-Suite = Literal["train", "test", "shift"]
+Suite = Literal["train", "test", "shift", "dyn"]
+SUITES: Final[tuple[str, ...]] = get_args(Suite)
+Trained = Literal["none", "offline", "online"]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Positive = Annotated[int, Meta(ge=1)]
 Seed = Annotated[int, Meta(ge=0)]
@@ -57,6 +65,9 @@ class Protocol(Struct, frozen=True, forbid_unknown_fields=True):
         quick: Some minutes, for a first look.
         standard: The one whose results are compared.
         full: The episodes in full.
+        version: Boards of different versions are never mixed.
+        suites: Scenarios of each suite; `test` has those of `train`. Empty: as the scenarios say of themselves.
+        ranges: Between what scenarios for training may be drawn; None: nothing is drawn.
     """
 
     reward: str
@@ -64,6 +75,9 @@ class Protocol(Struct, frozen=True, forbid_unknown_fields=True):
     quick: Size
     standard: Size
     full: Size
+    version: Positive = 1
+    suites: dict[Suite, tuple[str, ...]] = {}
+    ranges: Ranges | None = None
 
     def size(self, size: str) -> Size:
         """The numbers of a size."""
@@ -73,19 +87,26 @@ class Protocol(Struct, frozen=True, forbid_unknown_fields=True):
         return found
 
     def digest(self, size: str) -> str:
-        """Checksum of what an entry of a size depends on (1: how it is made)."""
-        return checksum([1, self.reward, sorted(self.first_seed.items()), self.size(size)])
+        """Checksum of what an entry of a size depends on."""
+        parts = [self.version, self.reward, sorted(self.first_seed.items()), self.size(size)]
+        return checksum([*parts, self.suites, self.ranges] if self.version > 1 else parts)
 
     def seeds(self, suite: str, size: str) -> list[int]:
         """Seeds of the episodes of a suite."""
         first = self.first_seed[suite]  # type: ignore[index]
         return list(range(first, first + self.size(size).seeds))
 
+    def members(self, suite: str) -> tuple[str, ...]:
+        """Names of the scenarios of a suite."""
+        if not self.suites:
+            return scenarios.suite(suite)
+        return self.suites["train" if suite == "test" else suite]  # type: ignore[index]
+
     def cells(self, size: str) -> Iterator[tuple[str, str]]:
         """Suites and their scenarios, in order."""
         chosen = self.size(size)
         for suite in chosen.suites:
-            for name in scenarios.suite(suite):
+            for name in self.members(suite):
                 if not chosen.scenarios or name in chosen.scenarios:
                     yield suite, name
 
@@ -116,7 +137,10 @@ class Experiment(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
         agent: A spec (`l4s_gym.agents.spec`); with training: options of the saved agent, such as
             ``rule=diffuse``.
         decision_interval: The agent is asked at each n-th packet.
-        training: None: nothing is trained.
+        training: None: nothing is trained here.
+        trained: How the agent learned, if that is not seen from the rest: see `learned`.
+        options: Of an agent `native:<discipline>`: the table of its discipline, in place of the scenarios'
+            (`l4s_gym.sim.options`).
         name: Name of the folder.
         variant: Name of the file.
     """
@@ -127,6 +151,15 @@ class Experiment(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
     training: Training | None = None
     name: Name = "agent"
     variant: Name = "default"
+    trained: Trained | None = None
+    options: dict[str, dict[str, Any]] = {}
+
+    def __post_init__(self) -> None:
+        check_tables(self.options)
+        native = AgentSpec.parse(self.agent).native or ""
+        for name in self.options:
+            if name != ("own" if ":" in native else native):
+                raise L4SError(f"options.{name}: are for an agent `native:{name}` alone: leave them out")
 
     @property
     def id(self) -> str:
@@ -137,6 +170,12 @@ class Experiment(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
     def native(self) -> bool:
         """Whether a discipline decides inside the engine."""
         return self.training is None and AgentSpec.parse(self.agent).native is not None
+
+    @property
+    def learned(self) -> Trained:
+        """How the agent learned: `online` in closed loop, `offline` from logs and datasets, `none` not at all."""
+        saved = self.training is not None or AgentSpec.parse(self.agent).form == "saved"
+        return self.trained or ("offline" if saved else "none")
 
     @property
     def train_seeds(self) -> tuple[int | None, ...]:
@@ -183,7 +222,7 @@ class Failure(Struct, frozen=True, forbid_unknown_fields=True):
         return f"{self.where}: {self.traceback.strip().splitlines()[-1]}"
 
 
-class Head(Struct, frozen=True, forbid_unknown_fields=True):
+class Head(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What an experiment came to, but for its episodes.
 
     Attributes:
@@ -200,6 +239,7 @@ class Head(Struct, frozen=True, forbid_unknown_fields=True):
         training: The trainings.
         failed: Where and why it failed; then some results are missing.
         wall_s: Time that trainings and runs took, wherever and whenever they ran.
+        protocol: Version of the protocol.
     """
 
     format: Literal[2]
@@ -215,6 +255,7 @@ class Head(Struct, frozen=True, forbid_unknown_fields=True):
     training: tuple[TrainedAgent, ...]
     failed: Failure | None
     wall_s: float
+    protocol: int = 1
 
     @property
     def id(self) -> str:
@@ -222,7 +263,7 @@ class Head(Struct, frozen=True, forbid_unknown_fields=True):
         return f"{self.agent}--{self.variant}"
 
 
-class Entry(Head, frozen=True, forbid_unknown_fields=True):
+class Entry(Head, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What an experiment came to; in files as `l4s_gym.evaluation.results` has it.
 
     Attributes:
@@ -253,12 +294,17 @@ def decoded(path: Path, kind: Any, more: Mapping[str, Any] | None = None) -> Any
 
 
 def read_protocol(path: Path | None = None) -> Protocol:
-    """The protocol; None: the one that ships.
+    """Read a protocol.
+
+    Args:
+        path: Its file, or the version of one that ships (`VERSIONS`); None: `CURRENT`.
 
     Raises:
         L4SError: It cannot be read or is not valid; the seeds of two suites overlap.
     """
-    path = path or shipped.folder("benchmarks") / "protocol.toml"
+    version = CURRENT if path is None else str(path)
+    if path is None or version in VERSIONS:
+        path = shipped.folder("benchmarks") / VERSIONS[version]
     protocol: Protocol = decoded(path, Protocol)
     firsts = sorted(protocol.first_seed.values())
     most = max(protocol.size(size).seeds for size in SIZES)
@@ -268,7 +314,9 @@ def read_protocol(path: Path | None = None) -> Protocol:
         chosen = protocol.size(size)
         if missing := set(chosen.suites) - set(protocol.first_seed):
             raise L4SError(f"{path}: first_seed: lacks {min(missing)}: add it")
-        known = {name for suite in chosen.suites for name in scenarios.suite(suite)}
+        if protocol.suites and (missing := {*chosen.suites} - {*protocol.suites, "test"}):
+            raise L4SError(f"{path}: suites: lacks {min(missing)}: add it")
+        known = {name for suite in chosen.suites for name in protocol.members(suite)}
         for name in chosen.scenarios:
             if name not in known:
                 raise unknown(f"scenario of {size} in {path}", name, sorted(known))
@@ -286,6 +334,11 @@ def read_experiment(path: Path) -> Experiment:
     return found
 
 
+def another_protocol(entry: Head, version: int) -> str:
+    """Why an entry of another protocol is refused."""
+    return f"is of protocol {entry.protocol}, this board is of protocol {version}: each has a board of its own"
+
+
 def validate(entry: Entry, protocol: Protocol, datasets: Mapping[str, str] | None = None) -> None:
     """Refuse an entry that cannot stand beside the others.
 
@@ -298,6 +351,8 @@ def validate(entry: Entry, protocol: Protocol, datasets: Mapping[str, str] | Non
         L4SError: It failed, is of another simulator, protocol, version, scenario or dataset, lacks cells, or holds
             something that is not a finite number. The error says what differs.
     """
+    if entry.protocol != protocol.version:
+        raise L4SError(f"{entry.id}: {another_protocol(entry, protocol.version)}")
     command = f"l4s-gym leaderboard {entry.agent}/{entry.variant}"
     fingerprint.check(entry.id, entry.environment.simulator, f"move it away, and run it again: {command}")
     here = environment([name for _, name in protocol.cells(entry.size)])

@@ -80,18 +80,24 @@ def datasets(entries: Sequence[Entry]) -> dict[str, str]:
     return found
 
 
-def check_training(experiment: Experiment) -> None:
+def check_training(experiment: Experiment, protocol: Protocol | None = None) -> None:
     """Refuse an agent that was trained where it is tested.
 
+    Args:
+        experiment: How it was trained.
+        protocol: Whose ranges hold, if it has some; None: no ranges.
+
     Raises:
-        L4SError: Its dataset is of scenarios outside of the suite `train`.
+        L4SError: Its dataset is of scenarios outside of the suite `train`, or of the ranges.
     """
+    ranges = protocol.ranges if protocol else None
     how = experiment.training
     recipe = None if how is None else recipe_of(how.dataset)
     if how is None or recipe is None:
         return
     for name in {*recipe.scenarios, *recipe.small.scenarios, *recipe.full.scenarios}:
-        if "train" not in scenario.load(name).suites:
+        each = scenario.load(name)
+        if ranges.outside(each) if ranges else "train" not in each.suites:
             remedy = "train on datasets of the suite train only"
             raise L4SError(f"{experiment.id}: dataset {how.dataset!r} has {name!r}, which is to be unseen: {remedy}")
 
@@ -104,7 +110,7 @@ def valid(entries: Sequence[Entry], protocol: Protocol, size: str) -> tuple[list
         try:
             if each.size != size:
                 raise L4SError(f"{each.id}: size: is {each.size}, not {size}: run it again")
-            check_training(each.experiment)
+            check_training(each.experiment, protocol)
             if each.failed is None:
                 records.validate(each, protocol, known)
             good.append(each)
@@ -134,7 +140,7 @@ def fill(
     """
     arrow()  # missing, it is told before hours of work
     for experiment in wanted:
-        check_training(experiment)
+        check_training(experiment, protocol)
     there = {each.id: each for each in read_all(results)} if results.is_dir() else {}
     todo = []
     for experiment in wanted:

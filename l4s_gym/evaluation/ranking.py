@@ -17,7 +17,7 @@ import numpy as np
 from l4s_gym.errors import L4SError
 from l4s_gym.evaluation import entry as records
 from l4s_gym.evaluation import statistics
-from l4s_gym.evaluation.cells import METRICS, NATIVE, RANDOM, Suite, bounds, by_key, reference, suites
+from l4s_gym.evaluation.cells import MEASURES, NATIVE, RANDOM, Suite, bounds, by_key, reference, suites
 from l4s_gym.evaluation.entry import Entry, Protocol
 from l4s_gym.evaluation.statistics import Floats, Interval
 from l4s_gym.sim import fingerprint
@@ -40,7 +40,10 @@ class Row:
         decision_interval: The agent is asked at each n-th packet.
         rule: Decision rule, "-" without one.
         trainings: How many trained agents; 0: nothing was trained.
+        learned: How the agent learned: `none`, `offline`, `online`.
         scores: Normalised score: interquartile mean over episodes, mean over trainings.
+        means: The same with the mean over episodes.
+        medians: The same with the median over scenarios of the mean over their episodes.
         over_native: That score less the one of native DualPI2.
         gap: Score of `test` less that of `shift`; None without both.
         shortfall: Optimality gap: how far episodes fall short of a score of 100, on average; more counts as 100.
@@ -48,8 +51,9 @@ class Row:
         improvement: Probability of a better return than native DualPI2 on the same traffic, in `test`; None without,
             and for native DualPI2 itself.
         improvements: The same by suite.
-        metrics: Means of `METRICS`, over the scenarios in which native DualPI2 has them; None: not in all of these.
-        differences: The same less native DualPI2's on the same traffic.
+        metrics: Means of `MEASURES`, over the scenarios in which native DualPI2 has them; None: not in all of these.
+            Of `goodput_ratio`, it is the geometric mean.
+        differences: The same less native DualPI2's on the same traffic; of `goodput_ratio`, of the logarithms.
         latency_us: Time of one decision, p50 and p99, medians over the runs; None inside the engine.
         parameters: Number of parameters.
         trainable_parameters: Those of them that were trained.
@@ -65,7 +69,10 @@ class Row:
     decision_interval: int
     rule: str
     trainings: int
+    learned: records.Trained = "none"
     scores: dict[str, Interval] = field(default_factory=dict)
+    means: dict[str, Interval] = field(default_factory=dict)
+    medians: dict[str, Interval] = field(default_factory=dict)
     over_native: dict[str, Interval] = field(default_factory=dict)
     gap: Interval | None = None
     shortfall: dict[str, Interval] = field(default_factory=dict)
@@ -91,14 +98,15 @@ class Refusal:
 
 
 def scores(returns: Floats, native: Floats, random: Floats) -> Floats:
-    """Score, what it is above native DualPI2's, and optimality gap: (..., runs, tasks) thrice -> (..., 3).
+    """Score, what it is above native DualPI2's, optimality gap, mean, median: (..., runs, tasks) thrice -> (..., 5).
 
     The references are drawn anew with the rest: they are estimates from as many episodes as everything else.
     """
     scaled = statistics.normalised(returns, random, native)
     score = statistics.iqm(scaled)
     over = score - statistics.iqm(statistics.normalised(native, random, native))
-    return np.stack([score, over, statistics.optimality_gap(scaled)], -1)
+    others = [measure(scaled) for measure in (statistics.optimality_gap, statistics.mean, statistics.median)]
+    return np.stack([score, over, *others], -1)
 
 
 def check(
@@ -119,14 +127,15 @@ def check(
         L4SError: Native DualPI2's entry is missing.
     """
     like = reference(entries, NATIVE)
-    digest, there = like.protocol_digest, like.environment
+    version, digest, there = like.protocol, like.protocol_digest, like.environment
     if protocol is not None:
-        digest, there = protocol.digest(like.size), records.environment(list(there.scenarios))
+        version, digest = protocol.version, protocol.digest(like.size)
+        there = records.environment(list(there.scenarios))
     known = dict(datasets or {})
     kept: list[Entry] = []
     refused: list[Refusal] = []
     for each in entries:
-        if reason := _reason(each, like.size, digest, there, known) or (
+        if reason := _reason(each, like.size, version, digest, there, known) or (
             "is there twice" if each.id in {one.id for one in kept} else None
         ):
             refused.append(Refusal(each.id, reason))
@@ -136,8 +145,12 @@ def check(
     return kept, refused
 
 
-def _reason(each: Entry, size: str, digest: str, there: records.Environment, datasets: Mapping[str, str]) -> str | None:
+def _reason(
+    each: Entry, size: str, version: int, digest: str, there: records.Environment, datasets: Mapping[str, str]
+) -> str | None:
     """Why an entry cannot be compared; None: it can."""
+    if each.protocol != version:
+        return records.another_protocol(each, version)
     if stale := fingerprint.reason(each.environment.simulator):
         return stale
     pairs: list[tuple[str, object, object]] = [
@@ -187,6 +200,7 @@ def _row(each: Entry, plan: Sequence[Suite], seed: int, resamples: int) -> Row:
         decision_interval=experiment.decision_interval,
         rule=first["rule"],
         trainings=len(experiment.training.seeds) if experiment.training else 0,
+        learned=experiment.learned,
         latency_us={key: float(np.median([time[key] for time in times])) for key in ("p50", "p99")} if times else None,
         parameters=first["cost"].get("parameters", 0.0),
         trainable_parameters=first["cost"].get("trainable_parameters", 0.0),
@@ -204,7 +218,7 @@ def _filled(row: Row, each: Entry, plan: Sequence[Suite], rng: np.random.Generat
     improvements, metrics, differences, profiles = {}, {}, {}, {}
     lacks = ["one training only: the intervals do not say how another would do"] if row.trainings == 1 else []
     for suite in plan:
-        returns = suite.array(cells, train_seeds, METRICS["episode_return"])
+        returns = suite.array(cells, train_seeds, MEASURES["episode_return"])
         if missing := int(np.isnan(returns).sum()):
             lacks.append(f"{suite.name}: {missing} of {returns.size} episodes are missing")
             continue
@@ -217,13 +231,15 @@ def _filled(row: Row, each: Entry, plan: Sequence[Suite], rng: np.random.Generat
         profile = statistics.performance_profile(scaled[0], np.array(THRESHOLDS))
         if np.isfinite(profile[1]).all():
             profiles[suite.name] = tuple(tuple(part.tolist()) for part in profile)
-        own = {name: suite.array(cells, train_seeds, get) for name, get in METRICS.items()}
+        own = {name: suite.array(cells, train_seeds, get) for name, get in MEASURES.items()}
         metrics[suite.name], differences[suite.name], undefined = _metrics(own, suite)
         lacks += [f"{suite.name}: {text}" for text in undefined]
     both = {"test", "shift"} <= estimates.keys()
     return replace(
         row,
         scores={name: found[0].interval() for name, found in estimates.items()},
+        means={name: found[3].interval() for name, found in estimates.items()},
+        medians={name: found[4].interval() for name, found in estimates.items()},
         over_native={name: found[1].interval() for name, found in estimates.items()},
         shortfall={name: found[2].interval().within(0.0, np.inf) for name, found in estimates.items()},
         profiles=profiles,
@@ -266,5 +282,8 @@ def _metrics(
         elif kept.size:
             means[name] = statistics.linear(kept).interval().within(*bounds(name))
             differences[name] = statistics.linear(kept - suite.native[name][:, tasks]).interval()
+    if log := means["goodput_ratio"]:
+        ends = (None if each is None else float(np.exp(each)) for each in (log.low, log.high))
+        means["goodput_ratio"] = Interval(float(np.exp(log.value)), *ends)
     undefined = [f"no {', '.join(names)} in {bad} of {size} episodes" for (bad, size), names in without.items()]
     return means, differences, undefined

@@ -36,7 +36,7 @@ class Episodes(Struct, frozen=True, forbid_unknown_fields=True):
     sha256: str
 
 
-class _File(Head, frozen=True, forbid_unknown_fields=True):
+class _File(Head, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The JSON of an entry.
 
     Attributes:

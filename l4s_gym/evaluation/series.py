@@ -21,6 +21,7 @@ from l4s_gym.evaluation.entry import Entry, Protocol
 from l4s_gym.evaluation.native import mean_delay_ms, simulate
 from l4s_gym.evaluation.origin import origin
 from l4s_gym.evaluation.sweep import Sweep
+from l4s_gym.evaluation.work import as_run
 from l4s_gym.sim import fingerprint
 from l4s_gym.sim.measure import CLASSES
 from l4s_gym.sim.scenario import Scenario, load
@@ -174,7 +175,7 @@ def of_board(
             who = None if (entry.id, name) in there else spec_of(entry, protocol, work)
             if who is None or _seconds(entry, name) > LONGEST_S:
                 continue
-            n, chosen = entry.experiment.decision_interval, load(name).replace(horizon_s=seconds)
+            n, chosen = entry.experiment.decision_interval, as_run(name, seconds, entry.experiment.options)
             with progress(f"one run of {entry.id} on {name}") as show:
                 found.append(record(who, chosen, seed, name=entry.id, decision_interval=n, progress=show))
     if len(found) > before:

@@ -113,6 +113,7 @@ class Sweep:
                         seconds=chosen.seconds,
                         reward=self.protocol.reward,
                         decision_interval=experiment.decision_interval,
+                        options=experiment.options,
                         files=files,
                     )
                 )
@@ -212,6 +213,7 @@ class Sweep:
             title=experiment.title,
             experiment=experiment,
             size=self.size,  # type: ignore[arg-type]  # checked by the protocol
+            protocol=self.protocol.version,
             protocol_digest=self.protocol.digest(self.size),
             environment=environment([name for _, name in self.protocol.cells(self.size)]),
             datasets={how.dataset: self.datasets[how.dataset]} if how and how.dataset in self.datasets else {},

@@ -74,6 +74,7 @@ class Cell:
         seconds: Length of an episode.
         reward: Name of the reward.
         decision_interval: The agent is asked at each n-th packet.
+        options: Of disciplines, as `Experiment.options`.
         files: Content of the agent's files, for machines that do not share our disks.
     """
 
@@ -86,12 +87,14 @@ class Cell:
     seconds: float
     reward: str
     decision_interval: int
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)
 
     @functools.cached_property
     def key(self) -> str:
         """Checksum of all that the results depend on."""
         numbers = [self.seeds, self.agent_seed, self.seconds, self.reward, self.decision_interval]
+        numbers += [self.options] if self.options else []
         return checksum([self.digest, _simulator(), *map(scenario.digest, self.names), *numbers])
 
     @property
@@ -114,6 +117,12 @@ def rate_mbps(name: str) -> float:
     """Rate of a scenario's link, Mbit/s; of a trace, the mean."""
     link = scenario.load(name).link
     return traces.load(link.trace).mean_bps * 1e-6 if link.kind == "trace" else link.rate_mbps
+
+
+def as_run(name: str, seconds: float, options: Mapping[str, Mapping[str, Any]]) -> scenario.Scenario:
+    """A scenario with the length that an episode has on the board, and options of disciplines instead of its own."""
+    own = {f"options.{aqm}.{option}": value for aqm, table in options.items() for option, value in table.items()}
+    return scenario.load(name).replace(horizon_s=seconds, **own)
 
 
 def batches(protocol: Protocol, size: str, suite: str, most: int = LARGEST) -> Iterator[tuple[int, tuple[str, ...]]]:
@@ -165,7 +174,7 @@ def evaluate(cell: Cell) -> dict[str, Any]:
     """Results of a cell and the time it took; `traceback` in place of both where it fails."""
     try:
         with _unpacked(cell) as spec:
-            chosen = [scenario.load(name).replace(horizon_s=cell.seconds) for name in cell.names]
+            chosen = [as_run(name, cell.seconds, cell.options) for name in cell.names]
             decides = spec if spec.native else spec.make()
             _one_thread()
             results = harness.evaluate_many(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from l4s_gym.evaluation import board, site
+from l4s_gym.evaluation.entry import SUITES
 from l4s_gym.evaluation.series import Series
 from tests.evaluation.conftest import synthetic_entries
 
@@ -35,7 +36,7 @@ def synthetic_series(name: str, scenario: str, seed: int) -> Series:
 @pytest.fixture(scope="session")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report of entries that nobody ran."""
-    entries = synthetic_entries(scenarios=3)
+    entries = synthetic_entries(scenarios=3, suites=SUITES)
     rows = board.rows(entries)
     names = ["native--dualpi2_rfc9332", "bc--diffuse"]
     series = [synthetic_series(name, scenario, k) for scenario in ("lte", "web") for k, name in enumerate(names)]

@@ -14,7 +14,8 @@ import pytest
 from l4s_gym.evaluation import entry, harness
 from l4s_gym.sim import scenario
 
-FIRST_SEED = {"train": 0, "test": 1000, "shift": 2000}
+FIRST_SEED = {"train": 0, "test": 1000, "shift": 2000, "dyn": 3000}
+DYN = ("leo", "lte", "web", "wifi")
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def synthetic_entry(
         quality = player.quality + (player.unlike * rng.normal() if player.trainings else 0.0)
         for suite in suites:
             level = quality + (player.shift if suite == "shift" else 0.0)
-            for name in scenario.suite(suite)[:scenarios]:
+            for name in (DYN if suite == "dyn" else scenario.suite(suite))[:scenarios]:
                 for run in range(runs):
                     run_seed = FIRST_SEED[suite] + run
                     results.append(synthetic_result(player, suite, name, run_seed, train_seed, rng, level))

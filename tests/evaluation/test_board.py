@@ -103,11 +103,61 @@ def test_metrics_are_means_over_the_scenarios_that_define_them(
 
     row = rows([without_ratio(entry) if entry is pie else entry for entry in board_entries])["native--pie"]
     assert row.metrics["shift"]["goodput_ratio"] is None
-    assert row.lacks == ("shift: no goodput_ratio in 5 of 20 episodes",)
+    assert row.lacks == ("shift: no goodput_ratio, imbalance in 5 of 20 episodes",)
     # A scenario that has no ratio for anybody is no part of the mean.
     ratio = rows([without_ratio(entry) for entry in board_entries])["native--pie"].metrics["shift"]["goodput_ratio"]
     rest = [r for r in pie.results if r["suite"] == "shift" and r["scenario"] != scenario]
-    assert ratio is not None and ratio.value == pytest.approx(np.mean([r["goodput_ratio"] for r in rest]))
+    logs = np.log([r["goodput_ratio"] for r in rest])
+    assert ratio is not None and ratio.value == pytest.approx(np.exp(np.mean(logs)))
+    assert ratio.low is not None and ratio.low < ratio.value
+
+
+def test_shares_that_are_unequal_both_ways_do_not_cancel(board_entries: list[Entry]) -> None:
+    def ratios(*values: float) -> Row:
+        """The row of an entry whose scenarios have these ratios in turn."""
+        pie = next(entry for entry in board_entries if entry.id == "native--pie")
+        names = sorted({r["scenario"] for r in pie.results})
+        by_name = {name: values[k % len(values)] for k, name in enumerate(names)}
+        results = [{**r, "goodput_ratio": by_name[r["scenario"]]} for r in pie.results]
+        return rows(changed(board_entries, pie.id, results=tuple(results)))["native--pie"]
+
+    def values(row: Row) -> list[float]:
+        found = [row.metrics["test"][name] for name in ("goodput_ratio", "imbalance")]
+        return [each.value for each in found if each is not None]
+
+    assert values(ratios(0.25, 4.0)) == pytest.approx([1.0, np.log(4.0)])
+    assert values(ratios(0.0)) == pytest.approx([1e-3, np.log(1e3)])  # a class that starves counts, and is finite
+
+
+def test_mean_and_median_stand_beside_the_score(board_entries: list[Entry]) -> None:
+    pie = next(entry for entry in board_entries if entry.id == "native--pie")
+    name = sorted({r["scenario"] for r in pie.results if r["suite"] == "test"})[0]
+    bad = [{**r, "episode_return": -30.0} if r["scenario"] == name else r for r in pie.results]
+    row, was = (rows(changed(board_entries, pie.id, results=tuple(each)))[pie.id] for each in (bad, pie.results))
+    scaled = was.means["test"].value - row.means["test"].value
+    assert scaled > 50.0 and abs(was.medians["test"].value - row.medians["test"].value) < 5.0
+    assert all(each.low is not None and each.low < each.value for each in (row.means["test"], row.medians["test"]))
+
+
+def test_classes_have_tables_of_their_own(table: dict[str, Row]) -> None:
+    ordered = list(table.values())
+    assert {name: {row.learned for row in found} for name, found in board.by_class(ordered).items()} == {
+        "none": {"none"},
+        "offline": {"offline"},
+    }
+    _, none, offline = board.markdown(ordered).split("<summary>", 3)[1:]
+    assert none.startswith("Not trained, alone") and "native--pie" in none and "bc--diffuse" not in none
+    assert offline.startswith("Trained offline, alone") and "|   1 | bc--diffuse" in offline
+    assert board.by_class([row for row in ordered if row.learned == "none"]) == {}
+
+
+def test_a_suite_of_varying_conditions_is_a_column(board_entries: list[Entry]) -> None:
+    assert "dyn" not in board.brief(board.rows(board_entries, resamples=50))
+    found = board.rows(synthetic_entries(scenarios=2, runs=3, suites=("test", "dyn"), failed=False), resamples=50)
+    assert board.brief(found).splitlines()[0].split("|")[4].strip() == "shift"
+    assert board.brief(found).splitlines()[0].split("|")[5].strip() == "dyn"
+    assert board.comparisons(found)[0].head[3] == "score, dyn"
+    assert all(len(line) == len(each.head) for each in board.comparisons(found) for line in each.rows)
 
 
 def test_a_class_of_which_nothing_came_through_has_no_delay(board_entries: list[Entry]) -> None:

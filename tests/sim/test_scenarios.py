@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from l4s_gym.errors import L4SError
+from l4s_gym.evaluation.entry import read_protocol
 from l4s_gym.evaluation.native import simulate
 from l4s_gym.sim import scenario as scenarios
 from l4s_gym.sim import setup, traces
@@ -44,7 +45,8 @@ def test_shipped_scenarios(name: str) -> None:
     assert chosen.description
     size = setup.sizes(chosen)
     assert size.flows == chosen.largest().n_flows
-    assert chosen.suites or name == "mixed" or name.startswith("l4s-llm-testbed-2024")  # of no suite
+    of_protocol_2 = {each for members in read_protocol(Path("2")).suites.values() for each in members}
+    assert chosen.suites or name in of_protocol_2 or name.startswith("l4s-llm-testbed-2024")  # of no suite
 
 
 def test_from_a_file(tmp_path: Path) -> None:

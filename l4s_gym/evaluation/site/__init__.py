@@ -12,7 +12,7 @@ from typing import Final
 
 from l4s_gym.data.files import atomic_write
 from l4s_gym.errors import L4SError
-from l4s_gym.evaluation.board import Refusal, Row, Table
+from l4s_gym.evaluation.board import CLASSES, Refusal, Row, Table
 from l4s_gym.evaluation.entry import Entry
 from l4s_gym.evaluation.series import Series
 from l4s_gym.evaluation.site import data, parts
@@ -65,6 +65,11 @@ def page(
         kinds="".join(
             f'<label><input type="checkbox" value="{kind}" checked><span class="kind {kind}"></span>{text}</label>'
             for kind, text in kinds_there.items()
+        ),
+        classes="".join(
+            f'<label><input type="checkbox" value="{name}" checked>{text}</label>'
+            for name, text in CLASSES.items()
+            if any(row.learned == name for row in rows)
         ),
         comparisons="".join(map(parts.comparison, tables)),
         board=parts.board(rows, kinds, names[0]),

@@ -25,7 +25,12 @@ KINDS: Final = {
     "learned": "Learned",
     "llm": "Language model",
 }
-SUITES: Final = {"test": "Test (seeds of its own)", "shift": "Shift (unseen scenarios)", "train": "Train"}
+SUITES: Final = {
+    "test": "Test (seeds of its own)",
+    "shift": "Shift (unseen scenarios)",
+    "dyn": "Dyn (rate, load or capacity vary)",
+    "train": "Train",
+}
 """The held-out ones first."""
 COMPARED: Final = 5
 _GRID: Final = re.compile(r"grid-(\d+)m-(\d+)ms")
@@ -35,9 +40,10 @@ def kind(entry: Entry) -> str:
     """Key in `KINDS`."""
     if entry.experiment.native:
         return "native"
-    if entry.experiment.training is None:
+    if entry.experiment.learned == "none":
         return "rule"
-    return "llm" if entry.experiment.training.learner == "llm" else "learned"
+    training = entry.experiment.training
+    return "llm" if training and training.learner == "llm" else "learned"
 
 
 def suites(rows: Sequence[Row]) -> list[str]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from l4s_gym.agents.protocol import NO_RULE
 from l4s_gym.evaluation import ranking
-from l4s_gym.evaluation.board import Refusal, Row, Table
+from l4s_gym.evaluation.board import Refusal, Row, Table, grouped
 from l4s_gym.evaluation.entry import Entry
 from l4s_gym.evaluation.site import data
 from l4s_gym.evaluation.statistics import Interval
@@ -84,6 +84,10 @@ def count(value: float) -> str:
 _BETTER: Final = "Probability of a better score than DualPI2 of RFC 9332 on the same traffic."
 
 
+_RATIO: Final = "Goodput of an L4S by that of a Classic flow, geometric mean."
+_IMBALANCE: Final = "Mean of |ln(L/C)| of the goodputs of an L4S and a Classic flow: 0 is equal, 0.69 a factor of two."
+
+
 def _score(suite: str) -> Callable[[Row, str], Value]:
     return lambda row, _: row.scores.get(suite)
 
@@ -100,17 +104,24 @@ def _rule(row: Row, _: str) -> Value:
     return None if row.rule == NO_RULE else row.rule
 
 
+def _learned(row: Row, _: str) -> Value:
+    return row.learned
+
+
 COLUMNS: Final = (
     Column("Normalised score", "test", "0 is random, 100 is DualPI2 of RFC 9332.", _score("test")),
     Column("Normalised score", "shift", "The same on unseen scenarios.", _score("shift")),
-    Column("Normalised score", "P(better)", _BETTER, lambda row, _: row.improvement, "z.2f"),
+    Column("Normalised score", "dyn", "The same where rate, load or capacity vary.", _score("dyn")),
     Column("L delay, ms", "p50", "Median sojourn time of the L4S queue.", _metric("delay_l_p50_ms"), "z.2f"),
     Column("L delay, ms", "p99", "Its 99th percentile.", _metric("delay_l_p99_ms"), "z.2f"),
     Column("C delay, ms", "p50", "Median sojourn time of the Classic queue.", _metric("delay_c_p50_ms")),
     Column("C delay, ms", "p99", "Its 99th percentile.", _metric("delay_c_p99_ms")),
     Column("Link", "used, %", "Share of the link's capacity that was used.", _metric("utilisation"), "z.1f", 100.0),
-    Column("Fairness", "L/C rate", "Goodput of an L4S by that of a Classic flow.", _metric("goodput_ratio"), "z.2f"),
+    Column("Flows", "imbalance", _IMBALANCE, _metric("imbalance"), "z.2f"),
     Column("Decision", "p50, &micro;s", "Median time of a decision; not of native ones.", _latency("p50"), "z.0f"),
+    Column("Score, more", "P(better)", _BETTER, lambda row, _: row.improvement, "z.2f", more=True),
+    Column("Score, more", "mean", "Mean over episodes.", lambda row, suite: row.means.get(suite), more=True),
+    Column("Score, more", "median", "Of the median scenario.", lambda row, suite: row.medians.get(suite), more=True),
     Column("Score, more", "gap", "Test minus shift.", lambda row, _: row.gap, more=True),
     Column(
         "Score, more",
@@ -124,6 +135,7 @@ COLUMNS: Final = (
     Column(
         "Decides", "p99, &micro;s", "99th percentile of the time of a decision.", _latency("p99"), "z.0f", more=True
     ),
+    Column("Flows", "L/C rate", _RATIO, _metric("goodput_ratio"), "z.2f", more=True),
     Column("Flows", "Jain", "Jain's index of the goodputs: 1 is equal.", _metric("jain"), "z.3f", more=True),
     Column("Packets, %", "marked", "Marked by offered.", _metric("mark_rate"), "z.2f", 100.0, more=True),
     Column("Packets, %", "dropped", "Dropped by offered.", _metric("drop_rate"), "z.2f", 100.0, more=True),
@@ -131,26 +143,34 @@ COLUMNS: Final = (
     Column(
         "Size", "trained", "Of these, trained.", lambda row, _: row.trainable_parameters or None, "count", more=True
     ),
+    Column("Size", "learned", "From logs (offline), in closed loop (online), or not.", _learned, align="", more=True),
     Column("Size", "training, s", "Time of one training.", lambda row, _: row.training_s, "count", more=True),
 )
 """Those that a reader sees first, then those of `more`."""
 
 
+def columns(rows: Sequence[Row]) -> list[Column]:
+    """The columns of a board: all, but for a suite that nobody ran."""
+    return [each for each in COLUMNS if each.title != "dyn" or any("dyn" in row.scores for row in rows)]
+
+
 def cells(rows: Sequence[Row], suites: Sequence[str]) -> dict[str, list[list[Cell]]]:
     """All cells of the board: suite -> row -> column."""
-    return {suite: [[column.cell(row, suite) for column in COLUMNS] for row in rows] for suite in suites}
+    chosen = columns(rows)
+    return {suite: [[column.cell(row, suite) for column in chosen] for row in rows] for suite in suites}
 
 
 def board(rows: Sequence[Row], kinds: Mapping[str, str], suite: str) -> str:
     """The board as a table, with the figures of one suite."""
-    groups = Counter((column.group, " class='more-column'" if column.more else "") for column in COLUMNS)
+    chosen = columns(rows)
+    groups = Counter((column.group, " class='more-column'" if column.more else "") for column in chosen)
     over = "".join(f'<th scope="colgroup" colspan="{n}"{kind}>{name}</th>' for (name, kind), n in groups.items())
     under = "".join(
         f'<th scope="col" class="{column.kind}" title="{escape(column.about)}">'
         f'<button type="button">{column.title}</button></th>'
-        for column in COLUMNS
+        for column in chosen
     )
-    body = "".join(_row(row, kinds[row.name], suite) for row in rows)
+    body = "".join(_row(row, kinds[row.name], suite, chosen) for row in rows)
     return (
         f'<table id="board"><caption class="hidden">Agents by score; delays, rates and fairness are of the chosen '
         f"suite</caption><thead><tr><td></td>{over}</tr>"
@@ -159,21 +179,22 @@ def board(rows: Sequence[Row], kinds: Mapping[str, str], suite: str) -> str:
     )
 
 
-def _row(row: Row, kind: str, suite: str) -> str:
+def _row(row: Row, kind: str, suite: str, chosen: Sequence[Column]) -> str:
     name = escape(row.name)
     anchor, breakable = f"#from-{name}", name.replace("--", "--<wbr>").replace("_", "_<wbr>")
     head = (
         f'<th scope="row" data-v="{name.lower()}"><span class="kind {kind}"></span><span class="hidden">'
         f'{data.KINDS[kind]}: </span><a href="{anchor}">{breakable}</a><small>{escape(row.title)}</small></th>'
     )
+    about = f'data-kind="{kind}" data-learned="{row.learned}"'
     if row.failed is not None:
         where = f'failed: see <a href="{anchor}">where it comes from</a>'
-        return f'<tr data-kind="{kind}" class="failed">{head}<td colspan="{len(COLUMNS)}">{where}</td></tr>'
+        return f'<tr {about} class="failed">{head}<td colspan="{len(chosen)}">{where}</td></tr>'
     cells = []
-    for column in COLUMNS:
+    for column in chosen:
         html, value = column.cell(row, suite)
         cells.append(f'<td class="{column.kind}" data-v="{"" if value is None else escape(str(value))}">{html}</td>')
-    return f'<tr data-kind="{kind}">{head}{"".join(cells)}</tr>'
+    return f"<tr {about}>{head}{''.join(cells)}</tr>"
 
 
 def comparison(table: Table) -> str:
@@ -189,10 +210,10 @@ def comparison(table: Table) -> str:
     )
 
 
-def lacking(rows: Iterable[Row], refused: Iterable[Refusal]) -> str:
+def lacking(rows: Iterable[Row], refused: Sequence[Refusal]) -> str:
     """What is not on the board, and why."""
     items = [f"{row.name}: {text}" for row in rows for text in row.lacks]
-    items += [f"{each.name}: not on the board: {each.reason}" for each in refused]
+    items += grouped(refused)
     if not items:
         return ""
     listed = "".join(f"<li>{escape(item)}</li>" for item in items)
@@ -357,7 +378,7 @@ def protocol_facts(entries: Sequence[Entry]) -> str:
             seeds.add(result["seed"])
     pairs = [
         ("Size", ", ".join(sorted({entry.size for entry in entries}))),
-        ("Protocol", ", ".join(f"<code>{d[:16]}</code>" for d in sorted({e.protocol_digest for e in entries}))),
+        ("Protocol", ", ".join(sorted({f"{e.protocol} <code>{e.protocol_digest[:16]}</code>" for e in entries}))),
         ("Environment", ", ".join(sorted({f"l4s-gym {entry.environment.version}" for entry in entries}))),
     ]
     for suite in data.SUITES:

@@ -35,10 +35,12 @@ heads.forEach((head, column) =>
 
 const filterBoard = () => {
   const wanted = one("#find").value.trim().toLowerCase();
-  const kinds = new Set(all("#filters input:checked").map((input) => input.value));
+  const wantedOf = (name) => new Set(all(`#filters .${name} input:checked`).map((input) => input.value));
+  const [kinds, classes] = [wantedOf("kinds"), wantedOf("classes")];
   let shown = 0;
   for (const row of rows) {
-    row.hidden = !kinds.has(row.dataset.kind) || !row.cells[0].textContent.toLowerCase().includes(wanted);
+    const chosen = kinds.has(row.dataset.kind) && classes.has(row.dataset.learned);
+    row.hidden = !chosen || !row.cells[0].textContent.toLowerCase().includes(wanted);
     shown += !row.hidden;
   }
   one("#shown").textContent = `${shown} of ${rows.length} agents shown`;
