@@ -180,14 +180,15 @@ class Client:
         """Ask for each finished row, or for none; then take them from `entries`."""
         self._send(wire.command(wire.SUBSCRIBE, int(rows)))
 
-    def attach(self, decision_interval: int) -> Status:
-        """Become the controller: get an ASK for each n-th packet; 0: for none, for who sets parameters (`set_law`)."""
-        if not 0 <= decision_interval < 1 << 32:
-            raise L4SError(f"decision_interval {decision_interval!r}: give a whole number of packets, 0 or more")
-        if decision_interval == 0:
+    def attach(self, decision_interval: int | None) -> Status:
+        """Become the controller: get an ASK for each n-th packet; None: for none, where `set_law` is all it does."""
+        if decision_interval is None:
             self._needs_law()
+            return wire.read_status(self._ask(wire.ATTACH, 0))
+        if not 1 <= decision_interval < 1 << 32:
+            raise L4SError(f"decision_interval {decision_interval!r}: give a whole number of packets, 1 or more")
         status = wire.read_status(self._ask(wire.ATTACH, decision_interval))
-        if decision_interval and self._wants_direct and self.hello.direct:
+        if self._wants_direct and self.hello.direct:
             self._open_direct()
         return status
 
