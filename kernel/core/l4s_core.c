@@ -414,8 +414,6 @@ leave(struct l4s_core *c, struct l4s_queue *q, uint64_t now_ns)
 	packet = pop(q);
 	sojourn = l4s_clock(c, now_ns) - packet->enqueued_ns;
 	q->delay_ns = sojourn;
-	q->left++;
-	q->left_ns += sojourn;
 	q->qdelay_us = sojourn / 1000;
 	q->normalised = (sojourn << 16) /
 	    (sojourn + reference_ns[packet->queue]);
@@ -451,6 +449,8 @@ l4s_take(struct l4s_core *c, uint64_t now_ns, int *action)
 	}
 	if (decision == L4S_MARK)
 		q->marks++;
+	q->left++;
+	q->left_ns += q->delay_ns;
 	c->totals.served_bytes += packet->length;
 	c->totals.power_bytes += packet->length * (65536 - q->normalised);
 	return (packet);

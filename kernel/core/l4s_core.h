@@ -313,7 +313,7 @@ struct l4s_queue {
 	uint8_t active, listed;
 	/* statistics */
 	uint64_t total_packets, total_bytes, drops, marks, interval_drops;
-	uint64_t left, left_ns;	/* packets that left, sum of their sojourns */
+	uint64_t left, left_ns;	/* packets sent, sum of their sojourns */
 	uint64_t decided[3];	/* by kernel, agent, fallback */
 	uint64_t normalised;	/* delay / (delay + reference), 2^-16 */
 	/* decisions from outside; the oldest that waits is answer[used % ..] */

@@ -148,13 +148,13 @@ struct L4S_PACKED l4s_law {
 	uint64_t clock_us;
 	uint64_t rate_bps;	/* of the link; 0: not known */
 	uint64_t offered_bytes[2];
-	uint64_t left_ns[2];	/* sum of the sojourns of what left */
+	uint64_t left_ns[2];	/* sum of the sojourns of what was sent */
 	uint64_t served_bytes;	/* struct l4s_totals */
 	uint64_t power_bytes;
 	uint64_t delay_c_ns;
 	uint64_t delay_l_ns;
 	uint32_t offered[2];	/* packets, as the next three */
-	uint32_t left[2];	/* the queue: sent, or dropped at departure */
+	uint32_t left[2];	/* sent */
 	uint32_t marks[2];
 	uint32_t drops[2];
 	uint32_t queued_bytes[2];

@@ -224,7 +224,7 @@ class Law:
         rate_bps: Of the link; 0 where it is not known.
         offered_bytes: Bytes that arrived.
         offered: Packets that arrived.
-        left: Packets that left the queue, sent or dropped as they left.
+        left: Packets sent.
         left_ns: Sum of their sojourns, ns.
         marks: Packets marked.
         drops: Packets dropped.
@@ -375,12 +375,13 @@ def read_law(entry: Any) -> Law:
     body = entry["law"]
     pairs = ("offered_bytes", "offered", "left", "left_ns", "marks", "drops", "queued_bytes")
     numbers = ("lasts_ms", "sets", "expired", "refused", "clock_us", "rate_bps")
+    values: dict[str, Any] = {name: tuple(body[name].tolist()) for name in pairs}
     return Law(
         factors=dict(zip(LAW_PARAMETERS, (body["factor"] / FACTOR).tolist(), strict=True)),
         prob=int(body["prob"]) / MAX_PROB,
         entry=entry,
         **{name: int(body[name]) for name in numbers},
-        **{name: tuple(body[name].tolist()) for name in pairs},
+        **values,
     )
 
 

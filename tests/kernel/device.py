@@ -60,11 +60,13 @@ def entry(kind: int, body: bytes = b"", *, lost: int = 0, tag: int = 0, magic: i
 
 def hello(
     *, session: int = 7, clock_us: int = 1_000_000, record: int = RECORD.itemsize, layout: bytes | None = None,
-    sizes: tuple[int, int] = (ENTRY, COMMAND), schema: int = SCHEMA_VERSION, version: int = VERSION, direct: int = 1, law_ms: int = 1000,
+    sizes: tuple[int, int] = (ENTRY, COMMAND), schema: int = SCHEMA_VERSION, version: int = VERSION, direct: int = 1,
+    law_ms: int = 1000,
 ) -> bytes:  # fmt: skip
     """The first entry of a device."""
     digest = layout_digest() if layout is None else layout
-    body = _HELLO.pack(schema, record, *sizes, digest, session, clock_us, 8_000_000, 4096, 0, direct, b"fake queue", *[65536] * 10, law_ms)
+    numbers = (session, clock_us, 8_000_000, 4096, 0, direct)
+    body = _HELLO.pack(schema, record, *sizes, digest, *numbers, b"fake queue", *[65536] * 10, law_ms)
     return entry(HELLO, body, version=version)
 
 
