@@ -375,14 +375,10 @@ def read_law(entry: Any) -> Law:
     body = entry["law"]
     pairs = ("offered_bytes", "offered", "left", "left_ns", "marks", "drops", "queued_bytes")
     numbers = ("lasts_ms", "sets", "expired", "refused", "clock_us", "rate_bps")
-    values: dict[str, Any] = {name: tuple(body[name].tolist()) for name in pairs}
-    return Law(
-        factors=dict(zip(LAW_PARAMETERS, (body["factor"] / FACTOR).tolist(), strict=True)),
-        prob=int(body["prob"]) / MAX_PROB,
-        entry=entry,
-        **{name: int(body[name]) for name in numbers},
-        **values,
-    )
+    values: dict[str, Any] = {name: int(body[name]) for name in numbers}
+    values |= {name: tuple(body[name].tolist()) for name in pairs}
+    factors = dict(zip(LAW_PARAMETERS, (body["factor"] / FACTOR).tolist(), strict=True))
+    return Law(factors=factors, prob=int(body["prob"]) / MAX_PROB, entry=entry, **values)
 
 
 def read_status(entry: Any) -> Status:
