@@ -36,7 +36,7 @@ _SPECS: dict[str, dict[str, Any]] = {
         **_BARE,
     },
     REPLAY_ID: {"entry_point": "l4s_gym.envs.replay:DualPI2ReplayEnv"},
-    LIVE_ID: {"entry_point": "l4s_gym.live.environment:DualPI2LiveEnv", "nondeterministic": True},
+    LIVE_ID: {"entry_point": "l4s_gym.live.parameters:live_env", "nondeterministic": True},
 }
 
 

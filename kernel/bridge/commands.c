@@ -75,16 +75,15 @@ check(const struct l4s_command *command)
 	case L4S_SUBSCRIBE:
 		return command->args[0] <= 1 ? NULL :
 		    "SUBSCRIBE: args[0] must be 0 or 1";
-	case L4S_ATTACH:
-		return command->args[0] >= 1 ? NULL :
-		    "ATTACH: args[0], the decision interval, must be 1 or "
-		    "more";
 	case L4S_CONFIGURE:
 		return check_shield(command);
+	case L4S_ATTACH:
 	case L4S_DETACH:
 	case L4S_DECIDE:	/* a wrong one is counted by the queue */
 	case L4S_GET_STATUS:
 	case L4S_DIRECT:
+	case L4S_SET_LAW:	/* a wrong one is refused by the queue */
+	case L4S_GET_LAW:
 		return NULL;
 	default:
 		return "there is no command of this kind";
@@ -126,6 +125,9 @@ plain(const struct l4s_command *from)
 	if (from->kind == L4S_CONFIGURE)
 		memcpy(command.args, from->args,
 		    L4S_BOUNDS * sizeof(from->args[0]));
+	if (from->kind == L4S_SET_LAW)	/* and the lifetime */
+		memcpy(command.args, from->args,
+		    (L4S_FACTORS + 1) * sizeof(from->args[0]));
 	return command;
 }
 
@@ -199,6 +201,22 @@ decide(struct bridge *b, struct client *c, const struct l4s_command *command)
 		    "control: ATTACH first (told once in 1000 times)");
 }
 
+/* Whether the queue knows the command; where not, it would hang up. */
+static bool
+law_offered(const struct bridge *b, struct client *c,
+    const struct l4s_command *command)
+{
+	bool needed = command->kind == L4S_SET_LAW ||
+	    command->kind == L4S_GET_LAW ||
+	    (command->kind == L4S_ATTACH && command->args[0] == 0);
+
+	if (!needed || !b->device.there || b->device.hello.law_lifetime_ms > 0)
+		return true;
+	tell_error(c, command, L4S_E_NOT_OFFERED, "this queue is older: its "
+	    "law cannot be set");
+	return false;
+}
+
 void
 command_take(struct bridge *b, struct client *c,
     const struct l4s_command *command)
@@ -216,13 +234,16 @@ command_take(struct bridge *b, struct client *c,
 		device_subscribe(b);
 		return;
 	case L4S_ATTACH:
-		attach(b, c, &ours);
+		if (law_offered(b, c, command))
+			attach(b, c, &ours);
 		return;
 	case L4S_DECIDE:
 		decide(b, c, command);
 		return;
 	case L4S_GET_STATUS:
-		(void)ask_device(b, c, &ours);
+	case L4S_GET_LAW:
+		if (law_offered(b, c, command))
+			(void)ask_device(b, c, &ours);
 		return;
 	default:
 		break;
@@ -238,6 +259,8 @@ command_take(struct bridge *b, struct client *c,
 		    "has no socket for that");
 		return;
 	}
+	if (!law_offered(b, c, command))
+		return;
 	if (command->kind == L4S_CONFIGURE)
 		tighten(b, &ours);
 	if (ask_device(b, c, &ours) && command->kind == L4S_DETACH)

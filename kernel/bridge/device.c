@@ -277,7 +277,7 @@ take_entry(struct bridge *b, const struct l4s_entry *entry)
 	}
 	if (!d->there)
 		return greet(b, entry);
-	if (entry->kind <= L4S_HELLO || entry->kind > L4S_ERROR) {
+	if (entry->kind <= L4S_HELLO || entry->kind > L4S_LAW) {
 		device_lose(b, "%s sent an entry of kind %u: update the older "
 		    "one of the two; trying again", b->options->device,
 		    entry->kind);

@@ -88,28 +88,40 @@ relay_status(struct bridge *b, const struct l4s_entry *entry)
 		control_answered(b, c, true, copy.u.status.interval);
 }
 
+/* An answer, to its asker alone: NULL where that one has gone. */
+static struct client *
+relay_answer(struct bridge *b, const struct l4s_entry *entry,
+    struct pending *pending)
+{
+	struct l4s_entry copy = *entry;
+	struct client *c = find_pending(b, entry->tag, pending);
+
+	if (c == NULL || c->closing)
+		return NULL;
+	copy.tag = pending->client_tag;
+	outbox_add_urgent(&c->out, &copy);
+	return c;
+}
+
 static void
 relay_error(struct bridge *b, const struct l4s_entry *entry)
 {
-	struct l4s_entry copy = *entry;
 	char text[sizeof(entry->u.error.text) + 1];
 	struct pending pending;
-	struct client *c = find_pending(b, entry->tag, &pending);
+	const struct client *c = relay_answer(b, entry, &pending);
 
 	printable(text, sizeof(text), entry->u.error.text,
 	    sizeof(entry->u.error.text));
 	detail("the device says: %s", text);
-	if (c == NULL || c->closing)
-		return;
-	copy.tag = pending.client_tag;
-	outbox_add_urgent(&c->out, &copy);
-	if (pending.kind == L4S_ATTACH)
+	if (c != NULL && pending.kind == L4S_ATTACH)
 		control_answered(b, c, false, 0);
 }
 
 void
 relay_entry(struct bridge *b, const struct l4s_entry *entry)
 {
+	struct pending pending;
+
 	if (entry->lost > 0)
 		relay_lost(b, entry->lost);
 	switch (entry->kind) {
@@ -125,6 +137,9 @@ relay_entry(struct bridge *b, const struct l4s_entry *entry)
 		break;
 	case L4S_STATUS:
 		relay_status(b, entry);
+		break;
+	case L4S_LAW:
+		(void)relay_answer(b, entry, &pending);
 		break;
 	default:
 		relay_error(b, entry);

@@ -105,7 +105,8 @@ l4s_init(struct l4s_core *c, const struct l4s_params *p, uint64_t seed,
 {
 	/* Not by a compound literal: it may pass over a small kernel stack. */
 	__builtin_memset(c, 0, sizeof(*c));
-	c->p = *p;
+	c->own = *p;
+	l4s_end_law(c);
 	c->rng = seed;
 	c->integrated_ns = now_ns;
 	l4s_set_bounds(c);
@@ -121,7 +122,8 @@ l4s_configure(struct l4s_core *c, const struct l4s_params *p, uint64_t now_ns)
 	uint64_t variant = c->p.variant;
 	bool round_robin = l4s_round_robin(c);
 
-	c->p = *p;
+	c->own = *p;
+	l4s_end_law(c);
 	l4s_set_bounds(c);
 	if (variant != p->variant)
 		start_law(c, now_ns);
@@ -164,6 +166,12 @@ probability(const struct l4s_core *c, const struct l4s_queue *q)
 	default:
 		return (in_records_unit(c->prob));
 	}
+}
+
+uint64_t
+l4s_probability(const struct l4s_core *c)
+{
+	return (probability(c, &c->q[0]));
 }
 
 /* A gain as the rows show it: in the kernel's unit; RFC 9332 has none. */
@@ -318,6 +326,7 @@ l4s_offer(struct l4s_core *c, struct l4s_packet *packet, uint64_t now_ns)
 	struct l4s_queue *q;
 	uint8_t applied;
 
+	l4s_expire_law(c, now_ns);
 	packet->queue = l4s_classify(&c->p, packet->ecn);
 	packet->decided = packet->row_ready = packet->asks = 0;
 	q = &c->q[packet->queue];
@@ -417,8 +426,10 @@ l4s_take(struct l4s_core *c, uint64_t now_ns, int *action)
 	struct l4s_packet *packet;
 	struct l4s_queue *q;
 	uint8_t decision = L4S_ENQUEUE;
-	int index = pick(c, now_ns);
+	int index;
 
+	l4s_expire_law(c, now_ns);
+	index = pick(c, now_ns);
 	*action = L4S_ENQUEUE;
 	if (index < 0)
 		return (0);
@@ -438,6 +449,8 @@ l4s_take(struct l4s_core *c, uint64_t now_ns, int *action)
 	}
 	if (decision == L4S_MARK)
 		q->marks++;
+	q->left++;
+	q->left_ns += q->delay_ns;
 	c->totals.served_bytes += packet->length;
 	c->totals.power_bytes += packet->length * (65536 - q->normalised);
 	return (packet);
@@ -478,6 +491,7 @@ l4s_update(struct l4s_core *c, uint64_t now_ns)
 {
 	uint64_t c_delay, l_delay;
 
+	l4s_expire_law(c, now_ns);
 	for (int i = 0; i < 2; i++) {
 		struct l4s_queue *q = &c->q[i];
 

@@ -127,7 +127,29 @@
 	X(shield_hold_us, 1000000, 1000, 600000000,                            \
 	    "shield: time for which the native law then decides, us")          \
 	X(shield_hits, 256, 0, 65536,                                          \
-	    "shield: drops and marks of an agent, 1/256 of the law's; 0: all")
+	    "shield: drops and marks of an agent, 1/256 of the law's; 0: all") \
+	X(law_target_low, 5898, 1, 65536,                                      \
+	    "law: least target, 1/65536 of the operator's")                    \
+	X(law_target_high, 720896, 65536, 16777216,                            \
+	    "law: greatest target, 1/65536 of the operator's")                 \
+	X(law_alpha_low, 5898, 1, 65536,                                       \
+	    "law: least integral gain, 1/65536 of the operator's")             \
+	X(law_alpha_high, 720896, 65536, 16777216,                             \
+	    "law: greatest integral gain, 1/65536 of the operator's")          \
+	X(law_beta_low, 5898, 1, 65536,                                        \
+	    "law: least proportional gain, 1/65536 of the operator's")         \
+	X(law_beta_high, 720896, 65536, 16777216,                              \
+	    "law: greatest proportional gain, 1/65536 of the operator's")      \
+	X(law_coupling_low, 15729, 1, 65536,                                   \
+	    "law: least coupling, 1/65536 of the operator's")                  \
+	X(law_coupling_high, 275251, 65536, 16777216,                          \
+	    "law: greatest coupling, 1/65536 of the operator's")               \
+	X(law_threshold_low, 9830, 1, 65536,                                   \
+	    "law: least foot of L's ramp or step, 1/65536 of the operator's")  \
+	X(law_threshold_high, 445645, 65536, 16777216,                         \
+	    "law: greatest foot of L's ramp or step, 1/65536 of the operator's")\
+	X(law_lifetime_ms, 1000, 1, 60000,                                     \
+	    "law: longest life of what an agent has set, ms")
 
 struct l4s_params {
 #define L4S_MEMBER(name, normal, low, high, text) uint64_t name;
@@ -165,6 +187,19 @@ l4s_tighter(struct l4s_bounds a, const struct l4s_bounds *b)
 #undef L4S_CEILING
 	return (a);
 }
+
+/*
+ * The parameters of the law that a controller may set for a while, as factors
+ * of the operator's, in this order: target, both gains, coupling, and the foot
+ * of L's ramp or its step.
+ */
+#define L4S_LAW_TARGET 0
+#define L4S_LAW_ALPHA 1
+#define L4S_LAW_BETA 2
+#define L4S_LAW_COUPLING 3
+#define L4S_LAW_THRESHOLD 4
+#define L4S_FACTORS 5	/* their number */
+#define L4S_SAME 65536	/* the factor 1 */
 
 /* One packet, in the caller's memory for as long as the core has it. */
 struct l4s_packet {
@@ -278,6 +313,7 @@ struct l4s_queue {
 	uint8_t active, listed;
 	/* statistics */
 	uint64_t total_packets, total_bytes, drops, marks, interval_drops;
+	uint64_t left, left_ns;	/* packets sent, sum of their sojourns */
 	uint64_t decided[3];	/* by kernel, agent, fallback */
 	uint64_t normalised;	/* delay / (delay + reference), 2^-16 */
 	/* decisions from outside; the oldest that waits is answer[used % ..] */
@@ -297,7 +333,11 @@ struct l4s_queue {
 };
 
 struct l4s_core {
-	struct l4s_params p;
+	struct l4s_params p;	/* in force: the operator's, or a controller's */
+	struct l4s_params own;	/* the operator's */
+	uint32_t factor[L4S_FACTORS];	/* of `own`, in force */
+	uint64_t law_until_ns;	/* L4S_NEVER: the operator's are in force */
+	uint64_t law_sets, law_expired, law_refused;	/* how often */
 	struct l4s_bounds bounds;	/* in force: the operator's, or tighter */
 	struct l4s_bounds wanted;	/* of the controller, where `tightened` */
 	bool tightened;
@@ -336,8 +376,9 @@ void l4s_init(struct l4s_core *c, const struct l4s_params *p, uint64_t seed,
     uint64_t now_ns);
 
 /*
- * Change parameters under traffic: packets stay queued; where the variant
- * changes, the control law starts anew. Checked parameters only.
+ * Change the operator's parameters under traffic: packets stay queued; where
+ * the variant changes, the control law starts anew. What a controller has set
+ * ends. Checked parameters only.
  */
 void l4s_configure(struct l4s_core *c, const struct l4s_params *p,
     uint64_t now_ns);
@@ -364,12 +405,12 @@ uint64_t l4s_next_update(const struct l4s_core *c);
 /* Run the updates that are due. */
 void l4s_update(struct l4s_core *c, uint64_t now_ns);
 
-/* A controller comes: asked about each interval-th packet (1 or more). */
+/* A controller comes: asked about each interval-th packet; 0: about none. */
 void l4s_attach(struct l4s_core *c, uint64_t interval);
 
 /*
- * The controller goes: the native law decides, pending decisions are void, and
- * the shield's bounds are the operator's again.
+ * The controller goes: the native law decides, by the operator's parameters,
+ * pending decisions are void, and the shield's bounds are the operator's again.
  */
 void l4s_detach(struct l4s_core *c);
 
@@ -386,11 +427,39 @@ void l4s_tighten(struct l4s_core *c, const struct l4s_bounds *wanted);
 enum l4s_refusal l4s_decide(struct l4s_core *c, const struct l4s_decision *d,
     uint64_t now_ns);
 
+/*
+ * The controller's parameters of the native law, as factors of the operator's
+ * (1/65536), for a lifetime that the operator bounds. False where a factor is
+ * out of l4s_law_range(): all stay as they are.
+ */
+bool l4s_set_law(struct l4s_core *c, const uint32_t factor[L4S_FACTORS],
+    uint32_t lifetime_ms, uint64_t now_ns);
+
+/* The operator's bounds of a factor; where the law has no such parameter, 1. */
+void l4s_law_range(const struct l4s_params *p, unsigned which, uint32_t *low,
+    uint32_t *high);
+
+/* The operator's parameters hold again. */
+void l4s_end_law(struct l4s_core *c);
+
+/* Ends what a controller has set where its lifetime is over. */
+static inline void
+l4s_expire_law(struct l4s_core *c, uint64_t now_ns)
+{
+	if (now_ns < c->law_until_ns)
+		return;
+	c->law_expired++;
+	l4s_end_law(c);
+}
+
 /* Number of the first node that is wrong, or -1. */
 int l4s_model_check(const struct l4s_model *model);
 
 /* Let a checked model decide every packet; NULL: none. The caller keeps it. */
 void l4s_set_model(struct l4s_core *c, const struct l4s_model *model);
+
+/* The law's probability of C, or the base one of both, 1/(2^31 - 1). */
+uint64_t l4s_probability(const struct l4s_core *c);
 
 /* Brings the totals up to now, and returns them. */
 const struct l4s_totals *l4s_measure(struct l4s_core *c, uint64_t now_ns);

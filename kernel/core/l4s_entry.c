@@ -14,15 +14,23 @@ l4s_entry_start(struct l4s_entry *entry, uint8_t kind, uint64_t tag)
 }
 
 void
-l4s_entry_hello(struct l4s_hello *hello)
+l4s_entry_hello(struct l4s_hello *hello, const struct l4s_params *p)
 {
 	static const uint8_t layout[] = L4S_LAYOUT;
+	uint32_t low, high;
 
 	hello->schema_version = L4S_SCHEMA_VERSION;
 	hello->record_size = L4S_RECORD_SIZE;
 	hello->entry_size = L4S_ENTRY_SIZE;
 	hello->command_size = L4S_COMMAND_SIZE;
 	__builtin_memcpy(hello->layout, layout, sizeof(hello->layout));
+	hello->variant = (uint8_t)p->variant;
+	for (unsigned i = 0; i < L4S_FACTORS; i++) {
+		l4s_law_range(p, i, &low, &high);
+		hello->law_low[i] = low;
+		hello->law_high[i] = high;
+	}
+	hello->law_lifetime_ms = (uint32_t)p->law_lifetime_ms;
 }
 
 void
@@ -95,6 +103,38 @@ l4s_entry_status(struct l4s_status *status, const struct l4s_core *c)
 	status->latency_p99_us = l4s_fit(l4s_latency_us(c, 990));
 }
 
+void
+l4s_entry_law(struct l4s_law *law, struct l4s_core *c, uint64_t now_ns)
+{
+	const struct l4s_totals *totals = l4s_measure(c, now_ns);
+
+	l4s_expire_law(c, now_ns);
+	law->clock_us = now_ns / 1000;
+	for (int i = 0; i < 2; i++) {
+		const struct l4s_queue *q = &c->q[i];
+
+		law->offered_bytes[i] = q->total_bytes;
+		law->left_ns[i] = q->left_ns;
+		law->offered[i] = (uint32_t)q->total_packets;
+		law->left[i] = (uint32_t)q->left;
+		law->marks[i] = (uint32_t)q->marks;
+		law->drops[i] = (uint32_t)q->drops;
+		law->queued_bytes[i] = (uint32_t)q->bytes;
+	}
+	law->served_bytes = totals->served_bytes;
+	law->power_bytes = totals->power_bytes;
+	law->delay_c_ns = totals->delay_c_ns;
+	law->delay_l_ns = totals->delay_l_ns;
+	law->prob = (uint32_t)l4s_probability(c);
+	__builtin_memcpy(law->factor, c->factor, sizeof(law->factor));
+	if (c->law_until_ns != L4S_NEVER)
+		law->lasts_ms = l4s_fit((c->law_until_ns - now_ns + 999999) /
+		    1000000);
+	law->sets = (uint32_t)c->law_sets;
+	law->expired = (uint32_t)c->law_expired;
+	law->refused = (uint32_t)c->law_refused;
+}
+
 bool
 l4s_command_valid(const struct l4s_command *command)
 {
@@ -127,4 +167,14 @@ l4s_command_bounds(const struct l4s_command *command,
 	L4S_SHIELD(L4S_ARGUMENT)
 #undef L4S_ARGUMENT
 	return (l4s_params_check(&params) < 0);
+}
+
+bool
+l4s_command_law(const struct l4s_command *command, struct l4s_core *c,
+    uint64_t now_ns)
+{
+	uint32_t factor[L4S_FACTORS];
+
+	__builtin_memcpy(factor, command->args, sizeof(factor));
+	return (l4s_set_law(c, factor, command->args[L4S_FACTORS], now_ns));
 }

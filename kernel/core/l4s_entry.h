@@ -13,8 +13,8 @@
 /* An entry of zeros with its header. */
 void l4s_entry_start(struct l4s_entry *entry, uint8_t kind, uint64_t tag);
 
-/* The constants of this protocol and record. */
-void l4s_entry_hello(struct l4s_hello *hello);
+/* The constants of this protocol and record, and the operator's variant and law. */
+void l4s_entry_hello(struct l4s_hello *hello, const struct l4s_params *p);
 
 /* A finished row, or for an ask the row without what was decided. */
 void l4s_entry_row(struct l4s_row *row, const struct l4s_packet *packet,
@@ -32,6 +32,9 @@ void l4s_entry_status(struct l4s_status *status, const struct l4s_core *c);
 void l4s_entry_bounds(struct l4s_status *status,
     const struct l4s_bounds *bounds);
 
+/* The law in force, and what it is judged by; the rate is the caller's to add. */
+void l4s_entry_law(struct l4s_law *law, struct l4s_core *c, uint64_t now_ns);
+
 uint32_t l4s_fit(uint64_t value);
 
 /* Whether a command is of this protocol. */
@@ -42,5 +45,9 @@ struct l4s_decision l4s_command_decision(const struct l4s_command *command);
 /* CONFIGURE's bounds of the shield; false: out of range. */
 bool l4s_command_bounds(const struct l4s_command *command,
     struct l4s_bounds *bounds);
+
+/* SET_LAW; false: out of the operator's bounds. */
+bool l4s_command_law(const struct l4s_command *command, struct l4s_core *c,
+    uint64_t now_ns);
 
 #endif

@@ -102,6 +102,7 @@ l4s_detach(struct l4s_core *c)
 	}
 	c->interval = 0;
 	c->tightened = false;
+	l4s_end_law(c);
 	l4s_set_bounds(c);
 }
 

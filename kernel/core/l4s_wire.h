@@ -14,7 +14,11 @@
  * law decides. DECIDE itself is never
  * answered; STATUS counts what was refused, and why. CONFIGURE can make the
  * shield's bounds tighter than the operator's, not wider, and ends with the
- * control: its answer, STATUS, has those in force. Where entries are lost
+ * control: its answer, STATUS, has those in force. SET_LAW sets parameters
+ * of the native law for a while, which then still decides every packet (ATTACH
+ * with an interval of 0: no asks); HELLO has their bounds, outside of which they
+ * are refused. After their lifetime without another SET_LAW, and where the
+ * control ends, the operator's parameters hold again. Where entries are lost
  * because a reader is slow, the oldest go, and the next entry that comes tells
  * how many.
  *
@@ -44,17 +48,24 @@ enum l4s_entry_kind {
 	L4S_ASK = 3,	/* a row before its decision; answer by DECIDE */
 	L4S_EVENT = 4,
 	L4S_STATUS = 5,	/* answer to GET_STATUS, ATTACH, DETACH, CONFIGURE, DIRECT */
-	L4S_ERROR = 6	/* answer to a command that was refused */
+	L4S_ERROR = 6,	/* answer to a command that was refused */
+	L4S_LAW = 7	/* answer to SET_LAW, GET_LAW */
 };
 
 enum l4s_command_kind {
 	L4S_SUBSCRIBE = 1,	/* args[0]: 1 rows, 0 no rows */
-	L4S_ATTACH = 2,		/* args[0]: decision interval, packets */
+	L4S_ATTACH = 2,		/* args[0]: decision interval, packets; 0: none */
 	L4S_DETACH = 3,
 	L4S_DECIDE = 4,		/* sequence, expires_us, queue, action */
 	L4S_CONFIGURE = 5,	/* controller: args[0..5] the six shield_* */
 	L4S_GET_STATUS = 6,
-	L4S_DIRECT = 7		/* controller: where HELLO offers it */
+	L4S_DIRECT = 7,		/* controller: where HELLO offers it */
+	/*
+	 * Controller: args[0..4] target, alpha, beta, coupling, L threshold,
+	 * as factors of the operator's, 1/65536; args[5] lifetime, ms.
+	 */
+	L4S_SET_LAW = 8,
+	L4S_GET_LAW = 9
 };
 
 enum l4s_event_kind {
@@ -72,7 +83,8 @@ enum l4s_error_code {
 	L4S_E_REFUSED = 4,	/* by user: closed */
 	L4S_E_NO_DEVICE = 5,	/* the daemon has no queue now */
 	L4S_E_TOO_MANY = 6,	/* clients: closed */
-	L4S_E_NOT_OFFERED = 7
+	L4S_E_NOT_OFFERED = 7,
+	L4S_E_OUT_OF_BOUNDS = 8	/* SET_LAW: the operator's; all stays as it was */
 };
 
 struct L4S_PACKED l4s_hello {
@@ -89,6 +101,10 @@ struct L4S_PACKED l4s_hello {
 	uint8_t direct;		/* 1: DIRECT is offered */
 	uint8_t reserved[2];
 	char name[32];		/* of the server, NUL-padded */
+	/* bounds of SET_LAW's factors, both 65536 where the law has none */
+	uint32_t law_low[5];
+	uint32_t law_high[5];
+	uint32_t law_lifetime_ms;	/* longest; 0: SET_LAW is not offered */
 };
 
 struct L4S_PACKED l4s_row {
@@ -117,7 +133,7 @@ struct L4S_PACKED l4s_status {
 	uint64_t lost;		/* rows lost to this reader */
 	uint32_t refused[7];	/* decisions by enum l4s_refusal; [0] taken */
 	uint32_t trips[2];	/* of the shield */
-	uint32_t interval;	/* 0: nobody controls */
+	uint32_t interval;	/* 0: nobody is asked */
 	uint32_t latency_p50_us;	/* from ask to answer */
 	uint32_t latency_p99_us;
 	uint8_t held;		/* bit 0 C, bit 1 L: held by the shield */
@@ -125,6 +141,29 @@ struct L4S_PACKED l4s_status {
 	uint8_t controls;	/* you are the controller */
 	uint8_t reserved;
 	uint32_t shield[6];	/* bounds in force, as CONFIGURE's args */
+};
+
+/* What is counted in 32 bits starts over after 2^32. Pairs are C, L. */
+struct L4S_PACKED l4s_law {
+	uint64_t clock_us;
+	uint64_t rate_bps;	/* of the link; 0: not known */
+	uint64_t offered_bytes[2];
+	uint64_t left_ns[2];	/* sum of the sojourns of what was sent */
+	uint64_t served_bytes;	/* struct l4s_totals */
+	uint64_t power_bytes;
+	uint64_t delay_c_ns;
+	uint64_t delay_l_ns;
+	uint32_t offered[2];	/* packets, as the next three */
+	uint32_t left[2];	/* sent */
+	uint32_t marks[2];
+	uint32_t drops[2];
+	uint32_t queued_bytes[2];
+	uint32_t prob;		/* of the law, 1/(2^31 - 1); testbed: of C */
+	uint32_t factor[5];	/* in force, as SET_LAW's args */
+	uint32_t lasts_ms;	/* for so long still; 0: the operator's hold */
+	uint32_t sets;		/* how often set, */
+	uint32_t expired;	/* expired, */
+	uint32_t refused;	/* out of bounds */
 };
 
 struct L4S_PACKED l4s_error {
@@ -146,6 +185,7 @@ struct L4S_PACKED l4s_entry {
 		struct l4s_event_body event;
 		struct l4s_status status;
 		struct l4s_error error;
+		struct l4s_law law;
 		uint8_t bytes[176];
 	} u;
 };
@@ -166,6 +206,7 @@ struct L4S_PACKED l4s_command {
 _Static_assert(sizeof(struct l4s_record) == L4S_RECORD_SIZE, "record");
 _Static_assert(sizeof(struct l4s_row) == 168, "row");
 _Static_assert(sizeof(struct l4s_status) <= 176, "status");
+_Static_assert(sizeof(struct l4s_law) <= 176, "law");
 _Static_assert(sizeof(struct l4s_error) <= 176, "error");
 _Static_assert(sizeof(struct l4s_entry) == L4S_ENTRY_SIZE, "entry");
 _Static_assert(sizeof(struct l4s_command) == L4S_COMMAND_SIZE, "command");

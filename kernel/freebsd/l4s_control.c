@@ -15,12 +15,11 @@ l4s_hello(struct l4s_client *client)
 	struct l4s_hello *hello = &entry->u.hello;
 	const struct l4s_si *si = sc->current;
 
-	l4s_entry_hello(hello);
+	l4s_entry_hello(hello, &sc->params);
 	hello->session = sc->session;
 	hello->clock_us = l4s_now() / 1000;
 	hello->rate_bps = si != NULL ? si->rate_bps : 0;
 	hello->ring_entries = sc->ring_entries;
-	hello->variant = (uint8_t)sc->params.variant;
 	strlcpy(hello->name, "dn_sched_l4s", sizeof(hello->name));
 }
 
@@ -85,8 +84,6 @@ subscribe(struct l4s_client *client, const struct l4s_command *command)
 static int
 attach(struct l4s_client *client, const struct l4s_command *command)
 {
-	if (command->args[0] == 0)
-		return (EINVAL);
 	if (sc->controller != NULL && sc->controller != client)
 		return (refuse(client, command, L4S_E_BUSY,
 		    "another descriptor controls the queue"));
@@ -102,10 +99,12 @@ attach(struct l4s_client *client, const struct l4s_command *command)
 static void
 detach(void)
 {
+	struct l4s_core *c = l4s_current();
+
 	sc->controller = NULL;
 	sc->tightened = false;
-	if (sc->current != NULL)
-		l4s_detach(&sc->current->core);
+	if (c != NULL)
+		l4s_detach(c);
 }
 
 static int
@@ -123,6 +122,31 @@ configure(struct l4s_client *client, const struct l4s_command *command)
 	if (sc->current != NULL)
 		l4s_tighten(&sc->current->core, &bounds);
 	return (answer_status(client, command));
+}
+
+/* SET_LAW and GET_LAW. */
+static int
+law(struct l4s_client *client, const struct l4s_command *command)
+{
+	struct l4s_core *c = l4s_current();
+	struct l4s_entry *entry;
+	uint64_t now = l4s_now();
+	bool sets = command->kind == L4S_SET_LAW;
+
+	if (sets && sc->controller != client)
+		return (refuse(client, command, L4S_E_NOT_CONTROLLER,
+		    "SET_LAW is the controller's: ATTACH first"));
+	if (c == NULL)
+		return (refuse(client, command, L4S_E_NO_DEVICE,
+		    "there is no scheduler of this kind now"));
+	if (sets && !l4s_command_law(command, c, now))
+		return (refuse(client, command, L4S_E_OUT_OF_BOUNDS,
+		    "SET_LAW: out of the operator's bounds"));
+	entry = l4s_reply(client, L4S_LAW, command->tag);
+	l4s_entry_law(&entry->u.law, c, now);
+	if (sc->current != NULL)
+		entry->u.law.rate_bps = sc->current->rate_bps;
+	return (0);
 }
 
 /* A decision; the error says why it was refused. */
@@ -182,6 +206,9 @@ l4s_command(struct l4s_client *client, const struct l4s_command *command)
 		return (configure(client, command));
 	case L4S_GET_STATUS:
 		return (answer_status(client, command));
+	case L4S_SET_LAW:
+	case L4S_GET_LAW:
+		return (law(client, command));
 	default:
 		return (EINVAL);
 	}

@@ -15,12 +15,11 @@ device_hello(struct router *router, struct l4s_entry *entry)
 	struct l4s_hello *hello = &entry->u.hello;
 
 	l4s_entry_start(entry, L4S_HELLO, 0);
-	l4s_entry_hello(hello);
+	l4s_entry_hello(hello, &router->core.own);
 	hello->session = router->device.session;
 	hello->clock_us = clock_ns() / 1000;
 	hello->rate_bps = router->pipe.rate_bps;
 	hello->ring_entries = router->device.rows.size;
-	hello->variant = (uint8_t)router->core.p.variant;
 	hello->direct = 1;
 	memcpy(hello->name, name, sizeof(name));
 }
@@ -83,6 +82,33 @@ configure(struct router *router, const struct l4s_command *command,
 	return (0);
 }
 
+static int
+answer_law(struct router *router, const struct l4s_command *command,
+    uint64_t now_ns)
+{
+	struct l4s_entry *entry = ring_push(&router->device.answers);
+
+	if (entry == NULL)
+		return (0);
+	l4s_entry_start(entry, L4S_LAW, command->tag);
+	l4s_entry_law(&entry->u.law, &router->core, now_ns);
+	entry->u.law.rate_bps = router->pipe.rate_bps;
+	return (0);
+}
+
+static int
+set_law(struct router *router, const struct l4s_command *command,
+    uint64_t now_ns)
+{
+	if (!router->device.attached)
+		return (refuse(router, command, L4S_E_NOT_CONTROLLER,
+		    "SET_LAW is the controller's: ATTACH first"));
+	if (!l4s_command_law(command, &router->core, now_ns))
+		return (refuse(router, command, L4S_E_OUT_OF_BOUNDS,
+		    "SET_LAW: out of the operator's bounds"));
+	return (answer_law(router, command, now_ns));
+}
+
 void
 device_decide(struct router *router, const struct l4s_command *command,
     uint64_t given_ns, uint64_t now_ns)
@@ -97,9 +123,6 @@ static int
 attach(struct router *router, const struct l4s_command *command,
     uint64_t now_ns)
 {
-	if (command->args[0] == 0)
-		return (refuse(router, command, L4S_E_MALFORMED,
-		    "ATTACH: the interval must be 1 or more"));
 	l4s_attach(&router->core, command->args[0]);
 	router->device.attached = 1;
 	status(router, command->tag, now_ns);
@@ -159,6 +182,10 @@ device_command(struct router *router, const struct l4s_command *command,
 		return (configure(router, command, now_ns));
 	case L4S_DIRECT:
 		return (direct(router, command, now_ns));
+	case L4S_SET_LAW:
+		return (set_law(router, command, now_ns));
+	case L4S_GET_LAW:
+		return (answer_law(router, command, now_ns));
 	case L4S_GET_STATUS:
 		status(router, command->tag, now_ns);
 		return (0);

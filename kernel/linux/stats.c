@@ -126,6 +126,15 @@ write_decisions(FILE *file, const struct l4s_core *core)
 }
 
 static void
+write_law(FILE *file, const struct l4s_core *core)
+{
+	fprintf(file, "  \"law\": {");
+	number(file, "sets", core->law_sets, ", ");
+	number(file, "expired", core->law_expired, ", ");
+	number(file, "refused", core->law_refused, "},\n");
+}
+
+static void
 write_device(FILE *file, const struct device *device)
 {
 	fprintf(file, "  \"device\": {");
@@ -163,6 +172,7 @@ stats_write(const struct router *router, const char *path)
 	fprintf(file, "  ");
 	write_hist(file, "late_ns", &stats->late_ns, ",\n");
 	write_decisions(file, &router->core);
+	write_law(file, &router->core);
 	write_device(file, &router->device);
 	fprintf(file, "}\n");
 	broken = ferror(file);

@@ -26,13 +26,14 @@ import numpy as np
 import numpy.typing as npt
 
 from l4s_gym.bridge import wire
-from l4s_gym.bridge.wire import Entries, Hello, Status
+from l4s_gym.bridge.wire import Entries, Hello, Law, Status
 from l4s_gym.errors import L4SError
 
 ADDRESS: Final = "/run/l4s-gym/live.sock"
 """Where the daemon listens unless told otherwise."""
 VARIABLE: Final = "L4S_GYM_SOCKET"
 TIMEOUT_S: Final = 5.0
+LAW_LIFETIME_MS: Final = 500
 
 _CHUNK: Final = 1 << 18
 _FEW: Final = 1 << 12
@@ -48,8 +49,10 @@ _REMEDIES: Final = {
     wire.E_REFUSED: "run as the user that the socket is for, or change who may use it (l4s-bridged --help)",
     wire.E_NO_DEVICE: "the daemon has no queue now: start the router, or load the kernel module",
     wire.E_TOO_MANY: "too many clients: end one",
-    wire.E_NOT_OFFERED: "this queue has no socket of its own to give",
+    wire.E_NOT_OFFERED: "this queue has no socket of its own to give, or takes no parameters: update it",
+    wire.E_OUT_OF_BOUNDS: "stay within the operator's bounds, `hello.law`, or let them be wider (law_* of the queue)",
 }
+_ANSWERS: Final = (wire.STATUS, wire.LAW, wire.ERROR)
 _FATAL: Final = (wire.E_MALFORMED, wire.E_REFUSED, wire.E_TOO_MANY)
 
 
@@ -177,11 +180,14 @@ class Client:
         """Ask for each finished row, or for none; then take them from `entries`."""
         self._send(wire.command(wire.SUBSCRIBE, int(rows)))
 
-    def attach(self, decision_interval: int) -> Status:
-        """Become the controller: get an ASK for each n-th packet."""
+    def attach(self, decision_interval: int | None) -> Status:
+        """Become the controller: get an ASK for each n-th packet; None: for none, where `set_law` is all it does."""
+        if decision_interval is None:
+            self._needs_law()
+            return wire.read_status(self._ask(wire.ATTACH, 0))
         if not 1 <= decision_interval < 1 << 32:
             raise L4SError(f"decision_interval {decision_interval!r}: give a whole number of packets, 1 or more")
-        status = self._ask(wire.ATTACH, decision_interval)
+        status = wire.read_status(self._ask(wire.ATTACH, decision_interval))
         if self._wants_direct and self.hello.direct:
             self._open_direct()
         return status
@@ -216,7 +222,7 @@ class Client:
     def detach(self) -> Status:
         """Stop controlling; the native law decides again."""
         self._close_direct()
-        return self._ask(wire.DETACH)
+        return wire.read_status(self._ask(wire.DETACH))
 
     def decide(self, sequence: int, queue: int, action: int, expires_us: int) -> None:
         """Answer an ASK: what to do with the next packet of its queue. Never answered; `status` counts refusals.
@@ -242,7 +248,7 @@ class Client:
 
     def status(self) -> Status:
         """Return the counters of the queue."""
-        return self._ask(wire.GET_STATUS)
+        return wire.read_status(self._ask(wire.GET_STATUS))
 
     def configure_shield(
         self,
@@ -273,7 +279,55 @@ class Client:
         for name, value in zip(wire.SHIELD, args, strict=True):
             if not 0 <= value < 1 << 32:
                 raise L4SError(f"{name}={value!r}: give a whole number from 0 to {(1 << 32) - 1}")
-        return self._ask(wire.CONFIGURE, *args)
+        return wire.read_status(self._ask(wire.CONFIGURE, *args))
+
+    def set_law(
+        self,
+        *,
+        target: float = 1.0,
+        alpha: float = 1.0,
+        beta: float = 1.0,
+        coupling: float = 1.0,
+        threshold: float = 1.0,
+        lifetime_ms: int = LAW_LIFETIME_MS,
+    ) -> Law:
+        """Set parameters of the native law for a while, as factors of the operator's (in steps of 1/65536).
+
+        The law decides each packet. After the lifetime without another call, and when this controller goes, the
+        operator's parameters hold again.
+
+        Args:
+            target: Of the target delay.
+            alpha: Of the integral gain.
+            beta: Of the proportional gain.
+            coupling: Of the coupling k; the variant `linux` rounds k to whole numbers.
+            threshold: Of the foot of L's ramp, or of its step.
+            lifetime_ms: For how long, ms; a longer one is cut to the operator's, `hello.law_lifetime_ms`.
+
+        Raises:
+            BridgeError: Somebody else controls; or a factor is out of the operator's bounds, `hello.law` (code
+                `wire.E_OUT_OF_BOUNDS`), and all stays as it was.
+        """
+        factors = (target, alpha, beta, coupling, threshold)
+        for name, value in zip(wire.LAW_PARAMETERS, factors, strict=True):
+            if not 0 < value < 1 << 16:
+                raise L4SError(f"{name}={value!r}: give a factor above 0, below {1 << 16}")
+        if not 1 <= lifetime_ms < 1 << 32:
+            raise L4SError(f"lifetime_ms={lifetime_ms!r}: give a whole number of milliseconds, 1 or more")
+        steps = (round(value * wire.FACTOR) for value in factors)
+        return self._law(wire.SET_LAW, *steps, lifetime_ms)
+
+    def law(self) -> Law:
+        """Return the parameters of the native law that are in force, and counters."""
+        return self._law(wire.GET_LAW)
+
+    def _needs_law(self) -> None:
+        if self.connected and not self.hello.law:
+            raise BridgeError(f"{self.address}: {_REMEDIES[wire.E_NOT_OFFERED]}", wire.E_NOT_OFFERED)
+
+    def _law(self, kind: int, *args: int) -> Law:
+        self._needs_law()
+        return wire.read_law(self._ask(kind, *args))
 
     # -- entries
 
@@ -315,7 +369,7 @@ class Client:
             return self._take_directly()
         return None if ready else b""
 
-    def _ask(self, kind: int, *args: int) -> Status:
+    def _ask(self, kind: int, *args: int) -> Any:
         """Send a command and wait for its answer; other entries are kept for `entries`."""
         self._tag += 1
         tag = self._tag
@@ -324,13 +378,13 @@ class Client:
 
         def answers(entries: Entries) -> npt.NDArray[np.bool_]:
             kinds = entries["kind"]
-            mine: npt.NDArray[np.bool_] = (entries["tag"] == tag) & ((kinds == wire.STATUS) | (kinds == wire.ERROR))
+            mine: npt.NDArray[np.bool_] = (entries["tag"] == tag) & np.isin(kinds, _ANSWERS)
             return mine
 
         found = self._until(answers, f"did not answer {name}")
         if found["kind"] == wire.ERROR:
             raise self._refused(found, name)
-        return wire.read_status(found)
+        return found
 
     def _until(self, which: Callable[[Entries], npt.NDArray[np.bool_]], fault: str) -> Any:
         """Return the first entry that `which` selects; all others are kept for `entries`."""

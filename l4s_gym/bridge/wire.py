@@ -7,7 +7,7 @@ one by one: ``entries["row"]["record"]["sequence"]``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from struct import Struct
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from l4s_gym.data.records import layout_digest
 from l4s_gym.data.stream import Records
-from l4s_gym.schema import RECORD, SCHEMA_VERSION
+from l4s_gym.schema import MAX_PROB, RECORD, SCHEMA_VERSION
 
 Entries = npt.NDArray[np.void]
 
@@ -28,14 +28,18 @@ RECORD_AT: Final = 16
 """Bytes before the body of an entry, which begins with the record in ROW and ASK."""
 
 # Kinds of entries.
-HELLO, ROW, ASK, EVENT, STATUS, ERROR = range(1, 7)
+HELLO, ROW, ASK, EVENT, STATUS, ERROR, LAW = range(1, 8)
 # Kinds of commands.
-SUBSCRIBE, ATTACH, DETACH, DECIDE, CONFIGURE, GET_STATUS, DIRECT = range(1, 8)
-COMMANDS: Final = ("?", "SUBSCRIBE", "ATTACH", "DETACH", "DECIDE", "CONFIGURE", "GET_STATUS", "DIRECT")
+SUBSCRIBE, ATTACH, DETACH, DECIDE, CONFIGURE, GET_STATUS, DIRECT, SET_LAW, GET_LAW = range(1, 10)
+COMMANDS: Final = (
+    "?", "SUBSCRIBE", "ATTACH", "DETACH", "DECIDE", "CONFIGURE", "GET_STATUS", "DIRECT", "SET_LAW", "GET_LAW",
+)  # fmt: skip
 ASK_HEAD: Final = MAGIC | VERSION << 16 | ASK << 24
 """First four bytes of an ASK."""
 # Codes of errors.
-E_MALFORMED, E_BUSY, E_NOT_CONTROLLER, E_REFUSED, E_NO_DEVICE, E_TOO_MANY, E_NOT_OFFERED = range(1, 8)
+(
+    E_MALFORMED, E_BUSY, E_NOT_CONTROLLER, E_REFUSED, E_NO_DEVICE, E_TOO_MANY, E_NOT_OFFERED, E_OUT_OF_BOUNDS,
+) = range(1, 9)  # fmt: skip
 
 EVENTS: Final = {
     1: "the shield took a queue back: delay",
@@ -64,11 +68,18 @@ SHIELD: Final = (
 )  # fmt: skip
 """Bounds of the shield: arguments of CONFIGURE, and what STATUS says is in force, in order."""
 
+LAW_PARAMETERS: Final = ("target", "alpha", "beta", "coupling", "threshold")
+"""Parameters of the native law that a controller may set: arguments of SET_LAW, in order. `threshold` is the foot of
+L's ramp, or its step."""
+FACTOR: Final = 65536
+"""The factor 1 of the operator's value in SET_LAW."""
+
 HELLO_BODY: Final = np.dtype(
     [
         ("schema_version", "<u2"), ("record_size", "<u2"), ("entry_size", "<u2"), ("command_size", "<u2"),
         ("layout", "u1", (8,)), ("session", "<u8"), ("clock_us", "<u8"), ("rate_bps", "<u8"), ("ring_entries", "<u4"),
         ("variant", "u1"), ("direct", "u1"), ("reserved", "u1", (2,)), ("name", "S32"),
+        ("law_low", "<u4", (5,)), ("law_high", "<u4", (5,)), ("law_lifetime_ms", "<u4"),
     ]
 )  # fmt: skip
 ROW_BODY: Final = np.dtype(
@@ -87,7 +98,19 @@ STATUS_BODY: Final = np.dtype(
     ]
 )  # fmt: skip
 ERROR_BODY: Final = np.dtype([("code", "<u2"), ("command", "u1"), ("reserved", "u1"), ("text", "S160")])
-BODIES: Final = {"hello": HELLO_BODY, "row": ROW_BODY, "event": EVENT_BODY, "status": STATUS_BODY, "error": ERROR_BODY}
+LAW_BODY: Final = np.dtype(
+    [
+        ("clock_us", "<u8"), ("rate_bps", "<u8"), ("offered_bytes", "<u8", (2,)), ("left_ns", "<u8", (2,)),
+        ("served_bytes", "<u8"), ("power_bytes", "<u8"), ("delay_c_ns", "<u8"), ("delay_l_ns", "<u8"),
+        ("offered", "<u4", (2,)), ("left", "<u4", (2,)), ("marks", "<u4", (2,)), ("drops", "<u4", (2,)),
+        ("queued_bytes", "<u4", (2,)), ("prob", "<u4"), ("factor", "<u4", (5,)), ("lasts_ms", "<u4"), ("sets", "<u4"),
+        ("expired", "<u4"), ("refused", "<u4"),
+    ]
+)  # fmt: skip
+BODIES: Final = {
+    "hello": HELLO_BODY, "row": ROW_BODY, "event": EVENT_BODY, "status": STATUS_BODY, "error": ERROR_BODY,
+    "law": LAW_BODY,
+}  # fmt: skip
 
 ENTRY: Final[np.dtype[np.void]] = np.dtype(
     {
@@ -128,6 +151,9 @@ class Hello:
         ring_entries: Entries that wait for a slow reader before the oldest are lost.
         name: Of the server.
         direct: Whether a controller can have a socket of the queue's own: `DIRECT`.
+        law: The operator's bounds of each factor of `set_law`, by the names of `LAW_PARAMETERS`; both 1 where the law
+            has no such parameter. Empty: the queue takes none.
+        law_lifetime_ms: Longest life of what `set_law` sets.
     """
 
     session: int
@@ -137,6 +163,8 @@ class Hello:
     ring_entries: int
     name: str
     direct: bool = False
+    law: dict[str, tuple[float, float]] = field(default_factory=dict)
+    law_lifetime_ms: int = 0
 
 
 @dataclass(frozen=True)
@@ -153,7 +181,7 @@ class Status:
         lost: Rows lost to this reader.
         refused: Decisions that were refused, by reason: `REFUSALS` without the first.
         trips: How often the shield took the queue back.
-        interval: Decision interval; 0: nobody controls.
+        interval: Decision interval; 0: nobody is asked.
         latency_p50_us: From ask to answer, median.
         latency_p99_us: The same, 99th percentile.
         held: Which queues the shield holds.
@@ -178,6 +206,49 @@ class Status:
     model: bool
     controls: bool
     shield: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Law:
+    """Parameters of the native law that are in force, and what it has done since the start of the queue.
+
+    Pairs are C, L. Counts of packets start over after 2^32.
+
+    Attributes:
+        factors: Of the operator's values, by the names of `LAW_PARAMETERS`.
+        lasts_ms: For so long still; 0: the operator's hold.
+        sets: How often parameters were set.
+        expired: How often their lifetime ended.
+        refused: How often they were out of the operator's bounds.
+        clock_us: Clock of the queue.
+        rate_bps: Of the link; 0 where it is not known.
+        offered_bytes: Bytes that arrived.
+        offered: Packets that arrived.
+        left: Packets sent.
+        left_ns: Sum of their sojourns, ns.
+        marks: Packets marked.
+        drops: Packets dropped.
+        queued_bytes: Bytes in the queue.
+        prob: Probability of the law, 0 to 1; in the testbed's variant that of C.
+        entry: The element of `Entries` that says so.
+    """
+
+    factors: dict[str, float]
+    lasts_ms: int
+    sets: int
+    expired: int
+    refused: int
+    clock_us: int
+    rate_bps: int
+    offered_bytes: tuple[int, int]
+    offered: tuple[int, int]
+    left: tuple[int, int]
+    left_ns: tuple[int, int]
+    marks: tuple[int, int]
+    drops: tuple[int, int]
+    queued_bytes: tuple[int, int]
+    prob: float
+    entry: Any = field(repr=False, compare=False)
 
 
 def decode(data: bytes | bytearray | memoryview) -> Entries:
@@ -240,6 +311,9 @@ def hello_entry(hello: Hello) -> Entries:
     body["layout"] = np.frombuffer(layout_digest(), np.uint8)
     for name in ("session", "clock_us", "rate_bps", "ring_entries", "direct"):
         body[name] = getattr(hello, name)
+    body["law_lifetime_ms"] = hello.law_lifetime_ms
+    if hello.law:
+        body["law_low"], body["law_high"] = np.round(FACTOR * np.array([*hello.law.values()])).T
     body["variant"], body["name"] = VARIANTS.index(hello.variant), hello.name.encode()[:31]
     return made
 
@@ -286,7 +360,25 @@ def read_hello(hello: Any) -> Hello:
         ring_entries=int(body["ring_entries"]),
         name=text_of(body["name"]),
         direct=bool(body["direct"]),
+        law=_bounds(body) if body["law_lifetime_ms"] else {},
+        law_lifetime_ms=int(body["law_lifetime_ms"]),
     )
+
+
+def _bounds(body: Any) -> dict[str, tuple[float, float]]:
+    low, high = (body[name].astype(np.float64) / FACTOR for name in ("law_low", "law_high"))
+    return dict(zip(LAW_PARAMETERS, zip(low.tolist(), high.tolist(), strict=True), strict=True))
+
+
+def read_law(entry: Any) -> Law:
+    """A LAW entry (one element of `Entries`)."""
+    body = entry["law"]
+    pairs = ("offered_bytes", "offered", "left", "left_ns", "marks", "drops", "queued_bytes")
+    numbers = ("lasts_ms", "sets", "expired", "refused", "clock_us", "rate_bps")
+    values: dict[str, Any] = {name: int(body[name]) for name in numbers}
+    values |= {name: tuple(body[name].tolist()) for name in pairs}
+    factors = dict(zip(LAW_PARAMETERS, (body["factor"] / FACTOR).tolist(), strict=True))
+    return Law(factors=factors, prob=int(body["prob"]) / MAX_PROB, entry=entry, **values)
 
 
 def read_status(entry: Any) -> Status:

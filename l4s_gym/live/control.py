@@ -170,6 +170,10 @@ class RewardMeter:
         if self.kind == rewards.L4S_LLM:
             record = old["record"]
             return float(rewards.l4s_llm(record["packet_length"], record["current_queue_delay"]))
+        return self.integral(old, new)
+
+    def integral(self, old: Any, new: Any) -> float:
+        """Return a reward that is an integral over time, between two bodies of entries with the same totals."""
         if self.kind == rewards.POWER:
             return (int(new["power_bytes"]) - int(old["power_bytes"])) / 65536 * self._s_per_byte
         served_s = (int(new["served_bytes"]) - int(old["served_bytes"])) * self._s_per_byte

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Final, NoReturn, SupportsFloat
+from typing import Any, Final, NoReturn, SupportsFloat, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -17,10 +17,84 @@ from l4s_gym.errors import L4SError
 from l4s_gym.live.control import LIFETIME_MS, Ask, Asks, RewardMeter, asks_of, shares
 from l4s_gym.schema import OBSERVED
 
-_NOBODY: Final = "another controller came, or the queue was started anew"
+NOBODY: Final = "another controller came, or the queue was started anew"
+ActType = TypeVar("ActType")
 
 
-class DualPI2LiveEnv(gym.Env[Observation, int]):
+def check_positive(**arguments: float) -> None:
+    """Refuse arguments that are no positive numbers."""
+    for name, value in arguments.items():
+        if not 0.0 < value < 1e9:
+            raise L4SError(f"{name}={value!r}: give a positive number")
+
+
+class LiveEnv(gym.Env[Observation, ActType]):
+    """What the action forms of a live queue share: the connection, and control of the queue for an episode."""
+
+    metadata: dict[str, Any] = {"render_modes": []}
+
+    def _open(self, client: Client, reward: str, horizon_s: float) -> None:
+        """Set the environment up, called by the subclass with a client that is not connected yet."""
+        self.render_mode = None
+        self._client, self._reward = client, reward
+        self._horizon_us = round(horizon_s * 1e6)
+        self._started = self._active = False  # active: from reset to the end of the episode
+
+    def _take(self, decision_interval: int | None) -> None:
+        """Take control of the queue; None: without being asked about packets."""
+        if self._active:
+            self._leave()
+        self._started = False
+        self._reconnect()
+        self._before = self._client.attach(decision_interval)
+        self._active = True
+        try:
+            self._meter = RewardMeter(self._reward, self._client.hello.rate_bps)
+        except L4SError:
+            self._leave()
+            raise
+        self._session, self._lost = self._client.hello.session, self._client.lost
+
+    def _reconnect(self) -> None:
+        """Connect; if connected already, drop the messages that came since the last episode."""
+        if self._client.connected:
+            try:
+                self._client.entries()
+            except BridgeError:
+                self._client.close()
+        if not self._client.connected:
+            self._client.connect()
+
+    def _check_active(self) -> None:
+        if not self._active:
+            what = "the episode has ended" if self._started else "the environment has not been started"
+            raise gym.error.ResetNeeded(f"step: {what}; call reset() first")
+
+    def _leave(self) -> dict[str, Any] | None:
+        """Give the control back; return what happened since the reset, or None if the server cannot tell."""
+        self._active = False
+        try:
+            return shares(self._before, self._client.detach()).as_dict()
+        except BridgeError:
+            self._client.close()
+            return None
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        """Refuse to be copied and pickled."""
+        raise TypeError(
+            f"{type(self).__name__} cannot be copied or pickled: it controls a real queue, whose state is not here, and "
+            "it has one controller at a time; close this one and make another with gym.make"
+        )
+
+    def close(self) -> None:
+        """Give the control back and close the connection."""
+        if self._active and self._client.connected:
+            self._leave()
+        self._started = self._active = False
+        self._client.close()
+
+
+class DualPI2LiveEnv(LiveEnv[int]):
     """## Description
 
     `L4S-DualPI2-v0` on a real queue: the FreeBSD module through the daemon `l4s-bridged`, or the Linux router
@@ -74,6 +148,25 @@ class DualPI2LiveEnv(gym.Env[Observation, int]):
     | `timeout_s` | longest wait for the server and for packets |
     | `info_record` | put the raw record into `info` |
     | `direct` | talk to the queue directly, not through the daemon, if the queue offers it |
+    | `form` | `packet`; `parameters`: see below |
+
+    ## The form `parameters`
+
+    `form="parameters"`: the native law decides every packet, and each `control_interval_ms` (100) the agent sets
+    parameters of it, which hold for `lifetime_ms` (three intervals). Without another action, or without the agent,
+    the law then goes on with the operator's parameters: traffic never depends on the agent.
+
+    The action is `Box(-1, 1, (5,), float32)`: target delay, alpha, beta, coupling k, L threshold. 0 is the operator's
+    value, -1 and 1 are the lowest and the highest one that the operator allows, log-linear on each side. What the law
+    does not have (coupling and L threshold in the testbed's kernel) is left alone.
+
+    The observation is `Box(12,) float32`, that of `L4S-DualPI2-Prob-v0`, from the counters of the queue; "the link's
+    capacity" is that at the end of the interval. A step waits until its interval is over, on this machine's clock.
+    `reset` waits for one interval of the operator's law.
+
+    The arguments are `socket`, `control_interval_ms`, `reward` (`balance`, `power`), `horizon_s`, `lifetime_ms`,
+    `timeout_s`. `info` has `factors` (in force, of the operator's values) and `lost`, and at the end `reason` and
+    `statistics`, with `law`: how often parameters were set, expired, and refused.
 
     To control a queue on another machine, forward the socket: `ssh -N -L /tmp/live.sock:/run/l4s-gym/live.sock router`.
 
@@ -81,8 +174,6 @@ class DualPI2LiveEnv(gym.Env[Observation, int]):
 
     - v0: first version.
     """
-
-    metadata: dict[str, Any] = {"render_modes": []}
 
     def __init__(
         self,
@@ -96,19 +187,14 @@ class DualPI2LiveEnv(gym.Env[Observation, int]):
         direct: bool = True,
     ) -> None:
         rewards.check(reward)
-        for name, value in (("horizon_s", horizon_s), ("lifetime_ms", lifetime_ms), ("timeout_s", timeout_s)):
-            if not 0.0 < value < 1e9:
-                raise L4SError(f"{name}={value!r}: give a positive number")
-        self.render_mode = None
+        check_positive(horizon_s=horizon_s, lifetime_ms=lifetime_ms, timeout_s=timeout_s)
+        self._open(Client(socket, timeout_s=timeout_s, direct=direct), reward, horizon_s)
         self.action_space = gym.spaces.Discrete(3)  # type: ignore[assignment]  # its elements are int64
         self.observation_space = observation_space()
-        self._client = Client(socket, timeout_s=timeout_s, direct=direct)
-        self._interval, self._reward = check_interval(decision_interval), reward
-        self._horizon_us, self._lifetime_us = round(horizon_s * 1e6), max(round(lifetime_ms * 1e3), 1)
+        self._interval, self._lifetime_us = check_interval(decision_interval), max(round(lifetime_ms * 1e3), 1)
         self._timeout_s, self._info_record = timeout_s, info_record
         self._ask: Ask | None = None  # the one that is observed; None: no episode
         self._asks = Asks()  # those after it
-        self._over = False
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -119,36 +205,17 @@ class DualPI2LiveEnv(gym.Env[Observation, int]):
             BridgeError: There is no server, somebody else controls, or no packet comes.
         """
         super().reset(seed=seed)
-        if self._ask is not None and not self._over:
-            self._leave()
-        self._ask, self._over = None, False
-        self._reconnect()
         self._asks.clear()
-        self._before = self._client.attach(self._interval)
-        try:
-            self._meter = RewardMeter(self._reward, self._client.hello.rate_bps)
-        except L4SError:
-            self._leave()
-            raise
-        self._session, self._lost = self._client.hello.session, self._client.lost
+        self._ask = None
+        self._take(self._interval)
         ask, reason = self._next()
         if ask is None:
             self._leave()
             raise BridgeError(
                 f"{self._client.address}: {reason}: see that traffic flows through the queue (l4s-gym live doctor)"
             )
-        self._ask, self._start_us = ask, ask.time_us
+        self._ask, self._start_us, self._started = ask, ask.time_us, True
         return ask.observation[0], self._info()
-
-    def _reconnect(self) -> None:
-        """Connect; if connected already, drop the messages that came since the last episode."""
-        if self._client.connected:
-            try:
-                self._client.entries()
-            except BridgeError:
-                self._client.close()
-        if not self._client.connected:
-            self._client.connect()
 
     def step(
         self, action: int | np.integer | npt.NDArray[np.integer]
@@ -156,9 +223,8 @@ class DualPI2LiveEnv(gym.Env[Observation, int]):
         """Send the action for the observed packet, and wait for the next packet."""
         if (isinstance(action, np.ndarray) and action.ndim > 0) or (action != 0 and action != 1 and action != 2):
             raise L4SError(f"action {action!r}: give 0 (enqueue), 1 (drop) or 2 (mark)")
-        if self._ask is None or self._over:
-            what = "the episode has ended" if self._over else "the environment has not been started"
-            raise gym.error.ResetNeeded(f"step: {what}; call reset() first")
+        self._check_active()
+        assert self._ask is not None
         answered = self._ask
         try:
             expires_us = answered.time_us + self._lifetime_us
@@ -174,9 +240,8 @@ class DualPI2LiveEnv(gym.Env[Observation, int]):
                 reason = "horizon"
         info = self._info()
         if reason is not None:
-            self._over = True
             info["reason"], info["statistics"] = reason, self._leave()
-        return self._ask.observation[0], reward, False, self._over, info
+        return self._ask.observation[0], reward, False, reason is not None, info
 
     def _next(self) -> tuple[Ask | None, str | None]:
         """Return the next ASK, or None and the reason."""
@@ -188,20 +253,12 @@ class DualPI2LiveEnv(gym.Env[Observation, int]):
                 lost = (entries["kind"] == wire.ERROR) & (entries["error"]["code"] == wire.E_NOT_CONTROLLER)
                 lost |= (entries["kind"] == wire.EVENT) & (entries["event"]["kind"] == wire.DEVICE_LOST)
                 if lost.any() or self._client.hello.session != self._session:
-                    return None, _NOBODY
+                    return None, NOBODY
                 came = wire.encode(entries)
             self._asks.add(asks_of(came))
             if (ask := self._asks.take()) is not None:
                 return ask, None
         return None, f"no packet came in {self._timeout_s:g} s"
-
-    def _leave(self) -> dict[str, Any] | None:
-        """Give the control back; return what happened since the reset, or None if the server cannot tell."""
-        try:
-            return shares(self._before, self._client.detach()).as_dict()
-        except BridgeError:
-            self._client.close()
-            return None
 
     def _info(self) -> dict[str, Any]:
         info: dict[str, Any] = {"skipped": self._asks.skipped, "lost": self._client.lost - self._lost}
@@ -216,16 +273,7 @@ class DualPI2LiveEnv(gym.Env[Observation, int]):
             raise gym.error.ResetNeeded("record: the environment has not been started; call reset() first")
         return dict(zip(OBSERVED, self._ask.raw, strict=True))
 
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        """Refuse to be copied and pickled."""
-        raise TypeError(
-            f"{type(self).__name__} cannot be copied or pickled: it controls a real queue, whose state is not here, and "
-            "it has one controller at a time; close this one and make another with gym.make"
-        )
-
     def close(self) -> None:
         """Give the control back and close the connection."""
-        if self._ask is not None and not self._over and self._client.connected:
-            self._leave()
+        super().close()
         self._ask = None
-        self._client.close()

@@ -41,6 +41,8 @@ class Queue:
         self.answered = [-1, -1]
         self.decisions: list[tuple[int, int, int, int]] = []
         self.shield: list[int] = []
+        self.laws: list[list[int]] = []  # arguments of SET_LAW
+        self.bytes = [0, 0]
         self._turns = 0
 
     def next(self) -> tuple[Any, Any | None]:
@@ -67,6 +69,7 @@ class Queue:
         if ask is not None:
             self.asked[queue], self.waits[queue] = self.sequence - 1, True
         self.counts["packets"][queue] += 1
+        self.bytes[queue] += length
         self.counts["marks"][queue] += int(record["applied_action"][0] == MARK)
         row = self._entry(record, wire.ROW)
         self.totals += np.array([length, length << 15, 1000 * (queue == 0), 500 * (queue == 1)], np.uint64)
@@ -112,6 +115,23 @@ class Queue:
             self.answers[queue].append((action, expires_us))
             self.waits[queue] = False
 
+    def law(self) -> Any:
+        """What GET_LAW says: each time a hundred packets have come and gone, each 2 ms after it came."""
+        for _ in range(100):
+            self.next()
+        entry = wire.entry(wire.LAW)
+        body = entry["law"]
+        body["clock_us"], body["rate_bps"] = self.clock_us, RATE_BPS
+        for name in ("offered", "left"):
+            body[name] = self.counts["packets"]
+        body["offered_bytes"], body["marks"] = self.bytes, self.counts["marks"]
+        body["left_ns"] = [2_000_000 * count for count in self.counts["packets"]]
+        for name, total in zip(("served_bytes", "power_bytes", "delay_c_ns", "delay_l_ns"), self.totals, strict=True):
+            body[name] = total
+        body["queued_bytes"], body["prob"], body["sets"] = (15_000, 1000), 1 << 30, len(self.laws)
+        body["factor"] = self.laws[-1][:5] if self.laws else [wire.FACTOR] * 5
+        return entry
+
     def status(self, controls: bool) -> Any:
         entry = wire.entry(wire.STATUS)
         body = entry["status"]
@@ -150,7 +170,7 @@ class _Connection(threading.Thread):
                 self.server.controller, self.server.queue.interval = None, 0
 
     def _turn(self) -> bool:
-        waits = not self.rows and not (self.controls and self._unanswered < self.server.asks_at_once)
+        waits = not self.rows and not (self.asked and self._unanswered < self.server.asks_at_once)
         wait_s = 0.02 if waits or self.server.stalled.is_set() else 0.0
         ready = select.select(list(self._bytes), [], [], wait_s)[0]
         for link in ready:
@@ -174,6 +194,10 @@ class _Connection(threading.Thread):
             return True
         with self.server.lock:
             return self._stream()
+
+    @property
+    def asked(self) -> bool:
+        return self.controls and self.server.queue.interval > 0
 
     def _end_direct(self) -> None:
         if self.direct is not None:
@@ -204,7 +228,7 @@ class _Connection(threading.Thread):
             return not server.closes.is_set()
         out = []
         for _ in range(server.batch):
-            if not self.rows and not (self.controls and self._unanswered < server.asks_at_once):
+            if not self.rows and not (self.asked and self._unanswered < server.asks_at_once):
                 break
             row, ask = server.queue.next()
             if ask is not None and self.controls:
@@ -260,7 +284,12 @@ class _Connection(threading.Thread):
                 self._end_direct()
             elif kind == wire.CONFIGURE:
                 server.queue.shield = command["args"][:6].tolist()
-            answer = server.queue.status(self.controls)
+            elif kind == wire.SET_LAW:
+                if not self.controls:
+                    return self._error(command, wire.E_NOT_CONTROLLER, "attach first")
+                server.queue.laws.append(command["args"][:6].tolist())
+            gives_law = kind in (wire.SET_LAW, wire.GET_LAW)
+            answer = server.queue.law() if gives_law else server.queue.status(self.controls)
             answer["tag"] = tag
             if kind == wire.DIRECT:
                 self._open_direct(answer)
@@ -288,6 +317,7 @@ class Server:
         limit: At this sequence number `at_limit` is called (for ever).
         errors: Code and text with which commands of a kind are answered.
         fragments: Cut what is sent anywhere.
+        law: Bounds of SET_LAW.
         direct: Offer DIRECT: "passed", or "forgotten" as by SSH, which forwards no descriptor.
     """
 
@@ -306,6 +336,8 @@ class Server:
         self.at_limit: Callable[[Server], None] = lambda server: None
         self.errors: dict[int, tuple[int, str]] = {}
         self.fragments = False
+        self.law = dict(zip(wire.LAW_PARAMETERS, [(0.25, 4.0)] * 3 + [(0.5, 8.0), (1.0, 1.0)], strict=True))
+        self.law_lifetime_ms = 1000
         self.direct, self.asked_directly = "", 0
         self.first: bytes | None = None
         for name, value in options.items():
@@ -316,7 +348,8 @@ class Server:
         if self.first is not None:
             return self.first
         numbers = self.queue.session, self.queue.clock_us, self.rate_bps
-        hello = wire.Hello(*numbers, self.variant, 4096, "test", bool(self.direct))
+        bounds = (self.law, self.law_lifetime_ms)
+        hello = wire.Hello(*numbers, self.variant, 4096, "test", bool(self.direct), *bounds)
         return wire.hello_entry(hello).tobytes()
 
     def restart(self) -> None:

@@ -23,6 +23,7 @@ STRUCTS = {
     "l4s_event_body": wire.EVENT_BODY,
     "l4s_status": wire.STATUS_BODY,
     "l4s_error": wire.ERROR_BODY,
+    "l4s_law": wire.LAW_BODY,
     "l4s_command": wire.COMMAND,
     "l4s_record": RECORD,
 }
@@ -41,7 +42,7 @@ def test_the_record_header_is_made_from_the_schema() -> None:
 
 def test_constants() -> None:
     c = constants()
-    for name in ("HELLO", "ROW", "ASK", "EVENT", "STATUS", "ERROR"):
+    for name in ("HELLO", "ROW", "ASK", "EVENT", "STATUS", "ERROR", "LAW"):
         assert c.pop(name) == getattr(wire, name)
     for number, name in enumerate(wire.COMMANDS[1:], 1):
         assert c.pop(name) == getattr(wire, name) == number
@@ -61,6 +62,9 @@ def test_names_of_the_core() -> None:
     assert names == [*wire.REFUSALS, "refusals"]
     shield = re.findall(r"\bX\((shield_\w+)", core)
     assert tuple(shield) == wire.SHIELD
+    bounds = re.findall(r"\bX\(law_(\w+)_(?:low|high)", core)
+    assert tuple(bounds[::2]) == tuple(bounds[1::2]) == wire.LAW_PARAMETERS
+    assert f"#define L4S_SAME {wire.FACTOR}\t" in core
     assert f"#define L4S_ANSWERS {wire.ANSWERS}\n" in core
 
 
@@ -115,7 +119,8 @@ def test_commands() -> None:
 
 
 def test_hello_there_and_back() -> None:
-    hello = wire.Hello(1 << 60, 5, 8_000_000, "rfc9332", 4096, "router", direct=True)
+    law = {name: (0.25, 1.0 + n) for n, name in enumerate(wire.LAW_PARAMETERS)}
+    hello = wire.Hello(1 << 60, 5, 8_000_000, "rfc9332", 4096, "router", direct=True, law=law, law_lifetime_ms=700)
     entry = wire.hello_entry(hello)[0]
     assert wire.hello_fault(entry) is None
     assert wire.read_hello(entry) == hello

@@ -47,9 +47,10 @@ def a_number(rng: random.Random, bits: int) -> int:
 
 def a_command(rng: random.Random) -> bytes:
     """One that is well-formed in most cases."""
-    kind = rng.choice((1, 1, 2, 2, 3, 4, 4, 4, 5, 6, 6, 7, rng.randrange(256)))
+    kind = rng.choice((1, 1, 2, 2, 3, 4, 4, 4, 5, 6, 6, 7, 8, 8, 9, rng.randrange(256)))
     shield = (*(rng.randrange(n) for n in (1000, 1000, 65537)), rng.randrange(16, 65537), 1000, rng.randrange(9))
-    args = shield if kind == wire.CONFIGURE else (rng.choice((0, 1, 1, 1, 2, a_number(rng, 32))),)
+    law = (*(rng.choice((65536, rng.randrange(1, 1 << 20))) for _ in range(5)), rng.choice((1, 100, a_number(rng, 32))))
+    args = {wire.CONFIGURE: shield, wire.SET_LAW: law}.get(kind, (rng.choice((0, 1, 1, 1, 2, a_number(rng, 32))),))
     numbers = {"tag": a_number(rng, 64), "sequence": a_number(rng, 64), "expires_us": a_number(rng, 64)}
     return command(kind, *args, queue=rng.randrange(3), action=rng.randrange(4), **numbers)
 
@@ -84,7 +85,7 @@ def a_stream(rng: random.Random) -> bytes:
     if kind < 0.8:
         return good[: rng.randrange(len(good))]
     if kind < 0.98:
-        return command(rng.randrange(1, 8))[:4] + rng.randbytes(60)
+        return command(rng.randrange(1, 10))[:4] + rng.randbytes(60)
     return rng.choice((good, rng.randbytes(64))) * rng.randrange(1, 500)  # oversized
 
 
@@ -153,19 +154,19 @@ class GoodDevice(Quiet):
                 buffer += got
             for at in range(0, len(buffer) - 63, 64):
                 magic, version, kind, _, _, reserved, tag, _, _, *args = wire.COMMAND_FORM.unpack_from(buffer, at)
-                if (magic, version, reserved) != (wire.MAGIC, 1, 0) or not 1 <= kind <= wire.DIRECT:
+                if (magic, version, reserved) != (wire.MAGIC, 1, 0) or not 1 <= kind <= wire.GET_LAW:
                     raise Fault(f"the device got {buffer[at : at + 64].hex()}")
                 if kind == wire.SUBSCRIBE:
                     if args[0] > 1 or rows == bool(args[0]):
                         raise Fault(f"the device got SUBSCRIBE {args[0]} when rows were {rows}")
                     rows = bool(args[0])
-                if kind == wire.ATTACH and args[0] == 0:
-                    raise Fault("the device got ATTACH 0")
-                if kind in (wire.DECIDE, wire.DIRECT) and not attached:
+                if kind in (wire.DECIDE, wire.DIRECT, wire.SET_LAW) and not attached:
                     raise Fault(f"the device got command {kind} without ATTACH")
                 attached = kind == wire.ATTACH or (attached and kind != wire.DETACH)
                 if kind == wire.DIRECT:
                     pass_sockets(link, wire.status(tag, interval=1), 1)
+                elif kind in (wire.SET_LAW, wire.GET_LAW):
+                    link.sendall(wire.entry(wire.LAW, tag=tag))
                 elif kind not in (wire.SUBSCRIBE, wire.DECIDE):
                     link.sendall(wire.status(tag, interval=int(attached)))
             del buffer[: len(buffer) // 64 * 64]
@@ -187,7 +188,7 @@ class HostileDevice(Quiet):
     def an_entry(self, tags: list[int]) -> bytes:
         """One that the daemon takes."""
         rng = self.rng
-        kind = rng.choice((wire.ROW, wire.ROW, wire.ASK, wire.EVENT, wire.STATUS, wire.STATUS, wire.ERROR))
+        kind = rng.choice((wire.ROW, wire.ROW, wire.ASK, wire.EVENT, wire.STATUS, wire.STATUS, wire.ERROR, wire.LAW))
         tag = rng.choice([*tags[-50:], a_number(rng, 64), rng.getrandbits(10) << 8 | rng.getrandbits(4)])
         lost = a_number(rng, 32) if rng.random() < 0.05 else 0
         return wire.entry(kind, rng.randbytes(176), lost=lost, tag=tag)

@@ -36,8 +36,8 @@ HAS_IPV6: Final = Path("/proc/sys/net/ipv6").exists()
 WAIT_S: Final = 20.0
 """Longest wait for anything: a bound, not a timing that is tested."""
 
-HELLO, ROW, ASK, EVENT, STATUS, ERROR = range(1, 7)
-SUBSCRIBE, ATTACH, DETACH, DECIDE, CONFIGURE, GET_STATUS, DIRECT = range(1, 8)
+HELLO, ROW, ASK, EVENT, STATUS, ERROR, LAW = range(1, 8)
+SUBSCRIBE, ATTACH, DETACH, DECIDE, CONFIGURE, GET_STATUS, DIRECT, SET_LAW, GET_LAW = range(1, 10)
 MALFORMED, BUSY, NOT_CONTROLLER, REFUSED = range(1, 5)
 ENTRY: Final = np.dtype(
     [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -241,7 +241,9 @@ class Link:
         self.lib, self.now = core._lib, 1_000_000_000
         self.core = ctypes.create_string_buffer(int(self.lib.harness_core_size()))
         self.packets: list[Any] = []
-        self.lib.l4s_init(self.core, core.params(TESTBED, **values).ctypes.data_as(ctypes.c_void_p),
+        self.lib.l4s_set_law.restype = ctypes.c_bool
+        variant = values.get("variant", TESTBED)
+        self.lib.l4s_init(self.core, core.params(variant, **values).ctypes.data_as(ctypes.c_void_p),
                           ctypes.c_uint64(1), ctypes.c_uint64(self.now))  # fmt: skip
 
     def offer(self, ecn: int = 2, length: int = 1500, after_ns: int = 1_000_000) -> Any:
@@ -263,6 +265,19 @@ class Link:
 
     def detach(self) -> None:
         self.lib.l4s_detach(self.core)
+
+    def set_law(self, factors: Sequence[int], lifetime_ms: int = 100) -> bool:
+        done: bool = self.lib.l4s_set_law(
+            self.core, (ctypes.c_uint32 * 5)(*factors), ctypes.c_uint32(lifetime_ms), ctypes.c_uint64(self.now)
+        )
+        return done
+
+    def configure(self, p: npt.NDArray[np.uint64]) -> None:
+        self.lib.l4s_configure(self.core, p.ctypes.data_as(ctypes.c_void_p), ctypes.c_uint64(self.now))
+
+    def params(self, core: Core) -> dict[str, int]:
+        """Those in force: what `struct l4s_core` begins with."""
+        return dict(zip(core.ranges, np.frombuffer(self.core.raw, np.uint64, len(core.ranges)).tolist(), strict=True))
 
     def decide(
         self, sequence: int, action: int, *, queue: int = 0, lives_ns: int = 10_000_000, given_ns: int = 0
@@ -533,6 +548,125 @@ def test_a_controller_that_decides_little_leaves_the_law_alone(core: Core) -> No
 
 
 ALL = 1 << 31
+
+
+# -- parameters of the law, set for a while
+
+LAWS: dict[str, tuple[int, dict[str, int], tuple[str | None, ...]]] = {
+    "rfc9332": (RFC9332, {}, ("target_us", "alpha_q", "beta_q", "coupling", "min_th_ns")),
+    "linux": (LINUX, {}, ("target_us", "pi2_alpha", "pi2_beta", "coupling_factor", "step_ns")),
+    "linux, step by packets": (
+        LINUX, {"step_packets": 3}, ("target_us", "pi2_alpha", "pi2_beta", "coupling_factor", None),
+    ),
+    "testbed": (TESTBED, {}, ("target_us", "alpha", "beta", None, None)),
+    "testbed with a step": (TESTBED, {"quirks": 0x7FFB}, ("target_us", "alpha", "beta", None, "step_ns")),
+}  # fmt: skip
+"""Of each variant, what the five factors are those of; None: it has none."""
+SAME = 65536
+
+
+class ModelOfTheLaw:
+    """What `l4s_set_law` must do, in Python: bounds, scaling, expiry."""
+
+    def __init__(self, core: Core, own: dict[str, int], names: tuple[str | None, ...]) -> None:
+        self.ranges, self.own, self.names = core.ranges, own, names
+        self.until_ns: int | None = None
+        self.force = own
+
+    def bounds(self) -> list[tuple[int, int]]:
+        each = ("target", "alpha", "beta", "coupling", "threshold")
+        all_ = [(self.own[f"law_{name}_low"], self.own[f"law_{name}_high"]) for name in each]
+        return [(SAME, SAME) if name is None else pair for name, pair in zip(self.names, all_, strict=True)]
+
+    def set(self, factors: Sequence[int], lifetime_ms: int, now_ns: int) -> bool:
+        self.tick(now_ns)
+        if any(not low <= f <= high for f, (low, high) in zip(factors, self.bounds(), strict=True)):
+            return False
+        force = dict(self.own)
+        for name, factor in zip(self.names, factors, strict=True):
+            if name is not None and factor != SAME:
+                low, high = self.ranges[name]
+                force[name] = min(max((force[name] * factor + SAME // 2) // SAME, low), high)
+        if force["alpha_q"] * force["target_us"] > (1 << 62) // 1000:
+            return False
+        self.force, self.until_ns = force, now_ns + min(lifetime_ms, self.own["law_lifetime_ms"]) * 1_000_000
+        return True
+
+    def tick(self, now_ns: int) -> None:
+        if self.until_ns is not None and now_ns >= self.until_ns:
+            self.end()
+
+    def end(self) -> None:
+        self.until_ns, self.force = None, self.own
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_parameters_that_are_set_are_those_of_the_model(core: Core, law: str) -> None:
+    variant, values, names = LAWS[law]
+    rng = np.random.default_rng(1)
+    values = {"variant": variant, "law_lifetime_ms": 300, **values}
+    own = dict(zip(core.ranges, core.params(variant, **values).tolist(), strict=True))
+    link, model = Link(core, **values), ModelOfTheLaw(core, own, names)
+    done = {True: 0, False: 0}
+    expired = 0
+    for _ in range(2000):
+        kind = rng.random()
+        if kind < 0.4:
+            bounds = model.bounds()
+            factors = [int(rng.integers(low, high + 1)) for low, high in bounds]
+            if rng.random() < 0.4:
+                at = int(rng.integers(5))
+                factors[at] = [0, bounds[at][0] - 1, bounds[at][0], bounds[at][1], bounds[at][1] + 1][rng.integers(5)]
+            lifetime_ms = int(rng.integers(1, 500))
+            taken = link.set_law(factors, lifetime_ms)
+            assert taken == model.set(factors, lifetime_ms, link.now)
+            done[taken] += 1
+        elif kind < 0.95:
+            before = model.until_ns
+            link.offer(ecn=int(rng.integers(4)), after_ns=int(rng.integers(0, 200_000_000)))
+            link.take()
+            model.tick(link.now)
+            expired += before is not None and model.until_ns is None
+        elif kind < 0.98:
+            link.detach()
+            model.end()
+        else:
+            model.own = model.own | {"target_us": int(rng.integers(1000, 40_000))}
+            link.configure(np.array(list(model.own.values()), np.uint64))
+            model.end()
+        assert link.params(core) == model.force
+    assert min(*done.values(), expired) > 50
+
+
+def test_a_law_ends_to_the_nanosecond(core: Core) -> None:
+    link = Link(core, variant=RFC9332)
+    assert link.set_law([2 * SAME, *[SAME] * 4], 100)
+    assert link.offer(after_ns=99_999_999)["qdelay_ref"] == 30_000
+    assert link.offer(after_ns=1)["qdelay_ref"] == 15_000
+    assert not link.set_law([2 * SAME, *[SAME] * 4], 0)  # what never holds
+
+
+@pytest.mark.parametrize("variant", [TESTBED, RFC9332, LINUX])
+def test_factors_of_one_change_no_decision(core: Core, variant: int) -> None:
+    rng = np.random.default_rng(2)
+    plain, set_ = Link(core, variant=variant), Link(core, variant=variant)
+    for packet in range(2000):
+        ecn, after_ns = int(rng.integers(4)), int(rng.integers(0, 3_000_000))
+        if packet % 50 == 0:
+            assert set_.set_law([SAME] * 5, 1000)
+        assert plain.offer(ecn, after_ns=after_ns) == set_.offer(ecn, after_ns=after_ns)
+        if packet % 3:
+            plain.take()
+            set_.take()
+        assert plain.packets[-1].raw[28:] == set_.packets[-1].raw[28:]
+
+
+def test_gains_too_high_for_the_target_are_refused(core: Core) -> None:
+    most = {"law_target_high": 256 * SAME, "law_alpha_high": 256 * SAME}
+    link = Link(core, variant=RFC9332, alpha_q=1 << 26, target_us=1_000_000, **most)
+    assert link.set_law([SAME, *[SAME] * 4])
+    assert not link.set_law([256 * SAME, 16 * SAME, *[SAME] * 3])
+    assert link.params(core)["target_us"] == 1_000_000
 
 
 def test_a_tree_decides_every_packet(core: Core) -> None:

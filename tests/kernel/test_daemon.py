@@ -651,13 +651,50 @@ def test_bounds_of_the_daemon(make: Make) -> None:
         assert done.returncode == 2 and "--shield" in done.stderr
 
 
+def test_the_law_is_set_by_the_controller(make: Make) -> None:
+    daemon = make()
+    agent, other = daemon.client(), daemon.client()
+    agent.send(command(wire.ATTACH, 0, tag=1))
+    assert daemon.device.answer(wire.ATTACH).args[0] == 0
+    agent.until(wire.EVENT)
+    agent.send(command(wire.SET_LAW, 1, 2, 3, 4, 5, 600, 7, 8, tag=2))
+    asked = daemon.device.next(wire.SET_LAW)
+    assert asked.args == (1, 2, 3, 4, 5, 600, 0, 0)
+    daemon.device.send(wire.entry(wire.LAW, b"x" * 160, tag=asked.tag))
+    found = agent.next(wire.LAW)
+    assert found.tag == 2 and found.body.startswith(b"x" * 160)
+    agent.send(command(wire.SET_LAW, tag=3))
+    daemon.device.send(wire.error(wire.OUT_OF_BOUNDS, tag=daemon.device.next(wire.SET_LAW).tag))
+    assert agent.expect_error(wire.OUT_OF_BOUNDS).tag == 3
+    other.expect_event(wire.CAME)
+    other.send(command(wire.GET_LAW, tag=4))  # everybody may know
+    daemon.device.send(wire.entry(wire.LAW, tag=daemon.device.next(wire.GET_LAW).tag))
+    assert other.next(wire.LAW).tag == 4
+    agent.close()
+    daemon.device.next(wire.DETACH)
+
+
+def test_a_queue_whose_law_cannot_be_set(make: Make) -> None:
+    daemon = make(start=False)
+    daemon.device.greeting = hello(law_ms=0)
+    daemon.start()
+    client = daemon.client()
+    for kind in (wire.ATTACH, wire.GET_LAW):
+        client.send(command(kind, tag=8))
+        assert client.expect_error(wire.NOT_OFFERED).tag == 8
+    daemon.device.expect_silence()
+    daemon.attach(client)
+    client.send(command(wire.SET_LAW, tag=9))
+    assert client.expect_error(wire.NOT_OFFERED).tag == 9
+
+
 def test_one_controller(make: Make) -> None:
     daemon = make()
     first = daemon.controller()
     second = daemon.client()
     second.send(command(wire.ATTACH, 1, tag=1))
     assert second.expect_error(wire.BUSY).tag == 1
-    for kind in (wire.DETACH, wire.CONFIGURE):
+    for kind in (wire.DETACH, wire.CONFIGURE, wire.SET_LAW):
         second.send(command(kind, 1000, 2000, 3000, 64, 1000, tag=2))
         assert second.expect_error(wire.NOT_CONTROLLER).tag == 2
     second.send(command(wire.DECIDE) * 1001 + command(wire.ATTACH, 1, tag=3))
@@ -770,13 +807,12 @@ def test_answers_wait_for_those_who_do_not_read(make: Make) -> None:
         (command(wire.GET_STATUS, version=2), "version"),
         (command(wire.GET_STATUS, reserved=1), "reserved"),
         (command(0), "kind"),
-        (command(8), "kind"),
+        (command(10), "kind"),
         (command(wire.SUBSCRIBE, 2), "SUBSCRIBE"),
-        (command(wire.ATTACH, 0), "ATTACH"),
         (command(wire.CONFIGURE, 0, 0, 0, 0, 0), "shield_window"),
         (command(wire.CONFIGURE, 60_000_001, 0, 0, 64, 1000), "shield_c_us"),
     ],
-    ids=["zeros", "http", "version", "reserved", "kind-0", "kind-8", "subscribe", "attach", "configure-0", "configure"],
+    ids=["zeros", "http", "version", "reserved", "kind-0", "kind-10", "subscribe", "configure-0", "configure"],
 )
 def test_malformed_commands_end_the_connection(make: Make, data: bytes, text: str) -> None:
     daemon = make()

@@ -264,7 +264,7 @@ def test_kqueue(module: Module, device: Device) -> None:
     [
         b"", b"x" * 63, b"x" * 64, b"x" * 65, command(99), command(0),
         command(wire.GET_STATUS, magic=1), command(wire.GET_STATUS, version=2),
-        command(wire.GET_STATUS, reserved=1), command(wire.SUBSCRIBE, 2), command(wire.ATTACH, 0),
+        command(wire.GET_STATUS, reserved=1), command(wire.SUBSCRIBE, 2), command(10),
         command(wire.GET_STATUS) + b"x" * 64,
     ],
 )  # fmt: skip
@@ -478,6 +478,125 @@ def test_an_agent_can_only_tighten_the_shield(module: Module, device: Device) ->
     module.sysctl("instance", 2)
     assert in_force(wire.ATTACH, 1) == [80_000, *normal[1:]]
     module.delete(2)
+
+
+# -- parameters of the law
+
+SAME = wire.FACTOR
+DOUBLE = (2 * SAME, SAME, SAME, SAME, SAME)
+"""Twice the target; the variant of the testbed has neither coupling nor step."""
+
+
+def law(device: Device, kind: int = wire.GET_LAW, *args: int) -> wire.Law:
+    found = device.ask(kind, *args, tag=4)[-1]
+    assert (found["kind"], found["tag"]) == (wire.LAW, 4)
+    return wire.read_law(found)
+
+
+def target_us(module: Module, device: Device) -> int:
+    """By which the next packet is decided."""
+    module.arrive()
+    entries = device.read_all()
+    assert entries["kind"].tolist() == [ROW]  # nothing is asked
+    return int(entries["row"]["record"]["qdelay_ref"][0])
+
+
+def test_a_law_holds_for_its_lifetime(module: Module, device: Device) -> None:
+    module.arrive()
+    device.write(command(wire.SUBSCRIBE, 1))
+    assert device.ask(wire.ATTACH, 0)[0]["status"]["controls"] == 1
+    set_ = law(device, wire.SET_LAW, *DOUBLE, 100)
+    assert (set_.factors["target"], set_.lasts_ms, set_.sets) == (2.0, 100, 1)
+    assert target_us(module, device) == 30_000
+    module.advance(99_999_999)
+    assert target_us(module, device) == 30_000 and law(device).lasts_ms == 1
+    module.advance(1)
+    assert target_us(module, device) == 15_000
+    gone = law(device)
+    assert (set(gone.factors.values()), gone.lasts_ms, gone.expired) == ({1.0}, 0, 1)
+    assert law(device, wire.SET_LAW, *DOUBLE, 1 << 31).lasts_ms == 1000  # no longer than the operator lets it
+    module.advance(500_000_000)
+    law(device, wire.SET_LAW, *DOUBLE, 1000)  # each new one starts the lifetime anew
+    module.advance(900_000_000)
+    assert target_us(module, device) == 30_000
+
+
+@pytest.mark.parametrize("how", ["killed", "detached", "attached again", "operator", "expired by dummynet"])
+def test_a_law_ends_with_its_agent(module: Module, device: Device, how: str) -> None:
+    device.write(command(wire.SUBSCRIBE, 1))
+    agent = module.open()
+    agent.read_all()
+    module.arrive()
+    module.dequeue()
+    device.read_all()
+    agent.ask(wire.ATTACH, 0)
+    law(agent, wire.SET_LAW, *DOUBLE, 1000)
+    assert law(device).factors["target"] == 2.0  # everybody may know
+    if how == "killed":
+        agent.close()
+    elif how == "detached":
+        agent.ask(wire.DETACH)
+    elif how == "attached again":
+        agent.ask(wire.ATTACH, 0)
+    elif how == "operator":
+        module.sysctl("tupdate_us", 20_000)
+    else:
+        assert module.expire()
+        agent.close()
+    assert set(law(device).factors.values()) == {1.0}
+    assert target_us(module, device) == 15_000
+    if how not in ("killed", "expired by dummynet"):
+        agent.close()
+
+
+def test_a_law_out_of_bounds_is_refused(module: Module, device: Device) -> None:
+    other = module.open()
+    other.read_all()
+    module.arrive()
+    device.ask(wire.ATTACH, 0)
+    module.sysctl("law_target_high", 3 * SAME)
+    law(device, wire.SET_LAW, *DOUBLE, 1000)
+    wrong = {
+        "target": (3 * SAME + 1, *DOUBLE[1:], 1000), "beta": (SAME, SAME, 1, SAME, SAME, 1000),
+        "coupling": (*DOUBLE[:3], SAME + 1, SAME, 1000), "lifetime": (*DOUBLE, 0), "all": (0,) * 6,
+    }  # fmt: skip
+    for args in wrong.values():
+        error = device.ask(wire.SET_LAW, *args, tag=9)[0]
+        assert (error["kind"], error["tag"], error["error"]["code"]) == (ERROR, 9, wire.E_OUT_OF_BOUNDS)
+    assert (now := law(device)).factors["target"] == 2.0 and now.refused == len(wrong)
+    assert other.ask(wire.SET_LAW, *DOUBLE, 1000)[0]["error"]["code"] == wire.E_NOT_CONTROLLER
+    other.close()
+
+
+def test_a_law_without_a_scheduler(library: Path) -> None:
+    with Module(library) as module:
+        device = module.open()
+        bounds = wire.read_hello(device.read()[0])
+        assert bounds.law["coupling"] == bounds.law["threshold"] == (1.0, 1.0) and bounds.law_lifetime_ms == 1000
+        assert bounds.law["target"] == pytest.approx((0.09, 11.0), abs=1e-5)
+        device.ask(wire.ATTACH, 0)
+        for kind in (wire.SET_LAW, wire.GET_LAW):
+            assert device.ask(kind, *DOUBLE, 1000)[0]["error"]["code"] == wire.E_NO_DEVICE
+        module.sysctl("variant", 1)
+        reopened = module.open()
+        bounds = wire.read_hello(reopened.read()[0])
+        assert bounds.law["coupling"] == pytest.approx((0.24, 4.2), abs=1e-5)
+        assert bounds.law["threshold"] == pytest.approx((0.15, 6.8), abs=1e-5)
+        for each in (device, reopened):
+            each.close()
+
+
+def test_what_a_law_did_is_counted(module: Module, device: Device) -> None:
+    for _ in range(3):
+        module.arrive(1000)
+    module.arrive(500, ecn=ECT_1)
+    module.advance(2_000_000)
+    assert module.dequeue() is not None
+    seen = law(device)
+    assert (seen.offered, seen.offered_bytes, seen.left) == ((3, 1), (3000, 500), (1, 0))
+    assert (seen.left_ns, seen.queued_bytes, seen.rate_bps) == ((2_000_000, 0), (2000, 500), 8_000_000)
+    assert (seen.marks, seen.drops, seen.prob) == ((0, 0), (0, 0), 0.0)
+    assert seen.entry["law"]["served_bytes"] == 1000
 
 
 # -- ioctl

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from l4s_gym.bridge import wire
+from l4s_gym.bridge.client import BridgeError, Client
 from l4s_gym.schema import CE, ECT_0, ECT_1, NOT_ECT
 
 from . import netns
@@ -415,6 +417,70 @@ def test_a_silent_agent_leaves_the_queue_to_the_native_law(bed: Bed) -> None:
         assert refused["tag"].tolist() == [3, 4]
 
 
+# -- parameters of the law
+
+AGENT = """
+import sys, time
+from l4s_gym.bridge.client import Client
+with Client(sys.argv[1]) as client:
+    client.attach(None)
+    for turn in range(10**6):
+        client.set_law(target=(0.2, 5.0)[turn % 2], coupling=2.0, lifetime_ms=300)
+        time.sleep(0.1)
+"""
+"""Sets parameters each 100 ms."""
+FIVE: dict[str, Any] = {"target": 0.5, "alpha": 2.0, "beta": 0.25, "coupling": 4.0, "threshold": 3.0}
+
+
+@pytest.mark.parametrize("bed", [TESTBED, RFC9332, LINUX], indirect=True, ids=["testbed", "rfc9332", "linux"])
+def test_a_law_is_set_within_the_operators_bounds(bed: Bed) -> None:
+    with Client(bed.socket) as client:
+        bounds = client.hello.law
+        client.attach(None)
+        can: dict[str, Any] = {name: value for name, value in FIVE.items() if bounds[name] != (1.0, 1.0)}
+        assert {len(can), len(FIVE) - len(can)} == ({3, 2} if bed.stats()["variant"] == 0 else {5, 0})
+        law = client.set_law(**can)
+        assert {name: law.factors[name] for name in can} == can and 0 < law.lasts_ms <= 500
+        for name, (low, high) in bounds.items():
+            for wrong in ({name: low - 1 / 65536}, {name: high + 1 / 65536}):
+                with pytest.raises(BridgeError, match="out of the operator's bounds") as error:
+                    client.set_law(**wrong)  # type: ignore[arg-type]
+                assert error.value.code == wire.E_OUT_OF_BOUNDS and not error.value.closed
+        after = client.law()
+        assert (after.sets, after.refused) == (1, 10) and after.rate_bps == 8_000_000
+        client.attach(None)
+        assert set(client.law().factors.values()) == {1.0}
+        client.detach()
+        with pytest.raises(BridgeError, match="attach first"):
+            client.set_law()
+
+
+@pytest.mark.parametrize("how", ["killed", "stopped"])
+def test_the_operators_law_goes_on_without_the_agent(bed: Bed, how: str) -> None:
+    bed.sink()
+    flow = bed.send("tcp", 60.0, "--cc", "cubic")
+    with subprocess.Popen([sys.executable, "-c", AGENT, str(bed.socket)]) as agent:
+        while bed.stats()["law"]["sets"] < 5:
+            assert agent.poll() is None
+            time.sleep(0.05)
+        before = bed.stats()
+        assert before["law"]["expired"] == 0  # each came in time
+        agent.send_signal(signal.SIGKILL if how == "killed" else signal.SIGSTOP)
+        limit = time.monotonic() + netns.WAIT_S
+        while how == "stopped" and bed.stats()["law"]["expired"] == 0:
+            assert time.monotonic() < limit
+        agent.kill()
+    with Client(bed.socket) as client:  # the next one finds the operator's
+        client.subscribe(True)
+        law = client.law()
+        assert set(law.factors.values()) == {1.0} and law.lasts_ms == 0
+        rows = np.concatenate([client.entries(1.0) for _ in range(5)])
+    rows = rows[rows["kind"] == ROW]["row"]["record"]
+    assert len(rows) and (rows["qdelay_ref"][-1] == 15_000) and not rows["decided_by"].any()
+    assert flow.poll() is None and bed.stats()["forward"]["delivered"] > before["forward"]["delivered"]
+    flow.kill()
+
+
 # -- the controller's own socket
 
 
@@ -651,10 +717,9 @@ BAD_COMMANDS = {
     "magic": {0: 0x00},
     "version": {2: 2},
     "kind 0": {3: 0},
-    "kind 8": {3: 8},
+    "kind 10": {3: 10},
     "reserved": {6: 1},
     "subscribe 2": {3: SUBSCRIBE, 32: 2},
-    "attach 0": {3: ATTACH},
 }
 
 
@@ -681,7 +746,7 @@ def test_garbage_does_not_stop_the_path(bed: Bed) -> None:
             data = bytearray(rng.randbytes(rng.randrange(1, 1000)))
             for place in range(0, len(data) - 4, 64):
                 if rng.random() < 0.9:
-                    data[place : place + 4] = struct.pack("<HBB", 0x344C, 1, rng.randrange(1, 8))
+                    data[place : place + 4] = struct.pack("<HBB", 0x344C, 1, rng.randrange(1, 10))
                     data[place + 6 : place + 8] = b"\0\0"
             device.socket.sendall(data)
             if rng.random() < 0.5:
