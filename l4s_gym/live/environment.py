@@ -68,7 +68,7 @@ class DualPI2LiveEnv(gym.Env[Observation, int]):
     |---|---|
     | `socket` | path of the Unix socket; None: `$L4S_GYM_SOCKET`, or `/run/l4s-gym/live.sock` |
     | `decision_interval` | the agent decides every n-th packet (1, 10, 100), the queue the others |
-    | `reward` | `balance`, `power`, `l4s_llm` |
+    | `reward` | `balance`, `power`, `l4s_llm`, or weights such as `{"used": 1.0, "delay_l": -0.25}`, without `evenness` |
     | `horizon_s` | length of an episode |
     | `lifetime_ms` | an action is valid for this long after the question |
     | `timeout_s` | longest wait for the server and for packets |
@@ -88,14 +88,14 @@ class DualPI2LiveEnv(gym.Env[Observation, int]):
         self,
         socket: str | None = None,
         decision_interval: int = 1,
-        reward: str = "balance",
+        reward: rewards.Reward = "balance",
         horizon_s: float = 60.0,
         lifetime_ms: float = LIFETIME_MS,
         timeout_s: float = TIMEOUT_S,
         info_record: bool = False,
         direct: bool = True,
     ) -> None:
-        rewards.check(reward)
+        reward = rewards.check_live(reward)
         for name, value in (("horizon_s", horizon_s), ("lifetime_ms", lifetime_ms), ("timeout_s", timeout_s)):
             if not 0.0 < value < 1e9:
                 raise L4SError(f"{name}={value!r}: give a positive number")
