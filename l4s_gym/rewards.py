@@ -34,9 +34,9 @@ WEIGHTS: Final[dict[str, dict[str, float]]] = {
 FORMULAS: Final[dict[Name, str]] = {
     "balance": "seconds of link time used, minus 0.25 x the integral of each class's normalised delay, delay / (delay "
     "+ reference) with references C 15 ms and L 1 ms",
-    "fair": "as `balance`, with the link time used multiplied by the evenness E = exp(sum w_k ln x_k) / sum w_k x_k, in "
-    "which x_k is the goodput per bulk flow of class k over the last second and w_k the class's share of these flows; "
-    "E is 1 where only one class is present",
+    "fair": "as `balance`, with the link time used multiplied by the evenness E = exp(sum w_k ln x_k) / sum w_k x_k, "
+    "in which x_k is the goodput per bulk flow of class k over the last second and w_k the class's share of these "
+    "flows; E is 1 where only one class is present",
     "power": "seconds of link time used, each packet's share divided by (1 + its delay / reference)",
     "l4s_llm": "packet_length / (current_queue_delay + 1000) of the packet that was decided, the paper's code",
 }

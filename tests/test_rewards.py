@@ -15,7 +15,7 @@ from l4s_gym.sim.setup import REFERENCE_NS
 
 
 def test_they_are_what_the_table_says() -> None:
-    assert rewards.NAMES == tuple(rewards.FORMULAS)
+    assert tuple(rewards.FORMULAS) == rewards.NAMES
     assert tuple(rewards.COMPONENTS) == layout.COMPONENTS
     for name, reference_ns in zip(("delay_c", "delay_l"), REFERENCE_NS, strict=True):
         assert f"delay / (delay + {reference_ns * 1e-6:g} ms)" in rewards.COMPONENTS[name]
@@ -41,11 +41,8 @@ def test_the_pages_say_what_they_are() -> None:
 
 def test_weights_and_text_are_one_reward() -> None:
     text = "used=1.0,delay_c=-0.25"
-    for given in (
-        {"delay_c": -0.25, "used": 1},
-        {"used": 1, "evenness": 0.0, "delay_c": -0.25},
-        "delay_c=-.25, used=1",
-    ):
+    weights = {"delay_c": -0.25, "used": 1}
+    for given in (weights, {**weights, "evenness": 0.0}, "delay_c=-.25, used=1"):
         assert rewards.canonical(given) == text == rewards.canonical(text)
     assert rewards.canonical({"used": 0.1}) != rewards.canonical({"used": 0.1000000000000001})
     assert [rewards.canonical(name) for name in rewards.NAMES] == list(rewards.NAMES)

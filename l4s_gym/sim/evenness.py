@@ -1,9 +1,9 @@
 """How evenly bulk flows of C and L share the link: the evenness E of the reward `fair`.
 
-E = exp(sum_k w_k ln x_k) / sum_k w_k x_k over the classes k that have bulk flows, which is in [0, 1]: x_k is the goodput
-of a flow of class k over the last second, w_k the class's share of the flows. E is 1 where only one class is present, and
-0 where a class gets nothing. With u the share of the link that is used, u E is proportional to the geometric mean of the
-flows' goodputs (proportional fairness).
+E = exp(sum_k w_k ln x_k) / sum_k w_k x_k over the classes k that have bulk flows: x_k is the goodput of a flow of class
+k over the last second, w_k the class's share of the flows. E is 1 where only one class is present or all flows get the
+same, and 0 where a class gets nothing. With u the share of the link that is used, u E is proportional to the geometric
+mean of the flows' goodputs (proportional fairness).
 
 The last second is the last `BUCKETS` whole buckets; within a bucket E is constant. Flows that start or end in it count
 for the time that they run: x_k is bytes / flow time, w_k the class's share of the flow time.

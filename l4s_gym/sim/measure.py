@@ -156,7 +156,7 @@ def summary(batch: Batch, index: int) -> Summary:
             "drop_rate": _ratio(dropped, offered),
         }
     offered = sum(c["offered"] for c in classes.values())
-    components = batch.components(index)
+    components, elapsed_s = batch.components(index), float(env["now_ns"]) * 1e-9
     return {
         "duration_s": duration_s,
         "utilisation": min(used, 1.0),  # floating point may be off by its last digits
@@ -169,5 +169,5 @@ def summary(batch: Batch, index: int) -> Summary:
         "drop_rate": _ratio(sum(c["dropped"] for c in classes.values()), offered),
         "classes": classes,
         "components": components,
-        "components_per_s": {name: total / max(env["now_ns"] * 1e-9, 1e-9) for name, total in components.items()},
+        "components_per_s": {name: total / max(elapsed_s, 1e-9) for name, total in components.items()},
     }

@@ -204,7 +204,7 @@ def test_the_rules_in_the_engine(agent: Agent) -> None:
     same(agent)
 
 
-@pytest.mark.parametrize("reward", (*rewards.NAMES, "evenness=1,delay_l=-.1"))
+@pytest.mark.parametrize("reward", [*rewards.NAMES, "evenness=1,delay_l=-.1"])
 def test_intervals_and_rewards(reward: str) -> None:
     agent = PolicyAgent(POLICIES["tree"])
     same(agent, reward=reward, decision_interval=7)
