@@ -1,6 +1,6 @@
 """How each reward orders the queue disciplines, and whether the order by `fair` hangs on how evenness is measured.
 
-    python benchmarks/studies/objective/run.py  # a minute; appends to results/objective.json
+    python benchmarks/studies/objective/run.py  # half a minute; appends to results/objective.json
 
 Every discipline runs alone on all scenarios of `train`, random decisions and the threshold rule over the default one;
 "coupling 12" is RFC 9332 with a coupling factor that starves L. An episode is looked at each 62.5 ms: what it earned,
@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.utils import seeding
 
-from l4s_gym import rewards
 from l4s_gym.agents.protocol import generators, policy_of
 from l4s_gym.cli.arguments import command_line
 from l4s_gym.evaluation import harness
@@ -67,7 +66,12 @@ def evenness(got: Floats, ran: Floats, mean: Callable[[Floats, Floats], Floats])
 
 
 def series(who: str, chosen: Scenario, seeds: int) -> tuple[Batch, dict[str, Floats]]:
-    """The episodes of a row of the table: batch at the end, and what happened in each bucket (K, n, ...)."""
+    """Run the episodes of a row of the table.
+
+    Returns:
+        The batch at the end; of each bucket what was earned in it (`totals`), and what the classes got in the second
+        before it began (`second_bytes`, `second_ns`), all (K, n, ...).
+    """
     agent, native = harness.resolve(who)
     policy = None
     if agent is not None:
@@ -87,16 +91,15 @@ def series(who: str, chosen: Scenario, seeds: int) -> tuple[Batch, dict[str, Flo
     if policy is not None:
         batch.start_policy(generators(seeds, 0))
         batch.rule["left"] = layout.NEVER
-    names = ("totals", "second_bytes", "second_ns")
-    rows = []
+    rows: list[dict[str, Floats]] = []
     while not rows or (batch.status == layout.STOPPED).all():
         for i in range(seeds):
-            batch.stop_at(i, (len(rows) + 1) * layout.BUCKET_NS)
-        before = {name: batch.env[name].astype(np.float64) for name in names}
+            batch.stop_at(i, (len(rows) + 1) * layout.BUCKET_NS - 1)
+        before = batch.env["totals"].copy()
         batch.advance()
-        # What was earned in the bucket, and the window that it began with.
-        rows.append({**before, "totals": batch.env["totals"] - before["totals"]})
-    return batch, {name: np.array([row[name] for row in rows]) for name in names}
+        row = {name: batch.env[name].astype(np.float64) for name in ("totals", "second_bytes", "second_ns")}
+        rows.append({**row, "totals": row["totals"] - before})
+    return batch, {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
 def returns(who: str, chosen: Scenario, seeds: int) -> tuple[dict[str, float], float]:
@@ -110,8 +113,7 @@ def returns(who: str, chosen: Scenario, seeds: int) -> tuple[dict[str, float], f
         share = evenness(seen["second_bytes"], seen["second_ns"], mean)
         weight_c = 0.1 if name.endswith(".25") else 0.25
         found[name] = (seen["totals"][..., 0] * share).sum(0) - weight_c * delay_c - 0.25 * delay_l
-    # Up to packets that leave at the very end of a bucket.
-    np.testing.assert_allclose(found["fair"], even - 0.25 * (delay_c + delay_l), atol=1e-3)
+    np.testing.assert_allclose(found["fair"], even - 0.25 * (delay_c + delay_l), rtol=1e-9)
     ratios = [measure.goodput_ratio(batch, i) for i in range(seeds)]
     uneven = np.mean([abs(np.log(max(ratio, 1e-3))) if ratio is not None else np.nan for ratio in ratios])
     return {name: float(value.mean()) for name, value in found.items()}, float(uneven)
@@ -138,7 +140,7 @@ def main(seconds: float = 10.0, seeds: int = 5, out: Path = RESULTS) -> None:
         who: {name: float(np.mean([normalised(means, who, each.name, name) for each in chosen])) for name in names}
         for who in ROWS
     }
-    run: dict[str, Any] = {**origin(), "seconds": seconds, "seeds": seeds, "formulas": rewards.FORMULAS}
+    run: dict[str, Any] = {**origin(), "seconds": seconds, "seeds": seeds}
     append_run(out, {**run, "scores": scores, "uneven": uneven, "returns": means})
     for who in sorted(ROWS, key=lambda who: scores[who]["fair"]):
         print(f"{who:40}", *(f"{scores[who][name]:8.1f}" for name in names), f"{uneven[who]:6.2f}")
