@@ -6,7 +6,6 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import numpy.typing as npt
 
 from l4s_gym.envs.intervals import Floats, IntervalEnv
 from l4s_gym.errors import L4SError
@@ -44,9 +43,7 @@ class MultiObjective(gym.Wrapper[Floats, Floats, Floats, Floats]):
         inner: Any = env.unwrapped
         inner.reward_space, inner.reward_dim = self.reward_space, self.reward_dim
 
-    def step(  # type: ignore[override]  # MO-Gymnasium's rewards are vectors
-        self, action: Floats
-    ) -> tuple[Floats, npt.NDArray[np.float64], bool, bool, dict[str, Any]]:
+    def step(self, action: Floats) -> tuple[Floats, Any, bool, bool, dict[str, Any]]:
         """Apply an action; the reward is (4,) float64."""
         obs, _, terminated, truncated, info = self.env.step(action)
         components = [info["components"][name] for name in COMPONENTS]
