@@ -11,6 +11,7 @@ import ast
 import importlib
 import importlib.util
 import inspect
+import json
 import os
 import re
 import textwrap
@@ -167,6 +168,17 @@ def series_columns() -> str:
     return table("column | meaning", rows)
 
 
+def objective() -> str:
+    """The latest run of the study of the rewards: scores of each discipline, in the order by `fair`."""
+    run = json.loads((ROOT / "benchmarks/studies/objective/results/objective.json").read_text())[-1]
+    scores, uneven = run["scores"], run["uneven"]
+    rows = [
+        [f"`{who}`", *(f"{score:.1f}" for score in scores[who].values()), f"{uneven[who]:.2f}"]
+        for who in sorted(scores, key=lambda who: float(scores[who]["fair"]))
+    ]
+    return table(" | ".join(["agent", *next(iter(scores.values())), "uneven"]), rows)
+
+
 TABLES: Final[dict[str, Callable[[], str]]] = {
     "environments": environment_list,
     "scenarios": scenarios,
@@ -179,6 +191,7 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
     "state": state_list,
     "examples": examples,
     "series": series_columns,
+    "objective": objective,
     "packets": lambda: table("column | meaning", ((f"`{name}`", what) for name, what in export.PACKET.items())),
 }
 

@@ -338,6 +338,19 @@ def test_evaluate(tmp_path: Path, capsys: Capture) -> None:
         assert {k: v for k, v in old.items() if k != "wall_s"} == {k: v for k, v in new.items() if k != "wall_s"}
 
 
+def test_evaluate_by_weights(tmp_path: Path, capsys: Capture) -> None:
+    returns = {}
+    for reward in ("balance", "used=1,delay_c=-.25,delay_l=-.25", "used=1", "evenness=1"):
+        path = tmp_path / "results.json"
+        args = ("evaluate", "native:fifo", "--seconds", 3, "--seeds", 0, "--reward", reward, "--out", path)
+        assert run(capsys, *args)[0] == 0
+        (result,) = json.loads(path.read_text())["results"]
+        returns[result["reward"]] = result["episode_return"]
+    names = ["balance", "used=1.0,delay_c=-0.25,delay_l=-0.25", "used=1.0", "evenness=1.0"]
+    assert list(returns) == names
+    assert returns[names[0]] == returns[names[1]] < returns["evenness=1.0"] < returns["used=1.0"]
+
+
 def test_evaluate_an_agent(capsys: Capture) -> None:
     code, out, _ = run(capsys, "evaluate", "enqueue", "--seconds", 1, "--seeds", 0, "--decision-interval", 10)
     assert code == 0
@@ -376,6 +389,7 @@ def test_evaluate_an_agent(capsys: Capture) -> None:
         (("log", "convert", "none.log", "--to", "minari", "--out", "a"), "--id l4s/dualpi2/NAME-v0"),
         (("log", "convert", "none.log", "--to", "minari", "--id", "l4s/dualpi2/x-v0"), "none.log: cannot be read"),
         (("evaluate", "native:fif"), "did you mean 'fifo'"),
+        (("evaluate", "native:fifo", "--reward", "used=1,delay=-1"), "unknown component of a reward 'delay'"),
         (("evaluate", "nobody"), "nobody"),
         (("evaluate", "no.module:Agent"), "no module"),
         (("evaluate", "enqueue", "--decision-interval", "0"), "--decision-interval 0"),

@@ -241,7 +241,7 @@ def evaluate(
         scenario: Name of a scenario, or path of a TOML file.
         seeds: One episode is run for each seed.
         aqm: Queue discipline that runs below the agents; default: the scenario's.
-        reward: balance, power or l4s_llm.
+        reward: balance, fair, power or l4s_llm, or weights: used=1,evenness=0.5,delay_c=-0.25,delay_l=-0.25.
         decision_interval: The agent decides every n-th packet, the queue discipline the others.
         seconds: Simulated seconds of an episode; default: the scenario's length.
         settings: Change fields of the scenario, such as link.rate_mbps=40 or options.pie.target_ms=10.

@@ -12,6 +12,7 @@ from l4s_gym import REPLAY_ID, schema
 from l4s_gym.envs.rendering import FPS, RenderMode, metadata
 from l4s_gym.envs.simulated import SimulatedEnv, flag, whole
 from l4s_gym.errors import L4SError
+from l4s_gym.rewards import Reward
 from l4s_gym.sim import layout, measure
 from l4s_gym.sim.batch import Batch
 from l4s_gym.sim.scenario import Scenarios, load_all
@@ -98,8 +99,14 @@ class DualPI2Env(SimulatedEnv[Observation, int]):
 
     - `balance` (default): seconds of link time used, minus 0.25 x the integral of each class's normalised delay,
       delay / (delay + reference) with references C 15 ms and L 1 ms. Over 60 s it is at most 60.
+    - `fair`: as `balance`, with the link time used multiplied by the evenness E = exp(sum w_k ln x_k) / sum w_k x_k, in
+      which x_k is the goodput per bulk flow of class k over the last second and w_k the class's share of these flows;
+      E is 1 where only one class is present. It pays nothing for a class that is starved.
     - `power`: seconds of link time used, each packet's share divided by (1 + its delay / reference).
     - `l4s_llm`: packet_length / (current_queue_delay + 1000) of the packet that was decided, the paper's code.
+    - Weights of the components, each in seconds: `{"used": 1.0, "evenness": 0.0, "delay_c": -0.25, "delay_l": -0.25}` is
+      `balance`. `used` is the link time used, `evenness` the same with each packet's share times E, `delay_c` and
+      `delay_l` are the integrals of the normalised delays. What is left out weighs 0.
 
     ## Starting state
 
@@ -128,6 +135,8 @@ class DualPI2Env(SimulatedEnv[Observation, int]):
     | `delay_ms` | for each class, `C` and `L`: `mean`, `p50`, `p95`, `p99`, `max` of the sojourn times |
     | `mark_rate`, `drop_rate` | shares of the packets that arrived at the queues |
     | `classes` | for each class: `offered`, `dropped`, `dropped_ect`, `marked` packets, and both shares |
+    | `components` | components of the reward over the whole episode, its start included, s |
+    | `components_per_s` | the same per simulated second |
 
     ## Arguments
 
@@ -137,7 +146,7 @@ class DualPI2Env(SimulatedEnv[Observation, int]):
     | `horizon_s` | simulated seconds until an episode is truncated; None: the scenario's own |
     | `aqm` | queue discipline below the agent; None: the scenario's own |
     | `decision_interval` | the agent decides every n-th packet (1, 10, 100), the discipline the others |
-    | `reward` | `balance`, `power`, `l4s_llm` |
+    | `reward` | `balance`, `fair`, `power`, `l4s_llm`, or weights of the components |
     | `render_mode` | None, `ansi`, `rgb_array`, `rgb_array_list`, `human` (needs pygame: `pip install 'l4s-gym[render]'`) |
     | `render_fps` | pictures for each simulated second |
     | `info_record` | put the raw record into `info` |
@@ -167,7 +176,7 @@ class DualPI2Env(SimulatedEnv[Observation, int]):
         scenario: Scenarios = "l4s-llm-testbed",
         aqm: str | None = None,
         decision_interval: int = 1,
-        reward: str = "balance",
+        reward: Reward = "balance",
         render_mode: RenderMode | None = None,
         info_record: bool = False,
         render_fps: float = FPS,

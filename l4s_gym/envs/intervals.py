@@ -57,7 +57,7 @@ class Form:
         n: int,
         control_interval_ms: Any,
         horizon_s: float | None,
-        reward: str,
+        reward: rewards.Reward,
         **options: Any,
     ) -> None:
         """Create the batch and its control intervals."""
@@ -84,6 +84,10 @@ class Form:
             what = f"actions: give {rows[0]} rows, each of" if rows else f"action {given!r}: give"
             raise L4SError(f"{what} {self.asks}")
         return actions
+
+    def _components(self, i: int) -> dict[str, float]:
+        """Return the components of the reward of environment `i` in the last step, s."""
+        return dict(zip(layout.COMPONENTS, self.intervals.components[i].tolist(), strict=True))
 
     def _spaces(self) -> tuple[gym.spaces.Box, gym.spaces.Box]:
         """Return the spaces of an action (K,) and of an observation (12,)."""
@@ -125,7 +129,7 @@ class IntervalEnv(Form, SimulatedEnv[Floats, Floats]):
         if self._view is not None:
             self._view.note(ENQUEUE)
         status = int(self.batch.status[0])
-        info: dict[str, Any] = {}
+        info: dict[str, Any] = {"components": self._components(0)}
         if status != layout.STOPPED:
             self._ready = False
             info["statistics"] = measure.summary(self.batch, 0)
@@ -155,3 +159,14 @@ class IntervalVectorEnv(Form, SimulatedVectorEnv[Floats]):
 
     def _advance(self) -> int:
         return self.intervals.advance()
+
+    def _step_infos(self, stepped: npt.NDArray[np.bool_]) -> dict[str, Any]:
+        if not stepped.any():
+            return {}
+        columns = np.where(stepped[:, None], self.intervals.components, 0.0).T
+        infos: dict[str, Any] = dict(zip(layout.COMPONENTS, columns, strict=True))
+        infos |= {f"_{name}": stepped.copy() for name in layout.COMPONENTS}
+        return {"components": infos, "_components": stepped.copy()}
+
+    def _last_info(self, i: int) -> dict[str, Any]:
+        return {"components": self._components(i), **super()._last_info(i)}

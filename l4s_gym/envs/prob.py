@@ -10,6 +10,7 @@ import numpy.typing as npt
 from l4s_gym.envs.intervals import Form, IntervalEnv, IntervalVectorEnv
 from l4s_gym.envs.rendering import FPS, RenderMode
 from l4s_gym.envs.simulated import flag
+from l4s_gym.rewards import Reward
 from l4s_gym.sim import layout
 from l4s_gym.sim.scenario import Scenarios
 
@@ -58,7 +59,8 @@ class DualPI2ProbEnv(_Probabilities, IntervalEnv):
 
     ## Rewards, starting state, episode end, arguments, pictures, copies
 
-    As `L4S-DualPI2-v0`, rewards `balance` and `power`; without `decision_interval` and `info_record`, and with
+    As `L4S-DualPI2-v0`, without the reward `l4s_llm`, `decision_interval` and `info_record`. `info["components"]` has
+    the components of each step's reward; `l4s_gym.envs.multi.MultiObjective` makes them a reward vector. Further
 
     | argument | meaning |
     |---|---|
@@ -75,7 +77,7 @@ class DualPI2ProbEnv(_Probabilities, IntervalEnv):
         scenario: Scenarios = "l4s-llm-testbed",
         aqm: str | None = None,
         control_interval_ms: float = 16.0,
-        reward: str = "balance",
+        reward: Reward = "balance",
         even: bool = False,
         render_mode: RenderMode | None = None,
         render_fps: float = FPS,
@@ -105,7 +107,7 @@ class DualPI2ProbVectorEnv(_Probabilities, IntervalVectorEnv):
         scenario: Scenarios = "l4s-llm-testbed",
         aqm: str | None = None,
         control_interval_ms: float = 16.0,
-        reward: str = "balance",
+        reward: Reward = "balance",
         even: bool = False,
         render_mode: str | None = None,
         autoreset_mode: str = "next_step",

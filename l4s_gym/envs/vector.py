@@ -17,6 +17,7 @@ from l4s_gym.envs.dualpi2 import check_interval, in_kernel_units, observation_sp
 from l4s_gym.envs.simulated import chosen_scenario, flag, read_options, whole
 from l4s_gym.envs.snapshots import Snapshots
 from l4s_gym.errors import L4SError, unknown
+from l4s_gym.rewards import Reward
 from l4s_gym.sim import engine, layout, measure
 from l4s_gym.sim.batch import Batch
 from l4s_gym.sim.scenario import Scenarios, load_all
@@ -55,6 +56,10 @@ class SimulatedVectorEnv(Snapshots, VectorEnv[npt.NDArray[np.float32], Actions, 
 
     def _infos(self) -> dict[str, Any]:
         """Return the infos of a step."""
+        return {}
+
+    def _step_infos(self, stepped: npt.NDArray[np.bool_]) -> dict[str, Any]:
+        """Return the infos of the environments (N,) that have made a step, and not just started."""
         return {}
 
     def _last_info(self, i: int) -> dict[str, Any]:
@@ -158,7 +163,8 @@ class SimulatedVectorEnv(Snapshots, VectorEnv[npt.NDArray[np.float32], Actions, 
             self._start(i)
         if highest < layout.TERMINATED and not started:  # none has ended
             none = np.zeros(self.num_envs, bool)
-            return self._take(self._obs), self._take(batch.reward), none, none.copy(), self._infos()
+            infos = self._infos() | self._step_infos(self._all)
+            return self._take(self._obs), self._take(batch.reward), none, none.copy(), infos
         status = batch.status
         terminated = status == layout.TERMINATED
         truncated = status == layout.TRUNCATED
@@ -175,9 +181,9 @@ class SimulatedVectorEnv(Snapshots, VectorEnv[npt.NDArray[np.float32], Actions, 
                 self._start(i)
             infos |= {"final_obs": final, "_final_obs": ended}
             self._ended = np.zeros(self.num_envs, bool)
-            infos |= self._tell_scenarios(self._infos(), which)
+            infos |= self._tell_scenarios(self._infos() | self._step_infos(~ended), which)
         else:
-            infos = self._tell_scenarios(self._infos(), started)
+            infos = self._tell_scenarios(self._infos() | self._step_infos(~self._ended), started)
             for i in which:
                 infos = self._add_info(infos, self._last_info(i), i)
             self._ended = ended
@@ -211,7 +217,7 @@ class DualPI2VectorEnv(SimulatedVectorEnv[npt.NDArray[np.int64]]):
         scenario: Scenarios = "l4s-llm-testbed",
         aqm: str | None = None,
         decision_interval: int = 1,
-        reward: str = "balance",
+        reward: Reward = "balance",
         render_mode: str | None = None,
         autoreset_mode: str = "next_step",
         copy: bool = True,

@@ -47,7 +47,7 @@ class Result:
         scenario: Name of the scenario.
         aqm: Discipline underneath.
         seed: Seed of the episode.
-        reward: Name of the reward.
+        reward: The reward, as `l4s_gym.rewards.canonical` has it.
         episode_return: Sum of the rewards of the whole episode, warm-up included.
         decisions: Decisions that the agent took after the warm-up (a native discipline: packets offered).
         utilisation: Share of the link's capacity that was used, after the warm-up (as all that follows).
@@ -226,7 +226,7 @@ def evaluate(
     *,
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
     aqm: str | None = None,
-    reward: str = "balance",
+    reward: rewards.Reward = "balance",
     decision_interval: int = 1,
     progress: Progress | None = None,
 ) -> list[Result]:
@@ -237,7 +237,7 @@ def evaluate(
         scenario: Name, path, or scenario.
         seeds: Seeds of the episodes; each is that of `reset(seed=)` of a single environment.
         aqm: Discipline under an agent; None: the scenario's own.
-        reward: Name of the reward.
+        reward: Name or weights of the reward, see `l4s_gym.rewards`.
         decision_interval: Ask the agent at each n-th packet.
         progress: Called with the share of the episodes that is done.
 
@@ -271,7 +271,7 @@ def evaluate_many(
     seeds: Sequence[int],
     agent_seed: int | None = None,
     aqm: str | None = None,
-    reward: str = "balance",
+    reward: rewards.Reward = "balance",
     decision_interval: int = 1,
     progress: Progress | None = None,
     threads: int | None = None,
@@ -330,7 +330,7 @@ def evaluate_many(
     about: dict[str, Any] = {
         "agent": str(who) if agent is None else agent.name,
         "rule": "-" if agent is None else agent.rule,
-        "reward": reward,
+        "reward": rewards.canonical(reward),
         "latency_us": timed,
         "cost": {} if agent is None else agent.cost(),
         "wall_s": wall_s,

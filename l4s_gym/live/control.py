@@ -142,21 +142,22 @@ class RewardMeter:
     """Computes the simulator's rewards from the totals in the rows.
 
     Args:
-        kind: Name of the reward, see `l4s_gym.rewards`.
+        kind: The reward, see `l4s_gym.rewards.check_live`.
         rate_bps: Of the link; 0 where it is not known.
 
     Raises:
-        L4SError: No such reward, or the rate is needed and not known.
+        L4SError: No such reward, or it takes what is not known here.
     """
 
-    def __init__(self, kind: str, rate_bps: int) -> None:
-        rewards.check(kind)
+    def __init__(self, kind: rewards.Reward, rate_bps: int) -> None:
+        kind = rewards.check_live(kind)
         if kind != rewards.L4S_LLM and rate_bps <= 0:
             raise L4SError(
                 f"reward {kind!r}: the server does not know the rate of the link: "
                 f"configure it there, or use reward={rewards.L4S_LLM!r}"
             )
         self.kind = kind
+        self._weights = rewards.weights_of(kind)
         self._s_per_byte = 8.0 / rate_bps if rate_bps > 0 else 0.0
 
     def between(self, before: Any, after: Any) -> float:
@@ -174,11 +175,11 @@ class RewardMeter:
 
     def integral(self, old: Any, new: Any) -> float:
         """Return a reward that is an integral over time, between two bodies of entries with the same totals."""
-        if self.kind == rewards.POWER:
+        if self._weights is None:
             return (int(new["power_bytes"]) - int(old["power_bytes"])) / 65536 * self._s_per_byte
         served_s = (int(new["served_bytes"]) - int(old["served_bytes"])) * self._s_per_byte
-        delay_ns = sum(int(new[name]) - int(old[name]) for name in ("delay_c_ns", "delay_l_ns"))
-        return rewards.balance(served_s, 1e-9 * delay_ns)
+        delays_s = {name: 1e-9 * (int(new[f"{name}_ns"]) - int(old[f"{name}_ns"])) for name in ("delay_c", "delay_l")}
+        return rewards.total(self._weights, {"used": served_s, **delays_s})
 
 
 @dataclass(frozen=True)
@@ -296,7 +297,7 @@ class Controller:
         *,
         decision_interval: int = 1,
         lifetime_ms: float = LIFETIME_MS,
-        reward: str | None = None,
+        reward: rewards.Reward | None = None,
         patience_s: float = PATIENCE_S,
         seed: int = 0,
         clock: Callable[[], float] = time.monotonic,
@@ -304,7 +305,7 @@ class Controller:
         if not lifetime_ms > 0:
             raise L4SError(f"lifetime_ms={lifetime_ms!r}: give a positive number of milliseconds")
         if reward is not None:
-            rewards.check(reward)
+            rewards.check_live(reward)
         self._client, self._agent = client, agent
         self._interval, self._lifetime_us = decision_interval, max(round(lifetime_ms * 1e3), 1)
         self._reward, self._patience_s, self._seed = reward, patience_s, seed

@@ -142,7 +142,7 @@ class DualPI2LiveEnv(LiveEnv[int]):
     |---|---|
     | `socket` | path of the Unix socket; None: `$L4S_GYM_SOCKET`, or `/run/l4s-gym/live.sock` |
     | `decision_interval` | the agent decides every n-th packet (1, 10, 100), the queue the others |
-    | `reward` | `balance`, `power`, `l4s_llm` |
+    | `reward` | `balance`, `power`, `l4s_llm`, or weights such as `{"used": 1.0, "delay_l": -0.25}`, without `evenness` |
     | `horizon_s` | length of an episode |
     | `lifetime_ms` | an action is valid for this long after the question |
     | `timeout_s` | longest wait for the server and for packets |
@@ -179,14 +179,14 @@ class DualPI2LiveEnv(LiveEnv[int]):
         self,
         socket: str | None = None,
         decision_interval: int = 1,
-        reward: str = "balance",
+        reward: rewards.Reward = "balance",
         horizon_s: float = 60.0,
         lifetime_ms: float = LIFETIME_MS,
         timeout_s: float = TIMEOUT_S,
         info_record: bool = False,
         direct: bool = True,
     ) -> None:
-        rewards.check(reward)
+        reward = rewards.check_live(reward)
         check_positive(horizon_s=horizon_s, lifetime_ms=lifetime_ms, timeout_s=timeout_s)
         self._open(Client(socket, timeout_s=timeout_s, direct=direct), reward, horizon_s)
         self.action_space = gym.spaces.Discrete(3)  # type: ignore[assignment]  # its elements are int64

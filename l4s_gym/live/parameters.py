@@ -63,7 +63,7 @@ class DualPI2LiveLawEnv(LiveEnv[Floats]):
     Args:
         socket: Path of the Unix socket; None: `$L4S_GYM_SOCKET`, or `/run/l4s-gym/live.sock`.
         control_interval_ms: Length of a step.
-        reward: `balance` or `power`.
+        reward: `balance`, `power`, or weights of `used`, `delay_c` and `delay_l`.
         horizon_s: Length of an episode.
         lifetime_ms: An action holds for so long without another one; None: three intervals.
         timeout_s: Longest wait for the server.
@@ -73,13 +73,13 @@ class DualPI2LiveLawEnv(LiveEnv[Floats]):
         self,
         socket: str | None = None,
         control_interval_ms: float = INTERVAL_MS,
-        reward: str = rewards.BALANCE,
+        reward: rewards.Reward = rewards.BALANCE,
         horizon_s: float = 60.0,
         lifetime_ms: float | None = None,
         timeout_s: float = TIMEOUT_S,
     ) -> None:
-        rewards.check(reward)
         rewards.check_timed(reward)
+        reward = rewards.check_live(reward)
         lifetime_ms = LIVES_INTERVALS * control_interval_ms if lifetime_ms is None else lifetime_ms
         check_positive(
             control_interval_ms=control_interval_ms, horizon_s=horizon_s, lifetime_ms=lifetime_ms, timeout_s=timeout_s

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import int64
 
-from l4s_gym import __version__
-from l4s_gym.errors import L4SError, unknown
+from l4s_gym import __version__, rewards
+from l4s_gym.errors import L4SError
 from l4s_gym.schema import RECORD
 from l4s_gym.sim import congestion, disciplines, engine, layout, link, setup, traces
 from l4s_gym.sim.discipline import Discipline
@@ -156,7 +156,7 @@ class Batch:
         aqm: str | None = None,
         decider: int = layout.NATIVE,
         interval: int = 1,
-        reward: str = "balance",
+        reward: rewards.Reward = "balance",
         log_rows: int = 0,
         explore: float = 0.0,
         num_threads: int | None = None,
@@ -171,7 +171,7 @@ class Batch:
             aqm: Discipline; None: each scenario's.
             decider: `layout.NATIVE`, `AGENT`, `POLICY` or `PROBABILITY`.
             interval: Ask the agent at each interval-th packet; the discipline decides the others.
-            reward: `balance`, `power` or `l4s_llm`.
+            reward: Name or weights, see `l4s_gym.rewards`.
             log_rows: Rows of the decision log of each environment; 0: no log.
             explore: Share of the packets that the discipline would decide for which an action is drawn instead.
             num_threads: Threads that run the batch at most; None: one a core, from `PARALLEL_FROM` environments on.
@@ -180,8 +180,6 @@ class Batch:
         """
         several = (scenario,) if isinstance(scenario, Scenario) else scenario
         self._prepared = [_prepare(each, aqm) for each in several]
-        if reward not in layout.REWARDS:
-            raise unknown("reward", reward, layout.REWARDS)
         self.n = n
         self.decider = decider
         self.interval = interval
@@ -190,7 +188,8 @@ class Batch:
         self.explore = explore
         if num_threads is not None and (not isinstance(num_threads, int | np.integer) or num_threads < 1):
             raise L4SError(f"num_threads={num_threads!r}: give a whole number, 1 or more, or None")
-        self.reward_kind = layout.REWARDS.index(reward)
+        reward = rewards.canonical(reward)
+        self._reward_kind, self._weights = rewards.engine_form(reward)
         self._options = {
             **{"n": n, "aqm": aqm, "decider": decider, "interval": interval, "reward": reward},
             **{"log_rows": log_rows, "explore": explore, "num_threads": num_threads, "policy": policy},
@@ -309,7 +308,7 @@ class Batch:
             env["decider"] = self.decider
             env["interval"] = self.interval
             env["until_decision"] = 1
-            env["reward_kind"] = self.reward_kind
+            env["reward_kind"], env["weights"] = self._reward_kind, self._weights
             env["log_capacity"] = self._log_rows
             env["explore"] = self.explore
             env["trace_row"] = self._trace_rows[which]
@@ -594,6 +593,10 @@ class Batch:
         if self.discipline_of(index).dual:
             return np.asarray(self.queue[what][index])
         return np.array([self.env[what][index], 0])
+
+    def components(self, index: int) -> dict[str, float]:
+        """The components of the reward (`l4s_gym.rewards.COMPONENTS`) since the start of the episode, s."""
+        return dict(zip(layout.COMPONENTS, self.env["totals"][index].tolist(), strict=True))
 
     def carried_bytes(self, index: int) -> float:
         """What the link has carried since the counters were reset, bytes: at both ends, packets count in part."""

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from numba import carray, int64
 
 from l4s_gym import compiled
-from l4s_gym.sim import disciplines, link, observation, policy, router, sources, tcp
+from l4s_gym.sim import disciplines, evenness, link, observation, policy, router, sources, tcp
 from l4s_gym.sim.events import first_slot, first_time, set_time, uniform
 from l4s_gym.sim.jit import address_of, entry, jit, shared, short_entry
 from l4s_gym.sim.layout import (
@@ -171,11 +171,13 @@ def run(env: Any, action: int) -> int:
         link_first = env.link_at <= time_ns
         if link_first:
             time_ns = env.link_at
-        if time_ns >= env.horizon_ns:
-            env.now_ns = env.horizon_ns
-            observation.integrate(env)
-            env.status = TRUNCATED
-            return TRUNCATED
+        if time_ns >= env.bucket_end_ns:
+            if time_ns >= env.horizon_ns:
+                env.now_ns = env.horizon_ns
+                observation.integrate(env)
+                env.status = TRUNCATED
+                return TRUNCATED
+            evenness.turn(env, time_ns)
         env.now_ns = time_ns
         env.events += 1
         if link_first:

@@ -11,7 +11,7 @@ from l4s_gym.sim import disciplines, link
 from l4s_gym.sim.batch import Batch
 from l4s_gym.sim.events import set_time
 from l4s_gym.sim.jit import entry, jit
-from l4s_gym.sim.layout import SLOT_STOP, STOPPED
+from l4s_gym.sim.layout import COMPONENTS, SLOT_STOP, STOPPED
 from l4s_gym.sim.memory import env_record, queue_at
 
 HIGH: Final = np.array([100, 100, 100, 100, 100, 100, 1, 1, 1, 1, 10, 1], np.float32)
@@ -70,12 +70,14 @@ class Intervals:
 
     Attributes:
         obs: (n, 12) float32, what was seen in the last interval.
+        components: (n, 4) float64, those of the reward in it (`layout.COMPONENTS`), s.
     """
 
     def __init__(self, batch: Batch, interval_ns: int) -> None:
         """Of a batch that asks for no packet's decision, and so many nanoseconds."""
         self._batch, self._interval_ns = batch, interval_ns
         self.obs = np.zeros((batch.n, len(HIGH)), np.float32)
+        self.components = np.zeros((batch.n, len(COMPONENTS)))
         self._before = np.zeros((batch.n, _COUNTERS))
         self._warmup_ns = np.zeros(batch.n, np.int64)
 
@@ -88,8 +90,10 @@ class Intervals:
     def advance(self) -> int:
         """Run each environment for one interval, or to its end, at which it stays; the highest status."""
         batch = self._batch
+        self.components[:] = batch.env["totals"]
         _stop(batch.address, batch.stride, batch.n, self._interval_ns)
         highest = batch.advance()
+        np.subtract(batch.env["totals"], self.components, out=self.components)
         _observe(batch.address, batch.stride, self._before, self.obs)
         env = batch.env
         over = (env["since_ns"] < self._warmup_ns) & (self._warmup_ns <= env["now_ns"])

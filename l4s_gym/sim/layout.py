@@ -39,11 +39,12 @@ NATIVE, AGENT, POLICY, PROBABILITY = range(4)
 SAMPLE, ARGMAX, DIFFUSE = range(3)
 RULES: Final = ("sample", "argmax", "diffuse")
 
-# Rewards.
-BALANCE, POWER, L4S_LLM = range(3)
-REWARDS: Final = ("balance", "power", "l4s_llm")
-DELAY_WEIGHT: Final = 0.25
-"""Of `balance`: what a second of normalised delay costs, in seconds of link time."""
+# Rewards (`l4s_gym.rewards` has their names): a weighted sum of the components, or one of two others.
+WEIGHTED, POWER, L4S_LLM = range(3)
+COMPONENTS: Final = ("used", "evenness", "delay_c", "delay_l")
+BUCKETS: Final = 16
+BUCKET_NS: Final = 62_500_000
+"""The evenness is that of the last second, in so many buckets of so many nanoseconds (`l4s_gym.sim.evenness`)."""
 
 # Why `advance` came back.
 RUNNING, DECISION, STOPPED, TERMINATED, TRUNCATED, LOG_FULL, POOL_EMPTY = range(7)
@@ -96,6 +97,10 @@ ENV_ROWS: Final[tuple[Row, ...]] = (
     ("delay_c_s", "f8", "s", "Integral of C's normalised delay since then."),
     ("delay_l_s", "f8", "s", "Integral of L's normalised delay since then."),
     ("power_s", "f8", "s", "Link time used since then, each packet's share divided by 1 + its normalised delay."),
+    ("fair_s", "f8", "s", "Link time used since then, each packet's share times the evenness."),
+    ("evenness", "f8", "1", "Of the flows' goodputs over the last second (`l4s_gym.sim.evenness`)."),
+    ("bucket_end_ns", "i8", "ns", "End of this bucket, or of the episode where that is earlier."),
+    ("bulk_bytes", "(2,)i8", "bytes", "Payload that reached bulk flows of C and L in this bucket, each segment once."),
     ("per_ref_c", "f8", "1/ns", "1 / reference delay of C."),
     ("per_ref_l", "f8", "1/ns", "1 / reference delay of L."),
     ("s_per_byte", "f8", "s", "Link time of a byte at the first rate."),
@@ -119,6 +124,8 @@ ENV_ROWS: Final[tuple[Row, ...]] = (
     ("reward_at", "i8", "address", "Of the reward."),
     ("status_at", "i8", "address", "Of the status."),
     ("applied_at", "i8", "address", "Of the applied action."),
+    ("weights", "(4,)f8", "1", "Of `COMPONENTS` in the reward."),
+    ("totals", "(4,)f8", "s", "`COMPONENTS` since the start, up to when the reward was last taken."),
     ("tick_ns", "i8", "ns", "A tick of the kernel; 0: its clock is exact."),
     ("free", "i4", "packet", "Head of the list of packets that were given back."),
     ("fresh", "i4", "packet", "First packet that has never been under way."),
@@ -147,7 +154,7 @@ ENV_ROWS: Final[tuple[Row, ...]] = (
     ("acks_queued", "i1", "flag", "Whether the ACKs cross the same queues."),
     ("applied", "i1", "action", "Done to the packet that arrived last."),
     ("logged", "i1", "action", "That the log shows where it is not what was done, else -1."),
-    ("reward_kind", "i1", "-", "`BALANCE`, `POWER`, `L4S_LLM`."),
+    ("reward_kind", "i1", "-", "`WEIGHTED`, `POWER`, `L4S_LLM`."),
     ("queue_timers", "i1", "flag", "Whether each queue has a control timer of its own."),
     # -- the rest of the link, what the log shows of the discipline, measurement, the router (`l4s_gym.sim.router`)
     ("p_l", "f8", "1", "Probability of L that an agent has set."),
@@ -208,6 +215,14 @@ ENV_ROWS: Final[tuple[Row, ...]] = (
     ("late", "i1", "bits", "Queues whose update waits for the processor."),
     ("policy_at", "i8", "address", "Of the policy that decides in the engine (`l4s_gym.sim.policy`)."),
     ("rule_at", "i8", "address", "Of the state of its decision rule."),
+    ("bulk_flows", "(2,)i8", "flows", "Bulk flows of C and L that run."),
+    ("bulk_ns", "(2,)i8", "ns", "Time that they have run in this bucket, summed over the flows."),
+    ("bulk_since_ns", "i8", "ns", "Up to when that time is counted."),
+    ("bucket", "i8", "-", "Number of this bucket since the start."),
+    ("second_bytes", "(2,)i8", "bytes", "Payload of the last second, up to this bucket."),
+    ("second_ns", "(2,)i8", "ns", "Flow time of the last second, up to this bucket."),
+    ("past_bytes", f"({BUCKETS}, 2)i8", "bytes", "`bulk_bytes` of each of its buckets."),
+    ("past_ns", f"({BUCKETS}, 2)i8", "ns", "`bulk_ns` of each of its buckets."),
 )
 QUEUE_ROWS: Final[tuple[Row, ...]] = (
     # -- touched at nearly every packet

@@ -142,6 +142,7 @@ def dequeue(env: Any) -> int:
         env.served_bytes += a.len
         env.served_s += seconds
         env.power_s += seconds * (1.0 - c.normalised)
+        env.fair_s += seconds * env.evenness
         return p
 
 

@@ -51,6 +51,8 @@ class Summary(TypedDict):
     mark_rate: float
     drop_rate: float
     classes: dict[str, ClassSummary]
+    components: dict[str, float]
+    components_per_s: dict[str, float]
 
 
 @functools.cache
@@ -121,7 +123,7 @@ def _ratio(part: int, whole: int) -> float:
 
 
 def summary(batch: Batch, index: int) -> Summary:
-    """What environment `index` did since its counters were reset.
+    """What environment `index` did since its counters were reset; `components` are those of the whole episode.
 
     Rates of marks and drops are fractions of the packets offered; goodput is payload received once, per flow.
     A packet that bore CE already and is marked again counts as marked.
@@ -154,6 +156,7 @@ def summary(batch: Batch, index: int) -> Summary:
             "drop_rate": _ratio(dropped, offered),
         }
     offered = sum(c["offered"] for c in classes.values())
+    components, elapsed_s = batch.components(index), float(env["now_ns"]) * 1e-9
     return {
         "duration_s": duration_s,
         "utilisation": min(used, 1.0),  # floating point may be off by its last digits
@@ -165,4 +168,6 @@ def summary(batch: Batch, index: int) -> Summary:
         "mark_rate": _ratio(sum(c["marked"] for c in classes.values()), offered),
         "drop_rate": _ratio(sum(c["dropped"] for c in classes.values()), offered),
         "classes": classes,
+        "components": components,
+        "components_per_s": {name: total / max(elapsed_s, 1e-9) for name, total in components.items()},
     }

@@ -9,7 +9,7 @@ import numpy as np
 from l4s_gym.schema import OBS_HIGH, OBS_SCALE
 from l4s_gym.sim import disciplines
 from l4s_gym.sim.jit import jit
-from l4s_gym.sim.layout import BALANCE, DELAY_WEIGHT, POWER, WAITING
+from l4s_gym.sim.layout import POWER, WAITING, WEIGHTED
 from l4s_gym.sim.memory import log_at, obs_of, packet_at, queue_at, rewards_of, sojourns_of
 
 _SCALE = OBS_SCALE.copy()
@@ -122,8 +122,10 @@ def integrate(env: Any) -> None:
 def reward_so_far(env: Any) -> float:
     """The reward since it was last taken."""
     integrate(env)
-    if env.reward_kind == BALANCE:
-        return env.served_s - DELAY_WEIGHT * (env.delay_c_s + env.delay_l_s)
+    if env.reward_kind == WEIGHTED:
+        weights = env.weights
+        delay = weights[2] * env.delay_c_s + weights[3] * env.delay_l_s
+        return weights[0] * env.served_s + weights[1] * env.fair_s + delay
     if env.reward_kind == POWER:
         return env.power_s
     return env.last_reward_len / (env.last_reward_delay_us + 1000.0)
@@ -134,9 +136,15 @@ def take_reward(env: Any) -> float:
     """The reward since it was last taken; from now on it counts from 0."""
     reward = reward_so_far(env)
     env.taken += reward
+    totals = env.totals
+    totals[0] += env.served_s
+    totals[1] += env.fair_s
+    totals[2] += env.delay_c_s
+    totals[3] += env.delay_l_s
     env.last_reward_len = 0
     env.served_s = 0.0
     env.power_s = 0.0
+    env.fair_s = 0.0
     env.delay_c_s = 0.0
     env.delay_l_s = 0.0
     return reward

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from l4s_gym.schema import CE, NOT_ECT
+from l4s_gym.sim import evenness
 from l4s_gym.sim.jit import jit
 from l4s_gym.sim.layout import NEVER, NONE, RECEIVED
 from l4s_gym.sim.memory import board_of, flow_at, packet_at
@@ -104,8 +105,9 @@ def receive(env: Any, i: int, p: int) -> None:
     sent_ns = a.sent_ns
     sack_seq = -1
     at_once = toggled
+    payload_bytes = 0  # that has come for the first time
     if seq == f.rcv_nxt:
-        f.goodput_bytes += a.len - HEADER_LEN
+        payload_bytes = a.len - HEADER_LEN
         f.rcv_nxt += 1
         if f.rwnd < f.largest_rwnd and f.held == 0:
             _grow_window(env, f)
@@ -122,11 +124,14 @@ def receive(env: Any, i: int, p: int) -> None:
     else:
         at_once = True
         if seq > f.rcv_nxt and not board[seq & mask] & RECEIVED:
-            f.goodput_bytes += a.len - HEADER_LEN
+            payload_bytes = a.len - HEADER_LEN
             board[seq & mask] |= RECEIVED
             f.held += 1
             _extend_block(env, i, seq)
             sack_seq = seq
+    if payload_bytes > 0:
+        f.goodput_bytes += payload_bytes
+        evenness.note_goodput(env, f, payload_bytes)
     if at_once or f.pending >= f.ack_every:
         _fill_ack(env, i, p, sent_ns, sack_seq)
         return

@@ -295,6 +295,8 @@ def build(scenario: Scenario, aqm: str, n_flows: int) -> Template:
             "per_ref_c": 1.0 / REFERENCE_NS[0],
             "per_ref_l": 1.0 / REFERENCE_NS[1],
             "s_per_byte": 8.0 / rate,
+            "evenness": 1.0,
+            "bucket_end_ns": min(layout.BUCKET_NS, round(scenario.horizon_s * 1e9)),
         },
     )
     queue = np.zeros(queues, layout.QUEUE)

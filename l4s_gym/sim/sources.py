@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from l4s_gym.sim import receiver, tcp
+from l4s_gym.sim import evenness, receiver, tcp
 from l4s_gym.sim.events import host_uniform, set_time
 from l4s_gym.sim.jit import jit, public
 from l4s_gym.sim.layout import BULK, CBR, NEVER, NONE, ONOFF, SLOT_FLOWS, WEB
@@ -53,6 +53,7 @@ def start(env: Any, i: int) -> None:
         arm(env, i, f.app_at)
         return
     tcp.restart(env, i)
+    evenness.note_flow(env, f, 1)
     if f.app == WEB:
         _offer(f, int(bounded_pareto(host_uniform(env), f.size_shape, f.size_min, f.size_max)))
     elif f.finite:
@@ -75,6 +76,7 @@ def complete(env: Any, i: int) -> None:
         f.app_at = env.now_ns + exponential(env, f.mean_off_ns)
         arm(env, i, f.app_at)
     elif f.app == BULK and f.done == 0:
+        evenness.note_flow(env, f, -1)
         f.done = 1
         env.unfinished -= 1
 

@@ -85,7 +85,7 @@ def test_observations_are_the_simulators(simulated: Any) -> None:
     assert (observations(simulated)[:, 4] == 0).all()
 
 
-@pytest.mark.parametrize("reward", ["balance", "power", "l4s_llm"])
+@pytest.mark.parametrize("reward", ["balance", "power", "l4s_llm", "used=0.5,delay_l=-2"])
 def test_an_episode(serve: Serve, reward: str) -> None:
     records = log_of(500)
     server = serve(records, patience_s=None)
@@ -108,6 +108,7 @@ def test_an_episode(serve: Serve, reward: str) -> None:
         expected = {
             "balance": served_s - 0.25 * (in_c * 1000 + in_l * 500) * 1e-9,
             "power": served_s / 2,
+            "used=0.5,delay_l=-2": served_s / 2 - 2 * in_l * 500 * 1e-9,
             "l4s_llm": 1500 / (int(asked["current_queue_delay"]) + 1000),
         }[reward]
         assert value == pytest.approx(expected)

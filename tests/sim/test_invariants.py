@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from l4s_gym import rewards
 from l4s_gym.schema import MAX_PROB, OBS_HIGH
 from l4s_gym.sim import layout
 from l4s_gym.sim.batch import Batch
@@ -87,7 +88,7 @@ EPISODE = st.fixed_dictionaries(
         "interval": st.sampled_from([1, 1, 3, 100]),
         "probabilities": st.tuples(st.floats(0, 1), st.floats(0, 1)),
         "even": st.booleans(),
-        "reward": st.sampled_from(layout.REWARDS),
+        "reward": st.sampled_from(rewards.NAMES),
         "seed": st.integers(0, 1 << 16),
     }
 )
@@ -146,6 +147,14 @@ def check_state(batch: Batch) -> None:
     assert env["in_flight"] == len(placed)
     assert sorted(placed + free) == list(range(int(env["fresh"])))
     assert env["fresh"] <= env["pool"] == len(packet)
+
+    # The flows' shares, and what is earned by them.
+    assert 0.0 <= env["evenness"] <= 1.0 and (env["totals"] >= 0.0).all()
+    assert env["totals"][1] <= env["totals"][0] * (1.0 + 1e-12)
+    bulk = (flow["app"] == layout.BULK) & (flow["running"] != 0)
+    assert env["bulk_flows"].sum() == bulk.sum()
+    assert (env["second_bytes"] == env["past_bytes"].sum(axis=0)).all()
+    assert (env["second_ns"] == env["past_ns"].sum(axis=0)).all()
 
     if env["limit_packets"]:
         assert env["packets"] <= env["limit_packets"]

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pytest
 from gymnasium.utils import seeding
 
-from l4s_gym import L4SError
+from l4s_gym import L4SError, rewards
 from l4s_gym.agents import DecisionRule, PolicyAgent, RandomAgent, ThresholdAgent
 from l4s_gym.agents.protocol import Actions, Agent, Floats, Observations, generators, policy_of
 from l4s_gym.evaluation import harness, native
@@ -204,7 +204,7 @@ def test_the_rules_in_the_engine(agent: Agent) -> None:
     same(agent)
 
 
-@pytest.mark.parametrize("reward", layout.REWARDS)
+@pytest.mark.parametrize("reward", [*rewards.NAMES, "evenness=1,delay_l=-.1"])
 def test_intervals_and_rewards(reward: str) -> None:
     agent = PolicyAgent(POLICIES["tree"])
     same(agent, reward=reward, decision_interval=7)
