@@ -1,6 +1,6 @@
 """Compiled loops over long logs: reading their lines, and making steps of what was recorded before the decision.
 
-Apart from who calls them, so that only long logs wait for the compiler.
+In a module of their own, so that only long logs wait for the compiler.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def scan(
 ) -> int:
     """Convert the lines of a block that are well-formed; the others are left to the general parser.
 
-    Works until the block ends, or there is no place left for more; then call it again with what it returned.
+    Works until the block ends or an output is full; then call it again with what it returned.
 
     Args:
         buffer: Whole lines (b,), each with its newline.
@@ -103,9 +103,9 @@ def scan(
 
 @partial(kept, nogil=True)
 def fill_steps(records: Any, rewards: Floats, scale: Floats, high: Floats, steps: Any) -> None:
-    """Fill steps as `StepMaker.make` does, of records that bear what was known before the decision.
+    """Fill steps as `StepMaker.make` does, from records that hold what was known before the decision.
 
-    The simulator records it, and makes datasets of tens of millions of rows: NumPy, a pass a field, is too slow.
+    The simulator records it, and makes datasets of tens of millions of rows: NumPy, with one pass a field, is too slow.
 
     Args:
         records: `schema.RECORD` (T,).

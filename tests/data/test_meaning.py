@@ -242,7 +242,7 @@ def test_hints_stay_apart_among_few_names() -> None:
 def test_inspect_says_what_is_absent() -> None:
     log = make_kernel_log(1)
     for names, shown in (
-        (("action", "accumulated_probability", "queue_type"), "cannot be told, as the source lacks drop_probability"),
+        (("action", "accumulated_probability", "queue_type"), "unknown, as the source lacks drop_probability"),
         (("action", "drop_probability", "accumulated_probability"), "lacks queue_type"),
         (("queue_type", "accumulated_probability_before"), "recorded, missing in 0 rows"),
         (("queue_type", "drop_probability"), "actions: not in the source"),
