@@ -47,7 +47,7 @@ SHAPES: Final[dict[str, LLMConfig]] = {
     ),
 }
 TARGETS_MS: Final = {("small", 1): 1.0, ("gpt2-124m", 1): 15.0, ("llama-2-7b", 1): 8.0}
-"""Number of samples for the median."""
+"""Targets for the median, ms."""
 WAYS: Final = ("full", "float32", "bfloat16", "int8")
 
 

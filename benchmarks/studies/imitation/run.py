@@ -275,18 +275,18 @@ Written by `python benchmarks/studies/imitation/run.py`: the newest run of each 
 is not shown), on two of the three episodes of 60 s.
 
 **Forecasts**: the third episode. The kernel draws random numbers; its probabilities q are known at each step
-(`l4s_gym.data.behaviour`), and nobody's expected cross-entropy is below their entropy. KL is the exact mean of
-sum q ln(q / p) in nats, the excess is its estimate from the actions that were drawn; the interval (95 %) is that of the
-mean over blocks of neighbouring steps. No agent comes to 0: the observation lacks the ECN field and the delay at the
-last update, which the kernel decides by. The probabilities of cql, bcq, dqn and double_dqn are a softmax of values,
-which nothing but cql's conservative term (an imitator's loss) asks to be a forecast, and sac's are those of a policy
-that is to be as random as it can afford. "Ruled out" is the share of the steps at which something was possible to which
-the agent gives no probability.
+(`l4s_gym.data.behaviour`), and no expected cross-entropy is below their entropy. KL is the exact mean of
+sum q ln(q / p) in nats; the excess is its estimate from the actions that were drawn; the interval (95 %) is that of the
+mean over blocks of neighbouring steps. No agent reaches 0: the observation lacks the ECN field and the delay at the
+last update, which the kernel uses. The probabilities of cql, bcq, dqn and double_dqn are a softmax of values: only
+cql's conservative term (an imitator's loss) trains them as a forecast. Those of sac come from a policy that is trained
+to be as random as possible. "Ruled out" is the share of the steps at which the agent gives no probability to a possible
+action.
 
-**Closed loop**: the agent decides on each packet, under each decision rule; means and 95 % intervals (Student's t) over
-the seeds, the difference to the kernel's return seed by seed. An agent is told from the kernel where such an interval
-leaves 0 out, for the return, the shares of drops and marks, or the median delay of C or L (five chances to be told by
-luck alone).
+**Closed loop**: the agent decides about each packet, under each decision rule; means and 95 % intervals (Student's t)
+over the seeds, and the difference from the kernel's return seed by seed. An agent is distinguished from the kernel if
+such an interval excludes 0, for the return, the shares of drops and marks, or the median delay of C or L (so there are
+five chances for a distinction by chance alone).
 """
 
 
@@ -310,7 +310,7 @@ def markdown(newest: dict[str, Row]) -> str:
         lines += [*table(head, [offline_cells(agent, row) for agent, row in ranked]), ""]
         lines += [f"Closed loop on `{data['scenario']}`, {data['seconds']:g} s, seeds {data['seeds']}:", ""]
         titles = [title for title, _, _ in FIGURES.values()]
-        head = ["agent", "rule", titles[0], "against the kernel", *titles[1:], "told from the kernel by"]
+        head = ["agent", "rule", titles[0], "against the kernel", *titles[1:], "distinguished by"]
         lines += [*table(head, [loop_cells(found, kernel) for found in data["loops"]]), ""]
     return "\n".join(lines)
 
