@@ -54,9 +54,9 @@ def train_bc(
     Args:
         buffer: A replay buffer of `l4s_gym.data.d3rlpy_io.replay_buffer`.
         steps: Gradient steps.
-        seed: Of the weights and the batches.
+        seed: Seed of the weights and the batches.
         batch_size: Steps in a batch.
-        learning_rate: Of Adam.
+        learning_rate: Learning rate of Adam.
         rule: Decision rule of the agent.
         progress: Called after each gradient step with its number and `steps`.
 

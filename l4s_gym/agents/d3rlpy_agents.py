@@ -246,7 +246,7 @@ class ValueAgent(D3RLPyAgent):
     """A trained value-based agent.
 
     Attributes:
-        temperature: Of the softmax over the values, in units of the scaled rewards.
+        temperature: Temperature of the softmax over the values, in units of the scaled rewards.
         epsilon: Share of the decisions that is drawn evenly.
     """
 

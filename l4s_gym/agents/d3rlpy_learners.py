@@ -50,9 +50,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             (`Trajectory.strided`).
         checkpoint_every: Steps between checkpoints.
         algorithm: Fields of d3rlpy's configuration.
-        temperature: Of value-based agents; see `d3rlpy_agents`.
-        epsilon: Of value-based agents; see `d3rlpy_agents`.
-        target_return: Of `dt`: the return to aim for; None: the largest of the training episodes.
+        temperature: For value-based agents; see `d3rlpy_agents`.
+        epsilon: For value-based agents; see `d3rlpy_agents`.
+        target_return: For `dt`: the return to aim for; None: the largest of the training episodes.
     """
 
     steps: int
@@ -221,7 +221,7 @@ class D3RLPyLearner:
 
         Args:
             logged: The steps.
-            config: Of `configure`.
+            config: Configuration from `configure`.
             report: Called after each gradient step with its number and its losses.
             checkpoint: File to write checkpoints to; None: none.
             state: Checkpoint to continue from.
@@ -370,7 +370,7 @@ def _restore(algo: Any, rng: np.random.Generator, state: Mapping[str, Any]) -> t
         rng.bit_generator.state = json.loads(state["numpy"])
         torch.set_rng_state(state["torch"])
     except (KeyError, ValueError, RuntimeError) as error:
-        raise L4SError(f"checkpoint: does not fit ({str(error).splitlines()[0]}): remove it and train anew") from error
+        raise L4SError(f"checkpoint: does not fit ({str(error).splitlines()[0]}): remove it and start again") from error
     return int(state["step"]), float(state["seconds"])
 
 

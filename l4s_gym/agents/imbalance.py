@@ -38,8 +38,8 @@ class Imbalance:
 
     Attributes:
         kind: One of `KINDS`.
-        power: Of `weights` and `sample`: the weight of an action is its share to the power ``-power``.
-        gamma: Of `focal`.
+        power: For `weights` and `sample`: the weight of an action is its share to the power ``-power``.
+        gamma: For `focal`: its exponent.
         correction: Whether `correct` undoes the shift.
         shares: Share of each action in the training data (3,); () before `fitted`.
     """

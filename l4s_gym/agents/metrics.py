@@ -90,7 +90,7 @@ def classification(probabilities: npt.ArrayLike, actions: npt.ArrayLike) -> dict
     """Compute all offline metrics; the prediction is the most probable action.
 
     Args:
-        probabilities: Of the three actions (T, 3).
+        probabilities: Probabilities of the three actions (T, 3).
         actions: What was decided (T,).
 
     Returns:

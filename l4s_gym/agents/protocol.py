@@ -29,7 +29,7 @@ _BLOCK: Final = 1024
 class Agent(Protocol):
     """Decides for a batch of environments, one packet each.
 
-    The arrays given to `act` belong to the caller and change after the call: copy what is to be kept.
+    The arrays given to `act` belong to the caller and change after the call: copy them to keep them.
 
     An agent that decides from the observation by a network, by trees or by a rule may have another method,
     ``as_policy() -> l4s_gym.sim.policy.Policy | None``. The evaluation then decides by that policy inside the engine,
@@ -127,7 +127,7 @@ class DecisionRule:
         """Decide for a batch.
 
         Args:
-            probabilities: Of the three actions (n, 3), each row of sum 1.
+            probabilities: Probabilities of the three actions (n, 3), each row of sum 1.
             queue: Queue of each packet (n,), 0 C or 1 L: the first column of the observation.
 
         Returns:

@@ -52,8 +52,8 @@ class Learner(Protocol):
         """Train, and write the agent's folder.
 
         Args:
-            dataset_id: Of a Minari dataset on this machine.
-            config: Of this learner; a key that it does not know is refused.
+            dataset_id: Id of a Minari dataset on this machine.
+            config: Configuration of this learner; an unknown key is refused.
             out: Folder of the agent. A training that is interrupted leaves a checkpoint in it.
             resume: Continue from the checkpoint in `out`; the result is that of an uninterrupted training.
             progress: Called with the share of the training that is done.
@@ -112,7 +112,7 @@ def load_config(name: str, path: Path | None = None, *, small: bool = False, set
     """Read the configuration of a training.
 
     Args:
-        name: Of the learner.
+        name: Name of the learner.
         path: A TOML file; None: `config_file`, and without it the learner's own defaults.
         small: Apply the table `[small]`.
         settings: ``key=value`` each, applied last.
@@ -264,14 +264,14 @@ def load_checkpoint(path: Path, **same: Any) -> Plain:
             if name == "simulator" and state.get(name) != value:
                 was = state.get(name, fingerprint.NONE)
                 raise L4SError(
-                    f"{path}: is of data of simulator {was}, the dataset is of {value}: remove it and train anew"
+                    f"{path}: is from data of simulator {was}, the dataset is from {value}: remove it and start again"
                 )
             if _text(state[name]) != _text(value):
-                raise L4SError(f"{path}: is of a training with another {name}: resume with the same, or start anew")
+                raise L4SError(f"{path}: is from a training with another {name}: resume with the same, or start again")
     except OSError as error:
         raise read_error(path, error) from error
     except (RuntimeError, KeyError, EOFError, pickle.UnpicklingError, TypeError) as error:
-        raise L4SError(f"{path}: is damaged ({error}): remove it and train anew") from error
+        raise L4SError(f"{path}: is damaged ({error}): remove it and start again") from error
     return state
 
 

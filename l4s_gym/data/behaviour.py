@@ -32,7 +32,7 @@ HIGH: Final = MAX_PROB * 85 // 10
 ACTIVE: Final = 1
 """The bit of `status_flags` that says that the controller is active."""
 _RANDOM: Final = MAX_PROB + 1
-"""The kernel's `random()` draws one of so many numbers: 0 to 2^31 - 1."""
+"""Number of values that the kernel's `random()` draws from: 0 to 2^31 - 1."""
 
 
 def guard(prob: Any, delay_old_us: Any, queue_bytes: Any, ref_us: Any) -> Any:

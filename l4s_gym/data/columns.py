@@ -8,7 +8,7 @@ The data shows which. Of two different rows of a queue, the later one
 |---|---|---|
 | more | always, as each packet has bytes | where none left |
 | as much, or at least half of it | never | often |
-| less than half | where the count begins anew, at a new run | where the queue drains |
+| less than half | where the count restarts, at a new run | where the queue drains |
 
 Rows that a pool repeats count once. The column before the bytes is `average_dequeue_time` if it is 0 throughout, as
 this kernel leaves it. The last one is `packet_length` if all of it is the size of packets and it falls often, or never
@@ -112,7 +112,7 @@ def named_columns(named: Sequence[str], width: int) -> tuple[str, ...]:
             raise unknown_field("column", name, [*BY_NAME, LEFT_OUT])
     given = [name for name in names if name != LEFT_OUT]
     if len(set(given)) != len(given) or "action" in given:
-        raise L4SError(f"columns {','.join(names)}: a field comes twice, or action, which a pool holds apart: mend it")
+        raise L4SError(f"columns {','.join(names)}: a field comes twice, or action, stored apart in a pool: correct it")
     if len(names) != width:
         raise L4SError(f"columns {','.join(names)}: are {len(names)}, but the pool has {width} features: name all")
     return names
@@ -172,7 +172,7 @@ def _eight(states: Floats) -> tuple[tuple[str, ...], str]:
     lacks = _form(rows)
     remedy = f"name all columns, such as --columns {','.join(FEATURES[8])}"
     if lacks is None:
-        raise L4SError(f"has 8 features, and it cannot be told which of the usual 9 is left out: {remedy}")
+        raise L4SError(f"has 8 features, and the data does not show which of the usual 9 is missing: {remedy}")
     names = tuple(name for name in FEATURES[9] if name != lacks)
     place = names.index("length_in_bytes")
     pairs, held, anew, _ = _steps(rows, place)
@@ -186,6 +186,6 @@ def _eight(states: Floats) -> tuple[tuple[str, ...], str]:
             f"{column} is total_bytes: {of}, the later one has more in {pairs - held - anew}, begins anew in {anew}",
         )
     raise L4SError(
-        f"cannot be told whether {column} is length_in_bytes or total_bytes ({of}, the later one has as much or up to "
+        f"cannot tell whether {column} is length_in_bytes or total_bytes ({of}, the later one has as much or up to "
         f"half less in {held}, less than half in {anew}): {remedy}, or with total_bytes"
     )

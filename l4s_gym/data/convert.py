@@ -53,7 +53,7 @@ def check_target(target: Target, out: Path, *, as_logged: bool = False, overwrit
     if as_logged and target != "pool":
         raise L4SError(f"{target}: keeps all fields as they are: leave out --as-logged")
     if out.exists() and not overwrite:
-        raise L4SError(f"{out}: exists: choose another name, or say --overwrite")
+        raise L4SError(f"{out}: exists: choose another name, or give --overwrite")
 
 
 def convert(

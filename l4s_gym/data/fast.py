@@ -31,7 +31,7 @@ def scan(
         at: Where to begin, the first byte of a line.
         start: The bytes before a record; the last one is its only comma.
         end: The bytes after a record, of which the first is a comma.
-        forms: Of the forms of 24 and 23 fields, for each field the offset and size in a row, the smallest and the
+        forms: For the forms of 24 and 23 fields and each field: its offset and size in a row, the smallest and the
             largest value as printed, and what is stored for 0, shape (2, 24, 5).
         rows: Set to the rows of the records, little-endian, and 0 in the rest of a row, (n, bytes of a row).
         lines: Set to the line of each row and to the number of its fields, (n, 2).

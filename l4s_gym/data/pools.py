@@ -102,7 +102,7 @@ def load_rows_csv(path: PathLike) -> Rows:
     except ValueError as error:
         raise L4SError(f"{path}: {printable(error)}: each row needs {len(heads)} numbers") from error
     if table.shape[1] != len(heads):
-        raise L4SError(f"{path}: rows of {table.shape[1]} numbers, but {len(heads)} names: mend the header")
+        raise L4SError(f"{path}: rows of {table.shape[1]} numbers, but {len(heads)} names: correct the header")
     table = table[:, len(heads) - len(own) :]
     notes = []
     if "dequeue_action" in own:

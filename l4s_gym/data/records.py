@@ -139,7 +139,7 @@ class RecordWriter:
             for name, (low, high) in ((spec.name, bounds(spec.name)) for spec in FIELDS):
                 if name in self.present and not low <= record[name] <= high:
                     where, value = f"{self.path}: record {self.rows + bad[0]}", record[name]
-                    raise L4SError(f"{where}: {name} is {value}, outside {low} to {high}: mend the source")
+                    raise L4SError(f"{where}: {name} is {value}, outside {low} to {high}: correct the source")
         self._file.write(np.ascontiguousarray(records).data)
         self.rows += len(records)
 

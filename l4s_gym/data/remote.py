@@ -251,7 +251,7 @@ def upload(dataset_id: str, remote: str = "", *, token: str = "") -> None:
     minari_io.check_simulator(minari_io.load(dataset_id))
     namespace = dataset_id.rpartition("/")[0]
     if dataset_id in listed(remote, token, namespace):
-        raise L4SError(f"{remote}: has {dataset_id!r} already, and what is published stays: publish a new version")
+        raise L4SError(f"{remote}: has {dataset_id!r} already, and it cannot be replaced: publish a new version")
     minari = import_minari()
     with _talking(remote, token):
         if remote.startswith("hf://"):

@@ -194,5 +194,5 @@ def episode_probabilities(episode: Trajectory) -> Floats:
         and np.array_equal(records["time_us"], episode.extras["time_us"])
     )
     if not same:
-        raise L4SError(f"episode of {episode.source!r}: the simulator gives other rows by now: build the dataset again")
+        raise L4SError(f"episode of {episode.source!r}: the simulator now gives other rows: build the dataset again")
     return action_probabilities(records[:-1], explore)

@@ -209,7 +209,7 @@ def open_stream(
     if columns is None:
         return opener(chosen, progress=progress)
     if kind != "pickle":
-        raise L4SError(f"{chosen[0]}: says itself what its columns are: columns are named for pickled pools only")
+        raise L4SError(f"{chosen[0]}: names its columns itself: give --columns for pickled pools only")
     return opener(chosen, progress=progress, columns=columns)
 
 

@@ -34,7 +34,7 @@ class Trajectory:
     Attributes:
         observations: Scaled as the environment's, (R, D) float32.
         actions: What was decided, (T, ...): int64 of a discrete space, float32 of a box.
-        rewards: Of each step, (T,) float64.
+        rewards: Reward of each step, (T,) float64.
         starts: Index of the first step of each run, and T at the end, (E + 1,); left out: one run.
         missing: Feature that is unknown in some rows -> in which rows, (R,) bool each.
         absent: Features that the source lacks: unknown in every row.
@@ -148,7 +148,7 @@ class Trajectory:
         """Join the `parts` of runs, one after another.
 
         Args:
-            runs: Of a dataset.
+            runs: Runs of a dataset.
             drop_missing: Leave out steps with a missing value, and cut the run there.
             allow_gaps: Take runs that are not consecutive too, as if each row followed the one before.
 
@@ -245,7 +245,7 @@ def returns_to_go(rewards: npt.NDArray[Any], starts: Sequence[int] | Ints, gamma
     """Return the discounted sum of the rewards (T,) from each step to the end of its run (T,).
 
     Args:
-        rewards: Of each step (T,).
+        rewards: Reward of each step (T,).
         starts: First steps of the runs, and T at the end (E + 1,).
         gamma: Discount per step.
     """

@@ -205,7 +205,7 @@ class ActionChangeSampler(Sampler[int]):
 
     Their pool keeps only the 5 rows before each change of action (enqueue to drop, drop to enqueue, ...). Here the
     rows in between stay in the windows and in the returns: only the ends of windows are selected. This selection makes
-    drops and marks far more frequent than the discipline's; probabilities learnt from it are not calibrated.
+    drops and marks far more frequent than the discipline's; probabilities learned from it are not calibrated.
 
     Args:
         windows: The windows.

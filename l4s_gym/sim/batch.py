@@ -384,7 +384,7 @@ class Batch:
         self.flow["law_at"] = self._laws[self.flow["law_at"]]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return scenario, options and state; threads and addresses are made anew."""
+        """Return scenario, options and state; threads and addresses are created again."""
         return {
             "identity": self.identity,
             "scenario": self.scenarios,
@@ -566,7 +566,7 @@ class Batch:
         return self.check_status()
 
     def reset_counters(self, index: int) -> None:
-        """Start the measurement anew (after the warm-up); conservation counters and state stay."""
+        """Restart the measurement (after the warm-up); conservation counters and state stay."""
         env = self.env[index]
         env["ahead_bytes"] = self._ahead_bytes(index)
         env["since_ns"] = env["now_ns"]

@@ -94,11 +94,11 @@ def test_what_cannot_be_told_is_refused(tmp_path: Path) -> None:
     for states, message in (
         (
             states_of(few, TOTAL)[:12].astype(float),
-            r"cannot be told whether column 7 .* is length_in_bytes or total_bytes",
+            r"cannot tell whether column 7 .* is length_in_bytes or total_bytes",
         ),
-        (unclear, "cannot be told whether column 7"),
-        (timed, "cannot be told which of the usual 9 is left out"),
-        (np.zeros((4, 8)), "cannot be told whether column 7"),
+        (unclear, "cannot tell whether column 7"),
+        (timed, "the data does not show which of the usual 9 is missing"),
+        (np.zeros((4, 8)), "cannot tell whether column 7"),
         (np.zeros((4, 6)), "7, 8 or 9 features are known, others need --columns"),
     ):
         with pytest.raises(L4SError, match=message) as caught:

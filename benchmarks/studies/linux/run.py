@@ -98,7 +98,7 @@ class Result:
     Attributes:
         goodput_mbps: Payload of each flow.
         rate_mbps: IP packets of each flow.
-        delay_ms: Of class C and L: `mean`, `p50`, `p99`.
+        delay_ms: Delay of classes C and L: `mean`, `p50`, `p99`.
         marks: Share of the packets of C and L that were marked.
     """
 

@@ -210,7 +210,7 @@ def open_agent(
     }  # fmt: skip
     if model.config.head == "text":
         if dtype or _flag("compile", compile):
-            raise L4SError("llm: dtype and compile are not for an agent that writes: leave them out")
+            raise L4SError("llm: dtype and compile are not for an agent that writes text: leave them out")
         model.backbone.merge()
         return TextAgent(model, goal, **common)
     fast.optimize(model, DTYPES[dtype])

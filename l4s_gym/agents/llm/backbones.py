@@ -95,7 +95,7 @@ def banded(visible: Tensor, tokens: int, window: int, dtype: torch.dtype) -> Ten
         visible: (B, N) bool: whether other tokens may see a token. Each sees itself, so that no row is empty.
         tokens: Tokens of a step; N is a multiple.
         window: A token sees those of its own step and of the `window - 1` steps before.
-        dtype: Of the mask.
+        dtype: Type of the mask.
 
     Returns:
         (B, 1, N, N), additive.
@@ -286,7 +286,7 @@ class Backbone(nn.Module):
         except NotImplementedError:
             embedding = None
         if not isinstance(embedding, nn.Embedding):
-            raise L4SError(f"backbone {self.family!r}: cannot be used (it reads no words): choose another family")
+            raise L4SError(f"backbone {self.family!r}: cannot be used (it does not read text): choose another family")
         if not words:
             embedding.weight.requires_grad_(False)  # they are never read
         self.width = int(embedding.weight.shape[1])

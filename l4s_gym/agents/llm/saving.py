@@ -162,7 +162,7 @@ def save(
         L4SError: The folder cannot be written, or the model is merged.
     """
     if not isinstance(model.backbone, Backbone) or (model.config.lora.rank and not model.backbone.adapted):
-        raise L4SError(f"{folder}: the model is merged or optimized: save it before")
+        raise L4SError(f"{folder}: the model is merged or optimized: save it before that")
     config = model.config
     if model.backbone.commit and not config.backbone.revision:
         config = replace(config, backbone=replace(config.backbone, revision=model.backbone.commit))

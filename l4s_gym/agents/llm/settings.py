@@ -99,7 +99,7 @@ class BackboneConfig:
         if self.kv_heads and self.heads % self.kv_heads:
             raise L4SError(f"backbone: heads={self.heads} is no multiple of kv_heads={self.kv_heads}: change one")
         if self.decoder and self.family != "t5":
-            raise L4SError(f"backbone: decoder is for T5, {self.family!r} is one already: leave it out")
+            raise L4SError(f"backbone: decoder is for T5, {self.family!r} is a decoder already: leave it out")
 
     @property
     def frozen(self) -> bool:
