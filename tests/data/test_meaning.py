@@ -133,7 +133,7 @@ def test_the_user_names_the_columns(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert cli.main(["log", "inspect", str(tmp_path / "nine.pkl"), "--columns", bad]) == 2
         assert message in capsys.readouterr().err
     assert cli.main(["log", "inspect", str(out), *option]) == 2
-    assert "columns are named for pickled pools only" in capsys.readouterr().err
+    assert "give --columns for pickled pools only" in capsys.readouterr().err
     with pytest.raises(L4SError, match="are 1, but"):
         named_columns(["alpha"], 2)
 
