@@ -1,8 +1,8 @@
-"""Run what is missing on the leaderboard, and write it: the command `l4s-gym leaderboard`, with the committed entries.
+"""Run the missing episodes of the leaderboard and write it: `l4s-gym leaderboard` with the committed entries.
 
 python benchmarks/leaderboard.py                                     # all experiments, standard size
 python benchmarks/leaderboard.py --add my_agent.py:MyAgent           # an agent of your own
-python benchmarks/leaderboard.py --check results/native--pie.json    # is this entry what it says?
+python benchmarks/leaderboard.py --check results/native--pie.json    # check an entry
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SHOWN = ("#", "agent", "test", "shift", "C p50 / p99 ms", "L p50 / p99 ms", "uti
 
 
 def first_rows(board: str, rows: int = 5) -> str:
-    """The first rows of the board's table, in the columns that the README shows."""
+    """Return the first rows of the board's table, in the columns that the README shows."""
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in board.splitlines() if line.startswith("|")]
     columns = [table[0].index(name) for name in SHOWN]
     lines = [f"| {' | '.join(row[k] for k in columns)} |\n" for row in table[: 2 + rows]]
@@ -32,7 +32,7 @@ if __name__ == "__main__":
     given = sys.argv[1:]
     committed = [] if any(name in given for name in ("--results", "--check", "--size")) else ["--results", str(RESULTS)]
     status = main(["leaderboard", *committed, *given])
-    if committed and not given and status == 0:  # all of it: what the README shows
+    if committed and not given and status == 0:  # the whole board: the README shows its first rows
         with atomic_write(RESULTS / "leaderboard.md") as file:
             file.write(Path("runs/leaderboard/leaderboard.md").read_bytes())
         rows = first_rows((RESULTS / "leaderboard.md").read_text())

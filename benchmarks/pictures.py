@@ -1,9 +1,9 @@
-"""Pictures of the report: all of it on a desktop and on a phone, light and dark, and the figure that the README shows.
+"""Pictures of the report: the whole page on desktop and phone, light and dark, and the figure of the README.
 
 python benchmarks/pictures.py                          # runs/leaderboard/index.html -> runs/leaderboard/pictures/
 python benchmarks/pictures.py --readme                 # and benchmarks/results/leaderboard-{light,dark}.png
 
-Needs Playwright (`pip install playwright`) and a Chromium of the system.
+Needs Playwright (`pip install playwright`) and an installed Chromium.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ WIDTHS = {"desktop": 1280, "phone": 390}
 
 
 def main(report: Path = Path("runs/leaderboard/index.html"), readme: bool = False) -> None:
-    """Take them.
+    """Take the pictures.
 
     Args:
         report: The page.
-        readme: Those of the README too.
+        readme: Take the pictures of the README too.
     """
     sync_api = optional("playwright.sync_api", "dev")
     path = next((found for name in BROWSERS if (found := shutil.which(name))), None)

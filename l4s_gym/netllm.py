@@ -48,19 +48,19 @@ def rl_collect(
     overwrite: bool = False,
     description: str | None = None,
 ) -> Any:
-    """Let a policy decide, and write what happened as a Minari dataset.
+    """Let a policy decide, and write its decisions as a Minari dataset.
 
     Args:
-        env_or_scenario: Name, path, fields or `Scenario`; or a Gymnasium environment of 8 features and 3 actions.
-        policy: `native:AQM` (a scenario's discipline decides by itself, in the engine), a spec of `agents.make`, or
+        env_or_scenario: Name, path, fields or `Scenario`; or a Gymnasium environment with 8 features and 3 actions.
+        policy: `native:AQM` (a scenario's discipline decides, in the engine), a spec of `agents.make`, or
             an agent.
-        episodes: How many.
+        episodes: Number of episodes.
         dataset_id: ``l4s/dualpi2/NAME-v0``.
-        seed: Of the first episode; each next one has the next.
-        reward: Of a scenario; an environment has its own.
+        seed: Seed of the first episode; it increases by 1 for each next one.
+        reward: Reward of a scenario; an environment has its own.
         seconds: Length of an episode instead of the scenario's.
         overwrite: Replace the dataset of this id.
-        description: What the data is.
+        description: Description of the data.
 
     Returns:
         The `minari.MinariDataset`.
@@ -111,14 +111,14 @@ def _agent(policy: str | Agent) -> Agent:
 
 
 def _reward_of(env: Any, reward: str) -> str:
-    """The reward of one of our environments; of another, what the caller says."""
+    """Return the reward of one of our environments; for others, the given one."""
     spec = getattr(env, "spec", None)
     kwargs = {} if spec is None else spec.kwargs
     return str(kwargs.get("reward") or reward)
 
 
 def _played(env: Any, agent: Agent, seeds: range, source: str) -> Iterator[Trajectory]:
-    """Episodes of an environment, one after the other."""
+    """Yield the episodes of an environment, one after another."""
     for seed in seeds:
         agent.reset(1, seed)
         observation, _ = env.reset(seed=seed)
@@ -144,7 +144,7 @@ def _played(env: Any, agent: Agent, seeds: range, source: str) -> Iterator[Traje
 
 
 def _extras(rows: int) -> dict[str, Any]:
-    """What an environment does not tell is 0; all was decided by the agent."""
+    """Return extra columns: 0 for what the environment does not provide; the agent decided everything."""
     extras = {name: np.zeros(rows, STEP[name]) for name in EXTRAS}
     extras["decided_by"][:-1] = DECIDED_BY.index("agent")
     return extras
@@ -166,13 +166,13 @@ def adapt(
         dataset: A dataset, several, or a mapping of ids to weights.
         config: The tables `model` and `train`, see `settings.settings`.
         out: Folder of the agent.
-        resume: Go on from the checkpoint in `out`.
+        resume: Continue from the checkpoint in `out`.
         progress: Called with the share of the training that is done.
-        say: Told what happens, line by line.
-        **options: Of `agent.open_agent`, such as ``rule="diffuse"``.
+        say: Called with each line of text for the user.
+        **options: Options of `agent.open_agent`, such as ``rule="diffuse"``.
 
     Returns:
-        The agent, as it is loaded from `out`.
+        The agent, as loaded from `out`.
 
     Raises:
         L4SError: As `train.train`.
@@ -181,7 +181,7 @@ def adapt(
     return open_agent(out, **options)
 
 
-def test(  # not one of pytest's, whatever its name
+def test(  # not a test for pytest, despite its name
     agent: str | PathLike | Agent,
     suite: str | Sequence[str],
     *,
@@ -196,7 +196,7 @@ def test(  # not one of pytest's, whatever its name
     Args:
         agent: An agent, a spec of `agents.make`, or the folder of an LLM agent.
         suite: `train`, `test` or `shift`, or names of scenarios.
-        seeds: Of the episodes in each scenario.
+        seeds: Seeds of the episodes in each scenario.
         reward: Name of the reward.
         decision_interval: Ask the agent at each n-th packet.
         seconds: Length of the episodes instead of the scenarios'.
@@ -223,4 +223,4 @@ def test(  # not one of pytest's, whatever its name
     return results
 
 
-test.__test__ = False  # type: ignore[attr-defined]  # pytest would take it for one of its own
+test.__test__ = False  # type: ignore[attr-defined]  # pytest would take it for a test

@@ -1,4 +1,4 @@
-"""The same function on many items: in processes of this machine, or on a Ray cluster. A dead process costs its item."""
+"""The same function on many items, in local processes or on a Ray cluster; a process that dies loses only its item."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from l4s_gym.extras import optional
 T = TypeVar("T")
 R = TypeVar("R")
 Done = tuple[int, R | BaseException]
-"""Number of an item, and what came of it."""
+"""Number of an item, and its result or exception."""
 
 
 def _end_with_parent() -> None:
-    """Let this process end when its parent does, whatever killed it."""
+    """Let this process end when its parent does, even if the parent is killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -34,7 +34,7 @@ def _end_with_parent() -> None:
 
 
 def _process() -> ProcessPoolExecutor:
-    # Not forked: this process may hold threads. One process each, so that it is known whose item a dead one had.
+    # Not forked: this process may hold threads. A pool for each process shows which item a dead process had.
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(1, mp_context=context, initializer=_end_with_parent)
 
@@ -51,17 +51,17 @@ def _end(pool: ProcessPoolExecutor) -> None:
 def on_processes(
     function: Callable[[T], R], items: Sequence[T], workers: int, *, fresh: bool = False
 ) -> Iterator[Done[R]]:
-    """Call a function on each item, the first ones first; what is done comes in any order.
+    """Call a function on each item, in order; results come in any order.
 
     Args:
-        function: Of a module, so that a new process can import it.
+        function: A function of a module, so that a new process can import it.
         items: Its arguments.
-        workers: Processes; 0: in this one, where an item that ends it ends all.
-        fresh: A new process for each item.
+        workers: Number of processes; 0: run here, where an item that ends the process ends all.
+        fresh: Use a new process for each item.
 
     Yields:
-        The number of an item and what the function returned, or the exception that it ended with: of a process that
-        died, `BrokenProcessPool`.
+        The number of an item and what the function returned, or its exception: `BrokenProcessPool` for a process that
+        died.
     """
     if workers == 0:
         yield from ((number, function(item)) for number, item in enumerate(items))
@@ -96,16 +96,16 @@ def on_processes(
 
 @contextmanager
 def cluster(address: str) -> Iterator[Any]:
-    """Ray, connected to a cluster, or to one of its own (`local`); connected before, it stays so.
+    """Connect Ray to a cluster, or start a local one (`local`); an existing connection is kept.
 
     Raises:
-        L4SError: Ray is not installed, or nothing answers at the address.
+        L4SError: Ray is not installed, or there is no cluster at the address.
     """
     ray = optional("ray", "scale")
     ours = not ray.is_initialized()
     try:
         ray.init(address, ignore_reinit_error=True, log_to_driver=False)
-    except (OSError, ValueError, RuntimeError, SystemExit) as error:  # it exits where nothing answers
+    except (OSError, ValueError, RuntimeError, SystemExit) as error:  # Ray exits where nothing answers
         remedy = "start one (`ray start --head`) and give its HOST:PORT, or give `local`"
         raise L4SError(f"ray: no cluster at {address!r} ({error}): {remedy}") from error
     try:
@@ -116,7 +116,7 @@ def cluster(address: str) -> Iterator[Any]:
 
 
 def on_ray(function: Callable[[T], R], items: Sequence[T], address: str) -> Iterator[Done[R]]:
-    """As `on_processes`, on a Ray cluster, whose machines have this package; disks need not be shared."""
+    """Call a function as `on_processes`, on a Ray cluster of machines with this package; no shared disk is needed."""
     with cluster(address) as ray:
         call = ray.remote(max_retries=1)(function)
         running = {call.remote(item): number for number, item in enumerate(items)}

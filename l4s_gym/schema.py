@@ -1,13 +1,13 @@
 """The decision record: every field of the kernel's log line, defined once.
 
 The testbed's FreeBSD kernel prints one line per packet that is offered to the bottleneck
-(``l4s_ecn_marking-start,<24 fields>,end``; an older form lacks ``packet_length``). From the table below
-come the log parser and writer, the observation space and its scaling, the metadata of the datasets, the
-wire format and the page of documentation (`markdown_table`).
+(``l4s_ecn_marking-start,<24 fields>,end``; an older form lacks ``packet_length``). The table below is the source of
+the log parser and writer, the observation space and its scaling, the metadata of the datasets, the
+wire format and the documentation page (`markdown_table`).
 
-The printed `accumulated_probability` is the kernel's value *after* the decision, and is 0 after a random
-hit: it gives the label away. Observations are therefore built from the value *before* the decision
-(`accumulated_probability_before` in our own extension, or rebuilt by `l4s_gym.data.causal`).
+The printed `accumulated_probability` is the kernel's value *after* the decision, and is 0 after a random drop or
+mark: it reveals the label. Observations therefore use the value *before* the decision
+(`accumulated_probability_before` in our extension, or rebuilt by `l4s_gym.data.causal`).
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ class Field:
         dtype: NumPy type of the stored integer.
         low: Smallest valid value.
         high: Largest valid value.
-        doc: One sentence.
-        scale: For the observed fields, the constant by which the integer is divided; else 0.
-        obs_high: For the observed fields, the upper bound after scaling (larger values are clipped).
+        doc: Description in one sentence.
+        scale: For observed fields, the divisor of the integer; else 0.
+        obs_high: For observed fields, the upper bound after scaling (larger values are clipped).
     """
 
     name: str
@@ -149,7 +149,7 @@ PRINTED: Final[tuple[Field, ...]] = (
         "u8",
         0,
         _I64,
-        "Sum of probabilities since the last hit (derandomisation).",
+        "Sum of probabilities since the last drop or mark (derandomisation).",
         8.5 * MAX_PROB,
         10.0,
     ),
@@ -233,7 +233,7 @@ EXTENSION: Final[tuple[Field, ...]] = (
         "Drops of the queue in the current control interval, before this packet.",
     ),
 )
-"""Our own extension: in binary records and datasets, never in the printed line."""
+"""Our extension: in binary records and datasets, never in the printed line."""
 
 FIELDS: Final = PRINTED + EXTENSION
 BY_NAME: Final = {field.name: field for field in FIELDS}
@@ -248,7 +248,7 @@ OBSERVED: Final = (
     "total_drops",
     "packet_length",
 )
-"""The eight features of the observation, in order (the paper's)."""
+"""The eight features of the observation, in order (as in the paper)."""
 
 RECORD: Final[np.dtype[np.void]] = np.dtype([(field.name, field.dtype) for field in FIELDS])
 """One record; `action` is stored as 0, 1, 2."""
@@ -258,7 +258,7 @@ OBS_HIGH: Final[npt.NDArray[np.float32]] = np.array([BY_NAME[name].obs_high for 
 
 
 def scale_observation(raw: npt.ArrayLike) -> npt.NDArray[np.float32]:
-    """Kernel units to observations.
+    """Scale kernel units to observations.
 
     Args:
         raw: Kernel integers of the `OBSERVED` fields, shape (..., 8).
@@ -271,12 +271,12 @@ def scale_observation(raw: npt.ArrayLike) -> npt.NDArray[np.float32]:
 
 
 def unscale_observation(obs: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """The inverse of `scale_observation`, for values that were not clipped. Shape (..., 8)."""
+    """Return the inverse of `scale_observation` for values that were not clipped, shape (..., 8)."""
     return np.asarray(obs, np.float64) * OBS_SCALE
 
 
 def markdown_table() -> str:
-    """The record as a Markdown table, for the documentation."""
+    """Return the record as a Markdown table, for the documentation."""
     rows = ["| # | field | kernel | unit | observed as | meaning |", "|---|---|---|---|---|---|"]
     for number, field in enumerate(FIELDS, 1):
         shown = f"/ {field.scale:g}, at most {field.obs_high:g}" if field.scale else "-"

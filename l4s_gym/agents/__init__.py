@@ -1,4 +1,4 @@
-"""Everything that decides: rules, trained agents, and anybody's own."""
+"""Agents: rules, trained agents, and agents from outside."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
 
 
 def make(spec: str) -> Agent:
-    """An agent by its spec, see `l4s_gym.agents.spec`.
+    """Make an agent from its spec, see `l4s_gym.agents.spec`.
 
     Raises:
         L4SError: There is no such agent, or it cannot be made.

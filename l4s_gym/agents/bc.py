@@ -1,6 +1,6 @@
-"""Behaviour cloning with d3rlpy: the plainest imitation of the queue discipline.
+"""Behaviour cloning with d3rlpy: the simplest imitation of the queue discipline.
 
-Maximum likelihood without any weights on the classes: the probabilities that come out are calibrated, so
+Maximum likelihood without class weights: the probabilities are calibrated, so
 `sample` and `diffuse` mark and drop as often as the discipline did. d3rlpy's penalty on the size of the logits
 (`beta`, 0.5 by default) would pull them towards 1/3 and is off.
 
@@ -27,7 +27,7 @@ Progress = Callable[[int, int], None]
 
 
 def _logged(buffer: Any) -> Trajectory:
-    """The steps of a replay buffer."""
+    """Return the steps of a replay buffer."""
     info = buffer.dataset_info
     if tuple(info.observation_signature.shape[0]) != (len(OBSERVED),) or info.action_size != len(ACTIONS):
         raise L4SError("bc: the buffer is not of 8 features and 3 actions: make it by d3rlpy_io.replay_buffer")
@@ -54,9 +54,9 @@ def train_bc(
     Args:
         buffer: A replay buffer of `l4s_gym.data.d3rlpy_io.replay_buffer`.
         steps: Gradient steps.
-        seed: Of the weights and the batches.
+        seed: Seed of the weights and the batches.
         batch_size: Steps in a batch.
-        learning_rate: Of Adam.
+        learning_rate: Learning rate of Adam.
         rule: Decision rule of the agent.
         progress: Called after each gradient step with its number and `steps`.
 

@@ -1,10 +1,10 @@
-"""Agents of d3rlpy: an imitator (`bc`), and learners of values (`cql`, `bcq`, `dqn`, `double_dqn`, `sac`).
+"""Agents of d3rlpy: an imitator (`bc`), and value-based agents (`cql`, `bcq`, `dqn`, `double_dqn`, `sac`).
 
-An imitator gives probabilities, which a decision rule turns into decisions; `sample` by default. The learners of
-values decide greedily by default (`argmax`), as d3rlpy does. With ``rule=sample`` or ``rule=diffuse`` their values
+An imitator gives probabilities, which a decision rule turns into decisions; `sample` by default. Value-based agents
+decide greedily by default (`argmax`), as d3rlpy does. With ``rule=sample`` or ``rule=diffuse`` their values
 become probabilities: ``(1 - epsilon) * softmax(Q / temperature) + epsilon / 3``; these say which action is better,
 not how often the discipline took it. `bcq` gives 0 to an action that its imitator finds too unlikely, and `sac` has
-a policy of its own in the place of the softmax. Decisions are made by `l4s_gym.sim.policy`, inside the engine and
+a policy instead of the softmax. Decisions are made by `l4s_gym.sim.policy`, inside the engine and
 outside; PyTorch only trains.
 """
 
@@ -48,10 +48,10 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def number(spec: str, name: str, value: object) -> float:
-    """A finite number that an option gives.
+    """Return the value of an option as a finite number.
 
     Raises:
-        L4SError: It is none.
+        L4SError: It is not one.
     """
     try:
         found = float(str(value))
@@ -63,17 +63,17 @@ def number(spec: str, name: str, value: object) -> float:
 
 
 class D3RLPyAgent:
-    """A trained algorithm of d3rlpy that decides by the observation alone.
+    """A trained algorithm of d3rlpy that decides from the observation alone.
 
     Attributes:
         algo: The algorithm, built.
         kind: Kind of the saved agent.
         rule: Decision rule.
         name: Name in results.
-        imbalance: How rare actions were dealt with; undone in the probabilities of imitators.
+        imbalance: How rare actions were treated in training; undone in the probabilities of imitators.
         training: How it was trained.
         settings: Configuration of the training, plain.
-        parts: What of the algorithm takes part in decisions: that is saved and counted.
+        parts: Parts of the algorithm that take part in decisions: they are saved and counted.
         options: Options beside `rule`.
         default_rule: The decision rule where none is given.
     """
@@ -114,28 +114,28 @@ class D3RLPyAgent:
         return self._describe()
 
     def _describe(self) -> Policy:
-        """What was learnt, as plain arrays."""
+        """Return the learned policy as plain arrays."""
         raise NotImplementedError
 
     def as_policy(self) -> Policy:
-        """What it decides by, for the engine."""
+        """Return its policy, for the engine."""
         return self._learnt
 
     def probabilities(self, obs: Observations) -> Floats:
-        """Probabilities of the actions (n, 3) for observations (n, 8)."""
+        """Return the probabilities of the actions (n, 3) for observations (n, 8)."""
         return self._learnt.probabilities(obs)
 
     def logged_probabilities(self, logged: Trajectory, index: Ints) -> Floats:
-        """Probabilities (B, 3) at logged steps (B,)."""
+        """Return the probabilities (B, 3) at logged steps (B,)."""
         return self.probabilities(logged.observations[index])
 
     def act(self, obs: Observations, rewards: Floats) -> Actions:
-        """Actions (n,) by the decision rule; rewards are not used."""
+        """Return actions (n,) by the decision rule; rewards are not used."""
         check_batch(obs, self._rule.n)
         return self._rule.decide(self.probabilities(obs), obs[:, 0])
 
     def _network(self, module: Any) -> Network:
-        """A perceptron of d3rlpy's as plain arrays; observations are standardised as it does.
+        """Return a perceptron of d3rlpy as plain arrays; observations are standardised as d3rlpy does.
 
         Raises:
             L4SError: It has other layers than linear ones with one activation, or other scaling.
@@ -147,7 +147,7 @@ class D3RLPyAgent:
         return Network.of(module, mean, std + np.float32(scaler.eps))
 
     def cost(self) -> dict[str, float]:
-        """Numbers of parameters of what takes part in decisions."""
+        """Return the number of parameters of the parts that decide."""
         held = {id(p): p for module in self._modules.values() for p in module.parameters()}.values()
         return {
             "parameters": float(sum(p.numel() for p in held)),
@@ -155,11 +155,11 @@ class D3RLPyAgent:
         }
 
     def extra_config(self) -> dict[str, Any]:
-        """What the loader needs beside the algorithm."""
+        """Return what the loader needs beside the algorithm."""
         return {}
 
     def save(self, folder: PathLike) -> Path:
-        """Write it to a folder, which is replaced as a whole or not at all.
+        """Write the agent to a folder, which is replaced as a whole or not at all.
 
         Returns:
             The folder.
@@ -191,7 +191,7 @@ class D3RLPyAgent:
 
     @classmethod
     def of(cls, stored: saved.Saved, rule: str | None = None, **options: Any) -> Self:
-        """The agent from what was saved.
+        """Make the agent from what was saved.
 
         Raises:
             L4SError: It does not fit the installed d3rlpy, or an option makes no sense.
@@ -219,11 +219,11 @@ class BCAgent(D3RLPyAgent):
         return Policy((self._network(self._modules["imitator"]),), self.rule)
 
     def as_policy(self) -> Policy:
-        """What it decides by, for the engine."""
+        """Return its policy, for the engine."""
         return replace(self._learnt, **self.imbalance.as_policy())
 
     def probabilities(self, obs: Observations) -> Floats:
-        """Probabilities of the actions (n, 3) for observations (n, 8), calibrated to the data."""
+        """Return the probabilities of the actions (n, 3) for observations (n, 8), calibrated to the data."""
         return self.imbalance.correct(super().probabilities(obs))
 
     @classmethod
@@ -243,10 +243,10 @@ class BCAgent(D3RLPyAgent):
 
 
 class ValueAgent(D3RLPyAgent):
-    """A trained learner of values.
+    """A trained value-based agent.
 
     Attributes:
-        temperature: Of the softmax over the values, in units of the scaled rewards.
+        temperature: Temperature of the softmax over the values, in units of the scaled rewards.
         epsilon: Share of the decisions that is drawn evenly.
     """
 
@@ -266,7 +266,7 @@ class ValueAgent(D3RLPyAgent):
             )
 
     def extra_config(self) -> dict[str, Any]:
-        """How values become probabilities."""
+        """Return the settings that turn values into probabilities."""
         return {"temperature": self.temperature, "epsilon": self.epsilon}
 
     def _describe(self) -> Policy:
@@ -275,7 +275,7 @@ class ValueAgent(D3RLPyAgent):
 
 
 class BCQAgent(ValueAgent):
-    """A learner of values that gives 0 to an action which its imitator finds too unlikely."""
+    """A value-based agent that gives 0 to an action which its imitator finds too unlikely."""
 
     parts: ClassVar[tuple[str, ...]] = ("q_funcs", "imitator")
 
@@ -285,7 +285,7 @@ class BCQAgent(ValueAgent):
 
 
 class SACAgent(ValueAgent):
-    """A learner of values with a policy of its own in the place of the softmax."""
+    """A value-based agent whose own policy replaces the softmax."""
 
     parts: ClassVar[tuple[str, ...]] = ("policy",)
 
@@ -294,7 +294,7 @@ class SACAgent(ValueAgent):
 
 
 def restore(stored: saved.Saved, parts: Sequence[str]) -> Any:
-    """The algorithm of d3rlpy, with the weights of its parts.
+    """Load the algorithm of d3rlpy with the weights of its parts.
 
     Raises:
         L4SError: It does not fit the installed d3rlpy.
@@ -323,7 +323,7 @@ def restore(stored: saved.Saved, parts: Sequence[str]) -> Any:
 
 
 def card(kind: str, training: Mapping[str, Any], cost: Mapping[str, float], rule: str) -> str:
-    """The card of a saved agent."""
+    """Return the card of a saved agent."""
     lines = [f"# {kind}", 'An agent of l4s-gym: `agents.make("FOLDER")`, or `l4s-gym evaluate FOLDER`.', ""]
     lines += ["| | |", "|---|---|"]
     lines += [f"| {name} | {training[name]} |" for name in ("dataset", "steps", "seed", "seconds") if name in training]

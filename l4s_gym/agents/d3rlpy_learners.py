@@ -1,4 +1,4 @@
-"""Training of d3rlpy's algorithms: mini-batches of our own, checkpoints, metrics on what was held out.
+"""Training of d3rlpy's algorithms: our own mini-batches, checkpoints, and metrics on held-out steps.
 
 d3rlpy's `fit` draws each batch step by step in Python, which takes as long as the gradient, and cannot be resumed.
 Here a batch is drawn by indexing whole arrays, and handed to the algorithm's `update`.
@@ -33,26 +33,26 @@ _LEAST: Final = 1e-9
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Configuration of a training; a file in `agents/<name>/config.toml` says what is different.
+    """Configuration of a training; `agents/<name>/config.toml` holds the values that differ.
 
     Attributes:
         steps: Gradient steps.
         batch_size: Steps, or windows, in a batch.
-        seed: Of weights, batches and the held-out part.
+        seed: Seed of weights, batches and the held-out part.
         hidden: Units of the layers of the perceptron.
         rule: Decision rule of the agent, unless it is loaded with another.
         imbalance: As `l4s_gym.agents.imbalance.Imbalance`.
-        held_out: Share of the episodes that is held out for the metrics.
-        held_out_steps: The metrics are of at most so many steps.
+        held_out: Share of the episodes held out for the metrics.
+        held_out_steps: Most steps that the metrics use.
         drop_missing: Leave out steps whose accumulated probability is unknown.
-        allow_gaps: Take episodes that are not consecutive too.
+        allow_gaps: Allow episodes that are not consecutive.
         decision_interval: Train on every n-th step, for an agent that is asked at every n-th packet
             (`Trajectory.strided`).
         checkpoint_every: Steps between checkpoints.
         algorithm: Fields of d3rlpy's configuration.
-        temperature: Of learners of values; see `d3rlpy_agents`.
-        epsilon: Of learners of values.
-        target_return: Of `dt`: the return that it is asked for; None: the largest of the training's episodes.
+        temperature: For value-based agents; see `d3rlpy_agents`.
+        epsilon: For value-based agents; see `d3rlpy_agents`.
+        target_return: For `dt`: the return to aim for; None: the largest of the training episodes.
     """
 
     steps: int
@@ -80,7 +80,7 @@ class D3RLPyLearner:
         kind: Kind of the agent.
         algorithm: Name of the configuration class in `d3rlpy.algos`.
         defaults: The full setting.
-        lacks: Keys of `Config` that mean nothing to it.
+        lacks: Keys of `Config` that have no meaning for it.
         able: Kinds of imbalance that it can apply.
         made: Class of its agents.
     """
@@ -101,7 +101,7 @@ class D3RLPyLearner:
     # -- configuration
 
     def configure(self, given: Mapping[str, Any]) -> Config:
-        """The configuration, complete and checked.
+        """Return the configuration, complete and checked.
 
         Raises:
             L4SError: A key or value makes no sense.
@@ -142,11 +142,11 @@ class D3RLPyLearner:
     # -- what differs between the algorithms
 
     def steps_to_draw(self, logged: Trajectory) -> Ints:
-        """Indices of the steps that a batch is drawn from."""
+        """Return the indices of the steps that a batch is drawn from."""
         return np.arange(len(logged)) if self.kind == "bc" else logged.followed
 
     def batch(self, logged: Trajectory, index: Ints, config: Config) -> Any:
-        """A mini-batch of steps (B,)."""
+        """Return a mini-batch of steps (B,)."""
         after = index if self.kind == "bc" else index + 1
         return import_d3rlpy().dataset.TransitionMiniBatch(
             observations=logged.observations[index],
@@ -160,7 +160,7 @@ class D3RLPyLearner:
         )
 
     def more_fields(self, logged: Trajectory, config: Config) -> dict[str, Any]:
-        """Further fields of d3rlpy's configuration, which depend on the data."""
+        """Return further fields of d3rlpy's configuration, which depend on the data."""
         d3rlpy = import_d3rlpy()
         if self.kind == "bc":
             return {}
@@ -168,7 +168,7 @@ class D3RLPyLearner:
         return {"reward_scaler": d3rlpy.preprocessing.MultiplyRewardScaler(multiplier=1.0 / max(mean, _LEAST))}
 
     def set_loss(self, algo: Any, imbalance: Imbalance, config: Config) -> None:
-        """Replace the algorithm's loss by one that knows weights, where it is asked for."""
+        """Replace the algorithm's loss by a weighted one if `imbalance` asks for it."""
         if imbalance.kind not in ("weights", "focal"):
             return
         from d3rlpy.models.torch.imitators import ImitationLoss
@@ -178,18 +178,18 @@ class D3RLPyLearner:
         algo.impl.compute_loss = lambda x, action: ImitationLoss(loss=loss(policy(x).logits, action.view(-1)).mean())
 
     def agent(self, algo: Any, config: Config, imbalance: Imbalance, logged: Trajectory) -> D3RLPyAgent:
-        """The agent of a trained algorithm."""
+        """Return the agent of a trained algorithm."""
         return self.made(algo, self.kind, config.rule, imbalance=imbalance, settings=self.plain(config))
 
     # -- the same for all
 
     def plain(self, config: Config) -> dict[str, Any]:
-        """A configuration as plain data."""
+        """Return a configuration as plain data."""
         found: dict[str, Any] = msgspec.to_builtins(config)
         return {name: value for name, value in found.items() if name not in self._lacks}
 
     def build(self, logged: Trajectory, config: Config) -> Any:
-        """The algorithm, with fresh weights; observations are standardised as those of the training."""
+        """Build the algorithm with fresh weights; observations are standardised with the training data."""
         d3rlpy = import_d3rlpy()
         encoder = d3rlpy.models.VectorEncoderFactory(hidden_units=list(config.hidden))
         names = ("actor_encoder_factory", "critic_encoder_factory") if self.kind == "sac" else ("encoder_factory",)
@@ -221,14 +221,14 @@ class D3RLPyLearner:
 
         Args:
             logged: The steps.
-            config: Of `configure`.
+            config: Configuration from `configure`.
             report: Called after each gradient step with its number and its losses.
             checkpoint: File to write checkpoints to; None: none.
-            state: A checkpoint to go on from.
+            state: Checkpoint to continue from.
             about: Further entries of the checkpoints.
 
         Returns:
-            The agent, and the seconds that its training took (those before the checkpoint too).
+            The agent, and the seconds of training (including those before the checkpoint).
 
         Raises:
             KeyboardInterrupt: Ctrl-C; the checkpoint is written.
@@ -275,7 +275,7 @@ class D3RLPyLearner:
         progress: shared.Progress | None = None,
         say: shared.Say | None = None,
     ) -> dict[str, Any]:
-        """See `l4s_gym.agents.training.Learner`."""
+        """Train the agent as `l4s_gym.agents.training.Learner` describes."""
         chosen = self.configure(config)
         import_d3rlpy()
         episodes = shared.read_dataset(dataset_id)
@@ -320,14 +320,14 @@ class D3RLPyLearner:
 
 
 def held_out_by(stretches: list[Stretch], episodes: int) -> str:
-    """How steps were held out, in words."""
+    """Describe how steps were held out."""
     if episodes == 1:
         return f"the last {stretches[0].stop - stretches[0].start:,} steps of the only episode"
     return f"{len(stretches)} of {episodes} episodes"
 
 
 def imitation_loss(imbalance: Imbalance) -> Callable[[Any, Any], Any]:
-    """Cross-entropy of each step (N,) from logits (N, 3) and actions (N,), weighted as `imbalance` says."""
+    """Return the cross-entropy of each step (N,) from logits (N, 3) and actions (N,), weighted by `imbalance`."""
     import torch
 
     weights = torch.tensor(imbalance.weights if imbalance.kind == "weights" else np.ones(len(ACTIONS)))
@@ -342,7 +342,7 @@ def imitation_loss(imbalance: Imbalance) -> Callable[[Any, Any], Any]:
 
 
 def _state(algo: Any, rng: np.random.Generator, step: int, seconds: float) -> dict[str, Any]:
-    """All that a training goes on from."""
+    """Return the complete state of a training."""
     import torch
 
     modules = algo.impl.modules.create_checkpointer("cpu").modules
@@ -358,7 +358,7 @@ def _state(algo: Any, rng: np.random.Generator, step: int, seconds: float) -> di
 
 
 def _restore(algo: Any, rng: np.random.Generator, state: Mapping[str, Any]) -> tuple[int, float]:
-    """Put a training where it was; its step and seconds."""
+    """Restore the state of a training; return its step and seconds."""
     import torch
 
     try:
@@ -370,7 +370,7 @@ def _restore(algo: Any, rng: np.random.Generator, state: Mapping[str, Any]) -> t
         rng.bit_generator.state = json.loads(state["numpy"])
         torch.set_rng_state(state["torch"])
     except (KeyError, ValueError, RuntimeError) as error:
-        raise L4SError(f"checkpoint: does not fit ({str(error).splitlines()[0]}): remove it and train anew") from error
+        raise L4SError(f"checkpoint: does not fit ({str(error).splitlines()[0]}): remove it and start again") from error
     return int(state["step"]), float(state["seconds"])
 
 

@@ -1,6 +1,6 @@
-"""Class imbalance, one choice for every learner: 99 of 100 rows say "enqueue".
+"""Class imbalance, handled in one place for every learner: 99 of 100 rows are "enqueue".
 
-| kind | what it does to training | what a perfect learner then gives |
+| kind | effect on training | what a perfect learner then gives |
 |---|---|---|
 | `none` | nothing | the probabilities of the data |
 | `weights` | the loss of a step is multiplied by the weight of its action | probabilities times weights, normalised |
@@ -8,10 +8,10 @@
 | `focal` | the loss is multiplied by (1 - p)^gamma (Lin et al. 2017) | probabilities pulled towards 1/3 |
 
 The weight of an action is its share in the data to the power ``-power``: with 1 all actions count alike, with 0
-nothing changes; the weights average 1 over the data. Rarely chosen actions are learnt faster so, but what comes out is
+nothing changes; the weights average 1 over the data. Rare actions are learned faster this way, but the result is
 no longer calibrated: sampled, such an imitator would drop and mark far more often than the discipline did. `correct`
-undoes just that (logit adjustment, Menon et al. 2021; for `focal` the inverse of its minimiser, Charoenphakdee et al.
-2021), and is on by default: ``correction = false`` leaves the probabilities as learnt.
+undoes exactly that (logit adjustment, Menon et al. 2021; for `focal` the inverse of its minimiser, Charoenphakdee et
+al. 2021), and is on by default: ``correction = false`` leaves the probabilities as learned.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ KINDS: Final = ("none", "weights", "focal", "sample")
 
 @dataclass(frozen=True)
 class Imbalance:
-    """How a learner deals with rare actions; `fitted` completes it with the shares of the data.
+    """Treatment of rare actions by a learner; `fitted` adds the shares of the data.
 
     Attributes:
         kind: One of `KINDS`.
-        power: Of `weights` and `sample`: the weight of an action is its share to the power ``-power``.
-        gamma: Of `focal`.
+        power: For `weights` and `sample`: the weight of an action is its share to the power ``-power``.
+        gamma: For `focal`: its exponent.
         correction: Whether `correct` undoes the shift.
         shares: Share of each action in the training data (3,); () before `fitted`.
     """
@@ -60,7 +60,7 @@ class Imbalance:
 
     @classmethod
     def of(cls, given: Imbalance | str | Mapping[str, Any]) -> Imbalance:
-        """From a name, or a table of a configuration.
+        """Make it from a name, or from a table of a configuration.
 
         Raises:
             L4SError: There is no such kind or option, or a value makes no sense.
@@ -68,14 +68,14 @@ class Imbalance:
         return given if isinstance(given, Imbalance) else convert(cls, given, "imbalance")
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, which `of` takes."""
+        """Return plain data, which `of` takes."""
         return asdict(self) | {"shares": list(self.shares)}
 
     def fitted(self, actions: npt.ArrayLike) -> Imbalance:
-        """With the shares of the actions (T,) of the training data.
+        """Return a copy with the shares of the actions (T,) in the training data.
 
         Raises:
-            L4SError: There are none.
+            L4SError: There are no actions.
         """
         counts = np.bincount(np.asarray(actions, np.int64).ravel(), minlength=len(ACTIONS))
         if not counts.sum():
@@ -84,7 +84,7 @@ class Imbalance:
 
     @property
     def weights(self) -> Floats:
-        """Weight of each action (3,), 1 on average over the data; 1 for an action that the data does not have.
+        """Return the weight of each action (3,), 1 on average over the data; 1 for an action that is not in the data.
 
         All are 1 for `none` and `focal`.
         """
@@ -97,14 +97,14 @@ class Imbalance:
         return np.where(shares > 0.0, raw / (shares @ raw), 1.0)
 
     def step_probabilities(self, actions: npt.ArrayLike) -> Floats | None:
-        """Probability with which each step (T,) is drawn; None: all alike."""
+        """Return the probability with which each step (T,) is drawn; None: all equal."""
         if self.kind != "sample":
             return None
         weights = self.weights[np.asarray(actions, np.int64).ravel()]
         return np.asarray(weights / weights.sum(), np.float64)
 
     def correct(self, probabilities: npt.ArrayLike) -> Floats:
-        """What a learner gives (..., 3), as probabilities of the data (..., 3)."""
+        """Convert the outputs of a learner (..., 3) to probabilities of the data (..., 3)."""
         p = np.asarray(probabilities, np.float64)
         if not self.correction or self.kind == "none":
             return p
@@ -117,7 +117,7 @@ class Imbalance:
         return np.asarray(raw / raw.sum(axis=-1, keepdims=True), np.float64)
 
     def as_policy(self) -> dict[str, Any]:
-        """What `correct` does, as fields of `l4s_gym.sim.policy.Policy`."""
+        """Return the effect of `correct` as fields of `l4s_gym.sim.policy.Policy`."""
         if not self.correction or self.kind == "none":
             return {}
         return {"gamma": self.gamma} if self.kind == "focal" else {"weights": tuple(self.weights.tolist())}
@@ -126,7 +126,7 @@ class Imbalance:
         """Refuse a kind that a learner cannot apply.
 
         Raises:
-            L4SError: It is none of `kinds`.
+            L4SError: The kind is not one of `kinds`.
         """
         if self.kind not in kinds:
             able = " or ".join(repr(kind) for kind in kinds)

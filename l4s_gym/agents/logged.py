@@ -1,4 +1,4 @@
-"""Logged decisions: which are held out, and what agents would do at them."""
+"""Logged decisions: which are held out, and what agents would decide at them."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ class Stretch(NamedTuple):
 
 
 def split(steps: Sequence[int], share: float = 0.2, seed: int = 0) -> tuple[list[Stretch], list[Stretch]]:
-    """Split episodes into those to train on and those held out, never by row.
+    """Split whole episodes into those to train on and those held out.
 
-    Neighbouring rows are nearly equal: a row held out from among others would be known already. Whole episodes are
-    drawn; of a single one its end is held out.
+    Neighbouring rows are nearly equal: a row held out between two others would be known already. So whole episodes
+    are drawn; of a single episode the end is held out.
 
     Args:
         steps: Steps of each episode (E,).
-        share: Of the episodes (or of the single one's steps); at least one is held out, and one is left.
-        seed: Of the drawing.
+        share: Share of the episodes (or of the single one's steps) to hold out; at least one on each side.
+        seed: Seed of the drawing.
 
     Returns:
-        What to train on, and what is held out; each in the order of the dataset.
+        The stretches to train on, and those held out; each in the order of the dataset.
 
     Raises:
         L4SError: The share makes no sense, or there are too few steps.
@@ -59,12 +59,12 @@ def split(steps: Sequence[int], share: float = 0.2, seed: int = 0) -> tuple[list
 
 
 def cut(episodes: Sequence[Trajectory], stretches: Sequence[Stretch]) -> list[Trajectory]:
-    """The stretches as episodes of their own."""
+    """Cut the stretches out as episodes."""
     return [episodes[number].cut(start, stop) for number, start, stop in stretches]
 
 
 def offline_probabilities(agent: Any, logged: Trajectory, index: Ints) -> Floats | None:
-    """What an agent would do at logged steps, given what was logged before them.
+    """Return an agent's probabilities at logged steps, given what was logged before them.
 
     Args:
         agent: Any agent. One that knows its probabilities has the method ``logged_probabilities(logged, index)``.
@@ -84,10 +84,10 @@ def offline_probabilities(agent: Any, logged: Trajectory, index: Ints) -> Floats
 
 
 def offline_decisions(agent: Agent, logged: Trajectory, most: int) -> tuple[Ints, Ints]:
-    """Decisions of any agent, asked step by step along the first steps of every episode.
+    """Ask any agent for decisions step by step along the first steps of every episode.
 
     Returns:
-        What it decided, and what was logged; at most so many steps in all, (T,) each.
+        Its decisions, and the logged ones, (T,) each; T is at most `most`.
     """
     each = math.ceil(most / (len(logged.starts) - 1))
     taken, index = [], []

@@ -1,6 +1,6 @@
-"""Offline metrics: how well probabilities foresee logged decisions, beside what knowing nothing would give.
+"""Offline metrics: how well probabilities predict logged decisions, beside those of a constant prediction.
 
-Accuracy says little where 99 of 100 rows are "enqueue": it stands beside the share of the majority class, and beside
+Accuracy says little where 99 of 100 rows are "enqueue": it is shown with the share of the majority class,
 cross-entropy, macro-F1, recall per class and calibration.
 """
 
@@ -34,15 +34,15 @@ def _checked(probabilities: npt.ArrayLike, actions: npt.ArrayLike) -> tuple[Floa
 
 
 def reliability(p: npt.ArrayLike, hit: npt.ArrayLike, bins: int = BINS) -> tuple[Floats, Floats, Ints]:
-    """A reliability diagram with bins of equal mass.
+    """Compute a reliability diagram with bins of equal mass.
 
     Args:
         p: Predicted probabilities (T,).
         hit: Whether it happened (T,).
-        bins: At most so many; equal probabilities share a bin.
+        bins: Most bins; equal probabilities share a bin.
 
     Returns:
-        Mean prediction, share of hits, and number of steps of each bin that is not empty.
+        Mean prediction, share of events, and number of steps of each bin that is not empty.
     """
     p, hit = np.asarray(p, np.float64), np.asarray(hit, np.float64)
     edges = np.unique(np.quantile(p, np.linspace(0.0, 1.0, bins + 1)[1:-1]))
@@ -55,20 +55,20 @@ def reliability(p: npt.ArrayLike, hit: npt.ArrayLike, bins: int = BINS) -> tuple
 
 
 def calibration_error(p: npt.ArrayLike, hit: npt.ArrayLike, bins: int = BINS) -> float:
-    """Expected calibration error of one class: mean gap of the reliability diagram, weighted by its steps."""
+    """Return the expected calibration error of a class: mean gap of the reliability diagram, weighted by steps."""
     means, shares, counts = reliability(p, hit, bins)
     return float(np.abs(means - shares) @ counts / counts.sum())
 
 
 def confusion(predicted: npt.ArrayLike, actions: npt.ArrayLike) -> Ints:
-    """Counts (3, 3): the logged action by the predicted one."""
+    """Return counts (3, 3): the logged action by the predicted one."""
     table = np.zeros((len(ACTIONS), len(ACTIONS)), np.int64)
     np.add.at(table, (np.asarray(actions, np.int64), np.asarray(predicted, np.int64)), 1)
     return table
 
 
 def decisions(predicted: npt.ArrayLike, actions: npt.ArrayLike) -> dict[str, Any]:
-    """What can be said of decisions alone: `classification` without the figures that need probabilities."""
+    """Compute the metrics of decisions alone: `classification` without those that need probabilities."""
     table = confusion(predicted, actions)
     steps, hits = table.sum(), np.diag(table)
     logged, said = table.sum(axis=1), table.sum(axis=0)
@@ -87,10 +87,10 @@ def decisions(predicted: npt.ArrayLike, actions: npt.ArrayLike) -> dict[str, Any
 
 
 def classification(probabilities: npt.ArrayLike, actions: npt.ArrayLike) -> dict[str, Any]:
-    """All offline metrics; what is predicted is the most probable action.
+    """Compute all offline metrics; the prediction is the most probable action.
 
     Args:
-        probabilities: Of the three actions (T, 3).
+        probabilities: Probabilities of the three actions (T, 3).
         actions: What was decided (T,).
 
     Returns:
@@ -100,18 +100,18 @@ def classification(probabilities: npt.ArrayLike, actions: npt.ArrayLike) -> dict
         |---|---|
         | `steps` | T |
         | `cross_entropy` | mean of -ln p(logged action), nats |
-        | `constant_cross_entropy` | that of predicting the shares of these very actions at each step |
+        | `constant_cross_entropy` | that of a constant prediction of the actions' shares in these steps |
         | `accuracy`, `majority` | share of steps predicted, and the share of the most frequent action |
         | `macro_f1` | mean F1 over the actions that were logged or predicted |
         | `recall` | by action; None where it was not logged |
         | `shares`, `predicted_shares` | how often each action was logged, and is the most probable |
-        | `mean_probabilities` | mean probability of each action: calibrated in the large, it equals `shares` |
+        | `mean_probabilities` | mean probability of each action: equal to `shares` if calibrated on average |
         | `confusion` | logged action (rows) by most probable action |
         | `ece` | expected calibration error by action, in bins of equal mass |
         | `brier` | mean squared distance between the probabilities and the logged action |
 
     Raises:
-        L4SError: Shapes do not fit, or the probabilities are none.
+        L4SError: Shapes do not fit, or the probabilities are not valid.
     """
     p, a = _checked(probabilities, actions)
     logged = np.eye(len(ACTIONS))[a]  # (T, 3)

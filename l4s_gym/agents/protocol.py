@@ -1,4 +1,4 @@
-"""What everything that decides has in common, and how probabilities become decisions."""
+"""The interface of agents, and the rules that turn probabilities into decisions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Actions = npt.NDArray[np.int64]
 RULES: Final = layout.RULES
 NO_RULE: Final = "-"
 _STREAM: Final = 0x616374
-"""Sets the draws of agents apart from those of environments with the same seed."""
+"""Separates the random draws of agents from those of environments with the same seed."""
 _BLOCK: Final = 1024
 
 
@@ -29,12 +29,12 @@ _BLOCK: Final = 1024
 class Agent(Protocol):
     """Decides for a batch of environments, one packet each.
 
-    The arrays given to `act` belong to the caller and change after the call: copy what is to be kept.
+    The arrays given to `act` belong to the caller and change after the call: copy them to keep them.
 
-    An agent whose decisions follow from the observation by a network, by trees or by a rule may have a further method,
+    An agent that decides from the observation by a network, by trees or by a rule may have another method,
     ``as_policy() -> l4s_gym.sim.policy.Policy | None``. The evaluation then decides by that policy inside the engine,
-    ten times as fast, and does not call `act` there; so both have to decide alike, with the draws of `DecisionRule`. A
-    subclass that has an `act` of its own is asked by `act` again (`policy_of`). `l4s_gym.agents.PolicyAgent` is the
+    ten times as fast, and does not call `act`; so both must give equal decisions, with the draws of `DecisionRule`. A
+    subclass with its own `act` is asked by `act` again (`policy_of`). `l4s_gym.agents.PolicyAgent` is the
     agent of any policy.
 
     Attributes:
@@ -46,7 +46,7 @@ class Agent(Protocol):
     rule: str
 
     def reset(self, n: int, seed: int) -> None:
-        """Start `n` episodes; environment i decides as the only one after `reset(1, seed + i)` would."""
+        """Start `n` episodes; environment i decides as a single one does after `reset(1, seed + i)`."""
         ...
 
     def act(self, obs: Observations, rewards: Floats) -> Actions:
@@ -62,16 +62,16 @@ class Agent(Protocol):
         ...
 
     def cost(self) -> dict[str, float]:
-        """What it takes to decide: `parameters`, `trainable_parameters`, and more."""
+        """Return the costs of a decision: `parameters`, `trainable_parameters`, and more."""
         ...
 
 
 def policy_of(agent: Agent) -> Policy | None:
-    """What decides for an agent inside the engine; None: it has to be asked.
+    """Return the policy that decides for an agent inside the engine; None: call its `act`.
 
-    It has to be asked too where a subclass, or somebody from outside, has replaced its `act`.
+    `act` is also called if a subclass, or code from outside, has replaced it.
     """
-    asked: Any = agent  # it need not have the method
+    asked: Any = agent  # the method is optional
     for names in (getattr(agent, "__dict__", {}), *map(vars, type(agent).__mro__)):
         if "as_policy" in names:
             found: Policy | None = asked.as_policy()
@@ -82,18 +82,18 @@ def policy_of(agent: Agent) -> Policy | None:
 
 
 def generators(n: int, seed: int) -> list[np.random.Generator]:
-    """What the rule `sample` draws from: environment i that of seed + i."""
+    """Return the generators for the rule `sample`: environment i has that of seed + i."""
     return [np.random.default_rng([seed + i, _STREAM]) for i in range(n)]
 
 
 class DecisionRule:
     """Turns action probabilities into decisions.
 
-    - `sample`: draws. Environment i has a stream of its own, that of seed + i.
-    - `argmax`: the most probable action; of equally probable ones the first. An imitator of a random mark that is
-      never likelier than not then never marks.
+    - `sample`: draws. Environment i has its own stream, that of seed + i.
+    - `argmax`: the most probable action; of equally probable ones the first. An imitator of a random mark whose
+      probability never exceeds 1/2 then never marks.
     - `diffuse`: error diffusion, as PIE's derandomisation. For each environment and queue the probabilities of
-      drop and mark add up; when their sum reaches 1, the larger of the two is done, and 1 is taken off it. So
+      drop and mark add up; when their sum reaches 1, the larger of the two is done, and 1 is subtracted. So
       both keep their shares, and the decisions are evenly spaced.
     """
 
@@ -127,14 +127,14 @@ class DecisionRule:
         """Decide for a batch.
 
         Args:
-            probabilities: Of the three actions (n, 3), each row of sum 1.
+            probabilities: Probabilities of the three actions (n, 3), each row of sum 1.
             queue: Queue of each packet (n,), 0 C or 1 L: the first column of the observation.
 
         Returns:
             Actions (n,) int64.
 
         Raises:
-            L4SError: The batch does not have the size that was reset.
+            L4SError: The size of the batch differs from that of `reset`.
         """
         if probabilities.shape != (self.n, len(ACTIONS)):
             raise L4SError(f"probabilities of shape {probabilities.shape}: reset was for ({self.n}, {len(ACTIONS)})")
@@ -147,7 +147,7 @@ class DecisionRule:
         return self._diffuse(probabilities, queue)
 
     def _uniform(self) -> Floats:
-        """A number in [0, 1) for each environment, (n,)."""
+        """Return a number in [0, 1) for each environment, (n,)."""
         if self._next == len(self._draws):
             self._draws = np.stack([rng.random(_BLOCK) for rng in self._rngs], axis=1)
             self._next = 0
@@ -168,7 +168,7 @@ class DecisionRule:
 
 
 def check_batch(obs: Observations, n: int) -> None:
-    """Check that observations are of the batch that was reset.
+    """Check that the observations have the batch size of `reset`.
 
     Raises:
         L4SError: They are not of shape (n, 8).

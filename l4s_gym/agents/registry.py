@@ -1,7 +1,7 @@
-"""The table of agents: the rules, and the kinds that are trained, saved and loaded.
+"""Table of agents: the rules, and the kinds that are trained, saved and loaded.
 
-Another package adds a kind of its own to `KINDS` before it uses it, or names it as `MODULE:ATTRIBUTE` of an `AgentKind`
-wherever a kind is asked for: ``l4s-gym train mine:KIND ...``, ``l4s-gym evaluate mine:KIND:runs/x``.
+Another package adds a kind of agent to `KINDS` before use, or names it as `MODULE:ATTRIBUTE` of an `AgentKind`
+where a kind is expected: ``l4s-gym train mine:KIND ...``, ``l4s-gym evaluate mine:KIND:runs/x``.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ UNTRAINED: Final[dict[str, tuple[type[Any], tuple[str, ...]]]] = {
     "threshold": (ThresholdAgent, ("l_us", "c_us")),
     "enqueue": (EnqueueAgent, ()),
 }
-"""The agents that a name alone makes: class, and the numbers that it takes."""
+"""Agents made from a name alone: class, and the numbers that it takes."""
 
 
 @dataclass(frozen=True)
 class AgentKind:
-    """A kind of agent that is trained, saved and loaded. What it names is imported when it is used.
+    """A kind of agent that is trained, saved and loaded. Its modules are imported on first use.
 
     Attributes:
         learner: `MODULE` or `MODULE:OBJECT`, a `l4s_gym.agents.training.Learner`.
-        loader: `MODULE:FUNCTION`, called as ``function(saved, **options)`` with the options as they were written.
+        loader: `MODULE:FUNCTION`, called as ``function(saved, **options)`` with the options as text.
         tiny: Configuration of a training that takes a second, for tests.
     """
 
@@ -38,15 +38,15 @@ class AgentKind:
     tiny: Mapping[str, Any]
 
     def load_learner(self) -> Any:
-        """The learner.
+        """Import the learner.
 
         Raises:
-            ModuleNotFoundError: It needs something that is not installed.
+            ModuleNotFoundError: A package that it needs is not installed.
         """
         return pkgutil.resolve_name(self.learner)
 
     def load_loader(self) -> Any:
-        """The loader; errors as `load_learner`."""
+        """Import the loader; errors as `load_learner`."""
         return pkgutil.resolve_name(self.loader)
 
 
@@ -86,10 +86,10 @@ KINDS: dict[str, AgentKind] = {
 
 
 def kind_of(name: str) -> AgentKind:
-    """A kind by its name in `KINDS`, or by `MODULE:ATTRIBUTE`, which is then in `KINDS` too.
+    """Return a kind by its name in `KINDS`, or by `MODULE:ATTRIBUTE`, which is then added to `KINDS`.
 
     Raises:
-        L4SError: There is none.
+        L4SError: There is no such kind.
     """
     if name not in KINDS:
         if ":" not in name:

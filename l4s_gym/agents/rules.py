@@ -1,4 +1,4 @@
-"""Agents without training: the lower ends of every comparison."""
+"""Agents without training: the lower bounds of every comparison."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class _Untrained:
         self.n = n
 
     def cost(self) -> dict[str, float]:
-        """No parameters."""
+        """Return no parameters."""
         return {"parameters": 0.0, "trainable_parameters": 0.0}
 
 
@@ -50,19 +50,19 @@ class EnqueueAgent(_Untrained):
     name = "enqueue"
 
     def act(self, obs: Observations, rewards: Floats) -> Actions:
-        """Actions (n,): all 0."""
+        """Return actions (n,): all 0."""
         check_batch(obs, self.n)
         return np.full(self.n, ENQUEUE, np.int64)
 
     def as_policy(self) -> Policy:
-        """The same for the engine."""
+        """Return the same policy for the engine."""
         from l4s_gym.sim.policy import Policy, Trees
 
         return Policy((Trees.constant((1.0, 0.0, 0.0)),), "argmax", softmax=False)
 
 
 class RandomAgent(_Untrained):
-    """Draws each action with fixed probabilities, whatever it sees."""
+    """Draws each action with fixed probabilities and ignores the observation."""
 
     name = "random"
     rule = "sample"
@@ -86,19 +86,19 @@ class RandomAgent(_Untrained):
         self._batch = np.tile(self._p, (n, 1))
 
     def act(self, obs: Observations, rewards: Floats) -> Actions:
-        """Actions (n,): drawn."""
+        """Draw actions (n,)."""
         check_batch(obs, self.n)
         return self._rule.decide(self._batch, obs[:, 0])
 
     def as_policy(self) -> Policy:
-        """The same for the engine."""
+        """Return the same policy for the engine."""
         from l4s_gym.sim.policy import Policy, Trees
 
         return Policy((Trees.constant(self._p),), "sample", softmax=False)
 
 
 class ThresholdAgent(_Untrained):
-    """Marks a packet where the delay of its queue is above the queue's threshold."""
+    """Marks a packet if the delay of its queue is above the queue's threshold."""
 
     name = "threshold"
 
@@ -115,17 +115,17 @@ class ThresholdAgent(_Untrained):
         self._l_us, self._c_us = l_us, c_us
 
     def act(self, obs: Observations, rewards: Floats) -> Actions:
-        """Actions (n,): 2 above the threshold, else 0."""
+        """Return actions (n,): 2 above the threshold, else 0."""
         check_batch(obs, self.n)
         delay_us = unscale_observation(obs)[:, _DELAY]
         limit_us = np.where(obs[:, 0] == L4S, self._l_us, self._c_us)
         return np.where(delay_us > limit_us, MARK, ENQUEUE).astype(np.int64)
 
     def as_policy(self) -> Policy:
-        """The same for the engine: a tree that asks for the queue, and then for its delay."""
+        """Return the same policy for the engine: a tree that tests the queue, and then its delay."""
         from l4s_gym.sim.policy import Policy, Trees
 
-        # Delays of all observations, so that float32 rounds them on the same side.
+        # Delays as observations, so that float32 rounds both sides alike.
         limits = [_largest(limit_us) for limit_us in (self._c_us, self._l_us)]
         enqueue, mark = np.eye(len(ACTIONS))[[ENQUEUE, MARK]]
         tree = Trees(
@@ -139,7 +139,7 @@ class ThresholdAgent(_Untrained):
 
 
 def _largest(delay_us: float) -> float:
-    """The largest observation (float32) of a delay that is not above this one."""
+    """Return the largest observation (float32) of a delay that does not exceed this one."""
     scale = OBS_SCALE[_DELAY]
     found = np.nextafter(np.float32(delay_us / scale), np.float32(np.inf))
     while np.float64(found) * scale > delay_us:
@@ -148,7 +148,7 @@ def _largest(delay_us: float) -> float:
 
 
 class PolicyAgent:
-    """The agent of any policy: a tree, a network that somebody trained, a rule of one's own."""
+    """The agent of any policy: a tree, a trained network, or a rule."""
 
     def __init__(self, policy: Policy, name: str = "policy") -> None:
         self.name = name
@@ -161,15 +161,15 @@ class PolicyAgent:
         self._rule.reset(n, seed)
 
     def act(self, obs: Observations, rewards: Floats) -> Actions:
-        """Actions (n,) by the policy's decision rule."""
+        """Return actions (n,) by the policy's decision rule."""
         check_batch(obs, self._rule.n)
         return self._rule.decide(self.policy.probabilities(obs), obs[:, 0])
 
     def as_policy(self) -> Policy:
-        """What it decides by."""
+        """Return its policy."""
         return self.policy
 
     def cost(self) -> dict[str, float]:
-        """Weights of networks, and nodes of trees."""
+        """Return the number of weights of networks and of nodes of trees."""
         count = float(sum(part.parameters for part in self.policy.parts))
         return {"parameters": count, "trainable_parameters": count}

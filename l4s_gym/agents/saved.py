@@ -1,4 +1,4 @@
-"""Saved agents: a folder that others can load, written as a whole, and checked when it is read.
+"""Saved agents: a folder that can be shared, written as a whole, and checked when it is read.
 
 | file | what is in it |
 |---|---|
@@ -34,10 +34,10 @@ ABOUT: Final = "agent.json"
 WEIGHTS: Final = "weights.safetensors"
 ADAPTER: Final = "adapter"
 ADAPTER_WEIGHTS: Final = f"{ADAPTER}/adapter_model.safetensors"
-"""peft's name."""
+"""Name of the adapter folder, as peft has it."""
 CARD: Final = "README.md"
 CHECKPOINT: Final = "checkpoint"
-"""What begins with this in the folder belongs to an unfinished training, and goes when the agent is written."""
+"""Prefix of files of an unfinished training, which are removed when the agent is written."""
 _OLD: Final = "bc.npz"
 _OWN: Final = (ABOUT, WEIGHTS, ADAPTER, CARD, _OLD)
 _DIGESTS: Final = {"weights_sha256": WEIGHTS, "adapter_sha256": ADAPTER_WEIGHTS}
@@ -46,14 +46,14 @@ _DIGESTS: Final = {"weights_sha256": WEIGHTS, "adapter_sha256": ADAPTER_WEIGHTS}
 
 @dataclass(frozen=True)
 class Saved:
-    """A saved agent as it was read.
+    """A saved agent as read from its folder.
 
     Attributes:
         kind: Name in `registry.KINDS`.
         config: Its configuration, plain.
         training: How it was trained: dataset, steps, seed, metrics, ...
         path: The folder.
-        version: Of l4s_gym that wrote it.
+        version: Version of l4s_gym that wrote it.
     """
 
     kind: str
@@ -64,7 +64,7 @@ class Saved:
 
     @cached_property
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The tensors by name, read when first asked for.
+        """The tensors by name, read on first use.
 
         Raises:
             L4SError: The file is damaged.
@@ -73,7 +73,7 @@ class Saved:
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a file by name.
+    """Read the tensors of a file by name.
 
     Raises:
         L4SError: The file is damaged.
@@ -95,7 +95,7 @@ def _safetensors() -> Any:
 
 
 def check_name(folder: PathLike) -> None:
-    """Refuse a name that safetensors and TensorBoard cannot take.
+    """Refuse a name that safetensors and TensorBoard cannot handle.
 
     Raises:
         L4SError: It is not UTF-8.
@@ -107,7 +107,7 @@ def check_name(folder: PathLike) -> None:
 
 
 def check_target(folder: PathLike) -> None:
-    """Refuse a folder that holds something else than an agent or its unfinished training.
+    """Refuse a folder that holds anything other than an agent or its unfinished training.
 
     Raises:
         L4SError: It does, or it is a file.
@@ -131,9 +131,9 @@ def write(
     card: str = "",
     fill: Callable[[Path], None] | None = None,
 ) -> Path:
-    """Write an agent, which is replaced as a whole or not at all (`files.put_in_place`).
+    """Write an agent's folder, which is replaced as a whole or not at all (`files.put_in_place`).
 
-    What else lies in the folder of an older agent (logs of its training, say) is kept, but for checkpoints.
+    Other files in the folder of an older agent (such as logs of its training) are kept, except checkpoints.
 
     Args:
         folder: Its folder; the folders above are made.
@@ -142,13 +142,13 @@ def write(
         tensors: PyTorch tensors by name; copies are stored, so they may share memory.
         training: Plain data; `simulator` in it: fingerprint of the simulator that made the training's data.
         card: Text of the card.
-        fill: Puts more files into the folder that it is given.
+        fill: Puts more files into the given folder.
 
     Returns:
         The folder.
 
     Raises:
-        L4SError: It cannot be written; what was there before is as it was.
+        L4SError: It cannot be written; an older agent is unchanged.
     """
     from l4s_gym import __version__
 
@@ -183,17 +183,17 @@ def write(
 
 
 def files(folder: PathLike) -> list[str]:
-    """Names of the files that a saved agent in this folder consists of."""
+    """Return the names of the files of a saved agent in this folder."""
     path = Path(folder)
     parts = [part for name in _OWN for part in (path / name, *sorted((path / name).rglob("*"))) if part.is_file()]
     return [part.relative_to(path).as_posix() for part in parts]
 
 
 def check_finite(folder: PathLike, tensors: Mapping[str, Any]) -> None:
-    """Refuse weights that nobody can use.
+    """Refuse weights that are not finite.
 
     Raises:
-        L4SError: Which of them is not finite.
+        L4SError: A tensor is not finite; the error names it.
     """
     for name, value in tensors.items():
         if value.is_floating_point() and not bool(value.isfinite().all()):
@@ -201,7 +201,7 @@ def check_finite(folder: PathLike, tensors: Mapping[str, Any]) -> None:
 
 
 def _kept(name: str) -> bool:
-    """Whether a file of the older agent's folder stays there."""
+    """Return whether a file of the older agent's folder is kept."""
     return name not in _OWN and not name.startswith(CHECKPOINT)
 
 
@@ -217,10 +217,10 @@ def read(folder: PathLike, kind: str | None = None) -> Saved:
 
     Args:
         folder: Its folder.
-        kind: What it has to be.
+        kind: Kind that it must have.
 
     Raises:
-        L4SError: There is none, it is damaged or stale, or of another kind or version than is known here.
+        L4SError: There is none, it is damaged or stale, or its kind or version is unknown here.
     """
     path = Path(folder)
     about = _about(path)
@@ -243,12 +243,12 @@ def read(folder: PathLike, kind: str | None = None) -> Saved:
 
 
 def _simulator(about: Mapping[str, Any]) -> str:
-    """Which simulator made the data of an agent's training; where it is not known, the one installed at that time."""
+    """Return which simulator made an agent's training data; if unknown, the one installed at that time."""
     return str(about["training"].get("simulator", about.get("simulator", fingerprint.NONE)))
 
 
 def _train_again(about: Mapping[str, Any], path: Path) -> str:
-    """What to do where an agent is stale."""
+    """Return the remedy for a stale agent."""
     dataset = about["training"].get("dataset")
     command = f": l4s-gym train {about['kind']} --dataset {dataset} --out {path}" if isinstance(dataset, str) else ""
     return f"train it again{command}"
@@ -284,12 +284,12 @@ def _about(path: Path) -> dict[str, Any]:
 
 
 def load(folder: PathLike, options: Mapping[str, str] | None = None, *, kind: str | None = None) -> Agent:
-    """Make the agent of a folder.
+    """Load the agent of a folder.
 
     Args:
         folder: Its folder.
         options: Passed to the loader of its kind, such as ``{"rule": "diffuse"}``.
-        kind: What it has to be.
+        kind: Kind that it must have.
 
     Raises:
         L4SError: As `read`; it is of another kind; the loader refuses an option.

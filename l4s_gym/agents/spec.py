@@ -2,16 +2,16 @@
 
 | spec | form | agent |
 |---|---|---|
-| `random`, `enqueue`, `threshold` | `rule` | the rules |
-| `threshold:l_us=500,c_us=10000` | `rule` | with thresholds of its own |
+| `random`, `enqueue`, `threshold` | `rule` | a rule |
+| `threshold:l_us=500,c_us=10000` | `rule` | a rule with its own thresholds |
 | `native:pie` | `native` | a discipline, which runs inside the engine |
 | `runs/x`, `bc:runs/x` | `saved` | a saved agent by its folder, of any kind or of the one that is named |
 | `runs/x,rule=diffuse` | `saved` | with another decision rule (and other options of its kind) |
-| `MODULE:ATTRIBUTE:runs/x` | `saved` | of a kind from elsewhere, see `l4s_gym.agents.registry` |
-| `FILE.py:ATTRIBUTE` | `file` | anybody's own: an object, or a class or function without arguments that makes it |
+| `MODULE:ATTRIBUTE:runs/x` | `saved` | of a kind from another package, see `l4s_gym.agents.registry` |
+| `FILE.py:ATTRIBUTE` | `file` | your own: an object, or a class or function without arguments that makes it |
 | `MODULE:ATTRIBUTE` | `module` | the same, from a module |
 
-A name of the table above comes first: a folder that is named like a rule is written `./random`.
+A name of the table above comes first: write `./random` for a folder with the name of a rule.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ _NAMES: Final = (*UNTRAINED, "FOLDER", "KIND:FOLDER", "MODULE:ATTRIBUTE", "FILE.
 
 @dataclass(frozen=True)
 class AgentSpec:
-    """A spec, taken apart.
+    """A parsed spec.
 
     Attributes:
         form: See the table above.
         name: The rule, `native`, the kind of a saved agent ("": any), or the module.
-        path: A saved agent's folder, or a Python file; None: the spec names none.
-        rest: What comes after, such as `,rule=diffuse`, `:pie` or `:MyAgent`.
+        path: A saved agent's folder, or a Python file; None: the spec has none.
+        rest: The remaining text, such as `,rule=diffuse`, `:pie` or `:MyAgent`.
     """
 
     form: Literal["rule", "native", "saved", "file", "module"]
@@ -54,7 +54,7 @@ class AgentSpec:
 
     @classmethod
     def parse(cls, spec: str) -> Self:
-        """From text. Whether there is such an agent is seen when it is made."""
+        """Parse a spec; `make` finds out whether there is such an agent."""
         name, colon, rest = spec.partition(":")
         if name in UNTRAINED or (colon and name == _NATIVE):
             return cls("native" if name == _NATIVE else "rule", name, None, colon + rest)
@@ -70,11 +70,11 @@ class AgentSpec:
 
     @classmethod
     def of_folder(cls, folder: Path, options: str = "", kind: str = "") -> Self:
-        """Of a saved agent, with options such as ``rule=diffuse``."""
+        """Make the spec of a saved agent, with options such as ``rule=diffuse``."""
         return cls("saved", kind, folder, f",{options}" if options else "")
 
     def __str__(self) -> str:
-        """The spec as text."""
+        """Return the spec as text."""
         head = f"{self.name}:" if self.name and self.form == "saved" else self.name
         path = "" if self.path is None else str(self.path)
         if self.form == "saved" and path and not head and os.sep not in path:
@@ -95,7 +95,7 @@ class AgentSpec:
         return name, self.rest
 
     def make(self) -> Agent:
-        """The agent.
+        """Make the agent.
 
         Raises:
             L4SError: There is no such agent, or it cannot be made.
@@ -111,10 +111,10 @@ class AgentSpec:
         return saved.load(self._folder(), _options(str(self), self.rest), kind=self.name or None)
 
     def digest(self) -> str:
-        """Checksum of what decides: weights, configuration, source and options.
+        """Return a checksum of weights, configuration, source and options.
 
         Raises:
-            L4SError: There is nothing of this name.
+            L4SError: There is nothing with this name.
         """
         if self.form == "saved":
             path = saved.read(self._folder()).path
@@ -129,7 +129,7 @@ class AgentSpec:
         return checksum([f"{self.name}{self.rest}", hashlib.sha256(source).hexdigest()])
 
     def files(self) -> dict[str, Path]:
-        """The files of the agent; by their names on a machine that does not have them."""
+        """Return the files of the agent by the names that they have on another machine."""
         if self.path is None:
             return {}
         if self.form == "file":
@@ -137,11 +137,11 @@ class AgentSpec:
         return {f"{self.path.resolve().name}/{name}": self.path / name for name in saved.files(self.path)}
 
     def pack(self) -> dict[str, bytes]:
-        """The content of its files by name, for `unpack`."""
+        """Return the content of its files by name, for `unpack`."""
         return {name: path.read_bytes() for name, path in self.files().items()}
 
     def unpack(self, files: Mapping[str, bytes], folder: Path) -> Self:
-        """The same, with its files in another folder."""
+        """Return the same spec, with its files in another folder."""
         for name, content in files.items():
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -149,7 +149,7 @@ class AgentSpec:
         return replace(self, path=folder / next(iter(files)).partition("/")[0])
 
     def _folder(self) -> Path:
-        """The folder of a saved agent, whose kind is known then.
+        """Return the folder of a saved agent, whose kind is then known.
 
         Raises:
             L4SError: The spec names no folder, or there is no such kind.
@@ -161,7 +161,7 @@ class AgentSpec:
         return self.path
 
     def _known(self) -> str:
-        """`MODULE:ATTRIBUTE` or `FILE.py:ATTRIBUTE`.
+        """Return `MODULE:ATTRIBUTE` or `FILE.py:ATTRIBUTE`.
 
         Raises:
             L4SError: It is neither.
@@ -172,7 +172,7 @@ class AgentSpec:
 
 
 def _numbers(spec: str, text: str, names: tuple[str, ...]) -> dict[str, float]:
-    """The numbers of ``name=value,...``."""
+    """Parse the numbers of ``name=value,...``."""
     numbers: dict[str, float] = {}
     for part in filter(None, text.split(",")):
         name, _, value = part.partition("=")
@@ -186,7 +186,7 @@ def _numbers(spec: str, text: str, names: tuple[str, ...]) -> dict[str, float]:
 
 
 def _options(spec: str, text: str) -> dict[str, str]:
-    """The options of ``,name=value,...`` as they were written."""
+    """Parse the options of ``,name=value,...`` as text."""
     options = {}
     for part in text.split(",")[1:]:
         name, equals, value = part.partition("=")
@@ -197,7 +197,7 @@ def _options(spec: str, text: str) -> dict[str, str]:
 
 
 def _foreign(spec: str) -> Agent:
-    """Somebody's own agent: an object, or what a class or function without arguments returns."""
+    """Load an agent from outside: an object, or what a class or function without arguments returns."""
     found = extras.load(spec, "agent")
     if callable(found) and (isinstance(found, type) or not isinstance(found, Agent)):
         try:
@@ -207,7 +207,7 @@ def _foreign(spec: str) -> Agent:
                 f"agent {spec!r}: {spec.rpartition(':')[2]} takes arguments ({error}): give an object with the "
                 "methods of l4s_gym.agents.Agent, or a class or function without arguments that makes it"
             ) from None
-        except ValueError:  # written in C, it has no signature that can be read
+        except ValueError:  # written in C, its signature cannot be read
             pass
         found = found()
     if not isinstance(found, Agent):

@@ -1,4 +1,4 @@
-"""What all trainings share: configurations, interruption and checkpoints.
+"""Code that all trainings share: configurations, interruption and checkpoints.
 
 A learner is a module (or object) with a function `train`, as `Learner` describes it. Its configuration is a TOML file
 in `agents/<name>/config.toml`: the keys are the full setting, the table `[small]` holds what is different in the
@@ -33,7 +33,7 @@ Plain = dict[str, Any]
 
 FILE: Final = "config.toml"
 CHECKPOINT: Final = "checkpoint.pt"
-"""Name of the checkpoint in the folder of the agent that is to be; it goes when the agent is written."""
+"""Name of the checkpoint in the agent's folder; it is removed when the agent is written."""
 
 
 class Learner(Protocol):
@@ -52,12 +52,12 @@ class Learner(Protocol):
         """Train, and write the agent's folder.
 
         Args:
-            dataset_id: Of a Minari dataset on this machine.
-            config: Of this learner; a key that it does not know is refused.
+            dataset_id: Id of a Minari dataset on this machine.
+            config: Configuration of this learner; an unknown key is refused.
             out: Folder of the agent. A training that is interrupted leaves a checkpoint in it.
-            resume: Go on from the checkpoint in `out`; the result is that of an uninterrupted training.
+            resume: Continue from the checkpoint in `out`; the result is that of an uninterrupted training.
             progress: Called with the share of the training that is done.
-            say: Told what happens, line by line.
+            say: Called with each line of text for the user.
 
         Returns:
             What is written as `training` into the folder: dataset, steps, seconds, and `metrics` on the held-out
@@ -65,16 +65,16 @@ class Learner(Protocol):
 
         Raises:
             KeyboardInterrupt: It was interrupted; the checkpoint is written.
-            L4SError: The configuration, dataset or folder does not do.
+            L4SError: The configuration, dataset or folder cannot be used.
         """
         ...
 
 
 def learner(name: str) -> Learner:
-    """The learner of a kind of agent (`l4s_gym.agents.registry.kind_of`).
+    """Load the learner of a kind of agent (`l4s_gym.agents.registry.kind_of`).
 
     Raises:
-        L4SError: There is none, or what it needs is not installed.
+        L4SError: There is none, or a package that it needs is not installed.
     """
     kind = kind_of(name)
     try:
@@ -85,13 +85,13 @@ def learner(name: str) -> Learner:
 
 
 def config_file(name: str) -> Path | None:
-    """The configuration of a learner that ships; None: there is none."""
+    """Return the configuration file of a learner that ships; None: there is none."""
     path = shipped.folder("agents") / name / FILE
     return path if path.is_file() else None
 
 
 def merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> Plain:
-    """`base`, with what `more` says instead; tables are merged."""
+    """Return `base` with the values of `more` in their place; tables are merged."""
     found = dict(base)
     for name, value in more.items():
         both = isinstance(value, Mapping) and isinstance(found.get(name), Mapping)
@@ -100,7 +100,7 @@ def merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> Plain:
 
 
 def _setting(text: str) -> Plain:
-    """``a.b=value`` as a table."""
+    """Parse ``a.b=value`` as a table."""
     name, parsed = parse_setting(text)
     for key in reversed(name.split(".")):
         parsed = {key: parsed}
@@ -109,13 +109,13 @@ def _setting(text: str) -> Plain:
 
 
 def load_config(name: str, path: Path | None = None, *, small: bool = False, settings: Sequence[str] = ()) -> Plain:
-    """The configuration of a training.
+    """Read the configuration of a training.
 
     Args:
-        name: Of the learner.
+        name: Name of the learner.
         path: A TOML file; None: `config_file`, and without it the learner's own defaults.
-        small: With what the table `[small]` says.
-        settings: ``key=value`` each, which come last.
+        small: Apply the table `[small]`.
+        settings: ``key=value`` each, applied last.
 
     Raises:
         L4SError: The file cannot be read, or has no `[small]`; a setting has no such form.
@@ -134,7 +134,7 @@ def load_config(name: str, path: Path | None = None, *, small: bool = False, set
 
 
 def read_dataset(dataset_id: str, progress: Progress | None = None) -> list[Trajectory]:
-    """All episodes of a dataset, checked: it has to be of this version of the schema.
+    """Read all episodes of a dataset, and check that it has this version of the schema.
 
     Raises:
         L4SError: There is none of this id, it is stale, or something is wrong with it.
@@ -148,21 +148,21 @@ def read_dataset(dataset_id: str, progress: Progress | None = None) -> list[Traj
 
 
 def simulator_of(dataset_id: str) -> str:
-    """Which simulator made a dataset, as an agent's `training` says it."""
+    """Return which simulator made a dataset, in the form of an agent's `training`."""
     from l4s_gym.data import minari_io
 
     return minari_io.simulator_in(minari_io.load(dataset_id).storage.metadata)
 
 
 def trained_interval(training: Mapping[str, Any]) -> int:
-    """At each how many packets an agent is to be asked that was trained so; of older ones it is the `stride`."""
+    """Return the decision interval, in packets, that an agent was trained for (`stride` in older ones)."""
     return int(training.get("decision_interval", training.get("stride", 1)))
 
 
 def peak_memory() -> int:
-    """Most memory that this process has held so far, bytes.
+    """Return the most memory that this process has held so far, bytes.
 
-    Linux says it of this program; what `getrusage` tells includes the one that started it.
+    Linux knows it for this program; `getrusage` includes the program that started it.
     """
     with suppress(OSError):
         lines = Path("/proc/self/status").read_text().splitlines()
@@ -172,21 +172,21 @@ def peak_memory() -> int:
 
 
 class Stop:
-    """Whether somebody pressed Ctrl-C since."""
+    """Flag `asked`, set once SIGINT or SIGTERM arrives."""
 
     def __init__(self) -> None:
         self.asked = False
 
 
 _AT_ONCE_S: Final = 5.0
-"""Who is in a hurry presses Ctrl-C several times."""
+"""Time in which repeated presses of Ctrl-C count as one, s."""
 
 
 @contextmanager
 def interruptible(clock: Callable[[], float] = time.monotonic) -> Iterator[Stop]:
-    """Let Ctrl-C (and SIGTERM) only ask to stop, so that a step is done wholly or not at all; a later one kills.
+    """Let Ctrl-C (and SIGTERM) only ask to stop, so that each step is done fully or not at all; a later one kills.
 
-    One that comes within `_AT_ONCE_S` of the first says the same once more. Outside of the main thread nothing changes.
+    One within `_AT_ONCE_S` of the first is ignored. Outside of the main thread nothing changes.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
@@ -212,10 +212,10 @@ def interruptible(clock: Callable[[], float] = time.monotonic) -> Iterator[Stop]
 
 
 def start_folder(out: Path, *, resume: bool) -> Path:
-    """Prepare the folder of a training; the path of its checkpoint.
+    """Prepare the folder of a training; return the path of its checkpoint.
 
     Raises:
-        L4SError: It holds something else; there is a checkpoint and `resume` is not asked for, or the other way round.
+        L4SError: It holds something else; there is a checkpoint but no `resume`, or the other way round.
     """
     saved.check_target(out)
     path = out / CHECKPOINT
@@ -231,7 +231,7 @@ def start_folder(out: Path, *, resume: bool) -> Path:
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a checkpoint: tensors and plain data, by `torch.save`; the last one stays until this one is whole."""
+    """Write a checkpoint: tensors and plain data, by `torch.save`; the last one is kept until this one is complete."""
     import torch
 
     try:
@@ -240,16 +240,16 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     except OSError as error:
         remedy = "free some space; the last checkpoint is as it was"
         raise L4SError(f"{path}: cannot be written ({error.strerror or error}): {remedy}") from error
-    except RuntimeError as error:  # of PyTorch's writer, where the disk is full
+    except RuntimeError as error:  # raised by PyTorch's writer if the disk is full
         raise L4SError(f"{path}: cannot be written ({error}): free some space") from error
 
 
 def load_checkpoint(path: Path, **same: Any) -> Plain:
-    """Read a checkpoint; nothing in it is executed.
+    """Read a checkpoint without running code from it.
 
     Args:
         path: The file.
-        same: Entries that have to be as they were, such as ``config=...``.
+        same: Entries that must not differ, such as ``config=...``.
 
     Raises:
         L4SError: It is damaged, or of another training.
@@ -264,14 +264,14 @@ def load_checkpoint(path: Path, **same: Any) -> Plain:
             if name == "simulator" and state.get(name) != value:
                 was = state.get(name, fingerprint.NONE)
                 raise L4SError(
-                    f"{path}: is of data of simulator {was}, the dataset is of {value}: remove it and train anew"
+                    f"{path}: is from data of simulator {was}, the dataset is from {value}: remove it and start again"
                 )
             if _text(state[name]) != _text(value):
-                raise L4SError(f"{path}: is of a training with another {name}: resume with the same, or start anew")
+                raise L4SError(f"{path}: is from a training with another {name}: resume with the same, or start again")
     except OSError as error:
         raise read_error(path, error) from error
     except (RuntimeError, KeyError, EOFError, pickle.UnpicklingError, TypeError) as error:
-        raise L4SError(f"{path}: is damaged ({error}): remove it and train anew") from error
+        raise L4SError(f"{path}: is damaged ({error}): remove it and start again") from error
     return state
 
 

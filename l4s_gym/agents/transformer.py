@@ -1,12 +1,12 @@
 """The agent `dt`: d3rlpy's discrete decision transformer, for many environments at once.
 
-It sees the last K steps as (return-to-go, observation, action), and is conditioned on a return: at each decision the
-return that is left of `target_return` after the rewards so far. d3rlpy's own stateful wrapper serves one environment;
+It sees the last K steps as (return-to-go, observation, action), and is conditioned on a return: at each decision
+`target_return` minus the rewards so far. d3rlpy's own stateful wrapper serves one environment;
 here a batch of windows goes through the model in one pass. Timesteps start again after `max_timestep`, as in
 `l4s_gym.data.d3rlpy_io.ReturnSlicer`.
 
 d3rlpy's loss counts the padding before the start of an episode as "enqueue"; ours leaves it out. It counts each step
-of a window, but with ``imbalance.kind = "sample"`` only the last one, which is the one that was drawn.
+of a window, but with ``imbalance.kind = "sample"`` only the last one, which is the drawn one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class DTAgent(D3RLPyAgent):
     """A trained decision transformer.
 
     Attributes:
-        target_return: The return that it is asked for; the option `target`.
+        target_return: The return to aim for; the option `target`.
     """
 
     parts: ClassVar[tuple[str, ...]] = ("transformer",)
@@ -51,7 +51,7 @@ class DTAgent(D3RLPyAgent):
 
     @classmethod
     def of(cls, stored: saved.Saved, rule: str | None = None, **options: Any) -> Self:
-        """The agent from what was saved; see `D3RLPyAgent.of`."""
+        """Make the agent from what was saved; see `D3RLPyAgent.of`."""
         return cls(
             restore(stored, cls.parts),
             stored.kind,
@@ -64,7 +64,7 @@ class DTAgent(D3RLPyAgent):
         )
 
     def extra_config(self) -> dict[str, Any]:
-        """The return that it is asked for."""
+        """Return the return to aim for."""
         return {"target_return": self.target_return}
 
     def _start(self, n: int) -> None:
@@ -77,7 +77,7 @@ class DTAgent(D3RLPyAgent):
             "timesteps": np.zeros((n, rows), np.int64),
             "mask": np.zeros((n, rows), np.float32),
         }
-        self._end = self.length  # rows before it were seen; at first they are padding
+        self._end = self.length  # the rows before it were seen; at first they are padding
         self._step = 0
         self._rest = np.full(n, self.target_return)
 
@@ -91,7 +91,7 @@ class DTAgent(D3RLPyAgent):
         self._start(n)
 
     def logits(self, window: Mapping[str, Any]) -> Any:
-        """Logits (B, K, 3) of windows (B, K, ...); timesteps are the model's, 0 for padding."""
+        """Return the logits (B, K, 3) of windows (B, K, ...); timesteps are the model's, 0 for padding."""
         import torch
 
         scale = self.algo.config.reward_scaler.multiplier
@@ -106,7 +106,7 @@ class DTAgent(D3RLPyAgent):
         return found
 
     def _last(self, window: Mapping[str, Any]) -> Floats:
-        """Probabilities (B, 3) at the last step of windows (B, K, ...)."""
+        """Return the probabilities (B, 3) at the last step of windows (B, K, ...)."""
         import torch
 
         with torch.no_grad():
@@ -114,7 +114,7 @@ class DTAgent(D3RLPyAgent):
         return self.imbalance.correct(p.numpy())
 
     def act(self, obs: Observations, rewards: Floats) -> Actions:
-        """Actions (n,) by the decision rule."""
+        """Return actions (n,) by the decision rule."""
         check_batch(obs, self._rule.n)
         if self._end == 2 * self.length:
             for array in self._held.values():
@@ -123,7 +123,7 @@ class DTAgent(D3RLPyAgent):
         at, held = self._end, self._held
         self._rest -= rewards
         held["observations"][:, at] = obs
-        held["actions"][:, at] = 0  # not known yet; the model does not look at it
+        held["actions"][:, at] = 0  # not known yet; the model does not read it
         held["returns_to_go"][:, at] = self._rest
         held["timesteps"][:, at] = self._step % self.max_timestep + 1
         held["mask"][:, at] = 1.0
@@ -135,7 +135,7 @@ class DTAgent(D3RLPyAgent):
         return taken
 
     def probabilities(self, obs: Observations) -> Floats:
-        """Not defined by an observation alone.
+        """Refuse: an observation alone does not define them.
 
         Raises:
             L4SError: Always.
@@ -143,7 +143,7 @@ class DTAgent(D3RLPyAgent):
         raise L4SError("dt: decides by a window of steps, not by an observation: use act or logged_probabilities")
 
     def logged_probabilities(self, logged: Trajectory, index: Ints) -> Floats:
-        """Probabilities (B, 3) at logged steps (B,), given the returns that the log itself reached."""
+        """Return probabilities (B, 3) at logged steps (B,), given the returns that the log reached."""
         self._model.eval()
         found = [np.zeros((0, len(ACTIONS)))]
         for at in range(0, len(index), _CHUNK):
@@ -153,7 +153,7 @@ class DTAgent(D3RLPyAgent):
 
 
 def model_window(window: Mapping[str, Any], max_timestep: int) -> dict[str, Any]:
-    """A window of `Trajectory`, with the model's timesteps: from 1, wrapped after `max_timestep`, 0 for padding."""
+    """Convert a window of `Trajectory` to the model's timesteps: from 1, wrapped after `max_timestep`; padding is 0."""
     timesteps = np.where(window["mask"], window["timesteps"] % max_timestep + 1, 0)
     return {name: values for name, values in window.items() if name != "rewards"} | {"timesteps": timesteps}
 

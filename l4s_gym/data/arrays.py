@@ -28,9 +28,9 @@ class Layout:
     Attributes:
         name: Id of the dataset.
         files: Paths of the files.
-        file: Index of each episode's file (E,).
+        file: Index, in `files`, of the file that holds each episode (E,).
         steps: Steps of each episode (E,).
-        offsets: Path of an array in the episode: its byte in the file (E,).
+        offsets: Path of an array in the episode -> its byte offset in the file (E,).
         consecutive: Whether each row of the episode is the packet right after the one before (E,).
         numbers: Number of each episode in the dataset (E,).
         absent: Features that the source of each episode lacks, E times.
@@ -54,12 +54,12 @@ class Layout:
         if not self.consecutive.all():
             first = self.numbers[np.argmin(self.consecutive)]
             raise L4SError(
-                f"dataset {self.name!r}: rows are missing within episode {first}, so that a row's neighbour is not "
-                "what came before: use another dataset, or allow_gaps=True"
+                f"dataset {self.name!r}: rows are missing within episode {first}, so the row before is not "
+                "always the packet before: use another dataset, or allow_gaps=True"
             )
 
     def map_files(self) -> list[npt.NDArray[np.uint8]]:
-        """The files, memory-mapped: bytes (n,) each."""
+        """Return the files as memory-mapped bytes (n,) each."""
         try:
             return [np.asarray(np.memmap(path, np.uint8, "r")) for path in self.files]
         except OSError as error:
@@ -71,7 +71,7 @@ def open_layout(source: Any, names: Sequence[str] = tuple(ARRAYS)) -> Layout:
 
     Args:
         source: A `minari.MinariDataset` of `minari_io.create`, or its id.
-        names: Which of `ARRAYS`.
+        names: Which of `ARRAYS` to find.
 
     Raises:
         L4SError: There is no such dataset, it is stale, or it is not one of `minari_io.create`.
@@ -108,7 +108,7 @@ def open_layout(source: Any, names: Sequence[str] = tuple(ARRAYS)) -> Layout:
 
 
 def episodes(source: Any) -> list[Trajectory]:
-    """The episodes of a dataset, without reading them: the arrays are views of the files, and read-only.
+    """Return the episodes of a dataset as read-only views of its memory-mapped files.
 
     `about` holds their numbers in the dataset as `id`.
 

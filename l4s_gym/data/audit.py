@@ -1,28 +1,28 @@
-"""Can the actions of a log or dataset be read off its features?
+"""Check whether the actions of a log or dataset can be read off its features.
 
-The kernel prints some fields after it decided: in the row of a random hit the accumulated probability is 0 already.
-Who learns from such rows learns to read the label, and fails on a live queue, where the field is seen before.
+The kernel prints some fields after its decision: in the row of a random drop or mark the accumulated probability is
+already 0. A model trained on such rows learns to read the label, and fails on a live queue, where it is not 0 yet.
 
-A good classifier alone proves no leak: probability and accumulated probability, known before the decision, make some
-packets more likely to be hit than others. But the rule of the kernel leaves most hits to a random draw, and that
-cannot be foreseen with certainty. So the measure is taken over the rows that are left to chance, those in which the
+A good classifier alone does not prove a leak: probability and accumulated probability, known before the decision, make
+a drop or mark (a "hit") more likely for some packets than for others. But most hits depend on a random draw, which
+cannot be predicted with certainty. So the measure uses only rows whose outcome is random, those in which the
 accumulated probability is below 8.5 (from there on every packet is hit) and the probability at most 0.5:
 
-    told = share of the hits (drop, mark) that are foreseen with 90 % or more
-           - share of the enqueued packets of which the same is thought
+    told = share of the hits that the classifier predicts with a probability of 90 % or more
+           - share of the enqueued packets for which it predicts a hit with the same certainty
 
-It is near 0 for features known before the decision, and near 1 where a feature was written after it. Above 0.5 it is
-called a leak, and the features are named without which it is gone. (A discipline that leaves nothing to chance, such
+It is near 0 for features known before the decision, and near 1 where a feature was written after it. A value above 0.5
+is called a leak, and the report names the features whose removal ends it. (A discipline without any random draw, such
 as a fixed threshold, can be read off honest features too: the audit then names those.)
 
-A value that is missing tells too, if it is missing because of the decision: whoever learns sees a mark, or 0 in its
-place. So all rows are judged. A feature that is missing in some has a second one, whether it is; in its own place
-stands a value drawn from the known ones, which tells nothing. Of each second feature the same measure is taken without
-a classifier, as hits are rare and little foresees them with certainty: the share of hits in which the value is missing,
-less that of the enqueued packets. (A row of which the accumulated probability is not known counts as left to chance.)
+A missing value also tells the action, if it is missing because of the decision: a model sees a mask, or 0, in its
+place. So all rows are judged. A feature that is missing in some rows gets a second one that says so; in its own place
+stands a value drawn from the known ones, which tells nothing. For each second feature the same measure is computed
+without a classifier, as hits are rare: the share of hits in which the value is missing, minus that of the enqueued
+packets. (A row whose accumulated probability is not known counts as random.)
 
-Every figure is of rows that the classifier (gradient boosting) has not seen: five contiguous blocks are held out in
-turn. A random split would leave the neighbours of a row in the training set.
+Every figure is for rows that the classifier (gradient boosting) has not seen: five contiguous blocks are held out one
+after another. A random split would leave the neighbours of a row in the training set.
 """
 
 from __future__ import annotations
@@ -47,28 +47,28 @@ Bools = npt.NDArray[np.bool_]
 _T = TypeVar("_T")
 
 SURE: Final = 0.9
-"""Probability of a hit from which on it counts as foreseen."""
+"""A hit predicted with this probability or more counts as predicted with certainty."""
 LEAK: Final = 0.5
 """A leak is `told` above this."""
 FEWEST: Final = 20
-"""Hits left to chance that are needed to tell."""
+"""Fewest random hits (drops or marks) for a verdict."""
 _FOLDS: Final = 5
 _FEWEST_ROWS: Final = 50
 _MOST_NAMED: Final = 3
 MISSING: Final = ": missing"
-"""Ends the name of a feature that tells whether another one is missing."""
+"""Suffix of the name of a feature that says whether another one is missing."""
 _PROBABILITY: Final = OBSERVED.index("drop_probability")
 _ACCUMULATED: Final = OBSERVED.index("accumulated_probability")
 
 
 @dataclass(frozen=True)
 class Feature:
-    """What one feature tells.
+    """What one feature tells about the actions.
 
     Attributes:
         name: Its name.
         alone: Macro-F1 of a small decision tree that sees this feature only.
-        shuffled: `told` of the whole when this feature is shuffled among the rows held out.
+        shuffled: `told` of all features when this one is shuffled among the held-out rows.
     """
 
     name: str
@@ -78,22 +78,22 @@ class Feature:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a set of features tells about the actions; shares are 0 to 1.
+    """What a set of features tells about the actions; shares are from 0 to 1.
 
     Attributes:
-        rows: Rows, all of which are judged.
+        rows: Number of rows; all are judged.
         missing: Share of the rows of each action in which a feature is missing.
         uneven: Whether that differs between the actions by more than chance (see `report.Missing`).
-        missing_told: Of each feature that is missing in some rows, what that tells (see the module).
+        missing_told: For each feature that is missing in some rows, what that tells (see the module).
         majority: Accuracy of always taking the most frequent action.
-        accuracy: Accuracy on rows held out.
+        accuracy: Accuracy on held-out rows.
         macro_f1: Mean F1 over the three actions.
-        recall: Of each action; NaN without such rows.
-        chance_hits: Hits that the rule leaves to chance.
+        recall: Recall of each action; NaN without such rows.
+        chance_hits: Hits (drops or marks) that depend on a random draw.
         told: See the module.
         given_away_by: Features without which `told` is no longer a leak, the most telling first.
         told_without: `told` without these.
-        features: Of each feature.
+        features: What each feature tells.
     """
 
     rows: int
@@ -117,7 +117,7 @@ class Findings:
 
     @property
     def verdict(self) -> str:
-        """In words."""
+        """The verdict in words."""
         if self.chance_hits < FEWEST:
             return f"cannot tell: {self.chance_hits} hits are left to chance, {FEWEST} are needed"
         foreseen = f"told {self.told:.3f} of {self.chance_hits} hits left to chance"
@@ -145,11 +145,11 @@ class Audit:
 
     @property
     def verdict(self) -> str:
-        """In words, a line for each set."""
+        """The verdict in words, a line for each set."""
         return "\n".join(f"{name}: {found.verdict}" for name, found in self.findings.items())
 
     def table(self) -> str:
-        """All figures and the verdict as text."""
+        """Return all figures and the verdict as text."""
         lines = [f"{self.source}: can the actions be read off the features?"]
         for name, f in self.findings.items():
             recall = ", ".join(f"{action} {share:.3f}" for action, share in f.recall.items())
@@ -164,7 +164,7 @@ class Audit:
         return "\n".join([*lines, self.verdict])
 
     def as_dict(self) -> dict[str, Any]:
-        """All figures as plain values, for JSON; None for shares of no rows."""
+        """Return all figures as plain values, for JSON; None for shares of no rows."""
         findings = {name: {**asdict(f), "leaks": f.leaks, "verdict": f.verdict} for name, f in self.findings.items()}
         for found in findings.values():
             for name in ("missing", "recall"):
@@ -173,14 +173,14 @@ class Audit:
 
 
 def probabilities_of(model: Any, values: Floats) -> Floats:
-    """Probabilities of all actions (n, 3), of those too that the model has not seen."""
+    """Return the probabilities of all actions (n, 3), of those too that the model has not seen."""
     found = np.zeros((len(values), len(ACTIONS)))
     found[:, model.classes_] = model.predict_proba(values)
     return found
 
 
 def _each_fold(rows: int, work: Callable[[Bools], _T]) -> list[_T]:
-    """Call `work` with the rows (T,) of each fold that are held out; folds in parallel, each on one thread."""
+    """Call `work` with the held-out rows (T,) of each fold; folds run in parallel, each on one thread."""
     limits = optional("threadpoolctl", "data").threadpool_limits
 
     def alone(fold: int) -> _T:
@@ -195,7 +195,7 @@ def _each_fold(rows: int, work: Callable[[Bools], _T]) -> list[_T]:
 
 
 def _held_out(values: Floats, actions: Ints, shuffle: bool) -> list[Floats]:
-    """Probabilities of the actions (T, 3) on rows held out: of the whole, then with each of the d columns shuffled."""
+    """Return probabilities of the actions (T, 3) on held-out rows: of all columns, then with each of the d shuffled."""
     boosting = optional("sklearn.ensemble", "data").HistGradientBoostingClassifier
 
     def work(held: Bools) -> list[Floats]:
@@ -220,7 +220,7 @@ def _held_out(values: Floats, actions: Ints, shuffle: bool) -> list[Floats]:
 
 
 def _alone(values: Floats, actions: Ints) -> list[float]:
-    """Macro-F1 of a small tree on each of the d columns."""
+    """Return the macro-F1 of a small tree on each of the d columns."""
     tree = optional("sklearn.tree", "data").DecisionTreeClassifier
 
     def work(held: Bools) -> list[Ints]:
@@ -233,26 +233,26 @@ def _alone(values: Floats, actions: Ints) -> list[float]:
 
 
 def macro_f1(actions: Ints, predicted: Ints) -> float:
-    """Mean F1 over the actions that occur among the true ones (T,) or the predicted ones (T,)."""
+    """Return the mean F1 over the actions that occur among the true ones (T,) or the predicted ones (T,)."""
     pairs = np.bincount(actions * len(ACTIONS) + predicted, minlength=len(ACTIONS) ** 2).reshape(len(ACTIONS), -1)
     both = pairs.sum(axis=0) + pairs.sum(axis=1)
     return float((2 * pairs.diagonal()[both > 0] / both[both > 0]).mean())
 
 
 def _told(probabilities: Floats, actions: Ints, chance: Bools) -> float:
-    """The measure of the module; 0 without such rows."""
+    """Return `told` as the module defines it; 0 without such rows."""
     return _more_in_hits(1 - probabilities[:, ENQUEUE] >= SURE, actions, chance)
 
 
 def _more_in_hits(what: Bools, actions: Ints, chance: Bools) -> float:
-    """Share of the hits left to chance of which it is so, less that of the enqueued packets; at least 0."""
+    """Return the share of random hits for which `what` is true, minus that of the enqueued packets; at least 0."""
     hit = actions != ENQUEUE
     shares = [float(what[chance & rows].mean()) if (chance & rows).any() else 0.0 for rows in (hit, ~hit)]
     return max(shares[0] - shares[1], 0.0)
 
 
 def _columns(values: Floats) -> tuple[list[str], Floats]:
-    """Names and columns (T, k) of what is known in some rows (see the module), the second features last."""
+    """Return names and columns (T, k) of what is known in some rows (see the module), the second features last."""
     rng = np.random.default_rng(0)
     unknown = np.isnan(values)
     names, columns, second = [], [], []
@@ -321,7 +321,7 @@ def _share(what: npt.ArrayLike, among: npt.ArrayLike) -> float:
 
 
 def audit(sample: Sample) -> Audit:
-    """Tell whether the actions of a sample can be read off its features.
+    """Check whether the actions of a sample can be read off its features.
 
     Args:
         sample: The rows.
@@ -334,6 +334,6 @@ def audit(sample: Sample) -> Audit:
         if len(values) < _FEWEST_ROWS:
             raise L4SError(f"{sample.source}: has {len(values)} rows, an audit needs {_FEWEST_ROWS}")
         if np.isnan(values).all():
-            raise L4SError(f"{sample.source}: {name}: bears none of {', '.join(NAMES)}: give logged decisions")
+            raise L4SError(f"{sample.source}: {name}: has none of {', '.join(NAMES)}: give logged decisions")
         findings[name] = _find(sample.actions, values)
     return Audit(sample.source, findings)

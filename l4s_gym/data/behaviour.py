@@ -1,13 +1,13 @@
-"""The rule by which the testbed's kernel decides, over arrays of logged rows.
+"""The rule by which the testbed's kernel decides, for arrays of logged rows.
 
     if (queue_delay_old < qdelay_ref / 2 and prob < 20 %) or length_in_bytes <= 1600: enqueue, sum untouched
     if prob == 0: sum = 0;  sum += prob
-    sum < 0.85: enqueue;  sum >= 8.5: hit, sum kept;  else hit with probability prob (squared in C): sum = 0
+    sum < 0.85: enqueue;  sum >= 8.5: drop or mark, sum kept;  else so with probability prob (squared in C): sum = 0
     after the line was printed: a packet that is really dropped, and an activation, set the sum to 0
 
-`l4s_gym.sim.dualpi2_freebsd` decides so, packet by packet. Everything that it looks at is in the record, but the random
-numbers: so the probabilities of each logged decision are known to the last bit, and an imitator can be held against the
-distribution instead of the one draw that was logged.
+`l4s_gym.sim.dualpi2_freebsd` decides so, packet by packet. The record has everything that the rule uses except the
+random numbers, so the probabilities of each logged decision are known exactly, and an imitator can be compared with
+the distribution instead of the one draw that was logged.
 """
 
 from __future__ import annotations
@@ -26,45 +26,45 @@ Floats = npt.NDArray[np.float64]
 GUARD_BYTES: Final = 1600
 GUARD_PROB: Final = MAX_PROB // 5
 LOW: Final = MAX_PROB * 85 // 100
-"""No hit below this sum (0.85)."""
+"""No drop or mark below this sum (0.85)."""
 HIGH: Final = MAX_PROB * 85 // 10
-"""Always a hit from this sum on (8.5)."""
+"""Always a drop or mark from this sum on (8.5)."""
 ACTIVE: Final = 1
-"""The bit of `status_flags` that says that the controller works."""
+"""The bit of `status_flags` that says that the controller is active."""
 _RANDOM: Final = MAX_PROB + 1
-"""Numbers that the kernel's `random()` draws from: 0 to 2^31 - 1."""
+"""Number of values that the kernel's `random()` draws from: 0 to 2^31 - 1."""
 
 
 def guard(prob: Any, delay_old_us: Any, queue_bytes: Any, ref_us: Any) -> Any:
-    """Whether a packet is enqueued without a look at the probability. Scalars or arrays."""
+    """Return whether a packet is enqueued without a look at the probability (scalars or arrays)."""
     return ((delay_old_us < ref_us // 2) & (prob < GUARD_PROB)) | (queue_bytes <= GUARD_BYTES)
 
 
 def before_from_row(after: Any, step: Any, guarded: Any) -> Any:
-    """The sum before the decision, from a row that was not reset. Scalars or arrays."""
+    """Return the sum before the decision, from a row that was not reset (scalars or arrays)."""
     return np.where(guarded, after, after - step)
 
 
 def after_row(after: Any, real_drop: Any, activated: Any) -> Any:
-    """The sum once the packet was dealt with: what the queue's next packet finds. Scalars or arrays."""
+    """Return the sum after the packet, which the queue's next packet finds (scalars or arrays)."""
     return np.where(real_drop | activated, 0, after)
 
 
 def hit_probability(before: Any, prob: Any, drawn: Any, guarded: Any) -> Floats:
-    """Probability of a hit (T,).
+    """Return the probability of a drop or mark (T,).
 
     Args:
         before: The sum before this packet's step (T,).
         prob: The step, 1/(2^31 - 1) (T,).
-        drawn: Probability of a hit where it is left to the random numbers (T,).
-        guarded: Packets that are not looked at (T,).
+        drawn: Probability of a drop or mark where it depends on the random numbers (T,).
+        guarded: Packets for which the probability is not looked at (T,).
     """
     total = np.where(prob == 0, 0, before + prob)
     return np.where(guarded | (total < LOW), 0.0, np.where(total >= HIGH, 1.0, drawn))
 
 
 def action_probabilities(records: Records, explore: float = 0.0) -> Floats:
-    """Probabilities of the decisions of `dualpi2_freebsd`, with all its quirks.
+    """Return the probabilities of the decisions of `dualpi2_freebsd`, with all its quirks.
 
     A decision is what is logged as `action`. That a drop is withheld, or that the buffer overflows later and loses the
     head of a queue, is not part of it.

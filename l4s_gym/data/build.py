@@ -1,4 +1,4 @@
-"""Datasets from recipes: shard by shard, in parallel, resumable, published as a whole or not at all."""
+"""Datasets built from recipes: shard by shard, in parallel, resumable, published as a whole or not at all."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def make_shard(task: Task, folder: Path) -> Shard:
 
 
 def _shard_bytes(task: Task) -> bytes:
-    """A shard as bytes, for workers that may not share our disks."""
+    """Return a shard as bytes, for workers that may not share our disks."""
     from tempfile import TemporaryDirectory
 
     with TemporaryDirectory() as folder:
@@ -62,7 +62,7 @@ def _make(todo: Sequence[Task], folder: Path, workers: int, ray: str) -> Iterato
 
 
 def _finished(folder: Path, todo: Sequence[Task]) -> list[Task]:
-    """Shards that an earlier build has completed."""
+    """List the shards that an earlier build has completed."""
     done = []
     for task in todo:
         with suppress(OSError, KeyError):
@@ -72,7 +72,7 @@ def _finished(folder: Path, todo: Sequence[Task]) -> list[Task]:
 
 
 def code_permalink() -> str | None:
-    """The commit of the checkout that runs: a link if it has a remote, else its Software Heritage identifier."""
+    """Return the commit of the checkout that runs: a link if it has a remote, else its Software Heritage identifier."""
     here = shipped.checkout()
     if here is None:
         return None
@@ -91,7 +91,7 @@ def code_permalink() -> str | None:
 
 
 def checksums(folder: Path, dataset_id: str, pattern: str = "shard-*.hdf5") -> list[str]:
-    """Lines of SHA256SUMS for the shards, with paths from the root of Minari's datasets."""
+    """Return the lines of SHA256SUMS for the shards, with paths from the root of Minari's datasets."""
     return [f"{sha256(path)}  {dataset_id}/data/{path.name}" for path in sorted(folder.glob(pattern))]
 
 
@@ -108,8 +108,8 @@ def build(
 ) -> Any:
     """Build a dataset of a recipe, or go on with a build that was stopped.
 
-    Shards are made in a hidden folder beside the dataset's place, each complete or absent; a build of other numbers
-    or of another version of the simulator starts anew. The dataset appears when all is there.
+    Shards are made in a hidden folder beside the dataset's place, each complete or absent; a build with other numbers
+    or of another version of the simulator starts anew. The dataset appears when all shards are complete.
 
     Args:
         recipe: What to build.
@@ -162,7 +162,7 @@ def build(
 
 
 def _clear(staging: Path, target: Path, key: str) -> None:
-    """Remove what builds left that were killed while they published, and shards of another recipe."""
+    """Remove what killed builds left while they published, and shards of another recipe."""
     for path in target.parent.glob(f".{target.name}.*"):
         if path != staging:
             shutil.rmtree(path)
@@ -178,7 +178,7 @@ def _clear(staging: Path, target: Path, key: str) -> None:
 
 
 def _about(recipe: Recipe, size: str, facts: dict[str, Any]) -> minari_io.About:
-    """Metadata of a built dataset."""
+    """Return the metadata of a built dataset."""
     scores = facts["scores"]
     means = {name: float(np.mean(scores[name])) for name in ("random", "native")} if scores else {}
     return {
@@ -207,7 +207,7 @@ def _plain(recipe: Recipe) -> Any:
 
 
 def _of_id(dataset_id: str) -> tuple[Recipe, str]:
-    """The recipe and size that make a dataset.
+    """Return the recipe and size that make a dataset.
 
     Raises:
         L4SError: None does.
@@ -222,7 +222,7 @@ def _of_id(dataset_id: str) -> tuple[Recipe, str]:
 
 
 def recipe_of(dataset_id: str) -> Recipe | None:
-    """The recipe that makes a dataset; None: none here does."""
+    """Return the recipe that makes a dataset; None: no recipe makes it."""
     try:
         return _of_id(dataset_id)[0]
     except L4SError:
@@ -230,14 +230,14 @@ def recipe_of(dataset_id: str) -> Recipe | None:
 
 
 def checksum(dataset_id: str) -> str:
-    """SHA-256 of the list of a dataset's files with their own checksums."""
+    """Return SHA-256 of the list of a dataset's files with their own checksums."""
     folder = minari_io.dataset_folder(dataset_id) / "data"
     lines = checksums(folder, dataset_id) or checksums(folder, dataset_id, "*.hdf5")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def recorded_checksum(dataset_id: str) -> str | None:
-    """What `checksum` is to be, by the checksums of the recipes; None: they do not have it, or an older simulator's."""
+    """Return the value of `checksum` recorded by the recipes; None: not recorded, or for an older simulator."""
     try:
         recipe, size = _of_id(dataset_id)
     except L4SError:
@@ -253,7 +253,7 @@ def recorded_checksum(dataset_id: str) -> str | None:
 
 
 def ensure(dataset_id: str, **options: Any) -> str:
-    """Build a dataset if it is not on this machine, with these options of `build`; its checksum.
+    """Build a dataset if it is not on this machine, with these options of `build`; return its checksum.
 
     Raises:
         L4SError: It is neither here nor made by a recipe, or it is here and stale.

@@ -1,4 +1,4 @@
-"""Cards of datasets: what is in them, measured from the stored files, as Markdown with a picture."""
+"""Cards of datasets: their content, measured from the stored files, as Markdown with a picture."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _POINTS: Final = 300
 
 
 def _quantiles(counts: npt.NDArray[np.int64], edges: npt.NDArray[np.float64]) -> list[float]:
-    """Values at `_QUANTILES` of a histogram: the upper edge of the bin, good to 2.3 %."""
+    """Return the values at `_QUANTILES` of a histogram: the upper edge of the bin, good to 2.3 %."""
     if not counts.sum():
         return []
     places = np.searchsorted(np.cumsum(counts), np.maximum(_QUANTILES * counts.sum(), 1))
@@ -99,7 +99,7 @@ def facts(recipe: Recipe, size: str, folder: Path, scores: Mapping[str, Any] | N
 
 
 def _over_time(episode: Any, observed: npt.NDArray[np.float32]) -> dict[str, Any]:
-    """Probability of each queue over the time of an episode, thinned."""
+    """Return the probability of each queue over the time of an episode, thinned."""
     time_s = mapped(episode["infos/time_us"])[:-1] * 1e-6
     curves: dict[str, Any] = {
         "episode": int(episode.attrs["id"]),
@@ -117,12 +117,12 @@ def _over_time(episode: Any, observed: npt.NDArray[np.float32]) -> dict[str, Any
 
 
 def simulator_in(measured: Mapping[str, Any]) -> str:
-    """Fingerprint of the simulator that made what was measured (`facts`)."""
+    """Return the fingerprint of the simulator that made the measured dataset (`facts`)."""
     return str(measured.get("simulator", fingerprint.NONE))
 
 
 def check_pictures() -> None:
-    """Tell before the work, not after it, that the card's picture cannot be drawn.
+    """Raise an error before the work if the card's picture cannot be drawn.
 
     Raises:
         L4SError: matplotlib is not installed.
@@ -132,7 +132,7 @@ def check_pictures() -> None:
 
 
 def picture(by_size: Mapping[str, dict[str, Any]]) -> bytes:
-    """PNG: distribution of the delay of both queues, and the probability over an episode's time."""
+    """Draw a PNG: distribution of the delay of both queues, and the probability over an episode's time."""
     check_pictures()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -174,7 +174,7 @@ def _delay(quantiles: list[float]) -> str:
 
 
 def _numbers(by_size: Mapping[str, dict[str, Any]]) -> list[str]:
-    """The table of measured numbers, a column a size."""
+    """Return the table of measured numbers, a column a size."""
     every = list(by_size.values())
     rewards = [f["reward"] for f in every]
     l4s = [f["queue_steps"][1] / max(f["steps"], 1) for f in every]
@@ -217,7 +217,7 @@ def _score_lines(recipe: Recipe, by_size: Mapping[str, dict[str, Any]]) -> list[
 
 
 def render(recipe: Recipe, by_size: Mapping[str, dict[str, Any]]) -> str:
-    """The card as Markdown."""
+    """Return the card as Markdown."""
     an_id = next(iter(by_size.values()))["id"]
     extra = ", ".join(f"`{name}`" for name in INFOS)
     lines = [
@@ -263,7 +263,7 @@ def render(recipe: Recipe, by_size: Mapping[str, dict[str, Any]]) -> str:
 
 
 def write(folder: Path, recipe: Recipe, by_size: Mapping[str, dict[str, Any]], name: str = "README.md") -> None:
-    """Write card and picture into a folder."""
+    """Write the card and picture into a folder."""
     with atomic_write(folder / PICTURE) as file:
         file.write(picture(by_size))
     with atomic_write(folder / name) as file:

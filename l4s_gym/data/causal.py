@@ -1,11 +1,11 @@
 """What the kernel knew before it decided.
 
-The log prints the accumulated probability *after* the decision: it is 0 after a random hit, so most
-dropped packets can be told from the row itself. Here the value before the decision is rebuilt, row by row,
+The log prints the accumulated probability *after* the decision: it is 0 after a random drop or mark, so most dropped
+packets can be recognised from the row itself. Here the value before the decision is rebuilt, row by row,
 from the kernel's rule (`l4s_gym.data.behaviour`): a packet takes one step of the sum, unless it is guarded.
 
-A row tells the value itself where it was guarded (unchanged) or not reset (minus its own step). After a reset
-only the same queue's previous row tells it, and only if that row is the packet just before. What cannot be
+A row gives the value itself where it was guarded (unchanged) or not reset (minus its own step). After a reset only the
+same queue's previous row gives it, and only if that row is the packet just before. What cannot be
 proved is marked missing, and a field that the source lacks proves nothing (`l4s_gym.data.evidence`). The rule is
 that of the testbed's kernel; for a log of a simulator whose quirks were switched off, use the recorded
 `accumulated_probability_before`.
@@ -40,7 +40,7 @@ Floats = npt.NDArray[np.float64]
 
 _FEWEST_JUDGED: Final = 200
 _WHOLE: Final = 0.999
-"""Share of the judged rows of a log that lost none (see `evidence`)."""
+"""Share of a log's judged rows above which it counts as complete (see `evidence`)."""
 _FULL_BURST: Final = BY_NAME["burst_allowance"].scale
 _ACCUMULATED: Final = OBSERVED.index("accumulated_probability")
 _DROPS: Final = OBSERVED.index("total_drops")
@@ -53,11 +53,11 @@ _NEEDS: Final = {
     "accumulated_probability": REQUIRED,
     "total_drops": frozenset({"queue_type", "total_drops", "drop_probability", "burst_allowance"}),
 }
-"""What it takes to rebuild them of any row at all."""
+"""Fields needed to rebuild the value of any row at all."""
 
 
 def _rebuild_queue(rows: Records, present: frozenset[str]) -> tuple[Ints, Bools]:
-    """The accumulated probability before each decision of one queue (n,), 0 where missing, and whether it is (n,).
+    """Rebuild the accumulated probability before each decision of a queue (n,), 0 where unknown, and where it is known.
 
     Rows with all fields of a log are judged by the kernel's counters; others by weaker evidence (`evidence`). Values
     that went through float32 are right to its precision. Rows that an agent decided do not follow the kernel's rule and
@@ -73,7 +73,7 @@ def _rebuild_queue(rows: Records, present: frozenset[str]) -> tuple[Ints, Bools]
     own = before_from_row(q.after, q.step, held)
     judged = before.near & (stepped & ~hit & (q.prob > 0))[1:]
     fits = np.abs(own[1:] - before.value) <= q.tolerance[1:]
-    # Where rows that tell the sum themselves are each the packet after the row above, so are those that do not.
+    # Where the rows that give the sum themselves each follow the row above, assume it for the others too.
     whole = judged.sum() >= _FEWEST_JUDGED and fits[judged].mean() >= _WHOLE
     likely = before.likely | (before.near & whole)
     known[1:], proved[1:] = likely, before.certain
@@ -96,12 +96,12 @@ def _rebuild_queue(rows: Records, present: frozenset[str]) -> tuple[Ints, Bools]
 
 
 def causal_accumulated(rows: Rows) -> Floats:
-    """The accumulated probability before each decision (T,), recorded or else rebuilt; NaN where missing."""
+    """Return the accumulated probability before each decision (T,), recorded or else rebuilt; NaN where missing."""
     return causal_observation(rows)[:, _ACCUMULATED]
 
 
 def causal_observation(rows: Rows) -> Floats:
-    """What the kernel knew before each decision.
+    """Return the observed fields as they were before each decision.
 
     Returns:
         The `OBSERVED` fields in kernel units, shape (T, 8) float64: the accumulated probability before the
@@ -111,7 +111,7 @@ def causal_observation(rows: Rows) -> Floats:
 
 
 def as_logged_observation(rows: Rows) -> Floats:
-    """The fields as printed, for reproducing earlier work: they give away most of the drops.
+    """Return the fields as printed, for reproducing earlier work: they reveal most of the drops.
 
     Returns:
         The `OBSERVED` fields in kernel units, shape (T, 8) float64: the accumulated probability after the
@@ -121,23 +121,23 @@ def as_logged_observation(rows: Rows) -> Floats:
 
 
 def observable(present: frozenset[str], as_logged: bool = False) -> list[str]:
-    """The `OBSERVED` fields that can be told, at least of some rows, from the fields that a source bears."""
+    """Return the `OBSERVED` fields that can be known, at least for some rows, from the fields that a source has."""
     if as_logged:
         return [name for name in OBSERVED if name in present]
     return [name for name in OBSERVED if BEFORE.get(name) in present or present >= _NEEDS.get(name, {name})]
 
 
 class CausalStream:
-    """What the kernel knew before each decision, for rows that come block by block.
+    """Observed fields before each decision, for rows that come block by block.
 
-    Of a log the values of a row follow from the row and its queue's row before, so the blocks may be cut anywhere.
+    In a log the values of a row follow from the row and its queue's row before, so blocks may be cut anywhere.
     Rows that lack a field of `SUFFICIENT` (pools, csv files) are judged by whole stretches of rows: they must come in
     one block.
 
     Args:
-        present: Names of the fields that the source bears.
+        present: Names of the fields that the source has.
         as_logged: Give the fields as printed instead (see `as_logged_observation`).
-        missing: Counts the rows whose accumulated probability is not known, if the rows bear actions.
+        missing: Counts the rows whose accumulated probability is not known, if the rows have actions.
     """
 
     def __init__(self, present: frozenset[str], as_logged: bool = False, missing: Missing | None = None) -> None:
@@ -149,7 +149,7 @@ class CausalStream:
         self._base: dict[int, int] = {}  # its drops when the control interval started
 
     def observe(self, records: Records) -> Floats:
-        """The `OBSERVED` fields before each decision, in kernel units.
+        """Return the `OBSERVED` fields before each decision, in kernel units.
 
         Args:
             records: Records (T,) that follow those of the last call.
@@ -197,7 +197,7 @@ class CausalStream:
 
 
 def _interval_drops(part: Records, present: frozenset[str], base: int | None) -> tuple[Ints, int]:
-    """Drops of a queue since the controller's last update, rebuilt from the total.
+    """Rebuild the drops of a queue since the controller's last update from the total.
 
     An update shows as a change of probability, old delay or burst allowance; one that changes none of them
     goes unseen. An activation and a renewed allowance change them too, but leave the allowance full, which no
@@ -205,7 +205,7 @@ def _interval_drops(part: Records, present: frozenset[str], base: int | None) ->
 
     Args:
         part: Rows of one queue (n,).
-        present: Names of the fields that they bear: without the old delay more updates go unseen.
+        present: Names of the fields that they have: without the old delay more updates go unseen.
         base: The total when the first row's interval started; None: it starts with that row.
 
     Returns:
@@ -223,7 +223,7 @@ def _interval_drops(part: Records, present: frozenset[str], base: int | None) ->
 
 
 def leak_share(records: Records, accumulated: npt.ArrayLike) -> dict[str, float]:
-    """How often the accumulated probability is 0 although the drop probability is not, by action.
+    """Return how often the accumulated probability is 0 although the drop probability is not, by action.
 
     Args:
         records: Records (T,).

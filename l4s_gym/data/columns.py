@@ -1,14 +1,14 @@
-"""What the columns of files are that others wrote: their names for our fields, and what a pool's nameless ones are.
+"""Columns of files from other tools: their names for our fields, and how a pool's columns without names are identified.
 
-A pickled experience pool bears no names. Of 7 and of 9 features there is one form each. Those of 8 are the 9 without
+A pickled experience pool has no names. Pools of 7 and of 9 features have one form each. Those of 8 are the 9 without
 one, mostly without `packet_length`, and their byte column is `length_in_bytes` in some and `total_bytes` in others. The
-data tells. Of two different rows of a queue, the later one
+The data shows which. Of two different rows of a queue, the later one
 
 | has | of `total_bytes` | of `length_in_bytes` |
 |---|---|---|
 | more | always, as each packet has bytes | where none left |
 | as much, or at least half of it | never | often |
-| less than half | where the count begins anew, at a new run | where the queue drains |
+| less than half | where the count restarts, at a new run | where the queue drains |
 
 Rows that a pool repeats count once. The column before the bytes is `average_dequeue_time` if it is 0 throughout, as
 this kernel leaves it. The last one is `packet_length` if all of it is the size of packets and it falls often, or never
@@ -38,24 +38,24 @@ AUTHORS: Final = {
     "queue_length": "length_in_packets",
     "dequeue_action": "action",
 }
-"""Names of the authors of L4S-LLM: ours. Their other names are ours too."""
+"""Names that the authors of L4S-LLM use, and ours."""
 INDEX: Final = ("", "Unnamed: 0")
-"""Heads of the columns that pandas puts before the others: numbers of the rows."""
+"""Headers of row-number columns that pandas puts before the others."""
 
 
 def field_of(name: str) -> str:
-    """Our name of a field, or the name itself."""
+    """Return our name of a field, or the name itself."""
     return AUTHORS.get(name, name)
 
 
 def known_header(names: Sequence[str]) -> bool:
-    """Whether these are the heads of a csv file of rows."""
+    """Return whether these are the headers of a csv file of rows."""
     own = names[len(names) - len(without_index(names)) :]
     return len(own) > 1 and all(field_of(name) in BY_NAME for name in own)
 
 
 def without_index(names: Sequence[str]) -> list[str]:
-    """The heads without those of leading numbers of the rows."""
+    """Return the headers without those of leading row numbers."""
     first = next((place for place, name in enumerate(names) if name not in INDEX), len(names))
     return list(names[first:])
 
@@ -67,7 +67,7 @@ def _alike(word: str, other: str) -> bool:
 
 
 def unknown_field(kind: str, name: str, choices: Iterable[str]) -> L4SError:
-    """An error for a name that is no field, with a hint if it is a misspelt one: another quantity is no remedy."""
+    """Return the error for an unknown field name; it hints at the right name only if this one looks misspelt."""
     known, words = sorted(choices), name.lower().split("_")
     near = [
         other
@@ -101,10 +101,10 @@ _PACKETS: Final = (20, 65_535)
 
 
 def named_columns(named: Sequence[str], width: int) -> tuple[str, ...]:
-    """Names that the user gave, ours or the authors'.
+    """Return the names that the user gave, as ours or the authors'.
 
     Raises:
-        L4SError: One is no field, comes twice or is the action, or they are not as many as there are features.
+        L4SError: A name is no field, comes twice or is the action, or there is not one for each feature.
     """
     names = tuple(field_of(name.strip()) for name in named)
     for name in names:
@@ -112,17 +112,17 @@ def named_columns(named: Sequence[str], width: int) -> tuple[str, ...]:
             raise unknown_field("column", name, [*BY_NAME, LEFT_OUT])
     given = [name for name in names if name != LEFT_OUT]
     if len(set(given)) != len(given) or "action" in given:
-        raise L4SError(f"columns {','.join(names)}: a field comes twice, or action, which a pool holds apart: mend it")
+        raise L4SError(f"columns {','.join(names)}: a field comes twice, or action, stored apart in a pool: correct it")
     if len(names) != width:
         raise L4SError(f"columns {','.join(names)}: are {len(names)}, but the pool has {width} features: name all")
     return names
 
 
 def columns_of(states: Floats) -> tuple[tuple[str, ...], str | None]:
-    """Names of the columns of a pool's states (T, d), and how it was told where there is more than one form.
+    """Return the names of the columns of a pool's states (T, d), and how they were found if several forms exist.
 
     Raises:
-        L4SError: No form is known, or it cannot be told.
+        L4SError: The form is unknown, or the data does not show which it is.
     """
     width = states.shape[1]
     if width not in FEATURES:
@@ -131,13 +131,13 @@ def columns_of(states: Floats) -> tuple[tuple[str, ...], str | None]:
 
 
 class _Steps(NamedTuple):
-    """How a column goes on from one row to the next of a queue.
+    """How a column changes from one row to the next of a queue.
 
     Attributes:
         pairs: Pairs of rows.
-        held: Those of which the later one has as much, or at least half as much.
-        anew: Those of which it has less than half.
-        falls: Those of which it has less.
+        held: Pairs whose later row has at least half as much.
+        anew: Pairs whose later row has less than half.
+        falls: Pairs whose later row has less.
     """
 
     pairs: int
@@ -157,7 +157,7 @@ def _steps(rows: Floats, column: int) -> _Steps:
 
 
 def _form(rows: Floats) -> str | None:
-    """The feature that the 8 lack, of different rows (n, 8); None if it cannot be told."""
+    """Return the feature that the 8 lack, from different rows (n, 8); None if it cannot be found."""
     last, steps = rows[:, -1], _steps(rows, -1)
     sizes = _PACKETS[0] <= last.min() and last.max() <= _PACKETS[1]
     falls = steps.falls / max(steps.pairs, 1)
@@ -172,7 +172,7 @@ def _eight(states: Floats) -> tuple[tuple[str, ...], str]:
     lacks = _form(rows)
     remedy = f"name all columns, such as --columns {','.join(FEATURES[8])}"
     if lacks is None:
-        raise L4SError(f"has 8 features, and it cannot be told which of the usual 9 is left out: {remedy}")
+        raise L4SError(f"has 8 features, and the data does not show which of the usual 9 is missing: {remedy}")
     names = tuple(name for name in FEATURES[9] if name != lacks)
     place = names.index("length_in_bytes")
     pairs, held, anew, _ = _steps(rows, place)
@@ -186,6 +186,6 @@ def _eight(states: Floats) -> tuple[tuple[str, ...], str]:
             f"{column} is total_bytes: {of}, the later one has more in {pairs - held - anew}, begins anew in {anew}",
         )
     raise L4SError(
-        f"cannot be told whether {column} is length_in_bytes or total_bytes ({of}, the later one has as much or up to "
+        f"cannot tell whether {column} is length_in_bytes or total_bytes ({of}, the later one has as much or up to "
         f"half less in {held}, less than half in {anew}): {remedy}, or with total_bytes"
     )

@@ -1,4 +1,4 @@
-"""Logged decisions of any kind into files of another kind, as a stream."""
+"""Conversion of logged decisions between file formats, as a stream."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Converted:
         rows: Number of rows.
         runs: Number of runs.
         report: What was read and skipped; None for kinds that have no report.
-        notes: What else to know of it: how columns were told, and warnings.
+        notes: Further remarks: how columns were identified, and warnings.
     """
 
     path: Path
@@ -36,24 +36,24 @@ class Converted:
 
 
 def notes_of(stream: RowStream) -> tuple[str, ...]:
-    """What to know of a stream that was made into observations and rewards."""
+    """Return the remarks on a stream that was made into observations and rewards."""
     found = (stream.missing.warning, reward_warning(stream.present))
     return (*stream.notes, *(note for note in found if note is not None))
 
 
 def check_target(target: Target, out: Path, *, as_logged: bool = False, overwrite: bool = False) -> None:
-    """Refuse what cannot or must not be written, before anything is read.
+    """Check the target before anything is read.
 
     Raises:
-        L4SError: The name does not fit the kind, the file exists, or ``as_logged`` says nothing of this kind.
+        L4SError: The name does not fit the kind, the file exists, or ``as_logged`` has no meaning for this kind.
     """
     endings = FORMATS[target].endings
     if not out.name.endswith(endings):
-        raise L4SError(f"{out}: is not a name by which a {target} file is told: end it in {endings[0]}")
+        raise L4SError(f"{out}: is not the name of a {target} file: end it in {endings[0]}")
     if as_logged and target != "pool":
         raise L4SError(f"{target}: keeps all fields as they are: leave out --as-logged")
     if out.exists() and not overwrite:
-        raise L4SError(f"{out}: exists: choose another name, or say --overwrite")
+        raise L4SError(f"{out}: exists: choose another name, or give --overwrite")
 
 
 def convert(

@@ -26,7 +26,7 @@ from l4s_gym.schema import ACTIONS
 
 
 def import_d3rlpy() -> Any:
-    """d3rlpy, without the banner of the `gym` that it imports.
+    """Import d3rlpy, without the banner of the `gym` that it imports.
 
     Raises:
         L4SError: It is not installed.
@@ -52,14 +52,14 @@ def quiet() -> Iterator[None]:
 
 
 class ReturnSlicer:
-    """Windows of episodes for d3rlpy's decision transformers, with returns-to-go that are summed once per episode.
+    """Windows of episodes for d3rlpy's decision transformers; returns-to-go are summed once per episode.
 
     Windows are those of `d3rlpy.dataset.BasicTrajectorySlicer`, but that the timesteps, which start at 1, start again
     after `max_timestep`: an episode may be longer than the model has embeddings. The number of a step that an agent
     gives the model has to be wrapped in the same way.
 
     Args:
-        max_timestep: That of the algorithm's config.
+        max_timestep: `max_timestep` of the algorithm's config.
     """
 
     def __init__(self, max_timestep: int) -> None:
@@ -67,11 +67,11 @@ class ReturnSlicer:
             raise L4SError(f"max_timestep {max_timestep}: give 1 or more, as in the algorithm's config")
         self.max_timestep = max_timestep
         self._window = import_d3rlpy().dataset.PartialTrajectory
-        # By identity, and with the episode, so that the identity stays its own.
+        # By identity; the episode is kept so that its identity is not reused.
         self._returns: dict[int, tuple[Any, npt.NDArray[np.float32]]] = {}
 
     def _returns_to_go(self, episode: Any) -> npt.NDArray[np.float32]:
-        """Sum of the rewards from each step to the end of the episode (T, 1)."""
+        """Return the sum of the rewards from each step to the end of the episode (T, 1)."""
         held = self._returns.get(id(episode))
         if held is None:
             sums = returns_to_go(episode.rewards[:, 0], [0, len(episode.rewards)])
@@ -79,7 +79,7 @@ class ReturnSlicer:
         return held[1]
 
     def __call__(self, episode: Any, end_index: int, size: int) -> Any:
-        """The window of `size` steps up to step `end_index`: a `d3rlpy.dataset.PartialTrajectory`."""
+        """Return the window of `size` steps up to step `end_index`: a `d3rlpy.dataset.PartialTrajectory`."""
         rows, mask = (each[0] for each in window_rows(np.array([end_index]), np.zeros(1, np.int64), size))
 
         def taken(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -102,7 +102,7 @@ class ReturnSlicer:
 
 
 def replay_buffer(source: Any, *, drop_missing: bool = True, slicer: Any = None) -> Any:
-    """A d3rlpy replay buffer of three discrete actions.
+    """Return a d3rlpy replay buffer of three discrete actions.
 
     d3rlpy keeps no final observation: the last step of a truncated episode has no transition.
 

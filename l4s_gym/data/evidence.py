@@ -1,7 +1,7 @@
-"""What the logged rows of a queue prove about each other: which packets were guarded, and which follow which.
+"""What the logged rows of a queue prove about each other: which packets were guarded, and which row follows which.
 
-Every field of the kernel's rule is asked for by name. One that a source lacks proves nothing: it is not read, though
-it lies there as 0. What each needs:
+Each field of the kernel's rule is asked for by name. A field that a source lacks proves nothing: it is not read, though
+it is stored as 0. Each proof needs these fields:
 
 | proof | fields, beside `REQUIRED` |
 |---|---|
@@ -11,17 +11,17 @@ it lies there as 0. What each needs:
 | a row is its queue's next packet | `total_packets`; `total_bytes`; or `length_in_bytes` with `current_queue_delay` |
 | nothing else cleared the sum between | `COUNTERS`; or probability, allowance and drops as one packet leaves them |
 
-Of a source that lacks `packet_length` bytes prove less: a growth of 40 to 1500 B is one packet, or seldom two short
-ones. Of one that lacks `total_drops` only a queue that grew by just its packet's length proves that no packet was lost
-at its head. And where rows that tell the sum themselves (at least 200) show, all but one in a thousand, that each is
-the packet after the row above, the others are taken to be so too: the rows come from a log that lost none. Such weaker
-evidence tells what a row does not tell itself, and never speaks against it.
+Without `packet_length`, bytes prove less: a growth of 40 to 1500 B is one packet, or rarely two short
+ones. Without `total_drops`, only a queue that grew by exactly its packet's length proves that no packet was lost
+at its head. And where at least 200 rows give the sum themselves and all but one in a thousand of them follow the row
+above, the other rows are assumed to do so too: the log lost no rows. Such weaker
+evidence fills in what a row does not say itself, and never contradicts it.
 
 Measured on logs of the simulator (98,493 rows, 4,398 hits), whose truth is known: of the 8-feature form it left 20 % of
 the hits missing where packets leave one by one and 1.5 % where they leave in batches, as in the testbed's virtual
 machines (before it, 99 % and 32 %), none wrong; with 0.2 % of the rows lost, 2 were wrong. Of the authors' windows of 5
 rows 4 % stay missing (before it, 48 %).
-`flags`, `status_flags` and `max_burst` say where a testbed was not set up as usual: without them it is taken to
+`flags`, `status_flags` and `max_burst` show a testbed with unusual settings: without them it is assumed to
 derandomise, to be active, and to grant 150 ms.
 """
 
@@ -43,15 +43,15 @@ FLAG_RATE_ESTIMATION: Final = 8
 FLAG_DERANDOMISE: Final = 16
 
 REQUIRED: Final = frozenset({"queue_type", "drop_probability", "accumulated_probability", "action"})
-"""Fields without which nothing can be told of any row."""
+"""Fields without which nothing can be said about any row."""
 COUNTERS: Final = frozenset({"burst_allowance", "total_packets", "total_drops", "status_flags", "measurement_start"})
-"""Fields by which two rows prove alone that one follows the other, and that nothing else touched the sum."""
+"""Fields that alone prove that one row follows another, and that nothing else touched the sum."""
 SUFFICIENT: Final = REQUIRED | COUNTERS | {"flags", "length_in_bytes", "queue_delay_old", "qdelay_ref"}
-"""Fields with which a row is judged by itself and its queue's row before; without any of them, all rows together."""
+"""Fields needed to judge a row by itself and its queue's row before; without them, all rows are judged together."""
 
 _FULL_BURST: Final = BY_NAME["burst_allowance"].scale
 _FLOAT32: Final = 2.0**-22
-"""Relative error of a difference of numbers that went through float32."""
+"""Relative error of a difference of numbers stored as float32."""
 _MOST_STEPS: Final = 8
 _SHORTEST, _LONGEST = 40, 1500
 """Bytes of a packet."""
@@ -61,7 +61,7 @@ class Queue(NamedTuple):
     """Columns of one queue's rows, each (n,): integers as int64.
 
     `same` (n - 1,) tells whether probability and, where it is known, burst allowance are those of the row before;
-    `unsure_drop` whether a drop was logged of which nobody knows if it was executed.
+        `unsure_drop` whether a drop was logged that may not have been executed.
     """
 
     after: Ints
@@ -77,7 +77,7 @@ class Queue(NamedTuple):
 
 
 def columns(rows: Records, present: frozenset[str]) -> Queue:
-    """The columns of one queue's rows."""
+    """Return the columns of one queue's rows."""
 
     def integers(name: str) -> Ints:
         return rows[name].astype(np.int64)
@@ -107,7 +107,7 @@ def columns(rows: Records, present: frozenset[str]) -> Queue:
 
 
 def guarded(rows: Records, q: Queue, present: frozenset[str]) -> npt.NDArray[np.int8]:
-    """(n,) 1 guarded, 0 not, -1 unknown."""
+    """Return for each row (n,) 1 if it was guarded, 0 if not, -1 if unknown."""
     if present >= {"length_in_bytes", "queue_delay_old", "qdelay_ref"}:
         delay, ref = (rows[name].astype(np.int64) for name in ("queue_delay_old", "qdelay_ref"))
         full: npt.NDArray[np.int8] = guard(q.prob, delay, rows["length_in_bytes"].astype(np.int64), ref).astype(np.int8)
@@ -130,7 +130,7 @@ def guarded(rows: Records, q: Queue, present: frozenset[str]) -> npt.NDArray[np.
 
 
 def _not_by_delay(q: Queue) -> Bools:
-    """(n,) whether it is proved, without the delay at the last update, that it guarded nothing.
+    """Return for each row (n,) whether it is proved, without the old delay, that this delay guarded nothing.
 
     That delay is constant between two updates, and so is the probability: if the sum has moved within such a
     stretch of rows, none of its rows was guarded by the delay.
@@ -149,7 +149,7 @@ def _not_by_delay(q: Queue) -> Bools:
 
 
 class Before(NamedTuple):
-    """What the row before tells of each row but the first of a queue, each (n - 1,).
+    """What the row before says about each row but the first of a queue, each (n - 1,).
 
     Attributes:
         value: The sum that the packet found.
@@ -165,7 +165,7 @@ class Before(NamedTuple):
 
 
 def previous(rows: Records, q: Queue, present: frozenset[str]) -> Before:
-    """What the row before tells."""
+    """Return what the row before says about each row."""
     return (_previous_counted if present >= COUNTERS else _previous_reduced)(rows, q, present)
 
 
@@ -175,7 +175,7 @@ def _differences(rows: Records, name: str) -> Ints:
 
 
 def _follows_counted(rows: Records, present: frozenset[str]) -> Bools:
-    """(n - 1,) whether row i + 1 is the queue's packet right after row i, by the kernel's own counters."""
+    """Return (n - 1,) whether row i + 1 is the queue's packet right after row i, by the kernel's own counters."""
     follows: Bools = _differences(rows, "total_packets") == 1
     if present >= {"total_bytes", "packet_length"}:
         length = rows["packet_length"][:-1]
@@ -192,7 +192,7 @@ def _previous_counted(rows: Records, q: Queue, present: frozenset[str]) -> Befor
     moves_alone = new["flags"] & FLAG_RATE_ESTIMATION > 0 if "flags" in present else np.ones(len(new), bool)
     activated = ~was_active & moved & ~moves_alone
     value = after_row(q.after[:-1], q.real_drop[:-1], activated)
-    # Other than by its own packet a queue loses packets at its head, which may reset the sum. A queue that was
+    # A queue also loses packets at its head, which may reset the sum. A queue that was
     # inactive may have been activated within the same tick of the clock.
     plain = (drops == 0) & ((was_active & ~moved) | activated)
     certain = _follows_counted(rows, present) & (drops >= 0) & (plain | (value == 0)) & (old["decided_by"] == 0)
@@ -200,7 +200,7 @@ def _previous_counted(rows: Records, q: Queue, present: frozenset[str]) -> Befor
 
 
 def _follows_reduced(rows: Records, q: Queue, present: frozenset[str]) -> tuple[Bools, bool]:
-    """(n - 1,) whether row i + 1 is the packet after row i, by what is there, and whether that is a proof."""
+    """Return (n - 1,) whether row i + 1 is the packet after row i, by the fields present; and whether that is proof."""
     sized, drops = "packet_length" in present, "total_drops" in present
     if drops and "total_packets" in present:
         return _follows_counted(rows, present), True
@@ -218,7 +218,7 @@ def _follows_reduced(rows: Records, q: Queue, present: frozenset[str]) -> tuple[
 
 
 def _number(rows: Records, present: frozenset[str]) -> Ints:
-    """(n,) the number of each row, where the windows of a pool overlap that of the same row further up."""
+    """Return the number of each row (n,); the repeated rows of a pool's overlapping windows share one."""
     table = np.stack([rows[name].astype(np.int64) for name in sorted(present)], axis=1)
     whole = table.view((np.void, table.itemsize * table.shape[1]))
     _, first, same = np.unique(whole, return_index=True, return_inverse=True)
@@ -229,7 +229,7 @@ def _number(rows: Records, present: frozenset[str]) -> Ints:
 
 
 def _previous_reduced(rows: Records, q: Queue, present: frozenset[str]) -> Before:
-    """Without `COUNTERS`: if bytes, controller and drops fit one packet's step."""
+    """Return `Before` without `COUNTERS`: check that bytes, controller and drops fit one packet's step."""
     ahead = np.diff(_number(rows, present))
     near = (ahead == 1) & q.same & ~q.unsure_drop[:-1]
     if "burst_allowance" not in present:

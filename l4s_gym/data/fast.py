@@ -1,6 +1,6 @@
 """Compiled loops over long logs: reading their lines, and making steps of what was recorded before the decision.
 
-Apart from who calls them, so that only long logs wait for the compiler.
+In a module of their own, so that only long logs wait for the compiler.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ def scan(
 ) -> int:
     """Convert the lines of a block that are well-formed; the others are left to the general parser.
 
-    Works until the block ends, or there is no place left for more; then call it again with what it returned.
+    Works until the block ends or an output is full; then call it again with what it returned.
 
     Args:
         buffer: Whole lines (b,), each with its newline.
         at: Where to begin, the first byte of a line.
         start: The bytes before a record; the last one is its only comma.
         end: The bytes after a record, of which the first is a comma.
-        forms: Of the forms of 24 and 23 fields, for each field the offset and size in a row, the smallest and the
+        forms: For the forms of 24 and 23 fields and each field: its offset and size in a row, the smallest and the
             largest value as printed, and what is stored for 0, shape (2, 24, 5).
         rows: Set to the rows of the records, little-endian, and 0 in the rest of a row, (n, bytes of a row).
         lines: Set to the line of each row and to the number of its fields, (n, 2).
@@ -103,9 +103,9 @@ def scan(
 
 @partial(kept, nogil=True)
 def fill_steps(records: Any, rewards: Floats, scale: Floats, high: Floats, steps: Any) -> None:
-    """Fill steps as `StepMaker.make` does, of records that bear what was known before the decision.
+    """Fill steps as `StepMaker.make` does, from records that hold what was known before the decision.
 
-    The simulator records it, and makes datasets of tens of millions of rows: NumPy, a pass a field, is too slow.
+    The simulator records it, and makes datasets of tens of millions of rows: NumPy, with one pass a field, is too slow.
 
     Args:
         records: `schema.RECORD` (T,).

@@ -1,4 +1,4 @@
-"""Files and folders: writing so that a reader sees the old content or the new one, and reading lines by blocks."""
+"""Files and folders: atomic writing, so that a reader sees the old or the new content, and reading lines by blocks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _R = TypeVar("_R")
 
 
 def sha256(path: PathLike) -> str:
-    """SHA-256 of a file, read by blocks."""
+    """Return the SHA-256 digest of a file, read by blocks."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -83,7 +83,7 @@ def locked(folder: Path, refusal: str) -> Iterator[None]:
     """Hold a folder for this process until the block ends.
 
     Args:
-        folder: It exists; a file `lock` is made in it.
+        folder: An existing folder; a file `lock` is made in it.
         refusal: The error where another process holds it.
 
     Raises:
@@ -107,7 +107,7 @@ def atomic_folder(
     that it points to is replaced.
 
     Args:
-        path: Where the folder shall be; the folders above are made.
+        path: Final place of the folder; missing parent folders are made.
         overwrite: As of `put_in_place`.
         keep: As of `put_in_place`.
 
@@ -136,14 +136,14 @@ def atomic_folder(
 def put_in_place(new: Path, target: Path, *, overwrite: bool = True, keep: Callable[[str], bool] | None = None) -> None:
     """Move a finished folder to its place, its files forced to the disk before.
 
-    Who opens the folder has the old one or the new one, never parts of both; for a moment, between two renames, there
-    is none. After an exception the old one is as it was.
+    Whoever opens the folder has the old one or the new one, never parts of both; for a moment, between two renames, it
+    does not exist. After an exception the old one is as it was.
 
     Args:
         new: The folder, in the same file system.
         target: Its place.
         overwrite: Whether a folder that is there is replaced.
-        keep: Given the name of what lies in the folder that is replaced and not in the new one: whether the new one
+        keep: Given the name of a file in the old folder that the new one lacks: whether the new one
             gets it too.
 
     Raises:
@@ -169,7 +169,7 @@ def put_in_place(new: Path, target: Path, *, overwrite: bool = True, keep: Calla
 
 
 def _named(path: PathLike, error: OSError) -> Exception:
-    """The error of a disk that takes no more, which names no file where an open one was written; others as they are."""
+    """Return an error that names the path if the disk takes no more data; return other errors as they are."""
     if error.filename is not None or error.errno not in _DISK:
         return error
     return L4SError(f"{path}: cannot be written ({error.strerror}): free some space, or choose another place")
@@ -184,7 +184,7 @@ def _folder_error(path: PathLike, error: OSError) -> L4SError:
 
 
 def _carry(old: Path, new: Path, keep: Callable[[str], bool]) -> None:
-    """Let a folder have what is kept of another, which stays as it is."""
+    """Copy what is kept of the old folder into the new one; the old one stays as it is."""
     there = set(os.listdir(new))
 
     def ignore(folder: str, names: list[str]) -> list[str]:
@@ -194,7 +194,7 @@ def _carry(old: Path, new: Path, keep: Callable[[str], bool]) -> None:
 
 
 def link_or_copy(source: PathLike, target: PathLike) -> None:
-    """Give a file a second name, or copy it where the file system does not do that."""
+    """Give a file a second name, or copy it where the file system has no hard links."""
     try:
         os.link(source, target)
     except OSError:
@@ -221,16 +221,16 @@ def _sync_folder(folder: Path) -> None:
 
 
 def read_error(path: PathLike, error: OSError) -> L4SError:
-    """The error for a file that cannot be read."""
+    """Return the error for a file that cannot be read."""
     return L4SError(f"{path}: cannot be read ({error.strerror or error}): check the path and its permissions")
 
 
 class Meter:
-    """Tells the share of the bytes of some files that was read.
+    """Reports the share of the bytes of some files that was read.
 
     Args:
         paths: The files.
-        progress: Called with the share; None: nobody wants to know.
+        progress: Called with the share; None: no reports.
     """
 
     def __init__(self, paths: Sequence[PathLike], progress: Callable[[float], None] | None) -> None:
@@ -238,7 +238,7 @@ class Meter:
         self._total = 0
         self._read = 0
         for path in paths:
-            with suppress(OSError):  # whoever reads the file tells what is wrong with it
+            with suppress(OSError):  # the reader of the file reports what is wrong with it
                 self._total += os.path.getsize(path)
 
     def add(self, count: int) -> None:
@@ -264,7 +264,7 @@ class _Metered(io.RawIOBase):
 
 
 def _arrow(path: PathLike) -> Any:
-    """PyArrow, which knows zstandard."""
+    """Import PyArrow, which reads zstandard."""
     try:
         return importlib.import_module("pyarrow")
     except ImportError:
@@ -272,13 +272,13 @@ def _arrow(path: PathLike) -> Any:
 
 
 def printable(text: object, most: int = 200) -> str:
-    """A text that may hold anything that a file says, as a part of a message of one line."""
+    """Return any text as a printable part of a one-line message."""
     return "".join(char if char.isprintable() else "?" for char in str(text)[:most])
 
 
 @contextmanager
 def open_compressed(path: PathLike, meter: Meter | None = None) -> Iterator[BinaryIO]:
-    """Open a file, plain or compressed by gzip, bzip2, xz or zstandard (told by its first bytes).
+    """Open a file, plain or compressed by gzip, bzip2, xz or zstandard (recognised by its first bytes).
 
     Args:
         path: The file.
@@ -306,33 +306,33 @@ def open_compressed(path: PathLike, meter: Meter | None = None) -> Iterator[Bina
     except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
         raise L4SError(f"{path}: the compressed file is damaged ({error}): fetch it again") from error
     except OSError as error:
-        if error.errno is None:  # of a decompressor: not of the system
+        if error.errno is None:  # an error of a decompressor, not of the system
             raise L4SError(f"{path}: the compressed file is damaged ({error}): fetch it again") from error
         raise
 
 
 @contextmanager
 def compressed_write(path: PathLike) -> Iterator[BinaryIO]:
-    """`atomic_write`, compressed if the name ends in .gz, .bz2, .xz or .zst."""
+    """Open a file as `atomic_write` does, compressed if its name ends in .gz, .bz2, .xz or .zst."""
     with ExitStack() as stack:
         file: Any = stack.enter_context(atomic_write(path))
         suffix = Path(path).suffix.lower()
         if suffix == ".gz":
-            # The same content makes the same file: no time, no name.
+            # Equal content gives equal bytes: no time stamp, no name.
             file = stack.enter_context(gzip.GzipFile("", "wb", 6, file, mtime=0))
         elif suffix == ".bz2":
             file = stack.enter_context(bz2.BZ2File(file, "wb"))
         elif suffix == ".xz":
             file = stack.enter_context(lzma.LZMAFile(file, "wb"))
         elif suffix == ".zst":
-            # Does not close the file beneath: that is `atomic_write`'s.
+            # Does not close the underlying file: `atomic_write` does.
             packer = _arrow(path).CompressedOutputStream(_KeepOpen(file), "zstd")
             file = stack.enter_context(packer)
         yield file
 
 
 class _KeepOpen(io.RawIOBase):
-    """Passes on what is written, but not the closing."""
+    """Passes on writes, but does not close the file."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -375,7 +375,7 @@ def line_blocks(path: PathLike, size: int, meter: Meter | None = None) -> Iterat
 
 
 def map_ahead(function: Callable[[_T], _R], items: Iterable[_T], workers: int = 2) -> Iterator[_R]:
-    """``map`` in the order of the items, some of them ahead in threads (worth while for what releases the GIL).
+    """Map a function in the order of the items, some ahead in threads (useful if the function releases the GIL).
 
     The items are taken in the caller's thread.
     """

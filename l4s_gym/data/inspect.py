@@ -1,4 +1,4 @@
-"""A log, pool or dataset at a glance, as text; and samples of those that do not fit into memory."""
+"""Summary of a log, pool or dataset as text; and samples of those that do not fit into memory."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ _SHOWN: Final = {
     "length_in_bytes": ("queue, B", 1.0),
     "packet_length": ("packet, B", 1.0),
 }
-"""Field: heading with the shown unit, and what the stored integer is divided by."""
+"""Field -> heading with the shown unit, and the divisor of the stored integer."""
 
 
 def _queue_lines(name: str, part: Records, rows: Rows) -> list[str]:
-    """The lines of one queue."""
+    """Return the lines of text about one queue."""
     share = len(part) / max(len(rows), 1)
     lines = [f"queue {name}: {len(part)} rows ({share:.1%})"]
     if not len(part):
@@ -60,12 +60,12 @@ def _queue_lines(name: str, part: Records, rows: Rows) -> list[str]:
 
 
 def _leak_lines(rows: Rows) -> list[str]:
-    """How far the accumulated probability tells the decision, as logged and before the decision."""
+    """Return lines on how well the accumulated probability reveals the decision, as logged and before the decision."""
     if not {"accumulated_probability", BEFORE["accumulated_probability"]} & rows.present:
         return ["accumulated probability: not in the source"]
     if "accumulated_probability" not in observable(rows.present):
         lacks = ", ".join(sorted(REQUIRED - rows.present))
-        return [f"accumulated probability before the decision: cannot be told, as the source lacks {lacks}"]
+        return [f"accumulated probability before the decision: unknown, as the source lacks {lacks}"]
     before = causal_accumulated(rows)
     origin = "recorded" if rows.has_before else "rebuilt"
     if not rows.present >= {"action", "drop_probability"}:
@@ -85,7 +85,7 @@ def _leak_lines(rows: Rows) -> list[str]:
 
 
 def inspect_rows(rows: Rows) -> str:
-    """Describe rows as text: per queue the counts, actions and quantiles, then what the log gives away.
+    """Describe rows as text: per queue the counts, actions and quantiles, then what the log reveals of the actions.
 
     Args:
         rows: Rows of any source.
@@ -116,7 +116,7 @@ class Sample:
     Attributes:
         source: Where they come from.
         actions: 0, 1, 2, shape (T,).
-        tables: Name of a set of features: values in kernel units (T, d), NaN where unknown. The first columns are the
+        tables: Name of a set of features -> values in kernel units (T, d), NaN where unknown. The first columns are the
             `OBSERVED` fields; if there are more, the rest of `NAMES`.
     """
 
@@ -126,17 +126,17 @@ class Sample:
 
 
 def sample_stream(stream: RowStream, rows: int = ROWS) -> Sample:
-    """Rows of a log or pool, as logged and as known before the decision.
+    """Sample the rows of a log or pool, as logged and as known before the decision.
 
     Args:
         stream: The rows, read to the end.
-        rows: At most so many are kept: evenly spaced stretches of consecutive rows.
+        rows: Most rows to keep: evenly spaced stretches of consecutive rows.
 
     Raises:
-        L4SError: The source bears no actions.
+        L4SError: The source has no actions.
     """
     if "action" not in stream.present:
-        raise L4SError(f"{stream.source}: bears no actions: give logged decisions")
+        raise L4SError(f"{stream.source}: has no actions: give logged decisions")
     logged, before = (CausalStream(stream.present, as_logged=as_logged) for as_logged in (True, False))
 
     stretch, every, seen = max(rows // _STRETCHES, 1), 1, 0
@@ -147,7 +147,7 @@ def sample_stream(stream: RowStream, rows: int = ROWS) -> Sample:
         # Cut where a stretch ends.
         for part in np.split(block, np.arange(-seen % stretch, len(block), stretch)):
             if seen // stretch % every == 0:
-                kept.append((seen // stretch, part.copy()))  # a view would hold the whole block
+                kept.append((seen // stretch, part.copy()))  # a view would keep the whole block in memory
             seen += len(part)
         while sum(len(part) for _, part in kept) > rows:
             every *= 2
@@ -159,11 +159,11 @@ def sample_stream(stream: RowStream, rows: int = ROWS) -> Sample:
 
 
 def sample_dataset(dataset: Any, rows: int = ROWS) -> Sample:
-    """Steps of a dataset: its observations, and these with the logged fields beside them.
+    """Sample the steps of a dataset: its observations, and these with the logged fields beside them.
 
     Args:
         dataset: A `minari.MinariDataset` of `minari_io.create`, or its id.
-        rows: About so many are kept: evenly spaced stretches of consecutive steps.
+        rows: About the number of steps to keep: evenly spaced stretches of consecutive steps.
     """
     from l4s_gym.data.arrays import episodes
 

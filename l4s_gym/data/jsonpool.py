@@ -1,16 +1,16 @@
-"""Experience pools as JSON: the paper's lists, with a version, the names of the features, and nothing to run.
+"""Experience pools as JSON: the paper's lists with a version and feature names; reading them runs no code.
 
     {"format": "l4s-gym experience pool", "schema_version": 1, "features": ["queue_type", ...], "as_logged": false,
      "states": [[0, 150000, ...], ...], "actions": [0, ...], "rewards": [0.06, ...], "dones": [false, ...]}
 
 States are in kernel units: what the kernel knew before each decision, with `null` for an accumulated probability that
-is not known; or, `as_logged`, the printed values. Actions are what the kernel decided: 0 enqueue, 1 drop, 2 mark.
+unknown; or, `as_logged`, the printed values. Actions are what the kernel decided: 0 enqueue, 1 drop, 2 mark.
 The reward is that of the public pools, packet_length (B) / (current_queue_delay (us) + 1000). `dones` is true at the
-last row of each run. Of decisions of the simulator, `simulator` is its fingerprint.
+last row of each run. For decisions of the simulator, `simulator` is its fingerprint.
 
 Read back, the accumulated probability and the drops of the interval become the recorded
-`accumulated_probability_before` (`causal.UNKNOWN` for `null`) and `interval_drops`: nothing is rebuilt. Of several runs
-the rows are numbered, with room between the numbers, as a pool does not tell whether rows are missing.
+`accumulated_probability_before` (`causal.UNKNOWN` for `null`) and `interval_drops`: nothing is rebuilt. With several
+runs, the row numbers have gaps between the runs, as a pool does not say whether rows are missing.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def _stored_names(features: Sequence[str], as_logged: bool) -> list[str]:
-    """Fields of the record in which the features are kept."""
+    """Return the record fields in which the features are stored."""
     return [name if as_logged else BEFORE.get(name, name) for name in features]
 
 
@@ -104,10 +104,10 @@ def load_json_pool(path: PathLike, *, max_bytes: int = MAX_POOL_BYTES) -> Rows:
 
     Args:
         path: JSON file, plain or compressed.
-        max_bytes: Larger ones (decompressed) are refused.
+        max_bytes: Largest size, decompressed; larger files are refused.
 
     Raises:
-        L4SError: The file cannot be read, is too large, or is no such pool.
+        L4SError: The file cannot be read, is too large, or is not such a pool.
     """
     try:
         with open_compressed(path) as file:
@@ -124,18 +124,18 @@ def load_json_pool(path: PathLike, *, max_bytes: int = MAX_POOL_BYTES) -> Rows:
 
 
 def open_pool(paths: Sequence[PathLike], *, progress: Progress | None = None) -> RowStream:
-    """The pool of `load_json_pool` as a stream."""
+    """Return the pool of `load_json_pool` as a stream."""
     (path,) = paths
     return single(load_json_pool(path), progress)
 
 
 def _states(records: Records, raw: Floats, features: Sequence[str], as_logged: bool) -> list[tuple[int | None, ...]]:
-    """Rows of whole numbers; None where the accumulated probability is not known."""
+    """Return rows of whole numbers; None where the accumulated probability is unknown."""
     if as_logged:
         return list(zip(*(records[name].tolist() for name in features), strict=True))
     columns = []
     for feature, stored in zip(features, _stored_names(features, as_logged), strict=True):
-        # As a float the largest value may have been rounded up, and it stands for `UNKNOWN`.
+        # In floating point the largest value may have been rounded up, and it means `UNKNOWN`.
         most = bounds(stored)[1] - (stored == BEFORE["accumulated_probability"])
         values = raw[:, OBSERVED.index(feature)].tolist()
         columns.append([None if math.isnan(value) else min(int(value), most) for value in values])
@@ -163,16 +163,16 @@ def write_pool(stream: RowStream, path: PathLike, *, as_logged: bool = False) ->
     Args:
         stream: Logged decisions.
         path: JSON file; compressed if its name ends in .gz, .bz2, .xz or .zst.
-        as_logged: Write the printed values, which give most drops away, instead of those before the decision.
+        as_logged: Write the printed values, which reveal most drops, instead of those before the decision.
 
     Returns:
-        Numbers of rows and of runs.
+        The number of rows and of runs.
 
     Raises:
-        L4SError: The stream bears no actions, or holds no row.
+        L4SError: The stream has no actions, or holds no row.
     """
     if "action" not in stream.present:
-        raise L4SError(f"{stream.source}: bears no actions: give logged decisions")
+        raise L4SError(f"{stream.source}: has no actions: give logged decisions")
     causal, splitter = CausalStream(stream.present, as_logged, stream.missing), RunSplitter(stream.present)
     features = observable(stream.present, as_logged)
     rows = runs = 0

@@ -51,7 +51,7 @@ _PLACES: Final = np.array(
         for form in _BY_FORM.values()
     ]
 )
-"""For `fast.scan`: place, size, smallest and largest value of each field of both forms, and what 0 is stored as."""
+"""For `fast.scan`: place, size, smallest and largest value of each field of both forms, and the stored value of 0."""
 
 _START: Final = LINE_START.encode()
 _END: Final = LINE_END.encode()
@@ -60,17 +60,17 @@ _TAIL: Final = re.compile(rb"[0-9]" + re.escape(_END))
 _SHORTEST: Final = len(_START) + 2 * len(NAMES_23) - 1 + len(_END)
 """Bytes of the shortest record."""
 _BLOCK: Final = 1 << 20
-"""Bytes read at a time: few, to stay in the processor's cache. With one line more, of `files` at most as long again,
-they hold no more than `stream.BLOCK_ROWS` records."""
+"""Bytes read at a time: few, to stay in the processor's cache. A block has at most the same again and one line more, so
+that it holds no more than `stream.BLOCK_ROWS` records."""
 _FAST_FROM: Final = 1 << 18
-"""Shorter blocks are parsed sooner than the compiled parser is loaded."""
+"""Shorter blocks are parsed in less time than the compiled parser takes to load."""
 _LEFT: Final = 1 << 12
 """Lines left to the general parser at a time."""
 
 
 @dataclass
 class _Parsed:
-    """What a block of lines holds.
+    """Content of a block of lines.
 
     Attributes:
         records: Records (r,) in the order of the lines.
@@ -86,7 +86,7 @@ class _Parsed:
 
 
 def _parse_body(body: bytes) -> tuple[int, ...] | str:
-    """The numbers between start and end, or the reason why they are not a record."""
+    """Return the numbers between start and end, or the reason why they are not a record."""
     texts = body.split(b",")
     fields = _BY_FORM.get(len(texts))
     if fields is None:
@@ -100,13 +100,13 @@ def _parse_body(body: bytes) -> tuple[int, ...] | str:
 
 
 def parse_line(line: bytes) -> tuple[list[tuple[int, ...]], list[str]]:
-    """Parse one line, whatever it holds.
+    """Parse one line of any content.
 
     Args:
         line: The line, with or without its newline.
 
     Returns:
-        The records, each 24 or 23 numbers as printed (action 1, 2, 3), and the reasons of what was skipped.
+        The records, each 24 or 23 numbers as printed (action 1, 2, 3), and the reasons for what was skipped.
         One of the two lists has an entry.
     """
     head, *bodies = line.split(_START)
@@ -127,7 +127,7 @@ def parse_line(line: bytes) -> tuple[list[tuple[int, ...]], list[str]]:
 
 
 def _to_records(found: Sequence[tuple[int, ...]]) -> Records:
-    """Records (r,) from printed numbers."""
+    """Return records (r,) from printed numbers."""
     records = np.zeros(len(found), RECORD)
     for form, fields in _BY_FORM.items():
         index = [number for number, values in enumerate(found) if len(values) == form]
@@ -138,7 +138,7 @@ def _to_records(found: Sequence[tuple[int, ...]]) -> Records:
 
 
 def _parse_left(block: bytes, left: Iterable[Sequence[int]], tally: Tally) -> tuple[Records, npt.NDArray[np.int64]]:
-    """Parse lines (number, first byte, newline) whatever they hold: records, and their lines and fields (r, 2)."""
+    """Parse lines (number, first byte, newline) of any content: records, and their lines and field counts (r, 2)."""
     found, places = [], []
     for line, first, end in left:
         records, faults = parse_line(block[first:end])
@@ -179,7 +179,7 @@ def _parse_block(block: bytes, fast: bool | None) -> _Parsed:
 
 
 def _form(path: str, fast: bool | None, tally: Tally) -> int:
-    """Number of fields of most records of the first block that has any; 0 without any, and then the faults count."""
+    """Return the number of fields of most records in the first block with any; 0 without any, and count the faults."""
     for parsed in (_parse_block(block, fast) for block in line_blocks(path, _BLOCK)):
         if len(parsed.records):
             return 24 if 2 * (parsed.places[:, 1] == 24).sum() >= len(parsed.records) else 23
@@ -210,16 +210,16 @@ def _blocks(paths: Sequence[str], forms: Sequence[int], fast: bool | None, progr
 def open_log(
     paths: PathLike | Sequence[PathLike], *, progress: Progress | None = None, fast: bool | None = None
 ) -> RowStream:
-    """Open one log, or several that follow each other, as a stream.
+    """Open a log, or several logs in sequence, as a stream.
 
-    The kernel prints one form of records; a record that lost a field in a torn line looks like one of the other
-    form. So the form of a file is that of most records in its first block that holds any (some thousand lines), and
+    The kernel prints one form of records; a record that lost a field in a torn line looks like the other
+    form. So the form of a file is that of most records in its first block with any (some thousand lines), and
     records of the other form are skipped.
 
     Args:
         paths: Text files, plain or compressed; put in the order of time by `files.order_rotation`.
-        progress: Called with the share of the files' bytes that was read.
-        fast: Whether to use the compiled parser; by the length of the blocks if None. The result is the same.
+        progress: Called with the share of the files' bytes that has been read.
+        fast: Whether to use the compiled parser; None: depends on the length of the blocks. The result is the same.
 
     Returns:
         The stream: `action` is 0, 1, 2, and our own extension 0. Without `packet_length` if a file lacks it.
@@ -246,7 +246,7 @@ def read_log(
     """Read all of a log; the arguments and errors are those of `open_log`.
 
     Returns:
-        The records (T,) in the order of the lines, and what was found.
+        The records (T,) in the order of the lines, and the report.
     """
     stream = open_log(paths, progress=progress, fast=fast)
     records = join(stream.blocks())
@@ -255,7 +255,7 @@ def read_log(
 
 
 def _format_rows(records: Records, fields: int) -> Iterator[str]:
-    """The printed numbers of each record, joined by commas."""
+    """Return the printed numbers of each record, joined by commas."""
     if fields not in _BY_FORM:
         raise L4SError(f"log: there is no form with {fields} fields: choose 24 or 23")
     columns = []
@@ -273,12 +273,12 @@ def _format_rows(records: Records, fields: int) -> Iterator[str]:
 
 
 def format_record(record: np.void, fields: int = 24) -> str:
-    """The log line of one record, without prefix and newline."""
+    """Return the log line of one record, without prefix and newline."""
     return f"{LINE_START}{next(_format_rows(np.asarray(record).reshape(1), fields))}{LINE_END}"
 
 
 def log_lines(records: Records, *, fields: int = 24, prefix: str = "") -> bytes:
-    """The log lines of records (T,), each with its newline; arguments and errors as `write_log`."""
+    """Return the log lines of records (T,), each with its newline; arguments and errors as `write_log`."""
     head = prefix + LINE_START
     return "".join(f"{head}{row}{LINE_END}\n" for row in _format_rows(records, fields)).encode()
 
@@ -288,7 +288,7 @@ def write_log(path: PathLike, records: Records, *, fields: int = 24, prefix: str
 
     Args:
         path: Text file; compressed if its name ends in .gz, .bz2, .xz or .zst.
-        records: Records (T,). Our own extension is not in the printed line and is lost.
+        records: Records (T,). The extension fields are not in the printed line and are lost.
         fields: 24, or 23 for the older form without `packet_length`.
         prefix: Put before each line, such as ``"Jul 10 12:00:00 router kernel: "``.
 
@@ -303,7 +303,7 @@ def write_log(path: PathLike, records: Records, *, fields: int = 24, prefix: str
 
 
 def known_fields(records: Records) -> frozenset[str]:
-    """Names of the fields that complete records bear: the printed ones, and the extension if any of it is set.
+    """Return the names of the fields of complete records: the printed ones, and the extension if any of it is set.
 
     `packet_length` counts as absent if it is 0 throughout (the 23-field form).
     """

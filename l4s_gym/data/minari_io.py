@@ -44,20 +44,20 @@ _OWN: Final = ("id", "total_steps", "consecutive", "source", "absent")
 
 
 def import_minari(name: str = "minari") -> Any:
-    """Minari or one of its modules.
+    """Import Minari or one of its modules.
 
     Raises:
-        L4SError: It is not installed, or its folder would be one called `~`.
+        L4SError: It is not installed, or the home directory in its path is unknown.
     """
     place = os.environ.get("MINARI_DATASETS_PATH", os.path.expanduser("~"))
     if place.startswith("~"):
-        raise L4SError(f"datasets: nobody knows the home {place!r}: set MINARI_DATASETS_PATH to a folder")
+        raise L4SError(f"datasets: the home directory {place!r} is unknown: set MINARI_DATASETS_PATH to a folder")
     return optional(name, "data")
 
 
 @contextmanager
 def environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set variables in the block; afterwards they are as before."""
+    """Set environment variables in the block; afterwards they are as before."""
     old = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -72,7 +72,7 @@ def environment(values: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def datasets_in(folder: Path) -> Iterator[None]:
-    """Let Minari's datasets lie in a folder, which is made, in the block: Minari reads its variable at each call."""
+    """Use a folder, which is made, for Minari's datasets in the block: Minari reads its variable at each call."""
     folder.mkdir(parents=True, exist_ok=True)
     with environment({"MINARI_DATASETS_PATH": str(folder.resolve())}):
         yield
@@ -118,16 +118,16 @@ def check_episode(episode: Trajectory, where: str) -> None:
 
 
 def _run_of(episode: Trajectory) -> StreamRun:
-    """An episode in memory as a run that can be stored."""
+    """Return an episode in memory as a run to store."""
     e = episode
-    # The name alone: the path says where somebody keeps their files.
+    # The name alone: the full path would reveal where the user keeps files.
     source = PurePath(e.source).name or e.source
     about = {**e.about, "consecutive": e.consecutive, "source": source, "absent": ",".join(e.absent)}
     return StreamRun(about, iter([rows_of_trajectory(e)]))
 
 
 def _specs(env_kwargs: Mapping[str, Any], eval_kwargs: Mapping[str, Any], reward: str) -> tuple[Any, Any]:
-    """Specs of the environment that bears the dataset's reward, and of that for evaluation."""
+    """Return the specs of the environment with the dataset's reward, and of the one for evaluation."""
     specs = []
     for kwargs in ({**env_kwargs, "reward": reward}, eval_kwargs):
         env: Any = gym.make(ENV_ID, **kwargs)
@@ -137,7 +137,7 @@ def _specs(env_kwargs: Mapping[str, Any], eval_kwargs: Mapping[str, Any], reward
 
 
 def _dataset_path(dataset_id: str) -> tuple[str, Path]:
-    """Namespace and folder of a dataset.
+    """Split a dataset id into its namespace and its folder.
 
     Raises:
         L4SError: The id is not well-formed, or has no namespace or no version.
@@ -150,23 +150,23 @@ def _dataset_path(dataset_id: str) -> tuple[str, Path]:
 
 
 def dataset_folder(dataset_id: str) -> Path:
-    """Folder of a dataset, whether it is there or not; errors as `create`."""
+    """Return the folder of a dataset, present or not; errors as `create`."""
     return _dataset_path(dataset_id)[1]
 
 
 def ensure_namespace(namespace: str) -> None:
-    """Make a namespace that is not here yet."""
+    """Make a namespace if it is missing."""
     namespaces = import_minari("minari.namespace")
     if namespace not in namespaces.list_local_namespaces():
         try:
             namespaces.create_namespace(namespace, description=_NAMESPACE)
-        except ValueError:  # another process was faster
+        except ValueError:  # another process made it first
             if namespace not in namespaces.list_local_namespaces():
                 raise
 
 
 def schema_metadata(reward: str, extra: Mapping[str, Any]) -> dict[str, Any]:
-    """What says how to read the numbers, from the schema, and what the caller says; values of None are left out."""
+    """Return metadata that says how to read the numbers, from the schema and `extra`; values of None are left out."""
     return {
         "schema_version": schema.SCHEMA_VERSION,
         "observation_fields": list(schema.OBSERVED),
@@ -179,21 +179,21 @@ def schema_metadata(reward: str, extra: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class About(TypedDict, total=False):
-    """What a dataset's metadata says, beside what the schema says.
+    """Metadata of a dataset beside what the schema says.
 
     Attributes:
         env_kwargs: Arguments of `L4S-DualPI2-v0` that say where the data comes from. `recover_environment`
             makes it with the dataset's reward, `recover_environment(eval_env=True)` with `eval_kwargs`.
         eval_kwargs: Arguments of the environment for evaluation; as `env_kwargs` if left out.
-        algorithm_name: Who decided.
+        algorithm_name: Name of the policy that decided.
         description: What the data is.
-        author: Name of who made it.
-        author_email: Where to write to.
-        code_permalink: Link to the code that made it.
+        author: Name of the author.
+        author_email: Address of the author.
+        code_permalink: Link to the code that made the data.
         reward: Name of the reward of the episodes.
         ref_min_score: Return of the random agent, for normalised scores.
         ref_max_score: Return of the reference.
-        simulator: Fingerprint of the simulator that made it, or `fingerprint.KERNEL_LOG`; left out: the installed one
+        simulator: Fingerprint of the simulator of the data, or `fingerprint.KERNEL_LOG`; left out: the installed one
             if `env_kwargs` name a scenario, else a log.
         metadata: More entries of the dataset's metadata (plain JSON).
     """
@@ -215,14 +215,14 @@ class About(TypedDict, total=False):
 def publish(
     dataset_id: str, fill: Callable[[Path], Sequence[Shard]], *, overwrite: bool = False, **about: Unpack[About]
 ) -> Any:
-    """Make a Minari dataset of shards.
+    """Make a Minari dataset from shards.
 
-    All is written to a hidden folder beside its place and moved there when it is complete, so a failure leaves
+    All files are written to a hidden folder beside the final place and moved there when complete, so a failure leaves
     no dataset and does not occupy the id.
 
     Args:
         dataset_id: ``l4s/dualpi2/<name>-v0``.
-        fill: Puts the shards into the folder that it is given, and names them in order. Other files that it puts
+        fill: Puts the shards into the given folder, and returns them in order. Other files that it puts
             into the folder above (a card) are published too.
         overwrite: Replace the dataset of this id.
         **about: Metadata, see `About`.
@@ -287,7 +287,7 @@ def publish(
 
 
 def _check_space(folder: Path) -> None:
-    """Refuse a full disk before Minari writes its few kilobytes by HDF5, which ends the program for it.
+    """Refuse a full disk before Minari writes its few kilobytes with HDF5, which would end the program.
 
     Raises:
         OSError: It is full.
@@ -308,7 +308,7 @@ def create(
     progress: Progress | None = None,
     **about: Unpack[About],
 ) -> Any:
-    """Write episodes as a Minari dataset (HDF5), a check of each before it is written; see `publish`.
+    """Write episodes as a Minari dataset (HDF5); each is checked before it is written; see `publish`.
 
     Args:
         dataset_id: ``l4s/dualpi2/<name>-v0``.
@@ -369,7 +369,7 @@ def _version() -> str:
 
 
 def load(dataset_id: str) -> Any:
-    """A `minari.MinariDataset` of this machine; it is not checked (`validate`).
+    """Load a `minari.MinariDataset` of this machine without a check (`validate`).
 
     Raises:
         L4SError: There is none of this id, or its files are damaged.
@@ -388,12 +388,12 @@ def load(dataset_id: str) -> Any:
 
 
 def absent_in(note: Mapping[str, Any]) -> tuple[str, ...]:
-    """The features that an episode's source lacks, by its metadata."""
+    """Return the features that an episode's source lacks, from its metadata."""
     return tuple(name for name in str(note.get("absent", "")).split(",") if name)
 
 
 def read_episodes(dataset: Any) -> Iterator[Trajectory]:
-    """The episodes of a dataset, one after the other as they are read.
+    """Yield the episodes of a dataset one by one as they are read.
 
     Args:
         dataset: A `minari.MinariDataset` of `create`.
@@ -425,7 +425,7 @@ def _episodes(dataset: Any) -> Iterator[Trajectory]:
 
 
 def check_schema(dataset: Any) -> None:
-    """Raise where a dataset (`minari.MinariDataset`) says of its numbers something else than this version's schema."""
+    """Raise if the metadata of a dataset (`minari.MinariDataset`) contradicts this version's schema."""
     stored = dataset.storage.metadata
     for name, value in schema_metadata(str(stored.get("reward")), {}).items():
         if stored.get(name) != value:
@@ -435,7 +435,7 @@ def check_schema(dataset: Any) -> None:
 
 
 def simulator_in(stored: Mapping[str, Any]) -> str:
-    """Which simulator made a dataset, by its metadata: as `fingerprint.check` takes it."""
+    """Return which simulator made a dataset, from its metadata, in the form of `fingerprint.check`."""
     if "simulator" in stored:
         return str(stored["simulator"])
     kwargs = json.loads(stored["env_spec"])["kwargs"] if "env_spec" in stored else {}
@@ -443,7 +443,7 @@ def simulator_in(stored: Mapping[str, Any]) -> str:
 
 
 def check_simulator(dataset: Any) -> str:
-    """Refuse a dataset (`minari.MinariDataset`) that another simulator made than the installed one; which one it was.
+    """Refuse a dataset (`minari.MinariDataset`) of another simulator than the installed one; return its simulator.
 
     Raises:
         L4SError: The dataset is stale.
@@ -455,7 +455,7 @@ def check_simulator(dataset: Any) -> str:
 
 
 def build_again(stored: Mapping[str, Any]) -> str:
-    """What to do where a dataset of this metadata is stale."""
+    """Return the remedy for a stale dataset with this metadata."""
     if "recipe" not in stored:
         return "make it again, as it was made"
     return f"build it again: l4s-gym datasets build {stored['recipe']['name']} --size {stored['size']} --overwrite"
@@ -479,7 +479,7 @@ def validate(dataset: Any) -> None:
 
 
 def _checked_steps(dataset: Any, where: str) -> int:
-    """Check each episode; the number of their steps."""
+    """Check each episode; return the total number of steps."""
     steps = 0
     for data, episode in zip(dataset.iterate_episodes(), read_episodes(dataset), strict=True):
         place = f"{where}, episode {data.id}"

@@ -1,6 +1,6 @@
-"""Records as Parquet: one column a field of the schema, and the number of the run, for anybody's tools.
+"""Records as Parquet: a column for each field of the schema, and the number of the run, for use with any tool.
 
-Units and meanings are in the metadata of the columns. An accumulated probability that is not known is null.
+Units and meanings are in the metadata of the columns. An unknown accumulated probability is null.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _arrow() -> tuple[Any, Any]:
 
 
 def _schema(present: frozenset[str], simulator: str = "") -> Any:
-    """Arrow's schema of the fields that a source bears, and of the run; `simulator` as `RowStream` has it."""
+    """Return Arrow's schema of the fields that a source has, and of the run; `simulator` as in `RowStream`."""
     pa, _ = _arrow()
     fields = [
         pa.field(
@@ -79,7 +79,7 @@ def write_parquet(stream: RowStream, path: PathLike) -> tuple[int, int]:
 
 
 def _to_records(batch: Any) -> Records:
-    """Records (T,) of a batch of columns."""
+    """Convert a batch of columns to records (T,)."""
     records = np.zeros(batch.num_rows, RECORD)
     for name in batch.schema.names:
         if name in BY_NAME:

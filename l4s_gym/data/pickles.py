@@ -1,8 +1,8 @@
-"""The public experience pools, which are pickles: read by an interpreter that cannot run anything.
+"""Reader of the public experience pools, which are pickles, by an interpreter that cannot run code.
 
-A pickle is a program. This one knows the instructions that build lists, numbers and arrays, and stand-ins
-for the few global names that a pool mentions; it imports and calls nothing, so there is nothing that a
-crafted file could run.
+A pickle is a program. This interpreter knows the instructions that build lists, numbers and arrays, and stand-ins
+for the few global names that a pool uses; it imports and calls nothing, so a crafted file cannot
+run anything.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ATTRIBUTES: Final = ("states", "actions", "rewards", "dones")
 
 
 class _Global:
-    """A name that a pool may mention; what it stands for is up to `Machine`."""
+    """A global name that a pool may use; `Machine` decides what it stands for."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -38,7 +38,7 @@ class _Global:
 
 _GLOBALS: Final = {
     ("utils.exp_pool", "ExperiencePool"): _Global("pool"),
-    ("__main__", "ExperiencePool"): _Global("pool"),  # of a class that was defined in a notebook
+    ("__main__", "ExperiencePool"): _Global("pool"),  # a class that was defined in a notebook
     ("numpy", "ndarray"): _Global("ndarray"),
     ("numpy", "dtype"): _Global("dtype"),
     **{
@@ -64,7 +64,7 @@ class _Type:
         self.order = state[1]
 
     def read(self, data: object, count: int) -> npt.NDArray[Any]:
-        """Bytes as an array (count,) of this type."""
+        """Return bytes as an array (count,) of this type."""
         dtype = np.dtype(self.order + self.code)
         if not isinstance(data, bytes) or len(data) != count * dtype.itemsize:
             raise L4SError("holds an array whose size is not that of its data: fetch the file again")
@@ -152,7 +152,7 @@ class Machine:
         return self.pop(len(self.stack) - self.marks.pop())
 
     def build(self, name: str, argument: Any) -> None:
-        """The instructions that make something of what lies on the stack."""
+        """Execute an instruction that makes a value from the top of the stack."""
         if name in ("APPEND", "APPENDS"):
             values = self.pop(1) if name == "APPEND" else self.to_mark()
             self.typed(list).extend(values)
@@ -177,13 +177,13 @@ class Machine:
             raise L4SError(f"uses the pickle instruction {name}, which no pool needs: nothing was executed")
 
     def typed(self, kind: type) -> Any:
-        """The value on top of the stack, which must be of the given type."""
+        """Return the value on top of the stack, which must be of the given type."""
         if type(self.stack[-1]) is not kind:
             raise TypeError(f"{kind.__name__} expected")
         return self.stack[-1]
 
     def find(self, module: object, name: object) -> _Global:
-        """The stand-in for a global name; all but the few of a pool are refused."""
+        """Return the stand-in for a global name; refuse all but the few of a pool."""
         found = _GLOBALS.get((str(module), str(name)))
         if found is None:
             shown = printable(f"{module}.{name}")
@@ -191,7 +191,7 @@ class Machine:
         return found
 
     def make(self, function: object, arguments: Any) -> Any:
-        """What a call in the pickle stands for."""
+        """Return what a call in the pickle stands for."""
         kind = function.kind if isinstance(function, _Global) else None
         if kind == "pool" and arguments == ():
             return Instance()
@@ -207,12 +207,12 @@ class Machine:
 
 
 def _plain(values: object, name: str) -> npt.NDArray[np.float64]:
-    """A list of numbers or short arrays, or one array, as float64."""
+    """Return a list of numbers or short arrays, or one array, as float64."""
     if isinstance(values, Array):
         values = values.value
     elif isinstance(values, list):
         values = [value.value if isinstance(value, Array) else value for value in values]
-        # Short ones only: a small file can name one large array very often.
+        # Short ones only: a small file can refer to one large array many times.
         short = len(schema.FIELDS)
         if not all(isinstance(v, int | float) or (isinstance(v, np.ndarray) and v.size <= short) for v in values):
             raise L4SError(f"{name} is not a table of numbers: fetch the file again")
@@ -240,20 +240,20 @@ def _parse_pool(data: bytes, source: str, named: Sequence[str] | None) -> Rows:
 
 
 def load_pickle(path: PathLike, *, columns: Sequence[str] | None = None, max_bytes: int = MAX_POOL_BYTES) -> Rows:
-    """Read an experience pool without running anything that the file asks for.
+    """Read an experience pool without running anything from the file.
 
     Args:
         path: Pickle of an ``ExperiencePool``, of ``utils.exp_pool`` or of a notebook.
-        columns: Names of the features, in order, `columns.LEFT_OUT` for one that is not read; None: those of
+        columns: Names of the features, in order, `columns.LEFT_OUT` for one that is not read; None: as in
             `l4s_gym.data.columns`.
         max_bytes: Larger files are refused.
 
     Returns:
-        Its states and actions. The numbers went through float32: probabilities are right to about 6e-8 of their size.
+        Its states and actions. The numbers were stored as float32: probabilities have a relative error of about 6e-8.
 
     Raises:
-        L4SError: The file cannot be read, is too large, mentions any other global name, is no pool, or it cannot be
-            told what its columns are.
+        L4SError: The file cannot be read, is too large, uses any other global name, is not a pool, or the form of its
+            columns is unknown.
     """
     try:
         size = os.path.getsize(path)
@@ -274,6 +274,6 @@ def load_pickle(path: PathLike, *, columns: Sequence[str] | None = None, max_byt
 def open_pickle(
     paths: Sequence[PathLike], *, progress: Progress | None = None, columns: Sequence[str] | None = None
 ) -> RowStream:
-    """The pool of `load_pickle` as a stream."""
+    """Return the pool of `load_pickle` as a stream."""
     (path,) = paths
     return single(load_pickle(path, columns=columns), progress)

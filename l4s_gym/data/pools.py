@@ -29,10 +29,10 @@ class Rows:
 
     Attributes:
         records: Records (T,); fields that the source lacks are 0.
-        present: Names of the fields that the source bears.
+        present: Names of the fields that the source has.
         source: Where they come from.
-        notes: What was decided when they were read, in words.
-        simulator: Fingerprint of the simulator that decided; empty: the source bears none.
+        notes: Choices made while reading, in words.
+        simulator: Fingerprint of the simulator that decided; empty: the source has none.
     """
 
     records: Records
@@ -42,21 +42,21 @@ class Rows:
     simulator: str = ""
 
     def __len__(self) -> int:
-        """Number of rows T."""
+        """Return the number of rows T."""
         return len(self.records)
 
     @property
     def has_before(self) -> bool:
-        """Whether the pre-decision accumulated probability was recorded, and need not be rebuilt."""
+        """Whether the accumulated probability before the decision was recorded, and need not be rebuilt."""
         return "accumulated_probability_before" in self.present
 
 
 def to_records(columns: dict[str, npt.NDArray[np.float64]]) -> Records:
-    """Records from columns in kernel units, with the schema's bounds checked."""
+    """Convert columns in kernel units to records, within the schema's bounds."""
     records = np.zeros(len(next(iter(columns.values()))), RECORD)
     for name, column in columns.items():
         low, high = bounds(name)
-        # The pools are float32: the largest probability is rounded up by 1.
+        # The pools are float32: the largest probability was rounded up by 1.
         bad = np.flatnonzero(~((column >= low) & (column <= np.float32(high)) & (column == np.floor(column))))
         if bad.size:
             raise L4SError(
@@ -102,12 +102,12 @@ def load_rows_csv(path: PathLike) -> Rows:
     except ValueError as error:
         raise L4SError(f"{path}: {printable(error)}: each row needs {len(heads)} numbers") from error
     if table.shape[1] != len(heads):
-        raise L4SError(f"{path}: rows of {table.shape[1]} numbers, but {len(heads)} names: mend the header")
+        raise L4SError(f"{path}: rows of {table.shape[1]} numbers, but {len(heads)} names: correct the header")
     table = table[:, len(heads) - len(own) :]
     notes = []
     if "dequeue_action" in own:
         actions = table[:, own.index("dequeue_action")]
-        if actions.min() == 1 and actions.max() <= MARK + 1:  # a log in which no packet was enqueued is none
+        if actions.min() == 1 and actions.max() <= MARK + 1:  # every packet dropped or marked: unlikely in a log
             actions -= 1
             notes.append("dequeue_action is 1 enqueue, 2 drop, 3 mark, as the kernel prints it")
     try:
@@ -118,10 +118,10 @@ def load_rows_csv(path: PathLike) -> Rows:
 
 
 def write_csv(stream: RowStream, path: PathLike) -> tuple[int, int]:
-    """Write a stream as csv in kernel units that `load_rows_csv` reads; the file is replaced as a whole or not at all.
+    """Write a stream as csv in kernel units for `load_rows_csv`; the file is replaced as a whole or not at all.
 
     Returns:
-        Numbers of rows and of runs.
+        The number of rows and of runs.
     """
     names = [field.name for field in FIELDS if field.name in stream.present]
     splitter, rows, runs = RunSplitter(stream.present), 0, 0
@@ -138,7 +138,7 @@ def write_csv(stream: RowStream, path: PathLike) -> tuple[int, int]:
 
 
 def single(rows: Rows, progress: Progress | None = None) -> RowStream:
-    """Rows that are in memory anyway, as a stream of one block."""
+    """Return rows in memory as a stream of one block."""
 
     def blocks() -> Blocks:
         yield rows.records
@@ -150,13 +150,13 @@ def single(rows: Rows, progress: Progress | None = None) -> RowStream:
 
 
 def open_csv(paths: Sequence[PathLike], *, progress: Progress | None = None) -> RowStream:
-    """The rows of `load_rows_csv` as a stream."""
+    """Return the rows of `load_rows_csv` as a stream."""
     (path,) = paths
     return single(load_rows_csv(path), progress)
 
 
 def rows_of(stream: RowStream) -> Rows:
-    """All rows of a stream, in memory."""
+    """Return all rows of a stream, in memory."""
     return Rows(join(stream.blocks()), stream.present, stream.source, stream.notes, stream.simulator)
 
 
@@ -166,12 +166,12 @@ def load_rows(paths: PathLike | Sequence[PathLike], *, columns: Sequence[str] | 
 
 
 def make_rows(records: Records, source: str = "records", present: Sequence[str] | None = None) -> Rows:
-    """Rows from complete records, such as an engine's log.
+    """Make rows from complete records, such as an engine's log.
 
     Args:
         records: Records (T,).
         source: Where they come from.
-        present: Names of the fields that they bear; `known_fields` if None.
+        present: Names of the fields that the records have; None: `known_fields`.
     """
     names = known_fields(records) if present is None else frozenset(present)
     if not {f.name for f in FIELDS} >= names:

@@ -1,7 +1,7 @@
-"""Recipes of the published datasets: what is simulated, who decides, how much; read from TOML.
+"""Recipes of the published datasets: scenarios, behaviours and sizes, read from TOML.
 
 A recipe is a folder `datasets/<name>/` with `recipe.toml`; it makes `l4s/dualpi2/<name>-v0` (size `full`) and
-`l4s/dualpi2/<name>-small-v0` (size `small`). What an episode is depends on the recipe and the episode's number alone.
+`l4s/dualpi2/<name>-small-v0` (size `small`). An episode depends only on the recipe and the episode's number.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ else:
 
 
 class Size(Struct, frozen=True, forbid_unknown_fields=True):
-    """How much of a recipe is made.
+    """How much of a recipe to make.
 
     Attributes:
         episodes: Number of episodes.
         seconds: Simulated length of each.
-        per_shard: Episodes a file.
-        scenarios: Scenarios instead of the recipe's.
+        per_shard: Episodes per file.
+        scenarios: Scenarios that replace the recipe's.
     """
 
     episodes: Annotated[int, Meta(ge=1, le=1_000_000)]
@@ -49,20 +49,20 @@ class Size(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BehaviourSpec(Struct, frozen=True, forbid_unknown_fields=True):
-    """Who decides: a discipline (empty: the scenario's), and the share of actions that are drawn instead."""
+    """The policy that decides: a discipline (empty: the scenario's), and the share of actions drawn at random."""
 
     aqm: _Aqm = ""
     explore: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
 
 
 class Recipe(Struct, frozen=True, forbid_unknown_fields=True):
-    """A dataset to be made.
+    """A dataset to make.
 
     Attributes:
         title: One line.
-        description: What it is and what it is for.
-        scenarios: Scenarios, taken in turn.
-        behaviours: Who decides, taken in turn once all scenarios had their turn.
+        description: What the data is and what it is for.
+        scenarios: Scenarios, used one after another.
+        behaviours: Policies that decide; the next one is used after each round of all scenarios.
         small: The size for tests and first steps.
         full: The published size.
         eval_scenario: Where agents trained on it are evaluated; the first scenario if empty.
@@ -85,13 +85,13 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True):
     name: str = ""
 
     def size(self, size: str) -> Size:
-        """The numbers of `small` or `full`."""
+        """Return the numbers of `small` or `full`."""
         if size not in SIZES:
             raise unknown("size", size, SIZES)
         return self.small if size == "small" else self.full
 
     def dataset_id(self, size: str) -> str:
-        """Id of the dataset of a size."""
+        """Return the id of the dataset of a size."""
         self.size(size)
         return f"{PREFIX}{self.name}{'-small' if size == 'small' else ''}-v{VERSION}"
 
@@ -101,7 +101,7 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True):
         return self.eval_scenario or self.scenarios[0]
 
     def behaviour_names(self) -> list[str]:
-        """Who decides, in words."""
+        """Return the behaviours in words."""
         return [
             "uniformly random"
             if b.explore == 1.0
@@ -124,7 +124,7 @@ class Task:
         return self.shard * self.recipe.size(self.size).per_shard
 
     def runs(self) -> list[SimulatedRun]:
-        """Its episodes."""
+        """Return its episodes."""
         chosen = self.recipe.size(self.size)
         names = chosen.scenarios or self.recipe.scenarios
         runs = []
@@ -138,13 +138,13 @@ class Task:
 
 
 def tasks(recipe: Recipe, size: str) -> list[Task]:
-    """The shards of a dataset, in order."""
+    """Return the shards of a dataset, in order."""
     chosen = recipe.size(size)
     return [Task(recipe, size, shard) for shard in range(-(-chosen.episodes // chosen.per_shard))]
 
 
 def digest(recipe: Recipe, size: str) -> str:
-    """Tells datasets apart that a recipe makes: its own numbers, the scenarios, the simulator and the schema."""
+    """Return a digest of a dataset's recipe: its own numbers, the scenarios, the simulator and the schema."""
     chosen = recipe.size(size)
     parts = [recipe, size, SCHEMA_VERSION, jit.source_digest()]
     parts += [scenario.load(name) for name in chosen.scenarios or recipe.scenarios]
@@ -152,10 +152,10 @@ def digest(recipe: Recipe, size: str) -> str:
 
 
 def folder(given: Path | None = None) -> Path:
-    """The folder of recipes: the given one, or that of those that ship.
+    """Return the given folder of recipes, or the one that ships.
 
     Raises:
-        L4SError: It has none.
+        L4SError: The folder has no recipe.
     """
     place = given or shipped.folder("datasets")
     if not any(place.glob(f"*/{FILE}")):
@@ -164,7 +164,7 @@ def folder(given: Path | None = None) -> Path:
 
 
 def names(given: Path | None = None) -> list[str]:
-    """Names of the recipes."""
+    """Return the names of the recipes."""
     return sorted(path.parent.name for path in folder(given).glob(f"*/{FILE}"))
 
 
@@ -176,7 +176,7 @@ def load(name: str, given: Path | None = None) -> Recipe:
         given: Folder of recipes; see `folder`.
 
     Raises:
-        L4SError: There is none of this name, or it is not valid (the error says where).
+        L4SError: No recipe has this name, or it is not valid (the error says where).
     """
     if name not in names(given):
         raise unknown("dataset", name, names(given))

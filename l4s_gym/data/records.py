@@ -1,4 +1,4 @@
-"""Binary records: all fields of the schema, as they lie in memory, behind a header that says which.
+"""Binary records: all fields of the schema, as in memory, behind a header that describes them.
 
 A file (`.rec`, also compressed: `.rec.gz`, `.rec.zst`, ...) is a header of 32 bytes, or of 48 where the simulator wrote
 it, and then plain records, all little-endian, so that a plain file can be mapped:
@@ -10,7 +10,7 @@ it, and then plain records, all little-endian, so that a plain file can be mappe
 | 8-9 | size of the header |
 | 10-11 | version of the schema |
 | 12-15 | size of a record |
-| 16-23 | which fields are borne: bit n is the n-th of `schema.FIELDS`; the others are 0 in every record |
+| 16-23 | which fields are present: bit n is the n-th of `schema.FIELDS`; the others are 0 in every record |
 | 24-31 | digest of the layout: names, types and places of the fields |
 | 32-47 | fingerprint of the simulator (`l4s_gym.sim.fingerprint`), filled up with zeros |
 
@@ -47,19 +47,19 @@ _DIGEST: Final = blake2b(_LAYOUT.encode(), digest_size=8).digest()
 
 
 def layout_digest() -> bytes:
-    """Digest of the record's layout, 8 bytes: what a file or a live stream must have been written with."""
+    """Return the 8-byte digest of the record's layout; a file or a live stream must have the same."""
     return _DIGEST
 
 
 def bounds(name: str) -> tuple[int, int]:
-    """Smallest and largest value of a field as it is stored: actions are 0, 1, 2."""
+    """Return the smallest and largest stored value of a field: actions are 0, 1, 2."""
     spec = BY_NAME[name]
     shift = name == "action"
     return spec.low - shift, spec.high - shift
 
 
 def out_of_bounds(records: Records, present: frozenset[str]) -> npt.NDArray[np.bool_]:
-    """Which records (T,) have a value out of the schema's bounds, or one in a field that the source does not bear."""
+    """Return which records (T,) have a value outside the schema's bounds, or one in a field that the source lacks."""
     bad = np.zeros(len(records), bool)
     for spec in FIELDS:
         column = records[spec.name]
@@ -81,7 +81,7 @@ def _pack_header(present: frozenset[str], simulator: str = "") -> bytes:
 
 
 def _read_header(path: PathLike, file: BinaryIO) -> tuple[frozenset[str], str]:
-    """Names of the fields that a file bears, and the fingerprint of the simulator that wrote it, or nothing."""
+    """Return the names of the fields in a file, and the fingerprint of the simulator that wrote it, or nothing."""
     data = file.read(_HEADER.size)
     if len(data) < _HEADER.size or not data.startswith(MAGIC):
         raise L4SError(f"{path}: not a file of binary records: write it by `l4s-gym log convert --to rec`")
@@ -100,8 +100,8 @@ class RecordWriter:
 
     Args:
         path: The file; compressed if its name ends in .gz, .bz2, .xz or .zst.
-        present: Names of the fields that the records bear; the others are written as 0.
-        simulator: Fingerprint of the simulator that they come from; empty: they do not.
+        present: Names of the fields that the records have; the others are written as 0.
+        simulator: Fingerprint of the simulator that made the records; empty: no simulator did.
     """
 
     def __init__(self, path: PathLike, present: frozenset[str], simulator: str = "") -> None:
@@ -126,7 +126,7 @@ class RecordWriter:
         """Append records (T,).
 
         Raises:
-            L4SError: A value is out of the schema's bounds: it would be skipped by a reader.
+            L4SError: A value is outside the schema's bounds: a reader would skip it.
         """
         assert self._file is not None, "write within `with RecordWriter(...)`"
         if self._absent:
@@ -139,7 +139,7 @@ class RecordWriter:
             for name, (low, high) in ((spec.name, bounds(spec.name)) for spec in FIELDS):
                 if name in self.present and not low <= record[name] <= high:
                     where, value = f"{self.path}: record {self.rows + bad[0]}", record[name]
-                    raise L4SError(f"{where}: {name} is {value}, outside {low} to {high}: mend the source")
+                    raise L4SError(f"{where}: {name} is {value}, outside {low} to {high}: correct the source")
         self._file.write(np.ascontiguousarray(records).data)
         self.rows += len(records)
 
@@ -181,10 +181,10 @@ def _read_whole(file: BinaryIO, size: int) -> bytes:
 
 
 def open_records(paths: PathLike | Sequence[PathLike], *, progress: Progress | None = None) -> RowStream:
-    """Open files of binary records that follow each other, as a stream.
+    """Open files of binary records, in sequence, as a stream.
 
     Raises:
-        L4SError: A file cannot be read, is not such a file, or does not bear the same fields as the first.
+        L4SError: A file cannot be read, is not such a file, or does not have the same fields as the first.
     """
     files = [os.fspath(path) for path in order_rotation(as_paths(paths))]
     found = []
@@ -198,7 +198,7 @@ def open_records(paths: PathLike | Sequence[PathLike], *, progress: Progress | N
             raise L4SError(f"{path}: is of another simulator than {files[0]}: read it by itself")
         if found[-1] != found[0]:
             other = ", ".join(sorted(found[-1][0] ^ found[0][0]))
-            raise L4SError(f"{path}: does not bear the same fields as {files[0]} ({other}): read it by itself")
+            raise L4SError(f"{path}: does not have the same fields as {files[0]} ({other}): read it by itself")
 
     def blocks() -> Blocks:
         tally, meter = Tally(found[0][0] >= COUNTED), Meter(files, progress)
@@ -214,7 +214,7 @@ def write_records(stream: RowStream, path: PathLike) -> tuple[int, int]:
     """Write a stream as binary records; the file is replaced as a whole or not at all.
 
     Returns:
-        Numbers of rows and of runs.
+        The number of rows and of runs.
     """
     splitter, runs = RunSplitter(stream.present), 0
     with RecordWriter(path, stream.present, stream.simulator) as writer:
@@ -232,8 +232,8 @@ def save_records(
     Args:
         path: The file; compressed if its name ends in .gz, .bz2, .xz or .zst.
         records: Records (T,).
-        present: Names of the fields that the records bear (the others are written as 0); `known_fields` if None.
-        simulator: Fingerprint of the simulator that they come from; empty: they do not.
+        present: Names of the fields that the records have (the others are written as 0); `known_fields` if None.
+        simulator: Fingerprint of the simulator that made the records; empty: no simulator did.
     """
     with RecordWriter(path, known_fields(records) if present is None else present, simulator) as writer:
         for start in range(0, len(records), BLOCK_ROWS):
@@ -241,5 +241,5 @@ def save_records(
 
 
 def load_records(path: PathLike) -> Records:
-    """All valid records (T,) of a binary file; errors as `open_records`."""
+    """Return all valid records (T,) of a binary file; errors as `open_records`."""
     return join(open_records(path).blocks())

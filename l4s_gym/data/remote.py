@@ -1,4 +1,4 @@
-"""Datasets on a hub, through Minari's own remotes: looked up, sent, and fetched so that only what is whole arrives."""
+"""Datasets on a hub, through Minari's remotes: list, upload, and download so that only complete datasets arrive."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from l4s_gym.errors import L4SError
 
 SUMS: Final = "SHA256SUMS"
 DEFAULT: Final = "hf://l4s-gym"
-"""Where datasets are looked for if no remote is named."""
+"""The remote to use if none is named."""
 NOT_YET: Final = "the project has published nothing there yet: `l4s-gym datasets build NAME` makes datasets here"
 NAMESPACE: Final = "l4s/dualpi2"
 _NAMESPACE_FILE: Final = "namespace_metadata.json"
@@ -46,7 +46,7 @@ l4s-gym datasets download {namespace}/NAME-v0 --remote {remote}
 
 
 def remote_name(given: str = "", default: str = "") -> str:
-    """The remote to use: the given one, else that of `$MINARI_REMOTE`, else the default.
+    """Return the remote to use: the given one, else that of `$MINARI_REMOTE`, else the default.
 
     Raises:
         L4SError: There is none, or it is not of the form `hf://ORG` or `gcp://BUCKET`.
@@ -61,7 +61,7 @@ def remote_name(given: str = "", default: str = "") -> str:
 
 
 def _explain(remote: str, error: BaseException) -> L4SError:
-    """One line about what went wrong, with the remedy."""
+    """Return one line that says what went wrong and what to do."""
     while error.__cause__ is not None:
         error = error.__cause__
     status = getattr(getattr(error, "response", None), "status_code", None)
@@ -82,23 +82,23 @@ def _explain(remote: str, error: BaseException) -> L4SError:
 
 @contextmanager
 def _talking(remote: str, token: str = "", **variables: str) -> Iterator[None]:
-    """Calls of Minari to a remote: its settings, none of its messages, and every failure as one line."""
+    """Set up Minari's calls to a remote: its settings, no messages, and every failure as a one-line error."""
     values = {"MINARI_REMOTE": remote, **variables, **({"HF_TOKEN": token} if token else {})}
     with environment(values), redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        # It takes `x-small-v1` for a newer version of `x-v0`, and other repositories of the owner for broken ones.
+        # Minari takes `x-small-v1` for a newer version of `x-v0`, and the owner's other repositories for broken ones.
         warnings.filterwarnings("ignore", "We recommend you install a higher|Skipping .* malformed", UserWarning)
         try:
             with _hub_client() if remote.startswith("hf://") else nullcontext():
                 yield
-        except Exception as error:  # the clients of the hubs, and what they talk HTTP with, have no common base
+        except Exception as error:  # the hubs' clients and their HTTP libraries have no common base class
             raise _explain(remote, error) from error
 
 
 @contextmanager
 def _hub_client() -> Iterator[None]:
-    """The client of `hf://` with an empty cache: Minari edits what is cached before it is sent, and believes it later.
+    """Give `hf://` an empty cache: Minari edits cached files before it sends them, and trusts them later.
 
-    The hub is asked for a sign of life, once: the client's own retries take long where there is no network.
+    The hub is tried once before: the client's own retries take long without a network.
     """
     from huggingface_hub import constants, get_session
     from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -116,7 +116,7 @@ def _hub_client() -> Iterator[None]:
 
 
 def listed(remote: str = "", token: str = "", namespace: str = NAMESPACE) -> dict[str, dict[str, Any]]:
-    """Ids and metadata of the datasets of a namespace on a remote."""
+    """Return the ids and metadata of the datasets of a namespace on a remote."""
     remote = remote_name(remote, DEFAULT)
     minari = import_minari()
     with _talking(remote, token):
@@ -125,7 +125,7 @@ def listed(remote: str = "", token: str = "", namespace: str = NAMESPACE) -> dic
 
 
 def here() -> dict[str, dict[str, Any]]:
-    """Ids and metadata of our datasets on this machine."""
+    """Return the ids and metadata of our datasets on this machine."""
     minari = import_minari()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -136,7 +136,7 @@ def here() -> dict[str, dict[str, Any]]:
 
 
 def count_actions(folder: Path) -> list[int]:
-    """How often each action was decided, in a dataset's `data` folder."""
+    """Count how often each action was decided, in a dataset's `data` folder."""
     counts = np.zeros(len(schema.ACTIONS), np.int64)
     with readable(folder), h5py().File(folder / MAIN, "r") as main:
         for name in main:
@@ -146,10 +146,10 @@ def count_actions(folder: Path) -> list[int]:
 
 
 def verify(dataset_id: str) -> int:
-    """Check a dataset that is here: checksums, and what `minari_io.validate` checks.
+    """Check a dataset on this machine: its checksums, and what `minari_io.validate` checks.
 
     Returns:
-        Number of files that were compared with `SHA256SUMS`; 0 if it has none.
+        The number of files that were compared with `SHA256SUMS`; 0 if it has none.
 
     Raises:
         L4SError: The first thing that is wrong.
@@ -159,13 +159,13 @@ def verify(dataset_id: str) -> int:
         minari_io.validate(minari_io.load(dataset_id))
     except L4SError:
         raise
-    except (OSError, KeyError, ValueError, RuntimeError) as error:  # what h5py says of damaged files
+    except (OSError, KeyError, ValueError, RuntimeError) as error:  # the errors of h5py for damaged files
         raise L4SError(f"dataset {dataset_id!r}: cannot be read ({error}): {_ANEW}") from error
     return compared
 
 
 def _compare(folder: Path, dataset_id: str) -> int:
-    """Compare the shards of a dataset's folder with the `SHA256SUMS` in it; how many there were."""
+    """Compare the shards of a dataset's folder with its `SHA256SUMS`; return the number of files compared."""
     path = folder / SUMS
     if not path.exists():
         return 0
@@ -184,7 +184,7 @@ def _compare(folder: Path, dataset_id: str) -> int:
 
 @contextmanager
 def _staging(target: Path, dataset_id: str) -> Iterator[Path]:
-    """A hidden root of datasets beside a dataset's place. After a failure it stays: what has arrived is kept."""
+    """Make a hidden datasets folder beside a dataset's place; a failure keeps what has arrived."""
     staging = target.with_name(f".{target.name}.download").absolute()
     staging.mkdir(parents=True, exist_ok=True)
     with locked(staging, f"dataset {dataset_id!r}: another process downloads it: wait for it"):
@@ -193,7 +193,7 @@ def _staging(target: Path, dataset_id: str) -> Iterator[Path]:
 
 
 def download(dataset_id: str, remote: str = "", *, token: str = "", force: bool = False) -> Any:
-    """Fetch a dataset, check it, and put it in its place.
+    """Download a dataset, check it, and put it in its place.
 
     Args:
         dataset_id: ``l4s/dualpi2/<name>-v0``.
@@ -226,7 +226,7 @@ def download(dataset_id: str, remote: str = "", *, token: str = "", force: bool 
         except L4SError as error:
             shutil.rmtree(staging)
             what = str(error).removesuffix(f": {_ANEW}")
-            remedy = "nothing was changed; try again, and if it stays so tell whoever published it"
+            remedy = "nothing was changed; try again, and if the error stays, tell the publisher"
             raise L4SError(f"{remote}: what arrived is damaged ({what}): {remedy}") from error
         minari_io.ensure_namespace(namespace)
         put_in_place(new, target, overwrite=force)
@@ -234,7 +234,7 @@ def download(dataset_id: str, remote: str = "", *, token: str = "", force: bool 
 
 
 def upload(dataset_id: str, remote: str = "", *, token: str = "") -> None:
-    """Publish a dataset once it has passed its checks; on `hf://` the repository gets a page if it has none.
+    """Publish a dataset after its checks; on `hf://` the repository gets a page if it has none.
 
     Args:
         dataset_id: ``l4s/dualpi2/<name>-v0``.
@@ -251,7 +251,7 @@ def upload(dataset_id: str, remote: str = "", *, token: str = "") -> None:
     minari_io.check_simulator(minari_io.load(dataset_id))
     namespace = dataset_id.rpartition("/")[0]
     if dataset_id in listed(remote, token, namespace):
-        raise L4SError(f"{remote}: has {dataset_id!r} already, and what is published stays: publish a new version")
+        raise L4SError(f"{remote}: has {dataset_id!r} already, and it cannot be replaced: publish a new version")
     minari = import_minari()
     with _talking(remote, token):
         if remote.startswith("hf://"):
@@ -260,7 +260,7 @@ def upload(dataset_id: str, remote: str = "", *, token: str = "") -> None:
 
 
 def _prepare_repository(remote: str, namespace: str) -> None:
-    """Send what the repository lacks: its page, and the files of the namespaces, which Minari sends but once."""
+    """Send what the repository lacks: its page, and the namespace files, which Minari sends only once."""
     from huggingface_hub import HfApi
 
     namespaces = import_minari("minari.namespace")
@@ -270,7 +270,7 @@ def _prepare_repository(remote: str, namespace: str) -> None:
     for each in namespaces.namespace_hierarchy(namespace):
         path = f"{each}/{_NAMESPACE_FILE}".removeprefix(f"{name}/")
         if not api.file_exists(repo, path, repo_type="dataset"):
-            # One that Minari downloaded lists the datasets of where it came from.
+            # A namespace file that Minari downloaded lists the datasets of its source.
             known = namespaces.get_namespace_metadata(each)
             namespaces.update_namespace_metadata(each, known.get("description"))
             storage.upload_namespace(each)

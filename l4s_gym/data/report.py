@@ -1,4 +1,4 @@
-"""What was found while rows were read: how many, what was skipped and why, and what is missing between them."""
+"""Report on rows that were read: how many, what was skipped and why, and what is missing between them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from l4s_gym.schema import ACTIONS, CLASSIC, ENQUEUE, L4S
 REPEATED: Final = "last message repeated"
 OTHER: Final = "other message"
 COUNTED: Final = frozenset({"queue_type", "total_packets"})
-"""Fields by which lost and repeated rows, and new runs, are told."""
+"""Fields that reveal lost rows, repeated rows and new runs."""
 _EXAMPLES: Final = 20
 
 
 @dataclass(frozen=True)
 class LogReport:
-    """What was found in a log.
+    """Report on a log that was read.
 
     Attributes:
         files: The files, in the order in which they were read.
@@ -28,10 +28,10 @@ class LogReport:
         records: Valid records returned.
         records_23: Those of the older form without `packet_length` (stored as 0).
         skipped: Number of skipped lines or fragments, by reason.
-        examples: The first skipped ones that should have been records: (path, line or row from 1, reason).
-        gaps: Packets of queues C and L between two successive rows of the queue that have no row.
-        restarts: Times that `total_packets` of queues C and L went back (a new run).
-        duplicates: Times that it stood still.
+        examples: The first skipped lines that look like records: (path, line or row from 1, reason).
+        gaps: Packets of queues C and L that have no row between two successive rows of the queue.
+        restarts: Number of times that `total_packets` of queues C and L decreased (a new run).
+        duplicates: Number of times that it did not change.
         unit: What `lines` counts: "lines" or "rows".
     """
 
@@ -52,7 +52,7 @@ class LogReport:
         return 23 if self.records and self.records == self.records_23 else 24
 
     def summary(self) -> str:
-        """The report as a few lines of text."""
+        """Return the report as a few lines of text."""
         form = f" ({self.fields} fields)" if self.unit == "lines" else ""
         text = [f"{self.records} records{form} in {self.lines} {self.unit} of {len(self.files)} file(s)"]
         if 0 < self.records_23 < self.records:
@@ -69,7 +69,7 @@ class LogReport:
 class Tally:
     """The growing report of rows that are read block by block.
 
-    `counted` tells whether they bear the counters of their queues.
+    `counted` says whether they have the counters of their queues.
     """
 
     counted: bool = True
@@ -90,14 +90,14 @@ class Tally:
             self.examples.append((path, line, reason))
 
     def take_faults(self, faults: Tally, path: str, first: int) -> None:
-        """Count what was skipped in a part of a file whose lines were counted from 0, and whose first is ``first``."""
+        """Count what was skipped in a part of a file; its lines are numbered from 0, its first line is ``first``."""
         for reason, count in faults.skipped.items():
             self.skipped[reason] = self.skipped.get(reason, 0) + count
         room = max(_EXAMPLES - len(self.examples), 0)
         self.examples += [(path, first + line, reason) for _, line, reason in faults.examples[:room]]
 
     def add(self, records: npt.NDArray[np.void]) -> None:
-        """Count records (T,) that follow those of the last call, and the steps of their counters."""
+        """Count records (T,) that follow those of the last call, and how their counters change."""
         self.records += len(records)
         for queue in (CLASSIC, L4S) if self.counted else ():
             total = records["total_packets"][records["queue_type"] == queue].astype(np.int64)
@@ -115,7 +115,7 @@ class Tally:
             self.duplicates[queue] += int((step == 0).sum())
 
     def report(self, files: Sequence[str], unit: str = "lines") -> LogReport:
-        """The report so far."""
+        """Return the report so far."""
         steps = (tuple(self.gaps), tuple(self.restarts), tuple(self.duplicates))
         gaps, restarts, duplicates = ((c, q) for c, q in steps)
         return LogReport(
@@ -134,10 +134,10 @@ class Tally:
 
 @dataclass
 class Missing:
-    """Rows of which the accumulated probability before the decision is not known, by action.
+    """Number of rows, by action, whose accumulated probability before the decision is unknown.
 
-    It is mostly hits of which it is lost. So whoever sees that a value is missing, or sees 0 in its place, sees the
-    action.
+    It is unknown mostly for drops and marks. So a model that sees that a value is missing, or sees 0 in its place, sees
+    the action.
 
     Attributes:
         rows: Rows of each action (3,).
@@ -154,7 +154,7 @@ class Missing:
 
     @property
     def shares(self) -> dict[str, float]:
-        """The share of the rows of each action without the value; NaN without such rows."""
+        """Return the share of the rows of each action without the value; NaN without such rows."""
         return {
             name: float(missing / rows) if rows else float("nan")
             for name, missing, rows in zip(ACTIONS, self.missing, self.rows, strict=True)
@@ -173,16 +173,16 @@ class Missing:
         return bool(self.rows[ENQUEUE] and np.delete(far, ENQUEUE).any())
 
     def __str__(self) -> str:
-        """The shares as text."""
+        """Return the shares as text."""
         shown = (f"{name} {share:.2%}" for name, share in self.shares.items() if not np.isnan(share))
         return f"missing in {self.missing.sum() / max(self.rows.sum(), 1):.2%} of the rows ({', '.join(shown)})"
 
     @property
     def warning(self) -> str | None:
-        """A line of warning where the missing values tell the action."""
+        """A line of warning if the missing values reveal the action."""
         if not self.uneven:
             return None
         return (
             f"warning: the accumulated probability before the decision is {self}: that it is missing tells the action, "
-            "so leave such rows out, and hide from who learns which they were"
+            "so leave such rows out, and do not tell the model which they were"
         )

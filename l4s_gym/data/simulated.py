@@ -27,8 +27,8 @@ from l4s_gym.sim.scenario import Scenario, load
 Progress = Callable[[float], None]
 
 LOG_ROWS: Final = 1 << 14
-"""Rows that the engine holds at a time: few, to stay in the processor's cache, and more than any queue of the scenarios
-holds packets that are decided when they leave."""
+"""Rows that the engine holds at a time: few, to stay in the processor's cache, but more than the packets in any queue
+of a scenario whose discipline decides when they leave."""
 _REPORTS: Final = 100
 AQM: Final = "dualpi2_freebsd"
 """The discipline of the testbed's kernel, whose rule is `behaviour`."""
@@ -36,7 +36,7 @@ AQM: Final = "dualpi2_freebsd"
 
 @dataclass(frozen=True)
 class Behaviour:
-    """Who decides in a simulated run.
+    """The policy of a simulated run.
 
     Attributes:
         aqm: Discipline; None: the scenario's.
@@ -50,7 +50,7 @@ class Behaviour:
 def _run(
     scenario: Scenario, behaviour: Behaviour, seed: int, reward: str, progress: Progress | None
 ) -> Iterator[tuple[Records, npt.NDArray[np.float64]]]:
-    """The log as it grows, and the reward from the start to each arrival.
+    """Yield the log as it grows, and the reward from the start to each arrival.
 
     At the end comes one more pair, with no record and the reward to the end of the run.
     """
@@ -59,7 +59,7 @@ def _run(
     step_ns = max(round(scenario.horizon_s * 1e9 / _REPORTS), 1)
     if progress is not None:
         batch.stop_at(0, step_ns)
-    # Where packets are decided when they leave, rows of those still queued at the end bear no decision.
+    # Where packets are decided at dequeue, rows of those still queued at the end have no decision.
     status, complete = layout.RUNNING, batch.discipline_of(0).decide_at_dequeue is None
     while status not in (layout.TERMINATED, layout.TRUNCATED):
         status = batch.advance_one()
@@ -83,12 +83,12 @@ def simulate_blocks(
     seconds: float | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Records]:
-    """Run a scenario with its queue discipline deciding by itself, and hand out the log as it grows.
+    """Run a scenario with its queue discipline in control, and yield the log as it grows.
 
     Args:
         scenario: Name, path of a TOML file, or scenario.
         aqm: Discipline; None: the scenario's.
-        seed: That of `reset(seed=)` of the environment: the same run.
+        seed: As in `reset(seed=)` of the environment: the same run.
         seconds: Length of the run; None: the scenario's horizon.
         progress: Called with the share of the run that is done, some hundred times.
 
@@ -113,18 +113,18 @@ def simulate_log(
     seconds: float | None = None,
     progress: Progress | None = None,
 ) -> Records:
-    """The whole log of `simulate_blocks`, which describes the arguments: records (T,)."""
+    """Return the whole log of `simulate_blocks`, with the same arguments: records (T,)."""
     blocks = simulate_blocks(scenario, aqm, seed, seconds=seconds, progress=progress)
     return np.concatenate([np.zeros(0, RECORD), *blocks])
 
 
 class SimulatedRun:
-    """A simulated run as it is stored: one step a packet, with the environment's reward between two arrivals.
+    """A simulated run in its stored form: one step a packet, with the environment's reward between two arrivals.
 
     Args:
         scenario: What to simulate; its `horizon_s` is the length of the run.
-        behaviour: Who decides.
-        seed: That of `reset(seed=)` of the environment: without exploration, the same run.
+        behaviour: The policy that decides.
+        seed: As in `reset(seed=)` of the environment: without exploration, the same run.
         reward: Name of the reward.
     """
 
@@ -146,17 +146,17 @@ class SimulatedRun:
         }
 
     def records(self) -> Iterator[Records]:
-        """Its log (T,) in order, as it grows."""
+        """Yield its log (T,) in order, as it grows."""
         for records, _ in _run(self._scenario, self._behaviour, self._seed, "balance", None):
             yield records
 
     def blocks(self) -> Iterator[Steps]:
-        """Rows `steps.STEP` in order; the reward of a step is what is earned until the next arrival."""
+        """Yield rows `steps.STEP` in order; the reward of a step is earned until the next arrival."""
         maker = StepMaker(frozenset(BY_NAME), source=self._scenario.name)
         engine_reward = "balance" if self._reward == REWARD else self._reward
         held, before = np.zeros(0, STEP), 0.0
         for records, earned in _run(self._scenario, self._behaviour, self._seed, engine_reward, None):
-            if len(held) and len(earned):  # the reward of a step is known once the next packet has come
+            if len(held) and len(earned):  # the reward of a step is known when the next packet has arrived
                 if self._reward != REWARD:
                     held["reward"] = earned[0] - before
                 yield held
@@ -168,10 +168,10 @@ class SimulatedRun:
 
 
 def episode_probabilities(episode: Trajectory) -> Floats:
-    """Probabilities of the decisions of a simulated episode, which is simulated again.
+    """Return the probabilities of the decisions of a simulated episode, from a second simulation of it.
 
     Args:
-        episode: Of a dataset that `l4s-gym datasets build` made, decided by `dualpi2_freebsd`; whole.
+        episode: A complete one of a dataset that `l4s-gym datasets build` made, decided by `dualpi2_freebsd`.
 
     Returns:
         Probabilities of enqueue, drop and mark (T, 3).
@@ -194,5 +194,5 @@ def episode_probabilities(episode: Trajectory) -> Floats:
         and np.array_equal(records["time_us"], episode.extras["time_us"])
     )
     if not same:
-        raise L4SError(f"episode of {episode.source!r}: the simulator gives other rows by now: build the dataset again")
+        raise L4SError(f"episode of {episode.source!r}: the simulator now gives other rows: build the dataset again")
     return action_probabilities(records[:-1], explore)

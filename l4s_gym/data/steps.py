@@ -1,6 +1,6 @@
-"""Logged decisions as steps: what was observed, done and earned, one packed row a packet; and the runs that they make.
+"""Logged decisions as steps: observation, action and reward, one packed row a packet; and the runs that they make.
 
-The stretch between the records of a log and the trajectories of a dataset. A step's row holds what belongs to one
+The form between the records of a log and the trajectories of a dataset. A step's row belongs to one
 packet; a run of T steps is T + 1 rows, the last of which is the final observation only.
 """
 
@@ -41,12 +41,12 @@ REWARD: Final = L4S_LLM
 """Name of the reward of logged rows."""
 _ACTIVE: Final = 1
 MISSING: Final = "accumulated_probability"
-"""The feature that is not known of some rows of a log, while all others are known or absent throughout."""
+"""The only feature that may be unknown in some rows of a log; the others are known or absent throughout."""
 _ACCUMULATED: Final = OBSERVED.index(MISSING)
 
 EXTRAS: Final = ("decided_by", "time_us", "logged_accumulated_probability", "logged_total_drops")
-"""What is kept beside the observations: who decided (`schema.DECIDED_BY`), the clock, and the two observed fields
-that the log prints otherwise than they were before the decision, as logged, in kernel units. 0 where the source
+"""What is kept beside the observations: who decided (`schema.DECIDED_BY`), the clock, and the logged values (kernel
+units) of the two observed fields that the log prints otherwise than they were before the decision. 0 where the source
 lacks them."""
 
 STEP: Final[np.dtype[np.void]] = np.dtype(
@@ -67,13 +67,13 @@ the accumulated probability before the decision is unknown (and shown as 0)."""
 
 
 def logged_rewards(records: Records) -> npt.NDArray[np.float64]:
-    """`REWARD` of each record (T,)."""
+    """Return `REWARD` of each record (T,)."""
     rewards: npt.NDArray[np.float64] = l4s_llm(records["packet_length"], records["current_queue_delay"])
     return rewards
 
 
 def reward_warning(present: frozenset[str]) -> str | None:
-    """A line of warning where a source lacks a field of `REWARD`, which is then computed with 0."""
+    """Return a warning if a source lacks a field of `REWARD`, which then counts as 0."""
     absent = [name for name in ("packet_length", "current_queue_delay") if name not in present]
     if not absent:
         return None
@@ -81,9 +81,9 @@ def reward_warning(present: frozenset[str]) -> str | None:
 
 
 def applied_actions(records: Records, present: frozenset[str]) -> npt.NDArray[np.uint8]:
-    """What was done to the packets (T,): recorded, or else the logged action unless the kernel withheld a drop.
+    """Return what was done to the packets (T,): as recorded, else the logged action unless the kernel withheld a drop.
 
-    A source without `burst_allowance` does not tell whether a drop was withheld: it counts as done.
+    A source without `burst_allowance` does not show whether a drop was withheld: it counts as done.
     """
     if "applied_action" in present:
         applied: npt.NDArray[np.uint8] = records["applied_action"]
@@ -97,10 +97,10 @@ class StepMaker:
     """Turns the records of one source into steps, block by block.
 
     Args:
-        present: Names of the fields that the source bears.
-        as_logged: Observe the fields as printed, which give most drops away, instead of those before the decision.
+        present: Names of the fields that the source has.
+        as_logged: Observe the fields as printed, which reveal most drops, instead of those before the decision.
         source: Where the records come from, for errors.
-        missing: Counts the rows whose accumulated probability is not known.
+        missing: Counts the rows whose accumulated probability is unknown.
     """
 
     def __init__(
@@ -112,13 +112,13 @@ class StepMaker:
         missing: Missing | None = None,
     ) -> None:
         if "action" not in present:
-            raise L4SError(f"{source}: bears no actions: give logged decisions")
+            raise L4SError(f"{source}: has no actions: give logged decisions")
         self.present = present
         self._causal = CausalStream(present, as_logged, missing)
         self._recorded = present >= set(BY_NAME) and not as_logged
 
     def make(self, records: Records, rewards: npt.NDArray[np.float64] | None = None) -> Steps:
-        """Steps of the next records.
+        """Make steps of the next records.
 
         Args:
             records: Records (T,) that follow those of the last call.
@@ -150,16 +150,16 @@ class StepMaker:
 
 
 def absent_features(present: frozenset[str], as_logged: bool = False) -> tuple[str, ...]:
-    """Observed fields that a source lacks."""
+    """Return the observed fields that a source lacks."""
     told = observable(present, as_logged)
     return tuple(name for name in OBSERVED if name not in told)
 
 
 class Continuity:
-    """Watches whether no row of a run is lost or repeated, as far as its counters tell.
+    """Checks whether any row of a run is lost or repeated, as far as the counters show.
 
     Attributes:
-        whole: Whether that holds for the rows seen; False without counters.
+        whole: Whether no row is lost or repeated so far; False without counters.
     """
 
     def __init__(self, present: frozenset[str]) -> None:
@@ -184,18 +184,18 @@ class Continuity:
 
 @dataclass(frozen=True)
 class StreamRun:
-    """A run that is read once, as it is stored: `about` is complete when its `rows` were read."""
+    """A run that is read once, in its stored form: `about` is complete after all `rows` were read."""
 
     about: dict[str, Any]
     rows: Iterator[Steps]
 
     def blocks(self) -> Iterator[Steps]:
-        """Rows `STEP` in order."""
+        """Return rows `STEP` in order."""
         return self.rows
 
 
 def runs_of_stream(stream: RowStream, *, as_logged: bool = False) -> Iterator[StreamRun]:
-    """The runs of a stream, one after the other as they are read; each must be read before the next."""
+    """Yield the runs of a stream one by one as they are read; each must be read before the next."""
 
     def pieces() -> Iterator[tuple[int, Records, Steps]]:
         maker = StepMaker(stream.present, as_logged=as_logged, source=stream.source, missing=stream.missing)
@@ -223,7 +223,7 @@ def runs_of_stream(stream: RowStream, *, as_logged: bool = False) -> Iterator[St
 
 
 def trajectory_of(rows: Steps, **about: Any) -> Trajectory:
-    """Rows `STEP` of a run (T + 1,) as columns; `about`: further attributes of `Trajectory`."""
+    """Convert rows `STEP` of a run (T + 1,) to columns; `about`: further attributes of `Trajectory`."""
     return Trajectory(
         observations=rows["observation"].copy(),
         actions=rows["action"][:-1].astype(np.int64),
@@ -236,7 +236,7 @@ def trajectory_of(rows: Steps, **about: Any) -> Trajectory:
 
 
 def rows_of_trajectory(run: Trajectory) -> Steps:
-    """The reverse of `trajectory_of`: rows `STEP` (T + 1,); what it does not say is 0."""
+    """Undo `trajectory_of`: return rows `STEP` (T + 1,); what the trajectory lacks is 0."""
     rows = np.zeros(len(run) + 1, STEP)
     rows["observation"], rows["missing"] = run.observations, ~run.known
     applied = run.actions if run.applied is None else run.applied
@@ -255,13 +255,13 @@ def episodes_from_rows(rows: Rows | Sequence[Rows], *, as_logged: bool = False) 
 
     Args:
         rows: Logged decisions, of one source or of several.
-        as_logged: Observe the fields as printed, which give most drops away, instead of those before the decision.
+        as_logged: Observe the fields as printed, which reveal most drops, instead of those before the decision.
 
     Returns:
         The episodes, in the order of the rows; runs of a single row are left out.
 
     Raises:
-        L4SError: A source bears no actions, or no run has two rows.
+        L4SError: A source has no actions, or no run has two rows.
     """
     sources = [rows] if isinstance(rows, Rows) else list(rows)
     episodes = []

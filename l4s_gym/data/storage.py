@@ -24,12 +24,12 @@ from l4s_gym.extras import optional
 
 MAIN: Final = "main_data.hdf5"
 _IN_MEMORY: Final = 64 << 20
-"""Bytes of an episode that are held in memory; a longer one waits on the disk until its length is known."""
+"""Bytes of an episode held in memory; a longer one is kept on disk until its length is known."""
 _ROWS: Final = 1 << 16
 _ALIGNMENT: Final = 64
 
 ARRAYS: Final[dict[str, tuple[str, tuple[int, ...], int]]] = {
-    # path in the episode's group: type, shape of a row, rows more than there are steps
+    # path in the episode's group: type, shape of a row, number of rows beyond the number of steps
     "observations": ("<f4", STEP["observation"].shape, 1),
     "actions": ("<i8", (), 0),
     "rewards": ("<f8", (), 0),
@@ -43,9 +43,9 @@ _FIELDS: Final = {
     **{"observations": "observation", "actions": "action", "rewards": "reward"},
     **{f"infos/{name}": name for name in ("missing", *EXTRAS)},
 }
-"""Those that are a field of STEP."""
+"""The arrays that are a field of STEP."""
 INFOS: Final = ("applied_action", "missing", *EXTRAS)
-"""Infos of each episode, (T + 1,): `applied_action` at t + 1 tells what became of action t, as in the environment."""
+"""Infos of each episode, (T + 1,): `applied_action` at t + 1 says how action t was applied, as in the environment."""
 
 
 class Run(Protocol):
@@ -57,7 +57,7 @@ class Run(Protocol):
         ...
 
     def blocks(self) -> Iterator[Steps]:
-        """Rows `STEP` in order; the last row is the final observation."""
+        """Return rows `STEP` in order; the last row is the final observation."""
         ...
 
 
@@ -71,12 +71,12 @@ class Shard(NamedTuple):
 
 
 def shard_name(number: int) -> str:
-    """Name of the file of a shard."""
+    """Return the name of the file of a shard."""
     return f"shard-{number:05}.hdf5"
 
 
 def h5py() -> Any:
-    """h5py.
+    """Import h5py.
 
     Raises:
         L4SError: It is not installed.
@@ -85,9 +85,9 @@ def h5py() -> Any:
 
 
 class _Sink(io.RawIOBase):
-    """The file that HDF5 writes to: a failure of the disk is kept, and then nothing is written any more.
+    """The file that HDF5 writes to: it keeps a disk error, and then writes nothing more.
 
-    HDF5 cannot close a file whose last bytes it cannot write, and ends the whole program for it.
+    HDF5 cannot close a file whose last bytes it cannot write, and then ends the whole program.
     """
 
     def __init__(self, path: str) -> None:
@@ -96,7 +96,7 @@ class _Sink(io.RawIOBase):
         self._error: OSError | None = None
 
     def check(self) -> None:
-        """Raise what has failed."""
+        """Raise the error that was kept."""
         if self._error is not None:
             raise self._error
 
@@ -133,7 +133,7 @@ class _Sink(io.RawIOBase):
 
 @contextmanager
 def _new_file(path: str) -> Iterator[tuple[Any, Callable[[], None]]]:
-    """A file of HDF5 for writing, and what tells whether it still can be written: it raises OSError."""
+    """Open an HDF5 file for writing; yield it and a check that raises OSError if the disk has failed."""
     options = {"alignment_threshold": 1, "alignment_interval": _ALIGNMENT}
     with closing(_Sink(path)) as sink:
         with h5py().File(sink, "w", **options) as file:
@@ -142,13 +142,13 @@ def _new_file(path: str) -> Iterator[tuple[Any, Callable[[], None]]]:
 
 
 def _write_episode(file: Any, number: int, run: Run, folder: Path) -> int:
-    """Write one run as an episode; its number of steps, 0 if there are fewer than two rows (nothing is written).
+    """Write one run as an episode; return its number of steps, 0 if it has fewer than two rows (nothing is written).
 
     Args:
-        file: Where to.
-        number: Of the episode.
+        file: The file to write to.
+        number: Number of the episode.
         run: The run.
-        folder: Where a long one waits until its length is known.
+        folder: Folder for a long run until its length is known.
     """
     with SpooledTemporaryFile(max_size=_IN_MEMORY, dir=str(folder)) as spool:
         rows = 0
@@ -188,7 +188,7 @@ def write_shard(path: Path, first: int, runs: Iterable[Run]) -> Shard:
         runs: The runs, read as a stream; those of less than two rows are left out.
     """
     episodes = steps = 0
-    # h5py reads what it wrote, so it is given the name, not the file.
+    # h5py reads what it wrote, so it gets the name, not the file.
     with atomic_write(path) as temporary, _new_file(temporary.name) as (file, check):
         for run in runs:
             written = _write_episode(file, first + episodes, run, path.parent)
@@ -201,7 +201,7 @@ def write_shard(path: Path, first: int, runs: Iterable[Run]) -> Shard:
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """What h5py says of a damaged or locked file as an error of one line.
+    """Raise h5py's error for a damaged or locked file as a one-line error.
 
     Args:
         path: The file that is read, or the folder of several.
@@ -220,7 +220,7 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def check_files(folder: Path) -> None:
-    """Open each file of a dataset's `data` folder.
+    """Open each file of a dataset's `data` folder as a check.
 
     Raises:
         L4SError: One is missing, damaged or locked.
@@ -233,7 +233,7 @@ def check_files(folder: Path) -> None:
 
 
 def read_shard(path: Path) -> Shard:
-    """What a complete shard holds."""
+    """Return what a complete shard holds."""
     with h5py().File(path, "r") as file:
         return Shard(path.name, *(int(file.attrs[name]) for name in ("first", "episodes", "steps")))
 
@@ -242,7 +242,7 @@ def link_shards(folder: Path, shards: Iterable[Shard]) -> tuple[int, int]:
     """Write `MAIN` for the shards of a folder.
 
     Returns:
-        Number of episodes and of steps.
+        The number of episodes and of steps.
 
     Raises:
         L4SError: The numbers of the episodes have gaps.
@@ -260,7 +260,7 @@ def link_shards(folder: Path, shards: Iterable[Shard]) -> tuple[int, int]:
 
 
 def mapped(dataset: Any) -> npt.NDArray[Any]:
-    """A read-only view of a stored array by memory map, without a copy; of one in several pieces, a copy.
+    """Return a read-only memory-mapped view of a stored array; a copy if it is stored in several pieces.
 
     Args:
         dataset: An open `h5py.Dataset`; the view outlives its file.

@@ -1,4 +1,4 @@
-"""Logged decisions of any kind as a stream of blocks, so that no log needs to be in memory as a whole."""
+"""Logged decisions of any kind as a stream of blocks, so that a log never has to be in memory as a whole."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from l4s_gym.schema import CLASSIC, L4S, RECORD
 Records = npt.NDArray[np.void]
 Progress = Callable[[float], None]
 Blocks = Generator[Records, None, LogReport | None]
-"""Blocks of records, and at the end what was found."""
+"""Blocks of records, and at the end the report."""
 
 BLOCK_ROWS: Final = 1 << 16
 PLAIN: Final = np.dtype((np.void, RECORD.itemsize))
-"""A record without its fields. NumPy copies records field by field; these at once, several times faster."""
+"""A record as plain bytes. NumPy copies records field by field; plain bytes are several times faster."""
 
 _PACKED: Final = (".gz", ".bz2", ".xz", ".zst")
 
 
 class Format(NamedTuple):
-    """A form in which logged decisions are stored.
+    """A file format of logged decisions.
 
     Attributes:
-        opens: The function that opens files of it as a `RowStream`, module:name.
-        suffixes: How the names of its files end.
-        writes: The function that writes a stream, and tells the numbers of rows and of runs; empty: none does.
+        opens: The function that opens such files as a `RowStream`, module:name.
+        suffixes: Endings of their names.
+        writes: The function that writes a stream, and returns the number of rows and of runs; empty: none does.
         several: Whether several files may follow each other.
         packed: Whether a file may be written compressed.
     """
@@ -50,7 +50,7 @@ class Format(NamedTuple):
 
     @property
     def endings(self) -> tuple[str, ...]:
-        """How the name of a file that is written may end."""
+        """Possible endings of the name of a file to write."""
         packed = _PACKED if self.packed else ()
         return (*self.suffixes, *(suffix + packing for suffix in self.suffixes for packing in packed))
 
@@ -66,7 +66,7 @@ FORMATS: Final = {
     "pickle": Format(f"{_DATA}.pickles:open_pickle", (".pkl", ".pickle")),
     "csv": Format(f"{_DATA}.pools:open_csv", (".csv",), f"{_DATA}.pools:write_csv"),
 }
-"""All forms by name, which is their kind. A module is imported when a file needs it."""
+"""All formats by name, which is their kind. A module is imported when a file needs it."""
 
 
 @dataclass
@@ -75,13 +75,13 @@ class RowStream:
 
     Attributes:
         source: Where the rows come from: names of the files.
-        present: Names of the fields that the source bears; the others are 0.
+        present: Names of the fields that the source has; the others are 0.
         content: What is read.
-        simulator: Fingerprint of the simulator that wrote it; empty: the source bears none, as a kernel's log.
+        simulator: Fingerprint of the simulator that wrote it; empty: the source has none, as a kernel's log.
         report: What was read and skipped and why, once the blocks were read to the end; None for kinds without.
-        notes: What was decided when the source was opened, in words.
-        missing: The rows of which the accumulated probability before the decision is unknown, counted by who rebuilds
-            it as they are read.
+        notes: Choices made when the source was opened, in words.
+        missing: The rows whose accumulated probability before the decision is unknown, counted as they are
+            read.
     """
 
     source: str
@@ -95,12 +95,12 @@ class RowStream:
 
     @property
     def reduced(self) -> bool:
-        """Whether the rows lack what judges them one by one (see `evidence`), and must stay together."""
+        """Whether the rows lack the fields to judge them one by one (see `evidence`), and must stay together."""
         rebuilt = self.present >= REQUIRED and "accumulated_probability_before" not in self.present
         return rebuilt and not self.present >= SUFFICIENT
 
     def blocks(self) -> Iterator[Records]:
-        """The rows in order, in blocks of at most `BLOCK_ROWS`. Can be called once.
+        """Yield the rows in order, in blocks of at most `BLOCK_ROWS`; can be called once.
 
         Rows of pools and csv files (small, and `reduced`) come in one block.
         """
@@ -137,7 +137,7 @@ def _by_content(path: Path) -> str:
 
 
 def named_kind(path: Path) -> str | None:
-    """Kind of a file by its suffix (before that of a compression), if that says one."""
+    """Return the kind of a file by its suffix (before that of a compression), or None."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     while suffixes and suffixes[-1] in _PACKED:
         suffixes.pop()
@@ -145,7 +145,7 @@ def named_kind(path: Path) -> str | None:
 
 
 def kind_of(path: Path) -> str:
-    """Kind of a file by its suffix, else by its first bytes.
+    """Return the kind of a file by its suffix, else by its first bytes.
 
     Raises:
         L4SError: The file cannot be read.
@@ -159,13 +159,13 @@ def kind_of(path: Path) -> str:
 
 
 def function(place: str) -> Any:
-    """A function by its module:name."""
+    """Load a function by its module:name."""
     module, _, name = place.partition(":")
     return getattr(importlib.import_module(module), name)
 
 
 def as_paths(paths: PathLike | Sequence[PathLike]) -> list[Path]:
-    """One path or several, as a list.
+    """Return one path or several, as a list.
 
     Raises:
         L4SError: There is none.
@@ -209,19 +209,19 @@ def open_stream(
     if columns is None:
         return opener(chosen, progress=progress)
     if kind != "pickle":
-        raise L4SError(f"{chosen[0]}: says itself what its columns are: columns are named for pickled pools only")
+        raise L4SError(f"{chosen[0]}: names its columns itself: give --columns for pickled pools only")
     return opener(chosen, progress=progress, columns=columns)
 
 
 class RunSplitter:
-    """Tells the runs of a stream apart, block by block.
+    """Splits a stream into runs, block by block.
 
     A run starts where the sequence number does not go up, or else (in a source that numbers nothing, or has counted
     0 so far) where `total_packets` of a queue goes back. The other queue's going back belongs to the same start, as
     long as it is that queue's first row since. Rows without these fields are one run.
 
     Args:
-        present: Names of the fields that the source bears.
+        present: Names of the fields that the source has.
     """
 
     def __init__(self, present: frozenset[str]) -> None:
@@ -233,7 +233,7 @@ class RunSplitter:
         self._last: dict[int, tuple[int, int]] = {}  # queue: row, total packets
 
     def starts(self, records: Records) -> list[int]:
-        """Indices of the rows with which runs start, in records (T,) that follow those of the last call."""
+        """Return the indices of the rows that start a run, in records (T,) that follow those of the last call."""
         if not len(records):
             return []
         found = [] if self._seen else [0]
@@ -255,7 +255,7 @@ class RunSplitter:
         return found
 
     def _fallen(self, records: Records) -> list[int]:
-        """Indices at which the counter of a queue goes back, of each start the first."""
+        """Return the indices where the counter of a queue decreases, the first one for each start."""
         back: list[tuple[int, int]] = []  # (row that went back, row of the same queue before it)
         for queue in (CLASSIC, L4S):
             index = np.flatnonzero(records["queue_type"] == queue)
@@ -278,18 +278,18 @@ class RunSplitter:
 
 
 def join(blocks: Iterable[Records]) -> Records:
-    """`np.concatenate` of records, none or more blocks."""
+    """Concatenate blocks of records, as `np.concatenate`; there may be none."""
     return np.concatenate([np.empty(0, PLAIN), *(block.view(PLAIN) for block in blocks)]).view(RECORD)
 
 
 def take(records: Records, index: npt.NDArray[Any]) -> Records:
-    """``records[index]`` for an array of indices or a mask."""
+    """Return ``records[index]`` for an array of indices or a mask."""
     taken: Records = records.view(PLAIN)[index].view(RECORD)
     return taken
 
 
 def regroup(blocks: Iterable[Any], rows: int = BLOCK_ROWS) -> Iterator[Any]:
-    """The same rows in blocks of just so many rows; the last one may have fewer.
+    """Yield the same rows in blocks of exactly `rows` rows; the last one may have fewer.
 
     Args:
         blocks: Records, or other arrays of one type.

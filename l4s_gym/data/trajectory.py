@@ -1,7 +1,7 @@
 """Logged decisions as columns: the one type that datasets, learners and metrics share.
 
-What a log holds are records of the schema (`stream`); what is written are packed rows (`steps`). A trajectory is what
-was seen, done and earned, with what is not known marked as such.
+A log holds records of the schema (`stream`); a dataset file holds packed rows (`steps`). A trajectory holds
+observations, actions and rewards, and marks unknown values as such.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ Bools = npt.NDArray[np.bool_]
 class Trajectory:
     """Decisions of one run, or of several, one after the other: T steps and R rows of observations.
 
-    Step t saw observation t, took action t, and earned reward t. A run as it was logged has one observation more than
-    steps, which its last step led to (R = T + 1). Of steps that were chosen or joined there is no such one (R = T).
+    Step t saw observation t, took action t, and earned reward t. A run as logged has one observation more than
+    steps, the one after its last step (R = T + 1). Steps that were selected or joined lack it (R = T).
     A value that is not known is shown as 0, and `missing` or `absent` says so.
 
     Attributes:
         observations: Scaled as the environment's, (R, D) float32.
         actions: What was decided, (T, ...): int64 of a discrete space, float32 of a box.
-        rewards: Of each step, (T,) float64.
+        rewards: Reward of each step, (T,) float64.
         starts: Index of the first step of each run, and T at the end, (E + 1,); left out: one run.
-        missing: Features that are not known in some rows: in which, (R,) bool each.
-        absent: Features that the source lacks, which are not known in any row.
+        missing: Feature that is unknown in some rows -> in which rows, (R,) bool each.
+        absent: Features that the source lacks: unknown in every row.
         consecutive: Whether each row is the one right after the row before.
         source: Where the rows come from.
-        applied: What was done in the end, as `actions`; None: it is not known to differ.
+        applied: What was done in the end, as `actions`; None: not known to differ.
         extras: Further columns of the rows by name, such as `steps.EXTRAS`, (R,) each.
         about: Metadata (plain values), such as scenario, behaviour and seed.
         features: Names of the D columns of the observations.
@@ -66,7 +66,7 @@ class Trajectory:
             raise L4SError(f"observations {self.observations.shape}: give (T, {len(self.features)})")
 
     def __len__(self) -> int:
-        """Number of steps T."""
+        """Return the number of steps T."""
         return len(self.actions)
 
     @property
@@ -81,7 +81,7 @@ class Trajectory:
 
     @property
     def known(self) -> Bools:
-        """Rows (R,) in which nothing is missing but what the source lacks."""
+        """Rows (R,) without any missing value, except features that the source lacks."""
         found = np.ones(len(self.observations), bool)
         for unknown in self.missing.values():
             found &= ~unknown
@@ -100,7 +100,7 @@ class Trajectory:
     # -- parts of it
 
     def cut(self, start: int, stop: int) -> Trajectory:
-        """Steps `start` to `stop` (excluded) of a run as a run of its own, with what the last one led to."""
+        """Return steps `start` to `stop` (excluded) of a run as a run, with the observation after the last one."""
         rows = slice(start, stop + len(self.observations) - len(self))
         return replace(
             self,
@@ -114,7 +114,7 @@ class Trajectory:
         )
 
     def take(self, index: Ints, starts: Sequence[int] | Ints = ()) -> Trajectory:
-        """Some steps (n,), without `applied` and `extras`; `starts` are the runs that they make, one if left out."""
+        """Return some steps (n,), without `applied` and `extras`; `starts`: those of their runs, left out: one run."""
         return replace(
             self,
             observations=self.observations[index],
@@ -127,14 +127,14 @@ class Trajectory:
         )
 
     def select(self, runs: Sequence[int]) -> Trajectory:
-        """Some of the runs, in their order here, without `applied` and `extras`."""
+        """Return some of the runs, in their order here, without `applied` and `extras`."""
         index = np.flatnonzero(np.isin(self.run_of_step, runs))
         return self.take(index, np.cumsum([0, *np.diff(self.starts)[sorted(runs)]]))
 
     def parts(self, drop_missing: bool = True) -> list[Trajectory]:
-        """The stretches of a run, of two steps or more, that are kept if steps with a missing value are left out.
+        """Return the stretches of two steps or more that remain when steps with a missing value are left out.
 
-        Rows that are not consecutive are only thinned: a neighbour is not what followed anyway.
+        In a run that is not consecutive, steps are only removed: a neighbour is not the next packet anyway.
         """
         steps = np.arange(len(self))
         if drop_missing:
@@ -145,10 +145,10 @@ class Trajectory:
 
     @classmethod
     def joined(cls, runs: Sequence[Trajectory], *, drop_missing: bool = True, allow_gaps: bool = True) -> Trajectory:
-        """The `parts` of runs, one after the other.
+        """Join the `parts` of runs, one after another.
 
         Args:
-            runs: Of a dataset.
+            runs: Runs of a dataset.
             drop_missing: Leave out steps with a missing value, and cut the run there.
             allow_gaps: Take runs that are not consecutive too, as if each row followed the one before.
 
@@ -157,7 +157,7 @@ class Trajectory:
         """
         if not allow_gaps and not all(run.consecutive for run in runs):
             raise L4SError(
-                "rows are missing within an episode, so that a row's neighbour is not what came before: "
+                "rows are missing within an episode, so the row before is not always the packet before: "
                 "use another dataset, or allow_gaps = true"
             )
         parts = [part for run in runs for part in run.parts(drop_missing)]
@@ -179,9 +179,9 @@ class Trajectory:
         )
 
     def strided(self, stride: int) -> Trajectory:
-        """What is seen and earned where only every n-th step is decided: the others' rewards go to the one before.
+        """Return what an agent sees and earns that decides every n-th step; rewards between go to the step before.
 
-        Each first step of the stride gives a run of its own, so that all steps are still there.
+        Each first step of the stride makes a run of its own, so that all steps are still there.
         """
         if stride == 1:
             return self
@@ -200,7 +200,7 @@ class Trajectory:
 
     @cached_property
     def followed(self) -> Ints:
-        """Indices of the steps after which another one of the same run comes."""
+        """Indices of the steps that another step of the same run follows."""
         return np.setdiff1d(np.arange(len(self)), self.starts[1:] - 1)
 
     @cached_property
@@ -209,15 +209,15 @@ class Trajectory:
         return self.returns_to_go()
 
     def returns_to_go(self, gamma: float = 1.0) -> Floats:
-        """Discounted sum of the rewards from each step to the end of its run (T,)."""
+        """Return the discounted sum of the rewards from each step to the end of its run (T,)."""
         return returns_to_go(self.rewards, self.starts, gamma)
 
     def windows(self, index: Ints, length: int) -> dict[str, npt.NDArray[Any]]:
-        """The windows of `length` steps that end at steps (B,), within their runs.
+        """Return the windows of `length` steps that end at steps (B,), within their runs.
 
         Returns:
             `observations` (B, K, D), `actions` (B, K, ...), `rewards`, `returns_to_go`, `timesteps` (from 0) and `mask`
-            (B, K), as `l4s_gym.data.windows.Windows` gives them: before the start of a run mask is False, all else 0.
+            (B, K), as in `l4s_gym.data.windows.Windows`: before the start of a run the mask is False, all else 0.
         """
         first = self.starts[np.searchsorted(self.starts, index, side="right") - 1]
         rows, mask = window_rows(index, first, length)
@@ -233,7 +233,7 @@ class Trajectory:
         return found | {"mask": mask}
 
     def some(self, most: int) -> Ints:
-        """Indices of at most so many steps, evenly spaced in pieces of up to 100 in a row."""
+        """Return the indices of at most `most` steps, evenly spaced in pieces of up to 100 consecutive ones."""
         if most >= len(self):
             return np.arange(len(self))
         piece = min(100, most)
@@ -242,10 +242,10 @@ class Trajectory:
 
 
 def returns_to_go(rewards: npt.NDArray[Any], starts: Sequence[int] | Ints, gamma: float = 1.0) -> Floats:
-    """Discounted sum of the rewards (T,) from each step to the end of its run (T,).
+    """Return the discounted sum of the rewards (T,) from each step to the end of its run (T,).
 
     Args:
-        rewards: Of each step (T,).
+        rewards: Reward of each step (T,).
         starts: First steps of the runs, and T at the end (E + 1,).
         gamma: Discount per step.
     """
@@ -260,7 +260,7 @@ def returns_to_go(rewards: npt.NDArray[Any], starts: Sequence[int] | Ints, gamma
 
 
 def window_rows(last: Ints, first: Ints, length: int, stride: int = 1) -> tuple[Ints, Bools]:
-    """Rows of windows of a run.
+    """Return the rows of windows of a run.
 
     Args:
         last: Last row of each window (B,).
@@ -269,7 +269,7 @@ def window_rows(last: Ints, first: Ints, length: int, stride: int = 1) -> tuple[
         stride: Rows from one to the next.
 
     Returns:
-        Rows (B, K), and which of them are no padding before the run's start (B, K); the padding is the first row.
+        Rows (B, K), and which of them are within the run (B, K); padding repeats the first row.
     """
     rows = np.asarray(last)[:, None] + stride * np.arange(1 - length, 1)
     mask = rows >= first[:, None]

@@ -1,4 +1,4 @@
-"""Windows of the last K steps for decision transformers, read from memory-mapped datasets as they are asked for."""
+"""Windows of the last K steps for decision transformers, read from memory-mapped datasets on demand."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ except ImportError as _error:
 Item = dict[str, torch.Tensor]
 
 BLOCK: Final = 256
-"""Steps between two returns-to-go that are held in memory; those between are summed when asked for."""
+"""Steps between two returns-to-go held in memory; those between are computed on demand."""
 _WIDTHS: Final = {
     name: np.dtype((ARRAYS[name][0], ARRAYS[name][1])).itemsize
     for name in ("observations", "actions", "rewards", "infos/missing")
@@ -34,8 +34,8 @@ _DRAWS: Final = 1 << 12
 class Windows(Dataset[Item]):
     """A map-style dataset of windows: item i is the K steps up to step i of all steps, within one episode.
 
-    With a stride n, they are every n-th step: what an agent sees that is asked at every n-th packet only, the rewards
-    in between added to those of the step before.
+    With a stride n, they are every n-th step: what an agent sees that is asked at every n-th packet, with the rewards
+    in between added to the step before.
 
     | entry | shape | type | meaning |
     |---|---|---|---|
@@ -47,7 +47,7 @@ class Windows(Dataset[Item]):
     | `mask` | (K,) | bool | False for the padding before the start of an episode, where all else is 0 |
     | `missing` | (K,) | bool | the accumulated probability is unknown, and shown as 0 |
 
-    Nothing is copied or held in memory but one return-to-go in `BLOCK` steps. A pickled instance (for the workers of
+    Nothing is copied or held in memory except one return-to-go in `BLOCK` steps. A pickled instance (for the workers of
     a `DataLoader`) opens the files again where it is unpickled. An index gives an item, a sequence of indices a batch
     (B, K, ...), so ``DataLoader(windows, sampler=BatchSampler(sampler, 256, False), batch_size=None)`` is fastest.
 
@@ -56,7 +56,7 @@ class Windows(Dataset[Item]):
         length: Steps of a window, K.
         gamma: Discount of the returns-to-go, per step; 1 with a stride.
         allow_gaps: Take episodes that are not consecutive too (pools, logs with lost rows).
-        stride: Steps from one of a window to the next.
+        stride: Distance between two steps of a window.
 
     Raises:
         L4SError: There is no such dataset, it is not one of `minari_io.create`, an episode is not consecutive, or an
@@ -108,13 +108,13 @@ class Windows(Dataset[Item]):
         return int(self.starts[-1])
 
     def episode_actions(self, episode: int) -> Ints:
-        """Actions of an episode (T,): a view."""
+        """Return the actions of an episode (T,) as a view."""
         at = self._at["actions"][episode]
         actions: Ints = self._columns[self.layout.file[episode]]["actions"][at : at + self.layout.steps[episode]]
         return actions
 
     def _block_returns(self, episode: int) -> Floats:
-        """Returns-to-go at each `BLOCK`-th step of an episode, and 0 for what follows it (blocks + 1,)."""
+        """Return the returns-to-go at each `BLOCK`-th step of an episode, then 0 (blocks + 1,)."""
         at, steps = self._at["rewards"][episode], int(self.layout.steps[episode])
         rewards = self._columns[self.layout.file[episode]]["rewards"][at : at + steps]
         whole = steps // BLOCK * BLOCK
@@ -128,7 +128,7 @@ class Windows(Dataset[Item]):
         return np.array(returns[::-1])
 
     def _take(self, name: str, episode: Ints, steps: Ints) -> npt.NDArray[Any]:
-        """Rows of an array at steps (B, n) of episodes (B,)."""
+        """Return the rows of an array at steps (B, n) of episodes (B,)."""
         rows = self._at[name][episode][:, None] + steps
         if len(self._columns) == 1:
             found: npt.NDArray[Any] = self._columns[0][name][rows]
@@ -142,7 +142,7 @@ class Windows(Dataset[Item]):
         return taken
 
     def arrays(self, indices: npt.ArrayLike) -> dict[str, npt.NDArray[Any]]:
-        """The windows that end at the steps (B,): entries (B, K, ...), as NumPy arrays of their own."""
+        """Return the windows that end at the steps (B,): entries (B, K, ...), as NumPy arrays that own their memory."""
         index = np.asarray(indices, np.int64)
         if index.ndim != 1 or ((index < 0) | (index >= len(self))).any():
             raise IndexError(f"indices of windows are one row of 0 to {len(self) - 1}")
@@ -164,7 +164,7 @@ class Windows(Dataset[Item]):
         return entries | {"timesteps": rows // self.stride, "mask": mask}
 
     def _rewards(self, episode: Ints, rows: Ints) -> Floats:
-        """Rewards (B, K) from each of the rows (B, K) of episodes (B,) to the next step of the stride."""
+        """Return the rewards (B, K) from each of the rows (B, K) of episodes (B,) to the next step of the stride."""
         if self.stride == 1:
             return self._take("rewards", episode, rows)
         every = (rows[..., None] + np.arange(self.stride)).reshape(len(rows), -1)  # (B, K * stride)
@@ -173,7 +173,7 @@ class Windows(Dataset[Item]):
         return rewards.reshape(*rows.shape, self.stride).sum(-1)  # type: ignore[no-any-return]
 
     def _return_after(self, episode: Ints, last: Ints) -> Floats:
-        """Return-to-go of the steps after the steps `last` (B,) of episodes (B,)."""
+        """Return the return-to-go of the steps after the steps `last` (B,) of episodes (B,)."""
         step = last + 1
         end = np.minimum(-(-step // BLOCK) * BLOCK, self.layout.steps[episode])  # of the block, at most the episode's
         rest = int((end - step).max(initial=0))
@@ -186,7 +186,7 @@ class Windows(Dataset[Item]):
         return total
 
     def batch(self, indices: Sequence[int] | Ints | torch.Tensor) -> Item:
-        """The windows that end at the steps (B,): tensors (B, K, ...)."""
+        """Return the windows that end at the steps (B,): tensors (B, K, ...)."""
         return {name: torch.from_numpy(array) for name, array in self.arrays(np.asarray(indices)).items()}
 
     def __getitem__(self, index: int | Sequence[int]) -> Item:
@@ -195,7 +195,7 @@ class Windows(Dataset[Item]):
         return self.batch(index)
 
     def __getitems__(self, indices: Sequence[int]) -> list[Item]:
-        """Several items, which a `DataLoader` with `batch_size` asks for at once."""
+        """Return several items, which a `DataLoader` with `batch_size` asks for at once."""
         batch = self.batch(indices)
         return [{name: values[i] for name, values in batch.items()} for i in range(len(indices))]
 
@@ -204,15 +204,15 @@ class ActionChangeSampler(Sampler[int]):
     """Draws the windows that end shortly before the action changes, as the authors of L4S-LLM chose their rows.
 
     Their pool keeps only the 5 rows before each change of action (enqueue to drop, drop to enqueue, ...). Here the
-    rows in between stay in the windows and in the returns: only where a window ends is chosen. Such a choice makes
-    drops and marks far more frequent than the discipline's; probabilities learnt from it are not calibrated.
+    rows in between stay in the windows and in the returns: only the ends of windows are selected. This selection makes
+    drops and marks far more frequent than the discipline's; probabilities learned from it are not calibrated.
 
     Args:
         windows: The windows.
-        before: Steps before a change that count.
+        before: Number of steps before a change that count.
         mix: Share of the draws that are uniform over all windows instead.
-        num_samples: Draws of an epoch; None: as many as there are such windows.
-        seed: Of the draws, which are with replacement and go on from one epoch to the next.
+        num_samples: Draws per epoch; None: the number of such windows.
+        seed: Seed of the draws, which are with replacement and go on from one epoch to the next.
 
     Attributes:
         indices: Ends of the windows before a change, in order (n,).

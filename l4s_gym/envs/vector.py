@@ -163,8 +163,8 @@ class SimulatedVectorEnv(Snapshots, VectorEnv[npt.NDArray[np.float32], Actions, 
             self._start(i)
         if highest < layout.TERMINATED and not started:  # none has ended
             none = np.zeros(self.num_envs, bool)
-            infos = self._infos() | self._step_infos(self._all)
-            return self._take(self._obs), self._take(batch.reward), none, none.copy(), infos
+            stepped = self._infos() | self._step_infos(self._all)
+            return self._take(self._obs), self._take(batch.reward), none, none.copy(), stepped
         status = batch.status
         terminated = status == layout.TERMINATED
         truncated = status == layout.TRUNCATED

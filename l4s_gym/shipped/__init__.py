@@ -1,4 +1,4 @@
-"""Where the top-level folders `agents`, `benchmarks` and `datasets` are; a wheel has copies of what commands need."""
+"""Places of the top-level folders `agents`, `benchmarks` and `datasets`; a wheel has copies of what commands need."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _HERE: Final = Path(str(resources.files(__name__)))
 
 
 def checkout() -> Path | None:
-    """The repository that this package belongs to; None: it was installed from a wheel, and the copies lie here."""
+    """Return the repository of this package; None: it was installed from a wheel, which has its own copies."""
     return None if (_HERE / "datasets").is_dir() else _HERE.parents[1]
 
 
 def folder(name: str) -> Path:
-    """A top-level folder of the repository, or the copy in the wheel of what commands need of it."""
+    """Return a top-level folder of the repository, or the wheel's copy of the part that commands need."""
     return (checkout() or _HERE) / name

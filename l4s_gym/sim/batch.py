@@ -1,4 +1,4 @@
-"""A batch of environments: owns the arrays, starts episodes, calls the compiled engine, reads results."""
+"""A batch of environments: it owns the arrays, starts episodes, calls the compiled engine, and reads results."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _FLOW_COUNTERS = (
 )
 _WORD = (1 << 64) - 1
 PARALLEL_FROM = 128
-"""Batches from this size on may use two threads or more; smaller ones are faster without."""
+"""Batches of this size or more may use several threads; smaller ones are faster without."""
 _POOL_TEXT = (
     "the packet pool is empty: more packets are under way than path and buffer can hold; "
     "set receive_window or a smaller buffer in the scenario"
@@ -47,7 +47,7 @@ _POOL_TEXT = (
 
 
 class Outputs(NamedTuple):
-    """What a batch and its caller exchange at each step; `Batch` describes them."""
+    """Arrays that a batch and its caller exchange at each step; `Batch` describes them."""
 
     obs: npt.NDArray[np.float32]
     action: npt.NDArray[np.int64]
@@ -57,19 +57,19 @@ class Outputs(NamedTuple):
 
     @classmethod
     def of(cls, n: int) -> Outputs:
-        """For `n` environments."""
+        """Allocate the arrays for `n` environments."""
         action, status, applied = (np.zeros(n, np.int64) for _ in range(3))
         return cls(np.zeros((n, 8), np.float32), action, np.zeros(n), status, applied)
 
     def part(self, first: int, last: int) -> Outputs:
-        """Those of environments [first, last), in the same memory."""
+        """Return the part of environments [first, last), in the same memory."""
         own = slice(first, last)
         return Outputs(self.obs[own], self.action[own], self.reward[own], self.status[own], self.applied[own])
 
 
 @dataclass
 class _Prepared:
-    """What a batch knows of one of its scenarios."""
+    """Data that a batch derives from one of its scenarios."""
 
     scenario: Scenario
     aqm: str
@@ -81,7 +81,7 @@ class _Prepared:
     template: setup.Template | None = None
 
     def content(self) -> bytes:
-        """All that decides what is simulated, a user's own code included."""
+        """Return all that decides what is simulated, including a user's own code."""
         content: bytes = msgspec.json.encode(self.scenario, order="deterministic") + self.trace.tobytes()
         return content + self.scenario.own_code(self.aqm)
 
@@ -98,11 +98,11 @@ class Trajectories(NamedTuple):
     """T decisions of n environments each, as `Batch.rollout` writes them; C-contiguous.
 
     Attributes:
-        obs: What was decided upon (T, n, 8) float32.
+        obs: The observations decided upon (T, n, 8) float32.
         action: (T, n) int64.
-        probabilities: Of the three actions, which the decision rule was given (T, n, 3) float64.
+        probabilities: Probabilities of the three actions that the decision rule used (T, n, 3) float64.
         reward: From the decision to the next one, or to the end of the episode (T, n) float64.
-        end: `layout.TERMINATED` or `TRUNCATED` where the episode ended before another decision, else 0; (T, n) int8.
+        end: `layout.TERMINATED` or `TRUNCATED` if the episode ended before the next decision, else 0; (T, n) int8.
     """
 
     obs: npt.NDArray[np.float32]
@@ -113,7 +113,7 @@ class Trajectories(NamedTuple):
 
     @classmethod
     def of(cls, steps: int, n: int) -> Trajectories:
-        """For `steps` decisions in each of `n` environments."""
+        """Allocate the arrays for `steps` decisions in each of `n` environments."""
         obs, action = np.zeros((steps, n, 8), np.float32), np.zeros((steps, n), np.int64)
         return cls(obs, action, np.zeros((steps, n, 3)), np.zeros((steps, n)), np.zeros((steps, n), np.int8))
 
@@ -121,31 +121,31 @@ class Trajectories(NamedTuple):
 class Batch:
     """``n`` environments in contiguous arrays, each of one scenario at a time.
 
-    A copy or a pickle is independent and goes on as the original would: it has memory of its own, and its records
-    bear the addresses of that.
+    A copy or a pickle is independent and continues as the original would: it has its own memory, and its records
+    hold addresses in that memory.
 
     Attributes:
         env: (n,) `layout.ENV`.
         queues: (n, Q) `layout.QUEUE`; Q is 2, and more where each flow has a queue.
-        queue: (n, 2) the first two of them: C and L, or the only one; and the counts of the classes C and L.
+        queue: (n, 2) the first two queues: C and L, or the only one; they also hold the counts of the classes C and L.
         which: (n,) int64, number of each environment's scenario.
         flow: (n, F) `layout.FLOW`.
         obs: (n, 8) float32, observation of the packet that waits for a decision.
         reward: (n,) float64, reward since the last decision.
-        status: (n,) int64, why each environment came back (`layout.DECISION`, ...).
-        applied: (n,) int64, what was done to the packet decided last.
+        status: (n,) int64, return status of each environment (`layout.DECISION`, ...).
+        applied: (n,) int64, action applied to the packet decided last.
         action: (n,) int64, to be written before `advance`.
-        rule: (n,) `layout.RULE`, state of the policy's decision rule; `advance` comes back with `layout.DECISION` after
+        rule: (n,) `layout.RULE`, state of the policy's decision rule; `advance` returns `layout.DECISION` after
             the decisions that are `left` in it.
         hist: (n, 2, HIST_BINS) int32, sojourn histograms of the classes.
         log_sojourns: (n, log_rows) int64, sojourn of each logged packet, ns, or `layout.WAITING` or `PUSHED_OUT`; copy
             it before `drain` takes the rows.
-        first_env: View of `env[0]`, made once for those who read it at every step.
-        first_obs: View of `obs[0]`, likewise.
-        action_view: `action` as a memory view, of which a number costs a quarter of an array's.
-        reward_view: `reward`, likewise.
-        applied_view: `applied`, likewise.
-        step_one: The engine's `advance_one` of an address: `advance_one` in a hurry, with the GIL held.
+        first_env: View of `env[0]`, made once for code that reads it at every step.
+        first_obs: View of `obs[0]`, in the same way.
+        action_view: `action` as a memory view, to which a write costs a quarter of one to an array.
+        reward_view: `reward`, in the same way.
+        applied_view: `applied`, in the same way.
+        step_one: The engine's `advance_one` of an address: a fast `advance_one` that keeps the GIL.
     """
 
     def __init__(
@@ -166,17 +166,17 @@ class Batch:
         """Allocate the arrays.
 
         Args:
-            scenario: What to simulate; of several, `reset` draws or takes one, and each episode is what it is alone.
+            scenario: What to simulate; `reset` draws or takes one of several; each episode is as with that one alone.
             n: Number of environments.
             aqm: Discipline; None: each scenario's.
             decider: `layout.NATIVE`, `AGENT`, `POLICY` or `PROBABILITY`.
-            interval: Ask the agent at each interval-th packet; the discipline decides the others.
+            interval: Ask the agent at each interval-th packet; the discipline decides about the others.
             reward: Name or weights, see `l4s_gym.rewards`.
             log_rows: Rows of the decision log of each environment; 0: no log.
-            explore: Share of the packets that the discipline would decide for which an action is drawn instead.
-            num_threads: Threads that run the batch at most; None: one a core, from `PARALLEL_FROM` environments on.
-            policy: Who decides in the engine, where decider is `POLICY`; see `start_policy`.
-            outputs: Memory of `obs`, `action`, `reward`, `status` and `applied`; None: of its own.
+            explore: Share of the packets for which an action is drawn at random instead of the discipline's decision.
+            num_threads: Most threads that run the batch; None: one per core, from `PARALLEL_FROM` environments on.
+            policy: The policy that decides in the engine, if decider is `POLICY`; see `start_policy`.
+            outputs: Memory of `obs`, `action`, `reward`, `status` and `applied`; None: the batch's own.
         """
         several = (scenario,) if isinstance(scenario, Scenario) else scenario
         self._prepared = [_prepare(each, aqm) for each in several]
@@ -241,7 +241,7 @@ class Batch:
         outs = dict(zip(Outputs._fields, (self.obs, self.action, self.reward, self.status, self.applied), strict=True))
         changing: dict[str, Any] = {**parts, **outs, "log": self.log, "log_rewards": self.log_rewards}
         changing |= {"which": self.which, "log_sojourns": self.log_sojourns}
-        # As bytes: NumPy copies records field by field, a hundred times slower.
+        # As bytes: NumPy copies records field by field, which is a hundred times slower.
         self._bytes = {name: array[..., None].view(np.uint8) for name, array in changing.items()}
         self.first_env, self.first_obs = self.env[0], self.obs[0]
         self.action_view, self.reward_view, self.applied_view = self.action.data, self.reward.data, self.applied.data
@@ -256,20 +256,20 @@ class Batch:
         self.step_one = direct(engine.advance_one, int64)
 
     def scenario_of(self, index: int) -> Scenario:
-        """The scenario of an environment's episode, before anything is drawn."""
+        """Return the scenario of an environment's episode, before random draws."""
         return self._prepared[self.which[index]].scenario
 
     def aqm_of(self, index: int) -> str:
-        """Name of the discipline of an environment."""
+        """Return the name of the discipline of an environment."""
         return self._prepared[self.which[index]].aqm
 
     def discipline_of(self, index: int) -> Discipline:
-        """The discipline of an environment."""
+        """Return the discipline of an environment."""
         return self._prepared[self.which[index]].discipline
 
     @property
     def scenarios(self) -> tuple[Scenario, ...]:
-        """Those that an episode may be of."""
+        """The scenarios that an episode may have."""
         return tuple(each.scenario for each in self._prepared)
 
     @property
@@ -280,18 +280,18 @@ class Batch:
 
     @property
     def own_queue(self) -> npt.NDArray[np.void]:
-        """Its own records of the queues (n, Q), `discipline.records.queue`."""
+        """Records of the queues (n, Q) of the first scenario's discipline, `discipline.records.queue`."""
         first = self._prepared[0]
         size = setup.own_sizes(first.discipline, first.size.flows)[2]
         return self._own_queue[:, :size].view(first.discipline.records.queue)
 
     def reset(self, index: int, rng: np.random.Generator, which: int | None = None) -> None:
-        """Start an episode of environment `index`; everything random in it comes from `rng`.
+        """Start an episode of environment `index`; all random numbers in it come from `rng`.
 
         Args:
-            index: Which environment.
+            index: Number of the environment.
             rng: Its generator.
-            which: Number of the scenario; None: of several, one is drawn.
+            which: Number of the scenario; None: drawn, if there are several.
         """
         if which is None:
             which = int(rng.integers(len(self._prepared))) if len(self._prepared) > 1 else 0
@@ -302,7 +302,7 @@ class Batch:
             sampled = chosen.scenario.sample(rng)
             chosen.template = setup.build(sampled, chosen.aqm, size.flows)
             env = chosen.template.env
-            # A drawn 0 ("as much as fits") may ask for more than the scoreboard holds.
+            # A drawn 0 ("as large as fits") may ask for more than the scoreboard holds.
             rwnd = chosen.template.flow["rwnd"]
             np.minimum(rwnd, size.window - 1, out=rwnd)
             env["decider"] = self.decider
@@ -330,7 +330,7 @@ class Batch:
         self.hist[index] = 0
         self.action[index] = 0
         self.status[index] = layout.RUNNING
-        # Of flows that start together, chance says which one is first, not the order of the file.
+        # If flows start together, chance decides which is first, not the order of the file.
         starts = flow["app_at"] + (rng.random(len(flow)) * (stagger + flow["jitter_ns"])).astype(np.int64)
         starts += rng.permutation(len(flow))
         self.flow["app_at"][index, : size.flows] = starts
@@ -350,7 +350,7 @@ class Batch:
 
     @functools.cached_property
     def identity(self) -> dict[str, str]:
-        """What a state fits: the same of all batches that can go on from each other's states."""
+        """Identity of a state: equal for all batches that can continue from each other's states."""
         digests = [hashlib.sha256(each.content()).hexdigest()[:12] for each in self._prepared]
         names = [f"{each.scenario.name} ({digest})" for each, digest in zip(self._prepared, digests, strict=True)]
         return {
@@ -361,8 +361,8 @@ class Batch:
         }
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
-        """A copy of all that an episode changes, without addresses: it fits any batch of the same `identity`."""
-        used = int(self.env["fresh"].max())  # packets beyond have never been under way
+        """Return a copy of all that an episode changes, without addresses: it fits any batch of the same `identity`."""
+        used = int(self.env["fresh"].max())  # later packets have never been used
         state = {name: (part[:, :used] if name == "packet" else part).copy() for name, part in self._bytes.items()}
         env = state["env"].view(layout.ENV)
         for name in (*self._places, "trace_row", "hooks_at"):
@@ -383,7 +383,7 @@ class Batch:
         self.flow["law_at"] = self._laws[self.flow["law_at"]]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Scenario, options and state; threads and addresses are made anew."""
+        """Return scenario, options and state; threads and addresses are created again."""
         return {
             "identity": self.identity,
             "scenario": self.scenarios,
@@ -392,14 +392,14 @@ class Batch:
         }
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
-        """Take over a state in memory of its own."""
+        """Restore a state in new memory."""
         check_identity("the pickled simulation", saved["identity"], _same_engine())
         self.__init__(saved["scenario"], **saved["options"])  # type: ignore[misc]
         check_identity("the pickled simulation", saved["identity"], self.identity)
         self.restore(saved["state"])
 
     def stop_at(self, index: int, time_ns: int) -> None:
-        """Let environment `index` come back with `layout.STOPPED` at a time."""
+        """Make environment `index` return `layout.STOPPED` at a time."""
         tree = self.tree[index]
         node = int(self.env["leaves"][index]) + layout.SLOT_STOP
         tree[node] = time_ns
@@ -408,7 +408,7 @@ class Batch:
             tree[node] = min(tree[2 * node], tree[2 * node + 1])
 
     def decide_by(self, policy: Policy) -> None:
-        """Let another policy decide from now on, such as one with the next weights of a training."""
+        """Use another policy from now on, such as one with the next weights of a training."""
         self._options["policy"] = policy  # keeps its memory
         self.__dict__.pop("identity", None)
         self._places["policy_at"] = self.env["policy_at"] = np.full(self.n, policy.address)
@@ -416,7 +416,7 @@ class Batch:
     def start_policy(self, rngs: Sequence[np.random.Generator]) -> None:
         """Start the policy's decision rule: environment i draws what `rngs[i]` would draw next.
 
-        An episode that is started anew goes on drawing: the rule keeps its state.
+        A restarted episode goes on drawing: the rule keeps its state.
         """
         self.rule[:] = np.zeros((), layout.RULE)
         for rule, rng in zip(self.rule, rngs, strict=True):
@@ -429,16 +429,16 @@ class Batch:
     def rollout(
         self, out: Trajectories, rngs: Sequence[np.random.Generator], *, executor: Executor | None = None
     ) -> None:
-        """Let the policy take T decisions in each environment, and write them down.
+        """Let the policy take T decisions in each environment, and write them to arrays.
 
-        An episode that ends is started anew at once, as in the vector environment's mode `same_step`: row t + 1 is then
-        the first one of the next episode. Afterwards `obs` is what the next decision will be upon, and the next call
-        goes on from there. The first call starts what `reset` has not started yet.
+        An episode that ends is restarted at once, as in the vector environment's mode `same_step`: row t + 1 is then
+        the first one of the next episode. Afterwards `obs` holds the observations of the next decision, and the next
+        call continues from there. The first call starts episodes that `reset` has not started.
 
         Args:
-            out: Where to write; `Trajectories.of` makes it.
+            out: Arrays to write to; `Trajectories.of` makes them.
             rngs: Generator of each environment's episodes, as of `reset`.
-            executor: Threads that run environments side by side; None: only the caller's.
+            executor: Threads that run environments in parallel; None: only the caller's.
 
         Raises:
             L4SError: The batch has no policy, or it keeps a log; `out` does not fit.
@@ -475,12 +475,12 @@ class Batch:
                 self.rule[name] = 0
 
     def advance(self) -> int:
-        """Run every environment on, on all cores where the batch is large enough; the highest status."""
+        """Run every environment on, on all cores if the batch is large enough; return the highest status."""
         self.advance_unchecked()
         return self.check_status()
 
     def advance_unchecked(self) -> None:
-        """As `advance`; the caller sees to it that no environment ran out of packets."""
+        """Run as `advance`; the caller checks that no environment ran out of packets."""
         if self._threads == 1 or (self._threads is None and self.n < PARALLEL_FROM):
             engine.advance(self.address, self.stride, 0, self.n, 0)
         else:
@@ -495,27 +495,27 @@ class Batch:
             workers.stop()
 
     def check_status(self) -> int:
-        """Raise where an environment ran out of packets; the highest status."""
+        """Raise an error if an environment ran out of packets; return the highest status."""
         highest = engine.highest(self.status)
         if highest == layout.POOL_EMPTY:
             raise L4SError(f"scenario {self.scenario_of(int(self.status.argmax())).name!r}: {_POOL_TEXT}")
         return highest
 
     def advance_one(self) -> int:
-        """Run the only environment on; its status."""
+        """Run the only environment on; return its status."""
         engine.advance(self.address, self.stride, 0, 1, 0)
         self.check_status()
         return int(self.status[0])
 
     def drain_log(self, index: int, *, everything: bool = False) -> npt.NDArray[np.void]:
-        """The records of `drain`, which describes the arguments: (T,) `schema.RECORD`."""
+        """Return the records of `drain`, with its arguments: (T,) `schema.RECORD`."""
         return self.drain(index, everything=everything)[0]
 
     def drain(self, index: int, *, everything: bool = False) -> tuple[npt.NDArray[np.void], npt.NDArray[np.float64]]:
         """Take finished rows from the log of an environment.
 
-        Disciplines that act at dequeue finish a row when its packet leaves; rows of packets that are still
-        queued stay, unless `everything` is asked for.
+        Disciplines that decide at dequeue finish a row when its packet leaves; rows of packets that are still
+        queued stay, unless `everything` is set.
 
         Returns:
             Records (T,) `schema.RECORD`, and the reward from the start of the episode to each arrival (T,). The
@@ -551,12 +551,12 @@ class Batch:
         self.stop_at(index, self.warmup_ns(index))
 
     def warmup_ns(self, index: int) -> int:
-        """Length of the warm-up, ns: `warmup_s` of the scenario, at most half of the episode."""
+        """Return the length of the warm-up, ns: `warmup_s` of the scenario, at most half of the episode."""
         scenario = self.scenario_of(index)
         return round(min(scenario.warmup_s, scenario.horizon_s / 2) * 1e9)
 
     def leave_warmup(self) -> int:
-        """As `advance`, for those that stopped at the end of their warm-up; their counters are reset before."""
+        """Run as `advance`, after resetting the counters of environments that stopped at the end of their warm-up."""
         for i in np.flatnonzero(self.status == layout.STOPPED).tolist():
             self.reset_counters(i)
             earned = self.reward[i]
@@ -565,7 +565,7 @@ class Batch:
         return self.check_status()
 
     def reset_counters(self, index: int) -> None:
-        """Start the measurement anew (after the warm-up); conservation counters and state stay."""
+        """Restart the measurement (after the warm-up); conservation counters and state stay."""
         env = self.env[index]
         env["ahead_bytes"] = self._ahead_bytes(index)
         env["since_ns"] = env["now_ns"]
@@ -576,20 +576,20 @@ class Batch:
         self.hist[index] = 0
 
     def _ahead_bytes(self, index: int) -> float:
-        """What has left the queue and not yet crossed the link, bytes."""
+        """Return the bytes that have left the queue but not yet crossed the link."""
         return float(plain(link.ahead_bytes)(self.env[index]))
 
     def _unused_ns(self, index: int) -> int:
-        """Now, or just after it where the delivery opportunity of this very nanosecond has been used."""
+        """Return the time now, or just after it if the delivery opportunity of this nanosecond has been used."""
         env = self.env[index]
         return int(env["now_ns"]) + int(env["link"] == layout.TRACE and env["used_ns"] == env["now_ns"])
 
     def base_probability(self, index: int) -> float:
-        """Base probability of the discipline, 0 to 1, for the queue with the larger one."""
+        """Return the base probability of the discipline, 0 to 1, for the queue with the larger one."""
         return float(disciplines.shown_probability(self.address + index * self.stride))
 
     def queued(self, index: int, what: str) -> npt.NDArray[np.int64]:
-        """What is queued in C and L, `packets` or `bytes`, (2,); without these two queues all of it counts as C."""
+        """Return what is queued in C and L, `packets` or `bytes`, (2,); without these queues all counts as C."""
         if self.discipline_of(index).dual:
             return np.asarray(self.queue[what][index])
         return np.array([self.env[what][index], 0])
@@ -599,12 +599,12 @@ class Batch:
         return dict(zip(layout.COMPONENTS, self.env["totals"][index].tolist(), strict=True))
 
     def carried_bytes(self, index: int) -> float:
-        """What the link has carried since the counters were reset, bytes: at both ends, packets count in part."""
+        """Return the bytes carried by the link since the counters were reset; at both ends, packets count in part."""
         env = self.env[index]
         return float(plain(link.carried_bytes)(env, self._ahead_bytes(index)))
 
     def capacity_bytes(self, index: int) -> float:
-        """What the link could have carried since the counters were reset, bytes."""
+        """Return the bytes that the link could have carried since the counters were reset."""
         env = self.env[index]
         profile = self._prepared[self.which[index]].profile
         if isinstance(profile, traces.Trace):
@@ -615,7 +615,7 @@ class Batch:
 
 
 def run_on(batches: Sequence[Batch], executor: Executor | None = None) -> None:
-    """Run every environment of some batches on, where this takes long: a thread takes one at a time."""
+    """Run every environment of some batches on, where this takes long: a thread takes one batch at a time."""
     jobs = [(batch.address, batch.stride, i, i + 1, 0) for batch in batches for i in range(batch.n)]
     for _ in map(_advance, jobs) if executor is None else executor.map(_advance, jobs):
         pass
@@ -629,19 +629,19 @@ def _advance(job: tuple[int, int, int, int, int]) -> None:
 
 @functools.cache
 def _same_engine() -> dict[str, str]:
-    """Version of the package, and of the memory's layout."""
+    """Return the version of the package, and of the memory layout."""
     records = (layout.ENV, layout.QUEUE, layout.FLOW, layout.PACKET, layout.RULE, RECORD)
     content = repr([record.descr for record in records]).encode()
     return {"version": __version__, "layout": hashlib.sha256(content).hexdigest()[:12]}
 
 
 def check_identity(what: str, theirs: dict[str, str], ours: dict[str, str]) -> None:
-    """Refuse a state that does not fit here.
+    """Refuse a state that does not fit.
 
     Args:
-        what: What the state is called in the error.
+        what: Name of the state in the error.
         theirs: `Batch.identity` of where it was made, or that of an environment.
-        ours: What it has to agree with.
+        ours: The identity that it must match.
 
     Raises:
         L4SError: They differ.
@@ -655,13 +655,13 @@ def check_identity(what: str, theirs: dict[str, str], ours: dict[str, str]) -> N
 
 
 def compile_engine() -> None:
-    """Compile the engine, or load it from the cache; says so on stderr where it takes a while."""
+    """Compile the engine, or load it from the cache; print a note to stderr if this takes a while."""
     if getattr(engine.advance_one, "signatures", True):
         return
     if not engine.is_kept():
         print("l4s-gym: compiling the simulator (once after install, up to a minute) ...", file=sys.stderr, flush=True)
     collects = gc.isenabled()
-    gc.disable()  # the compiler makes much garbage and frees it by itself; a tenth of the time
+    gc.disable()  # the compiler makes much garbage and frees it by itself; this saves a tenth of the time
     try:
         engine.advance(0, 0, 0, 0, 0)
     finally:

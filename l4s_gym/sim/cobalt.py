@@ -1,10 +1,10 @@
 """COBALT with the flow fairness of CAKE (sch_cake): CoDel whose count decays, and BLUE, in the queue of each flow.
 
-CoDel marks or drops; BLUE drops whatever ECN says, and acts on flows that overrun the buffer. A queue that has run
-empty stays on a list of its own until both have come to rest. The link itself takes the place of CAKE's shaper.
+CoDel marks or drops; BLUE drops even ECN packets, and acts on flows that overrun the buffer. A queue that has run
+empty stays on a separate list until both are at rest. The link itself replaces CAKE's shaper.
 
 Not modelled: tins (there is one, `besteffort`), fairness between hosts (`flows`), the shaper and its overheads, the
-filter of ACKs; what `l4s_gym.sim.fair_queueing` leaves out. Real numbers stand for the kernel's reciprocal roots: its
+filter of ACKs; what `l4s_gym.sim.fair_queueing` leaves out. Real numbers replace the kernel's reciprocal roots: its
 own starts at 0, so that the first signal of a queue comes at once instead of an interval after the delay has exceeded
 the target.
 """
@@ -28,12 +28,12 @@ from l4s_gym.sim.memory import packet_at, queue_at
 
 
 class Options(Struct, frozen=True, forbid_unknown_fields=True):
-    """Of `cobalt`.
+    """Options of `cobalt`.
 
     Attributes:
         target_ms: Target delay.
         interval_ms: Interval, CAKE's `rtt`.
-        tuned: Fit both, and what a flow sends in its turn, to the link's rate, as CAKE does to its `bandwidth`.
+        tuned: Adapt both, and a flow's quantum, to the link's rate, as CAKE does to its `bandwidth`.
     """
 
     target_ms: NonNegative = 5.0
@@ -47,28 +47,28 @@ STATE: Final = records(
         *fair_queueing.ENV_ROWS,
         ("target_ns", "i8", "ns", "Target delay."),
         ("interval_ns", "i8", "ns", "Interval."),
-        ("frame_ns", "i8", "ns", "Link time of a full frame; 0: it is not looked at."),
+        ("frame_ns", "i8", "ns", "Link time of a full frame; 0: not used."),
     ),
     (
         *fair_queueing.QUEUE_ROWS,
-        ("count", "i8", "-", "CoDel's count, which sets how often it signals; 0: it is at rest."),
-        ("next_ns", "i8", "ns", "Time of CoDel's next signal; at rest, of the end of its rest."),
+        ("count", "i8", "-", "CoDel's count, which sets its signal rate; 0: it is at rest."),
+        ("next_ns", "i8", "ns", "Time of CoDel's next signal; at rest, the end of its rest."),
         ("dropping", "i1", "flag", "Whether the delay is above the target."),
         ("prob", "f8", "1", "BLUE's drop probability."),
-        ("blue_ns", "i8", "ns", "Time of its last change."),
+        ("blue_ns", "i8", "ns", "Time of the last change of `prob`."),
     ),
 )
 of_env, of_queue = STATE.of_env, STATE.of_queue
 RISE: Final = 1 / 256
-"""What BLUE's probability gains while the buffer overflows, at most once in a target's time."""
+"""Increase of BLUE's probability while the buffer overflows, at most once in a target's time."""
 FALL: Final = 1 / 4096
-"""What it loses while the queue is empty, likewise."""
+"""Decrease of BLUE's probability while the queue is empty, at most once in a target's time."""
 LEAST_QUANTUM: Final = 300
 
 
 @public
 def tune(target_ns: int, interval_ns: int, rate_bps: float) -> tuple[int, int, int, int]:
-    """What CAKE makes of its parameters at a rate (`cake_set_rate`): (target, interval, time of a frame, ns; quantum).
+    """Adapt CAKE's parameters to a rate (`cake_set_rate`): (target, interval, time of a frame, ns; quantum).
 
     Args:
         target_ns: Target for fast links, ns.
@@ -83,7 +83,7 @@ def tune(target_ns: int, interval_ns: int, rate_bps: float) -> tuple[int, int, i
 
 @public
 def control_law(time_ns: int, count: int, interval_ns: int = 100_000_000) -> int:
-    """Time of the next signal: `time_ns + interval_ns / sqrt(count)`; of a count of 0, a whole interval later."""
+    """Return the time of the next signal: `time_ns + interval_ns / sqrt(count)`; if count is 0, an interval later."""
     return time_ns + int(interval_ns / math.sqrt(max(count, 1)))
 
 
@@ -100,19 +100,19 @@ def serve(
     interval_ns: int = 100_000_000,
     frame_ns: int = 0,
 ) -> tuple[int, int, int, bool]:
-    """What is done to a packet that leaves its queue (`cobalt_should_drop`), and the new state.
+    """Decide about a packet that leaves its queue (`cobalt_should_drop`), and update the state.
 
     Args:
         count: CoDel's count.
         next_ns: Time of its next signal, ns.
         dropping: Whether the delay was above the target.
         now_ns: Time, ns.
-        sojourn_ns: Of the packet, ns.
+        sojourn_ns: Sojourn of the packet, ns.
         ecn: Its codepoint.
         blue: Whether BLUE drops it.
         target_ns: Target, ns.
         interval_ns: Interval, ns.
-        frame_ns: Time of a frame, ns: four of them are never too long.
+        frame_ns: Time of a frame, ns: a sojourn of four of them is never too long.
 
     Returns:
         Action, count, next_ns, dropping.
@@ -145,14 +145,14 @@ def serve(
 
 @public
 def rest(count: int, next_ns: int, now_ns: int, interval_ns: int = 100_000_000) -> tuple[int, int]:
-    """CoDel's state once an empty queue has been looked at (`cobalt_queue_empty`): (count, next_ns)."""
+    """Return CoDel's state after a check of an empty queue (`cobalt_queue_empty`): (count, next_ns)."""
     if count > 0 and now_ns >= next_ns:
         return count - 1, control_law(next_ns, count - 1, interval_ns)
     return count, next_ns
 
 
 def setup(options: Options, path: Path) -> Mapping[str, Any]:
-    """Times in ns."""
+    """Return the fields of the record, times in ns."""
     target, interval = round(1e6 * options.target_ms), round(1e6 * options.interval_ms)
     frame, quantum = 0, PSCHED_MTU
     if options.tuned:
@@ -163,7 +163,7 @@ def setup(options: Options, path: Path) -> Mapping[str, Any]:
 
 @jit
 def decide(env: Any, index: int, p: int) -> int:
-    """At dequeue; the last packet of a queue is never dropped."""
+    """Decide at dequeue; the last packet of a queue is never dropped."""
     my, mine, q, ecn = of_env(env), of_queue(env, index), queue_at(env, index), packet_at(env, p).ecn
     blue = mine.prob > 0.0 and uniform(env) < mine.prob
     count, next_ns, dropping = mine.count, mine.next_ns, mine.dropping != 0
@@ -187,7 +187,7 @@ def _steer(env: Any, index: int, change: float) -> None:
 
 @jit
 def emptied(env: Any, index: int) -> int:
-    """BLUE and the count fall; the queue leaves the lists once both are at rest."""
+    """Reduce BLUE's probability and the count; the queue leaves the lists once both are at rest."""
     mine = of_queue(env, index)
     if mine.prob > 0.0:
         _steer(env, index, -FALL)
@@ -198,7 +198,7 @@ def emptied(env: Any, index: int) -> int:
 
 @jit
 def fullest(env: Any) -> int:
-    """The longest queue in bytes while the buffer is over its limit; BLUE and CoDel take note (`cobalt_queue_full`)."""
+    """Return the longest queue in bytes while the buffer is over its limit; steer its AQM (`cobalt_queue_full`)."""
     if not fair_queueing.is_over(env):
         return -1
     index = fair_queueing.longest(env)
@@ -218,7 +218,7 @@ _pick = _fair.pop("pick")
 
 @jit
 def pick(env: Any) -> int:
-    """One queue that comes to rest is looked at before each packet, as long as any waits."""
+    """Pick the next queue; one queue that comes to rest is checked before each packet while any waits."""
     if env.packets == 0:
         return -1
     resting = of_env(env).first[DECAYING]
@@ -229,7 +229,7 @@ def pick(env: Any) -> int:
 
 @jit
 def base_probability(env: Any, index: int) -> int:
-    """BLUE's probability, 1/(2^31 - 1)."""
+    """Return BLUE's probability, 1/(2^31 - 1)."""
     return int(of_queue(env, index).prob * MAX_PROB)
 
 

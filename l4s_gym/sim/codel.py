@@ -1,4 +1,4 @@
-"""CoDel as RFC 8289 section 5 writes it, with ECN marking in place of drops; it acts at dequeue."""
+"""CoDel by RFC 8289 section 5, with ECN marking instead of drops; it acts at dequeue."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from l4s_gym.sim.memory import packet_at, queue_at
 
 
 class Options(Struct, frozen=True, forbid_unknown_fields=True):
-    """Of `codel`.
+    """Options of `codel`.
 
     Attributes:
         target_ms: Target delay.
@@ -32,17 +32,17 @@ PARAMETERS: Final[tuple[Row, ...]] = (
     ("interval_ns", "i8", "ns", "Interval."),
 )
 STATES: Final[tuple[Row, ...]] = (
-    ("first_above_ns", "i8", "ns", "When the delay will have been above target for an interval; 0: it is not above."),
+    ("first_above_ns", "i8", "ns", "When the delay will have been above target for an interval; 0: it is below."),
     ("drop_next_ns", "i8", "ns", "Time of the next drop."),
-    ("count", "i8", "packets", "Dropped since the dropping state began."),
-    ("last_count", "i8", "packets", "`count` when it began."),
+    ("count", "i8", "packets", "Packets dropped since the dropping state began."),
+    ("last_count", "i8", "packets", "`count` when the dropping state began."),
     ("dropping", "i1", "flag", "Whether it is in the dropping state."),
 )
 STATE: Final = records("codel", PARAMETERS, STATES)
 
 
 def setup(options: Options, path: Path) -> Mapping[str, Any]:
-    """Target and interval."""
+    """Return the fields of the record: target and interval in ns."""
     target_us = round(1e3 * options.target_ms)
     return {
         "target_us": target_us,
@@ -53,7 +53,7 @@ def setup(options: Options, path: Path) -> Mapping[str, Any]:
 
 @public
 def control_law(time_ns: int, count: int, interval_ns: int = 100_000_000) -> int:
-    """Time of the next drop: `time_ns + interval_ns / sqrt(count)`, ns."""
+    """Return the time of the next drop: `time_ns + interval_ns / sqrt(count)`, ns."""
     return time_ns + int(interval_ns / math.sqrt(count))
 
 
@@ -61,7 +61,7 @@ def control_law(time_ns: int, count: int, interval_ns: int = 100_000_000) -> int
 def ok_to_drop(
     sojourn_ns: int, queue_bytes: int, now_ns: int, first_above_ns: int, target_ns: int, interval_ns: int
 ) -> tuple[bool, int]:
-    """Whether the delay has been above target for an interval: (ok, new first_above_time)."""
+    """Return whether the delay has been above target for an interval: (ok, new first_above_time)."""
     if sojourn_ns < target_ns or queue_bytes <= 1500:
         return False, 0
     if first_above_ns == 0:
@@ -71,13 +71,13 @@ def ok_to_drop(
 
 @jit
 def is_hit(my: Any, mine: Any, sojourn_ns: int, queue_bytes: int, now_ns: int) -> bool:
-    """Whether the packet that has just been taken off is hit: RFC 8289's `deque` and `dodequeue`, by one packet.
+    """Return whether to drop or mark the packet just dequeued: RFC 8289's `deque` and `dodequeue`, by one packet.
 
     Args:
         my: Record with `PARAMETERS`.
         mine: The queue's record with `STATES`.
-        sojourn_ns: Of the packet, ns.
-        queue_bytes: In the queue without it.
+        sojourn_ns: Sojourn of the packet, ns.
+        queue_bytes: Bytes in the queue without it.
         now_ns: Time.
     """
     ok, mine.first_above_ns = ok_to_drop(
@@ -103,7 +103,7 @@ def is_hit(my: Any, mine: Any, sojourn_ns: int, queue_bytes: int, now_ns: int) -
 
 @jit
 def decide(env: Any, index: int, p: int) -> int:
-    """At dequeue, for each packet: after a drop the next one is asked about."""
+    """Decide at dequeue, for each packet: after a drop the next one is decided too."""
     q = queue_at(env, index)
     if not is_hit(STATE.of_env(env), STATE.of_queue(env, index), q.delay_ns, q.bytes, env.now_ns):
         return ENQUEUE

@@ -1,7 +1,7 @@
-"""The congestion controls of window-based senders behind one set of calls, for the transport.
+"""Congestion controls of window-based senders behind one set of calls, for the transport.
 
-Each that ships is a module of its name in `layout.CCS` with a `CONTROL`; a user's own is called by address. Prague has
-a window, a rate and recoveries of its own: the transport calls `l4s_gym.sim.prague` itself.
+Each one that ships is a module of its name in `layout.CCS` with a `CONTROL`; a user's own is called by address. Prague
+has a window, a rate and recoveries of its own: the transport calls `l4s_gym.sim.prague` itself.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CUBIC: Final = CCS.index("cubic")
 DCTCP: Final = CCS.index("dctcp")
 PRAGUE: Final = CCS.index("prague")
 OWN: Final = len(CCS)
-"""Number of a user's own congestion control, whose functions lie at the addresses at `law_at`."""
+"""Number of a user's own congestion control, whose function addresses are in the table at `law_at`."""
 _HOOKS: Final = {
     "restart": "void(flow, int64)",
     "on_ack": "void(flow, int64, int64)",
@@ -40,7 +40,7 @@ _HOOKS: Final = {
 
 
 def find(spec: str) -> CongestionControl:
-    """A congestion control by its name, or a user's own as ``MODULE:ATTRIBUTE``.
+    """Find a congestion control by its name, or a user's own as ``MODULE:ATTRIBUTE``.
 
     Raises:
         L4SError: There is none.
@@ -57,17 +57,17 @@ def find(spec: str) -> CongestionControl:
 
 @functools.cache
 def _table(control: CongestionControl) -> npt.NDArray[np.int64]:
-    """Addresses of the functions of a user's own, (6,); the cache keeps them where they are."""
+    """Return the function addresses of a user's own one, (6,); the cache keeps the table in place."""
     return np.array([callback(getattr(control, hook), kind) for hook, kind in _HOOKS.items()], np.int64)
 
 
 def law_at(spec: str) -> int:
-    """Address of the functions of a user's own congestion control; 0 for one that ships."""
+    """Return the address of the function table of a user's own congestion control; 0 for one that ships."""
     return int(_table(find(spec)).ctypes.data) if ":" in spec else 0
 
 
 def _dispatch(hook: str) -> Any:
-    """A function of the flow's congestion control, which tests find that the compiler makes one jump."""
+    """Make a function that calls the flow's congestion control; tests check that the compiler makes it one jump."""
     given = ", ".join(["f", "a", "b"][: _HOOKS[hook].count(",") + 1])
     own = {f"_{CCS.index(name)}": getattr(control, hook) for name, control in CONTROLS.items()}
     lines = [f"if f.cc == {name[1:]}: return {name}({given})" for name in own]
@@ -78,14 +78,14 @@ def _dispatch(hook: str) -> Any:
 
 _avoid, _lose, _time_out, _answer_marks = map(_dispatch, ("on_ack", "on_loss", "on_timeout", "on_ecn"))
 restart: Final = _dispatch("restart")
-"""`(flow, now_ns)`: state of a new connection."""
+"""`(flow, now_ns)`: set the state of a new connection."""
 on_marks: Final = _dispatch("on_marks")
-"""`(flow, acked, marked)`: packets that an ACK has brought news of, and those among them that bore CE."""
+"""`(flow, acked, marked)`: packets newly reported by an ACK, and those among them that carried CE."""
 
 
 @jit
 def on_ack(f: Any, acked: int, now_ns: int) -> None:
-    """Grow the window for `acked` packets that an ACK of new data has brought news of (RFC 5681 section 3.1).
+    """Grow the window for `acked` packets newly reported by an ACK of new data (RFC 5681 section 3.1).
 
     Slow start counts every packet, and a quarter of them in the conservative phase of RFC 9406.
     """
@@ -98,20 +98,20 @@ def on_ack(f: Any, acked: int, now_ns: int) -> None:
 
 @jit
 def on_loss(f: Any, now_ns: int) -> None:
-    """Decrease on a loss, once per recovery (the caller sees to that)."""
+    """Reduce the window on a loss; the caller calls it once per recovery."""
     f.reductions += 1
     _lose(f, now_ns)
 
 
 @jit
 def on_ecn(f: Any, now_ns: int) -> None:
-    """Decrease on marks, once per round trip (the caller sees to that)."""
+    """Reduce the window on marks; the caller calls it once per round trip."""
     f.reductions += 1
     _answer_marks(f, now_ns)
 
 
 @jit
 def on_timeout(f: Any, now_ns: int) -> None:
-    """A new threshold, and again from one packet."""
+    """Set a new threshold, and start again from one packet."""
     _time_out(f, now_ns)
     f.cwnd = 1.0

@@ -10,14 +10,14 @@ from l4s_gym.sim.jit import jit, public
 
 @public
 def cubic_window(elapsed_s: float, k: float, w_max: float, c: float = 0.4) -> float:
-    """W_cubic(t) of RFC 9438 section 4.2, packets."""
+    """Compute W_cubic(t) of RFC 9438 section 4.2, packets."""
     d = elapsed_s - k
     return c * d * d * d + w_max
 
 
 @jit
 def restart(f: Any, now_ns: int) -> None:
-    """State of a new connection."""
+    """Set the state of a new connection."""
     f.w_max = 0.0
     f.w_est = 0.0
     f.epoch_ns = 0
@@ -26,7 +26,7 @@ def restart(f: Any, now_ns: int) -> None:
 
 @jit
 def _reduce(f: Any, beta: float) -> None:
-    """RFC 9438 sections 4.6 and 4.7 (fast convergence)."""
+    """Reduce the window (RFC 9438 sections 4.6 and 4.7, fast convergence)."""
     f.prior = f.cwnd
     f.w_max = f.cwnd * (1.0 + beta) / 2.0 if f.cwnd < f.w_max else f.cwnd
     f.cwnd = max(f.cwnd * beta, MIN_WINDOW)
@@ -38,7 +38,7 @@ def _reduce(f: Any, beta: float) -> None:
 
 @jit
 def on_ack(f: Any, acked: int, now_ns: int) -> None:
-    """RFC 9438 sections 4.2 to 4.5: the larger of the cubic and the Reno-friendly window."""
+    """Grow to the larger of the cubic and the Reno-friendly window (RFC 9438 sections 4.2 to 4.5)."""
     if f.epoch_ns <= 0:
         if f.epoch_ns == 0:  # slow start ended without a reduction
             f.w_max = f.cwnd
@@ -59,19 +59,19 @@ def on_ack(f: Any, acked: int, now_ns: int) -> None:
 
 @jit
 def on_loss(f: Any, now_ns: int) -> None:
-    """Beta after a loss."""
+    """Reduce by beta after a loss."""
     _reduce(f, f.beta)
 
 
 @jit
 def on_ecn(f: Any, now_ns: int) -> None:
-    """As a loss, or with beta_ecn (RFC 8511)."""
+    """Reduce as after a loss, or by beta_ecn (RFC 8511)."""
     _reduce(f, f.beta_ecn)
 
 
 @jit
 def on_timeout(f: Any, now_ns: int) -> None:
-    """RFC 9438 section 4.8: a fresh epoch with K = 0."""
+    """Start a fresh epoch with K = 0 (RFC 9438 section 4.8)."""
     _reduce(f, f.beta)
     f.epoch_ns = 0
 

@@ -1,8 +1,8 @@
-"""The coupled dual queue with Curvy RED (RFC 9332 appendix B), in real numbers as its first pass has it.
+"""The coupled dual queue with Curvy RED (RFC 9332 appendix B), in floating point as in its first pass.
 
-The averaged delay of C, over a ramp, is the root of the probability in C; over a ramp 2^coupling times as steep, the
-probability in L, which also marks above a threshold. L is never dropped but by a full buffer. The appendix' listing
-has 500 ms as the delay below which C is left alone, twice what its buffer of 250 ms holds; here it is 0.5 ms.
+A ramp over the averaged delay of C gives the root of the probability in C; a ramp 2^coupling times as steep gives the
+probability in L, which also marks above a threshold. L is dropped only by a full buffer. The listing in the appendix
+has 500 ms as the delay below which C is left alone, twice the delay of its full buffer (250 ms); here it is 0.5 ms.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from l4s_gym.sim.memory import packet_at, queue_at
 
 
 class Options(Struct, frozen=True, forbid_unknown_fields=True):
-    """Of `curvy_red`.
+    """Options of `curvy_red`.
 
     Attributes:
         smoothing: A new delay of C enters the average with the weight 2^-smoothing (g_C).
         ramp: C's ramp rises from 0 to 1 over 2^ramp seconds (S_C).
         coupling: L's ramp is 2^coupling times as steep (k').
-        least_ms: Delay of C below which nothing is done for it (minTh).
+        least_ms: Delay of C below which C packets are never dropped or marked (minTh).
         step_ms: L packets that have waited longer are marked (T).
-        shift_ms: L goes first unless C's head has waited so much longer (tshift); 0: always.
+        shift_ms: L goes first unless C's head has waited this much longer (tshift); 0: always.
     """
 
     smoothing: Annotated[int, Meta(ge=0, le=30)] = 5
@@ -56,7 +56,7 @@ of_env = STATE.of_env
 
 
 def setup(options: Options, path: Path) -> Mapping[str, Any]:
-    """Powers of two as numbers, times in ns."""
+    """Return the fields of the record: powers of two as numbers, times in ns."""
     o = options
     return {
         "weight": 2.0**-o.smoothing,
@@ -70,19 +70,19 @@ def setup(options: Options, path: Path) -> Mapping[str, Any]:
 
 @public
 def update_average(average_ns: float, sojourn_ns: int, weight: float = 1 / 32) -> float:
-    """The average delay of C once a packet has left it, ns."""
+    """Return the average delay of C after a packet has left it, ns."""
     return average_ns + weight * (sojourn_ns - average_ns)
 
 
 @public
 def on_ramp(average_ns: float, ramp_ns: float = 5e8, least_ns: float = 5e5) -> float:
-    """Height of a ramp at C's average delay: the probability in L, or the root of that in C (above 1: always)."""
+    """Return the height of a ramp at C's average delay: the probability in L, or its root in C (above 1: always)."""
     return max(average_ns - least_ns, 0.0) / ramp_ns
 
 
 @public
 def decide_classic(root: float, ecn: int, random_1: float, random_2: float) -> int:
-    """Decision for a C packet: the root of the probability against the larger of two numbers in [0, 1)."""
+    """Decide about a C packet: compare the root of the probability with the larger of two numbers in [0, 1)."""
     if root <= max(random_1, random_2):
         return ENQUEUE
     return DROP if ecn == NOT_ECT else MARK
@@ -90,19 +90,19 @@ def decide_classic(root: float, ecn: int, random_1: float, random_2: float) -> i
 
 @public
 def decide_l4s(probability: float, sojourn_ns: int, random: float, step_ns: int = 1_000_000) -> int:
-    """Decision for an L packet: the step, or the coupled probability against one number in [0, 1)."""
+    """Decide about an L packet: the step, or the coupled probability against one number in [0, 1)."""
     return MARK if sojourn_ns > step_ns or probability > random else ENQUEUE
 
 
 @jit
 def _number(env: Any, height: float) -> float:
-    """A random number in [0, 1), where one is needed."""
+    """Return a random number in [0, 1), where one is needed."""
     return uniform(env) if height > 0.0 else 0.0
 
 
 @jit
 def decide(env: Any, index: int, p: int) -> int:
-    """At dequeue; the delay of a C packet enters the average before it is decided."""
+    """Decide at dequeue; the delay of a C packet enters the average before its decision."""
     my, delay_ns = of_env(env), queue_at(env, index).delay_ns
     if index == 1:
         probability = on_ramp(my.average_ns, my.ramp_l_ns, my.least_ns)
@@ -113,7 +113,7 @@ def decide(env: Any, index: int, p: int) -> int:
 
 @jit
 def after_dequeue(env: Any, index: int, p: int, action: int) -> None:
-    """The average counts every C packet, whoever decided about it."""
+    """Add every C packet to the average, also if an agent decided about it."""
     if index == 0:
         my = of_env(env)
         my.average_ns = update_average(my.average_ns, queue_at(env, 0).delay_ns, my.weight)
@@ -121,13 +121,13 @@ def after_dequeue(env: Any, index: int, p: int, action: int) -> None:
 
 @jit
 def pick(env: Any) -> int:
-    """Time-shifted FIFO."""
+    """Pick the queue by time-shifted FIFO."""
     return schedule(env, of_env(env))
 
 
 @jit
 def base_probability(env: Any, index: int) -> int:
-    """The root of C's probability, 1/(2^31 - 1)."""
+    """Return the root of C's probability, 1/(2^31 - 1)."""
     my = of_env(env)
     return int(min(on_ramp(my.average_ns, my.ramp_c_ns, my.least_ns), 1.0) * MAX_PROB)
 

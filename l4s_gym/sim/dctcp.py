@@ -1,4 +1,4 @@
-"""DCTCP (RFC 8257): a decrease by the share of marks; otherwise NewReno (section 3.5)."""
+"""DCTCP (RFC 8257): a reduction by the share of marks; otherwise NewReno (section 3.5)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from l4s_gym.sim.jit import jit
 
 @jit
 def restart(f: Any, now_ns: int) -> None:
-    """State of a new connection."""
+    """Set the state of a new connection."""
     f.ce_alpha = 1.0
     f.acked_in_round = 0
     f.marked_in_round = 0
@@ -18,7 +18,7 @@ def restart(f: Any, now_ns: int) -> None:
 
 @jit
 def on_marks(f: Any, acked: int, marked: int) -> None:
-    """The moving average of the marked fraction, once per window of data (section 3.3)."""
+    """Update the moving average of the marked fraction, once per window of data (section 3.3)."""
     f.acked_in_round += acked
     f.marked_in_round += marked
     if f.una < f.round_end:
@@ -33,7 +33,7 @@ def on_marks(f: Any, acked: int, marked: int) -> None:
 
 @jit
 def on_ecn(f: Any, now_ns: int) -> None:
-    """The decrease by alpha / 2."""
+    """Reduce the window by alpha / 2."""
     f.cwnd = max(f.cwnd * (1.0 - f.ce_alpha / 2.0), MIN_WINDOW)
     f.ssthresh = f.cwnd
 

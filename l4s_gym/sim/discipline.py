@@ -1,9 +1,9 @@
-"""The form of a queue discipline: one module, or one object of a user's own.
+"""Interface of a queue discipline: one module, or one object of a user's own.
 
 A discipline is a `Discipline`: a name, an options structure in the units of its own law, rows that describe its state,
 and compiled functions that the engine calls (decorated with `l4s_gym.sim.jit.jit`). `env` is the environment's record
 (`layout.ENV`), `index` a queue (0 C or the only one, 1 L), `p` a packet (`memory.packet_at`). Whatever a function
-needs of its own it keeps in its own records, which `records` opens. `l4s_gym/sim/red.py` is a short example, and
+keeps as state is in its own records, which `records` opens. `l4s_gym/sim/red.py` is a short example, and
 `examples/pi2.py` one from outside: ``aqm="pi2:PI2"``.
 """
 
@@ -28,11 +28,11 @@ Count = Annotated[int, Meta(ge=0, le=1_000_000)]
 
 
 class NoOptions(Struct, frozen=True, forbid_unknown_fields=True):
-    """Of a discipline that has none."""
+    """Options of a discipline without options."""
 
 
 class Path(NamedTuple):
-    """What a discipline may know of the link when it is set up.
+    """Facts about the link for the setup of a discipline.
 
     Attributes:
         rate_bps: Rate, bit/s (of a trace: its mean).
@@ -49,12 +49,12 @@ class Records(NamedTuple):
     """A discipline's own state.
 
     Attributes:
-        env: NumPy type of what an environment has of it.
-        queue: NumPy type of what each queue has of it.
+        env: NumPy type of its record of an environment.
+        queue: NumPy type of its record of each queue.
         of_env: Compiled: `env` -> the environment's record.
         of_queue: Compiled: `env`, `index` -> the queue's record.
-        env_rows: The environment's fields, with words.
-        queue_rows: A queue's.
+        env_rows: The fields of an environment, with descriptions.
+        queue_rows: The fields of a queue.
     """
 
     env: np.dtype[np.void]
@@ -66,10 +66,10 @@ class Records(NamedTuple):
 
 
 def records(name: str, env: tuple[Row, ...] = (), queue: tuple[Row, ...] = ()) -> Records:
-    """Types and openers of a discipline's own state.
+    """Make the types and openers of a discipline's own state.
 
     Args:
-        name: Of the discipline.
+        name: Name of the discipline.
         env: Fields that an environment has once, parameters among them.
         queue: Fields that each queue has.
     """
@@ -79,37 +79,37 @@ def records(name: str, env: tuple[Row, ...] = (), queue: tuple[Row, ...] = ()) -
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Discipline:
-    """A queue discipline; every function is optional, and what it does without is said with it.
+    """A queue discipline; every function is optional, and its default is given after "Without".
 
     Attributes:
-        name: As scenarios and commands have it.
-        title: One line: what it is, and its source.
+        name: Name in scenarios and commands.
+        title: One line: its kind and its source.
         options: Structure of its options.
         records: Types and openers of its own state.
         setup: Options, link -> values of its own fields (a queue's field: the start of all queues), and of the fields
             of `layout.ENV` that rows of the log show: `target_us`, `tupdate_us`, `max_burst_us`, `alpha`, `beta`, ...
-        dual: Whether it has the queues C and L; without, packets are classed C and L for the statistics only.
+        dual: Whether it has the queues C and L; if not, packets are classed C and L for the statistics only.
         flow_queues: Whether each flow has a queue of its own, from queue 2 on, and then each flow's ACKs have one.
         queue_timers: Whether it starts a control timer for each queue by itself; else one runs from the start.
-        most_packets: The buffer is counted in packets, at most so many; 0: in bytes.
+        most_packets: Largest buffer in packets, which are then counted instead of bytes; 0: in bytes.
         classify: env, p -> queue of an arriving packet. Without: 0.
-        decide_at_enqueue: env, index, p -> action for a packet that arrives. It may set `env.logged` where the log
-            shows another one. Without: enqueue.
+        decide_at_enqueue: env, index, p -> action for a packet that arrives. It may set `env.logged` if the log
+            must show another one. Without: enqueue.
         decide_at_dequeue: env, index, p -> action for a packet that has been taken from its queue, whose sojourn is
             `queue_at(env, index).delay_ns`. Without: enqueue (leave it as it is).
-        note_foreign_decision: env, index, action: an agent has decided in its place.
+        note_foreign_decision: env, index, action: an agent has decided instead.
         after_decision: env, index, action: after any decision and its row of the log.
         after_enqueue: env, index, p: the packet has joined its queue.
-        has_room: env, p -> whether a packet that arrives finds room (1 or 0). Without: within the buffer.
-        fullest: env -> queue that loses its head as the buffer is over its limit after all, or -1; asked until it says
+        has_room: env, p -> whether there is room for an arriving packet (1 or 0). Without: within the buffer.
+        fullest: env -> queue that loses its head while the buffer is over its limit, or -1; asked until it returns
             -1. Without: the longer one while the buffer is over a limit in packets.
         pick: env -> queue to serve next, or -1. Without: queue 0 while it holds packets.
-        after_dequeue: env, index, p, action: a packet has left its queue, and was dropped where `action` says so.
+        after_dequeue: env, index, p, action: a packet has left its queue, and was dropped if `action` says so.
         update: env, index -> queue delay, ns, for the statistics: each `tupdate_us`. Without: the older head's age.
         base_probability: env, index -> the controller's probability, 1/(2^31 - 1). Without: 0.
         accumulated_probability: env, index -> its accumulated probability, 1/(2^31 - 1). Without: 0.
         burst_allowance_us: env, index -> time left in which nothing is dropped, us. Without: 0.
-        current_delay_us: env, index -> queue delay that it goes by, us. Without: sojourn of the queue's last leaver.
+        current_delay_us: env, index -> queue delay that it uses, us. Without: sojourn of the last packet that left.
         old_delay_us: env, index -> queue delay at the last update, us. Without: 0.
     """
 
@@ -155,4 +155,4 @@ HOOKS: Final = {
 }
 """The functions of a discipline and their parameters, in the order of their addresses."""
 VOID: Final = ("note_foreign_decision", "after_decision", "after_enqueue", "after_dequeue")
-"""Those that return nothing."""
+"""Hooks that return nothing."""

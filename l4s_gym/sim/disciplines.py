@@ -38,16 +38,16 @@ AQMS: Final = tuple(each.name for each in BUILT_IN)
 
 
 PLUGGED: Final = len(BUILT_IN)
-"""Number of a discipline from outside; its functions are called by their addresses."""
+"""Number of a discipline from outside; its functions are called by address."""
 
 
 def is_plugged(name: str) -> bool:
-    """Whether a name is of a discipline from outside: `module:attribute`."""
+    """Return whether a name is that of a discipline from outside: `module:attribute`."""
     return ":" in name
 
 
 def get(name: str) -> Discipline:
-    """The discipline of a name, or that of `module:attribute`.
+    """Return the discipline of a name, or that of `module:attribute`.
 
     Raises:
         L4SError: There is none.
@@ -66,12 +66,12 @@ def get(name: str) -> Discipline:
 
 
 def number_of(discipline: Discipline) -> int:
-    """What `layout.ENV` has as `aqm`."""
+    """Return the discipline's number in the field `aqm` of `layout.ENV`."""
     return BUILT_IN.index(discipline) if discipline in BUILT_IN else PLUGGED
 
 
 def addresses(discipline: Discipline) -> npt.NDArray[np.int64]:
-    """Addresses of the functions of a discipline from outside, which are compiled now; 0 where it has none."""
+    """Compile the functions of a discipline from outside, and return their addresses (0: it has none)."""
     out = np.zeros(len(HOOKS), np.int64)
     if discipline in BUILT_IN:
         return out
@@ -84,7 +84,7 @@ def addresses(discipline: Discipline) -> npt.NDArray[np.int64]:
 
 
 def _dispatch(hook: str, default: Callable[..., Any]) -> Any:
-    """One compiled function for a hook of all disciplines: that of the one that runs, or else the default."""
+    """Make one compiled function that calls a hook of the running discipline, or else the default."""
     own = {f"_{k}": getattr(each, hook) for k, each in enumerate(BUILT_IN) if getattr(each, hook)}
     given, place = HOOKS[hook], f"load64(env.hooks_at + {8 * list(HOOKS).index(hook)})"
     lines = [f"if env.aqm == {name[1:]}: return {name}({given})" for name in own]
@@ -96,12 +96,12 @@ def _dispatch(hook: str, default: Callable[..., Any]) -> Any:
 
 @jit
 def _nothing_at(env: Any, index: int, what: int) -> None:
-    """Without the hook nothing is done."""
+    """Do nothing: the default of a hook."""
 
 
 @jit
 def _nothing_after(env: Any, index: int, p: int, action: int) -> None:
-    """Without the hook nothing is done."""
+    """Do nothing: the default of a hook."""
 
 
 @jit
@@ -141,7 +141,7 @@ def _sojourn_us(env: Any, index: int) -> int:
     return queue_at(env, index).delay_ns // 1000
 
 
-# What each does, and its default in words: `l4s_gym.sim.discipline.Discipline`.
+# `l4s_gym.sim.discipline.Discipline` describes each hook and its default.
 classify = _dispatch("classify", _only_queue)
 decide_at_enqueue = _dispatch("decide_at_enqueue", _enqueue)
 decide_at_dequeue = _dispatch("decide_at_dequeue", _enqueue)
@@ -162,7 +162,7 @@ old_delay_us = _dispatch("old_delay_us", _zero)
 
 @jit
 def update(env: Any, slot: int) -> None:
-    """The control timer has fired: an update now, or as soon as the router's `softclock` has the processor."""
+    """Handle the control timer: update now, or once the router's `softclock` has the processor."""
     if env.link == DUMMYNET and router.is_occupied(env):
         env.late |= 1 << (slot - SLOT_UPDATE_C)
         set_time(env, slot, NEVER)
@@ -172,7 +172,7 @@ def update(env: Any, slot: int) -> None:
 
 @jit
 def control(env: Any, slot: int) -> None:
-    """One update of the probability, and a new control interval."""
+    """Update the probability once, and start a new control interval."""
     index = slot - SLOT_UPDATE_C
     env.update_delay_ns += _update(env, index)
     env.updates += 1
@@ -186,7 +186,7 @@ def control(env: Any, slot: int) -> None:
 
 @jit
 def probability(env: Any) -> float:
-    """Base probability of the discipline, 0 to 1, for the queue with the largest."""
+    """Return the base probability of the discipline, 0 to 1, for the queue with the largest."""
     largest = 0
     for index in range(env.n_queues):
         largest = max(largest, base_probability(env, index))
@@ -195,5 +195,5 @@ def probability(env: Any) -> float:
 
 @entry
 def shown_probability(address: int) -> float:
-    """`probability` of the environment at an address."""
+    """Return `probability` of the environment at an address."""
     return probability(env_record(address))

@@ -1,6 +1,6 @@
-"""A queue discipline behind a link, offered packets that were made elsewhere: no senders, no closed loop.
+"""Open loop: a queue discipline behind a link, with given packets instead of senders.
 
-For packets of a capture, and for comparing a discipline with another implementation of it, record for record.
+For packets of a capture, and to compare a discipline with another implementation, record for record.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FLOWS = 256
 
 @jit
 def _run_until(env: Any, time_ns: int, rest: bool) -> None:
-    """All events up to a time: the link's first, then the updates. `rest`: only while packets are queued."""
+    """Handle all events up to a time: the link's first, then the updates. `rest`: only while packets are queued."""
     while True:
         slot = SLOT_UPDATE_C if get_time(env, SLOT_UPDATE_C) <= get_time(env, SLOT_UPDATE_L) else SLOT_UPDATE_L
         due = get_time(env, slot)
@@ -65,7 +65,7 @@ def _offer(address: int, arrivals_at: int, count: int) -> int:
 
 
 def open_loop(rate_mbps: float, *, options: Options | None = None, limit_packets: int = 0) -> Scenario:
-    """A scenario for `offer`: a link of constant rate and no senders.
+    """Make a scenario for `offer`: a link of constant rate and no senders.
 
     Args:
         rate_mbps: Rate of the link.
@@ -84,7 +84,7 @@ def offer(
     """Offer packets to a queue discipline.
 
     Args:
-        scenario: As `open_loop` makes it.
+        scenario: Made by `open_loop`.
         arrivals: Packets (T,) `ARRIVAL`, in order of time; flows below 256, lengths of 60 B or more.
         aqm: Discipline; None: the scenario's.
         seed: State of the generator at the start.

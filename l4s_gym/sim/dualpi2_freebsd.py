@@ -1,4 +1,4 @@
-"""The DualPI2 of the testbed's FreeBSD 14 kernel (dummynet), in kernel integers and with its quirks.
+"""DualPI2 of the testbed's FreeBSD 14 kernel (dummynet), in kernel integers and with its quirks.
 
 Source: dn_sched_l4s.c / dn_sched_dualpi2.c of the L4S-LLM work and FreeBSD's dn_aqm_pie.h. Probabilities
 are integers of 1/(2^31 - 1), delays microseconds. Each departure from RFC 9332 is a `Quirk` that can be
@@ -10,8 +10,8 @@ switched off by name (``quirks_off`` of `Options`):
 | `ce_in_classic` | only ECT(1) goes to L | ECT(1) and CE go to L, RFC 9331 section 5.1 |
 | `no_l4s_step` | no native L marking | L marks when its delay is above `step_ns`, RFC 9332 section 2.3 |
 | `burst_allowance` | nothing is done to packets for 150 ms after activation | no immunity |
-| `derandomise` | no hit below an accumulated 0.85, always one from 8.5 on | only the random draw |
-| `accu_kept` | a mark by the 8.5 rule keeps the accumulated sum | every hit resets it |
+| `derandomise` | no drop or mark below an accumulated 0.85, always one from 8.5 on | only the random draw |
+| `accu_kept` | a mark by the 8.5 rule keeps the accumulated sum | every drop or mark resets it |
 | `ecn_drop_threshold` | ECN packets are dropped from 10 % on | from p' = 0.5 on (p_C = 25 %), RFC 9332 appendix A |
 | `autotune` | PIE's scaling of small steps | constant gains, RFC 9332 appendix A |
 | `capdrop` | steps of at most 2 % above 10 % | no cap |
@@ -46,21 +46,21 @@ from l4s_gym.sim.memory import packet_at, queue_at
 
 
 class Options(Struct, frozen=True, forbid_unknown_fields=True):
-    """Of `dualpi2_freebsd`.
+    """Options of `dualpi2_freebsd`.
 
     Attributes:
         target_ms: Target delay.
         tupdate_ms: Control interval.
-        max_burst_ms: Burst allowance.
+        max_burst_ms: Burst allowance: time without drops after activation.
         alpha: Integral gain, 1/8192.
         beta: Proportional gain, 1/8192.
         max_ecn_threshold: Probability (1/8192) from which ECN packets are dropped.
         quirks_off: Names of `Quirk` to switch off; "all" for all of them.
         drr_weight: Bytes of L for each of C while both queues wait (2, or 1: there are kernels of both).
         step_ms: Step threshold of L, without the quirk `no_l4s_step`.
-        scheduler: Without the quirk `drr`: `wrr` or `time_shifted`, as RFC 9332's.
-        classic_weight: Share of C in that round robin.
-        shift_ms: Time shift of that `time_shifted` scheduler.
+        scheduler: Without the quirk `drr`: `wrr` or `time_shifted`, as in `dualpi2_rfc9332`.
+        classic_weight: Share of C in the round robin `wrr`.
+        shift_ms: Time shift of the `time_shifted` scheduler.
     """
 
     target_ms: NonNegative = 15.0
@@ -83,10 +83,10 @@ STATE: Final = records(
         ("quirks", "i8", "bits", "`Quirk` bits."),
         ("drr_weight", "i8", "-", "Bytes of L for each of C while both queues wait."),
         ("step_ns", "i8", "ns", "Step threshold of L."),
-        ("new0", "i4", "queue", "First in the scheduler's list of new queues, or -1."),
-        ("new1", "i4", "queue", "Second in it."),
-        ("old0", "i4", "queue", "First in the list of old queues."),
-        ("old1", "i4", "queue", "Second in it."),
+        ("new0", "i4", "queue", "First queue in the scheduler's list of new queues, or -1."),
+        ("new1", "i4", "queue", "Second queue in it, or -1."),
+        ("old0", "i4", "queue", "First queue in the list of old queues, or -1."),
+        ("old1", "i4", "queue", "Second queue in it, or -1."),
         *dualpi2_rfc9332.SCHEDULER,
     ),
     (
@@ -94,14 +94,14 @@ STATE: Final = records(
         ("accu_prob", "i8", "1/(2^31 - 1)", "Accumulated probability."),
         ("qdelay_us", "i8", "us", "Current queue delay."),
         ("qdelay_old_us", "i8", "us", "Queue delay at the last update."),
-        ("burst_us", "i8", "us", "Burst allowance that is left."),
-        ("deficit", "i8", "bytes", "Of the deficit round robin."),
-        ("listed", "i1", "flag", "Whether the scheduler knows the queue."),
+        ("burst_us", "i8", "us", "Remaining burst allowance."),
+        ("deficit", "i8", "bytes", "Deficit of the deficit round robin."),
+        ("listed", "i1", "flag", "Whether the queue is in one of the scheduler's lists."),
     ),
 )
 of_env, of_queue = STATE.of_env, STATE.of_queue
 MOST_PACKETS: Final = 10240
-"""dummynet's largest queue, the kernel's default for this scheduler."""
+"""Largest queue of dummynet, the kernel's default for this scheduler."""
 
 QUANTUM: Final = 1514
 DERANDOMISE_LOW: Final = 1825361099
@@ -161,7 +161,7 @@ def update_probability(
     autotune: bool = True,
     decay: bool = True,
 ) -> int:
-    """One update of the drop probability (``calculate_drop_prob``).
+    """Compute one update of the drop probability (``calculate_drop_prob``).
 
     Args:
         prob: Probability, 1/(2^31 - 1).
@@ -212,13 +212,13 @@ def update_probability(
 
 @public
 def guarded(prob: int, qdelay_old_us: int, queue_bytes: int, qdelay_ref_us: int = 15000) -> bool:
-    """Whether the packet is enqueued without a look at the probability (uses the *last update's* delay)."""
+    """Return whether to enqueue the packet without a look at the probability (uses the *last update's* delay)."""
     return (qdelay_old_us < qdelay_ref_us // 2 and prob < MAX_PROB // 5) or queue_bytes <= 1600
 
 
 @public
 def accumulate(prob: int, accu: int) -> int:
-    """The accumulated probability after this packet's step: the sum since the last hit, 0 where prob is 0."""
+    """Return the accumulated probability after this packet's step: the sum since the last reset, 0 if prob is 0."""
     return 0 if prob == 0 else accu + prob
 
 
@@ -226,7 +226,7 @@ def accumulate(prob: int, accu: int) -> int:
 def draw(
     prob: int, accu: int, is_l4s: bool, random_1: int, random_2: int, classic_prob: int = 0, quirks: int = ALL_QUIRKS
 ) -> tuple[bool, int]:
-    """Whether the packet is hit, and the accumulated probability afterwards.
+    """Draw whether to drop or mark the packet, and return the accumulated probability afterwards.
 
     Args:
         prob: The queue's own probability, 1/(2^31 - 1).
@@ -238,7 +238,7 @@ def draw(
         quirks: `Quirk` bits.
 
     Returns:
-        (hit, accumulated probability).
+        (drop or mark, accumulated probability).
     """
     if quirks & DERANDOMISE:
         if accu < DERANDOMISE_LOW:
@@ -269,11 +269,11 @@ def resolve(
     max_ecn_threshold: int = 819,
     quirks: int = ALL_QUIRKS,
 ) -> tuple[int, int]:
-    """What a hit becomes: the action that is logged and the action that is applied.
+    """Convert a "hit" (drop or mark) to the logged action and the applied action.
 
     Returns:
-        (logged, applied), each 0 enqueue, 1 drop, 2 mark. A hit during the burst allowance, or while the
-        controller is inactive, is logged as a drop and not applied.
+        (logged, applied), each 0 enqueue, 1 drop, 2 mark. During the burst allowance, or while the
+        controller is inactive, a hit is logged as a drop and not applied.
     """
     if not hit:
         return ENQUEUE, ENQUEUE
@@ -290,7 +290,7 @@ def resolve(
 
 @public
 def classify(ecn: int, quirks: int = ALL_QUIRKS) -> int:
-    """Queue of a packet: 1 (L) or 0 (C)."""
+    """Return the queue of a packet: 1 (L) or 0 (C)."""
     return 1 if ecn == ECT_1 or (ecn == CE and not quirks & CE_IN_CLASSIC) else 0
 
 
@@ -298,7 +298,7 @@ def classify(ecn: int, quirks: int = ALL_QUIRKS) -> int:
 
 
 def _quirks(off: tuple[str, ...]) -> int:
-    """Quirk bits without the ones that are named."""
+    """Return the quirk bits without the named ones."""
     if "all" in off:
         return 0
     bits = ALL_QUIRKS
@@ -311,7 +311,7 @@ def _quirks(off: tuple[str, ...]) -> int:
 
 
 def setup(options: Options, path: Path) -> Mapping[str, Any]:
-    """The kernel's parameters."""
+    """Return the fields of the record: the kernel's parameters."""
     o = options
     return {
         "target_us": round(1e3 * o.target_ms),
@@ -330,13 +330,13 @@ def setup(options: Options, path: Path) -> Mapping[str, Any]:
 
 @jit
 def classify_packet(env: Any, p: int) -> int:
-    """`classify` for a packet that arrives."""
+    """Classify a packet that arrives, see `classify`."""
     return classify(packet_at(env, p).ecn, of_env(env).quirks)
 
 
 @jit
 def _step_accumulator(env: Any, index: int) -> bool:
-    """Take this packet's step of the accumulated probability; whether the packet is open to a hit."""
+    """Add this packet's step to the accumulated probability; return whether it may be dropped or marked."""
     mine = of_queue(env, index)
     prob = mine.drop_prob
     if of_env(env).quirks & SMALL_QUEUE_GUARD and guarded(
@@ -349,14 +349,14 @@ def _step_accumulator(env: Any, index: int) -> bool:
 
 @jit
 def decide(env: Any, index: int, p: int) -> int:
-    """The kernel's own decision for a packet at enqueue; `env.logged` is what it prints."""
+    """Decide as the kernel does at enqueue; `env.logged` is what it prints."""
     my, q, mine = of_env(env), queue_at(env, index), of_queue(env, index)
     is_l4s = index == 1
     if is_l4s and not my.quirks & NO_L4S_STEP and mine.qdelay_us * 1000 > my.step_ns and q.packets >= 1:
         return MARK
     if not _step_accumulator(env, index):
         return ENQUEUE
-    # Both numbers are always taken, so that the generator does not depend on the outcome.
+    # Both numbers are always drawn, so that the generator's state does not depend on the outcome.
     random_1 = random31(env)
     random_2 = random31(env)
     hit, mine.accu_prob = draw(
@@ -377,7 +377,7 @@ def decide(env: Any, index: int, p: int) -> int:
 
 @jit
 def note_foreign_decision(env: Any, index: int, action: int) -> None:
-    """The accumulated probability steps, and is reset as for a decision of its own."""
+    """Update the accumulated probability as for a decision of the discipline itself."""
     _step_accumulator(env, index)
     if action != ENQUEUE:
         of_queue(env, index).accu_prob = 0
@@ -385,10 +385,10 @@ def note_foreign_decision(env: Any, index: int, action: int) -> None:
 
 @jit
 def after_decision(env: Any, index: int, action: int) -> None:
-    """What follows a decision and its log line.
+    """Update the state after a decision and its log line.
 
     A drop resets the accumulated probability (only now: the log shows its value before); an idle controller
-    is activated; the burst allowance is renewed where there is no congestion.
+    becomes active; the burst allowance is renewed if there is no congestion.
     """
     q, mine = queue_at(env, index), of_queue(env, index)
     if action == DROP:
@@ -414,13 +414,13 @@ def after_decision(env: Any, index: int, action: int) -> None:
 
 @jit
 def has_room(env: Any, p: int) -> int:
-    """The kernel looks only after the enqueue, and then drops a head."""
+    """Always let the packet in: the kernel checks the buffer after the enqueue, and then drops a head."""
     return 1 if of_env(env).quirks & HEAD_DROP else fifo.has_room(env, p)
 
 
 @jit
 def update(env: Any, index: int) -> int:
-    """The update callout of one queue, every ``tupdate`` while its controller is active."""
+    """Run the update callout of one queue, every ``tupdate`` while its controller is active."""
     my, q, mine = of_env(env), queue_at(env, index), of_queue(env, index)
     if q.bytes == 0:
         mine.qdelay_us = 0
@@ -446,7 +446,7 @@ def update(env: Any, index: int) -> int:
 
 @jit
 def after_enqueue(env: Any, index: int, p: int) -> None:
-    """A packet has joined a queue; if the scheduler had forgotten it, it goes to the end of the list of new queues."""
+    """Put a queue that gets a packet at the end of the list of new queues, if it is in no list."""
     my, mine = of_env(env), of_queue(env, index)
     if mine.listed:
         return
@@ -470,7 +470,7 @@ def _to_old(my: Any, index: int) -> None:
 
 @jit
 def _pick_by_deficit(env: Any) -> int:
-    """Deficit round robin with lists of new and old queues (FQ-PIE's), C's weight 1; -1 where all is empty."""
+    """Pick by deficit round robin with lists of new and old queues (FQ-PIE's), C's weight 1; -1: all empty."""
     my = of_env(env)
     while True:
         from_new = my.new0 >= 0
@@ -498,7 +498,7 @@ def _pick_by_deficit(env: Any) -> int:
 
 @jit
 def pick(env: Any) -> int:
-    """The scheduler's choice; the controllers stop when their queue is found empty."""
+    """Return the scheduler's choice; stop the controllers of queues that it finds empty."""
     my = of_env(env)
     if my.quirks & DRR:
         index = _pick_by_deficit(env)
@@ -516,7 +516,7 @@ def pick(env: Any) -> int:
 
 @jit
 def after_dequeue(env: Any, index: int, p: int, action: int) -> None:
-    """The queue's delay is that of the packet that leaves, and the scheduler is charged for it."""
+    """Set the queue's delay to that of the packet that leaves, and charge the scheduler."""
     my, mine, length = of_env(env), of_queue(env, index), packet_at(env, p).len
     mine.qdelay_us = queue_at(env, index).delay_ns // 1000
     if my.quirks & DRR:
@@ -527,31 +527,31 @@ def after_dequeue(env: Any, index: int, p: int, action: int) -> None:
 
 @jit
 def base_probability(env: Any, index: int) -> int:
-    """The queue's drop probability, 1/(2^31 - 1)."""
+    """Return the queue's drop probability, 1/(2^31 - 1)."""
     return of_queue(env, index).drop_prob
 
 
 @jit
 def accumulated_probability(env: Any, index: int) -> int:
-    """The queue's accumulated probability, 1/(2^31 - 1)."""
+    """Return the queue's accumulated probability, 1/(2^31 - 1)."""
     return of_queue(env, index).accu_prob
 
 
 @jit
 def burst_allowance_us(env: Any, index: int) -> int:
-    """The burst allowance that is left, us."""
+    """Return the remaining burst allowance, us."""
     return of_queue(env, index).burst_us
 
 
 @jit
 def current_delay_us(env: Any, index: int) -> int:
-    """The delay that the controller goes by, us."""
+    """Return the delay that the controller uses, us."""
     return of_queue(env, index).qdelay_us
 
 
 @jit
 def old_delay_us(env: Any, index: int) -> int:
-    """Delay at the last update, us."""
+    """Return the delay at the last update, us."""
     return of_queue(env, index).qdelay_old_us
 
 

@@ -1,6 +1,6 @@
-"""DualPI2 of the Linux kernel (sch_dualpi2, 6.17): its integers, its random draws, AQM at dequeue.
+"""DualPI2 of the Linux kernel (sch_dualpi2, 6.17): its integers, its random draws, decisions at dequeue.
 
-Bytes are those of the qdisc behind an Ethernet device of MTU 1500: each packet counts with its link header
+Bytes are counted as in a qdisc on an Ethernet device of MTU 1500: each packet counts with its link header
 (`LINK_HEADER`) in the backlog and in the round robin's credit, and `PSCHED_MTU` is a full frame.
 
 Not modelled: drops at enqueue (`drop_enqueue`) and the splitting of GSO packets (each packet here is one segment); the
@@ -26,17 +26,17 @@ from l4s_gym.sim.memory import packet_at, queue_at
 
 
 class Options(Struct, frozen=True, forbid_unknown_fields=True):
-    """Of `dualpi2_linux`.
+    """Options of `dualpi2_linux`.
 
     Attributes:
         target_ms: Target delay.
         tupdate_ms: Control interval.
-        alpha: Integral gain, 1/256 Hz, as netlink has it.
+        alpha: Integral gain, 1/256 Hz, as in netlink.
         beta: Proportional gain, 1/256 Hz.
-        coupling: k.
+        coupling: Coupling factor k.
         step_ms: Step threshold of L.
-        step_packets: Step threshold of L in packets, instead of `step_ms`; 0: by time.
-        min_qlen_step: The step is for packets that find at least so many in L.
+        step_packets: Step threshold of L in packets, instead of `step_ms`; 0: use `step_ms`.
+        min_qlen_step: The step applies to packets that find at least this many in L.
         classic_protection: Share of C in the round robin, per cent; 0: L has strict priority.
         drop_on_overload: Drop L too in overload.
     """
@@ -57,14 +57,14 @@ STATE: Final = records(
     "dualpi2_linux",
     (
         ("prob", "i8", "1/(2^32 - 1)", "Base probability p'."),
-        ("old_ns", "i8", "ns", "Delay at the last update."),
+        ("old_ns", "i8", "ns", "Queue delay at the last update."),
         ("coupling", "i8", "-", "Coupling factor k."),
         ("step_ns", "i8", "ns", "Step threshold of L."),
-        ("step_packets", "i8", "packets", "Step threshold of L; 0: by time."),
-        ("min_qlen_step", "i8", "packets", "The step is for packets that find at least so many in L."),
+        ("step_packets", "i8", "packets", "Step threshold of L; 0: use `step_ns`."),
+        ("min_qlen_step", "i8", "packets", "The step applies to packets that find at least this many in L."),
         ("classic_protection", "i8", "%", "Share of C in the round robin."),
-        ("wrr_credit", "i8", "%B", "Credit of the round robin: L's turn while it is not above 0."),
-        ("drop_on_overload", "i1", "flag", "Whether L is dropped too in overload."),
+        ("wrr_credit", "i8", "%B", "Credit of the round robin: L is served while it is at most 0."),
+        ("drop_on_overload", "i1", "flag", "Whether overload drops L too."),
     ),
 )
 of_env = STATE.of_env
@@ -79,7 +79,7 @@ MOST_COUPLING: Final = 255
 
 @public
 def scale_gain(gain: int) -> int:
-    """A gain of iproute2 (1/256 Hz) in the kernel's units, as `dualpi2_scale_alpha_beta`: 41 -> 44, 819 -> 879."""
+    """Convert iproute2's gain (1/256 Hz) to the kernel's units, as `dualpi2_scale_alpha_beta`: 41 -> 44, 819 -> 879."""
     return (gain * MAX_PROB // 4) // 1_000_000_000
 
 
@@ -94,20 +94,20 @@ def update_probability(
     drop_overload: bool = True,
     coupling: int = 2,
 ) -> int:
-    """One step of the PI controller (`calculate_probability`).
+    """Compute one step of the PI controller (`calculate_probability`).
 
     The kernel keeps 32 bits of the sum and takes it for out of range where it lies on the wrong side of the old value;
     so a step of 2^32 and more (a delay that grows by 0.3 s within an interval) loses its upper bits.
 
     Args:
         prob: Base probability p', 1/(2^32 - 1).
-        current_ns: The larger of both queues' head delays, ns.
+        current_ns: The larger of the head delays of both queues, ns.
         previous_ns: The same at the last update, ns.
         target_ns: Target, ns.
-        alpha: Integral gain as `scale_gain` gives it.
-        beta: Proportional gain as `scale_gain` gives it.
+        alpha: Integral gain from `scale_gain`.
+        beta: Proportional gain from `scale_gain`.
         drop_overload: Whether overload drops; if not, p' is capped at 1/coupling.
-        coupling: k.
+        coupling: Coupling factor k.
 
     Returns:
         The new p', 1/(2^32 - 1).
@@ -129,7 +129,7 @@ def update_probability(
 
 @public
 def decide_classic(prob: int, ecn: int, overload: bool, random_1: int, random_2: int) -> int:
-    """Decision for a C packet: two rolls against p' (the square), random numbers in [0, 2^32)."""
+    """Decide about a C packet: two draws against p' (its square), random numbers in [0, 2^32)."""
     if random_1 <= prob and random_2 <= prob:
         return DROP if overload or ecn == NOT_ECT else MARK
     return ENQUEUE
@@ -145,7 +145,7 @@ def decide_l4s(
     coupling: int = 2,
     drop_overload: bool = True,
 ) -> int:
-    """Decision for an L packet by the coupled probability: under overload Not-ECT passes where it is not dropped."""
+    """Decide about an L packet by the coupled probability: a Not-ECT packet passes unless overload drops."""
     if not overload:
         if random_1 <= prob * coupling:
             return DROP if ecn == NOT_ECT else MARK
@@ -157,31 +157,31 @@ def decide_l4s(
 
 @public
 def exceeds_step(sojourn_ns: int, packets: int, step_ns: int = 1_000_000, step_packets: int = 0) -> bool:
-    """Whether an L packet is over the step threshold.
+    """Return whether an L packet is over the step threshold.
 
     Args:
         sojourn_ns: Its sojourn, ns.
         packets: Packets in L without it.
         step_ns: Threshold by time, ns.
-        step_packets: Threshold in packets; 0: by time.
+        step_packets: Threshold in packets; 0: use `step_ns`.
     """
     return packets > step_packets if step_packets > 0 else sojourn_ns > step_ns
 
 
 @public
 def is_small(packets: int, length: int) -> bool:
-    """Whether what both queues hold (IP bytes) is below two frames of the MTU: then p' is not applied."""
+    """Return whether both queues together (IP bytes) are below two frames of the MTU: then p' is not applied."""
     return length + LINK_HEADER * packets < 2 * PSCHED_MTU
 
 
 @public
 def first_credit(classic_protection: int) -> int:
-    """Credit of the round robin when both queues have been empty, in favour of L below 50 per cent for C."""
+    """Return the round robin's credit when both queues are empty: in favour of L below 50 per cent for C."""
     return PSCHED_MTU * (2 * classic_protection - 100)
 
 
 def setup(options: Options, path: Path) -> Mapping[str, Any]:
-    """The kernel's parameters."""
+    """Return the fields of the record: the kernel's parameters."""
     o = options
     return {
         "target_us": round(1e3 * o.target_ms),
@@ -200,7 +200,7 @@ def setup(options: Options, path: Path) -> Mapping[str, Any]:
 
 @jit
 def decide(env: Any, index: int, p: int) -> int:
-    """At dequeue (`must_drop` and `do_step_aqm`); the packet has been removed from its queue."""
+    """Decide at dequeue (`must_drop` and `do_step_aqm`); the packet has been removed from its queue."""
     my, a = of_env(env), packet_at(env, p)
     action = ENQUEUE
     if not is_small(env.packets, env.bytes):
@@ -221,13 +221,13 @@ def decide(env: Any, index: int, p: int) -> int:
 
 @jit
 def after_enqueue(env: Any, index: int, p: int) -> None:
-    """The step is only for packets that have found enough others in their queue."""
+    """Note whether a packet has found enough others in its queue for the step."""
     packet_at(env, p).step_ok = 1 if queue_at(env, index).packets > of_env(env).min_qlen_step else 0
 
 
 @jit
 def pick(env: Any) -> int:
-    """Credit-based weighted round robin (`dequeue_packet`); -1 where all is empty, and the credit starts anew."""
+    """Pick by credit-based weighted round robin (`dequeue_packet`); if all is empty, reset the credit and return -1."""
     my = of_env(env)
     if queue_at(env, 1).packets > 0 and (queue_at(env, 0).packets == 0 or my.wrr_credit <= 0):
         return 1
@@ -239,7 +239,7 @@ def pick(env: Any) -> int:
 
 @jit
 def after_dequeue(env: Any, index: int, p: int, action: int) -> None:
-    """Account a served packet: L adds wc x frame, C subtracts wl x frame (per cent), only while the other queue waits.
+    """Charge a served packet: L adds wc x frame, C subtracts wl x frame (per cent), only while the other queue waits.
 
     With wc = 0 the credit never leaves its first value, and L has strict priority.
     """
@@ -254,7 +254,7 @@ def after_dequeue(env: Any, index: int, p: int, action: int) -> None:
 
 @jit
 def update(env: Any, index: int) -> int:
-    """Every `tupdate`, by the older of both heads."""
+    """Update the probability every `tupdate`, by the older of both heads."""
     my = of_env(env)
     current = max(head_delay_ns(env, 0), head_delay_ns(env, 1))
     my.prob = update_probability(
@@ -266,13 +266,13 @@ def update(env: Any, index: int) -> int:
 
 @jit
 def base_probability(env: Any, index: int) -> int:
-    """p', 1/(2^31 - 1)."""
+    """Return p', 1/(2^31 - 1)."""
     return of_env(env).prob >> 1
 
 
 @jit
 def old_delay_us(env: Any, index: int) -> int:
-    """Delay at the last update, us."""
+    """Return the queue delay at the last update, us."""
     return of_env(env).old_ns // 1000
 
 

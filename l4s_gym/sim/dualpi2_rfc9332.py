@@ -1,6 +1,6 @@
-"""DualPI2 as RFC 9332 appendix A writes it: AQM at dequeue, `recur()` instead of a draw; in integers.
+"""DualPI2 by RFC 9332 appendix A: decisions at dequeue by `recur()`, without random draws; in integers.
 
-The appendix computes with real numbers. Here every value is a signed integer of 64 bits, so that another
+The appendix computes in floating point. Here every value is a signed integer of 64 bits, so that another
 implementation of the same arithmetic, in a kernel without floating point too, gives the same decisions to the last
 packet: probabilities are multiples of 2^-32 (`ONE` is 1), gains 2^-48 per ns, k 1/256, the weight of C 1/65536.
 Divisions and shifts round towards minus infinity; no intermediate value leaves 64 bits.
@@ -26,17 +26,17 @@ Scheduler = Literal["wrr", "time_shifted"]
 
 
 class Options(Struct, frozen=True, forbid_unknown_fields=True):
-    """Of `dualpi2_rfc9332`.
+    """Options of `dualpi2_rfc9332`.
 
     Attributes:
         target_ms: Target delay.
         tupdate_ms: Control interval.
         alpha: Integral gain, Hz (rounded to 2^-48 per ns).
-        beta: Proportional gain, Hz, likewise.
-        coupling: k (rounded to 1/256).
-        min_th_us: Foot of the L ramp.
+        beta: Proportional gain, Hz (rounded to 2^-48 per ns).
+        coupling: Coupling factor k (rounded to 1/256).
+        min_th_us: Delay at which the L ramp starts.
         range_us: Width of the L ramp.
-        th_len: No native L mark while L holds at most so many packets.
+        th_len: No native L mark while L holds at most this many packets.
         p_c_max: Overload threshold on p_C.
         scheduler: `wrr` or `time_shifted`.
         classic_weight: Share of C in the round robin (rounded to 1/65536).
@@ -58,7 +58,7 @@ class Options(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 SCHEDULER: Final[tuple[Row, ...]] = (
-    ("wrr_credit", "i8", "B/65536", "Credit of the round robin: L's turn while it is not above 0."),
+    ("wrr_credit", "i8", "B/65536", "Credit of the round robin: L is served while it is at most 0."),
     ("classic_weight", "i8", "1/65536", "Share of C in the round robin."),
     ("shift_ns", "i8", "ns", "Time shift of the time-shifted FIFO; 0: the round robin."),
 )
@@ -66,24 +66,24 @@ STATE: Final = records(
     "dualpi2_rfc9332",
     (
         ("prob", "i8", "2^-32", "Base probability p'."),
-        ("old_ns", "i8", "ns", "Delay at the last update."),
+        ("old_ns", "i8", "ns", "Queue delay at the last update."),
         ("alpha_q", "i8", "2^-48/ns", "Integral gain."),
         ("beta_q", "i8", "2^-48/ns", "Proportional gain."),
         ("coupling", "i8", "1/256", "Coupling factor k."),
         ("p_c_max", "i8", "2^-32", "p_C from which ECN packets of C are dropped."),
-        ("min_th_ns", "i8", "ns", "Foot of the L ramp."),
+        ("min_th_ns", "i8", "ns", "Delay at which the L ramp starts."),
         ("range_ns", "i8", "ns", "Width of the L ramp."),
-        ("th_len", "i8", "packets", "No native L mark while L holds at most so many."),
+        ("th_len", "i8", "packets", "No native L mark while L holds at most this many."),
         *SCHEDULER,
     ),
-    (("recur", "i8", "2^-32", "Sum of the likelihoods since the last hit."),),
+    (("recur", "i8", "2^-32", "Sum of the likelihoods since the last drop or mark."),),
 )
 of_env, of_queue = STATE.of_env, STATE.of_queue
 
 ONE: Final = 1 << 32
 """Probability 1."""
 LONGEST_NS: Final = (1 << 31) - 1
-"""Longer delays (2.1 s) count as this long in the controller; the widest ramp of L too."""
+"""Longer delays count as this long in the controller (2.1 s); also the widest ramp of L."""
 MOST_GAIN: Final = 1 << 30
 MOST_COUPLING: Final = 1 << 16
 WEIGHT_ONE: Final = 1 << 16
@@ -91,12 +91,12 @@ MTU: Final = 1514
 
 
 def scale_gain(gain_hz: float) -> int:
-    """A gain in Hz in units of 2^-48 per ns, the nearest: 0.16 -> 45036, 3.2 -> 900720."""
+    """Convert a gain in Hz to the nearest in units of 2^-48 per ns: 0.16 -> 45036, 3.2 -> 900720."""
     return round(gain_hz * (1 << 48) / 1e9)
 
 
 def scheduler_fields(scheduler: Scheduler, classic_weight: float, shift_ms: float) -> dict[str, int]:
-    """Values of `SCHEDULER`."""
+    """Return the values of the fields `SCHEDULER`."""
     return {
         "classic_weight": round(WEIGHT_ONE * classic_weight),
         "shift_ns": round(1e6 * shift_ms) if scheduler == "time_shifted" else 0,
@@ -104,10 +104,10 @@ def scheduler_fields(scheduler: Scheduler, classic_weight: float, shift_ms: floa
 
 
 def setup(options: Options, path: Path) -> Mapping[str, Any]:
-    """The parameters, within what the fixed-point arithmetic holds.
+    """Return the fields of the record, within the range of the fixed-point arithmetic.
 
     Raises:
-        L4SError: One is outside.
+        L4SError: A parameter is out of range.
     """
     o = options
     fields = {
@@ -145,15 +145,15 @@ def update_probability(
     alpha: int = 45_036,
     beta: int = 900_720,
 ) -> int:
-    """One step of the PI controller (RFC 9332 appendix A.1, figure 6).
+    """Compute one step of the PI controller (RFC 9332 appendix A.1, figure 6).
 
     Args:
         prob: Base probability p', 2^-32, from 0 to `ONE`.
-        current_ns: The larger of both queues' delays, ns; more than `LONGEST_NS` counts as that.
+        current_ns: The larger of both queues' delays, ns; at most `LONGEST_NS` counts.
         previous_ns: The same at the last update, ns.
         target_ns: Target delay, ns.
-        alpha: Integral gain as `scale_gain` gives it.
-        beta: Proportional gain as `scale_gain` gives it.
+        alpha: Integral gain from `scale_gain`.
+        beta: Proportional gain from `scale_gain`.
 
     Returns:
         The new p', 2^-32, clamped to 0 and `ONE`.
@@ -166,14 +166,14 @@ def update_probability(
 
 @public
 def square(prob: int) -> int:
-    """The square of a probability, 2^-32; of the 33 bits the last is left out, so that 64 hold the product."""
+    """Return the square of a probability, 2^-32; the last of 33 bits is left out, so that 64 hold the product."""
     half = prob >> 1
     return (half * half) >> 30
 
 
 @public
 def laqm(delay_ns: int, min_th_ns: int = 800_000, range_ns: int = 400_000) -> int:
-    """Native L4S marking probability, 2^-32: a ramp from 0 at `min_th_ns` to `ONE` at `min_th_ns + range_ns`."""
+    """Return the native L4S marking probability, 2^-32: from 0 at `min_th_ns` up to `ONE` at `min_th_ns + range_ns`."""
     if delay_ns <= min_th_ns:
         return 0
     if delay_ns >= min_th_ns + range_ns:
@@ -183,7 +183,7 @@ def laqm(delay_ns: int, min_th_ns: int = 800_000, range_ns: int = 400_000) -> in
 
 @public
 def recur(count: int, likelihood: int) -> tuple[bool, int]:
-    """Evenly spread hits, both in 2^-32: (hit, new count); a hit when the sum exceeds `ONE` (strictly)."""
+    """Spread drops or marks evenly, in 2^-32: (drop or mark, new count); one when the sum exceeds `ONE` (strictly)."""
     count += likelihood
     if count > ONE:
         return True, count - ONE
@@ -202,7 +202,7 @@ def decide_l4s(
     range_ns: int = 400_000,
     th_len: int = 1,
 ) -> tuple[int, int]:
-    """Decision for an L packet at dequeue: (action, new count).
+    """Decide about an L packet at dequeue: (action, new count).
 
     Args:
         prob: Base probability p', 2^-32.
@@ -210,8 +210,8 @@ def decide_l4s(
         queue_packets: Packets in L when the packet was at its head (itself included).
         count: State of `recur`, 2^-32.
         ecn: ECN codepoint.
-        coupling: k, 1/256.
-        min_th_ns: Foot of the ramp, ns.
+        coupling: Coupling factor k, 1/256.
+        min_th_ns: Delay at which the ramp starts, ns.
         range_ns: Width of the ramp, ns.
         th_len: No native mark while L holds at most this many packets.
     """
@@ -231,7 +231,7 @@ def decide_l4s(
 
 @public
 def decide_classic(prob: int, count: int, ecn: int, p_c_max: int = 1 << 30) -> tuple[int, int]:
-    """Decision for a C packet at dequeue, by p_C = p'^2, all in 2^-32: (action, new count)."""
+    """Decide about a C packet at dequeue, by p_C = p'^2, all in 2^-32: (action, new count)."""
     p_c = square(prob)
     hit, count = recur(count, p_c)
     if not hit:
@@ -241,25 +241,25 @@ def decide_classic(prob: int, count: int, ecn: int, p_c_max: int = 1 << 30) -> t
 
 @public
 def in_records(prob: int) -> int:
-    """A probability or count of 2^-32 in the unit of the records, 1/(2^31 - 1), rounded down."""
+    """Convert a probability or count of 2^-32 to the unit of the records, 1/(2^31 - 1), rounded down."""
     return (prob * MAX_PROB) >> 32
 
 
 @jit
 def classify(env: Any, p: int) -> int:
-    """ECT(1) and CE go to L."""
+    """Put ECT(1) and CE into L."""
     return packet_at(env, p).ecn & 1
 
 
 @jit
 def has_room(env: Any, p: int) -> int:
-    """Whether one MTU is free."""
+    """Return whether there is room for one MTU."""
     return int(not fifo.is_full(env.packets, env.bytes, 1500, env.limit_packets, env.limit_bytes))
 
 
 @jit
 def _pick_time_shifted(env: Any, shift_ns: int) -> int:
-    """Time-shifted FIFO (RFC 9332 section 4.1.1): serve L unless C's head has waited `shift_ns` longer."""
+    """Pick by time-shifted FIFO (RFC 9332 section 4.1.1): serve L unless C's head has waited `shift_ns` longer."""
     l_delay = env.now_ns - packet_at(env, queue_at(env, 1).head).enqueued_ns
     c_delay = env.now_ns - packet_at(env, queue_at(env, 0).head).enqueued_ns
     return 1 if l_delay + shift_ns >= c_delay else 0
@@ -267,7 +267,7 @@ def _pick_time_shifted(env: Any, shift_ns: int) -> int:
 
 @jit
 def schedule(env: Any, my: Any) -> int:
-    """Conditional priority: weighted round robin with C's share `classic_weight`, or time-shifted FIFO.
+    """Pick by weighted round robin with C's share `classic_weight`, or by time-shifted FIFO.
 
     `my` has the fields of `SCHEDULER`.
     """
@@ -282,7 +282,7 @@ def schedule(env: Any, my: Any) -> int:
 
 @jit
 def charge(env: Any, my: Any, index: int, length: int) -> None:
-    """Account a served packet to the round robin (1/65536 byte); the credit moves only while the other queue waits."""
+    """Charge a served packet to the round robin (1/65536 byte); the credit moves only while the other queue waits."""
     if queue_at(env, 0).packets == 0 and queue_at(env, 1).packets == 0:
         my.wrr_credit = -MTU * (WEIGHT_ONE - 2 * my.classic_weight)
     elif queue_at(env, 1 - index).packets > 0:
@@ -294,20 +294,20 @@ def charge(env: Any, my: Any, index: int, length: int) -> None:
 
 @jit
 def pick(env: Any) -> int:
-    """The scheduler's choice."""
+    """Return the scheduler's choice."""
     return schedule(env, of_env(env))
 
 
 @jit
 def after_dequeue(env: Any, index: int, p: int, action: int) -> None:
-    """A packet dropped at dequeue costs nothing."""
+    """Charge the round robin, except for a packet dropped at dequeue."""
     if action != DROP:
         charge(env, of_env(env), index, packet_at(env, p).len)
 
 
 @jit
 def decide(env: Any, index: int, p: int) -> int:
-    """At dequeue (the packet has been removed from its queue)."""
+    """Decide at dequeue (the packet has been removed from its queue)."""
     my, q, mine, ecn = of_env(env), queue_at(env, index), of_queue(env, index), packet_at(env, p).ecn
     if index == 1:
         action, mine.recur = decide_l4s(
@@ -320,7 +320,7 @@ def decide(env: Any, index: int, p: int) -> int:
 
 @jit
 def update(env: Any, index: int) -> int:
-    """Every T_UPDATE, by the older of both heads."""
+    """Update the probability every T_UPDATE, by the older of both heads."""
     my = of_env(env)
     current = max(head_delay_ns(env, 0), head_delay_ns(env, 1))
     my.prob = update_probability(my.prob, current, my.old_ns, env.target_us * 1000, my.alpha_q, my.beta_q)
@@ -330,19 +330,19 @@ def update(env: Any, index: int) -> int:
 
 @jit
 def base_probability(env: Any, index: int) -> int:
-    """p', 1/(2^31 - 1)."""
+    """Return p', 1/(2^31 - 1)."""
     return in_records(of_env(env).prob)
 
 
 @jit
 def accumulated_probability(env: Any, index: int) -> int:
-    """The sum of `recur`, 1/(2^31 - 1)."""
+    """Return the sum of `recur`, 1/(2^31 - 1)."""
     return in_records(of_queue(env, index).recur)
 
 
 @jit
 def old_delay_us(env: Any, index: int) -> int:
-    """Delay at the last update, us."""
+    """Return the queue delay at the last update, us."""
     return of_env(env).old_ns // 1000
 
 

@@ -1,4 +1,4 @@
-"""The event loop, compiled once for everything: native runs, single steps and batches.
+"""The event loop, compiled once for all uses: native runs, single steps and batches.
 
 `advance` takes the address of the batch's records: integers cost a Numba call next to nothing, arrays some
 40 ns each. It runs environments [first, last) until each one needs an
@@ -56,13 +56,13 @@ from l4s_gym.sim.packets import pop_transit
 from l4s_gym.sim.plugin import call_int
 
 SPINS = 500_000
-"""Looks at a control word before a thread goes to sleep, about half a millisecond: to wake one takes 50 to 100 us."""
+"""Reads of a control word before a thread sleeps, about half a millisecond: waking one takes 50 to 100 us."""
 _ENV_SIZE, _QUEUE_SIZE, _FLOW_SIZE, _PACKET_SIZE = (kind.itemsize for kind in (ENV, QUEUE, FLOW, PACKET))
 
 
 @jit
 def _change_rate(env: Any) -> None:
-    """The next step of the link's rate: see `setup.trace_array`; the steps of a trace repeat."""
+    """Take the next step of the link's rate: see `setup.trace_array`; the steps of a trace repeat."""
     value = trace_of(env)[2 * env.trace_pos + 1]
     env.trace_pos += 1
     if env.trace_period_ns > 0:
@@ -80,7 +80,7 @@ def _change_rate(env: Any) -> None:
 
 @jit
 def _on_transit(env: Any, i: int) -> None:
-    """A packet of flow `i` ends a hop: at the bottleneck once more, or at its sender."""
+    """Handle a packet of flow `i` at the end of a hop: at the bottleneck once more, or at its sender."""
     p = pop_transit(env, i)
     a = packet_at(env, p)
     if not a.ack or (env.acks_queued and a.crossing < env.passes):
@@ -111,7 +111,7 @@ def _dispatch(env: Any, slot: int) -> None:
 
 @jit
 def _next_of(env: Any, i: int) -> int:
-    """The next packet of the flow that is sending, or -1."""
+    """Return the next packet of the flow that is sending, or -1."""
     if flow_at(env, i).cc == NONE:
         env.sending = -1
         return sources.unresponsive_packet(env, i)
@@ -120,7 +120,7 @@ def _next_of(env: Any, i: int) -> int:
 
 @shared
 def run(env: Any, action: int) -> int:
-    """Run one environment; why it came back. `action` is for the packet that waits, if one does."""
+    """Run one environment; return its status. `action` is for the packet that waits, if there is one."""
     if env.status == TERMINATED or env.status == TRUNCATED:
         return env.status
     if env.status == DECISION:
@@ -194,13 +194,13 @@ def run(env: Any, action: int) -> int:
 
 @jit
 def _next_job(control: int) -> int:
-    """Wait for a job number other than the one that is done; -1 where none comes for a while."""
+    """Wait for a job number other than the one that is done; -1 if none comes for a while."""
     done = atomic_load64(control + 8)
     for _ in range(SPINS):
         job = atomic_load64(control)
         if job != done:
             return job
-    # Asleep from here on, unless a job came just before the other side could see that.
+    # From here on the thread sleeps, unless a job came just before the other side could see that.
     atomic_store64(control + 16, 0)
     job = atomic_load64(control)
     if job == done:
@@ -211,7 +211,7 @@ def _next_job(control: int) -> int:
 
 @short_entry
 def advance_one(address: int) -> int:
-    """Run the environment whose `ENV` record lies at an address, and write what comes of it; its status.
+    """Run the environment of an `ENV` record by its address, and write its results; return its status.
 
     A policy in the engine takes as many decisions as are left to it.
     """
@@ -225,7 +225,7 @@ def advance_one(address: int) -> int:
                 break
             action = policy.decide(env)
         status = run(env, action)
-        if status == LOG_FULL:  # it is emptied in the middle of a step, which earns its reward as a whole
+        if status == LOG_FULL:  # the log is emptied during a step, whose reward counts as a whole
             break
         reward = observation.take_reward(env)
         earned += reward
@@ -242,7 +242,7 @@ def advance_one(address: int) -> int:
 
 @jit
 def _prefetch_rows(address: int) -> None:
-    """What is touched at nearly every packet of an environment, and lies at a fixed distance (`layout`, `Batch`)."""
+    """Prefetch the rows used at nearly every packet of an environment, at fixed distances (`layout`, `Batch`)."""
     prefetch(address, 512)
     prefetch(address + _ENV_SIZE, 192)
     prefetch(address + _ENV_SIZE + _QUEUE_SIZE, 192)
@@ -257,7 +257,7 @@ def _prefetch_packet(env: Any, p: int) -> None:
 
 @jit
 def _prefetch_found(address: int) -> None:
-    """What those rows lead to: the flow of the next event, and the packets that move next."""
+    """Prefetch what those rows refer to: the flow of the next event, and the packets that move next."""
     env = env_record(address)
     slot = first_slot(env)
     if slot >= SLOT_FLOWS:
@@ -271,7 +271,7 @@ def _prefetch_found(address: int) -> None:
 
 @entry
 def _advance(address: int, stride: int, first: int, last: int, control: int, one: int) -> None:
-    """`advance`; `one` is the address of `advance_one`, so that the engine is compiled once."""
+    """Run `advance`; `one` is the address of `advance_one`, so that the engine is compiled once."""
     job = 0
     while True:
         if control != 0:
@@ -280,7 +280,7 @@ def _advance(address: int, stride: int, first: int, last: int, control: int, one
                 return
         for n in range(first, last):
             at = address + n * stride
-            # A large batch outgrows the caches: what comes next is fetched meanwhile.
+            # A large batch outgrows the caches: prefetch the next environment meanwhile.
             _prefetch_rows(at + 2 * stride)
             if n + 1 < last:
                 _prefetch_found(at + stride)
@@ -299,7 +299,7 @@ def advance(address: int, stride: int, first: int, last: int, control: int) -> N
         first: First environment.
         last: One past the last environment.
         control: 0: run once. Else the address of three int64 (number of the job given, number of the job done,
-            whether somebody waits here): serve jobs until none comes for a while.
+            whether the caller waits here): serve jobs until none comes for a while.
 
     Afterwards `status`, `applied` (int64), `reward` (float64) and `obs` (8 float32) of each are new.
     """
@@ -307,13 +307,13 @@ def advance(address: int, stride: int, first: int, last: int, control: int) -> N
 
 
 def is_kept() -> bool:
-    """Whether the compiled engine is on disk."""
+    """Return whether the compiled engine is on disk."""
     return all(map(compiled.is_kept, (_advance, advance_one)))
 
 
 @short_entry
 def accept(given: npt.NDArray[np.int64], actions: npt.NDArray[np.int64]) -> bool:
-    """Copy actions (n,) to where the engine reads them; False, and nothing is copied, where one is not 0, 1 or 2."""
+    """Copy actions (n,) to where the engine reads them; False, with nothing copied, if one is not 0, 1 or 2."""
     for each in given:
         if each < 0 or each > 2:
             return False
@@ -323,7 +323,7 @@ def accept(given: npt.NDArray[np.int64], actions: npt.NDArray[np.int64]) -> bool
 
 @short_entry
 def highest(status: npt.NDArray[np.int64]) -> int:
-    """The highest of the statuses (n,): a tenth of the time that NumPy takes."""
+    """Return the highest of the statuses (n,), in a tenth of NumPy's time."""
     found = status[0]
     for each in status:
         found = max(found, each)
@@ -332,7 +332,7 @@ def highest(status: npt.NDArray[np.int64]) -> int:
 
 @short_entry
 def give_job(control: int, count: int, job: int) -> int:
-    """Give job number `job` to `count` serving threads; how many of them are asleep."""
+    """Give job number `job` to `count` serving threads; return how many of them are asleep."""
     asleep = 0
     for k in range(count):
         place = control + (k << 6)
@@ -346,7 +346,7 @@ def await_jobs(control: int, count: int, job: int) -> bool:
     """Wait, without the GIL, until `count` serving threads have done job number `job`.
 
     Returns:
-        Whether all are done; False after a while, or where a thread has gone to sleep before it.
+        Whether all are done; False after a while, or if a thread fell asleep before it was.
     """
     for k in range(count):
         place = control + (k << 6)

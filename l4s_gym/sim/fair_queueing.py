@@ -1,11 +1,11 @@
-"""Fair queueing as FQ-CoDel and CAKE have it: deficit round robin over the flows' queues, lists of new and of old ones.
+"""Fair queueing as in FQ-CoDel and CAKE: deficit round robin over the flows' queues, lists of new and of old ones.
 
 A queue that becomes active joins the new ones, which are served before the old ones; once it has sent its quantum it
-joins the old ones, and while it stays active it is served in turn with them (RFC 8290 section 4). Packets count with
-their link header.
+joins the old ones, and while it stays active it is served with them one after another (RFC 8290 section 4). Packets
+count with their link header.
 
-Each flow has a queue of its own, and its ACKs, where they cross the bottleneck too, have another, as their addresses
-and ports are turned round. Not modelled: queues that a hash gives to several flows.
+Each flow has its own queue, and its ACKs, if they cross the bottleneck too, have another, as their addresses
+and ports are swapped. Not modelled: queues that a hash gives to several flows.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from l4s_gym.sim.memory import log_at, packet_at, queue_at
 FLOWS: Final = 2
 """Number of the first flow's queue."""
 NONE, NEW, OLD, DECAYING = range(4)
-"""Lists that a queue may be on; the last one only CAKE has."""
+"""Lists that a queue may be on; only CAKE has the last one."""
 ENV_ROWS: Final[tuple[Row, ...]] = (
-    ("quantum", "i8", "B", "What a queue may send in its turn."),
-    ("first", "(4,)i8", "queue", "First of the lists `NEW`, `OLD`, `DECAYING`; 0: none."),
+    ("quantum", "i8", "B", "Bytes that a queue may send in one turn."),
+    ("first", "(4,)i8", "queue", "First queue of each of the lists `NEW`, `OLD`, `DECAYING`; 0: none."),
     ("last", "(4,)i8", "queue", "Their last."),
 )
 QUEUE_ROWS: Final[tuple[Row, ...]] = (
-    ("deficit", "i8", "B", "What the queue may still send in its turn."),
-    ("before", "i8", "queue", "Its neighbour in its list; 0: none."),
-    ("after", "i8", "queue", "Its other neighbour; 0: none."),
-    ("on", "i8", "-", "The list that it is on."),
+    ("deficit", "i8", "B", "Bytes that the queue may still send in this turn."),
+    ("before", "i8", "queue", "Previous queue in its list; 0: none."),
+    ("after", "i8", "queue", "Next queue in its list; 0: none."),
+    ("on", "i8", "-", "List that contains the queue."),
 )
 
 
 def mover(state: Records) -> Any:
-    """Compiled: `env`, `index`, `to`: take a queue off its list, and append it to another one or to `NONE`.
+    """Compile `env`, `index`, `to`: take a queue off its list, and append it to another one or to `NONE`.
 
     Args:
-        state: Of a discipline, with `ENV_ROWS` and `QUEUE_ROWS`.
+        state: State of a discipline, with `ENV_ROWS` and `QUEUE_ROWS`.
     """
     of_env, of_queue = state.of_env, state.of_queue
 
@@ -70,12 +70,12 @@ def mover(state: Records) -> Any:
 
 
 def hooks(state: Records, move: Any, emptied: Any) -> dict[str, Any]:
-    """What makes a discipline (`l4s_gym.sim.discipline.Discipline`) one of fair queueing.
+    """Return the hooks of fair queueing for a discipline (`l4s_gym.sim.discipline.Discipline`).
 
     Args:
-        state: Of the discipline, with `ENV_ROWS` and `QUEUE_ROWS`.
+        state: State of the discipline, with `ENV_ROWS` and `QUEUE_ROWS`.
         move: Its `mover`.
-        emptied: Compiled: `env`, `index` -> list for a queue whose turn has come and which is empty.
+        emptied: Compiled: `env`, `index` -> list for an empty queue whose turn has come.
     """
     of_env, of_queue = state.of_env, state.of_queue
 
@@ -120,20 +120,20 @@ def hooks(state: Records, move: Any, emptied: Any) -> dict[str, Any]:
 
 @jit
 def classify(env: Any, p: int) -> int:
-    """The queue of the packet's flow, or of its ACKs."""
+    """Return the queue of the packet's flow, or of its ACKs."""
     a = packet_at(env, p)
     return FLOWS + a.flow + a.ack * env.n_flows
 
 
 @jit
 def has_room(env: Any, p: int) -> int:
-    """Every packet is let in: where the buffer is over its limit then, the longest queue pays."""
+    """Let every packet in: if the buffer is then over its limit, the longest queue drops."""
     return 1
 
 
 @jit
 def is_over(env: Any) -> bool:
-    """Whether the buffer is over its limit."""
+    """Return whether the buffer is over its limit."""
     return (env.limit_packets > 0 and env.packets > env.limit_packets) or (
         env.limit_bytes > 0 and env.bytes > env.limit_bytes
     )
@@ -141,7 +141,7 @@ def is_over(env: Any) -> bool:
 
 @jit
 def longest(env: Any) -> int:
-    """The queue with the most bytes."""
+    """Return the queue with the most bytes."""
     found = FLOWS
     for index in range(FLOWS + 1, env.n_queues):
         if queue_at(env, index).bytes > queue_at(env, found).bytes:
@@ -151,7 +151,7 @@ def longest(env: Any) -> int:
 
 @jit
 def note_overflow(env: Any, index: int) -> None:
-    """The log shows that the head of a queue, which was enqueued, is dropped."""
+    """Show in the log that the head of a queue, which was enqueued, is dropped."""
     a = packet_at(env, queue_at(env, index).head)
     if a.record >= 0:
         log_at(env, a.record).applied_action = DROP
@@ -159,7 +159,7 @@ def note_overflow(env: Any, index: int) -> None:
 
 @jit
 def update(env: Any, index: int) -> int:
-    """The oldest head's age, for the statistics."""
+    """Return the age of the oldest head, for the statistics."""
     oldest = 0
     for k in range(FLOWS, env.n_queues):
         oldest = max(oldest, head_delay_ns(env, k))

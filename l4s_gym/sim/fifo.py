@@ -11,7 +11,7 @@ from l4s_gym.sim.memory import packet_at
 
 @public
 def is_full(packets: int, total_bytes: int, length: int, limit_packets: int, limit_bytes: int) -> bool:
-    """Whether a packet of `length` bytes finds no room (a limit of 0 is none)."""
+    """Return whether a packet of `length` bytes finds no room (a limit of 0 means no limit)."""
     if limit_packets > 0 and packets + 1 > limit_packets:
         return True
     return limit_bytes > 0 and total_bytes + length > limit_bytes
@@ -19,7 +19,7 @@ def is_full(packets: int, total_bytes: int, length: int, limit_packets: int, lim
 
 @jit
 def has_room(env: Any, p: int) -> int:
-    """Whether the packet fits into the buffer."""
+    """Return whether the packet fits into the buffer."""
     return int(not is_full(env.packets, env.bytes, packet_at(env, p).len, env.limit_packets, env.limit_bytes))
 
 

@@ -1,7 +1,7 @@
-"""The simulator's fingerprint: it changes when a trajectory changes, and whatever the simulator made bears it.
+"""The simulator's fingerprint: it changes with the trajectories, and all data of the simulator is labelled with it.
 
-Datasets, records, saved agents, entries of the board and result files say by which simulator they were made, so that
-no command puts what an older one made beside what this one makes. What is simulated and says nothing is older than
+Datasets, records, saved agents, entries of the board and result files name the simulator that made them, so that no
+command compares data of an older simulator with data of this one. Simulated data without a fingerprint is older than
 the fingerprint.
 """
 
@@ -15,43 +15,43 @@ from typing import Final
 from l4s_gym.errors import L4SError
 
 FINGERPRINT: Final = "7d2735b8f906"
-"""Of the golden runs: `python tests/sim/test_golden.py --write` writes it with them."""
+"""Computed from the golden runs: `python tests/sim/test_golden.py --write` writes both."""
 KERNEL_LOG: Final = "kernel log"
-"""Stands where a fingerprint would, of what no simulator made: it is never stale."""
+"""Takes the place of a fingerprint for data that no simulator made: it is never stale."""
 NONE: Final = "none"
-"""Of what is simulated and bears no fingerprint."""
+"""Takes the place of a fingerprint for simulated data without one."""
 
 _passed: ContextVar[list[str] | None] = ContextVar("passed", default=None)
 
 
 class StaleError(L4SError):
-    """Something was made with another simulator than the installed one."""
+    """Data was made with another simulator than the installed one."""
 
 
 def reason(simulator: str) -> str | None:
-    """Why something is stale that bears this fingerprint (or `KERNEL_LOG`, or `NONE`); None: it is not."""
+    """Return why data with this fingerprint (or `KERNEL_LOG`, or `NONE`) is stale; None: it is not."""
     if simulator in (FINGERPRINT, KERNEL_LOG):
         return None
     return f"is stale: made with simulator {simulator}, installed is {FINGERPRINT}"
 
 
 def combined(simulators: Iterable[str]) -> str:
-    """One for several: the first that is stale, else that of the simulator if any bears it."""
+    """Return one fingerprint for several: the first stale one, else the simulator's if any has it."""
     found = list(simulators)
     stale = [each for each in found if reason(each)]
     return next(iter([*stale, *(each for each in found if each == FINGERPRINT)]), KERNEL_LOG)
 
 
 def check(what: str, simulator: str, remedy: str) -> None:
-    """Refuse what is stale, unless `allow_stale` lets it pass.
+    """Refuse stale data, unless `allow_stale` permits it.
 
     Args:
-        what: Its name, for the error.
-        simulator: What it bears.
-        remedy: What to do, for the error.
+        what: Name of the data, for the error.
+        simulator: Its fingerprint.
+        remedy: What the user should do, for the error.
 
     Raises:
-        StaleError: It is stale.
+        StaleError: The data is stale.
     """
     why = reason(simulator)
     if why is None:
@@ -65,13 +65,13 @@ def check(what: str, simulator: str, remedy: str) -> None:
 
 @contextmanager
 def allow_stale(allow: bool = True) -> Iterator[list[str]]:
-    """Use what is stale all the same within the block, in this process and thread.
+    """Permit stale data within the block, in this process and thread.
 
     Args:
-        allow: False: refuse it, as everywhere else.
+        allow: False: refuse it, as outside of the block.
 
     Yields:
-        What passed, a line each; it grows.
+        A list of what was permitted, a line each; it grows.
     """
     passed: list[str] = []
     token = _passed.set(passed if allow else None)

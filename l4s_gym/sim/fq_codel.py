@@ -21,12 +21,12 @@ from l4s_gym.sim.memory import packet_at, queue_at
 
 
 class Options(Struct, frozen=True, forbid_unknown_fields=True):
-    """Of `fq_codel`.
+    """Options of `fq_codel`.
 
     Attributes:
         target_ms: CoDel's target delay.
         interval_ms: CoDel's interval.
-        quantum: Bytes that a flow may send in its turn, of frames.
+        quantum: Bytes of frames that a flow may send in one turn.
         ce_threshold_ms: Mark ECT(1) packets that have waited longer, whatever CoDel does; 0: off.
     """
 
@@ -41,20 +41,20 @@ STATE: Final = records(
     (
         *fair_queueing.ENV_ROWS,
         *codel.PARAMETERS,
-        ("ce_threshold_ns", "i8", "ns", "ECT(1) packets are marked above it; 0: off."),
-        ("lost", "i8", "packets", "Dropped from the longest queue since the buffer was over its limit; 0: it is not."),
-        ("lost_from", "i8", "queue", "The longest queue then."),
-        ("lost_down_to", "i8", "B", "Half of what it held then."),
+        ("ce_threshold_ns", "i8", "ns", "Delay above which ECT(1) packets are marked; 0: off."),
+        ("lost", "i8", "packets", "Packets that the longest queue has dropped while over the limit; 0: not over it."),
+        ("lost_from", "i8", "queue", "The longest queue at that time."),
+        ("lost_down_to", "i8", "B", "Half of the bytes that it held then."),
     ),
     (*fair_queueing.QUEUE_ROWS, *codel.STATES),
 )
 of_env, of_queue = STATE.of_env, STATE.of_queue
 BATCH: Final = 64
-"""Most packets that the longest queue loses at once."""
+"""Most packets dropped from the longest queue at once."""
 
 
 def setup(options: Options, path: Path) -> Mapping[str, Any]:
-    """Times in ns."""
+    """Return the fields of the record, times in ns."""
     return {
         **codel.setup(codel.Options(options.target_ms, options.interval_ms), path),
         "quantum": options.quantum,
@@ -64,13 +64,13 @@ def setup(options: Options, path: Path) -> Mapping[str, Any]:
 
 @public
 def exceeds_ce_threshold(ecn: int, sojourn_ns: int, ce_threshold_ns: int) -> bool:
-    """Whether a packet is marked at once, for a threshold above 0."""
+    """Return whether to mark a packet at once, for a threshold above 0."""
     return ecn == ECT_1 and 0 < ce_threshold_ns < sojourn_ns
 
 
 @public
 def loses_more(lost: int, queue_bytes: int, down_to_bytes: int) -> bool:
-    """Whether the longest queue loses another packet: it gives half of its bytes, but `BATCH` packets at most.
+    """Return whether the longest queue drops another packet: half of its bytes, but at most `BATCH` packets.
 
     Args:
         lost: Packets that it has lost, 1 or more.
@@ -82,7 +82,7 @@ def loses_more(lost: int, queue_bytes: int, down_to_bytes: int) -> bool:
 
 @jit
 def decide(env: Any, index: int, p: int) -> int:
-    """At dequeue."""
+    """Decide at dequeue."""
     my, ecn, delay_ns = of_env(env), packet_at(env, p).ecn, queue_at(env, index).delay_ns
     if codel.is_hit(my, of_queue(env, index), delay_ns, env.bytes, env.now_ns):
         return MARK if ecn != NOT_ECT else DROP
@@ -91,7 +91,7 @@ def decide(env: Any, index: int, p: int) -> int:
 
 @jit
 def emptied(env: Any, index: int) -> int:
-    """A new queue goes to the old ones once more, so that it cannot starve them by coming back (section 4.2)."""
+    """Return the list for an empty queue: a new one joins the old ones, so that it cannot starve them (section 4.2)."""
     mine = of_queue(env, index)
     mine.first_above_ns = 0
     mine.dropping = 0
@@ -100,7 +100,7 @@ def emptied(env: Any, index: int) -> int:
 
 @jit
 def fullest(env: Any) -> int:
-    """The longest queue in bytes, until it has given half of them or `BATCH` packets (section 4.1)."""
+    """Return the longest queue in bytes, until it has dropped half of them or `BATCH` packets (section 4.1)."""
     my = of_env(env)
     if my.lost > 0 and not loses_more(my.lost, queue_at(env, my.lost_from).bytes, my.lost_down_to):
         my.lost = 0

@@ -1,6 +1,6 @@
-"""Senders of FreeBSD 14's base stack: CUBIC in ticks, proportional rate reduction after losses and ECN signals alike.
+"""Senders of FreeBSD 14's base stack: CUBIC in ticks, proportional rate reduction after losses and ECN signals.
 
-Read in `tcp_input.c`, `tcp_output.c`, `tcp_sack.c` and `cc_cubic.c` of FreeBSD 14. The scoreboard is up to date when
+Source: `tcp_input.c`, `tcp_output.c`, `tcp_sack.c` and `cc_cubic.c` of FreeBSD 14. The scoreboard is up to date when
 these functions are called (`l4s_gym.sim.scoreboard`).
 """
 
@@ -20,14 +20,14 @@ from l4s_gym.sim.memory import flow_at
 SLOW_START: Final = 1
 APP_LIMITED: Final = 2
 TIMED_OUT: Final = 4
-"""What FreeBSD's CUBIC remembers (`CUBICFLAG_*`) until it is in congestion avoidance again."""
+"""State of FreeBSD's CUBIC (`CUBICFLAG_*`) until it is in congestion avoidance again."""
 TICK_NS: Final = 10_000_000
 """FreeBSD counts CUBIC's time in ticks; in a virtual machine hz is 100."""
 
 
 @jit
 def restart(f: Any) -> None:
-    """State of a new connection."""
+    """Set the state of a new connection."""
     f.prr_delivered = 0
     f.prr_out = 0
     f.recover_fs = 0
@@ -39,7 +39,7 @@ def restart(f: Any) -> None:
 
 @jit
 def _cubic_reduce(f: Any, now_ns: int) -> None:
-    """`cubic_ssthresh_update`: the threshold is of the plateau that fast convergence has lowered."""
+    """Reduce the threshold (`cubic_ssthresh_update`): a share of the plateau after fast convergence."""
     plateau = f.cwnd * (1.0 + f.beta) / 2.0 if f.cwnd < f.w_max else f.cwnd
     first = f.prior == 0.0
     f.prior = f.cwnd
@@ -52,7 +52,7 @@ def _cubic_reduce(f: Any, now_ns: int) -> None:
 
 @jit
 def _reduce(f: Any, beta: float, now_ns: int) -> None:
-    """A loss, or an ECN signal of RFC 3168."""
+    """Reduce the window after a loss or an ECN signal of RFC 3168."""
     f.reductions += 1
     if f.cc == CUBIC:
         _cubic_reduce(f, now_ns)
@@ -63,14 +63,14 @@ def _reduce(f: Any, beta: float, now_ns: int) -> None:
 
 @jit
 def _cubic(f: Any, now_ns: int) -> None:
-    """FreeBSD 14's `cubic_ack_received`: the window is set straight to the larger curve, in time of whole ticks.
+    """Set the window (FreeBSD 14's `cubic_ack_received`) directly to the larger curve, in time of whole ticks.
 
-    The epoch begins with the signal, and again where slow start or a full receive window has ended. After a timeout
-    the plateau is the window that slow start has reached, at once (RFC 8312, section 4.7); here also where the
-    threshold leaves no room for slow start. (FreeBSD goes on with the old epoch then, and a sender that has been
+    The epoch begins with the signal, and again at the end of slow start or of a full receive window. After a timeout
+    the plateau is at once the window that slow start has reached (RFC 8312, section 4.7); here also where the
+    threshold leaves no room for slow start. (FreeBSD then continues the old epoch, and a sender that was
     silent for seconds sets its window to hundreds of packets.)
-    Until the first congestion signal (a slow start that the host cache has ended) the window draws its own plateau
-    along, and runs away after K seconds.
+    Until the first congestion signal (if the host cache has ended slow start) the plateau grows with the window,
+    which increases without limit after K seconds.
     """
     if f.phase & TIMED_OUT:
         f.phase = f.phase & APP_LIMITED
@@ -93,9 +93,9 @@ def _cubic(f: Any, now_ns: int) -> None:
 
 @jit
 def _grow(f: Any, acked: int, now_ns: int) -> None:
-    """FreeBSD's `ack_received` outside of recovery: growth only while the window is not above the receiver's.
+    """Grow the window (FreeBSD's `ack_received`) outside of recovery, only up to the receive window.
 
-    What is in flight does not matter (`net.inet.tcp.newcwv` is 0), and the window may grow over the receiver's. An ACK
+    The amount in flight does not matter (`net.inet.tcp.newcwv` is 0), and one step may pass the receive window. An ACK
     counts for two packets at most in slow start, and for one while everything is sent again after a timeout (RFC 3465,
     `net.inet.tcp.abc_l_var`).
     """
@@ -112,7 +112,7 @@ def _grow(f: Any, acked: int, now_ns: int) -> None:
 
 @jit
 def _note_rtt(f: Any) -> None:
-    """`cubic_record_rtt`: the mean of an epoch's smoothed RTTs; in the first epoch the least one."""
+    """Record an RTT sample (`cubic_record_rtt`): the mean of an epoch's smoothed RTTs; in the first epoch the least."""
     f.epoch_rtt_ns += f.srtt_ns
     f.epoch_acks += 1
     if f.mean_rtt_ns == 0.0:
@@ -121,7 +121,7 @@ def _note_rtt(f: Any) -> None:
 
 @jit
 def _after_recovery(f: Any, pipe: int, after_loss: bool) -> None:
-    """`post_recovery`: with less in flight than the threshold, the window is that and one packet more (RFC 6582)."""
+    """End the recovery (`post_recovery`): with little in flight, the window is that plus one packet (RFC 6582)."""
     if after_loss:
         if pipe < f.ssthresh:
             f.cwnd = max(pipe, 1) + 1.0
@@ -133,7 +133,7 @@ def _after_recovery(f: Any, pipe: int, after_loss: bool) -> None:
         f.mean_rtt_ns = f.epoch_rtt_ns / f.epoch_acks
     f.epoch_acks = 0
     f.epoch_rtt_ns = 0.0
-    if f.cc == DCTCP:  # `dctcp_post_recovery`: one more step of the average, mostly over nothing
+    if f.cc == DCTCP:  # `dctcp_post_recovery`: one more step of the average, mostly over 0 packets
         f.ce_alpha += f.gain * (min(f.marked_in_round / max(f.acked_in_round, 1), 1.0) - f.ce_alpha)
         f.acked_in_round = 0
         f.marked_in_round = 0
@@ -144,10 +144,10 @@ def _after_recovery(f: Any, pipe: int, after_loss: bool) -> None:
 
 @jit
 def _proportional_rate(f: Any, pipe: int, delivered: int, new_loss: bool) -> int:
-    """`tcp_do_prr_ack` (RFC 6937): how many packets an ACK in recovery lets go.
+    """Return how many packets an ACK in recovery allows to send (`tcp_do_prr_ack`, RFC 6937).
 
-    What is in flight at the start, `recover_fs`, is that of the last loss: an ECN signal does not set it, and what
-    was sent (`prr_out`) is reset at the end of a recovery only, not by a timeout and not at the start of the next.
+    The amount in flight at the start, `recover_fs`, is that of the last loss: an ECN signal does not set it, and the
+    amount sent (`prr_out`) is reset only at the end of a recovery, not by a timeout and not at the start of the next.
     """
     f.prr_delivered += delivered
     if pipe >= f.ssthresh:
@@ -162,9 +162,9 @@ def _proportional_rate(f: Any, pipe: int, delivered: int, new_loss: bool) -> int
 
 @jit
 def _start_recovery(env: Any, i: int) -> None:
-    """Three segments are sacked above a hole: the first hole is sent at once, the rest as `_proportional_rate` allows.
+    """Start a recovery after three sacked segments above a hole: resend it, then others as `_proportional_rate` allows.
 
-    In the reduction after an ECN signal, the window is not reduced again. After a timeout, too, recovery may start:
+    During the reduction after an ECN signal, the window is not reduced again. Recovery may also start after a timeout:
     then every hole is sent again.
     """
     f = flow_at(env, i)
@@ -187,11 +187,11 @@ def _start_recovery(env: Any, i: int) -> None:
 
 @jit
 def on_ack(env: Any, i: int, advance: int, acked: int, fack: int, a: Any) -> None:
-    """What an ACK means to a sender of FreeBSD 14 (`tcp_do_segment`), its scoreboard being up to date.
+    """Process an ACK at a sender of FreeBSD 14 (`tcp_do_segment`), with an up-to-date scoreboard.
 
     `recovery` is 1 after a loss, 2 after a timeout (which FreeBSD does not count as recovery), 3 after an ECN signal.
-    `pipe` is RFC 6675's; FreeBSD's own (`tcp_compute_pipe`) counts what is lost as in flight, and twice what was sent
-    again. `advance` is what the ACK acknowledges cumulatively, `acked` what is news, `fack` the highest sacked before.
+    `pipe` is RFC 6675's; FreeBSD's own (`tcp_compute_pipe`) counts lost segments as in flight, and resent ones
+    twice. `advance` is what the ACK acknowledges cumulatively, `acked` what is new, `fack` the highest sacked before.
     """
     f = flow_at(env, i)
     _note_rtt(f)
@@ -234,10 +234,10 @@ def on_ack(env: Any, i: int, advance: int, acked: int, fack: int, a: Any) -> Non
 
 @jit
 def on_timeout(env: Any, i: int) -> None:
-    """Everything is sent again; CUBIC's threshold has no floor, and its plateau comes with the end of slow start."""
+    """Send everything again; CUBIC's threshold has no lower bound, and its plateau is set at the end of slow start."""
     f = flow_at(env, i)
     scoreboard.forget_sacked(env, i)
-    if f.recovery == 1:  # `snd_cwnd` in recovery: what was sent again, and what is new since
+    if f.recovery == 1:  # `snd_cwnd` in recovery: segments sent again, and new ones since
         f.cwnd = max(f.nxt - f.recover + f.rexmit, 1.0)
     if f.cc == CUBIC:
         f.ssthresh = f.cwnd * f.beta

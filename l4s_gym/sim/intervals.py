@@ -1,4 +1,4 @@
-"""Control intervals of a batch: run for one, and see what happened in it."""
+"""Control intervals of a batch: run for one, and observe what happened in it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from l4s_gym.sim.layout import COMPONENTS, SLOT_STOP, STOPPED
 from l4s_gym.sim.memory import env_record, queue_at
 
 HIGH: Final = np.array([100, 100, 100, 100, 100, 100, 1, 1, 1, 1, 10, 1], np.float32)
-"""Upper bounds of what is seen; `L4S-DualPI2-Prob-v0` describes the features."""
+"""Upper bounds of the observation; `L4S-DualPI2-Prob-v0` describes the features."""
 _HIGH: Final = HIGH.astype(np.float64)
 _COUNTERS: Final = 14
-"""Six of each queue, time, bytes carried."""
+"""Six counters of each queue, time, bytes carried."""
 _TIME: Final = 12
 
 
 @entry
 def _stop(address: int, stride: int, n: int, after_ns: int) -> None:
-    """Let all environments come back after a time."""
+    """Make all environments return after a time."""
     for k in range(n):
         env = env_record(address + k * stride)
         set_time(env, SLOT_STOP, env.now_ns + after_ns)
@@ -32,7 +32,7 @@ def _stop(address: int, stride: int, n: int, after_ns: int) -> None:
 
 @jit
 def _grown(before: Any, k: int, counter: int, value: float) -> float:
-    """Growth of a counter of environment `k` since it was last looked at."""
+    """Return the growth of a counter of environment `k` since the last look."""
     grown = value - before[k, counter]
     before[k, counter] = value
     return grown
@@ -45,7 +45,7 @@ def _put(obs: Any, k: int, feature: int, value: float) -> None:
 
 @entry
 def _observe(address: int, stride: int, before: npt.NDArray[np.float64], obs: npt.NDArray[np.float32]) -> None:
-    """What has happened in each environment since `before` (n, 14), which becomes now; to `obs` (n, 12)."""
+    """Write what happened in each environment since `before` (n, 14) to `obs` (n, 12), and update `before`."""
     for k in range(len(obs)):
         env = env_record(address + k * stride)
         capacity = max(env.base_rate_bps * _grown(before, k, 12, env.now_ns) / 8e9, 1.0)
@@ -55,7 +55,7 @@ def _observe(address: int, stride: int, before: npt.NDArray[np.float64], obs: np
             packets = max(_grown(before, k, cls, q.offered), 1.0)
             left = max(_grown(before, k, 2 + cls, q.left), 1.0)
             _put(obs, k, cls, _grown(before, k, 4 + cls, q.left_delay_ns) / left / reference_ns)
-            queued = q.bytes if cls else env.bytes - queue_at(env, 1).bytes  # what is in no queue of L counts as C
+            queued = q.bytes if cls else env.bytes - queue_at(env, 1).bytes  # packets outside queue L count as C
             _put(obs, k, 2 + cls, queued / (env.base_rate_bps * reference_ns / 8e9))
             _put(obs, k, 4 + cls, _grown(before, k, 6 + cls, q.offered_bytes) / capacity)
             _put(obs, k, 6 + cls, _grown(before, k, 8 + cls, q.marked) / packets)
@@ -66,15 +66,15 @@ def _observe(address: int, stride: int, before: npt.NDArray[np.float64], obs: np
 
 
 class Intervals:
-    """Steps of a batch that are control intervals.
+    """Steps of a batch in control intervals.
 
     Attributes:
-        obs: (n, 12) float32, what was seen in the last interval.
-        components: (n, 4) float64, those of the reward in it (`layout.COMPONENTS`), s.
+        obs: (n, 12) float32, observation of the last interval.
+        components: (n, 4) float64, components of the reward in it (`layout.COMPONENTS`), s.
     """
 
     def __init__(self, batch: Batch, interval_ns: int) -> None:
-        """Of a batch that asks for no packet's decision, and so many nanoseconds."""
+        """Set the batch, which asks for no decision about a packet, and the length of an interval, ns."""
         self._batch, self._interval_ns = batch, interval_ns
         self.obs = np.zeros((batch.n, len(HIGH)), np.float32)
         self.components = np.zeros((batch.n, len(COMPONENTS)))
@@ -82,13 +82,13 @@ class Intervals:
         self._warmup_ns = np.zeros(batch.n, np.int64)
 
     def start(self, index: int) -> None:
-        """An environment has been reset: all that is counted begins at 0."""
+        """Reset all counters after a reset of environment `index`."""
         self.obs[index] = 0.0
         self._before[index] = 0.0
         self._warmup_ns[index] = self._batch.warmup_ns(index)
 
     def advance(self) -> int:
-        """Run each environment for one interval, or to its end, at which it stays; the highest status."""
+        """Run each environment for one interval, or to its end, where it stays; return the highest status."""
         batch = self._batch
         self.components[:] = batch.env["totals"]
         _stop(batch.address, batch.stride, batch.n, self._interval_ns)
@@ -103,7 +103,7 @@ class Intervals:
         return highest
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
-        """What a snapshot keeps."""
+        """Return the state for a snapshot."""
         return {"obs": self.obs.copy(), "before": self._before.copy(), "warmup_ns": self._warmup_ns.copy()}
 
     def restore(self, state: dict[str, npt.NDArray[Any]]) -> None:

@@ -1,4 +1,4 @@
-"""How the simulator is compiled: one decorator, a cache that notices every changed file, no fast-math."""
+"""Compilation of the simulator: one decorator, a cache that notices every changed file, no fast-math."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _INTERNAL: Final[dict[str, Any]] = {
 
 @functools.cache
 def source_digest() -> str:
-    """Digest of all sources of the simulator and of the schema.
+    """Return the digest of all sources of the simulator and of the schema.
 
     Numba's cache looks only at the file of the function that is called: a change in a function that it
     calls would go unnoticed, and the old machine code would run on.
@@ -40,35 +40,35 @@ def _widened(kind: Any) -> Any:
 
 
 def _internal(function: F, forceinline: bool) -> F:
-    """Compiled for integers of 64 bits, which all others become: else once for each width and each constant."""
+    """Compile for 64-bit integers, to which all others are converted: else once for each width and each constant."""
     compiled = numba.njit(function, forceinline=forceinline, **_INTERNAL)
-    if hasattr(compiled, "compile"):  # Numba is not switched off
+    if hasattr(compiled, "compile"):  # false if Numba is switched off
         compile_for = compiled.compile
         compiled.compile = lambda kinds: compile_for(tuple(map(_widened, kinds)))
     return cast(F, compiled)
 
 
 def jit(function: F) -> F:
-    """Compile a function that only compiled code calls, as a part of its callers: a call costs more than most do."""
+    """Compile a function for compiled code only, inlined in its callers: a call would cost more than most bodies."""
     return _internal(function, True)
 
 
 def shared(function: F) -> F:
-    """As `jit`, for a large function with several callers: compiled once, and called.
+    """Compile as `jit`, but once and not inlined, for a large function with several callers.
 
-    Inlined, `link.dequeue` would stand in the engine ten times: twice the code, and no faster.
+    Inlined, `link.dequeue` would be ten times in the engine: twice the code, and not faster.
     """
-    return _internal(function, False)  # said, or it would do as its caller does
+    return _internal(function, False)  # explicit, else it would do as its caller does
 
 
 def written(name: str, parameters: str, body: Sequence[str], names: Mapping[str, Any]) -> Any:
-    """A function from its text, as `jit` compiles it.
+    """Compile a function from its text, as `jit` does.
 
     Args:
-        name: Of the function.
-        parameters: As the text has them.
-        body: Its lines.
-        names: What they call.
+        name: Name of the function.
+        parameters: Parameters as text.
+        body: Lines of its body.
+        names: The names that they use.
     """
     found = dict(names)
     exec("\n".join([f"def {name}({parameters}):", *(f"    {line}" for line in body)]), found)
@@ -76,7 +76,7 @@ def written(name: str, parameters: str, body: Sequence[str], names: Mapping[str,
 
 
 def plain(function: F) -> F:
-    """The Python function behind a compiled one that reads fields as `env["name"]`: it takes NumPy's records too."""
+    """Return the Python function of a compiled one that reads fields as `env["name"]`: it accepts NumPy records too."""
     return cast(F, getattr(function, "py_func", function))
 
 
@@ -86,24 +86,24 @@ def public(function: F) -> F:
 
 
 def entry(function: F) -> F:
-    """Compile an entry point: cached on disk, and without the GIL, so that threads run side by side."""
+    """Compile an entry point: cached on disk, and without the GIL, so that threads run in parallel."""
     return kept(function, source_digest(), error_model="numpy", nogil=True, pipeline_class=WholeCompiler)
 
 
 def short_entry(function: F) -> F:
-    """An entry point that keeps the GIL: to give it away and take it back costs as much as a packet."""
+    """Compile an entry point that keeps the GIL: to release and take it costs as much as a packet."""
     return kept(function, source_digest(), error_model="numpy", pipeline_class=WholeCompiler)
 
 
 def direct(compiled: F, *kinds: Any) -> F:
-    """An entry point for arguments of these types of Numba, at which it then looks no more; compiled if need be."""
-    compile_for: Callable[..., F] = getattr(compiled, "compile", lambda _: compiled)  # where Numba is switched off
+    """Return an entry point for fixed Numba argument types, which it no longer checks; compiled if needed."""
+    compile_for: Callable[..., F] = getattr(compiled, "compile", lambda _: compiled)  # if Numba is switched off
     return compile_for(kinds)
 
 
 @functools.cache
 def address_of(compiled: Any, *kinds: Any) -> int:
-    """Address of an entry point's machine code for arguments of these types, which compiled code may call."""
+    """Return the address of an entry point's machine code for these argument types, for calls by compiled code."""
     direct(compiled, *kinds)
     found = compiled.overloads[kinds]
     return int(found.library.get_pointer_to_function(found.fndesc.llvm_cfunc_wrapper_name))

@@ -1,9 +1,9 @@
-"""The bottleneck: packets in, queue discipline, link, packets out; and everything counted on the way.
+"""The bottleneck: packets in, queue discipline, link, packets out; and all counters.
 
-`used_ns` is the time up to which the link is taken by what has left the queue: for a link of constant rate the end of
-the packet that is being sent, to the fraction of a nanosecond; for one that serves at ticks, which lets packets go in
-batches, the time at which the rate has paid for them; for a trace the delivery opportunity that was used last. So what
-has left the queue but not yet crossed the link is known at any time (`Batch.carried_bytes`).
+`used_ns` is the time up to which packets that left the queue occupy the link: for a link of constant rate, the end of
+the packet that is being sent, to the fraction of a nanosecond; for one that serves at ticks and sends packets in
+batches, the time at which the rate has paid for them; for a trace, the last delivery opportunity that was used. So the
+amount that has left the queue but not yet crossed the link is known at any time (`Batch.carried_bytes`).
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from l4s_gym.sim.memory import flow_at, hist_of, leading_zeros, log_at, packet_a
 from l4s_gym.sim.packets import append, pop, push_transit, release
 
 OPPORTUNITY_BYTES = 1504
-"""What one delivery opportunity of a Mahimahi trace carries (packet and header of the emulator)."""
+"""Bytes carried by one delivery opportunity of a Mahimahi trace (packet and header of the emulator)."""
 
 
 @jit
 def delay_bin(delay_ns: int) -> int:
-    """Bin of the delay histogram: of one 256 ns unit at first, then 2^`HIST_SHIFT` bins an octave."""
+    """Return the bin of the delay histogram: first of one 256 ns unit each, then 2^`HIST_SHIFT` bins per octave."""
     units = delay_ns >> 8
     shift = max(63 - HIST_SHIFT - leading_zeros(units), 0)
     return min((shift << HIST_SHIFT) + (units >> shift), HIST_BINS - 1)
 
 
 def bin_delays_ns() -> npt.NDArray[np.float64]:
-    """Middle of each bin of the delay histogram, ns, (HIST_BINS,)."""
+    """Return the middle of each bin of the delay histogram, ns, (HIST_BINS,)."""
     bins = np.arange(HIST_BINS)
     shift = np.maximum((bins >> HIST_SHIFT) - 1, 0)
     return ((bins - (shift << HIST_SHIFT)) * 2.0**shift + 2.0**shift / 2.0) * 256.0
@@ -54,7 +54,7 @@ def bin_delays_ns() -> npt.NDArray[np.float64]:
 
 @jit
 def ahead_bytes(env: Any) -> float:
-    """What has left the queue and not yet crossed the link, bytes."""
+    """Return the bytes that have left the queue but not yet crossed the link."""
     if env["link"] == TRACE:
         return float(env["left_bytes"]) if env["sending_packet"] >= 0 else 0.0
     return env["stalled_bytes"] + max(env["used_ns"] - env["now_ns"], 0.0) / env["ns_per_byte"]
@@ -62,7 +62,7 @@ def ahead_bytes(env: Any) -> float:
 
 @jit
 def carried_bytes(env: Any, ahead: float) -> float:
-    """What the link has carried since the counters were reset, bytes; `ahead` is not yet across."""
+    """Return the bytes carried since the counters were reset; `ahead` bytes have not yet crossed."""
     return max(env["ahead_bytes"] + env["served_bytes"] - ahead, 0.0)
 
 
@@ -84,7 +84,7 @@ def drop(env: Any, index: int, p: int) -> None:
 
 @jit
 def mark(env: Any, p: int) -> None:
-    """Set CE and count it (a packet that bears CE already counts again, as in the kernels)."""
+    """Set CE and count it (a packet that carries CE already counts again, as in the kernels)."""
     a = packet_at(env, p)
     a.ecn = CE
     queue_at(env, a.cls).marked += 1
@@ -93,7 +93,7 @@ def mark(env: Any, p: int) -> None:
 
 @jit
 def _leave_queue(env: Any, index: int) -> int:
-    """Take the head of a queue and account its sojourn."""
+    """Take the head of a queue and record its sojourn."""
     q = queue_at(env, index)
     observation.integrate(env)
     p = pop(env, q)
@@ -110,7 +110,7 @@ def _leave_queue(env: Any, index: int) -> int:
 
 @shared
 def dequeue(env: Any) -> int:
-    """The next packet to send, or -1: the scheduler chooses, the discipline may mark or drop."""
+    """Return the next packet to send, or -1: the scheduler picks, the discipline may mark or drop."""
     while True:
         index = disciplines.pick(env)
         if index < 0:
@@ -148,14 +148,14 @@ def dequeue(env: Any) -> int:
 
 @jit
 def deliver(env: Any, p: int) -> None:
-    """A packet has crossed the link."""
+    """Deliver a packet that has crossed the link."""
     env.delivered += 1
     _hand_on(env, p)
 
 
 @jit
 def _hand_on(env: Any, p: int) -> None:
-    """On to the packet's next crossing, its receiver, or its sender."""
+    """Pass a packet on to its next crossing, its receiver, or its sender."""
     a = packet_at(env, p)
     i = a.flow
     if a.ack or a.crossing < env.passes:
@@ -166,13 +166,13 @@ def _hand_on(env: Any, p: int) -> None:
 
 @jit
 def _take(env: Any, p: int, since_ns: float) -> None:
-    """Packet `p` takes the link from `since_ns` on, at its rate."""
+    """Occupy the link with packet `p` from `since_ns` on, at its rate."""
     env.used_ns = since_ns + packet_at(env, p).len * 8e9 / env.rate_bps
 
 
 @jit
 def start_sending(env: Any, since_ns: float) -> None:
-    """Send the next packet over a link of constant rate, which is free since `since_ns`, or let the link rest."""
+    """Send the next packet over a link of constant rate, which is free since `since_ns`, or make the link idle."""
     env.sending_packet = -1
     env.link_at = NEVER
     if env.rate_bps == 0.0:  # an outage: the packets wait in the queue
@@ -190,14 +190,14 @@ def start_sending(env: Any, since_ns: float) -> None:
 
 @jit
 def _accrue(env: Any) -> None:
-    """Credit of a link that serves at ticks, bits, up to now."""
+    """Add the credit of a link that serves at ticks, bits, up to now."""
     env.credit += max(env.now_ns - env.sched_ns, 0) * 1e-9 * env.rate_bps
     env.sched_ns = max(env.sched_ns, env.now_ns)
 
 
 @jit
 def change_rate(env: Any, rate_bps: float) -> None:
-    """The link has another rate from now on, also for the packet that is being sent; 0: it stands still."""
+    """Set another rate from now on, also for the packet that is being sent; 0: the link stops."""
     env.capacity_bytes += (env.now_ns - env.capacity_ns) * 1e-9 * env.rate_bps / 8.0
     env.capacity_ns = env.now_ns
     if env.link == TICK or (env.link == DUMMYNET and env.busy):
@@ -217,13 +217,13 @@ def change_rate(env: Any, rate_bps: float) -> None:
 
 @jit
 def opportunity_ns(env: Any) -> int:
-    """Time of the trace's next delivery opportunity."""
+    """Return the time of the trace's next delivery opportunity."""
     return env.trace_cycle * env.trace_period_ns + trace_of(env)[env.trace_pos]
 
 
 @jit
 def _skip_to_now(env: Any) -> None:
-    """Move to the first opportunity that is not past (opportunities with an empty queue are lost)."""
+    """Move to the first opportunity that is not in the past (with an empty queue, opportunities are lost)."""
     cycle = env.now_ns // env.trace_period_ns
     if cycle > env.trace_cycle:
         env.trace_cycle = cycle
@@ -245,7 +245,7 @@ def _skip_to_now(env: Any) -> None:
 
 @jit
 def _serve_opportunity(env: Any) -> None:
-    """One delivery opportunity: up to `OPPORTUNITY_BYTES`, whole packets leave when their last byte is through."""
+    """Serve at one delivery opportunity: up to `OPPORTUNITY_BYTES`; a packet leaves after its last byte."""
     env.used_ns = env.now_ns
     budget = OPPORTUNITY_BYTES
     while budget > 0:
@@ -274,9 +274,9 @@ def _serve_opportunity(env: Any) -> None:
 
 @jit
 def _serve_tick(env: Any) -> None:
-    """One kernel tick of dummynet: serve while there is credit (facts: dn_io's serve_sched).
+    """Serve at one kernel tick of dummynet while there is credit (dn_io's serve_sched).
 
-    The credit is in bits; a packet may take it below zero and the next waits until it is paid off.
+    The credit is in bits; a packet may make it negative, and the next one waits until it is paid off.
     """
     while env.credit >= 0.0:
         p = dequeue(env)
@@ -293,7 +293,7 @@ def _serve_tick(env: Any) -> None:
 
 @jit
 def _serve_pipe(env: Any) -> None:
-    """dummynet's `serve_sched`: serve while there is credit, in bits; below zero, the pipe is busy until it is paid."""
+    """Serve while there is credit, in bits (dummynet's `serve_sched`); if negative, the pipe is busy until paid."""
     per_tick = env.tick_ns * 1e-9 * env.rate_bps
     env.credit += (env.clock_ns - env.sched_ns) / env.tick_ns * per_tick
     env.sched_ns = env.clock_ns
@@ -319,7 +319,7 @@ def _serve_pipe(env: Any) -> None:
 
 @jit
 def _run_task(env: Any) -> None:
-    """dummynet's `dummynet_task`, and the controllers' updates that waited: `softclock` has the processor."""
+    """Run dummynet's `dummynet_task`, and the updates that waited: `softclock` has the processor."""
     env.clock_ns = env.now_ns - env.now_ns % env.tick_ns
     env.task_at = env.clock_ns + env.tick_ns
     for index in range(2):
@@ -334,7 +334,7 @@ def _run_task(env: Any) -> None:
 
 @jit
 def _print_row(env: Any, p: int) -> None:
-    """A packet enters the pipe: the processor is taken until its line is printed."""
+    """Put a packet into the pipe: the processor is busy until its line is printed."""
     env.called = 2
     env.arriving = p
     env.link_at = env.now_ns + env.row_ns
@@ -342,10 +342,10 @@ def _print_row(env: Any, p: int) -> None:
 
 @jit
 def _next_work(env: Any) -> None:
-    """What the router's processor does next (see `router`): up to the next line to print, or to sleep till the tick."""
+    """Run the router's processor (see `router`): up to the next line to print, or until it sleeps."""
     if env.called == 0:
         env.turn_ns = env.now_ns
-    if env.now_ns >= env.pause_at:  # the machine stands still
+    if env.now_ns >= env.pause_at:  # the machine is paused
         begun = env.pause_at >= 0
         env.pause_at = env.now_ns + int(-math.log(1.0 - uniform(env)) * env.pause_gap_ns)
         if begun:
@@ -376,7 +376,7 @@ def _next_work(env: Any) -> None:
 
 @jit
 def on_link(env: Any) -> None:
-    """The link's slot has fired."""
+    """Handle the event of the link."""
     if env.link == DUMMYNET:
         _next_work(env)
         return
@@ -393,9 +393,9 @@ def on_link(env: Any) -> None:
 
 @jit
 def _wake(env: Any) -> None:
-    """A packet waits and the link rests."""
+    """Wake an idle link when a packet arrives."""
     if env.link == DUMMYNET:
-        if env.idle_at < env.clock_ns:  # the tick's first packet
+        if env.idle_at < env.clock_ns:  # first packet of the tick
             env.sched_ns = env.clock_ns
             env.credit = 0.0
         _serve_pipe(env)
@@ -415,7 +415,7 @@ def _wake(env: Any) -> None:
 
 @jit
 def _foreign_action(env: Any, index: int, ecn: int) -> int:
-    """The action that the given probabilities yield for a packet (`L4S-DualPI2-Prob-v0`)."""
+    """Return the action for a packet from the agent's probabilities (`L4S-DualPI2-Prob-v0`)."""
     prob = env.p_l if index == 1 else env.p_c
     if env.even:
         count = (env.recur_l if index == 1 else env.recur_c) + prob
@@ -435,7 +435,7 @@ def _foreign_action(env: Any, index: int, ecn: int) -> int:
 
 @jit
 def _drop_head(env: Any, index: int) -> None:
-    """The buffer is over its limit: the head of a queue goes."""
+    """Drop the head of a queue because the buffer is over its limit."""
     observation.integrate(env)
     p = pop(env, queue_at(env, index))
     a = packet_at(env, p)
@@ -447,7 +447,7 @@ def _drop_head(env: Any, index: int) -> None:
 
 @shared
 def enqueue_or_drop(env: Any, p: int, action: int) -> None:
-    """A packet arrives at the bottleneck and is decided: by `action`, or by the discipline where that is -1."""
+    """Decide about a packet that arrives: by `action`, or by the discipline if it is -1."""
     a = packet_at(env, p)
     index = disciplines.classify(env, p)
     q = queue_at(env, index)

@@ -1,4 +1,4 @@
-"""What an episode did: utilisation, delays by class, marks, drops and goodput, from the counters of a batch."""
+"""Statistics of an episode: utilisation, delays by class, marks, drops and goodput, from the counters of a batch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ UNUSED = "unused"
 
 
 class Delay(TypedDict):
-    """Sojourn times of the packets of a class, ms (0 where none left the queue)."""
+    """Sojourn times of the packets of a class, ms (0 if none left the queue)."""
 
     mean: float
     p50: float
@@ -39,7 +39,7 @@ class ClassSummary(TypedDict):
 
 
 class Summary(TypedDict):
-    """Result of `summary`; the page of `L4S-DualPI2-v0` says what each is."""
+    """Result of `summary`; the page of `L4S-DualPI2-v0` describes each field."""
 
     duration_s: float
     utilisation: float
@@ -61,11 +61,11 @@ def _middles_ns() -> npt.NDArray[np.float64]:
 
 
 def quantile(hist: npt.NDArray[np.integer], q: float) -> float:
-    """Quantile of a delay histogram, ns (middle of its bin, so right to about 3 %); 0 where it is empty.
+    """Return the quantile of a delay histogram, ns (middle of its bin, so within about 3 %); 0 if it is empty.
 
     Args:
-        hist: Counts of one class, (HIST_BINS,), or the sum of such rows.
-        q: In [0, 1].
+        hist: Counts of one class, (HIST_BINS,), or a sum of such rows.
+        q: Probability in [0, 1].
     """
     cumulated = np.cumsum(hist, dtype=np.int64)
     total = int(cumulated[-1])
@@ -75,7 +75,7 @@ def quantile(hist: npt.NDArray[np.integer], q: float) -> float:
 
 
 def deviation(hist: npt.NDArray[np.integer]) -> float:
-    """Standard deviation of the delays of a histogram, ns (from the middles of its bins); 0 where it is empty."""
+    """Return the standard deviation of a delay histogram, ns (from the middles of its bins); 0 if it is empty."""
     total = int(hist.sum())
     if total == 0:
         return 0.0
@@ -85,16 +85,16 @@ def deviation(hist: npt.NDArray[np.integer]) -> float:
 
 
 def jain(values: npt.ArrayLike) -> float:
-    """Jain's fairness index of some rates, in [1/n, 1]; 1 where all are zero."""
+    """Return Jain's fairness index of rates, in [1/n, 1]; 1 if all are zero."""
     rates = np.asarray(values, np.float64)
     squares = float(np.sum(rates * rates))
     return float(np.sum(rates)) ** 2 / (len(rates) * squares) if squares > 0.0 else 1.0
 
 
 def flow_names(batch: Batch, index: int) -> list[str]:
-    """Name of each flow of an environment: its kind, and its number within the kind: `cubic0`, `cubic1`, `prague0`.
+    """Return the name of each flow of an environment, its kind and its number in the kind: `cubic0`, `prague0`.
 
-    Places that the episode's sources leave empty are `unused0`, `unused1`, ...
+    Flows that the episode's sources do not use are `unused0`, `unused1`, ...
     """
     kinds = [_kind(flow) for flow in batch.flow[index, : batch.env["n_flows"][index]]]
     return [f"{kind}{kinds[:k].count(kind)}" for k, kind in enumerate(kinds)]
@@ -109,7 +109,7 @@ def _kind(flow: npt.NDArray[np.void]) -> str:
 
 
 def goodput_ratio(batch: Batch, index: int) -> float | None:
-    """Mean goodput of ECT(1) flows by the mean of all others; None where either is missing."""
+    """Return the mean goodput of ECT(1) flows divided by that of all others; None if either is missing."""
     flow = batch.flow[index][batch.flow["mss"][index] > 0]
     scalable = flow["ecn"] == ECT_1
     if not scalable.any() or scalable.all():
@@ -123,10 +123,10 @@ def _ratio(part: int, whole: int) -> float:
 
 
 def summary(batch: Batch, index: int) -> Summary:
-    """What environment `index` did since its counters were reset; `components` are those of the whole episode.
+    """Return the statistics of environment `index` since its counters were reset; `components`: of the whole episode.
 
     Rates of marks and drops are fractions of the packets offered; goodput is payload received once, per flow.
-    A packet that bore CE already and is marked again counts as marked.
+    A packet that carried CE already and is marked again counts as marked.
     """
     env = batch.env[index]
     duration_s = float(env["now_ns"] - env["since_ns"]) * 1e-9
@@ -159,7 +159,7 @@ def summary(batch: Batch, index: int) -> Summary:
     components, elapsed_s = batch.components(index), float(env["now_ns"]) * 1e-9
     return {
         "duration_s": duration_s,
-        "utilisation": min(used, 1.0),  # floating point may be off by its last digits
+        "utilisation": min(used, 1.0),  # floating point may exceed 1 in its last digits
         "flows": flow_names(batch, index),
         "goodput_mbps": [float(rate) for rate in goodput],
         "goodput_ratio": goodput_ratio(batch, index),

@@ -1,6 +1,6 @@
-"""An environment's rows opened from the addresses in its `ENV` record.
+"""Access to an environment's rows by the addresses in its `ENV` record.
 
-The compiled functions pass one pointer. A view of an array would be some seven words in each call, and a
+The compiled functions pass one pointer. A view of an array would be about seven words in each call, and a
 tuple of ten views made the engine six times slower.
 """
 
@@ -23,7 +23,7 @@ from l4s_gym.sim.layout import ENV, FLOW, HIST_BINS, PACKET, QUEUE, RULE
 
 @intrinsic
 def pointer(typingctx: Any, address: Any) -> Any:
-    """An integer address as a pointer, for `numba.carray`."""
+    """Convert an integer address to a pointer, for `numba.carray`."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.inttoptr(args[0], context.get_value_type(types.voidptr))
@@ -33,7 +33,7 @@ def pointer(typingctx: Any, address: Any) -> Any:
 
 @intrinsic
 def load64(typingctx: Any, address: Any) -> Any:
-    """The int64 at an address (an array's element would cost a test for a negative index)."""
+    """Return the int64 at an address (an array's element would need a test for a negative index)."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.load(builder.inttoptr(args[0], ir.IntType(64).as_pointer()))
@@ -54,7 +54,7 @@ def store64(typingctx: Any, address: Any, value: Any) -> Any:
 
 @intrinsic
 def _prefetch(typingctx: Any, address: Any) -> Any:
-    """Have the cache line at an address fetched, to be written; an address of nothing does no harm."""
+    """Prefetch the cache line at an address for writing; an invalid address does no harm."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         byte_at, number = ir.IntType(8).as_pointer(), ir.IntType(32)
@@ -68,14 +68,14 @@ def _prefetch(typingctx: Any, address: Any) -> Any:
 
 @jit
 def prefetch(address: int, size: int) -> None:
-    """Have some bytes fetched into the cache while other work goes on."""
+    """Prefetch some bytes into the cache while other work goes on."""
     for line in range(address, address + size, 64):
         _prefetch(line)
 
 
 @intrinsic
 def atomic_load64(typingctx: Any, address: Any) -> Any:
-    """The int64 at an address, as another thread has last written it."""
+    """Return the int64 at an address, as last written by another thread."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         place = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
@@ -86,7 +86,7 @@ def atomic_load64(typingctx: Any, address: Any) -> Any:
 
 @intrinsic
 def atomic_store64(typingctx: Any, address: Any, value: Any) -> Any:
-    """Write an int64 for other threads to see."""
+    """Write an int64 that other threads see."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         place = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
@@ -98,7 +98,7 @@ def atomic_store64(typingctx: Any, address: Any, value: Any) -> Any:
 
 @intrinsic
 def leading_zeros(typingctx: Any, number: Any) -> Any:
-    """Leading zero bits of an int64."""
+    """Return the number of leading zero bits of an int64."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.ctlz(args[0], ir.Constant(ir.IntType(1), 0))
@@ -118,11 +118,11 @@ class NamedRecord(types.Record):  # type: ignore[misc]
         super().__init__([(name, field._asdict()) for name, field in plain.fields.items()], plain.size, plain.aligned)
         self.name = label
 
-    def __repr__(self) -> str:  # Numba asks for it at each step: all fields took a twentieth of the compile
+    def __repr__(self) -> str:  # Numba asks at each step: a list of all fields took 5 % of the compile time
         return str(self.name)
 
     def typeof(self, key: str) -> Any:
-        """Type of a field."""
+        """Return the type of a field."""
         if key not in self.fields:
             raise TypingError(f"{self.name} has no field {key!r}")
         return super().typeof(key)
@@ -145,7 +145,7 @@ RECORDS: Final = {
 
 
 def _opener(record: NamedRecord) -> Any:
-    """A compiled function from an address to the record that lies there."""
+    """Make a compiled function that opens the record at an address."""
 
     @intrinsic
     def open_record(typingctx: Any, address: Any) -> Any:
@@ -158,17 +158,17 @@ def _opener(record: NamedRecord) -> Any:
 
 
 def opener(label: str, dtype: np.dtype[np.void]) -> Any:
-    """A compiled function from an address to the record of `dtype` that lies there; each `dtype` has a label."""
+    """Make a compiled function that opens the record of `dtype` at an address; each `dtype` has a label."""
     return _opener(NamedRecord(label, dtype))
 
 
 def own_records(name: str, env: np.dtype[np.void], queue: np.dtype[np.void]) -> tuple[Any, Any]:
-    """Compiled openers of a discipline's own state.
+    """Make compiled openers of a discipline's own state.
 
     Args:
-        name: Of the discipline.
-        env: What an environment has of it.
-        queue: What each queue has of it.
+        name: Name of the discipline.
+        env: Type of its record of an environment.
+        queue: Type of its record of each queue.
 
     Returns:
         `env` -> the environment's record; `env`, `index` -> the queue's.
@@ -202,65 +202,65 @@ _LOG_SIZE = RECORD.itemsize
 
 @jit
 def queue_at(env: Any, index: int) -> Any:
-    """Queue 0 (C, or the only one), 1 (L), or from 2 on those of single flows and their ACKs: `QUEUE` record."""
+    """Open queue 0 (C, or the only one), 1 (L), or from 2 on the queues of flows and their ACKs: `QUEUE` record."""
     return _queue_record(env.queue_at + index * _QUEUE_SIZE)
 
 
 @jit
 def flow_at(env: Any, i: int) -> Any:
-    """Flow `i`: `FLOW` record."""
+    """Open flow `i`: `FLOW` record."""
     return _flow_record(env.flow_at + i * _FLOW_SIZE)
 
 
 @jit
 def packet_at(env: Any, p: int) -> Any:
-    """Packet `p` of the pool: `PACKET` record."""
+    """Open packet `p` of the pool: `PACKET` record."""
     return _packet_record(env.packet_at + p * _PACKET_SIZE)
 
 
 @jit
 def log_at(env: Any, row: int) -> Any:
-    """Row of the decision log: `schema.RECORD`."""
+    """Open a row of the decision log: `schema.RECORD`."""
     return _log_record(env.log_at + row * _LOG_SIZE)
 
 
 @jit
 def rule_of(env: Any) -> Any:
-    """The state of the policy's decision rule: `RULE` record."""
+    """Open the state of the policy's decision rule: `RULE` record."""
     return _rule_record(env.rule_at)
 
 
 @jit
 def rewards_of(env: Any) -> Any:
-    """Reward from the start of the episode to the arrival of each row of the log: (log_capacity,) float64."""
+    """Open the rewards from the start of the episode to the arrival of each logged packet: (log_capacity,) float64."""
     return carray(pointer(env.rewards_at), (env.log_capacity,), np.float64)
 
 
 @jit
 def sojourns_of(env: Any) -> Any:
-    """Sojourn of each row's packet, ns, or `WAITING` or `PUSHED_OUT`: (log_capacity,) int64."""
+    """Open the sojourns of logged packets, ns, or `WAITING` or `PUSHED_OUT`: (log_capacity,) int64."""
     return carray(pointer(env.sojourns_at), (env.log_capacity,), np.int64)
 
 
 @jit
 def board_of(env: Any, i: int) -> Any:
-    """Scoreboard of flow `i`: (window,) uint8."""
+    """Open the scoreboard of flow `i`: (window,) uint8."""
     return carray(pointer(env.score_at + i * np.int64(env.window)), (np.int64(env.window),), np.uint8)
 
 
 @jit
 def hist_of(env: Any, index: int) -> Any:
-    """Sojourn histogram of a class: (HIST_BINS,) int32."""
+    """Open the sojourn histogram of a class: (HIST_BINS,) int32."""
     return carray(pointer(env.hist_at + index * HIST_BINS * 4), (HIST_BINS,), np.int32)
 
 
 @jit
 def trace_of(env: Any) -> Any:
-    """Delivery opportunities (trace_len,) or pairs of time and factor (2 trace_len,): int64."""
+    """Open delivery opportunities (trace_len,) or pairs of time and factor (2 trace_len,): int64."""
     return carray(pointer(env.trace_row), (2 * env.trace_len,), np.int64)
 
 
 @jit
 def obs_of(env: Any) -> Any:
-    """Observation: (8,) float32."""
+    """Open the observation: (8,) float32."""
     return carray(pointer(env.obs_at), (8,), np.float32)

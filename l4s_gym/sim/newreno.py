@@ -1,4 +1,4 @@
-"""NewReno (RFC 5681, RFC 6582): its functions are those of a `CongestionControl` that says nothing else."""
+"""NewReno (RFC 5681, RFC 6582): all functions of a `CongestionControl` are the defaults."""
 
 from __future__ import annotations
 

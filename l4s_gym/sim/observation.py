@@ -1,4 +1,4 @@
-"""What is seen of the queue at a decision: the observation, the record of the log, the reward."""
+"""The view of the queue at a decision: the observation, the record of the log, the reward."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _put(obs: Any, k: int, value: float) -> None:
 
 @jit
 def observe(env: Any, index: int, p: int) -> None:
-    """Write the observation of the packet `p` that has arrived for queue `index`, before any decision."""
+    """Write the observation of packet `p`, which arrived for queue `index`, before any decision."""
     q = queue_at(env, index)
     obs = obs_of(env)
     obs[0] = index * env.dual
@@ -38,7 +38,7 @@ def observe(env: Any, index: int, p: int) -> None:
 
 @jit
 def note_decided(env: Any, p: int) -> None:
-    """Keep what the reward `l4s_llm` takes of the packet that is decided now."""
+    """Store what the reward `l4s_llm` needs about the packet that is decided now."""
     a = packet_at(env, p)
     env.last_reward_len = a.len
     env.last_reward_delay_us = disciplines.current_delay_us(env, disciplines.classify(env, p))
@@ -46,7 +46,7 @@ def note_decided(env: Any, p: int) -> None:
 
 @jit
 def write_before(env: Any, index: int, p: int) -> int:
-    """Start a row of the log with what was known before the decision; its number, or -1 without a log."""
+    """Start a row of the log with what was known before the decision; return its number, or -1 without a log."""
     if env.log_capacity == 0:
         return -1
     q = queue_at(env, index)
@@ -100,10 +100,10 @@ def write_after(env: Any, row: int, index: int, logged: int, applied: int, decid
 
 @jit
 def integrate(env: Any) -> None:
-    """Bring the integrals of the reward up to now.
+    """Update the integrals of the reward up to now.
 
-    A class's delay at an instant is the sojourn of its packet that left the queue last, while more of the
-    class are queued, else 0. It is normalised to [0, 1): delay / (delay + reference of the class).
+    A class's delay at an instant is the sojourn of its packet that left the queue last, while more packets of
+    the class are queued, else 0. It is normalised to [0, 1): delay / (delay + reference of the class).
     """
     elapsed = env.now_ns - env.integrated_ns
     if elapsed <= 0:
@@ -120,7 +120,7 @@ def integrate(env: Any) -> None:
 
 @jit
 def reward_so_far(env: Any) -> float:
-    """The reward since it was last taken."""
+    """Return the reward since it was last taken."""
     integrate(env)
     if env.reward_kind == WEIGHTED:
         weights = env.weights
@@ -133,7 +133,7 @@ def reward_so_far(env: Any) -> float:
 
 @jit
 def take_reward(env: Any) -> float:
-    """The reward since it was last taken; from now on it counts from 0."""
+    """Return the reward since it was last taken, and reset it."""
     reward = reward_so_far(env)
     env.taken += reward
     totals = env.totals

@@ -1,4 +1,4 @@
-"""Options of the queue disciplines, a table for each: the same name may have another unit in another law."""
+"""Options of the queue disciplines, a table for each: the same name may have another unit in another discipline."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ OPTIONS = {
 
 
 def of(options: Options, discipline: Discipline, plugged: bool) -> Any:
-    """The options of a discipline.
+    """Return the options of a discipline.
 
     Args:
-        options: Of a scenario.
-        discipline: Whose.
-        plugged: Whether it is from outside: its options are the table `own`.
+        options: Options of a scenario.
+        discipline: The discipline.
+        plugged: Whether it comes from outside: its options are then in the table `own`.
 
     Raises:
-        L4SError: An option of one from outside is unknown, or has a value that it cannot have.
+        L4SError: An option of a discipline from outside is unknown, or its value does not fit.
     """
     if plugged:
         return convert(discipline.options, options.own, f"options.own (of {discipline.name})")
@@ -51,7 +51,7 @@ def of(options: Options, discipline: Discipline, plugged: bool) -> Any:
 
 
 def words(discipline: Discipline) -> dict[str, tuple[str, Any]]:
-    """What the docstring of a discipline's options says of each, and its default."""
+    """Return the description of each option from the docstring of a discipline's options, and its default."""
     said = dict(re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", inspect.getdoc(discipline.options) or "", re.MULTILINE))
     defaults = discipline.options()
     return {
@@ -61,14 +61,14 @@ def words(discipline: Discipline) -> dict[str, tuple[str, Any]]:
 
 
 def check(name: str, *option: str) -> None:
-    """Refuse what is no option of a discipline.
+    """Refuse an unknown discipline or option.
 
     Args:
-        name: Of the discipline.
-        option: Of the option, if it is one that is looked for.
+        name: Name of the discipline.
+        option: Name of an option to look for, if any.
 
     Raises:
-        L4SError: There is none; the error tells whose options there are.
+        L4SError: It is unknown; the error names the disciplines that have it.
     """
     if name == "own":
         return
@@ -87,10 +87,10 @@ def check(name: str, *option: str) -> None:
 
 
 def check_tables(tables: Any) -> None:
-    """`check` for each name in the tables of a scenario.
+    """Check each name in the tables of a scenario by `check`.
 
     Raises:
-        L4SError: One is unknown.
+        L4SError: A name is unknown.
     """
     for name, table in tables.items() if isinstance(tables, dict) else ():
         check(name)

@@ -12,7 +12,7 @@ from l4s_gym.sim.memory import flow_at, packet_at
 
 @jit
 def allocate(env: Any) -> int:
-    """A free packet; the caller has made sure that there is one."""
+    """Return a free packet; the caller has checked that there is one."""
     env.in_flight += 1
     p = env.free
     if p >= 0:
@@ -25,7 +25,7 @@ def allocate(env: Any) -> int:
 
 @jit
 def release(env: Any, p: int) -> None:
-    """Give a packet back; the last one released is used first, while it is still in the cache."""
+    """Release a packet; the last one released is used first, while it is still in the cache."""
     env.in_flight -= 1
     packet_at(env, p).next = env.free
     env.free = p
@@ -33,7 +33,7 @@ def release(env: Any, p: int) -> None:
 
 @jit
 def renew(env: Any, p: int, flow: int, ack: int) -> None:
-    """Make a packet a flow's that has not crossed the link, and that nothing has been decided about."""
+    """Initialise a packet for a flow: it has not crossed the link, and no decision about it was taken."""
     a = packet_at(env, p)
     a.flow = flow
     a.ack = ack
@@ -77,7 +77,7 @@ def pop(env: Any, q: Any) -> int:
 
 @jit
 def push_transit(env: Any, i: int, p: int) -> None:
-    """Let a packet travel for one hop of its flow's delay, and its host's jitter; packets keep their order."""
+    """Put a packet in transit for one hop of its flow's delay plus its host's jitter; packets keep their order."""
     f = flow_at(env, i)
     a = packet_at(env, p)
     a.due_ns = env.now_ns + f.hop_ns
@@ -95,7 +95,7 @@ def push_transit(env: Any, i: int, p: int) -> None:
 
 @jit
 def pop_transit(env: Any, i: int) -> int:
-    """The packet of a flow that arrives now; the next one's time is set."""
+    """Return the packet of a flow that arrives now, and set the time of the next one."""
     from_ = flow_at(env, i)
     p = from_.transit_head
     head = packet_at(env, p).next
@@ -110,7 +110,7 @@ def pop_transit(env: Any, i: int) -> int:
 
 @jit
 def arm(env: Any, i: int, time_ns: int) -> None:
-    """Make sure that the flow's timer slot fires no later than `time_ns` (later deadlines are lazy)."""
+    """Make the flow's timer slot fire no later than `time_ns` (later deadlines are handled when it fires)."""
     slot = SLOT_FLOWS + 2 * i + 1
     if time_ns < get_time(env, slot):
         set_time(env, slot, time_ns)

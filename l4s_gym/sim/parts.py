@@ -1,8 +1,8 @@
-"""Linking once: a function that only compiled code calls is optimised and turned to machine code with its callers.
+"""Linking once: a function for compiled code only is optimised and turned to machine code with its callers.
 
-Numba links everything that a function calls into it, optimises that, and makes machine code of it, at each level anew:
+Numba links all functions that a function calls into it, optimises them, and makes machine code, again at each level:
 with some 450 functions this was half of the compile. Here a part stays as it was lowered, and an entry point links each
-part below it once. It rests on what is private in Numba; `tests/sim/test_parts.py` says so where a release changes it.
+part below it once. This uses private parts of Numba; `tests/sim/test_parts.py` fails if a release changes them.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from numba.core.compiler_machinery import PassManager, register_pass
 
 
 class _Part(JITCodeLibrary):  # type: ignore[misc]
-    """A function as it was lowered, and what it calls."""
+    """A function as it was lowered, and the functions that it calls."""
 
     def finalize(self) -> None:
-        """Nothing more is added."""
+        """Do nothing: nothing more is added."""
         self._raise_if_finalized()
         for each in self._linking_libraries:
             self._reload_init.update(each._reload_init)
@@ -28,15 +28,15 @@ class _Part(JITCodeLibrary):  # type: ignore[misc]
         self._finalized = True
 
     def _optimize_functions(self, ll_module: Any) -> None:
-        """Later, with the callers."""
+        """Do nothing: the callers optimise it."""
         ll_module.data_layout = self._codegen._data_layout
 
     def alone(self) -> Any:
-        """The module of this function, to be linked."""
+        """Return the module of this function, for linking."""
         return super()._get_module_for_linking()
 
     def _get_module_for_linking(self) -> Any:
-        """With all that it calls, for a library that is none of ours."""
+        """Return the module linked with all that it calls, for a library of Numba's own."""
         module = self.alone().clone()
         for each in _below(self):
             module.link_in(_module(each), preserve=True)
@@ -60,7 +60,7 @@ def _module(library: Any) -> Any:
 
 
 def _below(library: Any) -> Iterator[Any]:
-    """Each library once that has to be linked with one."""
+    """Yield each library once that must be linked with this one."""
     seen = {library}
     waiting = [library]
     while waiting:
@@ -82,7 +82,7 @@ class _LowerPart(typed_passes.NativeLowering):  # type: ignore[misc]
         state.flags.no_compile = True
         super().run_pass(state)
         nothing: list[Any] = []
-        refuses = nothing.pop  # one of its own, that fails: Python has nothing to call
+        refuses = nothing.pop  # a function of its own that fails: Python has nothing to call
         context.insert_user_function(refuses, state.cr.fndesc, [state.library])
         state.cr = state.cr._replace(cfunc=refuses)
         return True
@@ -99,7 +99,7 @@ class _LowerWhole(typed_passes.NativeLowering):  # type: ignore[misc]
 
 
 def _pipeline(state: Any, lowering: Any) -> list[PassManager]:
-    """Numba's, with another lowering."""
+    """Return Numba's passes with another lowering."""
     passes = PassManager(lowering._name)
     for each, title in DefaultPassBuilder.define_nopython_pipeline(state).passes:
         passes.add_pass(lowering if each is typed_passes.NativeLowering else each, title)
@@ -108,16 +108,16 @@ def _pipeline(state: Any, lowering: Any) -> list[PassManager]:
 
 
 class PartCompiler(CompilerBase):  # type: ignore[misc]
-    """For `numba.njit(pipeline_class=...)`: a function that only compiled code calls."""
+    """Compiler for `numba.njit(pipeline_class=...)`, for a function that only compiled code calls."""
 
     def define_pipelines(self) -> list[PassManager]:
-        """The steps of the compile."""
+        """Return the steps of the compile."""
         return _pipeline(self.state, _LowerPart)
 
 
 class WholeCompiler(CompilerBase):  # type: ignore[misc]
-    """The same for a function that calls parts and that Python calls."""
+    """Compiler for a function that calls parts and that Python calls."""
 
     def define_pipelines(self) -> list[PassManager]:
-        """The steps of the compile."""
+        """Return the steps of the compile."""
         return _pipeline(self.state, _LowerWhole)

@@ -1,4 +1,4 @@
-"""PIE as RFC 8033 writes it: real numbers, decision at enqueue, delay from timestamps (section 5.2)."""
+"""PIE by RFC 8033: floating point, decision at enqueue, delay from timestamps (section 5.2)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from l4s_gym.sim.memory import packet_at, queue_at
 
 
 class Options(Struct, frozen=True, forbid_unknown_fields=True):
-    """Of `pie`.
+    """Options of `pie`.
 
     Attributes:
         target_ms: Target delay.
         tupdate_ms: Control interval.
-        max_burst_ms: Burst allowance.
+        max_burst_ms: Burst allowance: time without drops after activation.
         alpha: Integral gain, Hz.
         beta: Proportional gain, Hz.
-        derandomise: Section 5.4.
+        derandomise: Whether to spread drops and marks evenly (section 5.4).
         ecn_threshold: Probability above which ECN packets are dropped.
     """
 
@@ -41,11 +41,11 @@ STATE: Final = records(
     (
         ("alpha_hz", "f8", "Hz", "Integral gain."),
         ("beta_hz", "f8", "Hz", "Proportional gain."),
-        ("derandomise", "i1", "flag", "Whether hits are spread as section 5.4 says."),
+        ("derandomise", "i1", "flag", "Whether drops and marks are spread evenly (section 5.4)."),
         ("ecn_threshold", "f8", "1", "Probability above which ECN packets are dropped."),
         ("prob", "f8", "1", "Drop probability."),
-        ("accu", "f8", "1", "Sum of the probabilities since the last hit."),
-        ("burst_ns", "i8", "ns", "Burst allowance that is left."),
+        ("accu", "f8", "1", "Sum of the probabilities since the last drop or mark."),
+        ("burst_ns", "i8", "ns", "Remaining burst allowance."),
         ("old_ns", "i8", "ns", "Queue delay at the last update."),
     ),
 )
@@ -53,7 +53,7 @@ of_env = STATE.of_env
 
 
 def setup(options: Options, path: Path) -> Mapping[str, Any]:
-    """Times in ns, gains in Hz."""
+    """Return the fields of the record, times in ns, gains in Hz."""
     burst_us = round(1e3 * options.max_burst_ms)
     return {
         "target_us": round(1e3 * options.target_ms),
@@ -76,7 +76,7 @@ def update_probability(
     alpha_hz: float = 0.125,
     beta_hz: float = 1.25,
 ) -> float:
-    """One update of the drop probability (RFC 8033 section 4.2 and appendix A).
+    """Compute one update of the drop probability (RFC 8033 section 4.2 and appendix A).
 
     Args:
         prob: Drop probability in [0, 1].
@@ -109,13 +109,13 @@ def update_probability(
 
 @public
 def draw(prob: float, accu: float, number: float, derandomise: bool = True) -> tuple[bool, float]:
-    """Whether a packet is hit, and the accumulated probability afterwards (RFC 8033 section 5.4).
+    """Draw whether to drop or mark a packet; return it and the accumulated probability afterwards (section 5.4).
 
     Args:
         prob: Drop probability.
         accu: Accumulated probability before this packet.
         number: Uniform in [0, 1).
-        derandomise: No hit below an accumulated 0.85, always one from 8.5 on.
+        derandomise: No drop or mark below an accumulated 0.85, always one from 8.5 on.
     """
     accu = 0.0 if prob == 0.0 else accu + prob
     if derandomise and accu < 0.85:
@@ -126,7 +126,7 @@ def draw(prob: float, accu: float, number: float, derandomise: bool = True) -> t
 
 @jit
 def decide(env: Any, index: int, p: int) -> int:
-    """At enqueue (RFC 8033 section 4.1)."""
+    """Decide at enqueue (RFC 8033 section 4.1)."""
     my = of_env(env)
     number = uniform(env)
     if my.burst_ns > 0:
@@ -141,14 +141,14 @@ def decide(env: Any, index: int, p: int) -> int:
 
 @jit
 def note_foreign_decision(env: Any, index: int, action: int) -> None:
-    """Count as for a decision of its own."""
+    """Update the accumulated probability as for a decision of the discipline itself."""
     my = of_env(env)
     my.accu = 0.0 if action != ENQUEUE or my.prob == 0.0 else my.accu + my.prob
 
 
 @jit
 def update(env: Any, index: int) -> int:
-    """Every T_UPDATE. The statistics take the age of the head, the controller the last sojourn."""
+    """Update the probability every T_UPDATE; return the age of the head (the controller uses the last sojourn)."""
     my, q = of_env(env), queue_at(env, 0)
     current = q.delay_ns if q.packets > 0 else 0
     my.prob = update_probability(my.prob, current, my.old_ns, env.target_us * 1000, my.alpha_hz, my.beta_hz)
@@ -163,25 +163,25 @@ def update(env: Any, index: int) -> int:
 
 @jit
 def base_probability(env: Any, index: int) -> int:
-    """The drop probability, 1/(2^31 - 1)."""
+    """Return the drop probability, 1/(2^31 - 1)."""
     return int(of_env(env).prob * MAX_PROB)
 
 
 @jit
 def accumulated_probability(env: Any, index: int) -> int:
-    """The accumulated probability, 1/(2^31 - 1)."""
+    """Return the accumulated probability, 1/(2^31 - 1)."""
     return int(of_env(env).accu * MAX_PROB)
 
 
 @jit
 def burst_allowance_us(env: Any, index: int) -> int:
-    """The burst allowance that is left, us."""
+    """Return the remaining burst allowance, us."""
     return of_env(env).burst_ns // 1000
 
 
 @jit
 def old_delay_us(env: Any, index: int) -> int:
-    """Delay at the last update, us."""
+    """Return the queue delay at the last update, us."""
     return of_env(env).old_ns // 1000
 
 

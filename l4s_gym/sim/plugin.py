@@ -1,7 +1,7 @@
-"""A user's own compiled functions, called by their address, so that the engine is not compiled anew for them.
+"""A user's own compiled functions, called by address, so that the engine is not compiled again for them.
 
-Each is compiled once a process: the first in .5 s, each more in 50 ms. A call takes 5 ns, where the same function
-compiled into its caller takes 2 (an update of a flow's window, CPU time on a machine of 2 cores).
+Each is compiled once per process: the first in 0.5 s, each other in 50 ms. A call takes 5 ns; if the same function
+were compiled into its caller, 2 ns (update of a flow's window, CPU time on a machine of 2 cores).
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from l4s_gym.sim.memory import RECORDS
 
 _TYPES: Final = {"void": types.void, "int64": types.int64, "float64": types.float64, **RECORDS}
 _REASON_LINES: Final = 6
-"""Lines of Numba's own message that an error shows."""
+"""Lines of Numba's own message that an error quotes."""
 
 
 @functools.cache
 def _compiled(function: Callable[..., Any], signature: str) -> Any:
-    """The callback; the cache keeps its machine code alive."""
-    plain = getattr(function, "py_func", function)  # of a function that is compiled already
+    """Return the callback; the cache keeps its machine code in memory."""
+    plain = getattr(function, "py_func", function)  # the Python function of a compiled one
     name = getattr(plain, "__qualname__", repr(plain))
     if not inspect.isfunction(plain):
         raise L4SError(f"{name}: is no function: give one that Numba can compile, {signature}")
@@ -48,22 +48,22 @@ def _compiled(function: Callable[..., Any], signature: str) -> Any:
 
 
 def callback(function: Callable[..., Any], signature: str) -> int:
-    """The address of a user's function, compiled by Numba for compiled code to call.
+    """Return the address of a user's function, compiled by Numba for calls by compiled code.
 
     Args:
-        function: Plain Python, or compiled with `numba.njit`; what it calls must be compiled with `numba.njit`. What
-            it raises is printed, and it returns 0 then.
+        function: Plain Python, or compiled with `numba.njit`; functions that it calls must be so compiled. An exception
+            in it is printed, and it then returns 0.
         signature: Such as ``"int64(env, queue, int64)"``, of `void`, `int64`, `float64`, and of the records of
             `l4s_gym.sim.memory`, whose fields it reads and writes.
 
     Raises:
-        L4SError: It cannot be compiled; the error says why.
+        L4SError: It cannot be compiled; the error quotes the reason.
     """
     return int(_compiled(function, signature).address)
 
 
 def _sent_as(kind: Any) -> Any:
-    """As what an argument is passed: numbers with 64 bits, records as they are."""
+    """Return the type in which an argument is passed: numbers with 64 bits, records as they are."""
     if isinstance(kind, types.Integer | types.Boolean):
         return types.int64
     return types.float64 if isinstance(kind, types.Float) else kind
@@ -86,8 +86,8 @@ def _caller(returns: Any) -> Any:
 
 
 call_void = _caller(types.void)
-"""In compiled code: call what lies at an address, `call_void(address, (flow, acked))`."""
+"""Call the function at an address from compiled code, `call_void(address, (flow, acked))`."""
 call_int = _caller(types.int64)
-"""As `call_void`, for an int64."""
+"""Call as `call_void`, with an int64 result."""
 call_float = _caller(types.float64)
-"""As `call_void`, for a float64."""
+"""Call as `call_void`, with a float64 result."""

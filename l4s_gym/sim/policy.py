@@ -1,7 +1,7 @@
-"""Policies that the engine evaluates by itself: from an observation to a decision without Python.
+"""Policies inside the engine: from an observation to a decision without Python.
 
 A `Policy` is plain arrays. Packed (`Policy.packed`) it is one block of memory without addresses, which the compiled
-functions below read; they serve the engine (`decide`) and agents outside it (`Policy.probabilities`) alike, so that an
+functions below read; they serve the engine (`decide`) and agents outside it (`Policy.probabilities`), so that an
 agent decides the same on both sides, bit for bit. `l4s_gym.agents.protocol` says how an agent offers its policy.
 """
 
@@ -33,9 +33,9 @@ ACTIVATIONS: Final = ("relu", "tanh")
 _INPUTS: Final = len(OBSERVED)
 _OUTPUTS: Final = len(ACTIONS)
 _WIDE, _NARROW = 64, 8
-"""Outputs of a layer that are computed side by side: as many as the registers hold, and one register's."""
+"""Outputs of a layer that are computed together: as many as all vector registers hold, and as one register holds."""
 
-# What lies in a packed policy; `_at` is a distance in bytes from its start.
+# Layout of a packed policy; `_at` is an offset in bytes from its start.
 _HEAD: Final = np.dtype(
     [
         ("rule", "i8"), ("parts", "i8"), ("parts_at", "i8"), ("masked", "i8"), ("softmax", "i8"), ("corrects", "i8"),
@@ -64,7 +64,7 @@ class _Memory:
         self.data = bytearray()
 
     def add(self, array: npt.NDArray[Any]) -> int:
-        """Append an array; where it starts."""
+        """Append an array; return its offset."""
         at = len(self.data)
         self.data += array.tobytes()
         self.data += bytes(-len(self.data) % 64)
@@ -73,16 +73,16 @@ class _Memory:
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A perceptron in float32: standardised features, hidden layers of one activation, three outputs.
+    """A perceptron in float32: standardised features, hidden layers with one activation, three outputs.
 
-    Without a hidden layer it is a linear rule.
+    Without a hidden layer it is linear.
 
     Attributes:
-        layers: Weights (outputs, inputs), as PyTorch's, and biases (outputs,) of each layer; the first has 8 inputs and
+        layers: Weights (outputs, inputs), as in PyTorch, and biases (outputs,) of each layer; the first has 8 inputs,
             the last 3 outputs.
         activation: One of `ACTIVATIONS`, after each layer but the last.
-        mean: Taken off the observation (8,); None: 0.
-        scale: The rest is divided by it (8,); None: 1.
+        mean: Subtracted from the observation (8,); None: 0.
+        scale: Divisor of the difference (8,); None: 1.
     """
 
     layers: tuple[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]], ...]
@@ -100,10 +100,10 @@ class Network:
 
     @classmethod
     def of(cls, module: Any, mean: Any = None, scale: Any = None) -> Network:
-        """The perceptron of a PyTorch module: its linear layers in their order, ReLU or Tanh between all of them.
+        """Make the perceptron of a PyTorch module: its linear layers in order, with ReLU or Tanh between them.
 
         Raises:
-            L4SError: It has other layers, or two activations.
+            L4SError: It has other layers, or two kinds of activation.
         """
         layers, between = [], set()
         for layer in module.modules():
@@ -120,11 +120,11 @@ class Network:
 
     @property
     def parameters(self) -> int:
-        """Weights and biases."""
+        """Number of weights and biases."""
         return sum(np.size(weights) + np.size(bias) for weights, bias in self.layers)
 
     def pack(self, memory: _Memory) -> npt.NDArray[np.void]:
-        """A row of `_PART`."""
+        """Pack it; return a row of `_PART`."""
         rows = np.zeros(len(self.layers), _LAYER)
         for row, (weights, bias) in zip(rows, self.layers, strict=True):
             more = -len(bias) % _NARROW
@@ -147,16 +147,16 @@ class Network:
 
 @dataclass(frozen=True, eq=False)
 class Trees:
-    """Decision trees on observations as they are; what their leaves say is added up.
+    """Decision trees on unscaled observations; the values of their leaves are added.
 
-    Nodes are numbered through all trees. An observation goes left where ``obs[feature] <= threshold``.
+    Nodes are numbered across all trees. An observation goes left if ``obs[feature] <= threshold``.
 
     Attributes:
-        feature: Feature that a node looks at (N,).
+        feature: Feature that a node tests (N,).
         threshold: (N,) float64, in the unit of the observation.
         left: Number of the left child (N,); -1: the node is a leaf.
-        right: Of the right one (N,).
-        value: What a leaf says of the three actions (N, 3).
+        right: Number of the right child (N,).
+        value: Value of a leaf for each of the three actions (N, 3).
         roots: Number of each tree's first node (K,).
     """
 
@@ -169,15 +169,15 @@ class Trees:
 
     @classmethod
     def constant(cls, value: npt.ArrayLike) -> Trees:
-        """One leaf."""
+        """Make a tree of one leaf."""
         return cls([0], [0.0], [-1], [-1], np.asarray(value)[None])
 
     @classmethod
     def of(cls, fitted: Any) -> Trees:
-        """A tree or forest of scikit-learn (`DecisionTreeClassifier`, `RandomForestClassifier`): its probabilities.
+        """Make the trees of a fitted `DecisionTreeClassifier` or `RandomForestClassifier`: their probabilities.
 
         Args:
-            fitted: Fitted on observations (T, 8) as the environment's; the classes are among 0, 1, 2.
+            fitted: A model of scikit-learn, fitted on the environment's observations (T, 8); classes are among 0, 1, 2.
         """
         trees = [each.tree_ for each in getattr(fitted, "estimators_", [fitted])]
         classes = np.asarray(fitted.classes_, np.int64)
@@ -198,18 +198,18 @@ class Trees:
 
     @property
     def parameters(self) -> int:
-        """Nodes."""
+        """Number of nodes."""
         return np.size(self.feature)
 
     def pack(self, memory: _Memory) -> npt.NDArray[np.void]:
-        """A row of `_PART`: the roots lie before the nodes."""
+        """Pack it; return a row of `_PART`: the roots are before the nodes."""
         nodes = np.zeros(len(np.asarray(self.feature)), _NODE)
         for name in ("threshold", "value", "feature", "left", "right"):
             nodes[name] = getattr(self, name)
         roots = np.asarray(self.roots, np.int64)
         inner = nodes["left"] >= 0
         wrong = inner & ((nodes["left"] >= len(nodes)) | (nodes["right"] < 0) | (nodes["right"] >= len(nodes)))
-        wrong |= inner & (np.minimum(nodes["left"], nodes["right"]) <= np.arange(len(nodes)))  # it would never end
+        wrong |= inner & (np.minimum(nodes["left"], nodes["right"]) <= np.arange(len(nodes)))  # a walk without end
         wrong |= inner & ((nodes["feature"] < 0) | (nodes["feature"] >= _INPUTS))
         if wrong.any() or not len(roots) or roots.min() < 0 or roots.max() >= len(nodes):
             raise L4SError(f"trees: node {wrong.argmax()} or a root is wrong: children come after their parents")
@@ -221,20 +221,20 @@ class Trees:
 
 @dataclass(frozen=True, eq=False)
 class Policy:
-    """How observations become decisions.
+    """Map from observations to decisions.
 
     Attributes:
-        parts: What gives each action a score; the mean of several.
+        parts: Networks or trees that score each action; the mean of several.
         rule: How probabilities become decisions: one of `l4s_gym.agents.RULES`.
-        softmax: Whether the probabilities are the softmax of the scores; else they are the scores.
-        temperature: Of the softmax.
-        epsilon: Share of the decisions that is drawn evenly.
-        mask: A further network: an action whose score is so far below the best one that its probability would be at
-            most `flexibility` of that one's is never taken (batch-constrained Q-learning).
-        flexibility: Of `mask`.
-        weights: The probabilities are divided by these (3,), and normalised; None: they are not
+        softmax: Whether the probabilities are the softmax of the scores; if not, they are the scores.
+        temperature: Temperature of the softmax.
+        epsilon: Share of the decisions drawn uniformly.
+        mask: Another network: an action is never taken if its probability by this network is `flexibility` times
+            that of the most probable action, or less (batch-constrained Q-learning).
+        flexibility: See `mask`.
+        weights: Divisors of the probabilities (3,), which are then normalised; None: no division
             (`l4s_gym.agents.imbalance`).
-        gamma: Undo a focal loss of this gamma; 0: there was none.
+        gamma: Gamma of a focal loss to undo; 0: there was none.
     """
 
     parts: tuple[Network | Trees, ...]
@@ -276,19 +276,19 @@ class Policy:
 
     @functools.cached_property
     def address(self) -> int:
-        """Where `packed` lies."""
+        """Address of `packed`."""
         return int(self.packed.ctypes.data)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what is made from it: a copy has memory of its own."""
+        """Return the state without derived values: a copy has its own memory."""
         return {name: value for name, value in vars(self).items() if name not in ("packed", "address")}
 
     def __str__(self) -> str:
-        """Rule, and a checksum of all of it."""
+        """Return the rule and a checksum of the whole policy."""
         return f"{self.rule} {hashlib.sha256(self.packed.tobytes()).hexdigest()[:12]}"
 
     def probabilities(self, obs: npt.NDArray[np.float32]) -> Floats:
-        """Probabilities of the actions (n, 3) for observations (n, 8)."""
+        """Return the probabilities of the actions (n, 3) for observations (n, 8)."""
         given = np.array(obs, np.float32)
         out = np.empty((len(given), _OUTPUTS))
         _evaluate(self.address, given, out)
@@ -311,7 +311,7 @@ def _floats(address: int, count: int) -> Any:
 
 @jit
 def _tanh(x: Any) -> Any:
-    """Hyperbolic tangent, right to some 1e-7: a quotient of polynomials (Eigen's), which the compiler vectorises."""
+    """Return the hyperbolic tangent to about 1e-7: a quotient of polynomials (Eigen's) that the compiler vectorises."""
     x = min(max(x, np.float32(-7.9)), np.float32(7.9))
     s = x * x
     p = np.float32(-2.76076847742355e-16) * s + np.float32(2.00018790482477e-13)
@@ -327,11 +327,11 @@ def _tanh(x: Any) -> Any:
 
 
 def _adder(lanes: int) -> Any:
-    """A compiled function that gives `lanes` outputs of a layer, held in vector registers meanwhile."""
+    """Make a compiled function that computes `lanes` outputs of a layer in vector registers."""
 
     @intrinsic
     def add(typingctx: Any, weights: Any, bias: Any, x: Any, active: Any, count: Any, y: Any) -> Any:
-        """Bias and, for each active input in its order, its weights times its value, at the address `y`."""
+        """Add bias and, for each active input in order, its weights times its value, to the address `y`."""
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             weights, bias, x, active, count, y = args
@@ -362,11 +362,11 @@ _add_narrow = _adder(_NARROW)
 
 @jit
 def _layer(at: int, layer: Any, x_at: int, active_at: int, y_at: int) -> None:
-    """Outputs of a layer before the activation. Inputs that are 0, as half of those after ReLU, cost nothing.
+    """Compute the outputs of a layer before the activation; inputs of 0, half of those after ReLU, cost nothing.
 
-    Each output adds up its inputs in their order: the same bits wherever this is compiled into.
+    Each output adds its inputs in order: the result has the same bits in every caller.
     """
-    bits = carray(pointer(x_at), (layer.inputs,), np.int32)  # cheaper to compare than the numbers
+    bits = carray(pointer(x_at), (layer.inputs,), np.int32)  # faster to compare than floats
     active = carray(pointer(active_at), (layer.inputs,), np.int32)
     count = 0
     for j in range(layer.inputs):
@@ -385,7 +385,7 @@ def _layer(at: int, layer: Any, x_at: int, active_at: int, y_at: int) -> None:
 @jit
 def _network_scores(at: int, part: Any, obs: Any) -> tuple[float, float, float]:
     widest = part.widest
-    room = np.empty(3 * widest, np.float32)  # inputs, outputs, numbers of the inputs that are not 0
+    room = np.empty(3 * widest, np.float32)  # inputs, outputs, indices of nonzero inputs
     x_at = room.ctypes.data
     y_at, active_at = x_at + 4 * widest, x_at + 8 * widest
     x, y = _floats(x_at, widest), _floats(y_at, widest)
@@ -402,7 +402,7 @@ def _network_scores(at: int, part: Any, obs: Any) -> tuple[float, float, float]:
             else:
                 for o in range(layer.outputs):
                     x[o] = max(y[o], np.float32(0.0))
-    scores = room[widest : widest + _OUTPUTS]  # keeps the memory until here
+    scores = room[widest : widest + _OUTPUTS]  # keeps the memory alive until here
     return np.float64(scores[0]), np.float64(scores[1]), np.float64(scores[2])
 
 
@@ -437,7 +437,7 @@ def _undo_focal(p: float, gamma: float) -> float:
 
 @shared
 def _probabilities(at: int, obs: Any) -> tuple[float, float, float]:
-    """Probabilities of the three actions by the packed policy at an address, for one observation (8,)."""
+    """Return the probabilities of the three actions by the packed policy at an address, for one observation (8,)."""
     head = _head_at(at)
     p0, p1, p2 = 0.0, 0.0, 0.0
     s0, s1, s2 = 0.0, 0.0, 0.0
@@ -449,7 +449,7 @@ def _probabilities(at: int, obs: Any) -> tuple[float, float, float]:
         p0, p1, p2 = p0 / head.parts, p1 / head.parts, p2 / head.parts
     if head.softmax:
         p0, p1, p2 = p0 / head.temperature, p1 / head.temperature, p2 / head.temperature
-        if head.masked:  # the last of the parts
+        if head.masked:  # the last one of the parts
             least = max(s0, s1, s2) + head.least
             p0 = -np.inf if s0 <= least else p0
             p1 = -np.inf if s1 <= least else p1
@@ -478,7 +478,7 @@ def _evaluate(at: int, obs: npt.NDArray[np.float32], out: Floats) -> None:
 
 @jit
 def _choose(rule: int, env: Any, queue: int, p0: float, p1: float, p2: float) -> int:
-    """The decision, as `l4s_gym.agents.protocol.DecisionRule` makes it with the same generator."""
+    """Choose the action as `l4s_gym.agents.protocol.DecisionRule` does with the same generator."""
     if rule == ARGMAX:
         if p0 >= p1 and p0 >= p2:
             return ENQUEUE
@@ -502,7 +502,7 @@ def _choose(rule: int, env: Any, queue: int, p0: float, p1: float, p2: float) ->
 
 @jit
 def decide(env: Any) -> int:
-    """The policy's decision about the packet that has been observed; notes the step where a trajectory is asked for."""
+    """Decide about the observed packet by the policy; write the step to the trajectory, if there is one."""
     r = rule_of(env)
     obs = obs_of(env)
     p0, p1, p2 = _probabilities(env.policy_at, obs)
@@ -522,7 +522,7 @@ def decide(env: Any) -> int:
 
 @jit
 def note_reward(env: Any, reward: float) -> None:
-    """Add a reward to the step that was noted last."""
+    """Add a reward to the last step of the trajectory."""
     r = rule_of(env)
     if r.step > 0:
         carray(pointer(r.reward_at + (r.step - 1) * r.width * 8), (1,), np.float64)[0] += reward

@@ -1,13 +1,13 @@
-"""Prague, after the L4S team's reference: UDP Prague (`prague_cc`), and TCP Prague as a variant.
+"""Prague, by the L4S team's reference: UDP Prague (`prague_cc`), and TCP Prague as a variant.
 
-The rules were read in github.com/L4STeam/udp_prague and in the L4S team's Linux `tcp_prague.c`. One control law:
-alpha is the moving average of the marked fraction, a mark takes alpha / 2 off once a round, and every packet that
-comes without a mark adds so much that the rate grows by a packet a round in each round. A round lasts a window of
-packets and a virtual RTT of at least 25 ms, so that flows of shorter RTTs share alike.
+Sources: github.com/L4STeam/udp_prague and the L4S team's Linux `tcp_prague.c`. One control law:
+alpha is the moving average of the marked fraction; a mark reduces by alpha / 2 once a round, and each packet that
+arrives without a mark adds so much that the rate grows by one packet per round. A round lasts one window of
+packets and at least a virtual RTT of 25 ms, so that flows with shorter RTTs get equal shares.
 
 `udp` starts at 100 kbit/s with alpha 0 and has no slow start; its packets shrink to 150 bytes, so that two are sent in
-a virtual RTT at the least rate; where the RTT is too short to tell a queue (2 ms, or less than a packet's interval)
-the rate itself is what grows and shrinks; after some rounds without marks it grows by a millisecond of queue a round.
+a virtual RTT at the least rate; if the RTT is too short to show a queue (2 ms, or less than a packet's interval)
+it controls the rate instead of the window; after some rounds without marks it grows by a millisecond of queue a round.
 `tcp` has slow start, alpha = 1 at the first mark, packets of full length, and keeps two of them in flight.
 
 The state: `cwnd` is the fractional window in full packets, `pace_bps` the pacing rate, `packet_len` the length of the
@@ -30,20 +30,20 @@ MIN_LENGTH: Final = 150
 MIN_PACKETS: Final = 2
 """Packets that `udp` sends in a virtual RTT, and that may always be in flight."""
 RATE_MODE_NS: Final = 2_000_000
-"""RTT up to which the rate is controlled instead of the window."""
+"""RTT up to which `udp` controls the rate instead of the window."""
 GROWTH_NS: Final = 1e6
-"""Queue that a round of growth may add."""
+"""Queue that one round of growth may add."""
 GROWTH_WAIT: Final = 7
-"""Rounds without a mark before growth, and one more for each `GROWTH_STEP_BPS` of rate."""
+"""Rounds without a mark before growth; one more for each `GROWTH_STEP_BPS` of rate."""
 GROWTH_STEP_BPS: Final = 15.36e6
 BURST_NS: Final = 250_000
-"""Packets of so much time leave side by side (RFC 9331 section 4.3)."""
+"""Packets of this duration may be sent back to back (RFC 9331 section 4.3)."""
 PROBE: Final = 1.03
 """The rate is higher by this factor in the first half of a round, and lower in the second."""
 TIMEOUT_NS: Final = 1_000_000_000
-"""`udp` starts anew where no ACK has come for so long."""
+"""`udp` restarts if no ACK arrives for this long."""
 TRANSITION_ROUNDS: Final = 4
-"""Rounds after slow start from which `tcp` is independent of the RTT."""
+"""Rounds after slow start from which `tcp` does not depend on the RTT."""
 
 AVOIDANCE, IN_LOSS, IN_CWR = range(3)
 UDP, TCP = range(2)
@@ -52,13 +52,13 @@ VARIANTS: Final = ("udp", "tcp")
 
 @public
 def virtual_rtt_ns(srtt_ns: float) -> float:
-    """Virtual RTT: the smoothed RTT, at least 25 ms."""
+    """Return the virtual RTT: the smoothed RTT, at least 25 ms."""
     return max(srtt_ns, REF_RTT_NS)
 
 
 @jit
 def restart(f: Any, now_ns: int) -> None:
-    """State of a new connection, and of `udp` after a timeout."""
+    """Set the state of a new connection, and of `udp` after a timeout."""
     f.prague = AVOIDANCE
     f.rate_mode = 0
     f.undo = 0.0
@@ -84,7 +84,7 @@ def restart(f: Any, now_ns: int) -> None:
 
 @jit
 def _set_length(f: Any) -> None:
-    """Length of the packets from now on: two in a virtual RTT; a finite transfer keeps to full packets."""
+    """Set the length of new packets: two in a virtual RTT; a finite transfer keeps full packets."""
     f.packet_len = f.mss
     if f.variant == UDP and f.shrinks:
         fits = int(f.pace_bps * virtual_rtt_ns(f.srtt_ns) / 8e9 / MIN_PACKETS)
@@ -93,7 +93,7 @@ def _set_length(f: Any) -> None:
 
 @jit
 def packet_window(f: Any) -> int:
-    """Packets that may be in flight: more than the pacing fills, so that it never blocks the pacing."""
+    """Return the packets that may be in flight: more than pacing fills, so that they never block it."""
     if f.variant == TCP:
         return max(int(f.cwnd + 1.0 - 1e-9), MIN_PACKETS)
     if f.first_ack:
@@ -103,7 +103,7 @@ def packet_window(f: Any) -> int:
 
 @jit
 def interval_ns(f: Any, length: int, now_ns: int) -> float:
-    """Time that a packet of `length` bytes takes at the pacing rate; 0 before the rate is known."""
+    """Return the time of a packet of `length` bytes at the pacing rate; 0 before the rate is known."""
     if f.pace_bps <= 0.0:
         return 0.0
     interval = length * 8e9 / f.pace_bps
@@ -116,27 +116,27 @@ def interval_ns(f: Any, length: int, now_ns: int) -> float:
 
 @jit
 def burst_packets(f: Any) -> int:
-    """Packets that leave side by side."""
+    """Return the number of packets sent back to back."""
     return max(int(f.pace_bps * BURST_NS / 8e9 / f.packet_len), 1)
 
 
 @jit
 def _independent(f: Any) -> bool:
-    """Whether the flow behaves as one of the virtual RTT."""
+    """Return whether the flow behaves as if it had the virtual RTT."""
     return f.variant == UDP or (f.cwnd >= f.ssthresh and f.rounds >= TRANSITION_ROUNDS)
 
 
 @jit
 def _is_past(f: Any, since_ns: int, now_ns: int) -> bool:
-    """Whether a virtual RTT is past; a flow that is not independent of the RTT does not wait for one."""
+    """Return whether a virtual RTT is over; a flow that depends on its RTT does not wait for one."""
     return not _independent(f) or now_ns - since_ns >= virtual_rtt_ns(f.srtt_ns)
 
 
 @jit
 def _is_over(f: Any, sent: int, since_ns: int, now_ns: int) -> bool:
-    """Whether a round is over: all that was sent before it is accounted for, and a virtual RTT is past.
+    """Return whether a round is over: all that was sent before is accounted for, and a virtual RTT is over.
 
-    What Linux does after a loss or a mark lasts a window of packets alone.
+    In Linux the state after a loss or a mark lasts only one window of packets.
     """
     if f.sent_all - f.pipe <= sent:
         return False
@@ -145,7 +145,7 @@ def _is_over(f: Any, sent: int, since_ns: int, now_ns: int) -> bool:
 
 @jit
 def _average_marks(f: Any, acked: int, marked: int, now_ns: int) -> None:
-    """Alpha, once a round."""
+    """Update alpha, once a round."""
     f.acked_in_round += acked
     f.marked_in_round += marked
     if f.sent_all - f.pipe <= f.alpha_sent or not _is_past(f, f.round_ns, now_ns):
@@ -164,7 +164,7 @@ def _average_marks(f: Any, acked: int, marked: int, now_ns: int) -> None:
 
 @jit
 def _undo(f: Any) -> None:
-    """What had been taken for lost has come late: the reduction is taken back, once."""
+    """Undo the reduction, once, if packets that counted as lost arrive late."""
     f.rate_mode = f.undo_mode
     if f.rate_mode:
         f.pace_bps += f.undo
@@ -178,7 +178,7 @@ def _undo(f: Any) -> None:
 
 @jit
 def _reduce_for_loss(f: Any, lost: int, now_ns: int) -> None:
-    """Half the window, once a round; growth waits for as long as a flow of 25 ms takes to come back."""
+    """Halve the window, once a round; growth waits as long as a flow with an RTT of 25 ms takes to recover."""
     short = REF_RTT_NS / virtual_rtt_ns(f.srtt_ns)
     wait = int(f.pace_bps / 16.0 / f.mss * short * REF_RTT_NS * 1e-9)
     f.undo_wait = min(f.undo_wait + wait - f.growth_wait, wait)
@@ -200,7 +200,7 @@ def _reduce_for_loss(f: Any, lost: int, now_ns: int) -> None:
 
 @jit
 def _grow(f: Any, unmarked: int) -> None:
-    """A packet a round in each round, or a millisecond of queue where no mark has come for long."""
+    """Grow by one packet per round, or by a millisecond of queue if no mark has come for long."""
     if f.cwnd < f.ssthresh and f.variant == TCP:
         f.cwnd = min(f.cwnd + unmarked, f.ssthresh)
         return
@@ -218,10 +218,10 @@ def _grow(f: Any, unmarked: int) -> None:
 
 @jit
 def _reduce_for_mark(f: Any, now_ns: int) -> None:
-    """Alpha / 2 off, once a round; the first mark ends the slow start of `tcp` with half the window.
+    """Reduce by alpha / 2, once a round; the first mark ends the slow start of `tcp` with half the window.
 
-    Linux enters this state once a window, and does nothing in it where the last reduction was less than a virtual RTT
-    ago: with an RTT of 20 ms a reduction comes each 40 ms at most.
+    Linux enters this state once a window, and does nothing in it if the last reduction was less than a virtual RTT
+    ago: with an RTT of 20 ms the reductions are at least 40 ms apart.
     """
     f.prague = IN_CWR
     f.cwr_sent = f.sent_all
@@ -242,7 +242,7 @@ def _reduce_for_mark(f: Any, now_ns: int) -> None:
 
 @jit
 def _follow(f: Any) -> None:
-    """Rate from window or window from rate, within their bounds, and what follows from them."""
+    """Compute the rate from the window or the window from the rate, within bounds, and all that depends on them."""
     per_window = f.mss * 8e9 / f.srtt_ns  # bit/s of a window of one packet
     if not f.rate_mode:
         f.pace_bps = f.cwnd * per_window
@@ -257,7 +257,7 @@ def _follow(f: Any) -> None:
 
 @jit
 def on_ack(f: Any, acked: int, marked: int, lost: int, now_ns: int) -> None:
-    """An ACK has brought news: packets that arrived, packets among them that bore CE, packets found to be lost."""
+    """Process an ACK: packets that arrived, packets among them that carried CE, packets found to be lost."""
     if f.variant == UDP:
         if f.first_ack:
             f.cwnd = f.pace_bps * f.srtt_ns / (f.mss * 8e9)
@@ -286,7 +286,7 @@ def on_ack(f: Any, acked: int, marked: int, lost: int, now_ns: int) -> None:
 
 @jit
 def on_timeout(f: Any, now_ns: int) -> None:
-    """`udp` starts anew; `tcp` halves its threshold and starts from one packet (RFC 5681 section 3.1)."""
+    """Restart `udp`; for `tcp`, halve the threshold and start from one packet (RFC 5681 section 3.1)."""
     if f.variant == UDP:
         f.srtt_ns = 0.0
         restart(f, now_ns)
@@ -296,4 +296,4 @@ def on_timeout(f: Any, now_ns: int) -> None:
 
 
 CONTROL: Final = CongestionControl("prague", restart=restart, scalable=True, paced=True, ect_resent=True)
-"""The transport calls the other functions itself: they are not those of the form."""
+"""The transport calls the other functions itself: they are not part of the interface."""

@@ -43,13 +43,13 @@ def _fill_ack(env: Any, i: int, p: int, sent_ns: int, sack_seq: int) -> None:
 
 @jit
 def acknowledge_delayed(env: Any, i: int) -> None:
-    """The delayed-ACK timer has expired."""
+    """Send the ACK because the delayed-ACK timer has expired."""
     _fill_ack(env, i, allocate(env), flow_at(env, i).pending_sent_ns, -1)
 
 
 @jit
 def _extend_block(env: Any, i: int, seq: int) -> None:
-    """Keep the block of the latest out-of-order segment (RFC 2018: the first block of an ACK)."""
+    """Update the block of the latest out-of-order segment (RFC 2018: the first block of an ACK)."""
     f = flow_at(env, i)
     board = board_of(env, i)
     mask = env.window - 1
@@ -68,7 +68,7 @@ def _extend_block(env: Any, i: int, seq: int) -> None:
 
 @jit
 def _grow_window(env: Any, f: Any) -> None:
-    """FreeBSD's `tcp_autorcvbuf`: half as much again where half an RTT brought more than 3/8 of the buffer."""
+    """Grow the receive window (FreeBSD's `tcp_autorcvbuf`) by half if half an RTT brought over 3/8 of the buffer."""
     if env.now_ns - f.filled_ns <= f.min_rtt_ns // 2:
         f.filled += 1
         return
@@ -80,7 +80,7 @@ def _grow_window(env: Any, f: Any) -> None:
 
 @jit
 def receive(env: Any, i: int, p: int) -> None:
-    """A data packet has reached its receiver."""
+    """Process a data packet at its receiver."""
     f = flow_at(env, i)
     board = board_of(env, i)
     a = packet_at(env, p)

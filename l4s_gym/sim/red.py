@@ -18,11 +18,11 @@ from l4s_gym.sim.memory import packet_at, queue_at
 
 
 class Options(Struct, frozen=True, forbid_unknown_fields=True):
-    """Of `red`.
+    """Options of `red`.
 
     Attributes:
         min_ms: Lower threshold, as the delay at the link's rate.
-        max_ms: Upper threshold, likewise.
+        max_ms: Upper threshold, as the delay at the link's rate.
         max_p: Probability at the upper threshold.
         weight: Weight of a new sample.
     """
@@ -41,15 +41,15 @@ STATE: Final = records(
         ("max_p", "f8", "1", "Probability at the upper threshold."),
         ("weight", "f8", "1", "Weight of a new sample."),
         ("average", "f8", "packets", "Moving average of the queue's length."),
-        ("prob", "f8", "1", "Initial probability of a hit."),
-        ("since_action", "i8", "packets", "Since the last hit; -1: the average is below the threshold."),
+        ("prob", "f8", "1", "Initial probability of a drop or mark."),
+        ("since_action", "i8", "packets", "Packets since the last drop or mark; -1: average below the threshold."),
     ),
 )
 of_env = STATE.of_env
 
 
 def setup(options: Options, path: Path) -> Mapping[str, Any]:
-    """Thresholds in packets, from delays at the link's rate."""
+    """Return the fields of the record: thresholds in packets, from delays at the link's rate."""
     packet_s = path.packet_bytes * 8 / path.rate_bps
     return {
         "least": options.min_ms * 1e-3 / packet_s,
@@ -62,7 +62,7 @@ def setup(options: Options, path: Path) -> Mapping[str, Any]:
 
 @public
 def update_average(average: float, packets: int, idle_packets: float, weight: float = 0.002) -> float:
-    """The moving average of the queue length, at an arrival.
+    """Return the moving average of the queue length, at an arrival.
 
     Args:
         average: Average so far, packets.
@@ -77,7 +77,7 @@ def update_average(average: float, packets: int, idle_packets: float, weight: fl
 
 @public
 def probability(average: float, min_th: float, max_th: float, max_p: float = 0.1) -> float:
-    """Initial hit probability: 0 below `min_th`, `max_p` at `max_th`, 1 at 2 x `max_th` (gentle)."""
+    """Return the initial probability of a drop or mark: 0 below `min_th`, `max_p` at `max_th`, 1 at 2 x `max_th`."""
     if average < min_th:
         return 0.0
     if average < max_th:
@@ -89,13 +89,13 @@ def probability(average: float, min_th: float, max_th: float, max_p: float = 0.1
 
 @public
 def spread(prob: float, since_action: int) -> float:
-    """Probability after `since_action` packets without a hit, so that hits are evenly spread (1993, section 4)."""
+    """Return the probability after `since_action` packets without drop or mark; it spreads them evenly (section 4)."""
     return 1.0 if since_action * prob >= 1.0 else prob / (1.0 - since_action * prob)
 
 
 @jit
 def decide(env: Any, index: int, p: int) -> int:
-    """At enqueue."""
+    """Decide at enqueue."""
     q, my = queue_at(env, index), of_env(env)
     idle = 0.0
     if q.packets == 0:
@@ -114,7 +114,7 @@ def decide(env: Any, index: int, p: int) -> int:
 
 @jit
 def base_probability(env: Any, index: int) -> int:
-    """The initial probability, 1/(2^31 - 1)."""
+    """Return the initial probability, 1/(2^31 - 1)."""
     return int(of_env(env).prob * MAX_PROB)
 
 

@@ -1,7 +1,7 @@
-"""Scenarios: what is simulated, as frozen structures read from TOML.
+"""Scenarios: link, sources and discipline of a simulation, as frozen structures read from TOML.
 
-A scenario names the link, the sources, the queue discipline with its options, and which of these fields
-are drawn anew for each episode. The ones that ship are in `l4s_gym/scenarios`; `load` also takes a path.
+A scenario names the link, the sources, the queue discipline with its options, and the fields
+that are drawn at random for each episode. The ones that ship are in `l4s_gym/scenarios`; `load` also takes a path.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from l4s_gym.sim.options import Options
 from l4s_gym.tables import convert, parse_toml, read_toml
 
 KINDS = (*CCS[1:], *APPS[1:])
-"""What a source may be by name."""
+"""Kinds of sources by name."""
 Ecn = Literal["not-ect", "ect0", "ect1"]
 SUITES = ("train", "test", "shift")
 FIXED = ("aqm", "link.kind", "link.trace")
-"""Fields that an episode cannot draw: the arrays of a batch are made for them."""
+"""Fields that cannot be drawn for an episode: the arrays of a batch are made for them."""
 
 
 class Link(Struct, frozen=True, forbid_unknown_fields=True):
@@ -46,11 +46,11 @@ class Link(Struct, frozen=True, forbid_unknown_fields=True):
         trace: Name of a shipped trace, or path of a file: Mahimahi's form, or pairs of seconds and Mbit/s.
         hz: Kernel ticks per second, for `tick` and `dummynet`.
         pipe_delay_ms: Delay of the pipe at each crossing, for `dummynet`; rounded up to ticks.
-        row_ms: Time that the router's processor takes for each packet offered, for `dummynet`.
-        slice_ms: Longest time for which the network card's thread keeps `softclock` waiting, for `dummynet`.
-        pause_ms: Length of the pauses in which the router's processor stands still, for `dummynet`; 0: none.
+        row_ms: Processor time of the router for each packet offered, for `dummynet`.
+        slice_ms: Longest time that the network card's thread keeps `softclock` waiting, for `dummynet`.
+        pause_ms: Length of the pauses of the router's processor, for `dummynet`; 0: none.
         pause_gap_ms: Mean time from the end of one such pause to the next (exponential).
-        passes: How often each packet crosses the queue (2: the testbed's rule matched twice).
+        passes: Number of times that each packet crosses the queue (2: the testbed's rule matched twice).
         acks_in_queue: Whether the ACKs cross the same queue.
         buffer_ms: Buffer in milliseconds at `rate_mbps` (RFC 9332 recommends 250).
         limit_packets: Buffer in packets; 0: as `buffer_ms` says.
@@ -84,35 +84,35 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True):
             for `cbr` and `onoff`.
         echo: `rfc3168` (latched until CWR), `accurate` (RFC 9768), or empty: accurate for DCTCP and Prague.
         start_s: Start of the flow.
-        stagger_s: The start is drawn uniformly from this long an interval.
+        stagger_s: The start is drawn uniformly from an interval of this length.
         transfer_bytes: Size of a finite transfer; -1: endless.
         rate_mbps: Rate of `cbr`, and of `onoff` while on.
         on_s: Mean time on (exponential).
-        off_s: Mean time off, or thinking time of a `web` user (exponential).
+        off_s: Mean time off, or think time of a `web` user (exponential).
         cc: Congestion control of `web`, as in `kind`.
         size_bytes: Smallest and largest page of `web` (bounded Pareto).
         size_shape: Shape of that distribution.
         packet_length: IP length of a full packet, bytes; 52 of them are headers.
         ack_every: Segments per ACK; 0: 2, and 1 for UDP Prague.
         delayed_ack_ms: Longest delay of an ACK.
-        initial_window: Packets.
+        initial_window: Window of a new connection, packets.
         min_rto_ms: Least time that the timeout adds to the smoothed RTT (Linux); FreeBSD: least timeout.
         rto_slop_ms: Added to the timeout that RFC 6298 computes (FreeBSD: `tcp_rexmit_slop`, 200).
-        sack_length: Length that a SACK option adds to an ACK, bytes; 0: ACKs are of one length.
+        sack_length: Length that a SACK option adds to an ACK, bytes; 0: all ACKs have one length.
         card: Network card of the router at which the source sits, for `dummynet`; the receivers sit at card 0.
         initial_threshold: Slow-start threshold at the start, packets (FreeBSD's host cache); 0: none.
-        beta: Window after a loss, relative; 0: 0.5, CUBIC 0.7.
-        beta_ecn: Window after a classic ECN signal, relative; 0: as `beta` (RFC 8511 suggests 0.8).
+        beta: Factor of the window after a loss; 0: 0.5, CUBIC 0.7.
+        beta_ecn: Factor of the window after a classic ECN signal; 0: as `beta` (RFC 8511 suggests 0.8).
         friendly: Slope of CUBIC's Reno-friendly window; 0: 3 (1 - beta) / (1 + beta) of RFC 9438.
         slope_one: Whether that slope becomes 1 above the earlier window (RFC 9438 section 4.3).
         freebsd: Whether the sender is FreeBSD 14's base stack (CUBIC, NewReno, DCTCP): its CUBIC, its proportional rate
             reduction after losses and ECN signals, its timeouts.
         receive_window: Packets; 0: enough for any window that fits path and buffer.
-        largest_window: Up to which the receive window grows by half, as FreeBSD's does; 0: it stays as it is.
+        largest_window: Largest receive window, which grows by half as in FreeBSD; 0: it stays as it is.
         paced: Whether packets are sent at the window's rate instead of as ACKs come in: Prague by its own rule,
             others by Linux's (1.2 times the window per RTT, twice in the first half of slow start); None: Prague only.
         holds: Whether the window stays as it is for the round after the reduction that answers a mark, as Linux's TCP
-            does (`TCP_CA_CWR`); None: for CUBIC and NewReno of Linux. DCTCP grows on: so its law is 2 / p (RFC 9332).
+            does (`TCP_CA_CWR`); None: for CUBIC and NewReno of Linux. DCTCP grows on, so its law is 2 / p (RFC 9332).
         slow_start: When slow start ends before a loss: `standard` (never), `hystart` (as Linux's CUBIC), `hystart++`
             (RFC 9406), or empty: `hystart` for CUBIC of Linux, `standard` for the others.
         variant: Prague: `udp` (the L4S team's reference) or `tcp` (slow start, two packets at least in flight).
@@ -163,7 +163,7 @@ class Source(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Drawn(float):
-    """A number that was drawn: of a field of whole numbers it is the whole part."""
+    """A number that was drawn: for a field of whole numbers, its integer part."""
 
 
 class Draw(Struct, frozen=True, forbid_unknown_fields=True):
@@ -175,7 +175,7 @@ class Draw(Struct, frozen=True, forbid_unknown_fields=True):
     choices: tuple[float | int | str, ...] = ()
 
     def sample(self, rng: np.random.Generator) -> float | int | str:
-        """One value."""
+        """Draw one value."""
         if self.choices:
             return self.choices[int(rng.integers(len(self.choices)))]
         if self.log:
@@ -183,12 +183,12 @@ class Draw(Struct, frozen=True, forbid_unknown_fields=True):
         return _Drawn(rng.uniform(self.low, self.high))
 
     def largest(self) -> float | int | str:
-        """The largest value that can come (for the size of the arrays)."""
+        """Return the largest value that can be drawn (for the size of the arrays)."""
         numbers = [choice for choice in self.choices if not isinstance(choice, str)]
         return max(numbers) if numbers else (self.choices[0] if self.choices else _Drawn(self.high))
 
     def smallest(self) -> float | int | str:
-        """The smallest value that can come."""
+        """Return the smallest value that can be drawn."""
         numbers = [choice for choice in self.choices if not isinstance(choice, str)]
         return min(numbers) if numbers else (self.choices[0] if self.choices else _Drawn(self.low))
 
@@ -199,7 +199,7 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         name: Name, as `gym.make(..., scenario=name)` takes it.
         description: One line.
-        suites: Suites that it belongs to: `train`, `test` (same distribution), `shift` (unseen).
+        suites: Suites that contain it: `train`, `test` (same distribution), `shift` (unseen).
         horizon_s: Time after which an episode is truncated.
         warmup_s: Start of the episode that the statistics leave out.
         aqm: Default discipline, or `module:attribute` of one of your own (`l4s_gym.sim.discipline`).
@@ -242,7 +242,7 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
         self._check_rates()
 
     def _check_rates(self) -> None:
-        """Every rate that the link may get lies within what a link may have."""
+        """Check that every rate that the link may get is within the bounds of a link."""
         rates: list[tuple[str, Any]] = [("link.rate_mbps", self.link.rate_mbps)]
         if "link.rate_mbps" in self.randomise:
             draw = self.randomise["link.rate_mbps"]
@@ -250,7 +250,7 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
         rates = [(field, rate) for field, rate in rates if not isinstance(rate, str)]
         rates += [("link.steps", rate * factor) for _, rate in rates for _, factor in self.link.steps]
         for field, rate in rates:
-            if not LEAST_MBPS <= float(f"{rate:.9g}") <= MOST_MBPS:  # a product may be off by its last digit
+            if not LEAST_MBPS <= float(f"{rate:.9g}") <= MOST_MBPS:  # a product may differ in its last digit
                 raise L4SError(
                     f"scenario {self.name!r}: {field}: a rate of {rate:g} Mbit/s; a link has {LEAST_MBPS:g} to "
                     f"{MOST_MBPS:.0f} (56 kbit/s to 400 Gbit/s)"
@@ -258,7 +258,7 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def own_laws(self) -> tuple[str, ...]:
-        """Congestion controls of a user's own that a flow may have."""
+        """Congestion controls of a user's own that a flow may use."""
         laws = [law for source in self.sources for law in (source.kind, source.cc)]
         for path, draw in self.randomise.items():
             if path.endswith((".kind", ".cc")):
@@ -266,22 +266,22 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
         return tuple(sorted({law for law in laws if ":" in law}))
 
     def own_code(self, aqm: str) -> bytes:
-        """The files that those are in, and that of the discipline where it is a user's own, one after the other."""
+        """Return the content of their files, and of that of the discipline if it is a user's own, joined."""
         code = b"".join(source_code(spec, "congestion control") for spec in self.own_laws)
         return code + (source_code(aqm, "discipline") if disciplines.is_plugged(aqm) else b"")
 
     def replace(self, **changes: Any) -> Scenario:
-        """A copy with fields replaced; dotted paths reach inside (`**{"link.rate_mbps": 40}`)."""
+        """Return a copy with fields replaced; dotted paths name inner fields (`**{"link.rate_mbps": 40}`)."""
         return _with_paths(self, changes)
 
     def sample(self, rng: np.random.Generator) -> Scenario:
-        """The scenario of one episode: randomised fields drawn."""
+        """Return the scenario of one episode, with its random fields drawn."""
         if not self.randomise:
             return self
         return _with_paths(self, {path: draw.sample(rng) for path, draw in self.randomise.items()})
 
     def largest(self) -> Scenario:
-        """The scenario with every randomised field at its largest, packet lengths at their smallest: most memory."""
+        """Return the scenario with every random field at its largest and packets at their shortest: most memory."""
         return _with_paths(
             self,
             {
@@ -328,7 +328,7 @@ def _with_paths(scenario: Scenario, changes: Mapping[str, Any]) -> Scenario:
 
 
 def from_dict(tree: Mapping[str, Any]) -> Scenario:
-    """A scenario from plain data; an error names the place."""
+    """Make a scenario from plain data; an error names the field."""
     place = f"scenario {tree.get('name', '?')!r}"
     try:
         options.check_tables(tree.get("options"))
@@ -343,12 +343,12 @@ def _folder() -> Any:
 
 @functools.cache
 def names() -> tuple[str, ...]:
-    """Names of the scenarios that ship."""
+    """Return the names of the scenarios that ship."""
     return tuple(sorted(item.name[:-5] for item in _folder().iterdir() if item.name.endswith(".toml")))
 
 
 def suite(name: str) -> tuple[str, ...]:
-    """Names of the scenarios of a suite (`train`, `test`, `shift`)."""
+    """Return the names of the scenarios of a suite (`train`, `test`, `shift`)."""
     if name not in SUITES:
         raise unknown("suite", name, SUITES)
     return tuple(item for item in names() if name in load(item).suites)
@@ -361,11 +361,11 @@ def _load_shipped(name: str) -> Scenario:
 
 Given = str | Path | Scenario | Mapping[str, Any]
 Scenarios = Given | Sequence[Given]
-"""What `load` takes, and `load_all`."""
+"""Types that `load` accepts, and `load_all`."""
 
 
 def load(scenario: Given) -> Scenario:
-    """A scenario by name, by path of a TOML file, from a dictionary of its fields, or as it is.
+    """Load a scenario by name, path of a TOML file or dictionary of its fields; return a `Scenario` as it is.
 
     Raises:
         L4SError: Unknown name, unreadable file, unknown or invalid field.
@@ -387,14 +387,14 @@ def load(scenario: Given) -> Scenario:
 
 
 def load_all(scenarios: Scenarios, horizon_s: float | None = None) -> tuple[Scenario, ...]:
-    """Scenarios, of which each episode is of one.
+    """Load scenarios, one of which is used in each episode.
 
     Args:
         scenarios: One as `load` takes it, `suite:NAME` for all of a suite, or a list of these.
         horizon_s: Time after which an episode is truncated; None: the scenario's.
 
     Raises:
-        L4SError: As `load`; unknown suite; no scenario, or two of one name.
+        L4SError: As `load`; unknown suite; no scenario, or two with the same name.
     """
     several: Sequence[Any] = scenarios if isinstance(scenarios, list | tuple) else [scenarios]
     found: list[Scenario] = []
@@ -414,9 +414,9 @@ def load_all(scenarios: Scenarios, horizon_s: float | None = None) -> tuple[Scen
 
 
 def digest(scenario: str | Path | Scenario) -> str:
-    """SHA-256 of a scenario: its fields as JSON with sorted names, the content of its trace, a user's own code.
+    """Return the SHA-256 of a scenario: its fields as JSON with sorted names, its trace's content, a user's own code.
 
-    Of the options, only tables that differ from their defaults count: another discipline changes no digest.
+    Only option tables that differ from their defaults count: a new discipline changes no digest.
     """
     chosen = load(scenario)
     tree, defaults = msgspec.to_builtins(chosen), msgspec.to_builtins(Options())

@@ -1,6 +1,6 @@
-"""The sender's scoreboard: which segments have arrived, which are lost, which were sent again (RFC 6675).
+"""The sender's scoreboard: which segments have arrived, are lost, or were sent again (RFC 6675).
 
-A byte a segment holds the bits SACKED, LOST and RESENT. `pipe` counts the segments in flight, `lost_out` those that
+One byte per segment holds the bits SACKED, LOST and RESENT. `pipe` counts the segments in flight, `lost_out` those that
 are lost and wait to be sent again.
 """
 
@@ -15,8 +15,8 @@ from l4s_gym.sim.memory import board_of, flow_at
 
 @jit
 def _delivered(f: Any, bits: int, sent_ns: int) -> None:
-    """A segment, sent at `sent_ns`, is known to have arrived: take it out of the pipe, or out of what is lost."""
-    if bits & LOST and sent_ns < f.loss_ns:  # sent before the loss was answered: it was late, not lost (RFC 3522)
+    """Remove a segment, sent at `sent_ns` and known to have arrived, from the pipe or from the lost ones."""
+    if bits & LOST and sent_ns < f.loss_ns:  # sent before the response to the loss: it was late, not lost (RFC 3522)
         f.lost_since -= 1
     if bits & LOST and not bits & RESENT:
         f.lost_out -= 1
@@ -28,7 +28,7 @@ def _delivered(f: Any, bits: int, sent_ns: int) -> None:
 
 @jit
 def _mark_sacked(env: Any, i: int, seq: int, sent_ns: int) -> int:
-    """Note a selectively acknowledged segment; 1 where that is news."""
+    """Note a selectively acknowledged segment; return 1 if it is new."""
     f = flow_at(env, i)
     board = board_of(env, i)
     at = seq & (env.window - 1)
@@ -51,7 +51,7 @@ def _mark_sacked(env: Any, i: int, seq: int, sent_ns: int) -> int:
 
 @jit
 def take_ack(env: Any, i: int, a: Any) -> int:
-    """Note what an ACK acknowledges, cumulatively and selectively; the number of segments that are news."""
+    """Note what an ACK acknowledges, cumulatively and selectively; return the number of segments that are new."""
     f = flow_at(env, i)
     board = board_of(env, i)
     mask = env.window - 1
@@ -76,9 +76,9 @@ def take_ack(env: Any, i: int, a: Any) -> int:
 
 @jit
 def find_lost(env: Any, i: int, end: int) -> int:
-    """Mark as lost what is not sacked below `end`; how many are news.
+    """Mark as lost all segments below `end` that are not sacked; return how many are new.
 
-    `lost_late` remembers a loss beyond `recover`: it belongs to a later window than the one that is being recovered.
+    `lost_late` records a loss beyond `recover`: it belongs to a later window than the one that is being recovered.
     """
     f = flow_at(env, i)
     board = board_of(env, i)
@@ -99,7 +99,7 @@ def find_lost(env: Any, i: int, end: int) -> int:
 
 @jit
 def lose_again(env: Any, i: int, seq: int) -> int:
-    """What was sent again is lost once more; 1 where the segment had been sent again and has not arrived."""
+    """Mark a segment that was sent again as lost once more; return 1 if it had been sent again and has not arrived."""
     f = flow_at(env, i)
     board = board_of(env, i)
     at = seq & (env.window - 1)
@@ -114,7 +114,7 @@ def lose_again(env: Any, i: int, seq: int) -> int:
 
 @jit
 def lose_all(env: Any, i: int) -> None:
-    """Everything that is not sacked counts as lost (RFC 6298)."""
+    """Mark everything that is not sacked as lost (RFC 6298)."""
     f = flow_at(env, i)
     board = board_of(env, i)
     mask = env.window - 1
@@ -132,7 +132,7 @@ def lose_all(env: Any, i: int) -> None:
 
 @jit
 def forget_sacked(env: Any, i: int) -> None:
-    """FreeBSD's `tcp_free_sackholes`: after a timeout everything is sent again."""
+    """Forget what was sacked (FreeBSD's `tcp_free_sackholes`): after a timeout everything is sent again."""
     f = flow_at(env, i)
     board = board_of(env, i)
     mask = env.window - 1
@@ -145,7 +145,7 @@ def forget_sacked(env: Any, i: int) -> None:
 
 @jit
 def next_lost(env: Any, i: int) -> int:
-    """The first lost segment that has not been sent again, or -1."""
+    """Return the first lost segment that has not been sent again, or -1."""
     f = flow_at(env, i)
     board = board_of(env, i)
     mask = env.window - 1

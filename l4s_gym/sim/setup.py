@@ -23,7 +23,7 @@ ENDLESS = 1 << 30
 """Segments of an endless transfer (an hour at 3 Gbit/s); segment numbers are 32 bits wide."""
 _ECN = {"not-ect": NOT_ECT, "ect0": ECT_0, "ect1": ECT_1}
 REFERENCE_NS = (15e6, 1e6)
-"""Delays of C and L that the rewards take as the unit: DualPI2's target, and its L step (RFC 9332)."""
+"""Reference delays of C and L in the rewards: DualPI2's target, and its L step (RFC 9332)."""
 _LINKS = {"constant": layout.CONSTANT, "trace": layout.TRACE, "tick": layout.TICK, "dummynet": layout.DUMMYNET}
 _TICKING = ("tick", "dummynet")
 MOST_PACKETS = 1 << 24
@@ -45,19 +45,19 @@ def _power_of_two(number: float) -> int:
 
 
 def longest_packet(scenario: Scenario) -> int:
-    """Length of the longest packets that the sources send, bytes: a buffer that is counted in packets is of these."""
+    """Return the length of the longest packets that the sources send, bytes (a buffer in packets holds these)."""
     return max(source.packet_length for source in scenario.sources)
 
 
 def buffer_bytes(scenario: Scenario) -> float:
-    """Size of the buffer, bytes."""
+    """Return the size of the buffer, bytes."""
     if scenario.link.limit_packets:
         return float(scenario.link.limit_packets * longest_packet(scenario))
     return max(scenario.link.buffer_ms * mean_rate_bps(scenario) / 8e3, 2.0 * max(longest_packet(scenario), 1500))
 
 
 def mean_rate_bps(scenario: Scenario) -> float:
-    """Rate of the link, bit/s (of a trace: its mean)."""
+    """Return rate of the link, bit/s (of a trace: its mean)."""
     if scenario.link.kind != "trace":
         return scenario.link.rate_mbps * 1e6
     rate = traces.load(scenario.link.trace).mean_bps
@@ -70,7 +70,7 @@ def mean_rate_bps(scenario: Scenario) -> float:
 
 
 def path_bytes(scenario: Scenario) -> float:
-    """What the path holds at most, without the buffer, bytes."""
+    """Return the most bytes that the path holds, without the buffer."""
     link = scenario.link
     rtt_s = max(source.rtt_ms for source in scenario.sources) * 1e-3
     peak = max([1.0, *(factor for _, factor in link.steps)]) * mean_rate_bps(scenario)
@@ -85,13 +85,13 @@ def path_bytes(scenario: Scenario) -> float:
 
 
 def receive_window(scenario: Scenario, source: Source) -> int:
-    """Receive window of a flow, packets of its own length: a quarter more than path and buffer hold."""
+    """Return the receive window of a flow, packets of its own length: a quarter more than path and buffer hold."""
     path_and_buffer = path_bytes(scenario) + buffer_bytes(scenario)
     return source.receive_window or math.ceil(1.25 * path_and_buffer / source.packet_length) + 32
 
 
 def sizes(scenario: Scenario) -> Sizes:
-    """Array sizes for a scenario."""
+    """Return array sizes for a scenario."""
     large = scenario.largest()
     flows = large.n_flows
     windows = [max(receive_window(large, source), source.largest_window) for source in large.sources]
@@ -103,7 +103,7 @@ def sizes(scenario: Scenario) -> Sizes:
     pairs = zip(large.sources, windows, strict=True)
     in_windows = sum(2 * size * source.count for source, size in pairs)
     packets = stored + in_path + 256
-    if all(source.kind not in ("cbr", "onoff") for source in large.sources):  # those keep to no window
+    if all(source.kind not in ("cbr", "onoff") for source in large.sources):  # these have no window
         packets = min(packets, stored + 2 * in_windows + 64 * flows + 256)
     if large.link.kind == "dummynet":
         packets += CARDS * RING + math.ceil((path_bytes(large) + buffer_bytes(large)) / longest_packet(large))
@@ -116,12 +116,12 @@ def sizes(scenario: Scenario) -> Sizes:
 
 
 def largest(several: Sequence[Sizes]) -> Sizes:
-    """Array sizes that hold each of these."""
+    """Return array sizes that hold each of several scenarios."""
     return Sizes(*(max(numbers) for numbers in zip(*(astuple(sizes) for sizes in several), strict=True)))
 
 
 def aqm_fields(scenario: Scenario, aqm: str) -> dict[str, Any]:
-    """Values of a discipline's own fields; of those that only rows of the log show, the testbed's where it has none."""
+    """Return the values of a discipline's own fields; the log shows the testbed's values for fields that it lacks."""
     discipline = disciplines.get(aqm)
     chosen = options.of(scenario.options, discipline, disciplines.is_plugged(aqm))
     path = Path(mean_rate_bps(scenario), longest_packet(scenario), buffer_bytes(scenario))
@@ -134,7 +134,7 @@ def aqm_fields(scenario: Scenario, aqm: str) -> dict[str, Any]:
 
 
 def _source_fields(scenario: Scenario, source: Source) -> dict[str, Any]:
-    """The flow record of a source."""
+    """Return the flow record of a source."""
     unresponsive = source.kind in ("cbr", "onoff")
     cc = "none" if unresponsive else (source.cc if source.kind == "web" else source.kind)
     control = CongestionControl(cc) if unresponsive else congestion.find(cc)
@@ -204,13 +204,13 @@ def _fill(record: Any, fields: dict[str, Any]) -> None:
 
 
 class Template(NamedTuple):
-    """Records of a fresh episode, and the stagger of each flow's start.
+    """Records of a new episode, and the stagger of each flow's start.
 
     Attributes:
         env: (1,) `layout.ENV`.
         queue: (Q,) `layout.QUEUE`.
         own: (1,) the discipline's own record.
-        own_queue: (Q,) its own records of the queues.
+        own_queue: (Q,) the discipline's own records of the queues.
         flow: (F,) `layout.FLOW`.
         stagger_ns: (F,).
     """
@@ -224,18 +224,18 @@ class Template(NamedTuple):
 
 
 def n_queues(discipline: Discipline, n_flows: int) -> int:
-    """Queues of a discipline: C and L, and perhaps one for each flow and for its ACKs."""
+    """Return the number of queues: C and L, and perhaps one for each flow and one for its ACKs."""
     return 2 + 2 * n_flows if discipline.flow_queues else 2
 
 
 def own_sizes(discipline: Discipline, n_flows: int) -> tuple[int, int, int]:
-    """Queues of a discipline, bytes of its own record, and of its own records of the queues."""
+    """Return the number of queues, bytes of the discipline's own record, and bytes of its record of a queue."""
     queues, kinds = n_queues(discipline, n_flows), discipline.records
     return queues, kinds.env.itemsize, queues * kinds.queue.itemsize
 
 
 def build(scenario: Scenario, aqm: str, n_flows: int) -> Template:
-    """Records of a fresh episode.
+    """Build the records of a new episode.
 
     Args:
         scenario: The scenario of the episode (already sampled).
@@ -322,7 +322,7 @@ def build(scenario: Scenario, aqm: str, n_flows: int) -> Template:
 
 
 def trace_array(scenario: Scenario) -> npt.NDArray[np.int64]:
-    """What the engine reads as `trace`.
+    """Return the array that the engine reads as `trace`.
 
     Delivery opportunities; or pairs of time in ns and rate: in bit/s for a trace, as a factor in 1e-6 for `link.steps`.
     """

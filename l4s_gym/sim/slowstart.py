@@ -1,8 +1,8 @@
-"""How slow start ends before a loss: HyStart as Linux has it, and HyStart++ (RFC 9406).
+"""The end of slow start before a loss: HyStart as in Linux, and HyStart++ (RFC 9406).
 
-HyStart (Ha and Rhee 2011; `tcp_cubic.c` of Linux) leaves it where ACKs have come side by side for half the least RTT
-of the path, or where the RTT of a round has grown. HyStart++ looks at the RTT alone, and tries out for five rounds,
-growing a quarter as fast, whether it was right.
+HyStart (Ha and Rhee 2011; `tcp_cubic.c` of Linux) ends it when ACKs have arrived back to back for half the least RTT
+of the path, or when the RTT of a round has grown. HyStart++ uses the RTT alone, and tests for five rounds,
+with a quarter of the growth, whether the end was right.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from l4s_gym.sim.layout import NEVER
 STANDARD, HYSTART, HYSTART_PP = range(3)
 KINDS: Final = ("standard", "hystart", "hystart++")
 LOW_WINDOW: Final = 16.0
-"""Linux: window below which slow start goes on in any case, packets."""
+"""Linux: below this window slow start always goes on, packets."""
 ACK_GAP_NS: Final = 2_000_000
-"""Linux: ACKs that come within this belong to one train."""
+"""Linux: ACKs at most this far apart belong to one train."""
 SAMPLES: Final = 8
-"""RTT samples of a round before its least is believed."""
+"""RTT samples of a round before its least value counts."""
 LEAST_RISE_NS: Final = 4_000_000
 MOST_RISE_NS: Final = 16_000_000
 CSS_ROUNDS: Final = 5
@@ -27,7 +27,7 @@ CSS_ROUNDS: Final = 5
 
 @jit
 def restart(f: Any) -> None:
-    """State of a new connection, or after a timeout."""
+    """Set the state of a new connection, or after a timeout."""
     f.ss_end = -1
     f.ss_least_ns = NEVER
     f.css_rounds = 0
@@ -40,7 +40,7 @@ def _rise_ns(rtt_ns: int) -> int:
 
 @jit
 def _hystart(f: Any, now_ns: int) -> bool:
-    """Whether Linux's HyStart leaves slow start now."""
+    """Return whether Linux's HyStart ends slow start now."""
     if f.cwnd < LOW_WINDOW:
         return False
     if now_ns - f.ss_last_ns <= ACK_GAP_NS:
@@ -53,7 +53,7 @@ def _hystart(f: Any, now_ns: int) -> bool:
 
 @jit
 def _hystart_pp(f: Any) -> bool:
-    """Whether HyStart++ leaves slow start now (RFC 9406 section 4.2)."""
+    """Return whether HyStart++ ends slow start now (RFC 9406 section 4.2)."""
     if f.ss_samples < SAMPLES:
         return False
     if f.css_rounds > 0:
@@ -68,7 +68,7 @@ def _hystart_pp(f: Any) -> bool:
 
 @jit
 def note_rtt(f: Any, rtt_ns: int, now_ns: int) -> None:
-    """An ACK in slow start with its RTT: the threshold becomes the window where slow start is to end."""
+    """Process the RTT of an ACK in slow start: to end it, set the threshold to the window."""
     if f.una > f.ss_end:  # a new round
         f.ss_end = f.nxt
         f.ss_began_ns = now_ns

@@ -16,13 +16,13 @@ from l4s_gym.sim.receiver import HEADER_LEN
 
 @jit
 def exponential(env: Any, mean_ns: float) -> int:
-    """Exponentially distributed time, ns."""
+    """Draw an exponentially distributed time, ns."""
     return int(-math.log(1.0 - host_uniform(env)) * mean_ns)
 
 
 @public
 def bounded_pareto(number: float, shape: float, low: float, high: float) -> float:
-    """Inverse distribution function of the bounded Pareto distribution (flow sizes of the web)."""
+    """Return the inverse distribution function of the bounded Pareto distribution (flow sizes of the web)."""
     if high <= low:
         return low
     ratio = (low / high) ** shape
@@ -40,7 +40,7 @@ def _offer(f: Any, size_bytes: int) -> None:
 
 @jit
 def start(env: Any, i: int) -> None:
-    """A flow begins (or a page is fetched, or a burst starts)."""
+    """Start a flow, a page or a burst."""
     f = flow_at(env, i)
     f.app_at = NEVER
     f.running = 1
@@ -66,7 +66,7 @@ def start(env: Any, i: int) -> None:
 
 @jit
 def complete(env: Any, i: int) -> None:
-    """A finite transfer is done: note how long it took; a web user thinks, then fetches the next page."""
+    """Complete a finite transfer: record its time; a web user thinks, then fetches the next page."""
     f = flow_at(env, i)
     f.running = 0
     f.completed += 1
@@ -83,7 +83,7 @@ def complete(env: Any, i: int) -> None:
 
 @jit
 def unresponsive_packet(env: Any, i: int) -> int:
-    """The packet that a constant or on/off sender sends now; the next one's time is set."""
+    """Return the packet that a constant or on/off sender sends now, and set the time of the next one."""
     f = flow_at(env, i)
     if env.now_ns >= f.on_until_ns:
         f.running = 0
@@ -105,7 +105,7 @@ def unresponsive_packet(env: Any, i: int) -> int:
 
 @jit
 def timer(env: Any, i: int) -> None:
-    """The flow's timer slot has fired: do what is due, and set the next deadline."""
+    """Handle the flow's timer: do what is due, and set the next deadline."""
     f = flow_at(env, i)
     now = env.now_ns
     set_time(env, SLOT_FLOWS + 2 * i + 1, NEVER)

@@ -15,11 +15,11 @@ from l4s_gym.sim.memory import packet_at, queue_at
 
 
 class Options(Struct, frozen=True, forbid_unknown_fields=True):
-    """Of `step`.
+    """Options of `step`.
 
     Attributes:
-        threshold_ms: ECN packets that have waited longer are marked when they leave.
-        threshold_packets: ECN packets that leave more behind are marked, instead of `threshold_ms`; 0: by time.
+        threshold_ms: ECN packets that have waited longer are marked at dequeue.
+        threshold_packets: ECN packets that leave more packets behind are marked, instead of `threshold_ms`; 0: by time.
     """
 
     threshold_ms: NonNegative = 1.0
@@ -30,19 +30,19 @@ STATE: Final = records(
     "step",
     (
         ("step_ns", "i8", "ns", "Threshold."),
-        ("step_packets", "i8", "packets", "Threshold; 0: by time."),
+        ("step_packets", "i8", "packets", "Threshold in packets; 0: use the time."),
     ),
 )
 
 
 def setup(options: Options, path: Path) -> Mapping[str, Any]:
-    """Thresholds in ns and in packets."""
+    """Return the fields of the record: thresholds in ns and in packets."""
     return {"step_ns": round(1e6 * options.threshold_ms), "step_packets": options.threshold_packets}
 
 
 @jit
 def decide(env: Any, index: int, p: int) -> int:
-    """At dequeue."""
+    """Decide at dequeue."""
     my, q = STATE.of_env(env), queue_at(env, index)
     above = exceeds_step(q.delay_ns, q.packets, my.step_ns, my.step_packets)
     return MARK if above and packet_at(env, p).ecn != NOT_ECT else ENQUEUE

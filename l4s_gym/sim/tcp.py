@@ -1,4 +1,4 @@
-"""The sender's transport: loss recovery with SACK, timeouts, pacing, and what each congestion control hears of.
+"""The sender's transport: loss recovery with SACK, timeouts, pacing, and the events for each congestion control.
 
 Segments are numbered; `l4s_gym.sim.scoreboard` keeps a byte for each. Sources: RFC 6675 (recovery with SACK,
 DupThresh 3), RFC 5681 (growth on ACKs of new data only), RFC 6298 (timeout), RFC 3465 (one packet an ACK after a
@@ -27,7 +27,7 @@ PACED_FASTER: Final = 1.2
 
 @jit
 def restart(env: Any, i: int) -> None:
-    """State of a new connection."""
+    """Set the state of a new connection."""
     f = flow_at(env, i)
     slowstart.restart(f)
     f.cwnd = f.initial_window
@@ -52,14 +52,14 @@ def restart(env: Any, i: int) -> None:
 
 @jit
 def rto_ns(f: Any) -> int:
-    """Retransmission timeout (RFC 6298), with its backoff."""
+    """Return the retransmission timeout (RFC 6298), with its backoff."""
     if f.cc == PRAGUE and f.variant == prague.UDP:
         return prague.TIMEOUT_NS
     if f.srtt_ns == 0.0:
         base = 1e9
     elif f.freebsd:
         base = max(f.srtt_ns + 4.0 * f.rttvar_ns + f.slop_ns, f.min_rto_ns)
-    else:  # Linux: the variation counts for at least so much (`tcp_rto_min`), else a full buffer times out by itself
+    else:  # Linux: the variation counts at least this (`tcp_rto_min`), else a full buffer causes timeouts
         base = f.srtt_ns + max(4.0 * f.rttvar_ns, f.min_rto_ns) + f.slop_ns
     return int(min(base * f.backoff, MAX_RTO_NS))
 
@@ -79,7 +79,7 @@ def _sample_rtt(f: Any, rtt_ns: int) -> None:
 
 @jit
 def _react_to_ecn(f: Any, acked: int, marked: int, echo: bool, now_ns: int) -> None:
-    """The decrease that marks ask for: once a window, and not while losses are recovered."""
+    """Reduce the window for marks: once a window, and not while losses are recovered."""
     if f.scalable:
         if not f.accurate:
             marked = acked if echo else 0
@@ -97,10 +97,10 @@ def _react_to_ecn(f: Any, acked: int, marked: int, echo: bool, now_ns: int) -> N
 
 @jit
 def _on_ack_of_tcp(env: Any, i: int, advance: int, acked: int, marked: int, echo: bool, rtt_ns: int) -> None:
-    """All but Prague and FreeBSD's. `recovery` is 1 after a loss, 2 after a timeout.
+    """Process an ACK of all senders but Prague and FreeBSD's. `recovery` is 1 after a loss, 2 after a timeout.
 
-    The window grows only where the ACK acknowledges new data: what is known from SACK while `una` stands still is no
-    progress. A loss beyond `recover` is of a later window, and is answered when the recovery ends.
+    The window grows only if the ACK acknowledges new data: SACK news while `una` stands still is not
+    progress. A loss beyond `recover` belongs to a later window, and is handled when the recovery ends.
     """
     f = flow_at(env, i)
     news = scoreboard.find_lost(env, i, f.sack3)  # three sacked segments above it: RFC 6675, IsLost
@@ -124,7 +124,7 @@ def _on_ack_of_tcp(env: Any, i: int, advance: int, acked: int, marked: int, echo
 
 @jit
 def _on_ack_of_prague(env: Any, i: int, advance: int, acked: int, marked: int, sent_ns: int) -> None:
-    """`udp` notices a loss by the first gap, and where what it sent again is lost too; `tcp` as TCP does."""
+    """Process an ACK of Prague: `udp` detects a loss by the first gap, also of resent packets; `tcp` as TCP does."""
     f = flow_at(env, i)
     news = 0
     if f.variant == prague.UDP:
@@ -147,7 +147,7 @@ def _on_ack_of_prague(env: Any, i: int, advance: int, acked: int, marked: int, s
 
 @jit
 def on_ack(env: Any, i: int, p: int) -> None:
-    """An ACK has reached its sender."""
+    """Process an ACK at its sender."""
     f = flow_at(env, i)
     a = packet_at(env, p)
     rtt_ns = env.now_ns - a.sent_ns
@@ -177,7 +177,7 @@ def on_ack(env: Any, i: int, p: int) -> None:
 
 @jit
 def on_timeout(env: Any, i: int) -> None:
-    """The retransmission timer has expired: everything that is not sacked counts as lost (RFC 6298)."""
+    """Handle an expired retransmission timer: everything that is not sacked counts as lost (RFC 6298)."""
     f = flow_at(env, i)
     f.timeouts += 1
     if f.cc == PRAGUE:
@@ -200,7 +200,7 @@ def on_timeout(env: Any, i: int) -> None:
 
 @jit
 def _pace_ns(f: Any, length: int, now_ns: int) -> float:
-    """Time that a packet takes at the pacing rate; 0 before the rate is known."""
+    """Return the time of a packet at the pacing rate; 0 before the rate is known."""
     if f.cc == PRAGUE:
         return prague.interval_ns(f, length, now_ns)
     return f.srtt_ns / (f.cwnd * (2.0 if f.cwnd < f.ssthresh / 2.0 else PACED_FASTER))
@@ -208,7 +208,7 @@ def _pace_ns(f: Any, length: int, now_ns: int) -> float:
 
 @jit
 def _paced_out(env: Any, i: int, length: int) -> bool:
-    """Whether pacing holds the next packet back; if so the timer is set."""
+    """Return whether pacing holds the next packet back; if so, set the timer."""
     f = flow_at(env, i)
     now = env.now_ns
     if f.pace_at > now and f.burst_open <= 0:
@@ -229,10 +229,10 @@ def _paced_out(env: Any, i: int, length: int) -> bool:
 
 @jit
 def _has_room(f: Any) -> bool:
-    """Whether the congestion window lets one packet more out."""
+    """Return whether the congestion window allows one more packet."""
     if f.cc == PRAGUE and (f.recovery != 2 or f.variant == prague.UDP):
         return f.pipe < prague.packet_window(f)
-    if f.fast_resend and f.lost_out > 0:  # the first lost segment goes at once (RFC 6675 section 5, step 4.3)
+    if f.fast_resend and f.lost_out > 0:  # the first lost segment is sent at once (RFC 6675 section 5, step 4.3)
         return True
     window = f.cwnd if f.freebsd and f.recovery == 1 else max(f.cwnd, 1.0)
     return f.pipe + 1 <= window
@@ -240,7 +240,7 @@ def _has_room(f: Any) -> bool:
 
 @jit
 def next_packet(env: Any, i: int) -> int:
-    """The next packet that flow `i` may send now, or -1 (window, pacing or data exhausted)."""
+    """Return the next packet that flow `i` may send now, or -1 (window, pacing or data exhausted)."""
     f = flow_at(env, i)
     board = board_of(env, i)
     if not _has_room(f):
@@ -250,7 +250,7 @@ def next_packet(env: Any, i: int) -> int:
     resent = seq >= 0
     if not resent:
         if f.nxt >= f.limit_seq or f.running == 0:
-            # What stops the sender is its data (RFC 7661's question).
+            # The sender is limited by its data (as in RFC 7661).
             f.limited = 0
             return -1
         if f.nxt - f.una >= f.rwnd:
@@ -272,7 +272,7 @@ def next_packet(env: Any, i: int) -> int:
         f.resent += 1
         f.rexmit += 1
         f.fast_resend = 0
-        if seq == f.una:  # the timer runs from here (RFC 6298 section 5: also where recovery sends it again)
+        if seq == f.una:  # the timer starts here (RFC 6298 section 5: also if recovery sends it again)
             f.hole_ns = env.now_ns
             f.rto_at = env.now_ns + rto_ns(f)
             arm(env, i, f.rto_at)
@@ -298,5 +298,5 @@ def next_packet(env: Any, i: int) -> int:
 
 @jit
 def is_l4s(ecn: int) -> bool:
-    """Whether a codepoint asks for L4S treatment (RFC 9331 section 5.1)."""
+    """Return whether a codepoint asks for L4S treatment (RFC 9331 section 5.1)."""
     return ecn == ECT_1 or ecn == CE

@@ -1,17 +1,17 @@
 """Traces of real links: when a link could deliver packets, or at which rate.
 
-Two forms of text files are read; blank lines and what follows a `#` are skipped. Both repeat when they end.
+Two forms of text files are read; blank lines and text after a `#` are skipped. Traces of both forms repeat.
 
 - **Mahimahi's**: each line is the millisecond of one delivery opportunity, which carries one MTU. As in Mahimahi, the
   last line is the length of the trace, so that an opportunity of line 0 comes together with those of the last line.
 - **Pairs**: each line is a time in seconds and a rate in Mbit/s, with blanks or a comma between them, and one header
   line of two words may come first. A rate holds until the next line; the last one holds as long as the one before it
-  did (a single one: for ever). Times count from the first line.
+  did (a single one: forever). Times count from the first line.
 
 The traces that ship are generated (`generate`) and are labelled so: they have the character of LTE, Wi-Fi and LEO
 links, they are not recordings.
 
-Recorded ones can be had from public repositories; mind their licences. Mahimahi's form: `traces/` of
+Recorded traces are in public repositories; respect their licences. Mahimahi's form: `traces/` of
 github.com/ravinet/mahimahi (GPL-3), github.com/Soheil-ab/Cellular-Traces-NYC (no licence). Pairs:
 github.com/confiwent/Real-world-bandwidth-traces (MIT), github.com/SIGCOMM21-5G/artifact. Others, such as the csv files
 of github.com/uccmisl/5Gdataset (GPL-3), need their columns of time and rate cut out. `l4s-gym scenarios --trace FILE`
@@ -40,13 +40,13 @@ Floats = npt.NDArray[np.float64]
 MTU_BYTES = 1504
 KINDS = ("lte", "wifi", "leo")
 PEAK_S = 0.1
-"""The peak of a trace is the highest rate over so long a time."""
+"""Duration of the highest rate that counts as the peak of a trace."""
 LONGEST_S = 1_000_000
 """Longest trace."""
 
 
 class Profile:
-    """What both forms of a trace have in common: how much a link could carry.
+    """Common part of both forms of a trace: the amount that a link could carry.
 
     Attributes:
         period_ns: Length of the trace, which then repeats.
@@ -55,15 +55,15 @@ class Profile:
     period_ns: int
 
     def _within(self, times_ns: Ints) -> Floats:
-        """What is carried from the start to times within the first period, bytes."""
+        """Return the bytes carried from the start to times within the first period."""
         raise NotImplementedError
 
     def content(self) -> bytes:
-        """The trace as bytes, for digests."""
+        """Return the trace as bytes, for digests."""
         raise NotImplementedError
 
     def carried_bytes(self, times_ns: Ints) -> Floats:
-        """What a link that is never idle carries from the start to some times, bytes."""
+        """Return the bytes that a link that is never idle carries from the start to some times."""
         cycles, offsets = np.divmod(times_ns, self.period_ns)
         per_cycle = self._within(np.array([self.period_ns]))[0]
         return np.asarray(cycles * per_cycle + self._within(offsets), np.float64)
@@ -82,7 +82,7 @@ class Profile:
         return float((carried[10:] - carried[:-10]).max()) * 8e9 / (10 * step)
 
     def rates_bps_in(self, windows: int) -> Floats:
-        """Mean rates in so many equal parts of the period, bit/s."""
+        """Return the mean rates in `windows` equal parts of the period, bit/s."""
         edges = np.arange(windows + 1, dtype=np.int64) * self.period_ns // windows
         return np.asarray(np.diff(self.carried_bytes(edges)) * 8e9 / np.diff(edges), np.float64)
 
@@ -106,11 +106,11 @@ class Trace(Profile):
         return np.asarray(np.searchsorted(self.opportunities_ns, times_ns) * MTU_BYTES, np.float64)
 
     def content(self) -> bytes:
-        """The opportunities; the last line gives the period."""
+        """Return the opportunities; the last line gives the period."""
         return self.opportunities_ns.tobytes()
 
     def opportunities_in(self, start_ns: int, end_ns: int) -> int:
-        """Number of opportunities in [start_ns, end_ns)."""
+        """Return the number of opportunities in [start_ns, end_ns)."""
 
         def before(time_ns: int) -> int:
             cycles, offset = divmod(time_ns, self.period_ns)
@@ -138,18 +138,18 @@ class Schedule(Profile):
 
     def _within(self, times_ns: Ints) -> Floats:
         ends = np.append(self.starts_ns, self.period_ns)
-        per_ns = self.rates_bps / 8e9  # bytes; in floating point, since rate times length passes 64 bits
+        per_ns = self.rates_bps / 8e9  # bytes; in floating point, since rate times length exceeds 64 bits
         carried = np.append(0.0, np.cumsum(per_ns * np.diff(ends)))
         at = np.searchsorted(self.starts_ns, times_ns, side="right") - 1
         return np.asarray(carried[at] + per_ns[at] * (times_ns - self.starts_ns[at]))
 
     def content(self) -> bytes:
-        """Times, rates and period."""
+        """Return times, rates and period."""
         return np.concatenate([self.starts_ns, self.rates_bps, [self.period_ns]]).tobytes()
 
 
 def parse(text: str, place: str = "trace") -> Trace | Schedule:
-    """Read a trace in either form; its first line tells which. What is malformed is an error that names the line."""
+    """Read a trace in either form, chosen by its first line; an error names the malformed line."""
     first = next(_lines(text), None)
     if first is None:
         raise L4SError(f"{place}: empty: no delivery opportunity and no rate")
@@ -157,7 +157,7 @@ def parse(text: str, place: str = "trace") -> Trace | Schedule:
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
-    """Numbers of the lines that hold something, and what they hold."""
+    """Yield the numbers and the content of the lines that are not blank."""
     for number, line in enumerate(io.StringIO(text, newline=None), 1):
         content = line.split("#", 1)[0].strip()
         if content:
@@ -169,8 +169,8 @@ def _columns(content: str) -> list[str]:
 
 
 def _times_ms(text: str, place: str) -> Ints:
-    """The lines of Mahimahi's form: whole milliseconds that do not decrease."""
-    if set(text) <= set("0123456789\r\n"):  # as recorded ones are, of up to millions of lines: ten times faster
+    """Parse the lines of Mahimahi's form: whole milliseconds that do not decrease."""
+    if set(text) <= set("0123456789\r\n"):  # recorded traces are so, with up to millions of lines: ten times faster
         found = np.fromstring(text, np.int64, sep=" ")
         if (np.diff(found, prepend=0) >= 0).all() and found[-1] <= 1000 * LONGEST_S:
             return found
@@ -203,7 +203,7 @@ def _opportunities(text: str, place: str) -> Trace:
 
 
 def _number(word: str) -> float | None:
-    """A number, which may be NaN; None for another word."""
+    """Return a number, perhaps NaN; None for another word."""
     try:
         return float(word) if word.isascii() and "_" not in word else None
     except ValueError:
@@ -252,7 +252,7 @@ def _folder() -> Path:
 
 
 def load(name: str) -> Trace | Schedule:
-    """A shipped trace by name, or a file by path.
+    """Load a shipped trace by name, or a file by path.
 
     Raises:
         L4SError: No such trace, or a malformed one.
@@ -267,7 +267,7 @@ def load(name: str) -> Trace | Schedule:
 
 @functools.lru_cache(maxsize=64)
 def _read(path: Path, _changed_ns: int, _size: int) -> Trace | Schedule:
-    """The trace in a file; it is read anew after a change."""
+    """Read the trace in a file; the cache reads it again after a change."""
     content = path.read_bytes()
     try:
         text = content.decode("utf-8-sig")
@@ -278,14 +278,14 @@ def _read(path: Path, _changed_ns: int, _size: int) -> Trace | Schedule:
 
 
 def generate(kind: str, seconds: int = 30, seed: int = 0) -> str:
-    """A generated trace.
+    """Generate a trace.
 
     `lte`: log-rate as a slow mean-reverting walk around 12 Mbit/s with outages of some 100 ms; `wifi`: 20
     Mbit/s in bursts of aggregated frames with contention gaps; `leo`: 24 Mbit/s with a handover every 15 s
     and a new level after each.
 
     Returns:
-        The text of a Mahimahi trace that says in its first lines that it is generated.
+        The text of a Mahimahi trace whose first lines say that it is generated.
     """
     if kind not in KINDS:
         raise unknown("kind of trace", kind, KINDS)

@@ -1,4 +1,4 @@
-"""Threads that run slices of a batch side by side, where that is faster than one thread is just now."""
+"""Threads that run slices of a batch in parallel, while that is faster than one thread."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from l4s_gym.sim import engine
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Choice:
-    """All threads or one: whichever is faster just now.
+    """Choice between all threads and one: whichever is faster now.
 
-    A step on all threads waits for the slowest, and beside other programs that is one whose core is taken. So the way
-    that is not used is tried now and again for a short while, and the faster one is used from then on; the longer the
-    same one has won, the later comes the next trial. Threads that have become slow bring it on at once.
+    A step on all threads waits for the slowest, which other programs may slow down. So the mode not in
+    use is tried from time to time for a short while, and the faster one is used from then on; the longer
+    the same one has won, the later the next trial. If the threads become slow, a trial starts at once.
     """
 
     LOOK_NS: Final = 50_000_000
     LOOK_STEPS: Final = 16
-    """Time and steps that a way is measured for at least: several turns of a processor between programs."""
+    """Least time and steps of a measurement: several turns of a processor between programs."""
     FIRST: Final = 10
     LAST: Final = 160
-    """Looks between two trials, at first (.5 s) and at most (8 s)."""
+    """Time between two trials, at first (0.5 s) and at most (8 s), in checks."""
     SLOW: Final = 3.0
-    """Threads have become slow where a step takes so many times what it took after the last trial."""
+    """Threads have become slow if a step takes this many times as long as after the last trial."""
 
     def __init__(self) -> None:
         self.threads = True
@@ -44,7 +44,7 @@ class Choice:
         self._used_ns = self._usual_ns = math.inf
 
     def note(self, step_ns: int) -> None:
-        """Take in how long a step has taken, in the way that was to be used."""
+        """Record how long a step has taken in the chosen mode."""
         self._time_ns += step_ns
         self._steps += 1
         if self._time_ns < self.LOOK_NS or self._steps < self.LOOK_STEPS:
@@ -68,7 +68,7 @@ class Choice:
 class Workers:
     """Runs a batch on as many threads as there are cores (the engine holds no GIL); the caller's is the first.
 
-    A thread waits for its next job inside the engine for a short while, and then asleep on a semaphore.
+    A thread waits for its next job inside the engine for a short while, and then sleeps on a semaphore.
     """
 
     def __init__(
@@ -84,11 +84,11 @@ class Workers:
 
         Args:
             address: Address of the first `ENV` record.
-            stride: Bytes from one to the next.
+            stride: Bytes from one record to the next.
             n: Number of environments.
-            memory: What is to be kept for as long as a thread may write to it.
-            threads: So many at most; None: one a core, each with 64 environments or more.
-            clock: Time, ns.
+            memory: Object to keep alive as long as a thread may write to it.
+            threads: Most threads; None: one per core, each with 64 environments or more.
+            clock: Clock, ns.
         """
         self._memory = memory
         self._clock = clock
@@ -119,12 +119,12 @@ class Workers:
             control[2] = 1
             try:
                 engine.advance(*args)
-            except BaseException as error:  # hand it to the caller, who waits
+            except BaseException as error:  # pass it to the caller, who waits
                 self._error = error
                 return
 
     def stop(self) -> None:
-        """Let the threads end."""
+        """End the threads."""
         self._stopped = True
         for wake in self._wake:
             wake.release()

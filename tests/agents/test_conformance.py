@@ -249,7 +249,7 @@ def test_a_training_goes_on_with_data_of_its_own_simulator_only(
         with fingerprint.allow_stale(), pytest.raises(KeyboardInterrupt):
             learner.train(dataset, TINY[name], out, progress=press_ctrl_c)
         store.update_metadata({"simulator": made})
-        with pytest.raises(L4SError, match=f"is of data of simulator older, the dataset is of {made}: remove it"):
+        with pytest.raises(L4SError, match=f"is from data of simulator older, the dataset is from {made}: remove it"):
             learner.train(dataset, TINY[name], out, resume=True)
         store.update_metadata({"simulator": "older"})
         with fingerprint.allow_stale():

@@ -135,5 +135,5 @@ def test_the_benchmark_in_little(tmp_path: Path) -> None:
     assert all(row["kl"] > 0.0 for name, row in data["offline"].items() if name != "the kernel itself")
     assert {(found["agent"], found["rule"]) for found in data["loops"]} >= {("dt", "diffuse"), ("enqueue", "-")}
     text = (out / "imitation.md").read_text()
-    assert "| told from the kernel by |" in text and "| sac |" in text
+    assert "| distinguished by |" in text and "| sac |" in text
     assert (out / "imitation.png").read_bytes().startswith(b"\x89PNG")

@@ -28,7 +28,7 @@ def blocks() -> Trajectory:
 
 
 def kernel_rows(count: int = 40) -> Rows:
-    """Rows that bear what was known before the decision."""
+    """Rows with what was known before the decision."""
     records = np.zeros(count, RECORD)
     records["drop_probability"] = MAX_PROB // 10
     records["length_in_bytes"] = 10_000

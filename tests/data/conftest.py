@@ -210,7 +210,7 @@ def rebuild_accumulated(records: Any, present: frozenset[str] | None = None) -> 
 
     Args:
         records: Records (T,) in the order of the log; what was recorded before the decision is not looked at.
-        present: Names of the fields that they bear; None: those of a log if all rows have a `tupdate`, else those
+        present: Names of the fields that they have; None: those of a log if all rows have a `tupdate`, else those
             that are not 0 throughout.
     """
     if present is None and len(records) and (records["tupdate"] > 0).all():

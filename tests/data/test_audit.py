@@ -149,7 +149,7 @@ def test_a_sample_of_a_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
 def test_a_source_without_actions_is_refused() -> None:
     rows = make_rows(np.zeros(3, RECORD), "x", ["queue_type"])
-    with pytest.raises(L4SError, match="bears no actions"):
+    with pytest.raises(L4SError, match="has no actions"):
         sample_stream(_stream(rows))
 
 
@@ -236,7 +236,7 @@ def test_a_share_that_tells_little_is_pointed_out() -> None:
 def test_a_sample_of_nothing_is_refused() -> None:
     sample = _honest(100)
     sample.tables["x"][:] = np.nan
-    with pytest.raises(L4SError, match="bears none of"):
+    with pytest.raises(L4SError, match="has none of"):
         audit(sample)
 
 

@@ -180,5 +180,5 @@ def test_a_dataset_bears_its_probabilities(episodes: list[Any]) -> None:
 def test_other_rows_are_noticed(episodes: list[Any]) -> None:
     kernel = episodes[0]
     kernel.actions[np.flatnonzero(kernel.actions == ENQUEUE)[100]] = MARK
-    with pytest.raises(L4SError, match="gives other rows by now: build the dataset again"):
+    with pytest.raises(L4SError, match="now gives other rows: build the dataset again"):
         episode_probabilities(kernel)

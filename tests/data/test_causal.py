@@ -236,7 +236,7 @@ def _all_logs() -> Any:
 
 
 def _bearing(records: Any, present: frozenset[str], fill: int = 0) -> Any:
-    """Records with something in the fields that they do not bear."""
+    """Records with something in the fields that they do not have."""
     records = records.copy()
     for name in set(NAMES_24) - present:
         low, high = (0, 2) if name == "action" else (BY_NAME[name].low, BY_NAME[name].high)

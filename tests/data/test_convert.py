@@ -283,7 +283,7 @@ def test_refusals(tmp_path: Path, random_records: Any, target: Target) -> None:
     out.write_text("old")
     with pytest.raises(L4SError, match="--overwrite"):
         convert(tmp_path / "in.rec", target, out)
-    with pytest.raises(L4SError, match="is not a name"):
+    with pytest.raises(L4SError, match="is not the name of a"):
         convert(tmp_path / "in.rec", target, tmp_path / "out.txt")
     if target != "pool":
         with pytest.raises(L4SError, match="as-logged"):

@@ -94,11 +94,11 @@ def test_what_cannot_be_told_is_refused(tmp_path: Path) -> None:
     for states, message in (
         (
             states_of(few, TOTAL)[:12].astype(float),
-            r"cannot be told whether column 7 .* is length_in_bytes or total_bytes",
+            r"cannot tell whether column 7 .* is length_in_bytes or total_bytes",
         ),
-        (unclear, "cannot be told whether column 7"),
-        (timed, "cannot be told which of the usual 9 is left out"),
-        (np.zeros((4, 8)), "cannot be told whether column 7"),
+        (unclear, "cannot tell whether column 7"),
+        (timed, "the data does not show which of the usual 9 is missing"),
+        (np.zeros((4, 8)), "cannot tell whether column 7"),
         (np.zeros((4, 6)), "7, 8 or 9 features are known, others need --columns"),
     ):
         with pytest.raises(L4SError, match=message) as caught:
@@ -133,7 +133,7 @@ def test_the_user_names_the_columns(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert cli.main(["log", "inspect", str(tmp_path / "nine.pkl"), "--columns", bad]) == 2
         assert message in capsys.readouterr().err
     assert cli.main(["log", "inspect", str(out), *option]) == 2
-    assert "columns are named for pickled pools only" in capsys.readouterr().err
+    assert "give --columns for pickled pools only" in capsys.readouterr().err
     with pytest.raises(L4SError, match="are 1, but"):
         named_columns(["alpha"], 2)
 
@@ -242,7 +242,7 @@ def test_hints_stay_apart_among_few_names() -> None:
 def test_inspect_says_what_is_absent() -> None:
     log = make_kernel_log(1)
     for names, shown in (
-        (("action", "accumulated_probability", "queue_type"), "cannot be told, as the source lacks drop_probability"),
+        (("action", "accumulated_probability", "queue_type"), "unknown, as the source lacks drop_probability"),
         (("action", "drop_probability", "accumulated_probability"), "lacks queue_type"),
         (("queue_type", "accumulated_probability_before"), "recorded, missing in 0 rows"),
         (("queue_type", "drop_probability"), "actions: not in the source"),

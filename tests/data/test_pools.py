@@ -170,7 +170,7 @@ def test_bombs(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"states": []}, "bad.pkl: is an empty pool, it holds no step"),
-        ({"states": [np.zeros(8)] * 4}, "cannot be told whether column 7"),
+        ({"states": [np.zeros(8)] * 4}, "cannot tell whether column 7"),
         ({"states": [np.zeros(6)] * 4}, "7, 8 or 9 features are known, others need --columns"),
         ({"states": [np.zeros(7)] * 3 + [np.zeros(6)]}, "not a table"),
         ({"states": [np.full(7, 0.5)] * 4}, "whole number"),

@@ -274,7 +274,7 @@ def test_engine_updates_are_the_integers_law(scenario: str) -> None:
 
 @pytest.mark.parametrize("scenario", ["l4s-llm-testbed", "overload", "web"])
 def test_engine_logs_the_count_of_each_queue(scenario: str) -> None:
-    """The rows bear p' and `recur`'s count rounded down to the records' unit, and both stay in [0, 1]."""
+    """The rows have p' and `recur`'s count rounded down to the records' unit, and both stay in [0, 1]."""
     batch = Batch(load(scenario).replace(horizon_s=5.0), aqm="dualpi2_rfc9332", log_rows=1 << 15)
     batch.reset(0, np.random.default_rng(4))
     seen = []

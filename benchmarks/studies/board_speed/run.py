@@ -1,13 +1,13 @@
-"""How long the board of the native disciplines takes, and what the harness adds to simulation and inference.
+"""Run time of the board of the native disciplines, and the overhead of the harness over simulation and inference.
 
     python benchmarks/studies/board_speed/run.py                   # all disciplines, 3 suites, 10 seeds, 60 s
-    python benchmarks/studies/board_speed/run.py --agents runs/bc  # and the overhead for an agent of yours
+        python benchmarks/studies/board_speed/run.py --agents runs/bc  # and the overhead for your own agent
 
-The first part is `sweep.run` in the size `full`, with no cell kept from before. The second measures, in one process,
+The first part is `sweep.run` in the size `full`, without cached results. The second measures, in one process,
 the share of the time of `evaluate_many` that is neither the engine nor the agent, where the agent is asked. The third
-is what a decision costs in `evaluate_many` on one thread, simulation included, inside the engine and where the agent is
-asked, and what one `act` for a single queue takes; networks have random weights. Figures of a shared machine vary
-between runs. Nothing here is asserted: targets are shown beside the figures.
+is the time of a decision in `evaluate_many` on one thread, simulation included, in the engine and where the agent is
+asked, and the time of one `act` for a single queue; networks have random weights. Figures of a shared machine vary
+between runs. There are no assertions: targets are shown beside the figures.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ GROUP = ("grid-40m-10ms", "grid-40m-20ms", "grid-40m-50ms", "steps", "web")
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured."""
+    """Options of the measurement."""
 
     seconds: float = 60.0
     """Length of the episodes of the board."""
     jobs: int | None = None
-    """Processes; one a core by default."""
+    """Processes; by default one per core."""
     agents: tuple[str, ...] = ("enqueue", "threshold")
     """Agents whose overhead is measured."""
     repeats: int = 5
     """Measurements of each agent."""
     out: Path = HERE / "results" / "board_speed.json"
-    """Where the figures go."""
+    """File for the figures."""
 
 
 def native_board(options: Options) -> dict[str, Any]:
-    """Wall time of the whole board, and what of it the engine took."""
+    """Return the wall time of the whole board, and the engine's share of it."""
     rules = entry.read_protocol()
     rules = msgspec.structs.replace(rules, full=msgspec.structs.replace(rules.full, seconds=options.seconds))
     jobs = options.jobs or os.cpu_count() or 1
@@ -77,14 +77,14 @@ def native_board(options: Options) -> dict[str, Any]:
 
 
 class Clock:
-    """Takes the time of calls."""
+    """Measures the time of calls."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self.calls = 0
 
     def of(self, function: Any) -> Any:
-        """The function, with its time taken."""
+        """Return the function with its time measured."""
 
         def timed(*given: Any) -> Any:
             start = time.perf_counter()
@@ -97,7 +97,7 @@ class Clock:
 
 
 def clock_s() -> float:
-    """What a clock adds to a call beside the time that it takes: that is not the harness's."""
+    """Return the time that the measurement adds to a call, which is not the harness's."""
     clock, calls = Clock(), 20_000
     nothing = clock.of(lambda: None)
     start = time.perf_counter()
@@ -107,7 +107,7 @@ def clock_s() -> float:
 
 
 def overhead(spec: str, repeats: int) -> dict[str, Any]:
-    """Share of the time of a batch of 5 scenarios and 10 seeds that is neither engine nor agent: the least, and all."""
+    """Return the share of time outside engine and agent in a batch of 5 scenarios x 10 seeds: the least, and all."""
     shares, inference = [], []
     advance = Batch.advance_unchecked
     chosen = [scenario.load(name).replace(horizon_s=2.0) for name in GROUP]
@@ -120,7 +120,7 @@ def overhead(spec: str, repeats: int) -> dict[str, Any]:
             wall_s = harness.evaluate_many(agent, chosen, seeds=range(10))[0].wall_s
         finally:
             Batch.advance_unchecked = advance  # type: ignore[method-assign]
-        asked.seconds -= asked.seconds * harness.LATENCY_CALLS / asked.calls  # those after the run, nearly
+        asked.seconds -= asked.seconds * harness.LATENCY_CALLS / asked.calls  # the calls after the run, approximately
         wall_s -= clock_s() * (engine.calls + asked.calls)
         shares.append(1.0 - (engine.seconds + asked.seconds) / wall_s)
         inference.append(asked.seconds / wall_s)
@@ -128,7 +128,7 @@ def overhead(spec: str, repeats: int) -> dict[str, Any]:
 
 
 def network(*hidden: int) -> agents.Agent:
-    """An agent of random weights, which enqueues most packets."""
+    """Return an agent with random weights, which enqueues most packets."""
     rng, sizes = np.random.default_rng(0), (len(OBSERVED), *hidden, len(ACTIONS))
     layers = [
         (rng.normal(0.0, m**-0.5, (n, m)).astype(np.float32), np.zeros(n, np.float32))
@@ -139,13 +139,13 @@ def network(*hidden: int) -> agents.Agent:
 
 
 def decision(agent: agents.Agent, repeats: int, target_us: float) -> dict[str, Any]:
-    """Processor time of a decision, us, the least of some runs: in the engine, asked in a batch of 50, asked alone."""
+    """Return the processor time of a decision, us, least of some runs: in the engine, in a batch of 50, and alone."""
     chosen = [scenario.load(name).replace(horizon_s=2.0, warmup_s=0.0) for name in GROUP]
     act, took = agent.act, {"engine_us": [], "asked_us": []}
     for _ in range(repeats):
         for name, times in took.items():
             if name == "asked_us":
-                agent.act = act  # type: ignore[method-assign]  # the harness does not know it for the policy's
+                agent.act = act  # type: ignore[method-assign]  # so that the harness does not use the policy
             start = time.process_time()
             results = harness.evaluate_many(agent, chosen, seeds=range(10), threads=1)
             times.append(1e6 * (time.process_time() - start) / sum(result.decisions for result in results))

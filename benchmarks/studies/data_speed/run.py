@@ -1,12 +1,12 @@
-"""How fast logged decisions are read, datasets are built and windows are drawn, and in how much memory.
+"""Speed and memory of reading logged decisions, building datasets and drawing windows.
 
     python benchmarks/studies/data_speed/run.py                     # all sections
     python benchmarks/studies/data_speed/run.py --only text binary  # some
     python benchmarks/studies/data_speed/run.py --only memory --rows 1e6 1e7 1e8 --text-rows 1e6 1e7
 
-The rows are those of the simulated testbed, written again and again into a temporary folder (13.5 GB for 1e8 binary
-rows). Figures of a shared machine vary between runs: the best of some runs says what the code can do, the median what
-to expect. Nothing here is asserted: targets are shown beside the figures.
+The rows are those of the simulated testbed, repeated in files of a temporary folder (13.5 GB for 1e8 binary
+rows). Figures of a shared machine vary between runs: the best of some runs shows what the code can do, the median what
+to expect. There are no assertions: targets are shown beside the figures.
 """
 
 from __future__ import annotations
@@ -71,14 +71,14 @@ print(rows, seconds, int(peak) / 1024)
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure.
+    """Options of the measurement.
 
     Attributes:
-        only: Sections; all if none is named.
+        only: Sections; default: all.
         repeats: Runs of each figure.
         rows: Numbers of binary rows whose peak memory is measured.
         text_rows: Numbers of text rows whose peak memory is measured.
-        folder: Where the temporary files go.
+        folder: Folder for the temporary files.
         out: JSON file to which this run is appended.
     """
 
@@ -91,23 +91,23 @@ class Options:
 
 
 def spread(values: list[float]) -> dict[str, Any]:
-    """Median, least and greatest of some runs."""
+    """Return the median, least and greatest of some runs."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "runs": len(values)}
 
 
 def show(name: str, figure: dict[str, Any], target: str = "") -> None:
-    """One line of the report."""
+    """Print one line of the report."""
     best, median = figure["max"] / 1e6, figure["median"] / 1e6
     print(f"{name:<44} best {best:6.2f}, median {median:6.2f} M rows/s  {target}", flush=True)
 
 
 def some_rows() -> Any:
-    """A run of the testbed, some ten thousand rows."""
+    """Return a run of the testbed, some ten thousand rows."""
     return simulate_log("l4s-llm-testbed", seconds=60.0)
 
 
 def make_text(path: Path, rows: int) -> Path:
-    """A log of so many lines."""
+    """Write a log of `rows` lines."""
     part = path.with_name("part.log")
     write_log(part, some_rows(), prefix=PREFIX)
     lines = part.read_bytes().splitlines(keepends=True)
@@ -121,7 +121,7 @@ def make_text(path: Path, rows: int) -> Path:
 
 
 def make_binary(path: Path, rows: int) -> Path:
-    """Binary records, so many."""
+    """Write `rows` binary records."""
     some = some_rows()
     whole, rest = divmod(rows, len(some))
     with RecordWriter(path, known_fields(some)) as writer:
@@ -132,7 +132,7 @@ def make_binary(path: Path, rows: int) -> Path:
 
 
 def rate(action: Callable[[], int], repeats: int) -> dict[str, Any]:
-    """Rows per second of some runs, after one that is not counted."""
+    """Return the rows per second of some runs, after one that is not counted."""
     action()
     rates = []
     for _ in range(repeats):
@@ -142,12 +142,12 @@ def rate(action: Callable[[], int], repeats: int) -> dict[str, Any]:
 
 
 def read(path: Path) -> int:
-    """Read all blocks; the number of rows."""
+    """Read all blocks; return the number of rows."""
     return sum(len(block) for block in open_stream(path).blocks())
 
 
 def text(options: Options, folder: Path) -> dict[str, Any]:
-    """Kernel logs, plain and packed, with a prefix of syslog."""
+    """Measure kernel logs, plain and compressed, with a prefix of syslog."""
     plain = make_text(folder / "speed.log", 1_000_000)
     packed = folder / "speed.log.gz"
     packed.write_bytes(gzip.compress(plain.read_bytes(), 6))
@@ -159,7 +159,7 @@ def text(options: Options, folder: Path) -> dict[str, Any]:
 
 
 def binary(options: Options, folder: Path) -> dict[str, Any]:
-    """Binary records with the check of bounds, and conversions of them."""
+    """Measure binary records with the check of bounds, and conversions of them."""
     plain = make_binary(folder / "speed.rec", 2_000_000)
     convert(plain, "rec", folder / "speed.rec.zst")
     convert(plain, "parquet", folder / "speed.parquet")
@@ -178,7 +178,7 @@ def binary(options: Options, folder: Path) -> dict[str, Any]:
 
 
 def one_pass(what: str, path: Path) -> dict[str, float]:
-    """A full pass in a process of its own."""
+    """Measure a full pass in a separate process."""
     out = path.with_name("pass.parquet")
     command = [sys.executable, "-c", PASS, what, str(path), str(out)]
     with datasets_in(path.parent):
@@ -193,7 +193,7 @@ def one_pass(what: str, path: Path) -> dict[str, float]:
 
 
 def memory(options: Options, folder: Path) -> dict[str, Any]:
-    """Peak memory over the size: of a pass (blocks, runs, causal observations), and of conversions."""
+    """Measure peak memory by size: of a pass (blocks, runs, causal observations), and of conversions."""
     found: dict[str, Any] = {}
     cases = [("log", make_text, rows) for rows in options.text_rows]
     cases += [("rec", make_binary, rows) for rows in options.rows]
@@ -206,7 +206,7 @@ def memory(options: Options, folder: Path) -> dict[str, Any]:
 
 
 def build(options: Options, folder: Path) -> dict[str, Any]:
-    """Datasets of 10^7 steps from their recipes, on all cores, without the measurement of reference scores."""
+    """Measure the build of datasets of 10^7 steps on all cores, without reference scores."""
     found = {}
     with datasets_in(folder):
         for recipe in map(recipes.load, ("testbed", "grid", "mixed")):
@@ -222,7 +222,7 @@ def build(options: Options, folder: Path) -> dict[str, Any]:
 
 
 def windows(options: Options, folder: Path) -> dict[str, Any]:
-    """Windows of a decision transformer, drawn from a dataset of about 10^6 steps."""
+    """Measure the drawing of windows for a decision transformer from a dataset of about 10^6 steps."""
     recipe = msgspec.structs.replace(recipes.load("testbed"), small=recipes.Size(episodes=23, seconds=60.0))
 
     def ms(work: Callable[[], Any]) -> float:
@@ -253,7 +253,7 @@ SECTIONS: dict[str, Callable[[Options, Path], dict[str, Any]]] = {
     "build": build,
     "windows": windows,
 }
-"""Name of a section: the function that measures, prints and returns figures for the results file."""
+"""Section -> function that measures, prints and returns figures for the results file."""
 
 
 def main(options: Options) -> None:

@@ -1,13 +1,13 @@
-"""How long the LLM agent takes for a decision, by backbone, precision and batch; and what low precision changes.
+"""Latency of the LLM agent by backbone, precision and batch, and the effect of low precision on decisions.
 
     python benchmarks/studies/decision_latency/run.py  # on this CPU, some minutes; appends a run
     python benchmarks/studies/decision_latency/run.py --shapes llama-2-7b --device cuda
 
-All backbones have random weights of the named shape: a decision costs the same with others, but what it is means
-nothing, so the changes in decisions are those of an untrained head on random observations. `full` forwards the whole
+All backbones have random weights of the named shape: a decision costs as much as with others, but has no
+meaning, so the changes in decisions are those of an untrained head on random observations. `full` forwards the whole
 window again, as a decision transformer without a cache does; the others keep keys and values (20 steps of 3 tokens).
-`act` is the agent's whole decision: from an observation of NumPy's to an action, with the decision rule `sample`.
-Figures of a shared machine vary between runs, and nothing here is asserted.
+`act` is the agent's whole decision: from a NumPy observation to an action, with the decision rule `sample`.
+Figures of a shared machine vary between runs; there are no assertions.
 """
 
 from __future__ import annotations
@@ -47,19 +47,19 @@ SHAPES: Final[dict[str, LLMConfig]] = {
     ),
 }
 TARGETS_MS: Final = {("small", 1): 1.0, ("gpt2-124m", 1): 15.0, ("llama-2-7b", 1): 8.0}
-"""For the median."""
+"""Targets for the median, ms."""
 WAYS: Final = ("full", "float32", "bfloat16", "int8")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure.
+    """Options of the measurement.
 
     Attributes:
         shapes: Shapes of the backbone.
-        batches: Queues that are decided at once.
+        batches: Numbers of queues that are decided at once.
         threads: Threads of PyTorch on a CPU.
-        steps: Decisions of each measurement, after a window of others.
+        steps: Decisions of each measurement, after a window of warm-up.
         device: `cpu` or `cuda`.
         out: JSON file to which this run is appended.
     """
@@ -73,7 +73,7 @@ class Options:
 
 
 def measure(shape: str, way: str, n: int, steps: int, device: str) -> tuple[dict[str, Any], torch.Tensor]:
-    """Figures of one setting, and its logits."""
+    """Return the figures of one setting, and its logits."""
     torch.manual_seed(0)
     with torch.device(device):
         model = DecisionModel(SHAPES[shape]).to(device).eval()
@@ -87,7 +87,7 @@ def measure(shape: str, way: str, n: int, steps: int, device: str) -> tuple[dict
 
 
 def changed(logits: torch.Tensor, reference: torch.Tensor) -> dict[str, float]:
-    """What another precision makes of decisions: share of other likeliest actions, mean distance of probabilities."""
+    """Return the effect of another precision: share of other argmax actions, mean distance of probabilities."""
     distance = (logits.softmax(-1) - reference.softmax(-1)).abs().sum(-1) / 2
     return {
         "other_argmax": float((logits.argmax(-1) != reference.argmax(-1)).float().mean()),
@@ -102,7 +102,7 @@ def main(options: Options) -> None:
     if "llama-2-7b" in options.shapes and options.device == "cpu":
         raise SystemExit("error: llama-2-7b on a CPU takes seconds a decision and 14 GB: give --device cuda")
     table = Table("shape", "batch", "threads", "way", "p50 ms", "p99 ms", "act p50", "target", "other argmax %", "TV")
-    load, results = os.getloadavg()[0], []  # of the minute before: whoever else used the cores
+    load, results = os.getloadavg()[0], []  # of the minute before: the load by other programs
     for shape in options.shapes:
         for n in options.batches:
             for threads in options.threads if options.device == "cpu" else (1,):

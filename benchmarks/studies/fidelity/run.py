@@ -1,11 +1,11 @@
-"""Does the simulator behave as the published laws say? Windows, losses, delay, rate ratios, utilisation, overload.
+"""Compare the simulator with published laws: windows, losses, delay, rate ratios, utilisation, overload.
 
     python benchmarks/studies/fidelity/run.py          # everything, some minutes; writes results/fidelity.json
     python benchmarks/studies/fidelity/run.py --quick  # a part in half a minute; writes nothing without --out
 
 Sources of the targets: RFC 9332 (DualPI2, Reno 1.22 / sqrt(p), scalable 2 / p), RFC 8312 (CUBIC), RFC 9331;
 the constants for evenly spaced and for random marks come from a model that steps by round trips, which a
-packet-level simulation need not meet. Tolerances were set beforehand. A miss stays a miss and bears its cause.
+packet-level simulation need not match. Tolerances were set beforehand. A miss is reported with its cause.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SEED: Final = 1
 AQMS: Final = ("dualpi2_rfc9332", "dualpi2_linux")
 UPDATE_NS: Final = 16_000_000
 PRAGUE_S: Final = 0.025
-"""Prague's least virtual round trip."""
+"""Least virtual round trip of Prague."""
 RENO: Final = {"kind": "newreno"}
 AIMD: Final = {"kind": "newreno", "beta": 0.7, "beta_ecn": 0.7}
 CUBIC: Final = {"kind": "cubic", "slope_one": False}
@@ -53,7 +53,7 @@ SCALABLE: Final = (
 
 @dataclass
 class Row:
-    """One comparison: what is measured against [low, high]; `shown` where no target applies."""
+    """One comparison: a measured value against [low, high]; `shown` if there is no target."""
 
     section: str
     discipline: str
@@ -71,7 +71,7 @@ def judge(
     section: str, aqm: str, case: str, quantity: str, target: str, measured: float,
     low: float | None = None, high: float | None = None, cause: str = "", judged: bool = True,
 ) -> Row:  # fmt: skip
-    """A row with its verdict; the cause is kept where it is a miss or where nothing is judged."""
+    """Return a row with its verdict; the cause is kept for a miss or for a row without verdict."""
     inside = (low is None or measured >= low) and (high is None or measured <= high)
     verdict = ("pass" if inside else "miss") if judged else "shown"
     note = "" if verdict == "pass" else (cause or ("" if verdict == "shown" else "unexplained"))
@@ -82,7 +82,7 @@ def simulate(
     rate_mbps: float, sources: list[dict[str, Any]], aqm: str, warmup_s: float, measured_s: float, *,
     decider: int = layout.NATIVE, limit_packets: int = 0, **options: Any,
 ) -> Batch:  # fmt: skip
-    """An environment that has run through its warm-up; its counters are zero."""
+    """Run an environment through its warm-up; its counters are then zero."""
     tree = {
         "name": "fidelity", "sources": sources, "horizon_s": warmup_s + measured_s,
         "options": {aqm: options} if options else {},
@@ -96,25 +96,25 @@ def simulate(
 
 
 def spare(aqm: str) -> dict[str, int]:
-    """The option that spares a packet which finds no other in L: on slow links it is older than the step by itself."""
+    """Return the option that spares a packet alone in L: on slow links it is older than the step by itself."""
     return {"min_qlen_step": 1} if aqm == "dualpi2_linux" else {"th_len": 1}
 
 
 def warm(batch: Batch, until_s: float) -> None:
-    """Run on to a time and start the counters anew."""
+    """Run on to a time and reset the counters."""
     batch.stop_at(0, round(until_s * 1e9))
     batch.advance_one()
     batch.reset_counters(0)
 
 
 def finish(batch: Batch) -> Summary:
-    """Run to the horizon; what has happened since the warm-up."""
+    """Run to the horizon; return what happened since the warm-up."""
     batch.advance_one()
     return summary(batch, 0)
 
 
 def finish_watching(batch: Batch) -> tuple[Summary, npt.NDArray[np.float64]]:
-    """As `finish`, and p' after each update of the controller, (updates,)."""
+    """Run as `finish`; return also p' after each update of the controller, (updates,)."""
     start = int(batch.env["now_ns"][0]) // UPDATE_NS + 1
     seen = []
     for k in range(start, int(batch.env["horizon_ns"][0] - 1) // UPDATE_NS + 1):
@@ -130,11 +130,11 @@ def finish_watching(batch: Batch) -> tuple[Summary, npt.NDArray[np.float64]]:
 
 @dataclass(frozen=True)
 class Law:
-    """W p^exponent (rtt)^... = constant: what a sender's window does under marks of a constant probability.
+    """W p^exponent (rtt)^... = constant: the law of a sender's window at a constant probability of marks.
 
     Attributes:
         even: Constant for evenly spaced marks at p = 5e-4 and at 1e-2.
-        random: The same for random marks; empty: none is known.
+        random: The same for random marks; empty: unknown.
     """
 
     name: str
@@ -147,12 +147,12 @@ class Law:
     exponent: float = 0.5
 
     def window(self, p: float) -> float:
-        """The window that the law expects, roughly, packets."""
+        """Return the approximate window by the law, packets."""
         scale = (self.rtt_ms * 1e-3) ** 0.75 if self.exponent == 0.75 else 1.0
         return self.even[0] * scale / math.pow(p, self.exponent)
 
     def reference(self, p: float, even: bool) -> float | None:
-        """The constant at p, interpolated in log p."""
+        """Return the constant at p, interpolated in log p."""
         ends = self.even if even else self.random
         if not ends:
             return None
@@ -171,10 +171,10 @@ LAWS: Final = (
 
 
 def _law_window(law: Law, p: float, even: bool, cycles: int, samples: int) -> tuple[float, float, float]:
-    """Mean window in packets, mean packets a second, and the fraction marked, under marks of probability p."""
+    """Return the mean window in packets, mean packets a second, and the fraction marked, at mark probability p."""
     rtt_s = law.rtt_ms * 1e-3
     scalable, prague = law.exponent == 1.0, law.source["kind"] == "prague"
-    if scalable:  # the window moves by a packet a round: it takes 2 / p rounds to settle
+    if scalable:  # the window moves by a packet a round: it needs 2 / p rounds to settle
         round_s = max(rtt_s, PRAGUE_S) if prague else rtt_s
         settle_s = 2.0 / p * round_s
         warmup_s, measured_s = 2.0 * settle_s + 100.0 * round_s, max(settle_s, cycles * round_s)
@@ -186,7 +186,7 @@ def _law_window(law: Law, p: float, even: bool, cycles: int, samples: int) -> tu
     env, flow = batch.env[0], batch.flow[0]
     env["p_l"] = env["p_c"] = p
     env["even"] = int(even)
-    if scalable and p < 5e-3:  # slow start would end far off: begin at the law's window
+    if scalable and p < 5e-3:  # slow start would end far from it: begin at the law's window
         batch.stop_at(0, round(3e8))
         batch.advance_one()
         flow["cwnd"][0] = flow["ssthresh"][0] = 2.0 / p * (min(rtt_s / PRAGUE_S, 1.0) if prague else 1.0)
@@ -204,7 +204,7 @@ def _law_window(law: Law, p: float, even: bool, cycles: int, samples: int) -> tu
 
 
 def window_laws(quick: bool) -> Iterator[Row]:
-    """Section `windows`: mean packets outstanding under marks of a constant probability."""
+    """Compare section `windows`: mean packets in flight at a constant probability of marks."""
     probabilities = (2e-3, 1e-2, 5e-2) if quick else (5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)
     cycles, samples = (200, 600) if quick else (1000, 2000)
     for law in LAWS:
@@ -245,11 +245,11 @@ MSS_BITS: Final = 1448 * 8
 
 
 def loss_law_mbps(source: dict[str, Any], p: float, rtt_ms: float) -> float:
-    """Goodput at most, with independent losses of probability p: a window a round trip (for Prague, of 25 ms or more).
+    """Return the highest goodput at independent losses of probability p: a window per RTT (Prague: at least 25 ms).
 
     The window: 1.31 / sqrt(p) of Reno, AIMD(1, 0.7)'s 1.73 / sqrt(p) or 1.17 (RTT / p)^.75 of CUBIC. UDP Prague grows
-    by a millisecond of queue a round where no loss has come for long, which is above a packet from 11 Mbit/s on; TCP
-    Prague keeps two packets in flight, however short the round trip.
+    by a millisecond of queue a round if no loss has come for long, which is more than a packet above 11 Mbit/s; TCP
+    Prague keeps two packets in flight, even at the shortest round trip.
     """
     rtt_s = max(rtt_ms * 1e-3, PRAGUE_S if source["kind"] == "prague" else 0.0)
     window = 1.31 / math.sqrt(p)
@@ -264,7 +264,7 @@ def loss_law_mbps(source: dict[str, Any], p: float, rtt_ms: float) -> float:
 
 
 def _lossy(source: dict[str, Any], p: float, rtt_ms: float, run_s: float, seeds: int) -> tuple[float, float]:
-    """Goodput of a lone flow over 1 Gbit/s with independent losses, Mbit/s: mean and its standard error."""
+    """Return the goodput of one flow over 1 Gbit/s with independent losses, Mbit/s: mean and standard error."""
     tree = {
         "name": "fidelity", "sources": [{"ecn": "not-ect", **_n(source, 1, rtt_ms)}], "horizon_s": 5.0 + run_s,
         "link": {"rate_mbps": 1000.0},
@@ -283,7 +283,7 @@ def _lossy(source: dict[str, Any], p: float, rtt_ms: float, run_s: float, seeds:
 
 
 def losses(quick: bool) -> Iterator[Row]:
-    """Section `losses`: goodput falls as losses rise, and is never above the window law (chance: 3 standard errors)."""
+    """Compare section `losses`: goodput falls as losses rise, and stays below the window law (3 standard errors)."""
     run_s, seeds = (20.0, 6) if quick else (60.0, 8)
     for name, source in SENDERS.items():
         for rtt_ms in (20,) if quick else (5, 20, 50):
@@ -307,7 +307,7 @@ def _n(source: dict[str, Any], count: int, rtt_ms: float) -> dict[str, Any]:
 
 
 def controller(quick: bool) -> Iterator[Row]:
-    """Section `delay`: the PI controller holds its target on average; delay of C."""
+    """Compare section `delay`: the PI controller holds its target on average; delay of C."""
     cases: list[tuple[str, float, list[dict[str, Any]]]] = [
         ("10 CUBIC, 40 Mb/s, 20 ms", 40, [_n(CUBIC, 10, 20)]),
         ("5 CUBIC + 5 Prague, 40 Mb/s, 20 ms", 40, [_n(CUBIC, 5, 20), _n(PRAGUE, 5, 20)]),
@@ -338,7 +338,7 @@ def controller(quick: bool) -> Iterator[Row]:
 
 
 def l_queue(quick: bool) -> Iterator[Row]:
-    """Section `L delay`: sojourn in the L queue."""
+    """Compare section `L delay`: sojourn in the L queue."""
     sets: list[tuple[str, list[dict[str, Any]]]] = [
         ("2 Prague", [PRAGUE, PRAGUE]), ("2 CUBIC + 2 Prague", [CUBIC, CUBIC, PRAGUE, PRAGUE])
     ]  # fmt: skip
@@ -365,7 +365,7 @@ def l_queue(quick: bool) -> Iterator[Row]:
 
 @dataclass(frozen=True)
 class Pair:
-    """Who competes: rows are r_L / r_C for `RTTS_MS`, with the constant of C's law."""
+    """Competing flows: rows are r_L / r_C for `RTTS_MS`, with the constant of C's law."""
 
     name: str
     l4s: dict[str, Any]
@@ -387,10 +387,10 @@ PACED: Final = replace(PAIRS[0], name="paced DCTCP : CUBIC", l4s={**DCTCP, "pace
 
 
 def _ratio(pair: Pair, aqm: str, rate: float, rtt_ms: float, n: int, run_s: float) -> tuple[float, str]:
-    """Rate ratio per flow, and which factor takes it off the row most.
+    """Return the rate ratio per flow, and the factor that moves it furthest from the row.
 
     r_L / r_C = [x_L / 2] [c / x_C] [2 sqrt(p_C) / p_L] [R_C / row's] times the row, where x_L = r_L vrtt p_L
-    and x_C = r_C R_C sqrt(p_C) are the constants of the windows as they came out.
+    and x_C = r_C R_C sqrt(p_C) are the measured constants of the windows.
     """
     step = spare(aqm) if rate < 12 else {}
     sources = [_n(pair.classic, n, rtt_ms), _n(pair.l4s, n, rtt_ms)]
@@ -421,7 +421,7 @@ def _ratio(pair: Pair, aqm: str, rate: float, rtt_ms: float, n: int, run_s: floa
 
 
 def ratios(quick: bool) -> Iterator[Row]:
-    """Section `ratio`: rates of L and C flows against each other, and over a grid of rates and round trips."""
+    """Compare section `ratio`: rates of L and C flows against each other, and over a grid of rates and round trips."""
     run_s = 30.0 if quick else 90.0
     for aqm in AQMS:
         for pair in PAIRS:
@@ -447,7 +447,7 @@ def ratios(quick: bool) -> Iterator[Row]:
 
 
 def utilisation(quick: bool) -> Iterator[Row]:
-    """Section `utilisation`: at 40 Mb/s."""
+    """Compare section `utilisation`: at 40 Mb/s."""
     fluid: tuple[tuple[str, dict[str, Any], tuple[float, ...]], ...] = (
         ("Reno", RENO, (1.0, 1.0, 0.993, 0.912, 0.846)),
         ("AIMD(1, 0.7)", AIMD, (1.0, 1.0, 1.0, 0.991, 0.947)),
@@ -476,7 +476,7 @@ def utilisation(quick: bool) -> Iterator[Row]:
 
 
 def overload(quick: bool) -> Iterator[Row]:
-    """Section `overload`: unresponsive senders at 1.5 times the capacity of 40 Mb/s, and below p' = 0.5."""
+    """Compare section `overload`: unresponsive senders at 1.5 times the capacity of 40 Mb/s, and below p' = 0.5."""
     cbr = {"kind": "cbr", "rtt_ms": 20}
     half = [{**cbr, "ecn": "ect1", "rate_mbps": 30.0}, {**cbr, "ecn": "not-ect", "rate_mbps": 30.0}]
     others = [_n(CUBIC, 2, 20), _n(PRAGUE, 2, 20)]
@@ -524,8 +524,8 @@ def main(quick: bool = False, out: Path | None = None) -> None:
     """Compare the simulator with the published laws.
 
     Args:
-        quick: A cross-section in half a minute.
-        out: Where the JSON goes (default: results/fidelity.json beside this script; with --quick nowhere).
+        quick: A selection that takes half a minute.
+        out: JSON file (default: results/fidelity.json beside this script; none with --quick).
     """
     start = time.perf_counter()
     rows: list[Row] = []

@@ -1,13 +1,13 @@
-"""How close does every agent come to the kernel that it was trained on, as a forecaster and in the closed loop?
+"""Compare every agent with the kernel that it was trained on, as a forecaster and in the closed loop.
 
     python benchmarks/studies/imitation/run.py          # hours on two cores; appends to results/imitation.json
-    python benchmarks/studies/imitation/run.py --quick  # minutes, a little of all; writes into the work folder
+        python benchmarks/studies/imitation/run.py --quick  # minutes, a part of all; writes into the work folder
     python benchmarks/studies/imitation/run.py --datasets testbed --agents bc dt
 
-Each agent is trained in its `small` setting, by what `l4s-gym train` calls. The datasets are simulated, so the kernel's
-own probabilities are known at each of their steps: what is measured is the distance from them, on the held-out episode,
-and what the agent does in the closed loop under each decision rule. What was trained and measured is kept in the work
-folder: a run that was stopped goes on where it was.
+Each agent is trained in its `small` setting, as by `l4s-gym train`. The datasets are simulated, so the kernel's
+own probabilities are known at each step: the study measures the distance from them, on the held-out episode,
+and the agent in the closed loop under each decision rule. Finished trainings and measurements are kept in the work
+folder: a stopped run continues from there.
 """
 
 from __future__ import annotations
@@ -56,23 +56,23 @@ FIGURES: Final[dict[str, tuple[str, str, Callable[[harness.Result], float | None
     "ratio": ("L/C", ".2f", lambda r: r.goodput_ratio),
 }
 JUDGED: Final = ("return", "drop", "mark", "c_p50", "l_p50")
-"""An agent is told from the kernel where the 95 % interval of the difference in one of these leaves 0 out."""
+"""An agent is distinguished from the kernel if the 95 % interval of the difference in one of these excludes 0."""
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to train and to measure.
+    """Options of training and measurement.
 
     Attributes:
         datasets: Recipes whose small dataset is used, and built if it is missing.
-        agents: What is trained on each.
-        seconds: Length of the closed loop, of which the scenario's warm-up is left out.
-        seeds: Of the closed loop.
-        steps: Held-out steps that agents are asked about, at most.
-        work: Where agents and finished measurements are kept.
+        agents: Agents trained on each.
+        seconds: Length of the closed loop, including the scenario's warm-up, which is left out of the figures.
+        seeds: Seeds of the closed loop.
+        steps: Most held-out steps used.
+        work: Folder of agents and finished measurements.
         out: Folder of the results.
-        quick: A little of everything, to see whether it works: the figures mean nothing.
+        quick: A small part of everything, as a test: the figures have no meaning.
     """
 
     datasets: tuple[str, ...] = ("testbed", "testbed-prague")
@@ -86,14 +86,14 @@ class Options:
 
 
 class Clock:
-    """Says what is done, and about how long the rest takes: by the mean of what was done of its kind, or else alike."""
+    """Prints progress and the remaining time, from the mean time of finished jobs of the same kind, or of all."""
 
     def __init__(self, jobs: Sequence[str]) -> None:
         self._left = list(jobs)
         self._took: dict[str, list[float]] = {}
 
     def run(self, kind: str, what: str, job: Callable[[], tuple[Any, bool]]) -> Any:
-        """Do a job, which gives its result, and whether it took its time; the result."""
+        """Run a job that returns its result and whether it was computed now; return the result."""
         start = time.monotonic()
         found, fresh = job()
         took = time.monotonic() - start
@@ -110,7 +110,7 @@ class Clock:
 
 
 def cached(folder: Path, key: dict[str, Any], measure: Callable[[], Any]) -> tuple[Any, bool]:
-    """A measurement, made once for its key; and whether it was made now."""
+    """Return a measurement, made once for its key; and whether it was made now."""
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
     path = folder / "measured" / f"{name}.json"
     if path.exists():
@@ -126,7 +126,7 @@ def cached(folder: Path, key: dict[str, Any], measure: Callable[[], Any]) -> tup
 
 
 def config_of(agent: str, quick: bool) -> tuple[str, training.Plain]:
-    """The learner of an agent and its small setting."""
+    """Return the learner of an agent and its small setting."""
     if agent.startswith(LLM):
         few = ("train.steps=4", "train.eval_every=4", "train.eval_steps=400") if quick else ()
         return "llm", training.load_config("llm", small=True, settings=(f"preset={agent.removeprefix(LLM)}", *few))
@@ -135,7 +135,7 @@ def config_of(agent: str, quick: bool) -> tuple[str, training.Plain]:
 
 
 def train(agent: str, dataset_id: str, folder: Path, quick: bool) -> tuple[Path, bool]:
-    """The folder of the trained agent, and whether it was trained now."""
+    """Return the folder of the trained agent, and whether it was trained now."""
     name, config = config_of(agent, quick)
     steps = config["train"]["steps"] if name == "llm" else config["steps"]
     if (folder / saved.ABOUT).exists():
@@ -150,13 +150,13 @@ def train(agent: str, dataset_id: str, folder: Path, quick: bool) -> tuple[Path,
     try:
         training.learner(name).train(dataset_id, config, folder, resume=resume)
     finally:
-        if folder.is_dir() and (not resume or before):  # else the start of the training was not seen
+        if folder.is_dir() and (not resume or before):  # else the start of the training was not measured
             file.write_text(json.dumps(before + time.process_time() - start))
     return folder, True
 
 
 def processor_file(folder: Path) -> Path:
-    """Where the seconds of processor time are kept that a training took: others may have used the machine too."""
+    """Return the file for the processor time of a training: other programs may have used the machine too."""
     return folder.with_name(f"{folder.name}.processor.json")
 
 
@@ -164,7 +164,7 @@ def processor_file(folder: Path) -> Path:
 
 
 def offline(folder: Path, held: distances.HeldOut, steps: int) -> Row:
-    """An agent beside the kernel, on held-out steps."""
+    """Compare an agent with the kernel on held-out steps."""
     agent = make(str(folder))
     about: dict[str, Any] = agent.training  # type: ignore[attr-defined]
     held.check(about, agent.name)
@@ -179,7 +179,7 @@ def offline(folder: Path, held: distances.HeldOut, steps: int) -> Row:
 
 
 def references(held: distances.HeldOut, steps: int) -> dict[str, Row]:
-    """Who knows nothing but the shares of the actions, and the kernel itself."""
+    """Compare a constant prediction of the shares of the actions, and the kernel itself."""
     index = held.logged.some(steps)
     q, actions = held.probabilities[index], held.logged.actions[index]
     constant = np.tile(held.shares, (len(index), 1))
@@ -187,7 +187,7 @@ def references(held: distances.HeldOut, steps: int) -> dict[str, Row]:
 
 
 def loop(who: str, scenario: str, options: Options) -> list[Row]:
-    """The closed loop: one row a seed."""
+    """Run the closed loop: one row per seed."""
     chosen = load(scenario).replace(horizon_s=options.seconds)
     results = harness.evaluate(who, chosen, seeds=options.seeds)
     return [{"seed": r.seed, "rule": r.rule} | {name: get(r) for name, (_, _, get) in FIGURES.items()} for r in results]
@@ -226,7 +226,7 @@ def of_dataset(name: str, options: Options, clock: Clock) -> Row:
 
 
 def jobs(options: Options) -> list[str]:
-    """What is to be done, by kind."""
+    """Return the kinds of the jobs to do."""
     own = [f"{kind} {agent}" for agent in options.agents for kind in ("train", "offline", *["loop"] * len(RULES))]
     return [*(f"loop {who}" for who in BESIDE), *own] * len(options.datasets)
 
@@ -245,7 +245,7 @@ def offline_cells(agent: str, row: Row) -> list[str]:
 
 
 def means(found: Row, name: str) -> list[float]:
-    """A figure of each seed, where it is defined."""
+    """Return a figure of each seed, where it is defined."""
     return [run[name] for run in found["runs"] if run[name] is not None]
 
 
@@ -264,7 +264,7 @@ def loop_cells(found: Row, kernel: Row) -> list[str]:
 
 
 def against(found: Row, kernel: Row, name: str = "return") -> tuple[float, float, float]:
-    """Difference of a figure to the kernel's, seed by seed: mean and 95 % interval."""
+    """Return the difference of a figure from the kernel's, seed by seed: mean and 95 % interval."""
     return distances.mean_interval(np.subtract(means(found, name), means(kernel, name)))
 
 
@@ -275,23 +275,23 @@ Written by `python benchmarks/studies/imitation/run.py`: the newest run of each 
 is not shown), on two of the three episodes of 60 s.
 
 **Forecasts**: the third episode. The kernel draws random numbers; its probabilities q are known at each step
-(`l4s_gym.data.behaviour`), and nobody's expected cross-entropy is below their entropy. KL is the exact mean of
-sum q ln(q / p) in nats, the excess is its estimate from the actions that were drawn; the interval (95 %) is that of the
-mean over blocks of neighbouring steps. No agent comes to 0: the observation lacks the ECN field and the delay at the
-last update, which the kernel decides by. The probabilities of cql, bcq, dqn and double_dqn are a softmax of values,
-which nothing but cql's conservative term (an imitator's loss) asks to be a forecast, and sac's are those of a policy
-that is to be as random as it can afford. "Ruled out" is the share of the steps at which something was possible to which
-the agent gives no probability.
+(`l4s_gym.data.behaviour`), and no expected cross-entropy is below their entropy. KL is the exact mean of
+sum q ln(q / p) in nats; the excess is its estimate from the actions that were drawn; the interval (95 %) is that of the
+mean over blocks of neighbouring steps. No agent reaches 0: the observation lacks the ECN field and the delay at the
+last update, which the kernel uses. The probabilities of cql, bcq, dqn and double_dqn are a softmax of values: only
+cql's conservative term (an imitator's loss) trains them as a forecast. Those of sac come from a policy that is trained
+to be as random as possible. "Ruled out" is the share of the steps at which the agent gives no probability to a possible
+action.
 
-**Closed loop**: the agent decides on each packet, under each decision rule; means and 95 % intervals (Student's t) over
-the seeds, the difference to the kernel's return seed by seed. An agent is told from the kernel where such an interval
-leaves 0 out, for the return, the shares of drops and marks, or the median delay of C or L (five chances to be told by
-luck alone).
+**Closed loop**: the agent decides about each packet, under each decision rule; means and 95 % intervals (Student's t)
+over the seeds, and the difference from the kernel's return seed by seed. An agent is distinguished from the kernel if
+such an interval excludes 0, for the return, the shares of drops and marks, or the median delay of C or L (so there are
+five chances for a distinction by chance alone).
 """
 
 
 def markdown(newest: dict[str, Row]) -> str:
-    """The tables and what they say."""
+    """Return the tables and their explanation."""
     lines = [HEAD, "![reliability and decisions](imitation.png)", ""]
     for name, data in newest.items():
         itself = data["offline"]["the kernel itself"]
@@ -310,13 +310,13 @@ def markdown(newest: dict[str, Row]) -> str:
         lines += [*table(head, [offline_cells(agent, row) for agent, row in ranked]), ""]
         lines += [f"Closed loop on `{data['scenario']}`, {data['seconds']:g} s, seeds {data['seeds']}:", ""]
         titles = [title for title, _, _ in FIGURES.values()]
-        head = ["agent", "rule", titles[0], "against the kernel", *titles[1:], "told from the kernel by"]
+        head = ["agent", "rule", titles[0], "against the kernel", *titles[1:], "distinguished by"]
         lines += [*table(head, [loop_cells(found, kernel) for found in data["loops"]]), ""]
     return "\n".join(lines)
 
 
 def draw(path: Path, newest: dict[str, Row]) -> None:
-    """Reliability diagrams of drop and mark, and how often each agent acts under each rule."""
+    """Draw reliability diagrams of drop and mark, and how often each agent acts under each rule."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -333,7 +333,7 @@ def draw(path: Path, newest: dict[str, Row]) -> None:
 
 
 def draw_reliability(place: Any, rows: dict[str, Row], action: str) -> None:
-    """Share of the hits by mean prediction, in bins of equal mass."""
+    """Draw the share of drops or marks by mean prediction, in bins of equal mass."""
     place.plot([0, 1], [0, 1], color="black", lw=0.6)
     for agent, row in rows.items():
         if agent == "constant":
@@ -348,7 +348,7 @@ def draw_reliability(place: Any, rows: dict[str, Row], action: str) -> None:
 
 
 def draw_actions(place: Any, loops: Sequence[Row]) -> None:
-    """Share of the packets that are dropped or marked, by agent and rule; the line is the kernel."""
+    """Draw the share of packets dropped or marked, by agent and rule; the line is the kernel."""
     agents = [name for name in dict.fromkeys(found["agent"] for found in loops) if name in (*IMITATORS, *VALUES)]
     for found in loops:
         acts = float(np.mean(np.add(means(found, "drop"), means(found, "mark"))))

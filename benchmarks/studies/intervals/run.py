@@ -1,12 +1,12 @@
-"""How often the 95 % intervals of the board hold the truth, on simulated boards whose truth is known.
+"""Coverage of the board's 95 % intervals, on simulated boards whose true values are known.
 
     python benchmarks/studies/intervals/run.py  # results/intervals.json
     python benchmarks/studies/intervals/run.py --boards 100
 
 The noise of the model is that of the simulator: episodes of one scenario differ by 0.3 to 8 % of the distance from
-random decisions to native DualPI2, for native DualPI2 and for random decisions as well. "plain" is the percentile
+random decisions to native DualPI2, also for native DualPI2 and random decisions themselves. "plain" is the percentile
 bootstrap that draws all runs of each task, with trainings as further runs, for comparison. "improvement" covers more
-than asked where most scenarios are won or lost in every run.
+than asked if most scenarios are won or lost in every run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ RESULTS = Path(__file__).resolve().parent / "results" / "intervals.json"
 
 @dataclass(frozen=True)
 class Case:
-    """A board: its size, and how its agent behaves.
+    """A simulated board: its size, and the behaviour of its agent.
 
     Attributes:
         tasks: Scenarios.
@@ -63,7 +63,7 @@ CASES = {
 
 
 class Board:
-    """Draws the returns of an agent, of native DualPI2 and of random decisions, and knows what they are on average."""
+    """Draws the returns of an agent, of native DualPI2 and of random decisions; their true means are known."""
 
     def __init__(self, case: Case, rng: np.random.Generator) -> None:
         self.case = case
@@ -72,24 +72,24 @@ class Board:
         self.sd = rng.permutation(np.geomspace(0.3, 8.0, case.tasks))
 
     def _noise(self, *shape: int) -> Floats:
-        """Mean 0, standard deviation that of each task (..., tasks)."""
+        """Draw noise of mean 0 and the standard deviation of each task (..., tasks)."""
         noise = self.rng.normal(size=(*shape, self.case.tasks))
         if self.case.skewed:
             noise = (np.exp(0.8 * noise) - np.exp(0.32)) / np.sqrt(np.expm1(0.64) * np.exp(0.64))
         return self.sd * noise
 
     def draw(self, trainings: int, runs: int) -> tuple[Floats, Floats, Floats]:
-        """Returns (trainings, runs, tasks), and of native DualPI2 and random decisions (runs, tasks)."""
+        """Draw returns (trainings, runs, tasks), and those of native DualPI2 and random decisions (runs, tasks)."""
         traffic = self._noise(runs)
         shared, own = np.sqrt(self.case.shared), np.sqrt(1.0 - self.case.shared)
-        # Half of what a training does to the score, it does to all tasks alike.
+        # Half of the effect of a training on the score is the same for all tasks.
         unlike = self.case.unlike * np.sqrt(0.5)
         training = self.rng.normal(size=(trainings, 1, 1)) + self.rng.normal(size=(trainings, 1, self.case.tasks))
         returns = self.level + unlike * training + shared * traffic + own * self._noise(trainings, runs)
         return returns, 100.0 + shared * traffic + own * self._noise(runs), self._noise(runs)
 
     def truth(self) -> dict[str, float]:
-        """What the board estimates, from many trainings and runs."""
+        """Return the values that the board estimates, from many trainings and runs."""
         sums = np.zeros(3)
         rounds = 50
         for _ in range(rounds):
@@ -101,14 +101,14 @@ class Board:
 
 
 def plain(returns: Floats, native: Floats, random: Floats, rng: np.random.Generator, resamples: int) -> Any:
-    """Ends of the percentile bootstrap of the score, with references as if known."""
+    """Return the ends of the percentile bootstrap of the score, with the references taken as known."""
     scores = statistics.normalised(returns, random, native).reshape(-1, returns.shape[-1])
     picks = rng.integers(len(scores), size=(resamples, *scores.shape))
     return np.quantile(statistics.iqm(scores[picks, np.arange(scores.shape[1])]), [0.025, 0.975])
 
 
 def measure(case: Case, boards: int, resamples: int, seed: int) -> dict[str, Any]:
-    """Share of the boards whose intervals hold the truth, and the mean width of these."""
+    """Return the share of boards whose intervals hold the true value, and the mean width of the intervals."""
     rng = np.random.default_rng(seed)
     model = Board(case, rng)
     truth = model.truth()
@@ -142,9 +142,9 @@ def main(boards: int = 1000, resamples: int = 200, seed: int = 0, out: Path = RE
 
     Args:
         boards: Simulated boards of each case.
-        resamples: Of the bootstrap.
-        seed: Of all draws.
-        out: Where the results go.
+        resamples: Number of resamples of the bootstrap.
+        seed: Seed of all draws.
+        out: File for the results.
     """
     found = {}
     for name, case in CASES.items():

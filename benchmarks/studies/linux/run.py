@@ -1,10 +1,10 @@
-"""Does the simulator behave as real Linux does? `dualpi2_linux`, CUBIC and Prague beside measured figures.
+"""Compare the simulator with real Linux: `dualpi2_linux`, CUBIC and Prague beside measured figures.
 
     python benchmarks/studies/linux/run.py  # about half a minute on one core
     python benchmarks/studies/linux/run.py --seeds 1 --seconds 10 --out /tmp/here
 
-Writes linux.json and linux.md into `results` beside this script. What is real here are figures with their source; all
-that is simulated is measured by the run. The 30 overload cases come from a table that is not part of this repository
+Writes linux.json and linux.md into `results` beside this script. The real figures come from the given sources; the
+simulated ones are measured by the run. The 30 overload cases come from a table that is not part of this repository
 (`--overload-table FILE`); without it the rest is compared.
 """
 
@@ -60,7 +60,7 @@ OFTEN: Final = "p' near 1: the queue that is overloaded has no other choice than
 
 @dataclass(frozen=True)
 class Row:
-    """A comparison: the real figure, the simulated one (mean of the seeds), how far off it may be, and the verdict."""
+    """A comparison: the real figure, the simulated one (mean of the seeds), the allowed difference, and the verdict."""
 
     section: str
     case: str
@@ -82,7 +82,7 @@ def judge(
     section: str, case: str, figure: str, real: float, simulated: float, source: str, allowed: float | None,
     cause: str = "",
 ) -> Row:  # fmt: skip
-    """A row with its verdict; a miss bears its cause."""
+    """Return a row with its verdict; a miss has its cause."""
     verdict = "shown"
     if allowed is not None:
         verdict = "pass" if abs(simulated / real - 1.0) <= allowed else "miss"
@@ -93,12 +93,12 @@ def judge(
 
 @dataclass(frozen=True)
 class Result:
-    """What runs of one case came to, means over the seeds.
+    """Results of the runs of one case, means over the seeds.
 
     Attributes:
         goodput_mbps: Payload of each flow.
         rate_mbps: IP packets of each flow.
-        delay_ms: Of class C and L: `mean`, `p50`, `p99`.
+        delay_ms: Delay of classes C and L: `mean`, `p50`, `p99`.
         marks: Share of the packets of C and L that were marked.
     """
 
@@ -112,7 +112,7 @@ def run(
     rate_mbps: float, sources: list[dict[str, Any]], seeds: int, warmup_s: float, seconds: float, aqm: str,
     *, marks: float | None = None, **options: Any,
 ) -> Result:  # fmt: skip
-    """Simulate a case with several seeds; `marks` takes the discipline's place with marks of this probability."""
+    """Simulate a case with several seeds; with `marks`, random marks of this probability replace the discipline."""
     tree = {
         "name": "linux", "sources": sources, "horizon_s": warmup_s + seconds,
         "options": {aqm: options} if options else {},
@@ -151,7 +151,7 @@ ALONE_MS: Final = (("cubic", 8, 15.3), ("cubic", 40, 13.0), ("prague", 8, 0.57),
 
 
 def qdisc(seeds: int, seconds: float) -> Iterator[Row]:
-    """CUBIC and UDP Prague through the real qdisc, together and alone."""
+    """Compare CUBIC and UDP Prague through the real qdisc, together and alone."""
     cubic = {"kind": "cubic", "rtt_ms": 20.0}
     for rate, (c_mean, c_p99, c_marks, l_mean, l_p99, l_marks, c_rate, l_rate) in MIXED.items():
         result = run(
@@ -178,7 +178,7 @@ def qdisc(seeds: int, seconds: float) -> Iterator[Row]:
 
 
 def tcp_prague(seeds: int, seconds: float) -> Iterator[Row]:
-    """One TCP Prague flow at several RTTs."""
+    """Compare one TCP Prague flow at several RTTs."""
     for rtt_ms, real in ((5, 0.83), (20, 0.82), (40, 0.41), (80, 0.25)):
         source = {"kind": "prague", "variant": "tcp", "rtt_ms": float(rtt_ms)}
         result = run(20 * LINK_LAYER, [source], seeds, 10.0, 60.0 * seconds, "dualpi2_linux")
@@ -190,7 +190,7 @@ REFERENCE_MBPS: Final = {0.01: (121.0, 122.0), 0.1: (11.0, 11.0), 0.3: (2.78, 2.
 
 
 def reference(seeds: int, seconds: float) -> Iterator[Row]:
-    """UDP Prague's rate under marks of a constant probability."""
+    """Compare UDP Prague's rate at a constant probability of marks."""
     for p, reals in REFERENCE_MBPS.items():
         for rtt_ms, real in zip((5, 20), reals, strict=True):
             source = {"kind": "prague", "packet_length": 1400, "rtt_ms": float(rtt_ms)}
@@ -200,7 +200,7 @@ def reference(seeds: int, seconds: float) -> Iterator[Row]:
 
 
 def _case(row: dict[str, str]) -> tuple[str, list[dict[str, Any]], int]:
-    """An overload case: its name, its sources (Prague, CUBIC, then UDP), and the share of C."""
+    """Return an overload case: its name, its sources (Prague, CUBIC, then UDP), and the share of C."""
     not_ect, ect1 = float(row["udp_not_ect_mbps"]), float(row["udp_ect1_mbps"])
     protection = int(row["classic_protection_percent"])
     path = {"rtt_ms": 20.0}
@@ -208,14 +208,14 @@ def _case(row: dict[str, str]) -> tuple[str, list[dict[str, Any]], int]:
         {**path, "kind": "prague", "variant": "tcp"}, {**path, "kind": "cubic", "ecn": "not-ect"}
     ]  # fmt: skip
     for ecn, mbps in (("not-ect", not_ect), ("ect1", ect1)):
-        if mbps:  # the nominal rate is of 1200 bytes of payload
+        if mbps:  # the nominal rate assumes 1200 bytes of payload
             udp = {**path, "kind": "cbr", "ecn": ecn, "rate_mbps": mbps * 1228 / 1200, "packet_length": 1228}
             sources.append(udp)
     return f"C {protection} %, UDP {not_ect:g} Not-ECT, {ect1:g} ECT(1)", sources, protection
 
 
 def overload(table: list[dict[str, str]], seeds: int, seconds: float) -> Iterator[Row]:
-    """TCP Prague and CUBIC beside unresponsive UDP at 100 Mbit/s."""
+    """Compare TCP Prague and CUBIC beside unresponsive UDP at 100 Mbit/s."""
     ratios = []
     for row in table:
         case, sources, share = _case(row)
@@ -229,7 +229,7 @@ def overload(table: list[dict[str, str]], seeds: int, seconds: float) -> Iterato
                 yield judge("overload", case, f"{name} goodput, Mbit/s", real, value, TEAM, allowed, cause=SMALL)
         if min(reals) > LARGE_MBPS:
             ratios.append(result.goodput_mbps[0] / result.goodput_mbps[1] * reals[1] / reals[0])
-        # Delays of L have two decimals, and most are below .2 ms: they are shown.
+        # Delays of L have two decimals, and most are below 0.2 ms: they get no verdict.
         for name, kinds, allowed, cause in (
             ("C", ("cubic", "udp_not_ect"), WITHIN, OFTEN), ("L", ("prague", "udp_ect1"), None, BUNCHES)
         ):  # fmt: skip
@@ -246,7 +246,7 @@ def overload(table: list[dict[str, str]], seeds: int, seconds: float) -> Iterato
 
 
 def verdicts(rows: list[Row]) -> list[str]:
-    """The goals: how many flows above 5 Mbit/s are within 25 %, and what is off by more than a factor of two."""
+    """Return the share of flows above 5 Mbit/s within 25 %, and the figures off by more than a factor of two."""
     flows = [r for r in rows if r.section == "overload" and "goodput" in r.figure and r.real > LARGE_MBPS]
     delays = [r for r in rows if r.section == "overload" and r.figure.startswith("C delay")]
     lines = []
@@ -269,7 +269,7 @@ def _cells(r: Row) -> list[str]:
 
 
 def markdown(rows: list[Row]) -> str:
-    """The report."""
+    """Return the report."""
     lines = ["# Real Linux beside the simulator", "", "Written by `python benchmarks/studies/linux/run.py`.", ""]
     lines += [f"- {line}" for line in verdicts(rows)]
     for section in dict.fromkeys(row.section for row in rows):
@@ -285,7 +285,7 @@ def main(seeds: int = 4, seconds: float = 1.0, overload_table: Path = OVERLOAD, 
 
     Args:
         seeds: Runs of each case.
-        seconds: Factor of the measured time of each case.
+        seconds: Factor of the duration of each case.
         overload_table: The overload cases as csv.
         out: Folder of the results.
     """

@@ -1,11 +1,11 @@
-"""Real packets through the Linux router: beside the simulator's prediction, its ceilings, and agents in the loop.
+"""Measure real packets through the Linux router, against the simulator's prediction, its limits, and with agents.
 
     sudo python benchmarks/studies/live/run.py          # twelve minutes; writes into results
     sudo python benchmarks/studies/live/run.py --quick  # half a minute; writes nothing without --out
     sudo python benchmarks/studies/live/run.py --only shared control
 
-One CUBIC flow with ECN (Linux's TCP) against one ECT(1) flow (a paced Prague-like UDP source: test traffic of our own)
-at a round trip of 20 ms. Nothing here is asserted; figures of a shared machine vary between runs.
+One CUBIC flow with ECN (Linux's TCP) against one ECT(1) flow (our own paced Prague-like UDP source, for tests)
+at a round trip of 20 ms. There are no assertions; figures of a shared machine vary between runs.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ INTERVALS: Final = (1, 10, 100)
 SIMULATED_SEEDS: Final = (0, 1, 2, 3, 4)
 LIVE_SEED: Final = 1
 SMALL: Final = 100
-"""Bytes of a small packet."""
+"""Length of a small packet, bytes."""
 ROWS_PPS: Final = 100_000
 WAYS: Final = (
     "Python by the daemon",
@@ -53,13 +53,13 @@ WAYS: Final = (
     "compiled by the router, spinning",
 )
 ASKED_MBPS: Final = 40.0
-"""Rate at which the ways of asking are compared, each packet asked about."""
+"""Rate at which the ways to ask an agent are compared; each packet is asked about."""
 SECTIONS: Final = ("shared", "ceiling", "latency", "rows", "control")
 Section = Literal["shared", "ceiling", "latency", "rows", "control"]
 
 
 def shared_scenario(rate_mbps: float, aqm: str, seconds: float) -> Scenario:
-    """One CUBIC flow and one Prague flow from the start on; the start is part of all figures."""
+    """Return a scenario with one CUBIC and one Prague flow from the start on; the start is part of all figures."""
     tree = {
         "name": f"shared-{rate_mbps:g}m-20ms",
         "aqm": aqm,
@@ -75,7 +75,7 @@ def shared_scenario(rate_mbps: float, aqm: str, seconds: float) -> Scenario:
 
 
 def empty_scenario() -> Scenario:
-    """A router that neither shapes nor delays; nobody sends by himself."""
+    """Return a router that neither shapes nor delays, without traffic."""
     source = {"kind": "cubic", "rtt_ms": 1e-6, "stagger_s": 0.0}
     return from_dict({"name": "unshaped", "aqm": "dualpi2_rfc9332", "sources": [source]})
 
@@ -84,7 +84,7 @@ def empty_scenario() -> Scenario:
 
 
 def live_shared(scenario: Scenario, seed: int) -> dict[str, Any]:
-    """Figures of a live run."""
+    """Return the figures of a live run."""
     with LiveTestbed(scenario, seed=seed) as bed:
         start = read(bed.stats())
         bed.start_flows()
@@ -112,7 +112,7 @@ def live_shared(scenario: Scenario, seed: int) -> dict[str, Any]:
 
 
 def simulated_shared(scenario: Scenario, seed: int) -> dict[str, Any]:
-    """The same figures of a simulated run."""
+    """Return the same figures of a simulated run."""
     s = native.simulate(scenario, seed=seed).summary
     classic, l4s = s["goodput_mbps"]
     return {
@@ -126,7 +126,7 @@ def simulated_shared(scenario: Scenario, seed: int) -> dict[str, Any]:
 
 
 def median(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Median of each figure over runs of one shape."""
+    """Return the median of each figure over runs of one shape."""
     return {
         name: median([run[name] for run in runs])
         if isinstance(value, dict)
@@ -136,10 +136,10 @@ def median(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def shared(rates: Sequence[float], seconds: float, runs: int) -> list[dict[str, Any]]:
-    """Each rate under each discipline, live and simulated; medians, and the live runs one by one."""
+    """Measure each rate under each discipline, live and simulated; return medians, and each live run."""
     scenarios = [(rate, aqm, shared_scenario(rate, aqm, seconds)) for rate in rates for aqm in AQMS]
     live: list[list[dict[str, Any]]] = [[] for _ in scenarios]
-    for seed in range(LIVE_SEED, LIVE_SEED + runs):  # in turn: what disturbs the machine disturbs one run of each
+    for seed in range(LIVE_SEED, LIVE_SEED + runs):  # one after another: a disturbance affects one run of each
         for (*_, scenario), found in zip(scenarios, live, strict=True):
             found.append(live_shared(scenario, seed))
     rows = []
@@ -162,18 +162,18 @@ def shared(rates: Sequence[float], seconds: float, runs: int) -> list[dict[str, 
 
 @contextmanager
 def unshaped() -> Iterator[LiveTestbed]:
-    """A testbed with a router that neither shapes nor delays."""
+    """Open a testbed with a router that neither shapes nor delays."""
     with LiveTestbed(empty_scenario(), values={"rate_bps": UNSHAPED}) as bed:
         yield bed
 
 
 def delivered(bed: LiveTestbed) -> int:
-    """Packets that have come out of the router towards the receiver."""
+    """Return the number of packets that the router has sent towards the receiver."""
     return int(bed.stats()["forward"]["delivered"])
 
 
 def ceiling(seconds: float) -> dict[str, Any]:
-    """Bulk TCP, and small packets, through a router that does not shape."""
+    """Measure bulk TCP, and small packets, through a router that does not shape."""
     to = ("--seconds", str(seconds), "--bind", "10.77.1.1")
     with unshaped() as bed:
         where = ("--to", f"{bed.receiver}:{PORT}", *to)
@@ -189,12 +189,12 @@ def ceiling(seconds: float) -> dict[str, Any]:
 
 
 def latency(seconds: float) -> dict[str, Any]:
-    """Round trips of packets through the router, and of asks and answers between it and an agent."""
+    """Measure round trips of packets through the router, and of questions and answers between it and an agent."""
     return round_trips(seconds) | {"asks": [looped(ASKED_MBPS, 1, way, seconds) for way in WAYS]}
 
 
 def round_trips(seconds: float) -> dict[str, Any]:
-    """Those of small packets, and through a plain pair of devices between the same ends."""
+    """Measure round trips of small packets, also through a plain pair of devices between the same ends."""
     with unshaped() as bed:
         n = bed.plan.names
         for command in (
@@ -232,10 +232,10 @@ class Reader(threading.Thread):
         self.rows = self.lost = self.gaps = 0
 
     def run(self) -> None:
-        """Until `over`."""
+        """Read until `over`."""
         with Client(self.socket) as client:
             client.subscribe(True)
-            client.status()  # it is in force
+            client.status()  # the subscription is in force
             self.ready.set()
             while not self.over.is_set():
                 self._count(client)
@@ -250,7 +250,7 @@ class Reader(threading.Thread):
 
 
 def row_loss(seconds: float, pps: int = ROWS_PPS) -> dict[str, Any]:
-    """Rows that a reader of the daemon lacks while small packets come at a high rate."""
+    """Return the rows that a reader of the daemon misses while small packets arrive at a high rate."""
     with unshaped() as bed:
         reader = Reader(bed.socket)
         reader.start()
@@ -284,7 +284,7 @@ def row_loss(seconds: float, pps: int = ROWS_PPS) -> dict[str, Any]:
 
 
 def decide(bed: LiveTestbed, way: str, interval: int, seconds: float) -> dict[str, Any]:
-    """The threshold agent, in Python or compiled, asked by the daemon or by the router itself."""
+    """Run the threshold agent, in Python or compiled, asked by the daemon or by the router itself."""
     if way.startswith("Python"):
         client = Client(bed.socket, direct=way == WAYS[1])
         return Controller(client, agents.make("threshold"), decision_interval=interval).run(seconds).as_dict()
@@ -304,7 +304,7 @@ def decide(bed: LiveTestbed, way: str, interval: int, seconds: float) -> dict[st
 
 
 def looped(rate: float, interval: int, way: str, seconds: float) -> dict[str, Any]:
-    """Who decided, and how fast, while a CUBIC and a Prague flow share the link."""
+    """Return who decided, and how fast, while a CUBIC and a Prague flow share the link."""
     with LiveTestbed(shared_scenario(rate, AQMS[0], seconds + 10.0), seed=LIVE_SEED) as bed:
         bed.start_flows()
         bed.wait(1.0)
@@ -321,12 +321,12 @@ def looped(rate: float, interval: int, way: str, seconds: float) -> dict[str, An
 
 
 def control(rates: Sequence[float], seconds: float) -> list[dict[str, Any]]:
-    """The threshold agent in Python asked about every packet, every 10th and every 100th."""
+    """Measure the threshold agent in Python, asked about every packet, every 10th and every 100th."""
     return [looped(rate, interval, WAYS[1], seconds) for rate in rates for interval in INTERVALS]
 
 
 def loop_figures(before: Figures, after: Figures, rate_mbps: float) -> dict[str, Any]:
-    """Who decided between two readings, and how fast."""
+    """Return who decided between two readings, and how fast."""
     decided = {who: after.decided[who] - before.decided[who] for who in after.decided}
     total = max(sum(decided.values()), 1)
     refused = {why: after.refused[why] - before.refused[why] for why in after.refused}
@@ -394,7 +394,7 @@ def asks_table(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def markdown(data: dict[str, Any]) -> str:
-    """The report."""
+    """Return the report."""
     host = data["host"]
     lines = [
         "# Live",

@@ -4,7 +4,7 @@
     python benchmarks/studies/paper/run.py 9 10 generalisation  # some
     python benchmarks/studies/paper/run.py --quick --out /tmp/look
 
-What was trained or run before is kept in the work folder, which is the leaderboard's: agents that it trained are used.
+Trainings and runs are kept in the work folder, which is also the leaderboard's: its trained agents are used.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ FIGURES = {**models.FIGURES, **queues.FIGURES}
 
 @dataclass(frozen=True)
 class Options:
-    """What is made.
+    """Options of the figures.
 
     Attributes:
-        names: Figures; all by default.
-        quick: So little of everything that it takes minutes; such figures say nothing.
+        names: Figures; default: all.
+        quick: A small part of everything, in minutes; such figures have no meaning.
         work: Folder of trained agents and finished parts.
         out: Folder of the figures.
     """
@@ -47,7 +47,7 @@ class Options:
 
 
 def main(options: Options) -> None:
-    """Make them, one after the other."""
+    """Make the figures, one after another."""
     for name in options.names:
         if name not in FIGURES:
             raise unknown("figure", name, list(FIGURES))

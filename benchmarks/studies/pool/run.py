@@ -1,15 +1,15 @@
-"""What foresees the kernel's decisions in the authors' training pool: five contiguous blocks, held out in turn.
+"""Compare models that predict the kernel's decisions in the authors' training pool, on five held-out blocks.
 
-    python benchmarks/studies/pool/run.py  # 80 trainings; goes on where it was stopped
+        python benchmarks/studies/pool/run.py  # 80 trainings; a stopped run continues
     python benchmarks/studies/pool/run.py --quick --work /tmp/work --out /tmp/here
 
 Appends to pool.json and writes pool.md and pool.png into `results` beside this script. Each model is trained on four
-blocks and asked about the fifth; the five answers together are one figure over all rows. Readings: `as logged`, with
-the accumulated probability as printed, after the decision; `causal`, with its value before.
+contiguous blocks and tested on the fifth; the five results together are one figure over all rows. Readings: `as
+logged`, with the accumulated probability as printed, after the decision; `causal`, with its value before.
 
-A repeat of an agent trains on each of the five choices of four blocks, with a seed of its own each. The models of
-scikit-learn draw no random numbers. The agents' settings are those of `[small]` in their `config.toml`, but
-for the size of llm's batches and the number of gradient steps, which was chosen by a curve on the ends of four blocks.
+A repeat of an agent trains on each of the five choices of four blocks, each with its own seed. The models of
+scikit-learn draw no random numbers. The agents' settings are those of `[small]` in their `config.toml`, except
+for the batch size of llm and the number of gradient steps, which was chosen by a curve on the ends of four blocks.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ STRETCH: Final = 50
 """Rows of a stretch of the bootstrap: five of the pool's groups of ten."""
 SEED: Final = 0
 PAST: Final = 20
-"""Actions before a row that a control sees: as many as the agents' windows have."""
+"""Actions before a row that a control sees: the same number as in the agents' windows."""
 STEPS: Final = {"bc": 300, "dt": 200, "llm": 200}
-"""Gradient steps, one number a kind; chosen by the curve."""
+"""Gradient steps of each kind; chosen by the curve."""
 BATCH: Final = 8
-"""Sequences of 40 steps in a batch of llm: half of the small setting's, for time."""
+"""Sequences of 40 steps in a batch of llm: half of the small setting's, to save time."""
 CURVE: Final = {"bc": (50, 100, 200, 300, 400, 800), "dt": (50, 100, 200, 400), "llm": (100, 200, 400)}
 CURVED: Final = ("bc", "dt", "llm-llama")
 AGENTS: Final = ("bc", "dt", "llm-gpt2", "llm-opt", "llm-llama", "llm-t5")
@@ -73,14 +73,14 @@ Floats = npt.NDArray[np.float64]
 
 
 class Run(NamedTuple):
-    """Where answers are kept, and how many processes find them."""
+    """Folder of the answers, and number of processes."""
 
     work: Path
     processes: int
 
 
 class Answer(NamedTuple):
-    """What a model answered on a reading: probabilities of each repeat (R, T, 3)."""
+    """Answers of a model on a reading: probabilities of each repeat (R, T, 3)."""
 
     model: str
     reading: str
@@ -88,7 +88,7 @@ class Answer(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """A training: which agent, on the blocks of which data, without which blocks, with which seed, how long."""
+    """A training: agent, blocks of a reading, held-out blocks, seed and steps."""
 
     agent: str
     data: str
@@ -98,12 +98,12 @@ class Cell(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """Of the agent: the learner's name."""
+        """Kind of the agent: the learner's name."""
         return self.agent.partition("-")[0]
 
     @property
     def name(self) -> str:
-        """Of its files: another configuration has another name."""
+        """Name of its files, which depends on the configuration."""
         digest = hashlib.sha256(json.dumps(self.config(), sort_keys=True).encode()).hexdigest()[:8]
         return f"{self.agent}-{self.data}-{'.'.join(map(str, self.held))}-{self.seed}-{self.steps}-{digest}"
 
@@ -125,13 +125,13 @@ class Cell(NamedTuple):
 
 
 def answer(cell: Cell, blocks: Trajectory, work: Path) -> Floats:
-    """Train; probabilities (n, 3) of the rows held out."""
+    """Train an agent; return its probabilities (n, 3) for the held-out rows."""
     ids = offline.dataset_ids(cell.data, blocks)
     return offline.agent_probabilities(cell.kind, cell.config(), blocks, cell.held, ids, work / cell.name)
 
 
 def train_all(cells: Sequence[Cell], data: Mapping[str, Trajectory], run: Run) -> dict[Cell, Floats]:
-    """What the agents answer; what was trained before is not trained again."""
+    """Return the agents' answers; finished trainings are not repeated."""
     for name, blocks in data.items():
         offline.write_datasets(blocks, name)
     jobs = [
@@ -143,7 +143,7 @@ def train_all(cells: Sequence[Cell], data: Mapping[str, Trajectory], run: Run) -
 def curve(
     blocks: Trajectory, agents: Sequence[str], plan: Mapping[str, Sequence[int]], run: Run
 ) -> list[dict[str, Any]]:
-    """Cross-entropy after some numbers of gradient steps, on the ends of the blocks that remain without the first."""
+    """Return the cross-entropy by gradient steps, on the ends of the blocks that remain without the first."""
     inner = offline.ends_of_others(blocks, 0)
     held = tuple(range(1, len(inner.starts) - 1, 2))
     cells = [Cell(agent, "pool-curve", held, 0, steps) for agent in agents for steps in plan[agent.partition("-")[0]]]
@@ -162,7 +162,7 @@ def curve(
 def trained(
     data: Mapping[str, Trajectory], repeats: Mapping[str, int], steps: Mapping[str, int], run: Run
 ) -> list[Answer]:
-    """What the agents answer, each reading apart."""
+    """Return the agents' answers, for each reading."""
     cells = [
         Cell(
             agent,
@@ -171,7 +171,7 @@ def trained(
             repeat * BLOCKS + block,
             steps[agent.partition("-")[0]],
         )
-        for repeat in range(max(repeats.values()))  # first of all one of each
+        for repeat in range(max(repeats.values()))  # one of each first
         for agent, count in repeats.items()
         if repeat < count
         for reading in data
@@ -188,11 +188,11 @@ def trained(
     return answers
 
 
-# -- models of one row, and what else tells the decision
+# -- models of one row, and controls
 
 
 def tabular_answers(asked: Sequence[tuple[str, str, Floats]], blocks: Trajectory, run: Run) -> list[Answer]:
-    """What models answer on readings (T, d)."""
+    """Return the answers of models on readings (T, d)."""
     jobs = []
     for kind, _, values in asked:
         digest = hashlib.sha256(kind.encode() + values.tobytes()).hexdigest()[:16]
@@ -204,7 +204,7 @@ def tabular_answers(asked: Sequence[tuple[str, str, Floats]], blocks: Trajectory
 
 
 def untrained(rows: Rows, keep: npt.NDArray[np.bool_], data: Mapping[str, Trajectory], run: Run) -> list[Answer]:
-    """Answers of scikit-learn's models, and of the controls."""
+    """Return the answers of scikit-learn's models, and of the controls."""
     causal = data["causal"]
     tables = {reading: blocks.observations.astype(np.float64) for reading, blocks in data.items()}
     past = offline.past_actions(causal, PAST)
@@ -216,7 +216,7 @@ def untrained(rows: Rows, keep: npt.NDArray[np.bool_], data: Mapping[str, Trajec
 
 
 def all_rows(folder: Path, run: Run) -> list[dict[str, Any]]:
-    """Two models on all rows and in kernel units, as the same figures were taken before; no row is left out."""
+    """Measure two models on all rows in kernel units, as in earlier figures; no row is left out."""
     found = []
     for file in (POOL_FILES[0], OTHER_POOL):
         if not (folder / file).is_file():
@@ -241,7 +241,7 @@ def all_rows(folder: Path, run: Run) -> list[dict[str, Any]]:
 
 
 class Truth(NamedTuple):
-    """What answers are judged by: actions (T,), the majority model's answer (T, 3), rows left to chance (T,) bool."""
+    """Reference for answers: actions (T,), the majority model's answer (T, 3), rows with a random outcome (T,)."""
 
     actions: npt.NDArray[np.int64]
     base: Floats
@@ -249,13 +249,13 @@ class Truth(NamedTuple):
 
 
 def judged(answer: Answer, truth: Truth, causal: Floats | None, draws: int) -> dict[str, Any]:
-    """The figures of an answer with their intervals, and the reliability diagram of a hit: a drop or a mark.
+    """Return the figures of an answer with their intervals, and the reliability diagram of a drop or mark.
 
     Args:
         answer: The answer.
-        truth: What it is judged by.
-        causal: What the same model answers on the causal reading, to compare the accuracy with; None: no comparison.
-        draws: Of the bootstrap; the same stretches for each answer.
+        truth: The reference.
+        causal: Answers of the same model on the causal reading, to compare the accuracy with; None: no comparison.
+        draws: Draws of the bootstrap; the same stretches for each answer.
     """
     model, reading, p = answer
     actions, base, chance = truth
@@ -279,7 +279,7 @@ def judged(answer: Answer, truth: Truth, causal: Floats | None, draws: int) -> d
 
 
 def judge_all(answers: Sequence[Answer], truth: Truth, draws: int, run: Run) -> list[dict[str, Any]]:
-    """`judged` of each."""
+    """Judge all answers by `judged`."""
     causal = {a.model: a.probabilities[0] for a in answers if a.reading == "causal" and a.model in offline.TABULAR[1:]}
     jobs = [
         partial(judged, a, truth, causal.get(a.model) if a.reading == "as logged" else None, draws) for a in answers
@@ -288,7 +288,7 @@ def judge_all(answers: Sequence[Answer], truth: Truth, draws: int, run: Run) -> 
 
 
 def interval(figure: Mapping[str, float], digits: int = 3) -> str:
-    """A figure with its interval."""
+    """Return a figure with its interval as text."""
     mean, low, high = (f"{figure[name]:.{digits}f}" for name in ("mean", "low", "high"))
     return mean if low == high else f"{mean} ({low} to {high})"
 
@@ -304,7 +304,7 @@ TITLES: Final = {
 
 
 def models(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Rows of Markdown."""
+    """Return rows of Markdown."""
     lines = []
     for r in results:
         title = r["model"] if r["reading"] in READINGS else f"{r['model']}: {r['reading']}"
@@ -314,7 +314,7 @@ def models(results: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def gains(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What models gain; `chance`: on the rows that the kernel's rule leaves to chance."""
+    """Return the gains of models; `chance`: on the rows whose outcome by the kernel's rule is random."""
     rows = []
     for r in results:
         figures = (r["figures"]["accuracy_gain"], r["chance"], r["figures"]["cross_entropy_gain"], r.get("column"))
@@ -348,7 +348,7 @@ the return that the log then reached. The backbones of llm are small and random,
 
 
 def markdown(data: Mapping[str, Any]) -> str:
-    """The page."""
+    """Return the page."""
     pool, results = data["pool"], data["results"]
     counts = ", ".join(f"{count:,} {name}" for name, count in pool["actions"].items())
     out = pool["left_out"]
@@ -391,7 +391,7 @@ taken, time decided: such an agent is undertrained.
 
 
 def picture(data: Mapping[str, Any]) -> Figure:
-    """Accuracy with intervals, and reliability diagrams of a hit."""
+    """Draw accuracy with intervals, and reliability diagrams of a drop or mark."""
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     left, *right = figure.subplots(1, 3, width_ratios=(1.3, 1, 1))
     models = list(dict.fromkeys(r["model"] for r in data["results"] if r["reading"] in READINGS))
@@ -454,12 +454,12 @@ def main(
         pools: Folder of the authors' pools; else $L4S_GYM_POOLS.
         work: Folder of finished trainings, which are not done again.
         out: Folder of pool.json (appended), pool.md and pool.png; `results` beside this script by default.
-        agents: Which agents; a later run takes up what is in `work`.
-        repeats: Of bc.
-        memory_repeats: Of dt and llm.
+        agents: Agents to train; a later run uses what is in `work`.
+        repeats: Repeats of bc.
+        memory_repeats: Repeats of dt and llm.
         processes: Trainings at a time, each on one thread.
-        draws: Of the bootstrap.
-        quick: Two agents and a few steps, to see that all runs; writes nothing unless `out` is given.
+        draws: Draws of the bootstrap.
+        quick: Two agents and a few steps, as a test; writes nothing unless `out` is given.
     """
     for agent in agents:
         if agent not in AGENTS:
@@ -474,7 +474,7 @@ def main(
     place.mkdir(parents=True, exist_ok=True)
     os.environ["MINARI_DATASETS_PATH"] = str(place.resolve() / "datasets")
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, "1")  # of the processes that are started
+        os.environ.setdefault(name, "1")  # for the processes that are started
 
     reasons = offline.left_out(rows, BLOCKS)
     keep = ~np.logical_or.reduce(list(reasons.values()))

@@ -1,13 +1,13 @@
-"""What a hostile agent can do to a real queue: goodput and delay of both classes against the shield's bounds.
+"""Measure the harm of a hostile agent to a real queue: goodput and delay of both classes, by bounds of the shield.
 
     sudo python benchmarks/studies/shield/run.py          # ten minutes; writes into results
     sudo python benchmarks/studies/shield/run.py --quick  # one minute; writes nothing without --out
 
 One CUBIC flow (Linux's TCP, with ECN) and one ECT(1) flow (a paced Prague-like UDP source) share a router of 20 Mbit/s
-at a round trip of 20 ms. Once they are in their stride an agent attaches, asks for the widest bounds that the protocol
-can express, and answers each ask in one of four ways. The bounds are the operator's; `off` is what such an agent gets
-where the operator sets none. The same agents beside two instances of the FreeBSD module, in the simulated kernel and in
-simulated time: the first instance is attacked, the second is nobody's.
+at a round trip of 20 ms. After their start an agent attaches, asks for the widest bounds that the protocol
+allows, and gives one of four answers to each question. The bounds are the operator's; `off` is what such an agent gets
+if the operator sets none. The same agents run beside two instances of the FreeBSD module, in the simulated kernel and
+in simulated time: the first instance is attacked, the second has no agent.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ TRAFFIC: Final = {
 }
 OFF: Final = {"c_us": 0, "l_us": 0, "drops": 65536, "window": 65536, "hold_us": 1000, "hits": 0}
 BEFORE: Final = {"c_us": 150_000, "l_us": 50_000, "drops": 16384, "hits": 0}
-"""What was shipped before hits were bounded."""
+"""Bounds as shipped before drops and marks were bounded."""
 BOUNDS: Final[dict[str, dict[str, int]]] = {
     "off": OFF,
     "before": BEFORE,
@@ -54,17 +54,17 @@ BOUNDS: Final[dict[str, dict[str, int]]] = {
     "delay 50, 10 ms": {"c_us": 50_000, "l_us": 10_000},
     "shipped": {},
 }
-"""Bounds instead of the shipped ones."""
+"""Bounds that replace the shipped ones."""
 QUICK: Final = ("off", "shipped")
 AGENTS: Final = {"enqueue all": 0, "drop all": 1, "mark all": 2, "alternating": 3}
-"""Actions of `l4s-agent`; the last one lets the queue grow for a quarter of a second, and drops for another one."""
+"""Actions of `l4s-agent`; the last one lets the queue grow for a quarter of a second, then drops for as long."""
 WIDEST: Final = "0,0,65536,65536,1000,0"
-"""The bounds that an agent asks for."""
+"""Bounds that an agent asks for."""
 
 
 @contextmanager
 def hostile(bed: LiveTestbed, action: int | None, kernel: Path | None) -> Iterator[None]:
-    """An agent in a process of its own; None: nobody."""
+    """Run an agent in a separate process; None: no agent."""
     if action is None:
         yield
         return
@@ -79,7 +79,7 @@ def hostile(bed: LiveTestbed, action: int | None, kernel: Path | None) -> Iterat
 
 
 def between(before: Figures, after: Figures) -> dict[str, Any]:
-    """What the classes got between two readings."""
+    """Return rates and delays of the classes between two readings."""
     seconds = after.seconds - before.seconds
     pairs = dict(zip("CL", zip(before.classes, after.classes, strict=True), strict=True))
     total = max(sum(after.decided.values()) - sum(before.decided.values()), 1)
@@ -96,7 +96,7 @@ def between(before: Figures, after: Figures) -> dict[str, Any]:
 
 
 def attack(action: int | None, bounds: dict[str, int], seconds: float, kernel: Path | None) -> dict[str, Any]:
-    """One run on the router."""
+    """Measure one run on the router."""
     values = {f"shield_{name}": value for name, value in bounds.items()}
     with LiveTestbed(from_dict(TRAFFIC), kernel=kernel, values=values, seconds=WARM_S + seconds + 30.0) as bed:
         bed.start_flows()
@@ -108,7 +108,7 @@ def attack(action: int | None, bounds: dict[str, int], seconds: float, kernel: P
 
 
 def router(names: tuple[str, ...], seconds: float, kernel: Path | None) -> list[dict[str, Any]]:
-    """Every agent under every set of bounds, after the native law."""
+    """Measure every agent under every set of bounds, after the native law."""
     rows = [{"agent": "native", "bounds": ""} | attack(None, {}, seconds, kernel)]
     say(rows[0], rows[0])
     for name in names:
@@ -120,7 +120,7 @@ def router(names: tuple[str, ...], seconds: float, kernel: Path | None) -> list[
 
 
 def freebsd(names: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The same beside two instances of the module in the simulated kernel."""
+    """Measure the same beside two instances of the module in the simulated kernel."""
     from tests.kernel.test_shield import HOSTILE, attacked
 
     subprocess.run(["make", "-s", "-C", str(ROOT / "kernel"), "build/libl4s_module.so"], check=True)
@@ -137,12 +137,12 @@ def freebsd(names: tuple[str, ...]) -> list[dict[str, Any]]:
 
 
 def total(row: dict[str, Any]) -> float:
-    """Mbit/s of both classes."""
+    """Return the Mbit/s of both classes together."""
     return float(sum(row["mbps"].values()))
 
 
 def cells(row: dict[str, Any], native: dict[str, Any]) -> list[str]:
-    """A row of the report."""
+    """Return a row of the report."""
     who = [row["agent"], row["bounds"] or "-", *([str(row["instance"])] if "instance" in row else [])]
     rates = [f"{row['mbps'][name]:.2f}" for name in "CL"]
     delays = [f"{row['delay_ms'][name]:.2f}" for name in "CL"]
@@ -151,12 +151,12 @@ def cells(row: dict[str, Any], native: dict[str, Any]) -> list[str]:
 
 
 def say(row: dict[str, Any], native: dict[str, Any]) -> None:
-    """A row, as it comes."""
+    """Print a row when it is done."""
     print(" | ".join(cells(row, native)), flush=True)
 
 
 def markdown(data: dict[str, Any]) -> str:
-    """The report."""
+    """Return the report."""
     lines = [
         "# The shield",
         "",
@@ -182,10 +182,10 @@ def main(
 
     Args:
         seconds: Length of each attack.
-        quick: Two sets of bounds alone; writes nothing unless `out` is given.
+        quick: Only two sets of bounds; writes nothing unless `out` is given.
         kernel: Folder of the programs; by default those of the checkout.
         out: Folder of shield.json (appended) and shield.md, `results` beside this script by default.
-        note: What to remember of this run.
+        note: Note on this run.
     """
     names = QUICK if quick else tuple(BOUNDS)
     out = out or (None if quick else RESULTS)

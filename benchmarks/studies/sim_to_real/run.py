@@ -1,11 +1,11 @@
-"""Is the simulated testbed like the real one? Three of the authors' collections beside scenarios that simulate them.
+"""Compare the simulated testbed with the real one: three collections of the authors, and scenarios for them.
 
     python benchmarks/studies/sim_to_real/run.py  # 10 runs of 60 s, as the authors'; half a minute
     python benchmarks/studies/sim_to_real/run.py --seeds 2 --seconds 20 --out /tmp/here
 
 Writes sim_to_real.json, sim_to_real.md and two pictures into `results` beside this script. The real figures, their
-sources and what is allowed are in `real.toml`, of three collections by name; everything simulated is measured by
-the run. A miss stays a miss and bears its cause. The shared extract of consecutive kernel rows (see
+sources and tolerances are in `real.toml`, of three collections by name; all simulated figures are measured by
+the run. A miss is reported with its cause. The shared extract of consecutive kernel rows (see
 `l4s_gym.evaluation.demo.find_pools`) is compared feature by feature where it is present.
 """
 
@@ -73,7 +73,7 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reason: str = ""
 
     def measure(self, runs: Sequence[Run]) -> float:
-        """The same figure of simulated runs."""
+        """Return the same figure of simulated runs."""
         kind, _, control = self.of.partition(" ")
         if kind == "rows":
             return float(np.mean([600.0 * len(run.log) / run.seconds for run in runs]))
@@ -89,7 +89,7 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Collection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the authors collected at one time, and the scenario that simulates it."""
+    """A collection of the authors, and the scenario that simulates it."""
 
     scenario: str
     title: str
@@ -97,7 +97,7 @@ class Collection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Real(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`real.toml`."""
+    """Content of `real.toml`."""
 
     source: dict[str, str]
     reason: dict[str, str]
@@ -107,7 +107,7 @@ class Real(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class Row:
-    """A comparison, as it is written: the simulated figure over all runs, and its range over single ones."""
+    """A comparison: the simulated figure over all runs, and its range over single ones."""
 
     collection: str
     figure: str
@@ -158,7 +158,7 @@ VARIANTS: Final[dict[str, dict[str, float]]] = {
 
 
 def compare(collection: Collection, runs: Sequence[Run]) -> list[Row]:
-    """Each figure over all runs, beside the testbed's."""
+    """Compare each figure over all runs with the testbed's."""
     out = []
     for t in collection.target:
         value = t.measure(runs)
@@ -179,7 +179,7 @@ def compare(collection: Collection, runs: Sequence[Run]) -> list[Row]:
 
 
 def compare_rows(real: Records, simulated: Sequence[Records]) -> list[dict[str, Any]]:
-    """Features of consecutive rows: quantiles, Kolmogorov-Smirnov and Wasserstein distances."""
+    """Compare features of consecutive rows: quantiles, Kolmogorov-Smirnov and Wasserstein distances."""
     out = []
     for name in FEATURES:
         a, b = real[name].astype(np.float64), np.concatenate([rows[name] for rows in simulated]).astype(np.float64)
@@ -193,14 +193,14 @@ def compare_rows(real: Records, simulated: Sequence[Records]) -> list[dict[str, 
 
 
 def standstills(rows: Records) -> tuple[npt.NDArray[np.float64], int]:
-    """Packets that entered between two services of a pipe that was not empty, and ticks between the two, (K, 2).
+    """Return the packets and ticks between two services of a pipe that was not empty, (K, 2).
 
-    Also the ticks that the clock went in all.
+    Also return the number of ticks of the clock in all.
 
-    The rows bear no time, but the bytes that a packet finds tell which packet has left last, and the delay shown is
-    that one's: it left so many ticks after it came. So a clock is rebuilt (its least value: idle time is not seen).
+    The rows have no time, but the bytes that a packet finds show which packet left last, and the delay is that
+    packet's: it left that many ticks after its arrival. This gives a clock (a lower bound: idle time is not seen).
     """
-    waiting: list[list[tuple[int, int]]] = [[], []]  # of each queue: clock at arrival, bytes
+    waiting: list[list[tuple[int, int]]] = [[], []]  # for each queue: clock at arrival, bytes
     clock, last, found = 0, None, []
     for j, row in enumerate(rows):
         queue, size = waiting[row["queue_type"]], int(row["length_in_bytes"])
@@ -221,7 +221,7 @@ def standstills(rows: Records) -> tuple[npt.NDArray[np.float64], int]:
 
 
 def compare_standstills(runs: Sequence[Records], row_ms: float) -> dict[str, Any]:
-    """What a row takes while nothing is served: quartiles over the standstills of 20 rows or more, ms; and pauses."""
+    """Return the time per row while nothing is served, ms: quartiles over standstills of 20 rows or more; pauses."""
     parts, clocks = zip(*(standstills(rows) for rows in runs), strict=True)
     gaps, seconds = np.vstack(parts), sum(clocks) * TICK_US * 1e-6
     lasted_ms = gaps[:, 1] * TICK_US * 1e-3
@@ -242,7 +242,7 @@ def compare_standstills(runs: Sequence[Records], row_ms: float) -> dict[str, Any
 
 
 def draw_log(path: Path, runs: Sequence[Run], targets: Sequence[Target]) -> None:
-    """Distributions over all rows, beside the quantiles that are known of the real log."""
+    """Draw distributions over all rows, with the known quantiles of the real log."""
     figure = Figure(figsize=(12, 3.6), dpi=90, layout="constrained")
     for axes, field in zip(figure.subplots(1, 3, sharey=True), PANELS, strict=True):
         each = [run.log[field] for run in runs]
@@ -261,7 +261,7 @@ def draw_log(path: Path, runs: Sequence[Run], targets: Sequence[Target]) -> None
 
 
 def draw_start(path: Path, real: Records, simulated: Records) -> None:
-    """The first rows of a run: delay and bytes queued, real and simulated."""
+    """Draw the first rows of a run: delay and bytes queued, real and simulated."""
     figure = Figure(figsize=(8, 5), dpi=80, layout="constrained")
     axes = figure.subplots(2, 2, sharex=True, sharey="row")
     for column, (rows, title) in enumerate(((real, "real"), (simulated, "simulated, first seed"))):
@@ -283,7 +283,7 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def compare_start(runs: Sequence[Run], row_ms: float, out: Path, pools: Path | None) -> dict[str, Any] | None:
-    """The first rows of the paper's collection beside the public ones, where those are at hand."""
+    """Compare the first rows of the paper's collection with the public ones, if those are present."""
     folder = find_pools(pools)
     if folder is None or not (folder / POOL_FILES[1]).is_file():
         print("the authors' consecutive rows are not here (--pools FOLDER): the start of a run is not compared")
@@ -311,7 +311,7 @@ def _feature(e: dict[str, Any]) -> list[str]:
 
 
 def markdown(rows: Sequence[Row], variants: dict[str, dict[str, dict[str, float]]], start: Any) -> str:
-    """The tables."""
+    """Return the tables."""
     lines = [
         "# Sim to real", "",
         "Written by `python benchmarks/studies/sim_to_real/run.py`; "

@@ -1,14 +1,14 @@
-"""Does a live queue outlive what goes wrong beside it? Faults in random order under traffic, watching for leaks.
+"""Test a live queue with faults in random order under traffic, and watch for leaks.
 
     sudo python benchmarks/studies/soak/run.py                             # ten minutes; appends to results/soak.json
     sudo python benchmarks/studies/soak/run.py --seconds 60 --out /tmp/soak.json
     sudo python benchmarks/studies/soak/run.py --kernel kernel/build-asan  # with sanitizers: make -C kernel SAN=1
 
 Agents are killed, stalled, send garbage and bad decisions; the daemon is killed and started again; readers do not read;
-the socket goes; two controllers come; agents enqueue everything or drop everything until the shield trips. Traffic
-must go on through all of it, and descriptors and memory of router, daemon and this client must not grow: that is judged
-in the second half, in which the daemon is not restarted. (Sanitizers hold freed memory back: with them the memory is
-not judged, but what is left at the end.)
+the socket is removed; two controllers attach; agents enqueue or drop everything until the shield trips. Traffic
+must go on during all of it, and descriptors and memory of router, daemon and this client must not grow: this is judged
+in the second half, in which the daemon is not restarted. (Sanitizers keep freed memory: with them the memory is
+not judged, but leaks at the end are.)
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ TRAFFIC: Final = {
     ],
 }
 LEAST_SHARE: Final = 0.7
-"""Of the link's rate, in the window after a fault."""
+"""Least share of the link's rate in the window after a fault."""
 MOST_GROWTH_KIB: Final = 512
-"""What sockets' buffers and allocators may differ by."""
+"""Differences that sockets' buffers and allocators may cause."""
 
 
 @dataclass
 class Outcome:
-    """What a fault did.
+    """Effect of a fault.
 
     Attributes:
         fault: Its name.
-        share: Of the link's rate that was served in the window after it.
-        during: The same while it was there.
+        share: Share of the link's rate that was served in the window after it.
+        during: The same share during the fault.
         decided: Packets since the fault's start, by who decided: `native`, `agent`, `fallback`.
-        facts: What the fault found: refusals, trips, rows lost.
+        facts: Observations: refusals, trips, rows lost.
     """
 
     fault: str
@@ -71,18 +71,18 @@ class Outcome:
 
     @property
     def native(self) -> float:
-        """Share of the packets that the native law decided."""
+        """Share of the packets that the native law decided about."""
         return 1.0 - self.decided["agent"] / max(sum(self.decided.values()), 1)
 
 
-# -- what goes wrong
+# -- faults
 
 
 @contextmanager
 def agent(
     bed: LiveTestbed, action: int | None = None, interval: int = 1, bounds: Sequence[int] = ()
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A controller in a process of its own, by thresholds, or one that always does the same; `bounds` of the shield."""
+    """Run a controller in a separate process, by thresholds, or with one constant action; `bounds` of the shield."""
     program = str(Path(bed.plan.programs["l4s-router"]).with_name("l4s-agent"))
     command = [program, "--socket", str(bed.socket), "--decision-interval", str(interval), "--lifetime-us", "500000"]
     if action is not None:
@@ -99,7 +99,7 @@ def agent(
 
 
 def until(ready: Callable[[], bool], text: str, seconds: float = 10.0) -> None:
-    """Wait for something; raises where it does not come."""
+    """Wait for a condition; raise an error if it does not come true."""
     limit = time.monotonic() + seconds
     while not ready():
         if time.monotonic() > limit:
@@ -108,13 +108,13 @@ def until(ready: Callable[[], bool], text: str, seconds: float = 10.0) -> None:
 
 
 def status(bed: LiveTestbed) -> wire.Status:
-    """The queue's counters, by a reader that comes and goes."""
+    """Return the queue's counters, by a short connection of a reader."""
     with Client(bed.socket) as client:
         return client.status()
 
 
 def agent_killed(bed: LiveTestbed) -> dict[str, Any]:
-    """The agent dies in the middle of its work: the queue is free for the next one."""
+    """Kill the agent during its work: the queue is free for the next one."""
     with agent(bed) as process:
         bed.wait(0.6)
         before = status(bed)
@@ -124,7 +124,7 @@ def agent_killed(bed: LiveTestbed) -> dict[str, Any]:
 
 
 def agent_stalled(bed: LiveTestbed) -> dict[str, Any]:
-    """The agent stands still while it is asked: what it was asked about falls back."""
+    """Stop the agent while it is asked: its questions go to the fallback."""
     with agent(bed) as process:
         bed.wait(0.4)
         before = status(bed)
@@ -137,7 +137,7 @@ def agent_stalled(bed: LiveTestbed) -> dict[str, Any]:
 
 
 def garbage(bed: LiveTestbed) -> dict[str, Any]:
-    """Connections that send noise, half a command, and nothing at all."""
+    """Open connections that send noise, half a command, and nothing at all."""
     closed = 0
     for data in (os.urandom(640), wire.command(wire.GET_STATUS)[:33], wire.command(99), b"\0" * 64, b""):
         with socket.socket(socket.AF_UNIX) as link:
@@ -157,7 +157,7 @@ def garbage(bed: LiveTestbed) -> dict[str, Any]:
 
 
 def bad_decisions(bed: LiveTestbed) -> dict[str, Any]:
-    """Decisions that are expired, out of order, not asked for, malformed: counted, and not obeyed."""
+    """Send decisions that are expired, out of order, unasked for or malformed: they are counted, and not applied."""
     before = status(bed).refused
     with Client(bed.socket) as client:
         client.attach(1)
@@ -168,7 +168,7 @@ def bad_decisions(bed: LiveTestbed) -> dict[str, Any]:
             for ask in asks[:4]:
                 sequence, queue, now = int(ask["sequence"]), int(ask["queue_type"]), int(ask["time_us"])
                 action = 2 if int(ask["current_queue_delay"]) > (1000 if queue else 15000) else 0
-                client.decide(sequence, queue, 0, now)  # over when it was asked
+                client.decide(sequence, queue, 0, now)  # already expired
                 client.decide(sequence + 1_000_000, queue, 0, now + 10**6)
                 client.decide(sequence, 7, 9, now + 10**6)
                 client.decide(sequence, queue, action, now + 10**6)
@@ -179,7 +179,7 @@ def bad_decisions(bed: LiveTestbed) -> dict[str, Any]:
 
 
 def daemon_killed(bed: LiveTestbed) -> dict[str, Any]:
-    """The daemon dies with an agent attached, and comes back."""
+    """Kill the daemon with an agent attached, and restart it."""
     with agent(bed) as process:
         bed.wait(0.3)
         bed.stop("daemon", signal.SIGKILL)
@@ -193,7 +193,7 @@ def daemon_killed(bed: LiveTestbed) -> dict[str, Any]:
 
 
 def reaches(bed: LiveTestbed) -> bool:
-    """Whether the daemon answers for the queue."""
+    """Return whether the daemon answers for the queue."""
     try:
         status(bed)
     except BridgeError:
@@ -202,7 +202,7 @@ def reaches(bed: LiveTestbed) -> bool:
 
 
 def slow_reader(bed: LiveTestbed) -> dict[str, Any]:
-    """A reader that subscribes and does not read, beside one that does: the second loses nothing by it."""
+    """Attach a reader that does not read, beside one that does: the second loses no rows."""
     with Client(bed.socket) as slow, Client(bed.socket) as good:
         slow.subscribe(True)
         good.subscribe(True)
@@ -214,7 +214,7 @@ def slow_reader(bed: LiveTestbed) -> dict[str, Any]:
 
 
 def socket_removed(bed: LiveTestbed) -> dict[str, Any]:
-    """The socket's file goes: who is connected stays so, and a restart of the daemon brings it back."""
+    """Remove the socket's file: connections stay, and a restart of the daemon makes it again."""
     with Client(bed.socket) as client:
         bed.socket.unlink()
         bed.wait(0.2)
@@ -226,7 +226,7 @@ def socket_removed(bed: LiveTestbed) -> dict[str, Any]:
 
 
 def two_controllers(bed: LiveTestbed) -> dict[str, Any]:
-    """A second controller is refused, and the first one stays."""
+    """Attach a second controller: it is refused, and the first one stays."""
     with agent(bed):
         refused = 0
         with Client(bed.socket) as second:
@@ -252,12 +252,12 @@ def _shielded(bed: LiveTestbed, action: int, c_us: int, l_us: int, drops: int) -
 
 
 def all_enqueued(bed: LiveTestbed) -> dict[str, Any]:
-    """An agent that lets everything in: delay grows until the shield takes the queue back."""
+    """Run an agent that enqueues everything: delay grows until the shield takes control."""
     return _shielded(bed, 0, c_us=40_000, l_us=20_000, drops=16384)
 
 
 def all_dropped(bed: LiveTestbed) -> dict[str, Any]:
-    """An agent that drops everything, and may drop nothing: the shield takes the queue back."""
+    """Run an agent that drops everything but may drop nothing: the shield takes control."""
     return _shielded(bed, 1, c_us=150_000, l_us=50_000, drops=0)
 
 
@@ -274,20 +274,20 @@ FAULTS: Final[dict[str, Callable[[LiveTestbed], dict[str, Any]]]] = {
     "all dropped": all_dropped,
 }
 RESTARTS: Final = ("daemon killed", "socket removed")
-"""Of them those after which another daemon runs."""
+"""Faults after which another daemon runs."""
 
 
-# -- what it does
+# -- measurement
 
 
 def share(before: Figures, after: Figures) -> float:
-    """Share of the link's rate that was served between two times."""
+    """Return the share of the link's rate that was served between two times."""
     served = after.served_bytes - before.served_bytes
     return served * 8e-6 / RATE_MBPS / max(after.seconds - before.seconds, 1e-9)
 
 
 def suffer(bed: LiveTestbed, name: str, window_s: float = 1.0) -> Outcome:
-    """Let a fault happen under traffic; what was served during it, and in the window after it."""
+    """Cause a fault under traffic; return what was served during it, and in the window after it."""
     start = read(bed.stats())
     facts = FAULTS[name](bed)
     end = read(bed.stats())
@@ -298,20 +298,20 @@ def suffer(bed: LiveTestbed, name: str, window_s: float = 1.0) -> Outcome:
 
 
 def open_testbed(kernel: Path | None, seconds: float) -> LiveTestbed:
-    """The testbed of the faults: two CUBIC flows, a Prague-like one, and one that never slows down."""
-    values = {"ring": 1024, "packets": 2048}  # small: soon all in use, so that what grows later is a leak
+    """Open the testbed of the faults: two CUBIC flows, a Prague-like one, and one that never slows down."""
+    values = {"ring": 1024, "packets": 2048}  # small: soon all in use, so that later growth is a leak
     return LiveTestbed(scenario.from_dict(TRAFFIC), seconds=seconds, kernel=kernel, values=values)
 
 
 def usage(pid: int) -> dict[str, int]:
-    """Descriptors and resident memory (KiB) of a process."""
+    """Return descriptors and resident memory (KiB) of a process."""
     fields = Path(f"/proc/{pid}/status").read_text().split()
     return {"fds": len(os.listdir(f"/proc/{pid}/fd")), "rss_kib": int(fields[fields.index("VmRSS:") + 1])}
 
 
 def watched(bed: LiveTestbed) -> dict[str, dict[str, int]]:
-    """`usage` of router, daemon, and this process, after the same last visitor each time."""
-    for _ in range(2):  # a visitor is forgotten when the next one comes
+    """Return `usage` of router, daemon, and this process, after the same last connection each time."""
+    for _ in range(2):  # a connection is forgotten when the next one comes
         status(bed)
         time.sleep(0.05)
     pids = {"router": bed.processes["router"].pid, "daemon": bed.processes["daemon"].pid, "client": os.getpid()}
@@ -319,7 +319,7 @@ def watched(bed: LiveTestbed) -> dict[str, dict[str, int]]:
 
 
 def growth(samples: list[dict[str, dict[str, int]]]) -> dict[str, dict[str, int]]:
-    """From the median of the first third to that of the last, by process."""
+    """Return the growth from the median of the first third to that of the last, by process."""
     third = max(len(samples) // 3, 1)
 
     def middle(part: list[dict[str, dict[str, int]]], who: str, what: str) -> int:
@@ -332,7 +332,7 @@ def growth(samples: list[dict[str, dict[str, int]]]) -> dict[str, dict[str, int]
 
 
 def suffer_all(bed: LiveTestbed, names: Sequence[str], until_s: float, rng: random.Random) -> Iterator[Outcome]:
-    """Faults in random order, each as often as the others, until a time of the clock."""
+    """Cause faults in random order, equally often, until a time of the clock."""
     order: list[str] = []
     while time.monotonic() < until_s:
         order = order or rng.sample(list(names), len(names))
@@ -340,7 +340,7 @@ def suffer_all(bed: LiveTestbed, names: Sequence[str], until_s: float, rng: rand
 
 
 def soak(bed: LiveTestbed, seconds: float, seed: int) -> dict[str, Any]:
-    """Faults for a time; outcomes, growth and verdict."""
+    """Cause faults for a time; return outcomes, growth and verdict."""
     rng = random.Random(seed)
     outcomes: list[Outcome] = []
     samples = []
@@ -380,11 +380,11 @@ def main(
     """Run the faults over and over, and write the results.
 
     Args:
-        seconds: How long.
-        seed: Of the order.
+        seconds: Duration.
+        seed: Seed of the order.
         kernel: Folder of the programs; by default those of the checkout.
         out: JSON file to which this run is appended.
-        note: What to remember of this run.
+        note: Note on this run.
     """
     with open_testbed(kernel, seconds + 120.0) as bed:
         bed.start_flows()

@@ -1,11 +1,11 @@
-"""How fast the simulator and the environments are: medians and spread, with the peers measured in the same run.
+"""Speed of the simulator and the environments: medians and spread, with other simulators measured in the same run.
 
-    python benchmarks/studies/speed/run.py                                # everything but ns-3
+        python benchmarks/studies/speed/run.py                                # everything but ns-3
     python benchmarks/studies/speed/run.py --ns3-python peers/bin/python  # and ns-3 (see peers/ns3.py)
-    python benchmarks/studies/speed/run.py --against 4124192              # and another commit, in turn
+        python benchmarks/studies/speed/run.py --against 4124192              # and another commit, alternating
 
-Absolute figures of a shared machine vary by a factor of two between runs; the ratios are of one run, the two
-sides measured in turn, and CPU time says what the machine's other work hides. Nothing here is asserted: targets are
+Absolute figures of a shared machine vary by a factor of two between runs; the ratios are from one run, with the
+sides measured alternately, and CPU time excludes the machine's other work. There are no assertions: targets are
 shown beside the figures.
 """
 
@@ -48,12 +48,12 @@ CLOCKS = ("wall", "cpu")
 
 
 def spread(values: list[float]) -> dict[str, Any]:
-    """Median, least and greatest of some runs."""
+    """Return the median, least and greatest of some runs."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "runs": len(values)}
 
 
 def show(label: str, figure: dict[str, Any], scale: float, unit: str, target: str) -> None:
-    """One line of the report: by wall time, and by CPU time of all threads."""
+    """Print one line of the report: by wall time, and by CPU time of all threads."""
     low, mid, high = (figure["wall"][key] / scale for key in ("min", "median", "max"))
     by_cpu = f"by CPU time {figure['cpu']['median'] / scale:.2f}"
     print(
@@ -63,13 +63,13 @@ def show(label: str, figure: dict[str, Any], scale: float, unit: str, target: st
 
 
 class Side:
-    """A source tree, measured in a process of its own."""
+    """A source tree, measured in a separate process."""
 
     def __init__(self, name: str, tree: Path) -> None:
         self.name = name
         self.env = {**os.environ, "PYTHONPATH": str(tree)}
         command = [sys.executable, str(HERE / "side.py")]
-        # What it compiles is kept, so that the process that is measured has loaded it, as a user's has.
+        # The compiled code is kept, so that the measured process loads it, as a user's does.
         subprocess.run([*command, "--compile"], env=self.env, check=True)
         pipe = subprocess.PIPE
         asked = subprocess.run([*command, "--disciplines"], env=self.env, check=True, stdout=pipe, text=True)
@@ -77,7 +77,7 @@ class Side:
         self._process = subprocess.Popen(command, env=self.env, stdin=pipe, stdout=pipe, text=True)
 
     def sample(self, row: str, **arguments: Any) -> dict[str, float]:
-        """One sample of `speed_side.SAMPLES`."""
+        """Return one sample of `speed_side.SAMPLES`."""
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
@@ -93,7 +93,7 @@ class Side:
 
 @contextlib.contextmanager
 def tree_of(commit: str) -> Iterator[Path]:
-    """The files of a commit of this repository, in a temporary folder."""
+    """Extract the files of a commit of this repository to a temporary folder."""
     done = subprocess.run(["git", "-C", str(ROOT), "archive", commit], capture_output=True, check=False)
     if done.returncode:
         raise L4SError(f"--against {commit}: {done.stderr.decode().strip()}: name a commit of this repository")
@@ -105,7 +105,7 @@ def tree_of(commit: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def busy_machine(programs: int) -> Iterator[None]:
-    """So many other programs that compute without end."""
+    """Run `programs` other programs that compute without end."""
     running = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(programs)]
     try:
         yield
@@ -117,21 +117,21 @@ def busy_machine(programs: int) -> Iterator[None]:
 
 @dataclasses.dataclass
 class Bench:
-    """Measures rows on all sides in turn, shows them and keeps them."""
+    """Measures rows on all sides alternately, and prints and keeps them."""
 
     sides: list[Side]
     repeats: int
     data: dict[str, Any]
 
     def row(self, key: str, title: str, unit: str, samples: Samples, target: str = "", **ratio_targets: str) -> None:
-        """Rates of each of some samples, taken in turn, and the ratios of the first to the others.
+        """Measure the rates of some samples alternately, and the ratios of the first to the others.
 
         Args:
-            key: Where it stands in the results.
-            title: What is shown.
-            unit: Of the rates: `M ...` is a million, `k ...` a thousand.
-            samples: Name -> how one is taken.
-            target: Of the first.
+            key: Key in the results.
+            title: Title in the report.
+            unit: Unit of the rates: `M ...` is a million, `k ...` a thousand.
+            samples: Name -> function that takes a sample.
+            target: Target of the first.
             **ratio_targets: Name of another -> target of the ratio to it.
         """
         scale = {"M": 1e6, "k": 1e3}[unit[0]]
@@ -157,7 +157,7 @@ class Bench:
         self.data[key] = out
 
     def of(self, row: str, **arguments: Any) -> Samples:
-        """The same sample on every side."""
+        """Return the same sample on every side."""
         return {side.name: functools.partial(side.sample, row, **arguments) for side in self.sides}
 
 
@@ -165,7 +165,7 @@ Samples = dict[str, Callable[[], dict[str, float]]]
 
 
 def start_times(side: Side, repeats: int) -> dict[str, Any]:
-    """From the start of the imports to the first step, with an empty cache (which compiles) and with a filled one."""
+    """Measure from the start of the imports to the first step, with an empty cache (which compiles) and a full one."""
     with tempfile.TemporaryDirectory() as folder:
         env = {**side.env, "NUMBA_CACHE_DIR": folder}
 
@@ -186,7 +186,7 @@ def start_times(side: Side, repeats: int) -> dict[str, Any]:
 
 
 def show_start(side: Side, start: dict[str, Any]) -> None:
-    """Two lines of the report."""
+    """Print two lines of the report."""
     cold, warm = start["cold"], {key: value["median"] for key, value in start["warm"].items()}
     for name, run, target in (("cold (compiles)", cold, "target 15 s CPU"), ("warm", warm, "target 1.5 s")):
         print(
@@ -198,7 +198,7 @@ def show_start(side: Side, start: dict[str, Any]) -> None:
 
 
 def against_ns3(ns3_python: Path) -> tuple[Samples, str]:
-    """Bottleneck packets of both on the paper's flows at 8 Mbit/s under PIE; the version of ns-3."""
+    """Measure bottleneck packets of both on the paper's flows at 8 Mbit/s under PIE; also return ns-3's version."""
     spec = importlib.util.spec_from_file_location("peer", HERE / "peers" / "ns3.py")
     assert spec is not None
     assert spec.loader is not None
@@ -210,7 +210,7 @@ def against_ns3(ns3_python: Path) -> tuple[Samples, str]:
 
     def sample(run: Callable[..., Any], *more: Any) -> dict[str, float]:
         done = run(case, *more)
-        # ns-3 tells wall time alone; it computes all the while.
+        # ns-3 gives only wall time; it computes all the time.
         return {"work": done["bottleneck_packets"], "wall_s": done["wall_s"], "cpu_s": done["wall_s"]}
 
     ours, theirs = functools.partial(sample, peer.run_ours), functools.partial(sample, peer.run_ns3, program)
@@ -218,7 +218,7 @@ def against_ns3(ns3_python: Path) -> tuple[Samples, str]:
 
 
 def grid() -> Iterator[dict[str, Any]]:
-    """Rates and numbers of flows (CUBIC and DCTCP in equal parts, 20 ms)."""
+    """Yield rates and numbers of flows (CUBIC and DCTCP in equal parts, 20 ms)."""
     for rate in (1, 10, 100, 1000):
         for flows in (1, 4, 16, 64):
             half = (flows + 1) // 2
@@ -235,7 +235,7 @@ def grid() -> Iterator[dict[str, Any]]:
 
 
 def measure(bench: Bench, ns3_python: Path | None, quick: bool) -> None:
-    """All rows."""
+    """Measure all rows."""
     ours, packets, decisions = bench.sides[0], "M packets/s", "M decisions/s"
     for aqm in ours.disciplines:
         sides = [side for side in bench.sides if aqm in side.disciplines]

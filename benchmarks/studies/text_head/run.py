@@ -1,16 +1,16 @@
-"""The text head against the linear head: are the answers valid, are they right, and what does one cost?
+"""Compare the text head with the linear head: validity, correctness and cost of the answers.
 
-    python benchmarks/studies/text_head/run.py --work runs/heads  # agents that are there are not trained again
+        python benchmarks/studies/text_head/run.py --work runs/heads  # existing agents are not trained again
 
 The same random backbone is trained on the same dataset for the same numbers of optimiser steps, with three heads:
 
 - `linear`: three logits after 20 steps of three tokens each (the agent as it is);
-- `linear-1`: the same, but of one step, which is what the prompt of the text head says too;
+- `linear-1`: the same, but with one step, which is also the content of the text head's prompt;
 - `text`: the state in words, and the answer written by the language-model head, one token for each byte.
 
-A sequence of `linear` has 40 labels, a prompt of `text` one: the same steps are not the same number of labels, nor the
-same cost; both stand in the table. Latencies are given in time on the clock and in time of the processor, since the
-first says little on a machine that others use too.
+A sequence of `linear` has 40 labels, a prompt of `text` one: equal steps are neither equal numbers of labels nor
+equal cost; both are in the table. Latencies are given in wall time and in processor time, since the
+first says little on a shared machine.
 """
 
 from __future__ import annotations
@@ -55,16 +55,16 @@ _BATCH: Final = 64
 
 @dataclass(frozen=True)
 class Options:
-    """What to train and measure.
+    """Options of training and measurement.
 
     Attributes:
         dataset: Id of a Minari dataset.
-        heads: Which of them.
+        heads: Heads to train.
         steps: Numbers of optimiser steps; an agent is trained from the start for each.
         asked: Held-out steps that each agent is asked about.
-        seeds: Of the closed loop.
-        seconds: Length of an episode of the closed loop; half of it is warm-up. Only the longest trained agents play.
-        work: Folder of the agents; those that are there are taken, trainings that were stopped go on.
+        seeds: Seeds of the closed loop.
+        seconds: Length of an episode of the closed loop, half of it warm-up. Only the agents with the most steps run.
+        work: Folder of the agents; existing ones are used, stopped trainings continue.
         out: Files to write, `.json` and `.md`.
     """
 
@@ -79,7 +79,7 @@ class Options:
 
 
 def trained(options: Options, head: str, steps: int) -> tuple[Path, dict[str, Any]]:
-    """Folder and result of an agent, which is trained if it is not there."""
+    """Return the folder and result of an agent, which is trained if it is missing."""
     out = options.work / f"{head}-{steps}"
     if not (out / RESULT).is_file():
         settings = [f"train.steps={steps}", "train.warmup=50", "train.eval_steps=200", f"train.eval_every={steps}"]
@@ -89,13 +89,13 @@ def trained(options: Options, head: str, steps: int) -> tuple[Path, dict[str, An
 
 
 def held_out(options: Options, stretches: list[list[int]]) -> tuple[Trajectory, np.ndarray[Any, np.dtype[np.int64]]]:
-    """The steps that were held out, and which of them are asked about, evenly spaced."""
+    """Return the held-out steps, and which of them are used, evenly spaced."""
     logged = Trajectory.joined(cut(read_dataset(options.dataset), [Stretch(*each) for each in stretches]))
     return logged, np.unique(np.linspace(0, len(logged) - 1, options.asked).astype(np.int64))
 
 
 def written(agent: Any, logged: Trajectory, index: Any, rule: str) -> dict[str, Any]:
-    """Answers to the prompts of logged steps: how many are valid, and how the decisions fit the log."""
+    """Measure answers to the prompts of logged steps: how many are valid, and how the decisions fit the log."""
     prompts = [prompt(logged.observations[step], logged.returns[step]) for step in index.tolist()]
     draws = np.random.default_rng(0).random((len(prompts), ANSWER_TOKENS))
     parts = [slice(at, at + _BATCH) for at in range(0, len(prompts), _BATCH)]
@@ -111,7 +111,7 @@ def written(agent: Any, logged: Trajectory, index: Any, rule: str) -> dict[str, 
 
 
 def chosen(p: Any, logged: Trajectory, index: Any, rule: str) -> dict[str, Any]:
-    """The same for probabilities (T, 3): each of them is a valid answer, of no tokens."""
+    """Measure the same for probabilities (T, 3): each is a valid answer without tokens."""
     decide = DecisionRule(rule)
     decide.reset(1, 0)
     queue = logged.observations[index, 0]
@@ -120,7 +120,7 @@ def chosen(p: Any, logged: Trajectory, index: Any, rule: str) -> dict[str, Any]:
 
 
 def latency_ms(agent: Any, observations: Any) -> dict[str, float]:
-    """Time of one decision: median and 99th percentile on the clock, and the median of the processor's time."""
+    """Return the time of one decision: median and 99th percentile of wall time, and median of processor time."""
     agent.reset(1, 0)
     clock, processor = [], []
     for k in range(CALLS):
@@ -135,7 +135,7 @@ def latency_ms(agent: Any, observations: Any) -> dict[str, float]:
 
 
 def played(agent: Any, options: Options) -> list[dict[str, Any]]:
-    """Episodes in closed loop, and how many of the answers were invalid there."""
+    """Run episodes in closed loop; return them with the number of invalid answers."""
     runs: list[Any] = []
     reset = agent.reset
 
@@ -154,7 +154,7 @@ def played(agent: Any, options: Options) -> list[dict[str, Any]]:
 
 
 def measure(options: Options, head: str, steps: int) -> dict[str, Any]:
-    """All figures of one head after one number of steps."""
+    """Return all figures of one head after one number of steps."""
     folder, result = trained(options, head, steps)
     logged, index = held_out(options, result["held_out"])
     kept = ("parameters", "trainable_parameters", "tokens", "seconds", "seed", "held_out")
@@ -174,7 +174,7 @@ def measure(options: Options, head: str, steps: int) -> dict[str, Any]:
 
 
 def offline_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What was found, as Markdown."""
+    """Return the offline results as Markdown."""
     heads = (
         "head", "steps", "labels", "training s", "rule", "valid %", "tokens an answer", "accuracy %", "majority %",
         "macro-F1", "cross-entropy", "p50 ms", "p99 ms", "processor p50 ms",
@@ -194,7 +194,7 @@ def offline_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def loop_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The closed loop, as Markdown: means over the seeds, delays too."""
+    """Return the closed-loop results as Markdown: means over the seeds, delays too."""
     heads = ("head", "rule", "decisions", "invalid %", "return", "used %", "C ms", "L ms", "marked %", "dropped %")
     lines = []
     for name, rule, runs in [
@@ -214,7 +214,7 @@ def loop_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def main(options: Options) -> None:
-    """Train what is not there, measure, write."""
+    """Train missing agents, measure, write."""
     torch.set_num_threads(1)
     rows = [measure(options, head, steps) for head in options.heads for steps in options.steps]
     body = origin() | {

@@ -1,10 +1,10 @@
-"""What the training of the LLM agent costs: tokens/s, peak memory, hours for passes over a dataset.
+"""Cost of training the LLM agent: tokens/s, peak memory, hours for passes over a dataset.
 
     python benchmarks/studies/training_cost/run.py --dataset l4s/dualpi2/testbed-v0                # on a GPU
     python benchmarks/studies/training_cost/run.py --dataset l4s/dualpi2/testbed-small-v0 --small  # or a CPU
 
-It makes some steps of the training as it is (LoRA of rank 128 on frozen Llama-2-7B in bfloat16, with random weights:
-they cost the same) and saves no agent. Beside the figures it prints those of the L4S-LLM paper, of other hardware.
+It runs some training steps (LoRA of rank 128 on frozen Llama-2-7B in bfloat16, with random weights:
+they cost the same) and saves no agent. It also prints the figures of the L4S-LLM paper, from other hardware.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _WARM_UP: Final = 2
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure.
+    """Options of the measurement.
 
     Attributes:
         dataset: Id of a Minari dataset.
-        small: The small agent, which a CPU trains, instead of the paper's.
-        set: Settings that come last, such as train.batch_size=16.
-        steps: Optimiser steps that are measured, after two others.
-        passes: Passes over the dataset's training part for which the hours are told.
+        small: The small agent, for a CPU, instead of the paper's.
+        set: Settings that override others, such as train.batch_size=16.
+        steps: Optimiser steps that are measured, after two warm-up steps.
+        passes: Passes over the dataset's training part for the estimate in hours.
         out: JSON file to which this run is appended.
     """
 
@@ -54,7 +54,7 @@ class Options:
 
 
 def measure(options: Options, source: Any) -> dict[str, Any]:
-    """Figures of some steps on a dataset."""
+    """Return the figures of some steps on a dataset."""
     preset = () if options.small else ("preset=paper-shape",)
     config = load_config("llm", None, small=options.small, settings=(*preset, *options.set))
     trainer = Trainer(source, config)

@@ -1,6 +1,6 @@
 """The LLM agent in use: one pass of the last step's tokens per decision, for a batch of queues.
 
-It is asked for the return that it shall reach, and from then on for what is left of it (`ReturnsToGo`).
+It is asked for a target return, and later for what is left of it (`ReturnsToGo`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from l4s_gym.tables import convert
 DTYPES: Final = {"": "", "fp32": "float32", "bf16": "bfloat16", "int8": "int8"}
 """Precisions, and their names in `fast.optimize`."""
 OPTIONS: Final = ("rule", "target", "fixed", "dtype", "device", "compile", "correct")
-"""Of `open_agent`."""
+"""Options of `open_agent`."""
 _SEQUENCES: Final = 64
 _TRUE, _FALSE = ("1", "true", "yes"), ("0", "false", "no")
 
@@ -45,10 +45,10 @@ class LLMAgent:
 
     Attributes:
         model: In `eval` mode.
-        target: What it is to reach.
-        correction: From the model's probabilities to the data's.
-        training: What is known about its training.
-        length: Steps of the sequences that it is shown of logged data: as in its training.
+        target: The return to reach.
+        correction: Converts the model's probabilities to those of the data.
+        training: Facts about its training.
+        length: Steps of the sequences of logged data that it sees: as in its training.
     """
 
     def __init__(
@@ -68,14 +68,14 @@ class LLMAgent:
 
         Args:
             model: The model; `fast.optimize` it for speed.
-            target: What it is to reach.
+            target: The return to reach.
             rule: `sample`, `argmax` or `diffuse`.
-            correction: From the model's probabilities to the data's; None: they are taken as they are.
+            correction: Converts the model's probabilities to those of the data; None: they are not changed.
             name: Name in results.
-            device: Of PyTorch.
-            compiled: Whether `torch.compile` compiles the step: the first decisions then take minutes.
-            parameters: Of its training; None: those of the model.
-            training: What is known about its training.
+            device: PyTorch device.
+            compiled: Whether to compile the step by `torch.compile`: the first decisions then take minutes.
+            parameters: Number of parameters in training; None: those of the model.
+            training: Facts about its training.
         """
         if model.config.head != "linear":
             raise L4SError(f"llm: head {model.config.head!r} writes its answers: use TextAgent")
@@ -98,11 +98,11 @@ class LLMAgent:
         self._previous = np.zeros(n, np.int64)
 
     def probabilities(self, obs: Observations, rewards: Floats) -> Floats:
-        """Probabilities of the actions (n, 3) at the next step; it then waits for `took`.
+        """Return probabilities of the actions (n, 3) at the next step; it then waits for `took`.
 
         Args:
             obs: Observations (n, 8).
-            rewards: Since the last decision (n,); those before the first are not part of the target.
+            rewards: Rewards since the last decision (n,); those before the first are not part of the target.
         """
         if self._step is None:
             raise L4SError("llm: has not been started: call reset with the number of episodes")
@@ -117,17 +117,17 @@ class LLMAgent:
         return self.correction(p)
 
     def took(self, actions: Actions) -> None:
-        """Tell what was decided (n,)."""
+        """Record the decisions (n,)."""
         self._previous = np.array(actions, np.int64)
 
     def act(self, obs: Observations, rewards: Floats) -> Actions:
-        """Actions (n,) by the decision rule."""
+        """Return actions (n,) by the decision rule."""
         actions = self._rule.decide(self.probabilities(obs, rewards), obs[:, 0])
         self.took(actions)
         return actions
 
     def logged_probabilities(self, logged: Trajectory, index: Ints) -> Floats:
-        """What it would do at logged steps, given what was logged before them and the return that followed.
+        """Return probabilities at logged steps, given what was logged before them and the return that followed.
 
         Args:
             logged: The steps.
@@ -148,7 +148,7 @@ class LLMAgent:
         return self.correction(found[tile, self.length - 1 - (ends[tile] - index)])
 
     def cost(self) -> dict[str, float]:
-        """Numbers of parameters, and the steps that it remembers."""
+        """Return the numbers of parameters, and the number of steps that it remembers."""
         return self._counts.cost() | {"window": float(self.model.config.window)}
 
 
@@ -171,21 +171,21 @@ def open_agent(
     compile: str | bool = False,
     correct: str | bool = True,
 ) -> Any:
-    """Read a saved agent, made fast: its adapters are merged, and GPT-2 takes fewer operations.
+    """Load a saved agent and make it fast: adapters are merged, and GPT-2 takes fewer operations.
 
     Args:
-        folder: Where it is, or what was read of it.
+        folder: The folder, or what was read of it.
         rule: `sample`, `argmax` or `diffuse`; an agent that writes has no `diffuse`.
-        target: Return of an episode that it is to reach, in the reward's unit; None: a high quantile of its training
+        target: Return of an episode to reach, in the reward's unit; None: a high quantile of its training
             episodes' (`quantile` in its configuration).
-        fixed: Keep the target as it is, instead of taking off what is received.
-        dtype: Of the backbone: `fp32`, `bf16` or `int8` (GPT-2 on a CPU); empty: as it was saved.
-        device: Of PyTorch.
+        fixed: Keep the target constant instead of subtracting the rewards.
+        dtype: Type of the backbone: `fp32`, `bf16` or `int8` (GPT-2 on a CPU); empty: as saved.
+        device: PyTorch device.
         compile: Compile the step; the first decisions then take minutes.
-        correct: Undo the shift of a training that let rare actions count more.
+        correct: Undo the shift of a training that gave rare actions more weight.
 
     Returns:
-        An `LLMAgent`, or of the text head a `TextAgent`, which has no `dtype` and is not compiled.
+        An `LLMAgent`, or for the text head a `TextAgent`, which has no `dtype` and is not compiled.
 
     Raises:
         L4SError: The folder holds no such agent, or an option makes no sense.
@@ -199,7 +199,7 @@ def open_agent(
         value = float(returns["target"] if target is None else target)
     except ValueError:
         raise L4SError(f"llm: target={target}: give a return") from None
-    # A target beyond all that was seen is the user's wish, and bounds what follows.
+    # A target beyond all training returns is the user's wish, and sets a new bound.
     low, high = min(float(returns["low"]), value), max(float(returns["high"]), value)
     goal, name = Target(value, low, high, _flag("fixed", fixed)), f"llm:{loaded.path.resolve().name}"
     parameters = count(model)
@@ -210,7 +210,7 @@ def open_agent(
     }  # fmt: skip
     if model.config.head == "text":
         if dtype or _flag("compile", compile):
-            raise L4SError("llm: dtype and compile are not for an agent that writes: leave them out")
+            raise L4SError("llm: dtype and compile are not for an agent that writes text: leave them out")
         model.backbone.merge()
         return TextAgent(model, goal, **common)
     fast.optimize(model, DTYPES[dtype])
@@ -220,7 +220,7 @@ def open_agent(
 
 
 def load(saved: Saved, **options: str) -> Any:
-    """The loader of saved agents of kind `llm`, with options as written."""
+    """Load a saved agent of kind `llm`, with options as text."""
     for name in options:
         if name not in OPTIONS:
             raise unknown("option of an agent of kind 'llm'", name, OPTIONS)

@@ -1,15 +1,15 @@
-"""Backbones: models of transformers that take embeddings and a mask of ours, with or without adapters (LoRA).
+"""Backbones: models of transformers that take our embeddings and mask, with or without adapters (LoRA).
 
-Positions. A stream never ends, a table of positions does; and what is in the cache was computed at the position that
-it had. So a position may depend on nothing but the step's own number:
+Positions. A stream never ends, but a table of positions does; and cached keys were computed at the position that
+they had then. So a position may depend only on the step's number:
 
-- learned positions (GPT-2, OPT): the step's number modulo as many whole steps as the table holds. A window that
+- learned positions (GPT-2, OPT): the step's number modulo the number of whole steps in the table. A window that
   contains the wrap sees high positions before low ones, in training as in use.
-- rotary positions (Llama, Mistral, Qwen): only differences matter, so they count up, and before they grow past a
+- rotary positions (Llama, Mistral, Qwen): only differences matter, so they count up, and before they exceed a
   limit all keys in the cache are rotated back.
 - relative biases (T5): nothing to do.
 
-Adapters, by peft, are on queries and values by default. This gives the paper's numbers: Llama-2-7B at rank 128 has
+Adapters, by peft, are on queries and values by default. The paper's numbers follow: Llama-2-7B at rank 128 has
 32 layers x 2 modules x 128 x (4096 + 4096) = 67.1 million (1 % of 6.7 billion), OPT-1.3B at the same rank
 24 x 2 x 128 x (2048 + 2048) = 25.2 million.
 """
@@ -41,7 +41,7 @@ _Model = TypeVar("_Model", bound=nn.Module)
 
 
 def one_line(error: BaseException) -> str:
-    """The start of an error's message, on one line."""
+    """Return the start of an error's message, on one line."""
     return " ".join(str(error).split())[:200]
 
 
@@ -52,23 +52,23 @@ class Counts(NamedTuple):
     total: int
 
     def __str__(self) -> str:
-        """For people."""
+        """Return the counts as text."""
         share = 100.0 * self.trainable / max(self.total, 1)
         return f"{self.trainable:,} of {self.total:,} parameters are trained ({share:.2f} %)"
 
     def cost(self) -> dict[str, float]:
-        """As `Agent.cost` tells them."""
+        """Return the counts in the form of `Agent.cost`."""
         return {"parameters": float(self.total), "trainable_parameters": float(self.trainable)}
 
 
 def count(model: nn.Module) -> Counts:
-    """Numbers of parameters; shared ones count once."""
+    """Return the numbers of parameters; shared ones count once."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     return Counts(sum(size for size, trainable in sizes if trainable), sum(size for size, _ in sizes))
 
 
 def placed(model: _Model, device: str) -> _Model:
-    """A model that is ready to decide on a device.
+    """Return the model on a device, ready to decide.
 
     Raises:
         L4SError: There is no such device.
@@ -84,18 +84,18 @@ def placed(model: _Model, device: str) -> _Model:
 
 
 def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where allowed, the most negative number elsewhere (not -inf: a row without any would become NaN)."""
+    """Return 0 where allowed, else the most negative number (not -inf: a row without any would become NaN)."""
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, torch.finfo(dtype).min)
 
 
 def banded(visible: Tensor, tokens: int, window: int, dtype: torch.dtype) -> Tensor:
-    """The mask of a whole pass: which token sees which.
+    """Return the mask of a whole pass: which token sees which.
 
     Args:
         visible: (B, N) bool: whether other tokens may see a token. Each sees itself, so that no row is empty.
         tokens: Tokens of a step; N is a multiple.
         window: A token sees those of its own step and of the `window - 1` steps before.
-        dtype: Of the mask.
+        dtype: Type of the mask.
 
     Returns:
         (B, 1, N, N), additive.
@@ -113,7 +113,7 @@ def banded(visible: Tensor, tokens: int, window: int, dtype: torch.dtype) -> Ten
 
 
 def random_config(config: BackboneConfig) -> Any:
-    """A configuration of transformers of the given family and size."""
+    """Return a configuration of transformers for the given family and size."""
     transformers = optional("transformers", "llm")
     wide, heads = config.feedforward or 4 * config.hidden, config.heads
     tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "vocab_size": config.vocabulary}
@@ -149,7 +149,7 @@ def random_config(config: BackboneConfig) -> Any:
 
 
 def _build(make: Callable[[str], Any]) -> Any:
-    """A model with fused attention, or, where its kind has none (Gemma 2 caps its scores), the plain one."""
+    """Build a model with fused attention, or plain attention where its kind has no fused one (Gemma 2)."""
     try:
         return make("sdpa")
     except ValueError as error:
@@ -159,7 +159,7 @@ def _build(make: Callable[[str], Any]) -> Any:
 
 
 def _load(config: BackboneConfig, words: bool) -> tuple[Any, str]:
-    """A pretrained model, and the commit that it has on the hub."""
+    """Load a pretrained model; return it and its commit on the hub."""
     transformers = optional("transformers", "llm")
     name, revision, dtype = config.pretrained, config.revision or "main", getattr(torch, config.dtype)
     try:
@@ -170,7 +170,7 @@ def _load(config: BackboneConfig, words: bool) -> tuple[Any, str]:
         model = _build(
             lambda attention: kind.from_pretrained(name, revision=revision, attn_implementation=attention, dtype=dtype)
         )
-    except Exception as error:  # not found, hub unreachable, of no known type; whatever a damaged file leads to
+    except Exception as error:  # not found, hub unreachable, unknown type, or any error of a damaged file
         raise L4SError(
             f"backbone {name!r}: cannot be loaded ({one_line(error)}): give the folder of a downloaded model, or "
             "check name and connection"
@@ -179,7 +179,7 @@ def _load(config: BackboneConfig, words: bool) -> tuple[Any, str]:
 
 
 def _make(config: BackboneConfig, words: bool) -> tuple[Any, str]:
-    """The model of transformers, and the commit of a pretrained one."""
+    """Return the model of transformers, and the commit of a pretrained one."""
     if config.pretrained:
         return _load(config, words)
     transformers = optional("transformers", "llm")
@@ -201,7 +201,7 @@ def _make(config: BackboneConfig, words: bool) -> tuple[Any, str]:
 
 
 def _cut(model: nn.Module, last: int, layers: int) -> None:
-    """Leave after layer `last`: what lies behind is taken out; the final normalisation stays."""
+    """Remove the layers behind layer `last`; the final normalisation stays."""
     if last > layers:
         raise L4SError(f"backbone: exit_layer={last}: there are {layers} layers: give less")
     done: list[str] = []
@@ -214,13 +214,13 @@ def _cut(model: nn.Module, last: int, layers: int) -> None:
 
 
 def _attach(model: Any, config: LoraConfig, family: str) -> Any:
-    """Put adapters into a model of transformers; its own weights keep whether they are trained.
+    """Put adapters into a model of transformers; frozen weights stay frozen.
 
     Returns:
         The `peft.PeftModel` around it.
 
     Raises:
-        L4SError: peft is missing, or the modules are not known or not there.
+        L4SError: peft is missing, or the modules are unknown or absent.
     """
     peft = optional("peft", "llm")
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
@@ -257,8 +257,8 @@ class Backbone(nn.Module):
     Attributes:
         family: Its `model_type`.
         model: The model of transformers, or the `peft.PeftModel` around it.
-        width: Of embeddings and hidden states.
-        commit: Of a pretrained model on the hub; else empty.
+        width: Width of embeddings and hidden states.
+        commit: Commit of a pretrained model on the hub; else empty.
         positions: `learned`, `rotary` or `bias`.
         limit: Number of positions.
     """
@@ -269,7 +269,7 @@ class Backbone(nn.Module):
         Args:
             config: What it is.
             lora: Adapters.
-            words: Keep its language-model head; `core` is then asked, not the backbone itself.
+            words: Keep its language-model head; then call `core`, not the backbone itself.
 
         Raises:
             L4SError: It does not exist, or cannot be used; or a library is missing.
@@ -286,7 +286,7 @@ class Backbone(nn.Module):
         except NotImplementedError:
             embedding = None
         if not isinstance(embedding, nn.Embedding):
-            raise L4SError(f"backbone {self.family!r}: cannot be used (it reads no words): choose another family")
+            raise L4SError(f"backbone {self.family!r}: cannot be used (it does not read text): choose another family")
         if not words:
             embedding.weight.requires_grad_(False)  # they are never read
         self.width = int(embedding.weight.shape[1])
@@ -300,17 +300,17 @@ class Backbone(nn.Module):
 
     @property
     def adapted(self) -> bool:
-        """Whether there are adapters, not merged."""
+        """Whether there are unmerged adapters."""
         return type(self.model).__name__.startswith("Peft")
 
     @property
     def core(self) -> Any:
-        """The model of transformers, with adapters in it if there are any."""
+        """The model of transformers, including any adapters."""
         return self.model.base_model.model if self.adapted else self.model
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of embeddings and masks."""
+        """Type of embeddings and masks."""
         weight: Tensor = self.core.get_input_embeddings().weight
         return weight.dtype
 
@@ -329,26 +329,26 @@ class Backbone(nn.Module):
             raise L4SError(f"backbone {self.family!r}: its positions are of no known kind: choose another family")
 
     def merge(self) -> None:
-        """Merge the adapters into the weights, for use; training and saving end with this. Without any: nothing."""
+        """Merge the adapters, if any, into the weights; the model can then no longer be trained or saved."""
         if self.adapted:
             self.model = self.model.merge_and_unload()
 
     def new_cache(self) -> Any:
-        """An empty cache of keys and values."""
+        """Return an empty cache of keys and values."""
         transformers = optional("transformers", "llm")
-        cache = transformers.DynamicCache()  # without a configuration: Mistral's would forget by a window of its own
+        cache = transformers.DynamicCache()  # without a configuration: Mistral's would use its own window
         if not (self.family == "t5" and self.config.decoder):
             return cache
         return cache, transformers.EncoderDecoderCache(transformers.DynamicCache(), transformers.DynamicCache())
 
     def forward(self, embeddings: Tensor, mask: Tensor, positions: Tensor, cache: Any = None) -> Tensor:
-        """Hidden states.
+        """Compute the hidden states.
 
         Args:
             embeddings: (B, N, width).
             mask: Additive (B or 1, 1, N, S); S counts the cached tokens and the new ones.
             positions: (B or 1, N) int64.
-            cache: Of `new_cache`, to which the new tokens are added; None: there are no earlier tokens.
+            cache: From `new_cache`; the new tokens are added to it; None: there are no earlier tokens.
 
         Returns:
             (B, N, width) float32.
@@ -357,7 +357,7 @@ class Backbone(nn.Module):
         if self.family == "t5":
             hidden = self._t5(embeddings, mask, cache)
         else:
-            # Not through peft's wrapper: the adapters are in the model, and the wrapper costs time.
+            # Not through peft's wrapper: the adapters are in the model, and the wrapper takes time.
             hidden = self.core(
                 inputs_embeds=embeddings,
                 attention_mask=mask,
@@ -374,7 +374,7 @@ class Backbone(nn.Module):
         if not self.config.decoder:
             return encoded
         if decoder_cache is not None:
-            decoder_cache.is_updated = {}  # what the encoder gives grows, unlike that of a sentence
+            decoder_cache.is_updated = {}  # the encoder's output grows, unlike that of a sentence
         mask = mask.expand(embeddings.shape[0], -1, -1, -1)
         hidden: Tensor = core.decoder(
             inputs_embeds=embeddings,
@@ -387,7 +387,7 @@ class Backbone(nn.Module):
         return hidden
 
     def forget(self, cache: Any, keep: int) -> Any:
-        """The cache with its last `keep` tokens."""
+        """Return the cache with its last `keep` tokens."""
         if keep == 0:
             return self.new_cache()
         for layer in _layers(cache):
@@ -396,11 +396,11 @@ class Backbone(nn.Module):
         return cache
 
     def shift(self, cache: Any, distance: int) -> None:
-        """Turn the keys of rotary positions back, as if each token's position had been less by `distance`."""
+        """Rotate the keys of rotary positions back, as if each token's position were smaller by `distance`."""
         angle = distance * self._rotary.inv_freq.double()  # (D / 2,)
         angle = torch.cat((angle, angle))
         for layer in _layers(cache):
-            size = len(angle)  # some models rotate a part of the head only
+            size = len(angle)  # some models rotate only a part of the head
             keys, rest = layer.keys[..., :size].float(), layer.keys[..., size:]
             first, second = keys.chunk(2, -1)
             turned = keys * angle.cos().float() - torch.cat((-second, first), -1) * angle.sin().float()
@@ -408,7 +408,7 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def _check(self) -> None:
-        """Try whether an untested model respects mask, positions and cache: else it would decide by something else."""
+        """Check that an untested model respects mask, positions and cache; else its decisions would be wrong."""
         training = self.training
         self.eval()
         device = self.core.get_input_embeddings().weight.device
@@ -436,7 +436,7 @@ class Backbone(nn.Module):
 
 
 def _layers(cache: Any) -> list[Any]:
-    """The layers of all parts of a cache."""
+    """Return the layers of all parts of a cache."""
     if isinstance(cache, tuple):
         encoder, both = cache
         return [*encoder.layers, *both.self_attention_cache.layers, *both.cross_attention_cache.layers]
@@ -444,7 +444,7 @@ def _layers(cache: Any) -> list[Any]:
 
 
 def _t5_stack(stack: Any, embeddings: Tensor, mask: Tensor, cache: Any) -> Tensor:
-    """T5's encoder with a causal mask; transformers gives it no cache, though its layers can use one."""
+    """Run T5's encoder with a causal mask; transformers gives it no cache, though its layers can use one."""
     if cache is None:
         whole: Tensor = stack(
             inputs_embeds=embeddings, attention_mask=mask.expand(embeddings.shape[0], -1, -1, -1)

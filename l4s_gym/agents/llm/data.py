@@ -1,6 +1,6 @@
-"""Sequences of logged decisions for the model: datasets as one corpus, batches, augmentation, and returns-to-go.
+"""Sequences of logged decisions for the model: corpus of datasets, batches, augmentation, and returns-to-go.
 
-All that the LLM agent reads of datasets (`Windows`) and of logs in memory (`Trajectory`) goes through here.
+All data that the LLM agent reads from datasets (`Windows`) and from logs in memory (`Trajectory`) goes through here.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ Floats = npt.NDArray[np.float64]
 Batch = dict[str, npt.NDArray[Any]]
 
 CONTINUOUS: Final = np.array([name != "queue_type" for name in OBSERVED])
-"""Features that noise is put on (8,)."""
+"""Features to which noise is added (8,)."""
 _INPUTS: Final = ("returns_to_go", "observations", "actions", "timesteps", "mask", "missing")
 _DRAW: Final = 0x647261
 _LOOKS: Final = 4096
 
 
 def tensors(batch: Batch, device: Any) -> dict[str, Tensor]:
-    """A batch on a device."""
+    """Return a batch as tensors on a device."""
     return {name: torch.from_numpy(np.ascontiguousarray(array)).to(device) for name, array in batch.items()}
 
 
 def logits_of(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
-    """Logits (B, K, 3) of a batch; `missing` may be left out."""
+    """Return logits (B, K, 3) of a batch; `missing` may be left out."""
     out: Tensor = model(*(batch.get(name) for name in _INPUTS))
     return out
 
@@ -51,13 +51,13 @@ def logits_of(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class Target:
-    """The return that the agent is to reach.
+    """The return that the agent tries to reach.
 
     Attributes:
-        value: At the start of an episode, in the reward's unit.
-        low: Smallest return-to-go that the model is told.
-        high: Largest return-to-go that the model is told.
-        fixed: Whether it stays as it is, whatever is received.
+        value: Return at the start of an episode, in the reward's unit.
+        low: Smallest return-to-go given to the model.
+        high: Largest return-to-go given to the model.
+        fixed: Whether it stays constant when rewards come in.
     """
 
     value: float
@@ -71,10 +71,10 @@ class Target:
 
 
 class ReturnsToGo:
-    """What the model is told at each decision: the target, and from then on what is left of it.
+    """Return-to-go for the model at each decision: first the target, then what is left of it.
 
     After reward r, the return-to-go R becomes (R - r) / gamma, as in the training data, and is kept within the bounds
-    of the target: an episode that goes worse or longer than any of the training's would else ask for something that
+    of the target: an episode that is worse or longer than all of the training data would else ask for a value that
     the model has never seen.
     """
 
@@ -83,7 +83,7 @@ class ReturnsToGo:
         self.left, self._target, self._gamma, self._first = np.full(n, target.value), target, gamma, True
 
     def after(self, rewards: npt.ArrayLike) -> Floats:
-        """Those of the next decision (n,), after the rewards since the last one; what was before the first is none."""
+        """Return the next returns-to-go (n,), after the rewards since the last decision; first ones are ignored."""
         if not self._first and not self._target.fixed:
             left = (self.left - np.asarray(rewards, np.float64)) / self._gamma if self._gamma else self.left
             self.left = np.clip(left, self._target.low, self._target.high)
@@ -92,14 +92,14 @@ class ReturnsToGo:
 
 
 def sequences(logged: Trajectory, returns: Floats, ends: Ints, length: int) -> Batch:
-    """A batch (B, K, ...) of the `length` steps up to logged steps (B,); `returns` (T,) are those of all."""
+    """Return a batch (B, K, ...) of the `length` steps up to logged steps (B,); `returns` (T,) are those of all."""
     batch = logged.windows(ends, length)
     rows = np.maximum(ends[:, None] + np.arange(1 - length, 1), 0)
     return batch | {"returns_to_go": np.where(batch["mask"], returns[rows], 0.0).astype(np.float32)}
 
 
 def covering(index: Ints, starts: Ints, most: int) -> tuple[Ints, Ints]:
-    """Sequences that end with at most so many of the steps (B,): their last steps (n,), and which one each is of."""
+    """Return sequences that end with at most `most` of the steps (B,): their last steps (n,), and each step's one."""
     stops = starts[np.searchsorted(starts, index, side="right")] - 1
     ends, tile = [-1], np.zeros(len(index), np.int64)
     for place in np.argsort(index, kind="stable").tolist():
@@ -114,22 +114,22 @@ def covering(index: Ints, starts: Ints, most: int) -> tuple[Ints, Ints]:
 
 
 def augment(batch: Batch, config: Augment, rng: np.random.Generator) -> Batch:
-    """Change a batch so that the model depends less on what does not matter; labels and returns are never changed.
+    """Change a batch so that the model depends less on irrelevant details; labels and returns stay.
 
-    - *Offset*: a sequence's timesteps are counted from a random number more. A discipline does not know how old its
+    - *Offset*: a random number is added to a sequence's timesteps. A discipline does not know how old its
       episode is, and an evaluation may run longer than the training data.
     - *Noise*: the continuous features are multiplied by 1 + noise * z. A feature that is 0 stays 0: an empty queue
       stays an empty queue. `queue_type` is never changed.
-    - *Dropout*: timesteps are hidden (masked), so that the model copes with records that are lost. The last step of a
+    - *Dropout*: timesteps are hidden (masked), so that the model can handle lost records. The last step of a
       sequence stays; hidden steps are not part of the loss.
 
     Args:
         batch: `observations` (B, K, 8), `timesteps` (B, K), `mask` (B, K), and more.
         config: How much.
-        rng: Where the changes are drawn from.
+        rng: Generator of the changes.
 
     Returns:
-        A copy; what is not changed is shared.
+        A copy; unchanged arrays are shared.
     """
     changed = dict(batch)
     mask = batch["mask"].astype(bool)  # (B, K)
@@ -150,14 +150,14 @@ def augment(batch: Batch, config: Augment, rng: np.random.Generator) -> Batch:
 
 @dataclass(frozen=True)
 class Correction:
-    """Brings the probabilities of a model back to those of the data.
+    """Converts the probabilities of a model back to those of the data.
 
-    `l4s_gym.agents.imbalance` says what is done about rare actions and how its shift is undone. One thing differs here:
+    `l4s_gym.agents.imbalance` says how rare actions are treated and how the shift is undone. One thing differs here:
     `sample` draws whole windows around drops and marks, and all their steps are part of the loss. So the labels that
-    were part of it are counted, and their shares by the data's take the place of the weights.
+    were part of it are counted, and the ratios of their shares to the data's replace the weights.
 
     Attributes:
-        imbalance: How it was trained, with the shares of the data; the default is that there was no shift.
+        imbalance: Treatment of rare actions in training, with the shares of the data; default: no shift.
         seen: Share of each action among the steps of the loss (3,).
     """
 
@@ -165,7 +165,7 @@ class Correction:
     seen: tuple[float, ...] = ()
 
     def __call__(self, probabilities: npt.ArrayLike) -> Floats:
-        """Probabilities (..., 3) of the data, from those of the model."""
+        """Return probabilities (..., 3) of the data, from those of the model."""
         p = np.asarray(probabilities, np.float64)
         if self.imbalance.kind != "sample" or not self.imbalance.correction:
             return self.imbalance.correct(p)
@@ -176,7 +176,7 @@ class Correction:
 
     @classmethod
     def counted(cls, imbalance: Imbalance, counts: npt.ArrayLike) -> Correction:
-        """From the labels (3,) that were part of the loss."""
+        """Make it from the counts of the labels (3,) that were part of the loss."""
         seen = np.asarray(counts, np.float64)
         return cls(imbalance, tuple((seen / max(seen.sum(), 1.0)).tolist()))
 
@@ -193,10 +193,10 @@ class Part:
         windows: Its sequences.
         weight: Its share of the draws.
         train: Stretches to train on, in order: (n, 3), episode, first step, and the step after the last.
-        held: Stretches held out, likewise.
-        ends: Number of the training steps up to and with each of `train` (n,).
-        rare: Steps of the training episodes at which each action was taken, for those that are not `enqueue`; only
-            where they are drawn by.
+        held: Stretches held out, in the same form.
+        ends: Number of training steps up to and including each row of `train` (n,).
+        rare: Training steps at which each action other than `enqueue` was taken; only
+            if batches are drawn by them.
     """
 
     name: str
@@ -208,14 +208,14 @@ class Part:
     rare: Mapping[int, Ints]
 
     def index(self, step: Ints) -> Ints:
-        """Indices among all steps of the dataset, of numbers (n,) among its training steps."""
+        """Convert numbers of training steps (n,) to indices among all steps of the dataset."""
         place = np.searchsorted(self.ends, step, side="right")
         episode, _, stop = self.train[place].T
         found: Ints = self.windows.starts[episode] + stop - (self.ends[place] - step)
         return found
 
     def last(self, index: Ints) -> Ints:
-        """Index of the last step to train on in the episode of each training step (n,)."""
+        """Return the index of the last training step in the episode of each training step (n,)."""
         at = self.windows.starts[self.train[:, 0]]
         place = np.searchsorted(at + self.train[:, 1], index, side="right") - 1
         found: Ints = (at + self.train[:, 2])[place] - 1
@@ -223,7 +223,7 @@ class Part:
 
 
 def _check(source: Any, rewards: dict[str, str]) -> tuple[Any, str]:
-    """A dataset whose schema is ours, and which simulator made it; its reward is put into `rewards`."""
+    """Return a dataset with our schema, and its simulator; its reward is added to `rewards`."""
     dataset = minari_io.load(source) if isinstance(source, str) else source
     simulator = minari_io.check_simulator(dataset)
     if getattr(getattr(dataset, "storage", None), "metadata", None) is not None:
@@ -235,19 +235,19 @@ def _check(source: Any, rewards: dict[str, str]) -> tuple[Any, str]:
 class Corpus:
     """Training sequences and held-out episodes of one or several datasets.
 
-    Batch number s of process p is drawn by a generator of its own, of seed, s and p: nothing else has to be kept to go
-    on with a run as if it had not been stopped.
+    Batch number s of process p has its own generator, seeded with seed, s and p: a resumed run needs no other state to
+    continue as if it had not been stopped.
 
     Args:
-        sources: Datasets (ids or `minari.MinariDataset`), or a mapping of ids to weights; alike if none are given.
-        config: Length of the sequences, split, what is done about rare actions, seed.
+        sources: Datasets (ids or `minari.MinariDataset`), or a mapping of ids to weights; default: equal weights.
+        config: Length of the sequences, split, treatment of rare actions, seed.
         gamma: Discount of the returns-to-go.
 
     Attributes:
         parts: The datasets.
-        shares: Of the actions among the training steps, weighted as the datasets are (3,).
+        shares: Shares of the actions among the training steps, with the weights of the datasets (3,).
         imbalance: The configured one, with these shares.
-        scale: The largest return-to-go, in size, of the training data: the model sees returns divided by it.
+        scale: Largest absolute return-to-go of the training data: returns are divided by it for the model.
         low: Smallest return-to-go of the training data.
         high: Largest return-to-go of the training data.
         returns: Returns of the training episodes (E,).
@@ -321,7 +321,7 @@ class Corpus:
         return total
 
     def draw(self, step: int, process: int = 0) -> tuple[Batch, np.random.Generator]:
-        """Batch `step` (B, K, ...) of a process, and the generator that goes on from there."""
+        """Draw batch `step` (B, K, ...) of a process; return it and its generator for further draws."""
         rng = np.random.default_rng([self.config.seed, step, process, _DRAW])
         of = rng.choice(len(self.parts), self.config.batch_size, p=[part.weight for part in self.parts])
         found: list[Batch] = []
@@ -333,12 +333,12 @@ class Corpus:
         return batch, rng
 
     def _ends(self, part: Part, size: int, rng: np.random.Generator) -> Ints:
-        """Last steps of `size` sequences."""
+        """Draw the last steps of `size` sequences."""
         index = part.index(rng.integers(part.ends[-1], size=size))
         if not part.rare:
             return index
         wanted = rng.choice(len(ACTIONS), size, p=self._classes)
-        later = rng.integers(self.config.length, size=size)  # so that it may stand anywhere in the sequence
+        later = rng.integers(self.config.length, size=size)  # so that it may be anywhere in the sequence
         for action, steps in part.rare.items():
             chosen = np.flatnonzero(wanted == action)
             if len(steps) and len(chosen):
@@ -348,10 +348,10 @@ class Corpus:
         return index
 
     def held_out(self, size: int) -> Iterator[tuple[Batch, npt.NDArray[np.bool_]]]:
-        """Batches of at most `size` sequences over the held-out episodes, and which of their steps are to be looked at.
+        """Yield batches of at most `size` sequences over the held-out episodes, and which of their steps to evaluate.
 
-        Each step is looked at at most once, with at least half a sequence before it where its episode has as many.
-        At most about `eval_steps` steps, evenly spaced over the tiles of a dataset. Of a stride, each n-th step of an
+        Each step is evaluated at most once, with at least half a sequence before it if its episode has that many.
+        At most about `eval_steps` steps, evenly spaced over the tiles of a dataset. With a stride, each n-th step of an
         episode, from its first one on.
         """
         length = self.config.length
@@ -370,7 +370,7 @@ class Corpus:
                 yield batch, new & batch["mask"].astype(bool)
 
     def about(self) -> list[dict[str, Any]]:
-        """Plain data on the datasets, for the agent's card."""
+        """Return plain data on the datasets, for the agent's card."""
         return [
             {
                 "dataset": part.name,
@@ -387,7 +387,7 @@ class Corpus:
 
 
 def _weights(sources: Any) -> list[tuple[Any, float]]:
-    """Datasets with their shares of the draws."""
+    """Return datasets with their shares of the draws."""
     if isinstance(sources, Mapping):
         pairs = [(source, float(weight)) for source, weight in sources.items()]
     elif isinstance(sources, Sequence) and not isinstance(sources, str):
@@ -401,14 +401,14 @@ def _weights(sources: Any) -> list[tuple[Any, float]]:
 
 
 def _returns(part: Part, index: Ints) -> Floats:
-    """Returns-to-go at steps (n,)."""
+    """Return the returns-to-go at steps (n,)."""
     parts = [part.windows.arrays(index[at : at + 256])["returns_to_go"][:, -1] for at in range(0, len(index), 256)]
     found: Floats = np.concatenate(parts).astype(np.float64)
     return found
 
 
 def _held_tiles(part: Part, length: int, most: int) -> tuple[Ints, Ints]:
-    """Last steps of the sequences that cover the held-out episodes, and how many at the end of each are new."""
+    """Return the last steps of sequences that cover the held-out episodes, and how many steps at each end are new."""
     ends, fresh = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     stride = part.windows.stride
     for episode, start, stop in part.held.tolist():

@@ -1,7 +1,7 @@
-"""Encoders of states, one kind for each modality, and the registry to which others are added from outside.
+"""Encoders of states, one kind for each modality, and the registry for encoders from outside.
 
-An encoder takes all features of its kind and shape at once, with weights of their own for each: one operation for
-eight small paths instead of eight. It is causal: what it gives for a step depends on that step and on `reach` steps
+An encoder takes all features of its kind and shape at once, with separate weights for each: one operation
+instead of eight small ones. It is causal: its output for a step depends on that step and on `reach` steps
 before it. It reads `reach` steps more than it writes, so training (zeros before the start) and deciding step by step
 (the last steps of the stream) are the same operation.
 
@@ -32,35 +32,35 @@ from l4s_gym.agents.llm.settings import EncoderConfig, Feature
 from l4s_gym.errors import L4SError, unknown
 
 MAGNITUDE: Final = 1000.0
-"""Values from about 1 / MAGNITUDE on are told apart by their logarithm."""
+"""Values from about 1 / MAGNITUDE on are distinguished by their logarithm."""
 
 Factory = Callable[[tuple[Feature, ...], EncoderConfig], nn.Module]
 ENCODERS: Final[dict[str, Factory]] = {}
-"""The registry: kind -> what makes its encoder from the features (all of one shape) and the configuration."""
+"""The registry: kind -> function from the features (all of one shape) and the configuration to an encoder."""
 
 
 def register(kind: str, factory: Factory) -> None:
-    """Add a kind of encoder; a model that uses it can be loaded only where this was done before.
+    """Add a kind of encoder; a model that uses it can only be loaded after this call.
 
     Raises:
-        L4SError: Another one has the name.
+        L4SError: The name is taken.
     """
     if ENCODERS.setdefault(kind, factory) is not factory:
         raise L4SError(f"encoder {kind!r}: is registered already: choose another name")
 
 
 def expand(values: Tensor) -> Tensor:
-    """Values (...) as they are, and on a logarithmic scale: (..., 2). Probabilities differ by orders of magnitude."""
+    """Return values (...) on a linear and a logarithmic scale: (..., 2). Probabilities span orders of magnitude."""
     return torch.stack((values, _logarithm(values)), -1)
 
 
 def _logarithm(values: Tensor) -> Tensor:
-    """Logarithmic on both sides of 0, and linear about it; 1 stays 1."""
+    """Return a scale that is logarithmic on both sides of 0, and linear near it; 1 stays 1."""
     return torch.asinh(MAGNITUDE * values) * (1 / math.asinh(MAGNITUDE))
 
 
 def _channels(values: Tensor, known: Tensor) -> Tensor:
-    """Values (B, K, G) as (B, K, G, 3): twice the value, and whether it is known."""
+    """Return values (B, K, G) as (B, K, G, 3): the value on two scales, and whether it is known."""
     return torch.stack((values, _logarithm(values), known.to(values.dtype)), -1)
 
 
@@ -71,7 +71,7 @@ def _scalar_only(features: tuple[Feature, ...]) -> None:
 
 
 def _uniform(shape: tuple[int, ...], fan_in: int) -> nn.Parameter:
-    """A parameter drawn as those of `nn.Linear`."""
+    """Return a parameter with the initialisation of `nn.Linear`."""
     return nn.Parameter(torch.empty(shape).uniform_(-1, 1) / math.sqrt(fan_in))
 
 
@@ -81,28 +81,28 @@ class ScalarEncoder(nn.Module):
     reach = 0
 
     def __init__(self, features: tuple[Feature, ...], config: EncoderConfig) -> None:
-        """Make it."""
+        """Build the encoder."""
         super().__init__()
         _scalar_only(features)
         self.weight = _uniform((len(features), 3, config.hidden), 3)  # (G, channels, hidden)
         self.bias = _uniform((len(features), config.hidden), 3)
 
     def forward(self, values: Tensor, known: Tensor) -> Tensor:
-        """(B, K, G) -> (B, K, G, hidden)."""
+        """Encode (B, K, G) as (B, K, G, hidden)."""
         return F.gelu(torch.einsum("bkgc,gch->bkgh", _channels(values, known), self.weight) + self.bias)
 
 
 class SeriesEncoder(nn.Module):
     """Causal convolutions of several lengths over each time series.
 
-    The channels are shared out among the lengths. All of them are one convolution of the greatest length, in
+    The channels are shared among the lengths. All of them are one convolution of the greatest length, in
     which the shorter ones have zeros for older steps.
     """
 
     mask: Tensor
 
     def __init__(self, features: tuple[Feature, ...], config: EncoderConfig) -> None:
-        """Make it.
+        """Build the encoder.
 
         Raises:
             L4SError: There are fewer channels than lengths, or a feature is no single number.
@@ -118,27 +118,27 @@ class SeriesEncoder(nn.Module):
         mask = torch.zeros(self.length, 3, hidden)
         for channel, length in enumerate(lengths):
             mask[self.length - length :, :, channel] = 1.0
-        scale = mask.sum((0, 1)).rsqrt()  # of each channel's own fan-in
+        scale = mask.sum((0, 1)).rsqrt()  # from each channel's own fan-in
         self.register_buffer("mask", mask, persistent=False)
         self.weight = nn.Parameter(torch.empty(len(features), *mask.shape).uniform_(-1, 1) * scale)
         self.bias = nn.Parameter(torch.empty(len(features), hidden).uniform_(-1, 1) * scale)
 
     def forward(self, values: Tensor, known: Tensor) -> Tensor:
-        """(B, reach + K, G) -> (B, K, G, hidden)."""
+        """Encode (B, reach + K, G) as (B, K, G, hidden)."""
         windows = _channels(values, known).unfold(1, self.length, 1)  # (B, K, G, 3, length)
         return F.gelu(torch.einsum("bkgcl,glch->bkgh", windows, self.weight * self.mask) + self.bias)
 
 
 class FoldedEncoder(nn.Module):
-    """Scalars and time series in one operation, for deciding only: a scalar's earlier steps have weights of 0."""
+    """Scalars and time series in one operation, for inference only: a scalar's earlier steps have weights of 0."""
 
     def __init__(self, parts: list[tuple[ScalarEncoder | SeriesEncoder, Tensor]], features: int, reach: int) -> None:
-        """Take over the weights.
+        """Copy the weights.
 
         Args:
-            parts: `ScalarEncoder` and `SeriesEncoder`, and the numbers of their features.
+            parts: `ScalarEncoder` and `SeriesEncoder`, and the indices of their features.
             features: Number of features.
-            reach: Number of earlier steps that the longest looks back at.
+            reach: Largest number of earlier steps that an encoder uses.
         """
         super().__init__()
         self.reach = reach
@@ -153,7 +153,7 @@ class FoldedEncoder(nn.Module):
         self.bias = nn.Parameter(bias, False)
 
     def forward(self, values: Tensor, known: Tensor) -> Tensor:
-        """(B, reach + K, G) -> (B, K, G, hidden)."""
+        """Encode (B, reach + K, G) as (B, K, G, hidden)."""
         batch, steps, count = values.shape
         windows = _channels(values, known).unfold(1, self.reach + 1, 1)  # (B, K, G, channels, length)
         windows = windows.permute(2, 0, 1, 3, 4).reshape(count, -1, self.weight.shape[1])
@@ -167,7 +167,7 @@ class ImageEncoder(nn.Module):
     reach = 0
 
     def __init__(self, features: tuple[Feature, ...], config: EncoderConfig) -> None:
-        """Make it.
+        """Build the encoder.
 
         Raises:
             L4SError: The shape is not that of an image.
@@ -190,7 +190,7 @@ class ImageEncoder(nn.Module):
         )
 
     def forward(self, values: Tensor, known: Tensor) -> Tensor:
-        """(B, K, G, *shape) -> (B, K, G, hidden)."""
+        """Encode (B, K, G, *shape) as (B, K, G, hidden)."""
         batch, steps = values.shape[:2]
         images = values.reshape(batch * steps, len(self.nets), *self.shape)
         codes = [net(images[:, index]) for index, net in enumerate(self.nets)]
@@ -203,7 +203,7 @@ class GraphEncoder(nn.Module):
     reach = 0
 
     def __init__(self, features: tuple[Feature, ...], config: EncoderConfig) -> None:
-        """Make it.
+        """Build the encoder.
 
         Raises:
             L4SError: The shape is not that of a graph.
@@ -219,7 +219,7 @@ class GraphEncoder(nn.Module):
         self.bias = nn.Parameter(torch.zeros(2, count, 1, hidden))
 
     def forward(self, values: Tensor, known: Tensor) -> Tensor:
-        """(B, K, G, nodes, nodes + values) -> (B, K, G, hidden)."""
+        """Encode (B, K, G, nodes, nodes + values) as (B, K, G, hidden)."""
         adjacency, x = values[..., : self.nodes], values[..., self.nodes :]
         adjacency = adjacency + torch.eye(self.nodes, device=values.device)
         adjacency = adjacency / adjacency.sum(-1, keepdim=True).clamp_min(1e-6)
@@ -235,10 +235,10 @@ register("graph", GraphEncoder)
 
 
 class StateEncoder(nn.Module):
-    """All features of a step: each by the encoder of its kind, then by a projection of its own.
+    """All features of a step: each goes through the encoder of its kind, then through its own projection.
 
     Attributes:
-        reach: Number of earlier steps that it looks back at.
+        reach: Number of earlier steps that it uses.
     """
 
     feature_of_column: Tensor
@@ -246,11 +246,11 @@ class StateEncoder(nn.Module):
     order: Tensor
 
     def __init__(self, config: EncoderConfig, width: int) -> None:
-        """Make it.
+        """Build the encoder.
 
         Args:
             config: Features and sizes.
-            width: Of the embeddings.
+            width: Width of the embeddings.
 
         Raises:
             L4SError: A kind is not in the registry.
@@ -285,7 +285,7 @@ class StateEncoder(nn.Module):
         self.unknown = nn.Parameter(torch.randn(width) * 0.02) if config.unknown else None
 
     def fold(self) -> None:
-        """Encode scalars and time series in one operation, if there is nothing else; training ends with this."""
+        """Combine scalars and time series into one operation, if there is nothing else; then training is over."""
         parts = [
             (encoder, cast(Tensor, getattr(self, f"members{index}")))
             for index, encoder in enumerate(self.encoders)
@@ -295,17 +295,17 @@ class StateEncoder(nn.Module):
             self.encoders = nn.ModuleList([FoldedEncoder(parts, len(self.order), self.reach)])
 
     def known(self, mask: Tensor, missing: Tensor | None) -> Tensor:
-        """Which features are known (..., features) at steps that are shown (...) and have one missing (...)."""
+        """Return which features are known (..., features) at visible steps (...); `missing` steps (...) lack one."""
         if missing is None:
             return mask[..., None].expand(*mask.shape, len(self.order))
         return mask[..., None] & ~(missing[..., None] & self.may_miss)
 
     def clean(self, values: Tensor, known: Tensor) -> Tensor:
-        """Values (..., F) with 0 where they are not known, whatever stood there."""
+        """Return the values (..., F) with 0 where they are not known."""
         return torch.where(known.index_select(-1, self.feature_of_column), values, 0.0)
 
     def _codes(self, values: Tensor, known: Tensor) -> Tensor:
-        """What the encoders give (B, K, features, hidden)."""
+        """Return the outputs of the encoders (B, K, features, hidden)."""
         first = self.encoders[0]
         if isinstance(first, FoldedEncoder):
             folded: Tensor = first(values, known)
@@ -320,12 +320,12 @@ class StateEncoder(nn.Module):
         return torch.cat(codes, 2).index_select(2, self.order)
 
     def forward(self, values: Tensor, known: Tensor, missing: Tensor | None = None) -> Tensor:
-        """Embeddings of the features.
+        """Compute the embeddings of the features.
 
         Args:
-            values: (B, reach + K, F), of `clean`.
+            values: (B, reach + K, F), from `clean`.
             known: (B, reach + K, features).
-            missing: Steps that have one missing (B, K); None: no step.
+            missing: Steps with a missing feature (B, K); None: no step.
 
         Returns:
             (B, K, features, width).

@@ -1,9 +1,9 @@
-"""The fast forms of a trained model, for deciding only: the same weights in as few operations as it takes.
+"""Fast forms of a trained model, for inference only: the same weights in fewer operations.
 
-Small backbones spend most of a step between the operations, in the library's generality; large ones spend it reading
-weights, which fewer bits make shorter. So GPT-2 stands here twice: in PyTorch (`FastGPT2`), for large models, many
-queues, GPUs and low precision, and compiled (`Compiled`), for small models and a few queues on a CPU. What the lower
-precisions change in the decisions is for whoever uses them to measure.
+Small backbones spend most of a step on the library's overhead between operations; large ones spend it on reading
+weights, which fewer bits make shorter. So there are two forms of GPT-2: in PyTorch (`FastGPT2`), for large models, many
+queues, GPUs and low precision, and compiled (`Compiled`), for small models and a few queues on a CPU. Users of the
+lower precisions should measure how much the decisions change.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ PRECISIONS: Final = ("float32", "bfloat16", "int8")
 _ROOM: Final = 3
 """A strip holds this many windows."""
 _LIMIT: Final = 256
-"""Of queues times width: beyond it PyTorch's matrix products are as fast as compiled code."""
+"""Queues times width: above it PyTorch's matrix products are as fast as compiled code."""
 _MATHS: Final = {"reassoc", "contract", "nsz"}  # sums in any order, so that they can be vectors
 _EPSILON: Final = 1e-5
 _LOG: Final = 1 / math.asinh(MAGNITUDE)
 
 
 def optimize(model: DecisionModel, precision: str = "") -> None:
-    """Make deciding fast: adapters merged, and GPT-2 in fewer operations; training and saving end with this.
+    """Make inference fast: adapters merged, and GPT-2 in fewer operations; the model can then not be trained or saved.
 
     Args:
-        model: In whatever mode; it is changed.
-        precision: Of the backbone, one of `PRECISIONS`; empty: as it is. `int8` is for GPT-2 on a CPU.
+        model: The model, in any mode; it is changed.
+        precision: Precision of the backbone, one of `PRECISIONS`; empty: as it is. `int8` is for GPT-2 on a CPU.
 
     Raises:
         L4SError: There is no such precision, or not for this model.
@@ -64,15 +64,15 @@ def optimize(model: DecisionModel, precision: str = "") -> None:
 
 
 def start(model: DecisionModel, n: int, step: Callable[..., Tensor] | None = None) -> Step:
-    """Begin with `n` queues, all at timestep 0.
+    """Start `n` queues, all at timestep 0.
 
     Args:
         model: In `eval` mode.
         n: Number of queues.
-        step: `DecisionModel.step` as `torch.compile` made it; None: as it is, or compiled code where the model `fits`.
+        step: `DecisionModel.step` compiled by `torch.compile`; None: as it is, or compiled code where the model `fits`.
 
     Returns:
-        A function that gives the logits of the next actions (n, 3), see `DecisionModel.step`.
+        A function that returns the logits of the next actions (n, 3), see `DecisionModel.step`.
     """
     if step is None and fits(model, n):
         return Compiled(model, n)
@@ -83,17 +83,17 @@ def start(model: DecisionModel, n: int, step: Callable[..., Tensor] | None = Non
 
 
 class KeysValues:
-    """What a `FastGPT2` remembers: a strip of memory in which the window moves on.
+    """Keys and values of a `FastGPT2`: a strip of memory in which the window moves on.
 
-    Only when its end is reached is the window copied back to the start: not at every step, as by joining tensors.
+    The window is copied back to the start only when the end is reached, not at every step as with joined tensors.
 
     Attributes:
-        start: First token that is remembered.
-        end: First token that is not there yet.
+        start: First remembered token.
+        end: One past the last remembered token.
     """
 
     def __init__(self) -> None:
-        """Empty."""
+        """Start empty."""
         self._strip: Tensor | None = None  # (layers, 2, B, heads, room, D)
         self.start = self.end = 0
 
@@ -106,7 +106,7 @@ class KeysValues:
             like: A tensor of the same device and type.
 
         Returns:
-            Where each layer has to write its keys and values (2, B, heads, N, D); and where they then stand, with
+            Where each layer has to write its keys and values (2, B, heads, N, D); and where they are afterwards, with
             those before them: keys of the first layer, its values, keys of the second ..., each (B * heads, S, D).
         """
         strip, (layers, batch, heads, width) = self._strip, sizes
@@ -124,7 +124,7 @@ class KeysValues:
 
 
 def _as_linear(layer: Any) -> nn.Linear:
-    """A `Conv1D` of transformers as a linear layer: its weight is stored the other way round."""
+    """Return a `Conv1D` of transformers as a linear layer: its weight is stored transposed."""
     rows, columns = layer.weight.shape
     made = nn.Linear(rows, columns)
     made.weight = nn.Parameter(layer.weight.detach().T.contiguous(), requires_grad=False)
@@ -133,7 +133,7 @@ def _as_linear(layer: Any) -> nn.Linear:
 
 
 class _Block(nn.Module):
-    """One layer."""
+    """One layer of GPT-2."""
 
     def __init__(self, block: Any, heads: int) -> None:
         super().__init__()
@@ -143,11 +143,11 @@ class _Block(nn.Module):
         self.widen, self.narrow = _as_linear(block.mlp.c_fc), _as_linear(block.mlp.c_proj)
 
     def forward(self, x: Tensor, mask: Tensor, batch: int, memory: tuple[Tensor, ...]) -> Tensor:
-        """Hidden states.
+        """Compute the hidden states.
 
         Args:
             x: (B * N, width).
-            mask: With memory (1, N, S), without (1 or B, 1, N, N).
+            mask: (1, N, S) with memory, else (1 or B, 1, N, N).
             batch: B.
             memory: Where to write keys and values, all keys, all values, as `KeysValues.extend` has them; or nothing.
         """
@@ -166,26 +166,26 @@ class _Block(nn.Module):
 
 
 def _mix(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-    """Attention of a few queries (B * heads, N, D): for them PyTorch's fused operation takes longer than its parts."""
+    """Compute attention of a few queries (B * heads, N, D), for which PyTorch's fused operation is slower."""
     scores = torch.baddbmm(mask, queries, keys.transpose(1, 2), alpha=queries.shape[2] ** -0.5)
     return torch.bmm(scores.softmax(-1), values)
 
 
 class FastGPT2(nn.Module):
-    """Takes the place of a `Backbone`, whose attributes it has."""
+    """Replaces a `Backbone` and has the same attributes."""
 
     family = "gpt2"
     positions = "learned"
 
     def __init__(self, backbone: Backbone, precision: str = "float32") -> None:
-        """Take over the weights.
+        """Copy the weights.
 
         Args:
             backbone: A GPT-2 whose adapters are merged.
-            precision: Of the weights; `int8` for the CPU only (activations are quantized as they come).
+            precision: Precision of the weights; `int8` for the CPU only (activations are quantized on the fly).
 
         Raises:
-            L4SError: It is another family, or uses options of GPT-2 that are not here.
+            L4SError: It is another family, or uses options of GPT-2 that are not supported here.
         """
         super().__init__()
         sizes = backbone.core.config
@@ -204,16 +204,16 @@ class FastGPT2(nn.Module):
         self.to(self.dtype).eval()
         if precision == "int8":
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # PyTorch names torchao as the successor, which is no faster on CPUs
+                warnings.simplefilter("ignore")  # PyTorch recommends torchao instead, which is no faster on CPUs
                 quantization: Any = torch.ao.quantization
                 self.blocks = quantization.quantize_dynamic(self.blocks, {nn.Linear}, dtype=torch.qint8)
 
     def new_cache(self) -> KeysValues:
-        """An empty cache."""
+        """Return an empty cache."""
         return KeysValues()
 
     def forward(self, embeddings: Tensor, mask: Tensor, positions: Tensor, cache: KeysValues | None = None) -> Tensor:
-        """Hidden states, as those of `Backbone.forward`."""
+        """Compute the hidden states, as `Backbone.forward` does."""
         batch, length, width = embeddings.shape
         x = (embeddings.to(self.dtype) + F.embedding(positions, self.places)).view(-1, width)
         memories: Any = [()] * len(self.blocks)
@@ -226,7 +226,7 @@ class FastGPT2(nn.Module):
         return hidden
 
     def forget(self, cache: KeysValues, keep: int) -> KeysValues:
-        """The cache with its last `keep` tokens."""
+        """Return the cache with its last `keep` tokens."""
         cache.start = max(cache.start, cache.end - keep)
         return cache
 
@@ -235,13 +235,13 @@ class FastGPT2(nn.Module):
 
 
 def _inner(function: Any) -> Any:
-    """Compile what `_step` calls. Whole arrays are copied by loops: their assignments take seconds to compile."""
+    """Compile a function that `_step` calls. Arrays are copied by loops: whole-array assignments compile slowly."""
     return numba.njit(function, error_model="numpy", fastmath=_MATHS, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 @_inner
 def _linear(x: Array, weight: Array, bias: Array, out: Array) -> None:
-    """(M, K), (K, N), (N,) -> (M, N); the weight is read once, four rows at a time."""
+    """Multiply (M, K) by (K, N) and add (N,), to (M, N); the weight is read once, four rows at a time."""
     inner, four = len(weight), len(weight) // 4 * 4
     for m in range(len(x)):
         for n in range(out.shape[1]):
@@ -268,7 +268,7 @@ def _add(x: Array, more: Array) -> None:
 
 @_inner
 def _normalize(x: Array, norm: Array, out: Array) -> None:
-    """Layer normalisation of rows (M, W) with scale and shift (2, W); `out` may be `x`."""
+    """Apply layer normalisation to rows (M, W) with scale and shift (2, W); `out` may be `x`."""
     width = x.shape[1]
     for m in range(len(x)):
         mean = np.float32(0.0)
@@ -285,14 +285,14 @@ def _normalize(x: Array, norm: Array, out: Array) -> None:
 
 @_inner
 def _attend(both: Array, keys: Array, values: Array, heads: int, first: int, scores: Array, out: Array) -> None:
-    """Attention.
+    """Compute attention.
 
     Args:
         both: Queries, keys and values of the step's tokens (N, 3 * W).
-        keys: Of all tokens (S, W), those of the step from row `first` on.
-        values: Likewise.
+        keys: Keys of all tokens (S, W), those of the step from row `first` on.
+        values: Values in the same form.
         heads: Number of heads.
-        first: See `keys`. A token of the step does not see those after it.
+        first: See `keys`. A token of the step does not see later ones.
         scores: Scratch (S,).
         out: (N, W).
     """
@@ -325,7 +325,7 @@ def _attend(both: Array, keys: Array, values: Array, heads: int, first: int, sco
 
 @_inner
 def _layers(x: Array, heads: int, layers: Any, keys: Array, values: Array, first: int) -> None:
-    """All layers on tokens (N, W), in place; keys and values (layers, S, W)."""
+    """Run all layers on tokens (N, W), in place; keys and values (layers, S, W)."""
     first_norms, attends, attend_biases, projects, project_biases = layers[:5]
     second_norms, widens, widen_biases, narrows, narrow_biases = layers[5:]
     normed, mixed = np.empty(x.shape, np.float32), np.empty(x.shape, np.float32)
@@ -351,7 +351,7 @@ def _layers(x: Array, heads: int, layers: Any, keys: Array, values: Array, first
 
 @_inner
 def _encode(seen: Array, encoder: Any, tokens: Array) -> None:
-    """Channels (F, 1, 3 * length) to the tokens of a state, one or F of them (N, W); what is there is added to."""
+    """Add the encoding of channels (F, 1, 3 * length) to the tokens of a state, one or F of them (N, W)."""
     weight, bias, projection, projection_bias = encoder
     code = np.empty((1, weight.shape[2]), np.float32)
     token = np.empty((1, tokens.shape[1]), np.float32)
@@ -366,13 +366,13 @@ def _encode(seen: Array, encoder: Any, tokens: Array) -> None:
 
 @_inner
 def _logarithm(value: float) -> np.float32:
-    """As that of the encoders."""
+    """Return the logarithm on the encoders' scale."""
     return np.float32(math.asinh(MAGNITUDE * value) * _LOG)
 
 
 @_inner
 def _look(seen: Array, observation: Array) -> None:
-    """Move the channels (F, 1, 3 * length) on by one step: value, logarithm, that it is known."""
+    """Move the channels (F, 1, 3 * length) on by one step: value, logarithm, and 1 for known."""
     length = seen.shape[2] // 3
     for f in range(len(seen)):
         row = seen[f, 0]
@@ -387,7 +387,7 @@ def _step(
     sizes: Any, embeddings: Any, encoder: Any, layers: Any, memory: Any,
     to_go: Array, observations: Array, previous: Array, logits: Array,
 ) -> None:  # fmt: skip
-    """One step of each queue; arguments as in `Compiled`."""
+    """Run one step of each queue; arguments as in `Compiled`."""
     heads, window, cycle, scale = sizes
     actions, times, places, returns, returns_bias, norm, last_norm, head, head_bias = embeddings
     ages, channels, keys, values = memory
@@ -416,7 +416,7 @@ def _step(
 
 
 def fits(model: DecisionModel, n: int) -> bool:
-    """Whether `Compiled` can decide for so many queues with a model that was made fast, and is faster at it."""
+    """Return whether `Compiled` can decide for `n` queues with a model that was made fast, and is faster."""
     bone = model.backbone
     if getattr(bone, "precision", "") != "float32" or not isinstance(model.encoder.encoders[0], FoldedEncoder):
         return False
@@ -429,19 +429,19 @@ def _numpy(tensor: Tensor, dtype: Any = np.float32) -> Array:
 
 
 def _pair(norm: Any) -> Array:
-    """Scale and shift of a layer normalisation (2, W)."""
+    """Return scale and shift of a layer normalisation (2, W)."""
     return np.stack((_numpy(norm.weight), _numpy(norm.bias)))
 
 
 class Compiled:
-    """What a few queues remember, and their next step.
+    """Memory of a few queues, and the function that runs their next step.
 
-    A step of a small model is a hundred operations of a few microseconds each, most of which PyTorch spends on getting
-    there. Here it is one call, which computes queue by queue.
+    A step of a small model is a hundred operations of a few microseconds each; most of this time is PyTorch's
+    overhead. Here it is one call, which computes queue by queue.
     """
 
     def __init__(self, model: DecisionModel, n: int) -> None:
-        """Start `n` queues of a model that `fits`; the first time on a machine this takes seconds."""
+        """Start `n` queues of a model that `fits`; the first call on a machine takes seconds."""
         config, blocks, encoder = model.config, list(model.backbone.blocks), model.encoder
         folded: Any = encoder.encoders[0]
         features, tokens, width = len(config.encoder.features), config.step_tokens, model.backbone.width
@@ -468,11 +468,11 @@ class Compiled:
             np.empty(room, np.float32), np.empty(room, np.float32),
         )  # fmt: skip
         nothing, self._memory = torch.empty(0), tuple(part[:0] for part in memory)
-        self(nothing, torch.empty(0, features), nothing)  # of no queue: compiles, or reads what was compiled
+        self(nothing, torch.empty(0, features), nothing)  # no queue: compiles, or reads what was compiled
         self._memory = memory
 
     def __call__(self, returns: Tensor, observations: Tensor, previous: Tensor) -> Tensor:
-        """Logits (n, actions), of arguments as those of `DecisionModel.step`."""
+        """Return logits (n, actions), with the arguments of `DecisionModel.step`."""
         logits = np.empty((len(self._memory[0]), self._embeddings[-1].size), np.float32)
         _step(
             self._sizes, self._embeddings, self._encoder, self._layers, self._memory,

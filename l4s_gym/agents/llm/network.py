@@ -1,12 +1,12 @@
-"""The decision transformer: returns, observations and actions in, logits of the next action out.
+"""The decision transformer: from returns, observations and actions to the logits of the next action.
 
 Each step is a group of tokens: the previous action, the return-to-go, the state (one token, or one for each
-feature). Read on, that is the sequence R, s, a, R, s, a, ...; the action before the first step is a token of its
+feature). In order, that is the sequence R, s, a, R, s, a, ...; the action before the first step is a token of its
 own for "none". The logits of a step are read at its last state token, so they depend on returns and observations up
 to the step and on actions before it.
 
 A token attends to the earlier tokens of its own group and of the `window - 1` groups before it, in training as in
-use: keys and values of older groups can be forgotten, and deciding step by step gives the logits of one pass.
+use: keys and values of older groups can be dropped, and step-by-step inference gives the logits of one pass.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from l4s_gym.errors import L4SError
 
 @dataclass
 class State:
-    """What a batch of queues remembers between steps.
+    """Memory of a batch of queues between steps.
 
     Attributes:
         cache: Keys and values of the last `window - 1` groups, of the backbone's own type.
         steps: Steps since the start (n, 1), int64: the next step's timestep.
-        values: Last observations that the encoders look back at (n, reach, F), 0 where there were none.
-        known: Which of their features are known (n, reach, features), bool: all, once there were so many steps.
-        complete: Those of a step (n, 1, features): all.
+        values: Last observations that the encoders use (n, reach, F), 0 where there were none.
+        known: Which of their features are known (n, reach, features), bool: all after `reach` steps.
+        complete: Known features of one step (n, 1, features): all.
         groups: Groups in the cache.
         position: Next position, in tokens, of backbones whose positions are relative.
     """
@@ -51,13 +51,13 @@ class DecisionModel(nn.Module):
     """The decision transformer.
 
     Attributes:
-        config: What it is made of.
+        config: Its configuration.
     """
 
     places: Tensor
 
     def __init__(self, config: LLMConfig) -> None:
-        """Build it: a random backbone from its seed, or a pretrained one from the hub or a folder.
+        """Build the model: a random backbone from its seed, or a pretrained one from the hub or a folder.
 
         Encoders, projections, adapters and head are drawn from PyTorch's global generator (`torch.manual_seed`).
 
@@ -72,7 +72,7 @@ class DecisionModel(nn.Module):
         self.embed_return = nn.Linear(2, width)
         self.embed_action = nn.Embedding(config.actions + 1, width)  # the last one: none
         self.embed_time = nn.Embedding(config.encoder.max_timestep, width)
-        for table in (self.embed_action, self.embed_time):  # of variance 1 they would drown the state: learning stalls
+        for table in (self.embed_action, self.embed_time):  # with variance 1, learning stalls
             nn.init.normal_(table.weight, std=0.02)
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, config.actions)
@@ -95,13 +95,13 @@ class DecisionModel(nn.Module):
         timesteps: Tensor,
         missing: Tensor | None = None,
     ) -> Tensor:
-        """The tokens of steps.
+        """Embed the tokens of steps.
 
         Args:
             returns: (B, K).
-            values: (B, reach + K, F), 0 where they are not known.
+            values: (B, reach + K, F), 0 where unknown.
             known: (B, reach + K, features).
-            previous: The actions before (B, K); `config.actions` for none.
+            previous: The previous actions (B, K); `config.actions` for none.
             timesteps: (B, K).
             missing: (B, K), or None.
 
@@ -118,7 +118,7 @@ class DecisionModel(nn.Module):
         return embedded
 
     def _positions(self, timesteps: Tensor, first: int) -> Tensor:
-        """Positions (B or 1, K * tokens) of steps at timesteps (B, K), or counted from `first`."""
+        """Return positions (B or 1, K * tokens) of steps at timesteps (B, K), or counted from `first`."""
         tokens, steps = self.config.step_tokens, timesteps.shape[1]
         if self._cycle:
             return F.embedding(timesteps % self._cycle, self.places).flatten(1)
@@ -133,24 +133,24 @@ class DecisionModel(nn.Module):
         mask: Tensor,
         missing: Tensor | None = None,
     ) -> Tensor:
-        """Logits of each step's action.
+        """Compute the logits of each step's action.
 
         Args:
             returns: Return-to-go (B, K), float32; divided by `config.return_scale` here.
             observations: (B, K, F) float32, F = 8.
-            actions: (B, K) int64. The action of step t is seen from step t + 1 on only.
+            actions: (B, K) int64. The action of step t is visible from step t + 1 on only.
             timesteps: Steps since the start of the run (B, K), int64; consecutive within a row.
             mask: (B, K) bool: False hides a step (padding on either side, or temporal dropout) from all others.
-            missing: (B, K) bool: True where the feature `config.encoder.unknown` is not known; its value is not read.
+            missing: (B, K) bool: True where the feature `config.encoder.unknown` is unknown; its value is not read.
 
         Returns:
-            (B, K, 3) float32; those of hidden steps mean nothing.
+            (B, K, 3) float32; those of hidden steps have no meaning.
         """
         reach, none = self.encoder.reach, self.config.actions
         known = self.encoder.known(mask, missing)
         values = self.encoder.clean(observations, known)
         values, known = F.pad(values, (0, 0, reach, 0)), F.pad(known, (0, 0, reach, 0))
-        acted = F.pad(mask[:, :-1], (1, 0))  # whether the step before is there
+        acted = F.pad(mask[:, :-1], (1, 0))  # whether the step before is visible
         previous = torch.where(acted, F.pad(actions[:, :-1], (1, 0)), none)
         tokens = self._embed(torch.where(mask, returns, 0.0), values, known, previous, timesteps, missing)
         shown = mask[..., None].repeat(1, 1, tokens.shape[2])  # (B, K, tokens)
@@ -161,7 +161,7 @@ class DecisionModel(nn.Module):
         return logits
 
     def start(self, n: int) -> State:
-        """Begin with `n` queues, all at timestep 0."""
+        """Start `n` queues, all at timestep 0."""
         device, encoder, reach = self.head.weight.device, self.config.encoder, self.encoder.reach
         count = len(encoder.features)
         return State(
@@ -173,7 +173,7 @@ class DecisionModel(nn.Module):
         )
 
     def _last_rows(self, device: torch.device) -> Tensor:
-        """The mask's rows of a step (1, 1, tokens, window * tokens); of a cache with fewer steps, the last columns."""
+        """Return the mask rows of a step (1, 1, tokens, window * tokens); a shorter cache uses the last columns."""
         tokens, window, dtype = self.config.step_tokens, self.config.window, self.backbone.dtype
         if self._last is None or self._last.device != device or self._last.dtype != dtype:
             visible = torch.ones(1, window * tokens, dtype=torch.bool, device=device)
@@ -182,13 +182,13 @@ class DecisionModel(nn.Module):
 
     @torch.no_grad()
     def step(self, state: State, returns: Tensor, observations: Tensor, previous: Tensor) -> Tensor:
-        """Logits of the next action of each queue; changes the state. Call it in `eval` mode.
+        """Compute the logits of the next action of each queue, and change the state; call it in `eval` mode.
 
         Args:
-            state: Of `start`.
+            state: From `start`.
             returns: Return-to-go (n,), float32.
             observations: (n, F) float32, nothing missing.
-            previous: (n,) int64: what was done at the last step; not read at the first step.
+            previous: (n,) int64: actions of the last step; not read at the first step.
 
         Returns:
             (n, 3) float32: those of `forward` over all steps since the start.

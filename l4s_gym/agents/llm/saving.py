@@ -1,6 +1,6 @@
 """Saved LLM agents: a folder with the adapter as peft writes it, our own parts, configuration and card.
 
-`l4s_gym.agents.saved` says what is in it. `weights.safetensors` holds encoders, embeddings and head; and the backbone,
+`l4s_gym.agents.saved` lists the files. `weights.safetensors` holds encoders, embeddings and head; and the backbone,
 unless it is pretrained and was frozen.
 
 A pretrained frozen backbone is named by its hub name or folder, and its commit. A random one is saved although its
@@ -37,7 +37,7 @@ class Loaded:
 
     Attributes:
         model: A `DecisionModel` or `TextModel`, in `eval` mode.
-        training: What was told about its training (plain values).
+        training: Facts about its training (plain values).
         path: Its folder.
     """
 
@@ -47,7 +47,7 @@ class Loaded:
 
 
 def _names(model: Model) -> dict[str, str]:
-    """Tensors of the backbone that are saved, and by which names: the same with and without adapters."""
+    """Return the saved tensors of the backbone and their names: the same with and without adapters."""
     backbone = model.config.backbone
     if backbone.pretrained and backbone.frozen:
         return {}
@@ -56,14 +56,14 @@ def _names(model: Model) -> dict[str, str]:
 
 
 def _own_tensors(model: Model) -> dict[str, Tensor]:
-    """What `weights.safetensors` holds."""
+    """Return the tensors of `weights.safetensors`."""
     tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("backbone.")}
     inner = model.backbone.core.state_dict()
     return tensors | {stored: inner[name] for name, stored in _names(model).items()}
 
 
 def _set_own_tensors(model: Model, tensors: Mapping[str, Tensor]) -> None:
-    """Put them back; RuntimeError: one is missing, left over, or of another shape."""
+    """Set them from a file; RuntimeError: one is missing, unexpected, or of another shape."""
     expected = _own_tensors(model).keys()
     if expected != tensors.keys():
         raise RuntimeError(f"other tensors than expected: {', '.join(sorted(expected ^ tensors.keys())[:3])}")
@@ -74,7 +74,7 @@ def _set_own_tensors(model: Model, tensors: Mapping[str, Tensor]) -> None:
 
 
 def adapter_tensors(model: Model) -> dict[str, Tensor]:
-    """LoRA's weights, named as peft names them; none without adapters."""
+    """Return LoRA's weights by peft's names; empty without adapters."""
     if not model.backbone.adapted:
         return {}
     peft = optional("peft", "llm")
@@ -83,7 +83,7 @@ def adapter_tensors(model: Model) -> dict[str, Tensor]:
 
 
 def _set_adapter_tensors(model: Model, tensors: Mapping[str, Tensor]) -> None:
-    """Put them back; RuntimeError: one is missing, left over, or of another shape."""
+    """Set them from a file; RuntimeError: one is missing, unexpected, or of another shape."""
     expected = adapter_tensors(model)
     if {name: t.shape for name, t in expected.items()} != {name: t.shape for name, t in tensors.items()}:
         raise RuntimeError("another adapter than expected")
@@ -91,7 +91,7 @@ def _set_adapter_tensors(model: Model, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _card(config: LLMConfig, model: Model, training: Mapping[str, Any], text: str) -> str:
-    """The model card."""
+    """Return the model card."""
     backbone = config.backbone
     base = f"base_model: {backbone.pretrained}\n" if backbone.pretrained.count("/") == 1 else ""
     name = backbone.pretrained or f"random {backbone.family}, {backbone.layers} layers of width {backbone.hidden}"
@@ -117,7 +117,7 @@ def _card(config: LLMConfig, model: Model, training: Mapping[str, Any], text: st
 
 
 def training_card(result: Mapping[str, Any]) -> str:
-    """What was trained on what, and what came out, as Markdown."""
+    """Return the training data and its results as Markdown."""
     rows = [f"| {each['dataset']} | {each['weight']:.3g} | {each['train_steps']:,} |" for each in result["datasets"]]
     lines = ["## Trained on", "| dataset | weight | steps |", "|---|---|---|", *rows, ""]
     held = result["metrics"]
@@ -149,11 +149,11 @@ def save(
     """Write a model to a folder, see `saved.write`.
 
     Args:
-        model: The model; not merged.
-        folder: Where.
+        model: The model, not merged.
+        folder: The folder.
         training: Plain values about its training (dataset id, steps, seed, metrics, decision rule, target return).
         card: Text for the model card, below its head.
-        files: More files by name, and their text.
+        files: Content of more files by name.
 
     Returns:
         The folder.
@@ -162,7 +162,7 @@ def save(
         L4SError: The folder cannot be written, or the model is merged.
     """
     if not isinstance(model.backbone, Backbone) or (model.config.lora.rank and not model.backbone.adapted):
-        raise L4SError(f"{folder}: the model is merged or optimized: save it before")
+        raise L4SError(f"{folder}: the model is merged or optimized: save it before that")
     config = model.config
     if model.backbone.commit and not config.backbone.revision:
         config = replace(config, backbone=replace(config.backbone, revision=model.backbone.commit))
@@ -173,9 +173,9 @@ def save(
         if model.backbone.adapted:
             saved.check_finite(folder, adapter_tensors(model))
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that a random backbone has no name
+                warnings.simplefilter("ignore")  # the warning that a random backbone has no name
                 model.backbone.model.save_pretrained(new / saved.ADAPTER, save_embedding_layers=False)
-            (new / saved.ADAPTER / saved.CARD).unlink(missing_ok=True)  # an empty form
+            (new / saved.ADAPTER / saved.CARD).unlink(missing_ok=True)  # an empty template
 
     return saved.write(
         folder,
@@ -189,13 +189,13 @@ def save(
 
 
 def load(folder: PathLike | saved.Saved) -> Loaded:
-    """Read a model that was saved; nothing in the folder is executed.
+    """Load a saved model without running code from the folder.
 
     Args:
-        folder: Where it is, or what was read of it.
+        folder: The folder, or what was read of it.
 
     Raises:
-        L4SError: It is not there, is damaged, or of another version.
+        L4SError: It is missing, damaged, or of another version.
     """
     found = folder if isinstance(folder, saved.Saved) else saved.read(folder, KIND)
     config = from_dict(found.config, str(found.path / saved.ABOUT))
@@ -212,14 +212,14 @@ def load(folder: PathLike | saved.Saved) -> Loaded:
 
 
 def fetch(repo_id: str, revision: str = "") -> Path:
-    """Get a model that was sent to the hub; what is there already is not fetched again.
+    """Download a model from the hub; files that are here already are not downloaded again.
 
     Args:
         repo_id: `OWNER/NAME`.
         revision: Commit, tag or branch; empty: the newest.
 
     Returns:
-        Its folder in the hub's cache, for `load` or `agents.make`.
+        The folder in the hub's cache, for `load` or `agents.make`.
 
     Raises:
         L4SError: There is none, or the hub cannot be reached.
@@ -240,15 +240,15 @@ def push_to_hub(
     private: bool = False,
     message: str = "Upload the agent",
 ) -> str:
-    """Send a model to the hub; `huggingface_hub` takes the token from its login or the environment.
+    """Upload a model to the hub; `huggingface_hub` takes the token from its login or the environment.
 
     Args:
-        model: The model; not merged.
+        model: The model, not merged.
         repo_id: `OWNER/NAME`; made if there is none.
         training: As in `save`.
         card: As in `save`.
         private: Whether a new repository is private.
-        message: Of the commit.
+        message: Commit message.
 
     Returns:
         Its address.

@@ -1,4 +1,4 @@
-"""What an LLM agent is made of and how it is trained, as frozen structures from tables.
+"""Configuration of an LLM agent and its training, as frozen structures from tables.
 
 ```toml
 [model]                # LLMConfig
@@ -37,13 +37,13 @@ _Share = Annotated[float, Meta(ge=0.0, lt=1.0)]
 _Part = Annotated[float, Meta(ge=0.0, le=1.0)]
 _ACTIONS: Final = len(ACTIONS)
 TABLES: Final = ("model", "train")
-"""Of a configuration."""
+"""Precisions of a configuration."""
 PRECISIONS: Final = ("auto", "fp32", "bf16")
-"""Of training."""
+"""Precisions of training."""
 FAMILIES: Final = ("gpt2", "opt", "llama", "mistral", "qwen2", "qwen3", "t5")
-"""Backbones that are tested; any other causal model is named by its `model_type` in transformers."""
+"""Tested backbones; any other causal model is named by its `model_type` in transformers."""
 SCALARS: Final = ("queue_type", "burst_allowance", "total_drops", "packet_length")
-"""Features that are encoded step by step by default; the others are time series."""
+"""Features encoded step by step by default; the others are time series."""
 UNKNOWN: Final = "accumulated_probability"
 """The feature that may be missing in data from logs (`l4s_gym.data.causal`)."""
 
@@ -64,14 +64,14 @@ class BackboneConfig:
         feedforward: Width of the feed-forward layers; 0: four times `hidden`.
         positions: Number of positions, in tokens.
         vocabulary: Tokens of the unused word embedding of a random backbone (the text head has its own).
-        dropout: In training.
-        exit_layer: Leave after this layer; 0: after the last.
+        dropout: Dropout rate in training.
+        exit_layer: Stop after this layer; 0: after the last.
         decoder: T5 only: use encoder and decoder, instead of the encoder alone.
         freeze: Keep the weights as they are (LoRA's, the encoders' and the head's are trained); None: those of
             pretrained backbones only.
         checkpointing: Recompute activations in the backward pass, to save memory.
-        dtype: Of the backbone's weights.
-        seed: Of random weights.
+        dtype: Type of the backbone's weights.
+        seed: Seed of random weights.
     """
 
     family: str = "gpt2"
@@ -93,13 +93,13 @@ class BackboneConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check what the types do not say."""
+        """Check what the types cannot express."""
         if not self.pretrained and self.hidden % self.heads:
             raise L4SError(f"backbone: hidden={self.hidden} is no multiple of heads={self.heads}: change one of them")
         if self.kv_heads and self.heads % self.kv_heads:
             raise L4SError(f"backbone: heads={self.heads} is no multiple of kv_heads={self.kv_heads}: change one")
         if self.decoder and self.family != "t5":
-            raise L4SError(f"backbone: decoder is for T5, {self.family!r} is one already: leave it out")
+            raise L4SError(f"backbone: decoder is for T5, {self.family!r} is a decoder already: leave it out")
 
     @property
     def frozen(self) -> bool:
@@ -114,7 +114,7 @@ class LoraConfig:
     Attributes:
         rank: Rank; 0: none.
         alpha: Their scale is alpha / rank; 0: twice the rank.
-        dropout: In training.
+        dropout: Dropout rate in training.
         targets: Names of the modules; empty: the family's own (`l4s_gym.agents.llm.backbones.TARGETS`).
     """
 
@@ -131,7 +131,7 @@ class Feature:
     Attributes:
         name: Its name.
         kind: `scalar`, `series`, `image`, `graph`, or a kind that was added to the registry of encoders.
-        shape: Of one value; its elements are consecutive columns of the observation.
+        shape: Shape of one value; its elements are consecutive columns of the observation.
     """
 
     name: str
@@ -145,17 +145,17 @@ class Feature:
 
 
 def l4s_features() -> tuple[Feature, ...]:
-    """The eight of the observation: four scalars, four time series."""
+    """Return the eight features of the observation: four scalars, four time series."""
     return tuple(Feature(name, "scalar" if name in SCALARS else "series") for name in OBSERVED)
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """How states become embeddings.
+    """Encoders of states.
 
     Attributes:
         features: Parts of the observation, in order.
-        hidden: Width of what each encoder gives, before its projection.
+        hidden: Width of each encoder's output, before its projection.
         kernels: Lengths of the causal convolutions over time series, in steps.
         max_timestep: The embedding of the time step is that of the step modulo this number.
         unknown: Feature that may be missing; empty: none.
@@ -168,7 +168,7 @@ class EncoderConfig:
     unknown: str = UNKNOWN
 
     def __post_init__(self) -> None:
-        """Check what the types do not say."""
+        """Check what the types cannot express."""
         names = [feature.name for feature in self.features]
         if not names or len(set(names)) != len(names):
             raise L4SError(f"encoder: features {names}: name each once, and one at least")
@@ -185,16 +185,16 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class LLMConfig:
-    """The whole agent.
+    """Configuration of an LLM agent.
 
     Attributes:
         backbone: The transformer.
         lora: Adapters.
-        encoder: States to embeddings.
+        encoder: Encoders from states to embeddings.
         layout: `fused`: one token for the state, `features`: one for each feature.
         window: Steps that a token attends to, its own included.
         gamma: Discount of the return-to-go.
-        return_scale: Returns are divided by it.
+        return_scale: Divisor of the returns.
         head: `linear`: logits from the last state token; `text`: answers written token by token.
         actions: Number of actions.
     """
@@ -217,11 +217,11 @@ class LLMConfig:
 
 @dataclass(frozen=True)
 class Augment:
-    """What is done to a batch before the model sees it; see `data.augment`.
+    """Changes to a batch before the model sees it; see `data.augment`.
 
     Attributes:
         noise: Standard deviation of the factor 1 + noise * z on the continuous features.
-        offset: The steps of a sequence are counted from a random number of 0 to `offset` more.
+        offset: A random number from 0 to `offset` is added to the timesteps of a sequence.
         dropout: Share of the timesteps that are hidden.
     """
 
@@ -236,32 +236,32 @@ class Augment:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run.
+    """Configuration of a training run.
 
     Attributes:
         steps: Optimiser steps.
-        batch_size: Sequences of a step, on each process.
-        accumulate: Parts that the batch is cut into, one after the other, to save memory; the gradient stays the same.
-        length: Steps of a sequence. Longer than the model's window, so that it is trained with the banded attention
-            with which it will run: a token then sees through others further back than the window.
-        decision_interval: Steps from one of a sequence to the next: n trains an agent that is asked at every n-th
-            packet. Older configurations have it as `stride`.
-        learning_rate: The highest, after the warm-up.
-        weight_decay: Of AdamW, on matrices only.
+        batch_size: Sequences per step, on each process.
+        accumulate: Parts of the batch that run one after another, to save memory; the gradient stays the same.
+        length: Steps of a sequence. Longer than the model's window, so that training has the same banded attention
+            as use: through other tokens, a token then sees further back than the window.
+        decision_interval: Distance between two steps of a sequence: n trains an agent that is asked at every n-th
+            packet. Older configurations call it `stride`.
+        learning_rate: Highest learning rate, after the warm-up.
+        weight_decay: Weight decay of AdamW, on matrices only.
         warmup: Steps over which the learning rate grows from 0.
         final: Learning rate at the end, as a share of the highest (cosine in between).
         clip: Largest norm of the gradient.
         precision: `fp32`, `bf16` (autocast), or `auto`: bf16 on a GPU that has it.
-        held_out: Share of each dataset's episodes that is kept for the metrics, as `logged.split` does; 0: none.
-        eval_every: Steps between two looks at the held-out episodes.
-        eval_steps: At most so many steps of them are looked at.
+        held_out: Share of each dataset's episodes kept for the metrics, as `logged.split` does; 0: none.
+        eval_every: Steps between two evaluations on the held-out episodes.
+        eval_steps: Most steps used in an evaluation.
         checkpoint_every: Steps between two checkpoints.
         quantile: The agent's target return is this quantile of the training episodes' returns.
         drop_missing: Leave steps whose accumulated probability is unknown out of the loss.
         allow_gaps: Take datasets too whose rows are not all consecutive.
-        seed: Of weights, split, batches and noise.
-        augment: What is done to a batch.
-        imbalance: What is done about rare actions; `sample` draws windows around them, see `data.Corpus`.
+        seed: Seed of weights, split, batches and noise.
+        augment: Changes to a batch.
+        imbalance: Treatment of rare actions; `sample` draws windows around them, see `data.Corpus`.
     """
 
     steps: _Positive = 2000
@@ -293,7 +293,7 @@ class TrainConfig:
             raise L4SError(f"train: accumulate={self.accumulate}: a batch has only {self.batch_size} sequences")
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step: a line up to the highest, then half a cosine down to its share `final`."""
+        """Return the learning rate of a step: linear to the highest, then half a cosine down to the share `final`."""
         if step < self.warmup:
             return self.learning_rate * ((step + 1) / (self.warmup + 1))
         done = min((step - self.warmup) / max(self.steps - self.warmup, 1), 1.0)
@@ -301,31 +301,31 @@ class TrainConfig:
 
 
 def to_dict(config: LLMConfig) -> dict[str, Any]:
-    """As plain values, for JSON and TOML, which has no None."""
+    """Return the configuration as plain values, for JSON and TOML, which has no None."""
     plain: dict[str, Any] = msgspec.to_builtins(config)
     plain["backbone"] = {name: value for name, value in plain["backbone"].items() if value is not None}
     return plain
 
 
 def from_dict(values: Mapping[str, Any], place: str = "llm") -> LLMConfig:
-    """From plain values.
+    """Make a configuration from plain values.
 
     Args:
-        values: Settings; what is left out has its default.
-        place: Where they come from, for errors.
+        values: Settings; missing ones have their defaults.
+        place: Their source, for errors.
 
     Raises:
-        L4SError: A setting does not exist, or has no fitting value.
+        L4SError: A setting does not exist, or its value does not fit.
     """
     return convert(LLMConfig, values, place)
 
 
 def settings(given: Mapping[str, Any]) -> tuple[LLMConfig, TrainConfig]:
-    """The parts of a configuration.
+    """Return the parts of a configuration.
 
     Args:
         given: The tables `model` (`LLMConfig`) and `train` (`TrainConfig`); a `preset`, which names one of the tables
-            in `presets`, whose settings then come last.
+            in `presets`, whose settings override the others.
 
     Raises:
         L4SError: Another name, or a setting that is wrong.
@@ -336,7 +336,7 @@ def settings(given: Mapping[str, Any]) -> tuple[LLMConfig, TrainConfig]:
 
 
 def resolved(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The tables `model` and `train` of a configuration, the preset's settings put in."""
+    """Return the tables `model` and `train` of a configuration, with the preset's settings."""
     for name in given:
         if name not in (*TABLES, "preset", "presets"):
             raise unknown("table of the configuration", name, (*TABLES, "preset", "presets"))

@@ -1,9 +1,9 @@
-"""The ablation: the language model itself writes the answer, token by token, to a state written as text.
+"""The ablation: the language model itself writes the answer, token by token, to a state given as text.
 
-There is no head of ours here: the prompt describes the state, the backbone's own language-model head continues it,
+There is no head of ours: the prompt describes the state, the backbone's own language-model head continues it,
 and the answer is parsed. An answer that names no action is invalid and counts as "enqueue"; how many were valid, and
-how long they took, is the result of the ablation. Each decision is asked about by itself: the prompt says the packet's
-state and the return that is left to reach, not what came before.
+how long they took, is the result of the ablation. Each decision is a separate question: the prompt holds the packet's
+state and the return left to reach, not what came before.
 
 A pretrained model brings its tokenizer. A random one gets a tokenizer of our own, one token for each byte: prompts
 are then about four times as long as with a tokenizer made from text, which its latencies include.
@@ -33,9 +33,9 @@ from l4s_gym.extras import optional
 from l4s_gym.schema import ACTIONS, BY_NAME, ENQUEUE, OBSERVED, unscale_observation
 
 ANSWER_TOKENS: Final = 12
-"""An answer is cut off here."""
+"""Longest answer in tokens; longer ones are cut off."""
 RULES: Final = ("sample", "argmax")
-"""How tokens are chosen. `diffuse` needs the probabilities of actions, which an answer does not have."""
+"""How tokens are chosen. `diffuse` needs probabilities of actions, which an answer does not have."""
 _STREAM: Final = 0x746578
 _PROMPTS: Final = 64
 _WORDS: Final = dict(
@@ -51,19 +51,19 @@ class ByteTokenizer:
     end = 257
 
     def encode(self, text: str) -> list[int]:
-        """The bytes of a text."""
+        """Return the bytes of a text."""
         return list(text.encode())
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of bytes; special tokens are left out."""
+        """Return the text of bytes without special tokens."""
         return bytes(token for token in tokens if token < 256).decode("utf-8", "replace")
 
 
 class PretrainedTokenizer:
-    """That of a pretrained model."""
+    """Tokenizer of a pretrained model."""
 
     def __init__(self, name: str, revision: str = "") -> None:
-        """Load it.
+        """Load the tokenizer.
 
         Raises:
             L4SError: There is none.
@@ -78,21 +78,21 @@ class PretrainedTokenizer:
         self.pad = self.end if self._inner.pad_token_id is None else int(self._inner.pad_token_id)
 
     def encode(self, text: str) -> list[int]:
-        """Tokens of a text, without any at its start or end."""
+        """Return the tokens of a text, without special ones at its start or end."""
         tokens: list[int] = self._inner(text, add_special_tokens=False)["input_ids"]
         return tokens
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of tokens."""
+        """Return the text of tokens."""
         return str(self._inner.decode(list(tokens), skip_special_tokens=True))
 
 
 def prompt(observation: npt.ArrayLike, return_to_go: float, missing: bool = False) -> str:
-    """A state as text.
+    """Return a state as text.
 
     Args:
         observation: (8,), scaled.
-        return_to_go: What shall be reached.
+        return_to_go: The return to reach.
         missing: Whether the accumulated probability is unknown.
     """
     parts = []
@@ -111,25 +111,25 @@ def prompt(observation: npt.ArrayLike, return_to_go: float, missing: bool = Fals
 
 
 def answer(action: int) -> str:
-    """An action as text."""
+    """Return an action as text."""
     return " " + ACTIONS[action]
 
 
 def parse(text: str) -> int | None:
-    """The action that an answer names; None: not one, or none alone."""
+    """Return the action that an answer names; None: it names none, or more than one."""
     words = text.strip().lower().rstrip(".!")
     return ACTIONS.index(words) if words in ACTIONS else None
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What a batch of prompts gave.
+    """Answers to a batch of prompts.
 
     Attributes:
         actions: (n,) int64; "enqueue" where the answer is invalid.
         valid: (n,) bool.
         texts: The answers.
-        tokens: Tokens of each answer, its end included (n,) int64.
+        tokens: Tokens of each answer, including its end (n,) int64.
     """
 
     actions: npt.NDArray[np.int64]
@@ -142,14 +142,14 @@ class TextModel(nn.Module):
     """A causal language model that is asked for actions.
 
     Attributes:
-        config: What it is made of: backbone and adapters, discount of the return-to-go.
+        config: Its configuration: backbone and adapters, discount of the return-to-go.
         tokenizer: Its tokenizer.
-        backbone: The language model, its own head included.
-        read: Tokens of the last call.
+        backbone: The language model, including its own head.
+        read: Tokens read in the last call.
     """
 
     def __init__(self, config: LLMConfig) -> None:
-        """Build or load it.
+        """Build or load the model.
 
         Raises:
             L4SError: It is no causal model, does not exist, or a library is missing.
@@ -170,7 +170,7 @@ class TextModel(nn.Module):
         self.read = 0
 
     def _tokens(self, prompts: Sequence[str], more: int) -> tuple[Tensor, Tensor]:
-        """Prompts as tokens (n, N), padded on the left, and which are real (n, N) bool; `more` are to follow."""
+        """Return prompts as tokens (n, N), padded on the left, and which are real (n, N); `more` tokens will follow."""
         texts = [self.tokenizer.encode(text) for text in prompts]
         length, limit = max(map(len, texts)), self.backbone.limit
         if length + more > limit:
@@ -192,10 +192,10 @@ class TextModel(nn.Module):
         mask: Tensor,
         missing: Tensor | None = None,
     ) -> Tensor:
-        """As `DecisionModel.forward`, but each step is asked about by itself, whatever came before it.
+        """Compute as `DecisionModel.forward`, but treat each step as a separate question.
 
         Returns:
-            Log-probabilities of the three answers (B, K, 3); what is left of 1 is that of answers that are invalid.
+            Log-probabilities of the three answers (B, K, 3); the rest up to 1 is that of invalid answers.
         """
         del actions, timesteps, mask
         missing = torch.zeros_like(returns, dtype=torch.bool) if missing is None else missing
@@ -203,7 +203,7 @@ class TextModel(nn.Module):
         return self.scores([prompt(*row) for row in rows]).view(*returns.shape, len(ACTIONS))
 
     def scores(self, prompts: Sequence[str]) -> Tensor:
-        """Log-probabilities (n, 3) with which the model writes each of the three answers.
+        """Return log-probabilities (n, 3) with which the model writes each of the three answers.
 
         One pass: the three follow the prompt side by side, and none sees the others.
         """
@@ -232,11 +232,11 @@ class TextModel(nn.Module):
 
     @torch.no_grad()
     def ask(self, prompts: Sequence[str], draws: npt.NDArray[np.float64] | None = None) -> Answers:
-        """Let the model answer, token by token.
+        """Generate the answers, token by token.
 
         Args:
             prompts: One for each queue.
-            draws: Numbers in [0, 1) that the tokens are drawn by (n, `ANSWER_TOKENS`); None: the most probable ones.
+            draws: Numbers in [0, 1) to draw the tokens with (n, `ANSWER_TOKENS`); None: the most probable tokens.
         """
         ids, real = self._tokens(prompts, ANSWER_TOKENS)
         positions, cache = (real.cumsum(1) - 1).clamp_min(0), self.backbone.new_cache()
@@ -275,7 +275,7 @@ class TextModel(nn.Module):
 
 
 def _until(tokens: list[int], end: int) -> list[int]:
-    """Tokens before the first end."""
+    """Return the tokens before the first end."""
     return tokens[: tokens.index(end)] if end in tokens else tokens
 
 
@@ -283,19 +283,19 @@ Model = DecisionModel | TextModel
 
 
 def build(config: LLMConfig) -> Model:
-    """The model of a configuration, by its head."""
+    """Build the model of a configuration, by its head."""
     return TextModel(config) if config.head == "text" else DecisionModel(config)
 
 
 class TextAgent:
-    """A trained language model that writes what is to be done.
+    """A trained language model that writes its decision as text.
 
     Attributes:
         model: In `eval` mode.
-        target: What it is to reach.
-        training: What is known about its training.
+        target: The return to reach.
+        training: Facts about its training.
         counts: Since `reset`: decisions (`asked`), those whose answer named no action (`invalid`), and the `tokens` of
-            all answers. Each `reset` begins a new one.
+            all answers. Each `reset` starts new counts.
     """
 
     def __init__(
@@ -327,7 +327,7 @@ class TextAgent:
         self.counts = Counter[str]()
 
     def act(self, obs: Observations, rewards: Floats) -> Actions:
-        """Actions (n,) as they are written."""
+        """Return actions (n,) from the written answers."""
         check_batch(obs, len(self._draws))
         prompts = [prompt(row, left) for row, left in zip(obs, self._told.after(rewards).tolist(), strict=True)]
         draws = np.stack([rng.random(ANSWER_TOKENS) for rng in self._draws]) if self.rule == "sample" else None
@@ -337,7 +337,7 @@ class TextAgent:
         return answers.actions
 
     def logged_probabilities(self, logged: Trajectory, index: npt.NDArray[np.int64]) -> Floats:
-        """Probabilities (B, 3) of the actions in answers that name one, given the returns that followed."""
+        """Return probabilities (B, 3) of the actions in valid answers, given the returns that followed."""
         left = logged.returns_to_go(self.model.config.gamma)
         found = [np.zeros((0, 3))]
         with torch.inference_mode():
@@ -348,5 +348,5 @@ class TextAgent:
         return np.concatenate(found)
 
     def cost(self) -> dict[str, float]:
-        """Numbers of parameters."""
+        """Return the numbers of parameters."""
         return self._counts.cost()

@@ -1,6 +1,6 @@
-"""Data-driven reinforcement learning of the LLM agent: logged decisions, conditioned on the return that followed.
+"""Offline reinforcement learning of the LLM agent: logged decisions, conditioned on the return that followed.
 
-A sequence of steps (return-to-go, state, action) goes in, and at each step the loss is the cross-entropy of the action
+The input is a sequence of steps (return-to-go, state, action); at each step the loss is the cross-entropy of the action
 that was taken there. Accelerate runs it on one CPU process, on one or several GPUs, and sharded (FSDP).
 
 A checkpoint holds the trained weights, the optimiser, the step, and the labels counted so far. The learning rate
@@ -58,14 +58,14 @@ def sequence_loss(
     *,
     normalised: bool = False,
 ) -> torch.Tensor:
-    """The sum of the losses of the steps that count.
+    """Return the sum of the losses of the counted steps.
 
     Args:
         logits: (B, K, 3).
         actions: Labels (B, K) int64.
         counted: Steps that are part of the loss (B, K) bool.
-        imbalance: Which loss, with the shares of the data.
-        normalised: The logits are log-probabilities, of sum 1 or less: what is missing is another outcome's.
+        imbalance: The loss, with the shares of the data.
+        normalised: The logits are log-probabilities, of sum 1 or less: the rest is another outcome's.
     """
     labels = actions[counted]  # (N,)
     log_p = logits.float()[counted] if normalised else torch.log_softmax(logits.float()[counted], -1)
@@ -80,7 +80,7 @@ def sequence_loss(
 
 
 def optimizer_of(model: torch.nn.Module, train: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over the weights that are trained; only matrices decay."""
+    """Return AdamW over the trained weights; only matrices decay."""
     free = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in free if p.ndim >= 2], "weight_decay": train.weight_decay},
@@ -90,13 +90,13 @@ def optimizer_of(model: torch.nn.Module, train: TrainConfig) -> torch.optim.Adam
 
 
 def trained(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The weights that are trained, and the buffers of the modules, by name."""
+    """Return the trained weights and the buffers of their modules, by name."""
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     return {name: value for name, value in model.state_dict().items() if name not in frozen}
 
 
 class Trainer:
-    """What a training has learnt so far, and how it learns more.
+    """State of a training, and its steps.
 
     Args:
         sources: Datasets, see `Corpus`.
@@ -127,7 +127,7 @@ class Trainer:
     # -- one step
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The precision in which the model computes."""
+        """Return the context that sets the precision of the model's computations."""
         kind = self.accelerator.device.type
         bf16 = self.train.precision == "bf16"
         if self.train.precision == "auto":
@@ -135,7 +135,7 @@ class Trainer:
         return torch.autocast(kind, torch.bfloat16) if bf16 else nullcontext()
 
     def update(self) -> dict[str, float]:
-        """One optimiser step; its loss and the norm of the gradient."""
+        """Run one optimiser step; return its loss and the norm of the gradient."""
         train, process = self.train, int(self.accelerator.process_index)
         drawn, rng = self.corpus.draw(self.step, process)
         batch = tensors(augment(drawn, train.augment, rng), self.accelerator.device)
@@ -174,13 +174,13 @@ class Trainer:
         return figures
 
     def counted(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Steps that are part of the loss (B, K) bool."""
+        """Return which steps are part of the loss (B, K) bool."""
         return batch["mask"] & ~batch["missing"] if self.train.drop_missing else batch["mask"]
 
     # -- the held-out episodes
 
     def correction(self) -> Correction:
-        """From the labels of all processes so far."""
+        """Return the correction from the labels of all processes so far."""
         seen = torch.tensor(self.seen)
         if self.processes > 1:
             seen = self.accelerator.reduce(seen.to(self.accelerator.device), "sum").cpu()
@@ -188,7 +188,7 @@ class Trainer:
 
     @torch.no_grad()
     def look(self) -> dict[str, Any]:
-        """Metrics on the held-out episodes; empty if there are none. Each process computes all of them."""
+        """Compute metrics on the held-out episodes; empty if there are none. Each process computes all of them."""
         found, labels, valid = [np.zeros((0, 3))], [np.zeros(0, np.int64)], [np.zeros(0)]
         self.model.eval()
         for drawn, new in self.corpus.held_out(self.train.batch_size):
@@ -209,10 +209,10 @@ class Trainer:
     # -- all of it
 
     def save(self, path: Path, **more: Any) -> None:
-        """Write a checkpoint, with what more the caller wants to know when it goes on; all processes call it.
+        """Write a checkpoint with the caller's data `more`; all processes call it.
 
         Raises:
-            L4SError: It cannot be written; the one before is as it was.
+            L4SError: It cannot be written; the previous one is unchanged.
         """
         seen = torch.tensor(self.seen[None], device=self.accelerator.device)
         if self.processes > 1:
@@ -233,7 +233,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def load(self, path: Path) -> dict[str, Any]:
-        """Go on from a checkpoint, of which nothing is executed; what more was written into it.
+        """Continue from a checkpoint without running code from it; return the caller's data in it.
 
         Raises:
             L4SError: There is none, it is damaged, or it is of another run.
@@ -255,7 +255,7 @@ class Trainer:
         return state
 
     def _same(self) -> dict[str, Any]:
-        """What a checkpoint has to have in common with the run that goes on from it."""
+        """Return what a checkpoint must have in common with the run that continues from it."""
         return {
             "simulator": self.corpus.simulator,
             "config": self.plain,
@@ -264,14 +264,14 @@ class Trainer:
         }
 
     def any(self, asked: bool) -> bool:
-        """Whether any process was asked to stop, so that all do."""
+        """Return whether any process was asked to stop, so that all do."""
         if self.processes == 1:
             return asked
         flag = torch.tensor([float(asked)], device=self.accelerator.device)
         return bool(self.accelerator.reduce(flag, "sum").item() > 0)
 
     def about(self) -> dict[str, Any]:
-        """What was trained, on what and where, as plain data."""
+        """Return plain data on the training: data, configuration and machine."""
         device, corpus = self.accelerator.device, self.corpus
         gpu = device.type == "cuda"
         with self.autocast() as context:
@@ -302,7 +302,7 @@ class Trainer:
         }
 
     def whole_model(self) -> Any:
-        """The model with all its weights, on the main process."""
+        """Return the model with all its weights, on the main process."""
         if not self.sharded:
             return self.accelerator.unwrap_model(self.model)
         state = self.accelerator.get_state_dict(self.model)
@@ -318,7 +318,7 @@ def _plain(value: Any) -> Any:
 
 
 class _Run:
-    """A training from its start, or from its checkpoint, to the agent's folder; with what is said and logged of it."""
+    """A training from its start or checkpoint to the agent's folder, with its messages and logs."""
 
     def __init__(self, trainer: Trainer, out: Path, say: Say | None) -> None:
         self.trainer, self.out, self._say = trainer, out, say
@@ -327,13 +327,13 @@ class _Run:
         self._board: Any = None
 
     def say(self, text: str) -> None:
-        """Tell the user, once and not from each process."""
+        """Tell the user, once for all processes."""
         if self._say is not None and self.trainer.main:
             self._say(text)
 
     @contextmanager
     def logs(self) -> Iterator[None]:
-        """TensorBoard's file, where TensorBoard is installed, from the next step on."""
+        """Open TensorBoard's file, if TensorBoard is installed, from the next step on."""
         if self.trainer.main:
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -348,14 +348,14 @@ class _Run:
                 self._board.close()
 
     def log(self, part: str, figures: Mapping[str, Any]) -> None:
-        """Log what is a number, if there is a file."""
+        """Log the numbers among the figures, if there is a file."""
         if self._board is not None:
             for name, value in figures.items():
                 if isinstance(value, float):
                     self._board.add_scalar(f"{part}/{name}", value, self.trainer.step)
 
     def go(self, *, resume: bool, progress: Progress | None) -> dict[str, Any]:
-        """Train and save; the result."""
+        """Train and save; return the result."""
         path = self._open(resume)
         trainer, last = self.trainer, self.trainer.train.steps
         start, before = time.monotonic(), self.seconds
@@ -382,7 +382,7 @@ class _Run:
         return self._finish(speed)
 
     def _open(self, resume: bool) -> Path:
-        """Prepare the folder, or go on from its checkpoint, whose path it gives."""
+        """Prepare the folder, or load its checkpoint; return the checkpoint's path."""
         trainer = self.trainer
         path = start_folder(self.out, resume=resume) if trainer.main or resume else self.out / CHECKPOINT
         trainer.accelerator.wait_for_everyone()
@@ -398,7 +398,7 @@ class _Run:
         return path
 
     def _evaluate(self, figures: Mapping[str, float], left_s: float) -> None:
-        """Look at the held-out episodes, if there are any; log and tell what that has shown."""
+        """Evaluate on the held-out episodes, if there are any; log and report the metrics."""
         trainer, held_out = self.trainer, self.trainer.look()
         self.history.append({"step": trainer.step, **figures, "metrics": held_out})
         self.log("held_out", held_out)
@@ -446,18 +446,18 @@ def train(
     Args:
         sources: A dataset, several, or a mapping of ids to weights.
         given: Configuration, see `settings`.
-        out: Folder of the agent; until it is done it holds the checkpoint, and afterwards the logs and `RESULT` too.
-        resume: Go on from the checkpoint in `out`, as if the run had not been stopped.
+        out: Folder of the agent; it first holds the checkpoint, and at the end also the logs and `RESULT`.
+        resume: Continue from the checkpoint in `out`, as if the run had not been stopped.
         progress: Called after each step with the share of the training that is done.
         say: Told what happens, line by line.
 
     Returns:
-        The result, as `RESULT` has it.
+        The result, as in `RESULT`.
 
     Raises:
         L4SError: A setting, dataset or folder cannot be used, an extra is missing, or the loss is not finite.
         KeyboardInterrupt: It was stopped by Ctrl-C or SIGTERM, and left a checkpoint.
     """
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices):  # the caller's random numbers stay as they are
+    with torch.random.fork_rng(devices):  # the caller's random state stays unchanged
         return _Run(Trainer(sources, given), Path(out), say).go(resume=resume, progress=progress)

@@ -140,11 +140,11 @@ def test_failing_to_save_leaves_the_old(make_model: Any, tmp_path: Path, monkeyp
     with pytest.raises(L4SError, match="holds something that is no agent"):
         saving.save(model, tmp_path / "home")
     model.backbone.merge()
-    with pytest.raises(L4SError, match="save it before"):
+    with pytest.raises(L4SError, match="save it before that"):
         saving.save(model, tmp_path / "agent")
     plain = make_model(lora=LoraConfig())
     optimize(plain)
-    with pytest.raises(L4SError, match="save it before"):
+    with pytest.raises(L4SError, match="save it before that"):
         saving.save(plain, tmp_path / "agent")
 
 

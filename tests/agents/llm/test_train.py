@@ -126,7 +126,7 @@ def test_sequences_never_straddle_runs(tmp_path: Path) -> None:
 
     def poisoned(observations: Any, rng: np.random.Generator) -> Any:
         runs = [len(observations)]
-        observations[:, 7] = lengths.index(runs[0] - 1) / 10.0  # each run bears its number
+        observations[:, 7] = lengths.index(runs[0] - 1) / 10.0  # each run has its number
         return by_chance(observations, rng)
 
     found = corpus(dataset(tmp_path, lengths, poisoned), held_out=0.34, imbalance={"kind": "sample"})
