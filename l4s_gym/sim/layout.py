@@ -204,6 +204,7 @@ ENV_ROWS: Final[tuple[Row, ...]] = (
     ("card", "i4", "-", "Network card whose turn it is."),
     ("budget", "i4", "packets", "That it may still hand on."),
     ("even", "i1", "flag", "Whether an agent's probabilities hit evenly instead of at random."),
+    ("guarded", "i1", "flag", "Whether they keep L's own threshold, and drop ECN packets in overload."),
     ("called", "i1", "-", "Whether the processor has work (1), or has printed its line (2)."),
     ("late", "i1", "bits", "Queues whose update waits for the processor."),
     ("policy_at", "i8", "address", "Of the policy that decides in the engine (`l4s_gym.sim.policy`)."),
