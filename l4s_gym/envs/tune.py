@@ -17,8 +17,8 @@ from l4s_gym.sim.scenario import Scenarios, load_all
 
 PARAMETERS: Final = ("target", "alpha", "beta", "coupling", "threshold")
 """What the five numbers of an action scale, in their order."""
-LOWEST: Final = np.array([0.09, 0.09, 0.09, 0.5, 0.15])
-HIGHEST: Final = np.array([11.0, 11.0, 11.0, 4.2, 6.8])
+LOWEST: Final = np.array([0.13, 0.25, 0.5, 0.5, 0.15])
+HIGHEST: Final = np.array([4.0, 2.0, 6.0, 4.2, 6.8])
 """Factors at -1 and at 1."""
 
 
@@ -78,15 +78,15 @@ class DualPI2TuneEnv(_Parameters, IntervalEnv):
 
     | # | parameter | factor at -1 | at 1 | option of `dualpi2_rfc9332` | of `dualpi2_linux` |
     |---|---|---|---|---|---|
-    | 0 | target delay | 0.09 | 11 | `target_ms` | `target_ms` |
-    | 1 | integral gain | 0.09 | 11 | `alpha` | `alpha`, 200 of the kernel's units at most |
-    | 2 | proportional gain | 0.09 | 11 | `beta` | `beta`, 4600 of the kernel's units at most |
+    | 0 | target delay | 0.13 | 4 | `target_ms` | `target_ms` |
+    | 1 | integral gain | 0.25 | 2 | `alpha` | `alpha` |
+    | 2 | proportional gain | 0.5 | 6 | `beta` | `beta` |
     | 3 | coupling k | 0.5 | 4.2 | `coupling`, at least 1 | `coupling`, a whole number from 2 on |
     | 4 | threshold of L | 0.15 | 6.8 | `min_th_us`, the foot of the ramp | `step_ms` |
 
-    Below these k the overload drops of L would never begin; above these gains the kernel's arithmetic would lose bits.
-    `benchmarks/studies/tune` shows for which of these values the linearised loop is stable, and what C's delay does
-    elsewhere.
+    Below these k the overload drops of L would never begin. The linearised loop is stable in a part of the box only, at
+    an RTT of 100 ms not even with RFC 9332's own values; `benchmarks/studies/tune` shows which part, and that delays stay
+    bounded in all of it. What unstable parameters cost is throughput.
 
     ## Observation space
 

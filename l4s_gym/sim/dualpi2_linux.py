@@ -303,8 +303,8 @@ DUALPI2_LINUX: Final = Discipline(
     tune=(
         Tuned("target_us", 0, (1 << 32) // 1000),
         # A second of delay that has grown by 16 ms since the last update is a step of p' below 2^32.
-        Tuned("alpha", 0, 200),
-        Tuned("beta", 0, 4_600),
+        Tuned("alpha", 0, 128),
+        Tuned("beta", 0, 9_000),
         Tuned("coupling", 2, MOST_COUPLING),  # at k = 1 the qdisc takes nothing for overload
         Tuned("step_ns", 0, 1 << 31),
     ),
