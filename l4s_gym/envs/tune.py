@@ -20,12 +20,13 @@ PARAMETERS: Final = ("target", "alpha", "beta", "coupling", "threshold")
 LOWEST: Final = np.array([0.13, 0.25, 0.5, 0.5, 0.15])
 HIGHEST: Final = np.array([4.0, 2.0, 6.0, 4.2, 6.8])
 """Factors at -1 and at 1."""
+_LOGS: Final = -np.log(LOWEST), np.log(HIGHEST)
 
 
 def factors(actions: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Convert actions in [-1, 1] to factors (..., 5): linear in their logarithm on either side of 0, where they are 1."""
     a = np.asarray(actions, np.float64)
-    exponents: npt.NDArray[np.float64] = np.where(a < 0.0, -a * np.log(LOWEST), a * np.log(HIGHEST))
+    exponents: npt.NDArray[np.float64] = a * np.where(a < 0.0, *_LOGS)
     return np.exp(exponents)
 
 

@@ -75,8 +75,9 @@ def tuned_fields(
         L4SError: An operator's value lies outside the bounds.
     """
     least, most = (np.array(bounds) for bounds in list(zip(*tune, strict=True))[1:])
-    outside = ((given < least) | (given > most)).reshape(-1, len(tune)).any(0)
-    for each in (field for field, bad in zip(tune, outside, strict=True) if bad):
+    outside = (given < least) | (given > most)
+    if outside.any():
+        each = tune[int(np.nonzero(outside)[-1][0])]
         raise L4SError(f"{each.name}: the operator's value must be from {each.least} to {each.most} to be scaled")
     return np.clip(np.rint(given * factors).astype(np.int64), least, most)
 
