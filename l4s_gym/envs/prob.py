@@ -41,8 +41,8 @@ class DualPI2ProbEnv(_Probabilities, IntervalEnv):
     The simulator of `L4S-DualPI2-v0` as a continuous control problem. For each control interval (16 ms by
     default) the agent sets the mark or drop probability of queue C (ECT packets are marked, others are dropped) and
     the mark probability of queue L, as a PI controller would. As in RFC 9332, L's own ramp or threshold (RFC 9332's
-    ramp where the discipline has none) still marks where it asks for more than the agent, and from p_C = 25 % on ECT packets are dropped too: in C those that p_C
-    hits, in L as many, and the rest of L is marked.
+    ramp where the discipline has none) still marks where it asks for more than the agent, and from p_C = 25 % on ECT
+    packets are dropped too: in C those that p_C hits, in L as many, and the rest of L is marked.
 
     ## Action space
 
