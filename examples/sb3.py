@@ -8,7 +8,6 @@ Stable-Baselines3 is no dependency of l4s-gym.
 
 import argparse
 
-import gymnasium as gym
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
@@ -19,22 +18,11 @@ ID = "l4s_gym:L4S-DualPI2-Prob-v0"
 SCENARIO = {"scenario": "l4s-llm-testbed"}
 
 
-class Tenth(gym.ActionWrapper):
-    """Actions of [-1, 1] as probabilities up to 1/10, on a square scale: small ones matter most."""
-
-    def __init__(self, env):
-        super().__init__(env)
-        self.action_space = gym.spaces.Box(-1.0, 1.0, (2,))
-
-    def action(self, action):
-        return (0.1 * (0.5 * (action + 1.0)) ** 2).astype("float32")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=200_000)
     torch.set_num_threads(1)  # faster for networks this small
-    envs = make_vec_env(ID, n_envs=8, seed=0, env_kwargs=SCENARIO, wrapper_class=Tenth)
+    envs = make_vec_env(ID, n_envs=8, seed=0, env_kwargs=SCENARIO)
     scaled = VecNormalize(envs, norm_obs=False, gamma=0.99)
     model = PPO("MlpPolicy", scaled, n_steps=512, batch_size=512, verbose=1, device="cpu")
     model.learn(parser.parse_args().steps)

@@ -15,7 +15,7 @@ from l4s_gym.errors import L4SError
 
 __version__ = "0.1.0"
 
-ENV_IDS = ("L4S-DualPI2-v0", "L4S-DualPI2-Prob-v0")
+ENV_IDS = ("L4S-DualPI2-v0", "L4S-DualPI2-Prob-v0", "L4S-DualPI2-Tune-v0")
 """The simulated environments."""
 REPLAY_ID = "L4S-DualPI2-Replay-v0"
 """The environment that plays back logged decisions."""
@@ -33,6 +33,11 @@ _SPECS: dict[str, dict[str, Any]] = {
     ENV_IDS[1]: {
         "entry_point": "l4s_gym.envs.prob:DualPI2ProbEnv",
         "vector_entry_point": "l4s_gym.envs.prob:DualPI2ProbVectorEnv",
+        **_BARE,
+    },
+    ENV_IDS[2]: {
+        "entry_point": "l4s_gym.envs.tune:DualPI2TuneEnv",
+        "vector_entry_point": "l4s_gym.envs.tune:DualPI2TuneVectorEnv",
         **_BARE,
     },
     REPLAY_ID: {"entry_point": "l4s_gym.envs.replay:DualPI2ReplayEnv"},

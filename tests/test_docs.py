@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import io
 import os
 import re
@@ -21,7 +22,9 @@ import l4s_gym
 from l4s_gym import schema
 from l4s_gym.cli import GROUPS, main
 from l4s_gym.envs.dualpi2 import DualPI2Env
-from l4s_gym.sim import disciplines, layout, measure, scenario
+from l4s_gym.envs.prob import DualPI2ProbEnv
+from l4s_gym.envs.tune import HIGHEST, LOWEST, DualPI2TuneEnv
+from l4s_gym.sim import disciplines, intervals, layout, measure, scenario
 
 ROOT = Path(__file__).parents[1]
 SITE: dict[str, Any] = runpy.run_path(str(ROOT / "docs" / "hooks.py"), run_name="hooks")
@@ -38,6 +41,20 @@ def test_the_page_of_the_environment_names_every_feature() -> None:
     page = DualPI2Env.__doc__ or ""
     for number, name in enumerate(schema.OBSERVED):
         assert f"| {number} | {name}" in page
+
+
+def test_the_pages_of_intervals_have_the_tables_of_their_features() -> None:
+    for cls, features in ((DualPI2ProbEnv, intervals.INTERVAL), (DualPI2TuneEnv, intervals.FEATURES)):
+        page = inspect.cleandoc(cls.__doc__ or "")
+        assert f"{intervals.markdown_table(features)}\n\n" in page
+        assert f"`Box({len(features)},) float32`" in page
+
+
+def test_the_page_of_parameters_has_their_bounds() -> None:
+    for k, bounds in enumerate(zip(LOWEST, HIGHEST, strict=True)):
+        assert re.search(
+            rf"^ *\| {k} \| [^|]+ \| {bounds[0]:g} \| {bounds[1]:g} \|", DualPI2TuneEnv.__doc__ or "", re.M
+        )
 
 
 def test_the_page_of_the_environment_names_every_statistic() -> None:

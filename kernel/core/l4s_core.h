@@ -128,19 +128,19 @@
 	    "shield: time for which the native law then decides, us")          \
 	X(shield_hits, 256, 0, 65536,                                          \
 	    "shield: drops and marks of an agent, 1/256 of the law's; 0: all") \
-	X(law_target_low, 5898, 1, 65536,                                      \
+	X(law_target_low, 8520, 1, 65536,                                      \
 	    "law: least target, 1/65536 of the operator's")                    \
-	X(law_target_high, 720896, 65536, 16777216,                            \
+	X(law_target_high, 262144, 65536, 16777216,                            \
 	    "law: greatest target, 1/65536 of the operator's")                 \
-	X(law_alpha_low, 5898, 1, 65536,                                       \
+	X(law_alpha_low, 16384, 1, 65536,                                      \
 	    "law: least integral gain, 1/65536 of the operator's")             \
-	X(law_alpha_high, 720896, 65536, 16777216,                             \
+	X(law_alpha_high, 131072, 65536, 16777216,                             \
 	    "law: greatest integral gain, 1/65536 of the operator's")          \
-	X(law_beta_low, 5898, 1, 65536,                                        \
+	X(law_beta_low, 32768, 1, 65536,                                       \
 	    "law: least proportional gain, 1/65536 of the operator's")         \
-	X(law_beta_high, 720896, 65536, 16777216,                              \
+	X(law_beta_high, 393216, 65536, 16777216,                              \
 	    "law: greatest proportional gain, 1/65536 of the operator's")      \
-	X(law_coupling_low, 15729, 1, 65536,                                   \
+	X(law_coupling_low, 32768, 1, 65536,                                   \
 	    "law: least coupling, 1/65536 of the operator's")                  \
 	X(law_coupling_high, 275251, 65536, 16777216,                          \
 	    "law: greatest coupling, 1/65536 of the operator's")               \

@@ -16,7 +16,7 @@ from l4s_gym.errors import L4SError
 from l4s_gym.schema import ENQUEUE
 from l4s_gym.sim import layout, measure
 from l4s_gym.sim.batch import Batch
-from l4s_gym.sim.intervals import HIGH, Intervals
+from l4s_gym.sim.intervals import INTERVAL, Feature, Intervals, high
 from l4s_gym.sim.scenario import Scenarios, load_all
 
 Floats = npt.NDArray[np.float32]
@@ -35,6 +35,8 @@ class Form:
     """Description of an action, for errors."""
     decider: ClassVar[int]
     """Who decides about packets, `layout.NATIVE` or `layout.PROBABILITY`."""
+    features: ClassVar[tuple[Feature, ...]] = INTERVAL
+    """What is observed."""
     batch: Batch
     intervals: Intervals
     _interval_ns: int
@@ -67,7 +69,7 @@ class Form:
         rewards.check_timed(reward)
         self.batch = Batch(load_all(scenario, horizon_s), n, decider=self.decider, reward=reward, **options)
         self._interval_ns = round(control_interval_ms * 1e6)
-        self.intervals = Intervals(self.batch, self._interval_ns)
+        self.intervals = Intervals(self.batch, self._interval_ns, self.features)
 
     def _identity(self) -> dict[str, str]:
         made = {"control_interval_ns": self._interval_ns, **self._made()}
@@ -90,9 +92,10 @@ class Form:
         return dict(zip(layout.COMPONENTS, self.intervals.components[i].tolist(), strict=True))
 
     def _spaces(self) -> tuple[gym.spaces.Box, gym.spaces.Box]:
-        """Return the spaces of an action (K,) and of an observation (12,)."""
-        low, high = (bounds.astype(np.float32) for bounds in (self.low, self.high))
-        return gym.spaces.Box(low, high), gym.spaces.Box(np.zeros_like(HIGH), HIGH)
+        """Return the spaces of an action (K,) and of an observation (F,)."""
+        action = gym.spaces.Box(self.low.astype(np.float32), self.high.astype(np.float32))
+        bounds = high(self.features)
+        return action, gym.spaces.Box(np.zeros_like(bounds), bounds)
 
 
 class IntervalEnv(Form, SimulatedEnv[Floats, Floats]):
@@ -100,7 +103,7 @@ class IntervalEnv(Form, SimulatedEnv[Floats, Floats]):
 
     metadata: dict[str, Any] = metadata()
     _parts = (*SimulatedEnv._parts, "intervals")
-    _values = ("_np_random", "_np_random_seed", "_ready")
+    _values: ClassVar[tuple[str, ...]] = ("_np_random", "_np_random_seed", "_ready")
 
     def _open(
         self, scenario: Scenarios, *, render_mode: RenderMode | None = None, render_fps: float = FPS, **arguments: Any

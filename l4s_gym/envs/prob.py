@@ -15,16 +15,21 @@ from l4s_gym.sim import layout
 from l4s_gym.sim.scenario import Scenarios
 
 
+def probabilities(actions: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Convert actions in [-1, 1] to probabilities: 10^-4 to 1 on a log scale, and 0 at -1."""
+    return np.where(actions > -1.0, 10.0 ** (2.0 * actions - 2.0), 0.0)
+
+
 class _Probabilities(Form):
-    low, high = np.zeros(2), np.ones(2)
-    asks = "two probabilities in [0, 1], for L and for C"
+    low, high = np.full(2, -1.0), np.ones(2)
+    asks = "two numbers in [-1, 1], for C and for L"
     decider = layout.PROBABILITY
     _even: bool
 
     def _write(self, actions: npt.NDArray[np.float64]) -> None:
         records = self.batch.env
-        records["p_l"], records["p_c"] = actions.T
-        records["even"] = self._even
+        records["p_c"], records["p_l"] = probabilities(actions).T
+        records["even"], records["guarded"] = self._even, True
 
     def _made(self) -> dict[str, Any]:
         return {"even": self._even}
@@ -35,27 +40,30 @@ class DualPI2ProbEnv(_Probabilities, IntervalEnv):
     ## Description
 
     The simulator of `L4S-DualPI2-v0` as a continuous control problem. For each control interval (16 ms by
-    default) the agent sets the mark probability of queue L, and the mark or drop probability of queue C
-    (ECT packets are marked, others are dropped), as a PI controller would.
+    default) the agent sets the mark or drop probability of queue C (ECT packets are marked, others are dropped) and
+    the mark probability of queue L, as a PI controller would. As in RFC 9332, L's own ramp or threshold (RFC 9332's
+    ramp where the discipline has none) still marks where it asks for more than the agent, and from p_C = 25 % on ECT
+    packets are dropped too: in C those that p_C hits, in L as many, and the rest of L is marked.
 
     ## Action space
 
-    `Box(0, 1, (2,), float32)`: probability for L, probability for C. Packets are hit at random, or evenly
-    (RFC 9332's `recur()`) with `even=True`.
+    `Box(-1, 1, (2,), float32)` for C and L, each a probability on a log scale: 10^(2a - 2), from 10^-4 to 1; a = -1 is
+    exactly 0. Packets of C are hit as they arrive, those of L as they leave; at random, or evenly (RFC 9332's
+    `recur()`) with `even=True`.
 
     ## Observation space
 
     `Box(12,) float32`, over the last interval, C before L:
 
-    | # | feature | unit of 1 | at most |
-    |---|---|---|---|
-    | 0, 1 | mean sojourn of the packets that left | 15 ms, 1 ms | 100 |
-    | 2, 3 | bytes queued at the end | one reference delay (15 ms, 1 ms) at the link's rate | 100 |
-    | 4, 5 | bytes offered | the link's capacity in the interval | 100 |
-    | 6, 7 | share of offered packets marked | 1 | 1 |
-    | 8, 9 | share of offered packets dropped | 1 | 1 |
-    | 10 | bytes served | the link's mean capacity in the interval | 10 |
-    | 11 | base probability of the discipline below the agent | 1 | 1 |
+    | # | feature | what it is | unit of 1 | at most |
+    | --- | --- | --- | --- | --- |
+    | 0, 1 | `delay_c`, `delay_l` | mean sojourn of the packets that left | 15 ms, 1 ms | 100 |
+    | 2, 3 | `queued_c`, `queued_l` | bytes queued at the end, at the link's mean rate | 15 ms, 1 ms | 100 |
+    | 4, 5 | `offered_c`, `offered_l` | bytes offered | the link's mean capacity in the interval | 100 |
+    | 6, 7 | `marked_c`, `marked_l` | share of the offered packets that was marked | 1 | 1 |
+    | 8, 9 | `dropped_c`, `dropped_l` | share of the offered packets that was dropped | 1 | 1 |
+    | 10 | `used` | bytes served | the link's mean capacity in the interval | 10 |
+    | 11 | `probability` | base probability of the discipline | 1 | 1 |
 
     ## Rewards, starting state, episode end, arguments, pictures, copies
 

@@ -35,7 +35,7 @@ class SimulatedVectorEnv(Snapshots, VectorEnv[npt.NDArray[np.float32], Actions, 
     metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": _MODES["next_step"]}
     batch: Batch
     _parts: ClassVar[tuple[str, ...]] = ("batch",)
-    _values = ("_rngs", "_ended")
+    _values: ClassVar[tuple[str, ...]] = ("_rngs", "_ended")
 
     @property
     def _obs(self) -> npt.NDArray[np.float32]:

@@ -15,7 +15,7 @@ from l4s_gym.bridge.client import TIMEOUT_S, BridgeError, Client
 from l4s_gym.bridge.wire import Law
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.live.environment import NOBODY, DualPI2LiveEnv, LiveEnv, check_positive
-from l4s_gym.sim.intervals import HIGH
+from l4s_gym.sim.intervals import INTERVAL, high
 
 Floats = npt.NDArray[np.float32]
 
@@ -41,7 +41,7 @@ def _grown(old: Law, new: Law, name: str, cls: int) -> int:
 def observation_of(old: Law, new: Law) -> Floats:
     """What was seen between two looks at a queue whose rate is known, (12,): as `sim.intervals` does."""
     capacity = max(new.rate_bps * (new.clock_us - old.clock_us) / 8e6, 1.0)
-    seen = np.zeros(len(HIGH))
+    seen = np.zeros(len(INTERVAL))
     for cls, reference_ns in enumerate(_REFERENCE_NS):
         packets = max(_grown(old, new, "offered", cls), 1)
         left = max(_grown(old, new, "left", cls), 1)
@@ -54,7 +54,7 @@ def observation_of(old: Law, new: Law) -> Floats:
         )
     served = int(new.entry["law"]["served_bytes"]) - int(old.entry["law"]["served_bytes"])
     seen[10:] = served / capacity, new.prob
-    return np.clip(seen, 0.0, HIGH).astype(np.float32)
+    return np.clip(seen, 0.0, high(INTERVAL)).astype(np.float32)
 
 
 class DualPI2LiveLawEnv(LiveEnv[Floats]):
@@ -86,7 +86,7 @@ class DualPI2LiveLawEnv(LiveEnv[Floats]):
         )
         self._open(Client(socket, timeout_s=timeout_s), reward, horizon_s)
         self.action_space = gym.spaces.Box(-1.0, 1.0, (len(wire.LAW_PARAMETERS),))
-        self.observation_space = gym.spaces.Box(np.zeros_like(HIGH), HIGH)
+        self.observation_space = gym.spaces.Box(np.zeros(len(INTERVAL), np.float32), high(INTERVAL))
         self._interval_s, self._lifetime_ms = control_interval_ms / 1e3, max(round(lifetime_ms), 1)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Floats, dict[str, Any]]:

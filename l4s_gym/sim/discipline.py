@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from msgspec import Meta, Struct
 
+from l4s_gym.errors import L4SError
 from l4s_gym.sim.layout import Row, dtype_of
 from l4s_gym.sim.memory import own_records
 
@@ -43,6 +45,41 @@ class Path(NamedTuple):
     rate_bps: float
     packet_bytes: int
     buffer_bytes: float
+
+
+class Tuned(NamedTuple):
+    """A field of a discipline that may be scaled while it runs.
+
+    Attributes:
+        name: Of the field, among those that `setup` returns.
+        least: Smallest value with which the law works as it should.
+        most: Largest one; all within these bounds stay within what the law's arithmetic holds.
+    """
+
+    name: str
+    least: int
+    most: int
+
+
+def tuned_fields(
+    tune: tuple[Tuned, ...], given: npt.NDArray[np.int64], factors: npt.NDArray[np.float64]
+) -> npt.NDArray[np.int64]:
+    """Values of the fields `tune` for factors of the operator's values, rounded and held within their bounds.
+
+    Args:
+        tune: K fields.
+        given: The operator's values (..., K).
+        factors: (..., K).
+
+    Raises:
+        L4SError: An operator's value lies outside the bounds.
+    """
+    least, most = (np.array(bounds) for bounds in list(zip(*tune, strict=True))[1:])
+    outside = (given < least) | (given > most)
+    if outside.any():
+        each = tune[int(np.nonzero(outside)[-1][0])]
+        raise L4SError(f"{each.name}: the operator's value must be from {each.least} to {each.most} to be scaled")
+    return np.clip(np.rint(given * factors).astype(np.int64), least, most)
 
 
 class Records(NamedTuple):
@@ -111,6 +148,9 @@ class Discipline:
         burst_allowance_us: env, index -> time left in which nothing is dropped, us. Without: 0.
         current_delay_us: env, index -> queue delay that it uses, us. Without: sojourn of the last packet that left.
         old_delay_us: env, index -> queue delay at the last update, us. Without: 0.
+        threshold_l4s: env, p -> probability by which L's own threshold or ramp marks a packet that has been taken from
+            L, 2^-32. Without: RFC 9332's ramp with its defaults.
+        tune: The fields that `L4S-DualPI2-Tune-v0` scales. Without: it does not take the discipline.
     """
 
     name: str
@@ -138,6 +178,8 @@ class Discipline:
     burst_allowance_us: Any = None
     current_delay_us: Any = None
     old_delay_us: Any = None
+    threshold_l4s: Any = None
+    tune: tuple[Tuned, ...] = ()
 
 
 HOOKS: Final = {
@@ -152,6 +194,7 @@ HOOKS: Final = {
     **dict.fromkeys(("note_foreign_decision", "after_decision"), "env, index, action"),
     **dict.fromkeys(("update", "base_probability", "accumulated_probability"), "env, index"),
     **dict.fromkeys(("burst_allowance_us", "current_delay_us", "old_delay_us"), "env, index"),
+    "threshold_l4s": "env, p",
 }
 """The functions of a discipline and their parameters, in the order of their addresses."""
 VOID: Final = ("note_foreign_decision", "after_decision", "after_enqueue", "after_dequeue")

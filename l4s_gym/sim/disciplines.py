@@ -18,7 +18,7 @@ from l4s_gym.sim.curvy_red import CURVY_RED
 from l4s_gym.sim.discipline import HOOKS, VOID, Discipline
 from l4s_gym.sim.dualpi2_freebsd import DUALPI2_FREEBSD
 from l4s_gym.sim.dualpi2_linux import DUALPI2_LINUX
-from l4s_gym.sim.dualpi2_rfc9332 import DUALPI2_RFC9332
+from l4s_gym.sim.dualpi2_rfc9332 import DUALPI2_RFC9332, laqm
 from l4s_gym.sim.events import head_delay_ns, set_time
 from l4s_gym.sim.fifo import FIFO
 from l4s_gym.sim.fifo import has_room as fits_buffer
@@ -141,6 +141,12 @@ def _sojourn_us(env: Any, index: int) -> int:
     return queue_at(env, index).delay_ns // 1000
 
 
+@jit
+def _ramp(env: Any, p: int) -> int:
+    q = queue_at(env, 1)
+    return laqm(q.delay_ns, 800_000, 400_000) if q.packets > 0 else 0
+
+
 # `l4s_gym.sim.discipline.Discipline` describes each hook and its default.
 classify = _dispatch("classify", _only_queue)
 decide_at_enqueue = _dispatch("decide_at_enqueue", _enqueue)
@@ -158,6 +164,7 @@ accumulated_probability = _dispatch("accumulated_probability", _zero)
 burst_allowance_us = _dispatch("burst_allowance_us", _zero)
 current_delay_us = _dispatch("current_delay_us", _sojourn_us)
 old_delay_us = _dispatch("old_delay_us", _zero)
+threshold_l4s = _dispatch("threshold_l4s", _ramp)
 
 
 @jit

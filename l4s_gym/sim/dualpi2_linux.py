@@ -18,8 +18,8 @@ from typing import Annotated, Any, Final
 from msgspec import Meta, Struct
 
 from l4s_gym.schema import DROP, ENQUEUE, MARK, NOT_ECT
-from l4s_gym.sim.discipline import Count, Discipline, Gain, Interval, NonNegative, Path, records
-from l4s_gym.sim.dualpi2_rfc9332 import classify
+from l4s_gym.sim.discipline import Count, Discipline, Gain, Interval, NonNegative, Path, Tuned, records
+from l4s_gym.sim.dualpi2_rfc9332 import ONE, classify
 from l4s_gym.sim.events import head_delay_ns, random32
 from l4s_gym.sim.jit import jit, public
 from l4s_gym.sim.memory import packet_at, queue_at
@@ -220,6 +220,14 @@ def decide(env: Any, index: int, p: int) -> int:
 
 
 @jit
+def threshold_l4s(env: Any, p: int) -> int:
+    """The step of L."""
+    my, q = of_env(env), queue_at(env, 1)
+    over = packet_at(env, p).step_ok != 0 and exceeds_step(q.delay_ns, q.packets, my.step_ns, my.step_packets)
+    return ONE if over else 0
+
+
+@jit
 def after_enqueue(env: Any, index: int, p: int) -> None:
     """Note whether a packet has found enough others in its queue for the step."""
     packet_at(env, p).step_ok = 1 if queue_at(env, index).packets > of_env(env).min_qlen_step else 0
@@ -291,4 +299,13 @@ DUALPI2_LINUX: Final = Discipline(
     update=update,
     base_probability=base_probability,
     old_delay_us=old_delay_us,
+    threshold_l4s=threshold_l4s,
+    tune=(
+        Tuned("target_us", 0, (1 << 32) // 1000),
+        # A second of delay that has grown by 16 ms since the last update is a step of p' below 2^32.
+        Tuned("alpha", 0, 128),
+        Tuned("beta", 0, 9_000),
+        Tuned("coupling", 2, MOST_COUPLING),  # at k = 1 the qdisc takes nothing for overload
+        Tuned("step_ns", 0, 1 << 31),
+    ),
 )

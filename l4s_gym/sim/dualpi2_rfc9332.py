@@ -16,7 +16,7 @@ from msgspec import Struct
 from l4s_gym.errors import L4SError
 from l4s_gym.schema import DROP, ENQUEUE, MARK, MAX_PROB, NOT_ECT
 from l4s_gym.sim import fifo
-from l4s_gym.sim.discipline import Count, Discipline, Fraction, Interval, NonNegative, Path, Positive, records
+from l4s_gym.sim.discipline import Count, Discipline, Fraction, Interval, NonNegative, Path, Positive, Tuned, records
 from l4s_gym.sim.events import head_delay_ns
 from l4s_gym.sim.jit import jit, public
 from l4s_gym.sim.layout import Row
@@ -319,6 +319,13 @@ def decide(env: Any, index: int, p: int) -> int:
 
 
 @jit
+def threshold_l4s(env: Any, p: int) -> int:
+    """The ramp of L."""
+    my, q = of_env(env), queue_at(env, 1)
+    return laqm(q.delay_ns, my.min_th_ns, my.range_ns) if q.packets + 1 > my.th_len else 0
+
+
+@jit
 def update(env: Any, index: int) -> int:
     """Update the probability every T_UPDATE, by the older of both heads."""
     my = of_env(env)
@@ -362,4 +369,12 @@ DUALPI2_RFC9332: Final = Discipline(
     base_probability=base_probability,
     accumulated_probability=accumulated_probability,
     old_delay_us=old_delay_us,
+    threshold_l4s=threshold_l4s,
+    tune=(
+        Tuned("target_us", 0, (1 << 32) // 1000),  # times MOST_GAIN it stays below 2^62
+        Tuned("alpha_q", 0, MOST_GAIN),
+        Tuned("beta_q", 0, MOST_GAIN),
+        Tuned("coupling", 1 << 8, MOST_COUPLING),  # below k = 1, p_L never reaches 1: overload would not drop L
+        Tuned("min_th_ns", 0, LONGEST_NS),
+    ),
 )

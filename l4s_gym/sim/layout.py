@@ -211,6 +211,7 @@ ENV_ROWS: Final[tuple[Row, ...]] = (
     ("card", "i4", "-", "Network card that is served now."),
     ("budget", "i4", "packets", "Packets that this card may still pass on."),
     ("even", "i1", "flag", "Whether an agent's probabilities are spread evenly instead of drawn at random."),
+    ("guarded", "i1", "flag", "Whether they keep L's own threshold, and drop ECN packets in overload."),
     ("called", "i1", "-", "State of the processor: 1 has work, 2 has printed its line."),
     ("late", "i1", "bits", "Queues whose update waits for the processor."),
     ("policy_at", "i8", "address", "Address of the policy that decides in the engine (`l4s_gym.sim.policy`)."),

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from l4s_gym.schema import CE, DROP, ENQUEUE, MARK, NOT_ECT
 from l4s_gym.sim import disciplines, observation, receiver, router, tcp
+from l4s_gym.sim.dualpi2_rfc9332 import ONE
 from l4s_gym.sim.events import clock_ns, uniform
 from l4s_gym.sim.jit import jit, shared
 from l4s_gym.sim.layout import (
@@ -35,6 +36,8 @@ from l4s_gym.sim.packets import append, pop, push_transit, release
 
 OPPORTUNITY_BYTES = 1504
 """Bytes carried by one delivery opportunity of a Mahimahi trace (packet and header of the emulator)."""
+OVERLOAD = 0.25
+"""p_C from which an agent's probabilities drop ECN packets too: RFC 9332's p_Cmax, and p_L = 1 at k = 2."""
 
 
 @jit
@@ -108,6 +111,43 @@ def _leave_queue(env: Any, index: int) -> int:
     return p
 
 
+@jit
+def _is_hit(env: Any, index: int, prob: float) -> bool:
+    """Whether a probability that an agent has set hits the packet, evenly or at random."""
+    if env.even == 0:
+        return uniform(env) < prob
+    count = (env.recur_l if index == 1 else env.recur_c) + prob
+    hit = count > 1.0
+    if hit:
+        count -= 1.0
+    if index == 1:
+        env.recur_l = count
+    else:
+        env.recur_c = count
+    return hit
+
+
+@jit
+def _guarded_l4s(env: Any, p: int) -> int:
+    """Action for an L packet that leaves: p_L is at least its threshold's; overload drops by p_C, marks all else."""
+    if env.p_c >= OVERLOAD:
+        if _is_hit(env, 1, env.p_c):
+            return DROP
+    elif not _is_hit(env, 1, max(env.p_l, disciplines.threshold_l4s(env, p) / ONE)):
+        return ENQUEUE
+    return MARK if packet_at(env, p).ecn != NOT_ECT else DROP
+
+
+@jit
+def _foreign_action(env: Any, index: int, ecn: int) -> int:
+    """The action that the given probabilities yield for a packet that arrives; a guarded L is decided as it leaves."""
+    if env.guarded and index == 1:
+        return ENQUEUE
+    if not _is_hit(env, index, env.p_l if index == 1 else env.p_c):
+        return ENQUEUE
+    return DROP if ecn == NOT_ECT or (env.guarded and env.p_c >= OVERLOAD) else MARK
+
+
 @shared
 def dequeue(env: Any) -> int:
     """Return the next packet to send, or -1: the scheduler picks, the discipline may mark or drop."""
@@ -123,9 +163,11 @@ def dequeue(env: Any) -> int:
         action = ENQUEUE
         if a.decided == 0:
             action = disciplines.decide_at_dequeue(env, index, p)
-            if action != ENQUEUE and a.record >= 0:
-                log_at(env, a.record).action = action
-                log_at(env, a.record).applied_action = action
+        elif env.guarded and index == 1:
+            action = _guarded_l4s(env, p)
+        if action != ENQUEUE and a.record >= 0:
+            log_at(env, a.record).action = action
+            log_at(env, a.record).applied_action = action
         disciplines.after_dequeue(env, index, p, action)
         if action == DROP:
             drop(env, index, p)
@@ -411,26 +453,6 @@ def _wake(env: Any) -> None:
         env.sched_ns = env.link_at
     else:
         start_sending(env, env.now_ns)
-
-
-@jit
-def _foreign_action(env: Any, index: int, ecn: int) -> int:
-    """Return the action for a packet from the agent's probabilities (`L4S-DualPI2-Prob-v0`)."""
-    prob = env.p_l if index == 1 else env.p_c
-    if env.even:
-        count = (env.recur_l if index == 1 else env.recur_c) + prob
-        hit = count > 1.0
-        if hit:
-            count -= 1.0
-        if index == 1:
-            env.recur_l = count
-        else:
-            env.recur_c = count
-    else:
-        hit = uniform(env) < prob
-    if not hit:
-        return ENQUEUE
-    return MARK if ecn != NOT_ECT else DROP
 
 
 @jit

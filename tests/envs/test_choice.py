@@ -14,6 +14,7 @@ from gymnasium.utils import seeding
 import l4s_gym
 from l4s_gym.envs.dualpi2 import DualPI2Env
 from l4s_gym.envs.prob import DualPI2ProbEnv, DualPI2ProbVectorEnv
+from l4s_gym.envs.tune import DualPI2TuneEnv, DualPI2TuneVectorEnv
 from l4s_gym.envs.vector import DualPI2VectorEnv
 from l4s_gym.errors import L4SError
 from l4s_gym.sim import layout, measure
@@ -21,10 +22,11 @@ from l4s_gym.sim.batch import Batch
 from l4s_gym.sim.scenario import load, load_all, suite
 
 Plain = Callable[..., dict[str, Any]]
-ENV_ID, PROB_ID = l4s_gym.ENV_IDS
+ENV_ID = l4s_gym.ENV_IDS[0]
 NAMES = ["mixed", "lte", "web", "l4s-llm-testbed-vm"]
 """Of different sizes; fields that are drawn, a trace, and the testbed's router among them."""
-SINGLE, VECTOR = (DualPI2Env, DualPI2ProbEnv), (DualPI2VectorEnv, DualPI2ProbVectorEnv)
+SINGLE = (DualPI2Env, DualPI2ProbEnv, DualPI2TuneEnv)
+VECTOR = (DualPI2VectorEnv, DualPI2ProbVectorEnv, DualPI2TuneVectorEnv)
 
 
 def steps(env: Any, count: int) -> bytes:
@@ -34,7 +36,9 @@ def steps(env: Any, count: int) -> bytes:
     for _ in range(count):
         n = getattr(env, "num_envs", None)
         discrete = isinstance(env, DualPI2Env | DualPI2VectorEnv)
-        action: Any = rng.choice(3, n, p=[0.9, 0.05, 0.05]) if discrete else rng.random((2,) if n is None else (n, 2))
+        action: Any = (
+            rng.choice(3, n, p=[0.9, 0.05, 0.05]) if discrete else rng.uniform(-1, 0.5, env.action_space.shape)
+        )
         obs, reward, *_ = env.step(action)
         out += obs.tobytes() + np.asarray(reward).tobytes()
     return out
@@ -61,7 +65,7 @@ def test_the_seed_draws(cls: type[Any]) -> None:
     assert env.scenario.name == drawn[-1]
     without = [env.reset()[1]["scenario"] for _ in range(20)]
     assert set(without) == set(NAMES)
-    many = {DualPI2Env: DualPI2VectorEnv, DualPI2ProbEnv: DualPI2ProbVectorEnv}[cls](20, NAMES)
+    many = dict(zip(SINGLE, VECTOR, strict=True))[cls](20, NAMES)
     assert many.reset(seed=0)[1]["scenario"].tolist() == drawn
 
 

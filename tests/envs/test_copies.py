@@ -22,13 +22,14 @@ import pytest
 import l4s_gym
 from l4s_gym.envs.dualpi2 import DualPI2Env
 from l4s_gym.envs.prob import DualPI2ProbEnv, DualPI2ProbVectorEnv
+from l4s_gym.envs.tune import DualPI2TuneVectorEnv
 from l4s_gym.envs.vector import DualPI2VectorEnv
 from l4s_gym.errors import L4SError
 from l4s_gym.sim import layout, scenario
 from l4s_gym.sim.batch import PARALLEL_FROM, Batch
 from l4s_gym.sim.disciplines import AQMS
 
-ENV_ID, PROB_ID = l4s_gym.ENV_IDS
+ENV_ID, PROB_ID, TUNE_ID = l4s_gym.ENV_IDS
 Plain = Callable[..., dict[str, Any]]
 BEFORE, STEPS = 700, 1000
 
@@ -49,12 +50,13 @@ def go_on(env: Any, steps: int = STEPS, seed: int = 3) -> str:
     rng = np.random.default_rng(seed)
     digest = hashlib.sha256()
     count = getattr(env, "num_envs", 0)
-    discrete = isinstance(getattr(env, "single_action_space", env.action_space), gym.spaces.Discrete)
+    space = env.action_space
+    discrete = isinstance(getattr(env, "single_action_space", space), gym.spaces.Discrete)
     for _ in range(steps):
         if discrete:
             action: Any = rng.choice(3, count or None, p=[0.94, 0.03, 0.03])
         else:
-            action = (rng.random((count, 2) if count else 2) * 0.2).astype(np.float32)
+            action = rng.uniform(-1.0, 0.5, space.shape).astype(np.float32)
         came = env.step(action)
         digest.update(content(came))
         if not count and (came[2] or came[3]):
@@ -107,9 +109,12 @@ def makers(plain: Plain, log_path: Path) -> dict[str, Callable[[], Any]]:
         "intervals": functools.partial(gym.make, PROB_ID, scenario=short, even=True, render_mode="ansi"),
         "packets, several scenarios": functools.partial(gym.make, ENV_ID, scenario=several, horizon_s=0.3),
         "intervals, several scenarios": functools.partial(gym.make, PROB_ID, scenario=several, horizon_s=0.3),
+        "parameters": functools.partial(gym.make, TUNE_ID, scenario=several, horizon_s=0.3),
+        "parameters, Linux": functools.partial(gym.make, TUNE_ID, scenario=short, aqm="dualpi2_linux"),
         "replay": functools.partial(gym.make, l4s_gym.REPLAY_ID, log=log, mode="nearest", decision_interval=10),
         "vector": functools.partial(DualPI2VectorEnv, 3, short, autoreset_mode="same_step"),
         "vector, intervals": functools.partial(DualPI2ProbVectorEnv, 3, several, horizon_s=0.3, copy=False),
+        "vector, parameters": functools.partial(DualPI2TuneVectorEnv, 3, several, control_interval_ms=8.0),
         "vector with threads": functools.partial(DualPI2VectorEnv, PARALLEL_FROM, "mixed", copy=False),
         "vector of intervals": functools.partial(
             sync, [functools.partial(gym.make, PROB_ID, scenario=short, control_interval_ms=4.0)] * 2
@@ -129,6 +134,7 @@ def started(make: Callable[[], Any]) -> Any:
 NAMES = (
     *("packets", "packets, Linux, with pictures", "packets of the virtual machines", "packets of a trace"),
     *("packets, several scenarios", "intervals", "intervals, several scenarios", "replay"),
+    *("parameters", "parameters, Linux", "vector, parameters"),
     *("vector", "vector, intervals", "vector with threads", "vector of intervals", "vector of replays"),
 )
 

@@ -15,7 +15,7 @@ from l4s_gym import L4SError, rewards
 from l4s_gym.envs.multi import MultiObjective
 from l4s_gym.envs.prob import DualPI2ProbVectorEnv
 
-ENV_ID, PROB_ID = l4s_gym.ENV_IDS
+ENV_ID, PROB_ID, _ = l4s_gym.ENV_IDS
 Plain = Callable[..., dict[str, Any]]
 MIX = {"used": 0.5, "evenness": 0.5, "delay_c": -0.1, "delay_l": -0.25}
 SCALED = {"balance": (1, 0, 0.25, 0.25), "fair": (0, 1, 0.25, 0.25), "mix": (0.5, 0.5, 0.1, 0.25)}

@@ -18,7 +18,7 @@ from l4s_gym.envs.dualpi2 import DualPI2Env
 from l4s_gym.envs.rendering import COLUMN_NS, COLUMNS, FPS, draw
 from l4s_gym.errors import L4SError
 
-ENV_ID, PROB_ID = l4s_gym.ENV_IDS
+ENV_ID = l4s_gym.ENV_IDS[0]
 
 
 def make(env_id: str = ENV_ID, **kwargs: Any) -> Any:
@@ -28,7 +28,7 @@ def make(env_id: str = ENV_ID, **kwargs: Any) -> Any:
 
 def steps(env: Any, count: int) -> Iterator[int]:
     """So many steps; the simulated time after each, ns."""
-    action = 0 if isinstance(env.action_space, gym.spaces.Discrete) else np.zeros(2, np.float32)
+    action = 0 if isinstance(env.action_space, gym.spaces.Discrete) else np.zeros(env.action_space.shape, np.float32)
     for _ in range(count):
         env.step(action)
         yield int(env.batch.env["now_ns"][0])

@@ -15,21 +15,23 @@ import pytest
 import l4s_gym
 from l4s_gym.envs.intervals import Form, IntervalEnv, IntervalVectorEnv
 from l4s_gym.envs.prob import DualPI2ProbVectorEnv
+from l4s_gym.envs.tune import DualPI2TuneVectorEnv
 from l4s_gym.envs.vector import DualPI2VectorEnv
 from l4s_gym.errors import L4SError
 from l4s_gym.sim import layout
 from l4s_gym.sim.batch import PARALLEL_FROM
 
 Plain = Callable[..., dict[str, Any]]
-ENV_ID, PROB_ID = l4s_gym.ENV_IDS
+ENV_ID, PROB_ID, TUNE_ID = l4s_gym.ENV_IDS
 COUNT, SEED = 4, 21
 SHORT = {"mixed": 0.4, "web": 0.15, "l4s-llm-testbed": 1.0, "lte": 0.5}
 """Horizons (s) so short that every episode ends several times."""
 SEVERAL = "several"
-STEPS = {ENV_ID: 3000, PROB_ID: 300}
+STEPS = {ENV_ID: 3000, PROB_ID: 300, TUNE_ID: 300}
 CASES = [
     *((ENV_ID, name) for name in ("mixed", "web", "l4s-llm-testbed", SEVERAL)),
     *((PROB_ID, name) for name in ("mixed", "lte", SEVERAL)),
+    (TUNE_ID, SEVERAL),
 ]
 KINDS = getattr(gym.vector, "AutoresetMode", None)
 
@@ -58,10 +60,10 @@ def single(env_id: str, **arguments: Any) -> Any:
 
 
 def actions(count: int = COUNT, steps: int = STEPS[ENV_ID], env_id: str = ENV_ID) -> Any:
-    """Of the steps, (steps, count) or (steps, count, 2)."""
+    """Of the steps, (steps, count), or (steps, count, K) of intervals."""
     rng = np.random.default_rng(8)
-    if env_id == PROB_ID:
-        return (rng.random((steps, count, 2)) * 0.3).astype(np.float32)
+    if env_id != ENV_ID:
+        return rng.uniform(-1.0, 0.7, (steps, count, 2 if env_id == PROB_ID else 5)).astype(np.float32)
     return rng.choice(3, (steps, count), p=[0.9, 0.05, 0.05])
 
 
@@ -355,16 +357,16 @@ def test_bad_actions(given: Any) -> None:
     "given",
     [[[0.5, 0.5]] * 3, [0.5, 0.5], [[0.5]] * 4, [[0.5, 1.5]] * 4, [[0.5, np.nan]] * 4, 0.5, None, [["a", "b"]] * 4],
 )
-def test_bad_probabilities(given: Any) -> None:
+def test_bad_actions_of_intervals(given: Any) -> None:
     env = vector("web", env_id=PROB_ID)
     env.reset(seed=0)
     before = env.unwrapped.batch.env.copy()
-    with pytest.raises(L4SError, match="actions: give 4 rows, each of two probabilities"):
+    with pytest.raises(L4SError, match=r"actions: give 4 rows, each of two numbers in \[-1, 1\], for C and for L"):
         env.step(given)
     assert np.array_equal(before, env.unwrapped.batch.env)
 
 
-@pytest.mark.parametrize("cls", [DualPI2VectorEnv, DualPI2ProbVectorEnv])
+@pytest.mark.parametrize("cls", [DualPI2VectorEnv, DualPI2ProbVectorEnv, DualPI2TuneVectorEnv])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -392,6 +394,7 @@ def test_bad_arguments_of_their_own() -> None:
         (DualPI2ProbVectorEnv, {"control_interval_ms": 0}),
         (DualPI2ProbVectorEnv, {"control_interval_ms": "16"}),
         (DualPI2ProbVectorEnv, {"even": 2}),
+        (DualPI2TuneVectorEnv, {"control_interval_ms": -1.0}),
     ):
         with pytest.raises(L4SError, match=f"{next(iter(arguments))}="):
             cls(**arguments)

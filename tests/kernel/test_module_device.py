@@ -15,6 +15,7 @@ import pytest
 from l4s_gym.bridge import wire
 from l4s_gym.bridge.wire import ASK, ERROR, EVENT, HELLO, ROW, STATUS
 from l4s_gym.data.records import layout_digest
+from l4s_gym.envs import tune
 from l4s_gym.schema import ECT_1, RECORD
 from tests.kernel.module import (
     BY_OTHER,
@@ -573,15 +574,15 @@ def test_a_law_without_a_scheduler(library: Path) -> None:
         device = module.open()
         bounds = wire.read_hello(device.read()[0])
         assert bounds.law["coupling"] == bounds.law["threshold"] == (1.0, 1.0) and bounds.law_lifetime_ms == 1000
-        assert bounds.law["target"] == pytest.approx((0.09, 11.0), abs=1e-5)
+        assert bounds.law["target"] == pytest.approx((0.13, 4.0), abs=1e-5)
         device.ask(wire.ATTACH, 0)
         for kind in (wire.SET_LAW, wire.GET_LAW):
             assert device.ask(kind, *DOUBLE, 1000)[0]["error"]["code"] == wire.E_NO_DEVICE
         module.sysctl("variant", 1)
         reopened = module.open()
         bounds = wire.read_hello(reopened.read()[0])
-        assert bounds.law["coupling"] == pytest.approx((0.24, 4.2), abs=1e-5)
-        assert bounds.law["threshold"] == pytest.approx((0.15, 6.8), abs=1e-5)
+        for name, low, high in zip(tune.PARAMETERS, tune.LOWEST, tune.HIGHEST, strict=True):
+            assert bounds.law[name] == pytest.approx((low, high), abs=1e-5)  # those of `L4S-DualPI2-Tune-v0`
         for each in (device, reopened):
             each.close()
 
