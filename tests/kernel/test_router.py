@@ -425,11 +425,11 @@ from l4s_gym.bridge.client import Client
 with Client(sys.argv[1]) as client:
     client.attach(None)
     for turn in range(10**6):
-        client.set_law(target=(0.2, 5.0)[turn % 2], coupling=2.0, lifetime_ms=300)
+        client.set_law(target=(0.2, 4.0)[turn % 2], coupling=2.0, lifetime_ms=300)
         time.sleep(0.1)
 """
 """Sets parameters each 100 ms."""
-FIVE: dict[str, Any] = {"target": 0.5, "alpha": 2.0, "beta": 0.25, "coupling": 4.0, "threshold": 3.0}
+FIVE: dict[str, Any] = {"target": 0.5, "alpha": 2.0, "beta": 0.5, "coupling": 4.0, "threshold": 3.0}
 
 
 @pytest.mark.parametrize("bed", [TESTBED, RFC9332, LINUX], indirect=True, ids=["testbed", "rfc9332", "linux"])
