@@ -67,9 +67,9 @@ def test_zero_is_the_native_law(aqm: str, name: str, plain: Plain) -> None:
         env = DualPI2TuneEnv(scenario, aqm, interval_ms)
         env.reset(seed=4)
         found = play(env, lambda: np.zeros(5, np.float32))[1]["statistics"]
-        for name in ("components", "components_per_s"):
-            assert found.pop(name) == pytest.approx(expected[name], rel=1e-9)
-        assert found == {name: value for name, value in expected.items() if name in found}
+        for sums in ("components", "components_per_s"):
+            assert found.pop(sums) == pytest.approx(expected[sums], rel=1e-9)
+        assert found == {key: value for key, value in expected.items() if key in found}
 
 
 def test_operators_values_are_the_scale(plain: Plain) -> None:
