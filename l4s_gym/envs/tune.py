@@ -10,6 +10,7 @@ import numpy.typing as npt
 from l4s_gym.envs.intervals import Form, IntervalEnv, IntervalVectorEnv
 from l4s_gym.envs.rendering import FPS, RenderMode
 from l4s_gym.errors import L4SError
+from l4s_gym.rewards import Reward
 from l4s_gym.sim import disciplines, layout
 from l4s_gym.sim.discipline import tuned_fields
 from l4s_gym.sim.intervals import FEATURES
@@ -20,14 +21,20 @@ PARAMETERS: Final = ("target", "alpha", "beta", "coupling", "threshold")
 LOWEST: Final = np.array([0.13, 0.25, 0.5, 0.5, 0.15])
 HIGHEST: Final = np.array([4.0, 2.0, 6.0, 4.2, 6.8])
 """Factors at -1 and at 1."""
-_LOGS: Final = -np.log(LOWEST), np.log(HIGHEST)
 
 
-def factors(actions: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Convert actions in [-1, 1] to factors (..., 5): linear in their logarithm on either side of 0, where they are 1."""
+def factors(
+    actions: npt.ArrayLike, lowest: npt.ArrayLike = LOWEST, highest: npt.ArrayLike = HIGHEST
+) -> npt.NDArray[np.float64]:
+    """Convert actions in [-1, 1] to factors (..., 5): linear in their logarithm on either side of 0, where they are 1.
+
+    Args:
+        actions: (..., 5).
+        lowest: Factors at -1 (5,), to the bit.
+        highest: Factors at 1 (5,), to the bit.
+    """
     a = np.asarray(actions, np.float64)
-    exponents: npt.NDArray[np.float64] = a * np.where(a < 0.0, *_LOGS)
-    return np.exp(exponents)
+    return np.where(a > 0.0, np.power(highest, a), np.power(lowest, -a))
 
 
 class _Parameters(Form):
@@ -117,7 +124,8 @@ class DualPI2TuneEnv(_Parameters, IntervalEnv):
 
     ## Rewards, starting state, episode end, arguments, pictures, copies
 
-    As `L4S-DualPI2-v0`, rewards `balance` and `power`; without `decision_interval` and `info_record`, and with
+    As `L4S-DualPI2-v0`, without the reward `l4s_llm`, `decision_interval` and `info_record`. `info["components"]` has
+    the components of each step's reward; `l4s_gym.envs.multi.MultiObjective` makes them a reward vector. Further
 
     | argument | meaning |
     |---|---|
@@ -136,7 +144,7 @@ class DualPI2TuneEnv(_Parameters, IntervalEnv):
         scenario: Scenarios = "l4s-llm-testbed",
         aqm: str | None = "dualpi2_rfc9332",
         control_interval_ms: float = 16.0,
-        reward: str = "balance",
+        reward: Reward = "balance",
         render_mode: RenderMode | None = None,
         render_fps: float = FPS,
         horizon_s: float | None = None,
@@ -166,7 +174,7 @@ class DualPI2TuneVectorEnv(_Parameters, IntervalVectorEnv):
         scenario: Scenarios = "l4s-llm-testbed",
         aqm: str | None = "dualpi2_rfc9332",
         control_interval_ms: float = 16.0,
-        reward: str = "balance",
+        reward: Reward = "balance",
         render_mode: str | None = None,
         autoreset_mode: str = "next_step",
         copy: bool = True,

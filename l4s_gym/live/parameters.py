@@ -13,6 +13,7 @@ from l4s_gym import rewards
 from l4s_gym.bridge import wire
 from l4s_gym.bridge.client import TIMEOUT_S, BridgeError, Client
 from l4s_gym.bridge.wire import Law
+from l4s_gym.envs.tune import factors
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.live.environment import NOBODY, DualPI2LiveEnv, LiveEnv, check_positive
 from l4s_gym.sim.intervals import INTERVAL, high
@@ -28,8 +29,7 @@ _REFERENCE_NS: Final = (15e6, 1e6)
 
 def factors_of(action: npt.NDArray[np.floating], bounds: dict[str, tuple[float, float]]) -> dict[str, float]:
     """The factors that an action (5,) from -1 to 1 means, by the names of `wire.LAW_PARAMETERS`."""
-    pairs = zip(action.tolist(), bounds.items(), strict=True)
-    return {name: high**value if value > 0 else low**-value for value, (name, (low, high)) in pairs}
+    return dict(zip(bounds, factors(action, *zip(*bounds.values(), strict=True)).tolist(), strict=True))
 
 
 def _grown(old: Law, new: Law, name: str, cls: int) -> int:
