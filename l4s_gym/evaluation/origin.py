@@ -55,6 +55,15 @@ def append_run(path: Path, run: Mapping[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
+def write_run(out: Path, name: str, run: Mapping[str, Any], page: str) -> None:
+    """Append a run to NAME.json in the folder `out`, replace the page NAME.md there, and print where the run is."""
+    path = out / f"{name}.json"
+    runs = append_run(path, run)
+    with atomic_write(out / f"{name}.md") as file:
+        file.write(page.encode())
+    print(f"run {len(runs)} in {path}")
+
+
 def cpu_model() -> str:
     """Name of the processor."""
     try:

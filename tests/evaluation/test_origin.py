@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from l4s_gym.evaluation.origin import append_run, origin
+from l4s_gym.evaluation.origin import append_run, origin, write_run
 
 
 def test_runs_are_appended(tmp_path: Path) -> None:
@@ -18,3 +18,11 @@ def test_runs_are_appended(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         append_run(path, {"figure": object()})
     assert path.read_bytes() == before
+
+
+def test_a_page_stands_beside_its_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in (1, 2):
+        write_run(tmp_path / "new", "study", {"figure": number}, f"page {number}\n")
+    assert append_run(tmp_path / "new" / "study.json", {})[:2] == [{"figure": 1}, {"figure": 2}]
+    assert (tmp_path / "new" / "study.md").read_text() == "page 2\n"
+    assert capsys.readouterr().out.splitlines()[-1] == f"run 2 in {tmp_path / 'new' / 'study.json'}"

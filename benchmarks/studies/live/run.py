@@ -25,9 +25,8 @@ from l4s_gym.bridge import wire
 from l4s_gym.bridge.client import Client
 from l4s_gym.bridge.figures import Figures, read
 from l4s_gym.cli.arguments import command_line
-from l4s_gym.data.files import atomic_write
 from l4s_gym.evaluation import native
-from l4s_gym.evaluation.origin import append_run, origin
+from l4s_gym.evaluation.origin import origin, write_run
 from l4s_gym.live import programs
 from l4s_gym.live.control import Controller
 from l4s_gym.live.plan import inside
@@ -500,12 +499,7 @@ def main(
         data[name] = measures[name]()
     if out is None:
         return
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "live.json"
-    written = append_run(path, data)
-    with atomic_write(out / "live.md") as file:
-        file.write(markdown(data).encode())
-    print(f"run {len(written)} in {path}")
+    write_run(out, "live", data, markdown(data))
 
 
 if __name__ == "__main__":

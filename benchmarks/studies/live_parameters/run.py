@@ -22,8 +22,7 @@ import numpy as np
 from l4s_gym.bridge import wire
 from l4s_gym.bridge.client import Client
 from l4s_gym.cli.arguments import command_line
-from l4s_gym.data.files import atomic_write
-from l4s_gym.evaluation.origin import append_run, origin
+from l4s_gym.evaluation.origin import origin, write_run
 from l4s_gym.live.testbed import LiveTestbed
 from l4s_gym.markdown import table
 from l4s_gym.sim.scenario import from_dict
@@ -182,10 +181,7 @@ def main(
     out = out or (None if quick else RESULTS)
     if out is None:
         return
-    out.mkdir(parents=True, exist_ok=True)
-    append_run(out / "live_parameters.json", origin() | {"note": note, "seconds": seconds, "runs": runs})
-    with atomic_write(out / "live_parameters.md") as file:
-        file.write(markdown(runs).encode())
+    write_run(out, "live_parameters", origin() | {"note": note, "seconds": seconds, "runs": runs}, markdown(runs))
 
 
 if __name__ == "__main__":

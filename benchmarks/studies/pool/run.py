@@ -37,7 +37,7 @@ from l4s_gym.data.pools import Rows, load_rows
 from l4s_gym.data.trajectory import Trajectory
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.evaluation.demo import POOL_FILES, find_pools
-from l4s_gym.evaluation.origin import append_run, origin
+from l4s_gym.evaluation.origin import origin, write_run
 from l4s_gym.markdown import table
 from l4s_gym.schema import ACTIONS, ENQUEUE, OBSERVED
 
@@ -427,14 +427,9 @@ def picture(data: Mapping[str, Any]) -> Figure:
 
 def write(data: Mapping[str, Any], out: Path) -> None:
     """Append to pool.json; write the page and the picture."""
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "pool.json"
-    written = append_run(path, data)
-    with atomic_write(out / "pool.md") as file:
-        file.write(markdown(data).encode())
+    write_run(out, "pool", data, markdown(data))
     with atomic_write(out / "pool.png") as file:
         FigureCanvasAgg(picture(data)).print_png(file)
-    print(f"run {len(written)} in {path}")
 
 
 def main(

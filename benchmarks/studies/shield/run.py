@@ -24,8 +24,7 @@ sys.path.insert(0, str(ROOT))  # the simulated kernel is driven as the tests dri
 
 from l4s_gym.bridge.figures import Figures, read
 from l4s_gym.cli.arguments import command_line
-from l4s_gym.data.files import atomic_write
-from l4s_gym.evaluation.origin import append_run, origin
+from l4s_gym.evaluation.origin import origin, write_run
 from l4s_gym.live import programs
 from l4s_gym.live.testbed import LiveTestbed
 from l4s_gym.markdown import table
@@ -198,12 +197,7 @@ def main(
     data["router"] = router(names, seconds, kernel)
     if out is None:
         return
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "shield.json"
-    written = append_run(path, data)
-    with atomic_write(out / "shield.md") as file:
-        file.write(markdown(data).encode())
-    print(f"run {len(written)} in {path}")
+    write_run(out, "shield", data, markdown(data))
 
 
 if __name__ == "__main__":
