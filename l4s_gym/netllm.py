@@ -43,7 +43,7 @@ def rl_collect(
     dataset_id: str,
     *,
     seed: int = 0,
-    reward: str = "balance",
+    reward: str = "fair",
     seconds: float | None = None,
     overwrite: bool = False,
     description: str | None = None,
@@ -186,7 +186,7 @@ def test(  # not a test for pytest, despite its name
     suite: str | Sequence[str],
     *,
     seeds: Sequence[int] = (0, 1, 2, 3, 4),  # noqa: PT028
-    reward: str = "balance",  # noqa: PT028
+    reward: str = "fair",  # noqa: PT028
     decision_interval: int = 1,  # noqa: PT028
     seconds: float | None = None,  # noqa: PT028
     progress: Progress | None = None,  # noqa: PT028

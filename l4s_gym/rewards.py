@@ -17,6 +17,8 @@ from l4s_gym.sim import layout
 Name = Literal["balance", "fair", "power", "l4s_llm"]
 NAMES: Final[tuple[Name, ...]] = get_args(Name)
 BALANCE, FAIR, POWER, L4S_LLM = NAMES
+DEFAULT: Final = FAIR
+"""Of the environments and the board."""
 Reward = str | Mapping[str, float]
 """A name, or weights of the components: a mapping, or text."""
 COMPONENTS: Final[dict[str, str]] = {

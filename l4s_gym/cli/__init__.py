@@ -227,7 +227,7 @@ def evaluate(
     scenario: str = "l4s-llm-testbed",
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
     aqm: str | None = None,
-    reward: str = "balance",
+    reward: str = "fair",
     decision_interval: int = 1,
     seconds: float | None = None,
     settings: Settings = (),

@@ -71,7 +71,7 @@ def examine(
     scenario: str = "l4s-llm-testbed",
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
     aqm: str | None = None,
-    reward: str = "balance",
+    reward: str = "fair",
     decision_interval: int = 1,
     seconds: float | None = None,
     settings: Settings = (),

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from l4s_gym import parallel, shipped
+from l4s_gym import parallel, rewards, shipped
 from l4s_gym.data import card, minari_io, recipes
 from l4s_gym.data.files import atomic_write, link_or_copy, locked, sha256
 from l4s_gym.data.recipes import Recipe, Task, digest, tasks
@@ -183,7 +183,7 @@ def _about(recipe: Recipe, size: str, facts: dict[str, Any]) -> minari_io.About:
     means = {name: float(np.mean(scores[name])) for name in ("random", "native")} if scores else {}
     return {
         "env_kwargs": {"scenario": (recipe.size(size).scenarios or recipe.scenarios)[0]},
-        "eval_kwargs": {"scenario": recipe.evaluated_on, "reward": "balance"},
+        "eval_kwargs": {"scenario": recipe.evaluated_on, "reward": rewards.DEFAULT},
         "algorithm_name": ", ".join(recipe.behaviour_names()),
         "description": f"{recipe.title}. {recipe.description}",
         "code_permalink": code_permalink(),

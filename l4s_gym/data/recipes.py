@@ -80,7 +80,7 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True):
     full: Size
     eval_scenario: str = ""
     seed: Annotated[int, Meta(ge=0)] = 0
-    reward: rewards.Name = "balance"
+    reward: rewards.Name = rewards.DEFAULT
     faults: tuple[str, ...] = ()
     name: str = ""
 

@@ -19,6 +19,7 @@ from l4s_gym.data.logs import Records
 from l4s_gym.data.steps import REWARD, STEP, StepMaker, Steps
 from l4s_gym.data.trajectory import Floats, Trajectory
 from l4s_gym.errors import L4SError
+from l4s_gym.rewards import DEFAULT
 from l4s_gym.schema import BY_NAME, RECORD
 from l4s_gym.sim import layout
 from l4s_gym.sim.batch import Batch
@@ -101,7 +102,7 @@ def simulate_blocks(
     chosen = load(scenario)
     if seconds is not None:
         chosen = chosen.replace(horizon_s=seconds)
-    for records, _ in _run(chosen, Behaviour(aqm), seed, "balance", progress):
+    for records, _ in _run(chosen, Behaviour(aqm), seed, DEFAULT, progress):
         yield records
 
 
@@ -128,7 +129,7 @@ class SimulatedRun:
         reward: Name of the reward.
     """
 
-    def __init__(self, scenario: Scenario, behaviour: Behaviour, seed: int, reward: str = "balance") -> None:
+    def __init__(self, scenario: Scenario, behaviour: Behaviour, seed: int, reward: str = DEFAULT) -> None:
         self._scenario, self._behaviour, self._seed, self._reward = scenario, behaviour, seed, reward
 
     @property
@@ -147,13 +148,13 @@ class SimulatedRun:
 
     def records(self) -> Iterator[Records]:
         """Yield its log (T,) in order, as it grows."""
-        for records, _ in _run(self._scenario, self._behaviour, self._seed, "balance", None):
+        for records, _ in _run(self._scenario, self._behaviour, self._seed, DEFAULT, None):
             yield records
 
     def blocks(self) -> Iterator[Steps]:
         """Yield rows `steps.STEP` in order; the reward of a step is earned until the next arrival."""
         maker = StepMaker(frozenset(BY_NAME), source=self._scenario.name)
-        engine_reward = "balance" if self._reward == REWARD else self._reward
+        engine_reward = DEFAULT if self._reward == REWARD else self._reward
         held, before = np.zeros(0, STEP), 0.0
         for records, earned in _run(self._scenario, self._behaviour, self._seed, engine_reward, None):
             if len(held) and len(earned):  # the reward of a step is known when the next packet has arrived

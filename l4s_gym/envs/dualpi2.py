@@ -12,7 +12,7 @@ from l4s_gym import REPLAY_ID, schema
 from l4s_gym.envs.rendering import FPS, RenderMode, metadata
 from l4s_gym.envs.simulated import SimulatedEnv, flag, whole
 from l4s_gym.errors import L4SError
-from l4s_gym.rewards import Reward
+from l4s_gym.rewards import DEFAULT, Reward
 from l4s_gym.sim import layout, measure
 from l4s_gym.sim.batch import Batch
 from l4s_gym.sim.scenario import Scenarios, load_all
@@ -176,7 +176,7 @@ class DualPI2Env(SimulatedEnv[Observation, int]):
         scenario: Scenarios = "l4s-llm-testbed",
         aqm: str | None = None,
         decision_interval: int = 1,
-        reward: Reward = "balance",
+        reward: Reward = DEFAULT,
         render_mode: RenderMode | None = None,
         info_record: bool = False,
         render_fps: float = FPS,

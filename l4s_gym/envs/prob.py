@@ -10,7 +10,7 @@ import numpy.typing as npt
 from l4s_gym.envs.intervals import Form, IntervalEnv, IntervalVectorEnv
 from l4s_gym.envs.rendering import FPS, RenderMode
 from l4s_gym.envs.simulated import flag
-from l4s_gym.rewards import Reward
+from l4s_gym.rewards import DEFAULT, Reward
 from l4s_gym.sim import layout
 from l4s_gym.sim.scenario import Scenarios
 
@@ -85,7 +85,7 @@ class DualPI2ProbEnv(_Probabilities, IntervalEnv):
         scenario: Scenarios = "l4s-llm-testbed",
         aqm: str | None = None,
         control_interval_ms: float = 16.0,
-        reward: Reward = "balance",
+        reward: Reward = DEFAULT,
         even: bool = False,
         render_mode: RenderMode | None = None,
         render_fps: float = FPS,
@@ -115,7 +115,7 @@ class DualPI2ProbVectorEnv(_Probabilities, IntervalVectorEnv):
         scenario: Scenarios = "l4s-llm-testbed",
         aqm: str | None = None,
         control_interval_ms: float = 16.0,
-        reward: Reward = "balance",
+        reward: Reward = DEFAULT,
         even: bool = False,
         render_mode: str | None = None,
         autoreset_mode: str = "next_step",

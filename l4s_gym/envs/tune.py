@@ -10,7 +10,7 @@ import numpy.typing as npt
 from l4s_gym.envs.intervals import Form, IntervalEnv, IntervalVectorEnv
 from l4s_gym.envs.rendering import FPS, RenderMode
 from l4s_gym.errors import L4SError
-from l4s_gym.rewards import Reward
+from l4s_gym.rewards import DEFAULT, Reward
 from l4s_gym.sim import disciplines, layout
 from l4s_gym.sim.discipline import tuned_fields
 from l4s_gym.sim.intervals import FEATURES
@@ -144,7 +144,7 @@ class DualPI2TuneEnv(_Parameters, IntervalEnv):
         scenario: Scenarios = "l4s-llm-testbed",
         aqm: str | None = "dualpi2_rfc9332",
         control_interval_ms: float = 16.0,
-        reward: Reward = "balance",
+        reward: Reward = DEFAULT,
         render_mode: RenderMode | None = None,
         render_fps: float = FPS,
         horizon_s: float | None = None,
@@ -174,7 +174,7 @@ class DualPI2TuneVectorEnv(_Parameters, IntervalVectorEnv):
         scenario: Scenarios = "l4s-llm-testbed",
         aqm: str | None = "dualpi2_rfc9332",
         control_interval_ms: float = 16.0,
-        reward: Reward = "balance",
+        reward: Reward = DEFAULT,
         render_mode: str | None = None,
         autoreset_mode: str = "next_step",
         copy: bool = True,

@@ -17,7 +17,7 @@ from l4s_gym.envs.dualpi2 import check_interval, in_kernel_units, observation_sp
 from l4s_gym.envs.simulated import chosen_scenario, flag, read_options, whole
 from l4s_gym.envs.snapshots import Snapshots
 from l4s_gym.errors import L4SError, unknown
-from l4s_gym.rewards import Reward
+from l4s_gym.rewards import DEFAULT, Reward
 from l4s_gym.sim import engine, layout, measure
 from l4s_gym.sim.batch import Batch
 from l4s_gym.sim.scenario import Scenarios, load_all
@@ -217,7 +217,7 @@ class DualPI2VectorEnv(SimulatedVectorEnv[npt.NDArray[np.int64]]):
         scenario: Scenarios = "l4s-llm-testbed",
         aqm: str | None = None,
         decision_interval: int = 1,
-        reward: Reward = "balance",
+        reward: Reward = DEFAULT,
         render_mode: str | None = None,
         autoreset_mode: str = "next_step",
         copy: bool = True,

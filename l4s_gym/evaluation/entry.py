@@ -29,7 +29,7 @@ FORMAT: Final = 2
 SIZES: Final = ("quick", "standard", "full")
 VERSIONS: Final = {"1": "protocol.toml", "2": "protocol-2.toml"}
 """Protocols that ship, by version."""
-CURRENT: Final = "1"
+CURRENT: Final = "2"
 """The version that the board follows."""
 
 Suite = Literal["train", "test", "shift", "dyn"]

@@ -226,7 +226,7 @@ def evaluate(
     *,
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
     aqm: str | None = None,
-    reward: rewards.Reward = "balance",
+    reward: rewards.Reward = rewards.DEFAULT,
     decision_interval: int = 1,
     progress: Progress | None = None,
 ) -> list[Result]:
@@ -258,7 +258,7 @@ def reference_scores(recipe: Recipe) -> dict[str, Any]:
     All datasets have the same references, so that normalised scores mean the same everywhere.
     """
     seeds = [0, 1, 2, 3, 4]
-    scores: dict[str, Any] = {"scenario": recipe.evaluated_on, "reward": "balance", "seeds": seeds}
+    scores: dict[str, Any] = {"scenario": recipe.evaluated_on, "reward": rewards.DEFAULT, "seeds": seeds}
     for name, who in (("random", "random"), ("native", "native:dualpi2_rfc9332")):
         scores[name] = [result.episode_return for result in evaluate(who, recipe.evaluated_on, seeds=seeds)]
     return scores
@@ -271,7 +271,7 @@ def evaluate_many(
     seeds: Sequence[int],
     agent_seed: int | None = None,
     aqm: str | None = None,
-    reward: rewards.Reward = "balance",
+    reward: rewards.Reward = rewards.DEFAULT,
     decision_interval: int = 1,
     progress: Progress | None = None,
     threads: int | None = None,

@@ -179,7 +179,7 @@ class DualPI2LiveEnv(LiveEnv[int]):
         self,
         socket: str | None = None,
         decision_interval: int = 1,
-        reward: rewards.Reward = "balance",
+        reward: rewards.Reward = rewards.BALANCE,
         horizon_s: float = 60.0,
         lifetime_ms: float = LIFETIME_MS,
         timeout_s: float = TIMEOUT_S,

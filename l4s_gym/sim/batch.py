@@ -156,7 +156,7 @@ class Batch:
         aqm: str | None = None,
         decider: int = layout.NATIVE,
         interval: int = 1,
-        reward: rewards.Reward = "balance",
+        reward: rewards.Reward = rewards.DEFAULT,
         log_rows: int = 0,
         explore: float = 0.0,
         num_threads: int | None = None,

@@ -510,6 +510,7 @@ def pick(env: Any) -> int:
                 queue_at(env, i).active = 0
     for i in range(2):
         if queue_at(env, i).active == 0:
+            env.late &= ~(1 << i)
             set_time(env, SLOT_UPDATE_C + i, NEVER)
     return index
 

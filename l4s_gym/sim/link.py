@@ -367,8 +367,7 @@ def _run_task(env: Any) -> None:
     for index in range(2):
         if env.late & (1 << index):
             env.late &= ~(1 << index)
-            if queue_at(env, index).active:
-                disciplines.control(env, SLOT_UPDATE_C + index)
+            disciplines.control(env, SLOT_UPDATE_C + index)
     if env.busy and env.serve_at <= env.clock_ns:
         _serve_pipe(env)
     router.transmit(env)

@@ -55,7 +55,7 @@ Floats = npt.NDArray[np.float64]
 class Options:
     """How it is searched."""
 
-    reward: str = "balance"
+    reward: str = "fair"
     """Name of the reward."""
     protocol: Path = Path("2")
     """Version or file of the protocol, whose suite `train` is used."""
