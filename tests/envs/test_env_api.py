@@ -347,7 +347,7 @@ def test_rare_decisions_are_a_native_run(aqm: str, plain: Plain) -> None:
     env = make(scenario=tree, aqm=aqm, decision_interval=1_000_000)
     env.reset(seed=9)
     _, value, terminated, truncated, info = env.step(0)
-    expected, summary = native_total(scenario.from_dict(tree), aqm, "balance", 9)
+    expected, summary = native_total(scenario.from_dict(tree), aqm, rewards.DEFAULT, 9)
     assert truncated and not terminated
     assert float(value) == pytest.approx(expected, rel=1e-9)
     same_statistics(info["statistics"], summary)
