@@ -342,10 +342,11 @@ def evaluate_many(
     if agent is None:
         rewards.check_timed(reward, f"{who}: ")
     else:
+        wrong = control_interval_ms is not None if form == PACKET else decision_interval != 1
+        if wrong:
+            name = "control_interval_ms" if form == PACKET else "decision_interval"
+            raise L4SError(f"{name}: agent {agent.name} decides in the form {form!r}: leave it out")
         agent.reset(n * len(chosen), first)
-    if (decision_interval != 1) if form != PACKET else (control_interval_ms is not None):
-        name = "decision_interval" if form != PACKET else "control_interval_ms"
-        raise L4SError(f"{name}: {who if agent is None else agent.name} decides in the form {form!r}: leave it out")
     start = time.perf_counter()
     if agent is None or form == PACKET:
         batches, obs, returns = _run_packets(

@@ -121,9 +121,8 @@ def test_the_control_interval_is_that_of_the_training() -> None:
 @pytest.mark.parametrize(
     ("who", "how", "text"),
     [
-        ("random", {"control_interval_ms": 16.0}, "control_interval_ms: random decides in the form 'packet'"),
-        ("native:pie", {"control_interval_ms": 16.0}, "control_interval_ms: native:pie decides"),
-        ("zero", {"decision_interval": 2}, "decision_interval: zero:form=parameters decides in the form 'parameters'"),
+        ("random", {"control_interval_ms": 16.0}, "control_interval_ms: agent random decides in the form 'packet'"),
+        ("zero", {"decision_interval": 2}, "decision_interval: agent zero:.* decides in the form 'parameters'"),
         ("zero", {"control_interval_ms": 0}, "control_interval_ms=0: give a positive number"),
         ("zero", {"aqm": "pie"}, "aqm: pie: give one whose parameters can be scaled"),
     ],
