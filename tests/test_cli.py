@@ -357,6 +357,16 @@ def test_evaluate_an_agent(capsys: Capture) -> None:
     assert "enqueue" in out and "1 seeds" in out
 
 
+def test_evaluate_agents_of_control_intervals(capsys: Capture, tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    whos = ("native:dualpi2_rfc9332", "zero", "random:form=probability")
+    how = ("--seconds", 1, "--seeds", 0, "--control-interval-ms", 100)
+    assert run(capsys, "evaluate", *whos, *how, "--out", path)[0] == 0
+    native, zero, drawn = json.loads(path.read_text())["results"]
+    assert (zero["agent"], zero["decisions"]) == ("zero:form=parameters", 5)
+    assert zero["delay_ms"] == native["delay_ms"] != drawn["delay_ms"]
+
+
 # -- bad input
 
 
@@ -393,6 +403,7 @@ def test_evaluate_an_agent(capsys: Capture) -> None:
         (("evaluate", "nobody"), "nobody"),
         (("evaluate", "no.module:Agent"), "no module"),
         (("evaluate", "enqueue", "--decision-interval", "0"), "--decision-interval 0"),
+        (("evaluate", "enqueue", "--control-interval-ms", "16"), "decides in the form 'packet'"),
         (("evaluate", "enqueue", "--seeds", "-3"), "seed -3: give 0 or more"),
         (("evaluate", "enqueue", "--scenario", "wbe"), "did you mean 'web'"),
         (("evaluate", "native:fifo", "--reward", "balanc"), "did you mean 'balance'"),

@@ -229,6 +229,7 @@ def evaluate(
     aqm: str | None = None,
     reward: str = "fair",
     decision_interval: int = 1,
+    control_interval_ms: float | None = None,
     seconds: float | None = None,
     settings: Settings = (),
     out: Path | None = None,
@@ -237,12 +238,14 @@ def evaluate(
     """Run agents in the simulator and print how they compare.
 
     Args:
-        agents: native:AQM, random, threshold, enqueue, the folder of a saved agent, or module:attribute for your own.
+        agents: native:AQM, random, threshold, enqueue, zero, the folder of a saved agent, or your own module:attribute.
         scenario: Name of a scenario, or path of a TOML file.
         seeds: One episode is run for each seed.
         aqm: Queue discipline that runs below the agents; default: the scenario's.
         reward: balance, fair, power or l4s_llm, or weights: used=1,evenness=0.5,delay_c=-0.25,delay_l=-0.25.
         decision_interval: The agent decides every n-th packet, the queue discipline the others.
+        control_interval_ms: Control interval of agents that set probabilities or parameters, simulated milliseconds;
+            default: the one that they were trained for, or 16.
         seconds: Simulated seconds of an episode; default: the scenario's length.
         settings: Change fields of the scenario, such as link.rate_mbps=40 or options.pie.target_ms=10.
         out: Write the results to this JSON file.
@@ -260,7 +263,14 @@ def evaluate(
     for who in agents:
         with fingerprint.allow_stale(allow_stale) as stale_, progress_bar(f"evaluating {who}") as show:
             results += harness.evaluate(
-                who, chosen, seeds=seeds, aqm=aqm, reward=reward, decision_interval=decision_interval, progress=show
+                who,
+                chosen,
+                seeds=seeds,
+                aqm=aqm,
+                reward=reward,
+                decision_interval=decision_interval,
+                control_interval_ms=control_interval_ms,
+                progress=show,
             )
         stale += stale_
     for text in stale:

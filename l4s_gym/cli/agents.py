@@ -73,6 +73,7 @@ def examine(
     aqm: str | None = None,
     reward: str = "fair",
     decision_interval: int = 1,
+    control_interval_ms: float | None = None,
     seconds: float | None = None,
     settings: Settings = (),
     steps: int = 20_000,
@@ -90,6 +91,8 @@ def examine(
         aqm: Queue discipline that runs below the agents; default: the scenario's.
         reward: balance, fair, power or l4s_llm, or weights: used=1,evenness=0.5,delay_c=-0.25,delay_l=-0.25.
         decision_interval: The agent decides every n-th packet, the queue discipline the others.
+        control_interval_ms: Control interval of agents that set probabilities or parameters, simulated milliseconds;
+            default: the one that they were trained for, or 16.
         seconds: Simulated seconds of an episode; default: the scenario's length.
         settings: Change fields of the scenario, such as link.rate_mbps=40 or options.pie.target_ms=10.
         steps: Predict at most this many logged decisions.
@@ -124,7 +127,14 @@ def examine(
             offline[spec if label in offline else label] = found
         with progress_bar(f"evaluating {agent.name}") as show:
             results += harness.evaluate(
-                agent, chosen, seeds=seeds, aqm=aqm, reward=reward, decision_interval=decision_interval, progress=show
+                agent,
+                chosen,
+                seeds=seeds,
+                aqm=aqm,
+                reward=reward,
+                decision_interval=decision_interval,
+                control_interval_ms=control_interval_ms,
+                progress=show,
             )
     for text in stale:
         say(text)
@@ -141,12 +151,15 @@ def examine(
 
 
 def _offline(agent: Any, dataset: str | None, steps: int) -> dict[str, Any] | None:
-    """Offline metrics of an agent; None if no dataset is known."""
+    """Offline metrics of an agent; None if no dataset is known, or it does not decide about packets."""
+    from l4s_gym.agents import form_of, metrics
     from l4s_gym.agents import logged as logged_
-    from l4s_gym.agents import metrics
     from l4s_gym.agents.training import read_dataset, trained_interval
     from l4s_gym.data.trajectory import Trajectory
+    from l4s_gym.forms import PACKET
 
+    if form_of(agent) != PACKET:
+        return None
     training = getattr(agent, "training", {})
     interval = trained_interval(training)
     trained_on = training.get("dataset")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Final, NamedTuple
 
 from l4s_gym.evaluation.cells import NATIVE
@@ -16,9 +16,11 @@ __all__ = ["MAIN", "NATIVE", "Refusal", "Row", "check", "comparisons", "markdown
 NONE: Final = "-"
 COLUMNS: Final = (
     ("#", "Rank by the test score."),
+    ("agent", "Name of the entry; (rule) is how its probabilities become decisions."),
     (
-        "agent",
-        "Name of the entry; (rule) is how its probabilities become decisions, /n that it decides each n-th packet.",
+        "form",
+        "What the agent decides: packets (/n: each n-th), or for intervals of so many milliseconds the probabilities "
+        "of C and L, or the parameters of DualPI2; -: a discipline decides by itself.",
     ),
     (
         "test",
@@ -56,6 +58,8 @@ COLUMNS: Final = (
 FOLDED: Final = tuple(name for name, _ in COLUMNS).index("mean")
 """From this column on, they stand in a table that is folded."""
 CLASSES: Final = {"none": "Not trained", "offline": "Trained offline", "online": "Trained online"}
+DECIDED: Final = {"packet": "Packets", "probability": "Probabilities", "parameters": "Parameters"}
+"""The forms, by what is decided."""
 CLEAR: Final = (
     ("delay_c_p50_ms", "C p50, ms", 1.0),
     ("delay_c_p99_ms", "C p99, ms", 1.0),
@@ -108,8 +112,7 @@ def span(interval: Interval | None, scale: float = 1.0, sign: str = "", digits: 
 
 def who(row: Row) -> str:
     """Name of a row with rule and interval."""
-    rule = f" ({row.rule})" if row.rule != "-" else ""
-    return row.name + rule + (f" /{row.decision_interval}" if row.decision_interval > 1 else "")
+    return row.name + (f" ({row.rule})" if row.rule != "-" else "")
 
 
 def _cells(row: Row, rank: int | None) -> list[str]:
@@ -124,6 +127,7 @@ def _cells(row: Row, rank: int | None) -> list[str]:
     return [
         str(rank) if rank else NONE,
         who(row),
+        row.decides or NONE,
         "failed" if row.failed else span(row.scores.get("test")),
         span(row.scores.get("shift")),
         span(row.scores.get("dyn")),
@@ -152,8 +156,8 @@ def _tables(board: Sequence[Row]) -> tuple[str, str]:
     first = [k for k, name in enumerate(lines[0][:FOLDED]) if name not in without]
     more = [1, *range(FOLDED, len(COLUMNS))]
     return (
-        _drawn([[line[k] for k in first] for line in lines], left=1),
-        _drawn([[line[k] for k in more] for line in lines]),
+        _drawn([[line[k] for k in first] for line in lines], left={1, 2}),
+        _drawn([[line[k] for k in more] for line in lines], left={0}),
     )
 
 
@@ -162,11 +166,17 @@ def brief(board: Sequence[Row]) -> str:
     return _tables(board)[0]
 
 
-def by_class(board: Sequence[Row]) -> dict[str, list[Row]]:
-    """The rows of each class of `CLASSES`; empty if there is one class only."""
-    found = {name: [row for row in board if row.learned == name] for name in CLASSES}
-    there = {name: rows for name, rows in found.items() if rows}
-    return there if len(there) > 1 else {}
+def groups(board: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of each of `CLASSES` and of `DECIDED`, by title; none of these where all rows are in one."""
+    found: dict[str, list[Row]] = {}
+    for titles, names in ((CLASSES, [row.learned for row in board]), (DECIDED, [row.form for row in board])):
+        there = {
+            title: [row for row, its in zip(board, names, strict=True) if its == name]
+            for name, title in titles.items()
+            if name in names
+        }
+        found |= there if len(there) > 1 else {}
+    return found
 
 
 def grouped(refused: Sequence[Refusal]) -> list[str]:
@@ -177,10 +187,10 @@ def grouped(refused: Sequence[Refusal]) -> list[str]:
     return [f"{', '.join(sorted(several))}: not on the board: {reason}" for reason, several in names.items()]
 
 
-def _drawn(lines: Sequence[Sequence[str]], left: int = 0) -> str:
-    """A table of numbers, but for one column."""
+def _drawn(lines: Sequence[Sequence[str]], left: Set[int]) -> str:
+    """A table of numbers, but for some columns."""
     head, *rows = lines
-    return "\n".join(table(head, rows, right=set(range(len(head))) - {left}, wide=True))
+    return "\n".join(table(head, rows, right=set(range(len(head))) - left, wide=True))
 
 
 def markdown(board: Sequence[Row], entries: Sequence[Entry] = (), refused: Sequence[Refusal] = ()) -> str:
@@ -200,7 +210,7 @@ def markdown(board: Sequence[Row], entries: Sequence[Entry] = (), refused: Seque
         first,
         "Brackets hold 95 % intervals; [?] is one run only, of which nothing can be said; - is none.",
         folded("More columns", more),
-        *(folded(f"{CLASSES[name]}, alone", brief(rows)) for name, rows in by_class(board).items()),
+        *(folded(f"{title}, alone", brief(rows)) for title, rows in groups(board).items()),
         *(part for each in comparisons(board) for part in (f"## {each.title}", each.text, each.note)),
         "## Best of several configurations",
         _best_of(board),
@@ -230,7 +240,7 @@ def _best_of(board: Sequence[Row]) -> str:
         f"Expected score in `{MAIN}` of the best of n configurations that are tried online, drawn from those on the "
         "board (Kurenkov & Kolesnikov 2022)."
     )
-    return f"{text}\n\n{_drawn([head, *lines])}"
+    return f"{text}\n\n{_drawn([head, *lines], left={0})}"
 
 
 def _made(entries: Sequence[Entry]) -> str:

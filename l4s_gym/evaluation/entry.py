@@ -12,11 +12,12 @@ import msgspec
 from msgspec import Meta, Struct
 
 import l4s_gym
-from l4s_gym import shipped
+from l4s_gym import forms, shipped
 from l4s_gym.agents import AgentSpec
 from l4s_gym.data.files import read_error
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.evaluation.harness import Result
+from l4s_gym.forms import INTERVAL_MS, PACKET
 from l4s_gym.schema import SCHEMA_VERSION
 from l4s_gym.sim import fingerprint
 from l4s_gym.sim import scenario as scenarios
@@ -137,6 +138,8 @@ class Experiment(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
         trained: How the agent learned, if that is not seen from the rest: see `learned`.
         options: Of an agent `native:<discipline>`: the table of its discipline, in place of the scenarios'
             (`l4s_gym.sim.options`).
+        form: In which the agent decides (`l4s_gym.forms`); it is checked when the agent runs.
+        control_interval_ms: Of the forms that decide for control intervals: their length, simulated ms.
         name: Name of the folder.
         variant: Name of the file.
     """
@@ -149,9 +152,15 @@ class Experiment(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
     variant: Name = "default"
     trained: Trained | None = None
     options: dict[str, dict[str, Any]] = {}
+    form: str = PACKET
+    control_interval_ms: Annotated[float, Meta(gt=0.0)] = INTERVAL_MS
 
     def __post_init__(self) -> None:
         check_tables(self.options)
+        if forms.get(self.form).name == PACKET and self.control_interval_ms != INTERVAL_MS:
+            raise L4SError("control_interval_ms: is for the forms of control intervals: give `form`, or leave it out")
+        if self.form != PACKET and self.decision_interval != 1:
+            raise L4SError(f"decision_interval: is for the form {PACKET!r} alone: leave it out")
         native = AgentSpec.parse(self.agent).native or ""
         for name in self.options:
             if name != ("own" if ":" in native else native):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,7 +13,8 @@ import msgspec
 import numpy as np
 
 from l4s_gym import shipped
-from l4s_gym.agents import AgentSpec
+from l4s_gym.agents import AgentSpec, form_of
+from l4s_gym.agents.protocol import control_interval_ms
 from l4s_gym.data.build import checksum as dataset_checksum
 from l4s_gym.data.build import recipe_of, recorded_checksum
 from l4s_gym.data.files import atomic_write
@@ -24,6 +26,7 @@ from l4s_gym.evaluation.entry import Entry, Experiment, Protocol
 from l4s_gym.evaluation.origin import origin
 from l4s_gym.evaluation.results import arrow, read_all, write
 from l4s_gym.evaluation.series import Series
+from l4s_gym.forms import PACKET
 from l4s_gym.sim import scenario
 from l4s_gym.tables import timeless
 
@@ -58,8 +61,15 @@ def experiments(names: Sequence[str] = (), folder: Path | None = None) -> list[E
 
 def added(spec: str) -> Experiment:
     """The experiment of somebody's own agent, by its spec."""
-    name, variant = AgentSpec.parse(spec).experiment
-    return Experiment(title=spec, agent=spec, name=_slug(name) or "agent", variant=_slug(variant) or "default")
+    parsed = AgentSpec.parse(spec)
+    name, variant = parsed.experiment
+    how: dict[str, Any] = {}
+    if parsed.native is None:
+        with suppress(Exception):  # an agent that cannot be made fails when it runs, and costs its own row
+            agent = parsed.make()
+            if (form := form_of(agent)) != PACKET:
+                how = {"form": form, "control_interval_ms": control_interval_ms(agent)}
+    return Experiment(title=spec, agent=spec, name=_slug(name) or "agent", variant=_slug(variant) or "default", **how)
 
 
 def _slug(text: str) -> str:

@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.utils import seeding
 
-from l4s_gym.agents.protocol import Agent, generators, policy_of
+from l4s_gym.agents.protocol import Agent, check_form, generators, policy_of
 from l4s_gym.errors import L4SError
 from l4s_gym.extras import optional
+from l4s_gym.forms import PACKET
 from l4s_gym.schema import CE, DROP, ECT_1, MARK, RECORD
 from l4s_gym.sim import layout, measure
 from l4s_gym.sim.batch import Batch
@@ -134,7 +135,7 @@ def simulate(
         scenario: What to simulate.
         aqm: Discipline; None: the scenario's.
         seed: That of `reset(seed=)` of the environment: the same run.
-        agent: Who decides; None: the discipline.
+        agent: Who decides, about packets; None: the discipline.
         decision_interval: Ask the agent at each n-th packet.
         log: Whether to keep the decision log (one row per packet offered).
         packets: Whether to keep what became of each packet.
@@ -143,6 +144,8 @@ def simulate(
     """
     if not 0.0 < sample_ms <= 1e6:
         raise L4SError(f"sample_ms={sample_ms}: give a positive number of milliseconds")
+    if agent is not None:
+        check_form(agent, PACKET)
     policy = None if agent is None else policy_of(agent)
     decider = layout.NATIVE if agent is None else layout.AGENT if policy is None else layout.POLICY
     rows = LOG_ROWS if log or packets else 0

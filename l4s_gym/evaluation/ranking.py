@@ -20,6 +20,7 @@ from l4s_gym.evaluation import statistics
 from l4s_gym.evaluation.cells import MEASURES, NATIVE, RANDOM, Suite, bounds, by_key, reference, suites
 from l4s_gym.evaluation.entry import Entry, Protocol
 from l4s_gym.evaluation.statistics import Floats, Interval
+from l4s_gym.forms import INTERVAL_MS, PACKET
 from l4s_gym.sim import fingerprint
 
 MAIN: Final = "test"
@@ -41,6 +42,8 @@ class Row:
         rule: Decision rule, "-" without one.
         trainings: How many trained agents; 0: nothing was trained.
         learned: How the agent learned: `none`, `offline`, `online`.
+        form: In which the agent decides (`l4s_gym.forms`); "" where a discipline does.
+        control_interval_ms: Of the forms that decide for control intervals: their length.
         scores: Normalised score: interquartile mean over episodes, mean over trainings.
         means: The same with the mean over episodes.
         medians: The same with the median over scenarios of the mean over their episodes.
@@ -70,6 +73,8 @@ class Row:
     rule: str
     trainings: int
     learned: records.Trained = "none"
+    form: str = PACKET
+    control_interval_ms: float = INTERVAL_MS
     scores: dict[str, Interval] = field(default_factory=dict)
     means: dict[str, Interval] = field(default_factory=dict)
     medians: dict[str, Interval] = field(default_factory=dict)
@@ -87,6 +92,13 @@ class Row:
     training_s: float | None = None
     failed: str | None = None
     lacks: tuple[str, ...] = ()
+
+    @property
+    def decides(self) -> str:
+        """The form, with n where it is each n-th packet, or the milliseconds of an interval; "" for a discipline."""
+        if self.form in ("", PACKET):
+            return self.form + (f" /{self.decision_interval}" if self.form and self.decision_interval > 1 else "")
+        return f"{self.form} {self.control_interval_ms:g} ms"
 
 
 @dataclass(frozen=True)
@@ -201,6 +213,8 @@ def _row(each: Entry, plan: Sequence[Suite], seed: int, resamples: int) -> Row:
         rule=first["rule"],
         trainings=len(experiment.training.seeds) if experiment.training else 0,
         learned=experiment.learned,
+        form="" if experiment.native else experiment.form,
+        control_interval_ms=experiment.control_interval_ms,
         latency_us={key: float(np.median([time[key] for time in times])) for key in ("p50", "p99")} if times else None,
         parameters=first["cost"].get("parameters", 0.0),
         trainable_parameters=first["cost"].get("trainable_parameters", 0.0),

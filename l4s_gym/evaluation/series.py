@@ -22,6 +22,7 @@ from l4s_gym.evaluation.native import mean_delay_ms, simulate
 from l4s_gym.evaluation.origin import origin
 from l4s_gym.evaluation.sweep import Sweep
 from l4s_gym.evaluation.work import as_run
+from l4s_gym.forms import PACKET
 from l4s_gym.sim import fingerprint
 from l4s_gym.sim.measure import CLASSES
 from l4s_gym.sim.scenario import Scenario, load
@@ -156,7 +157,7 @@ def of_board(
 
     Args:
         entries: Trained ones are left out where the agent is not in the work folder, slow ones where a run would take
-            longer than `LONGEST_S`.
+            longer than `LONGEST_S`, and those that do not decide about packets.
         protocol: Length and seed of the runs.
         size: Of the protocol.
         path: File of the series; what is new is added to it.
@@ -170,7 +171,7 @@ def of_board(
     names = [name for suite, name in protocol.cells(size) if suite == "test" and name in SHOWN]
     before = len(found)
     seed, seconds = protocol.seeds("test", size)[0], protocol.size(size).seconds
-    for entry in entries:
+    for entry in (each for each in entries if each.experiment.form == PACKET):
         for name in names:
             who = None if (entry.id, name) in there else spec_of(entry, protocol, work)
             if who is None or _seconds(entry, name) > LONGEST_S:

@@ -114,6 +114,8 @@ class Sweep:
                         reward=self.protocol.reward,
                         decision_interval=experiment.decision_interval,
                         options=experiment.options,
+                        form=experiment.form,
+                        control_interval_ms=experiment.control_interval_ms,
                         files=files,
                     )
                 )

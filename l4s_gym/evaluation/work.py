@@ -16,9 +16,11 @@ from typing import Any, Final
 
 import l4s_gym
 from l4s_gym.agents import AgentSpec, saved, training
+from l4s_gym.agents.protocol import check_form
 from l4s_gym.data.files import atomic_write
 from l4s_gym.evaluation import harness
 from l4s_gym.evaluation.entry import Protocol
+from l4s_gym.forms import INTERVAL_MS, PACKET
 from l4s_gym.schema import SCHEMA_VERSION
 from l4s_gym.sim import fingerprint, jit, scenario, traces
 from l4s_gym.tables import checksum
@@ -75,6 +77,8 @@ class Cell:
         reward: Name of the reward.
         decision_interval: The agent is asked at each n-th packet.
         options: Of disciplines, as `Experiment.options`.
+        form: The form in which the agent decides.
+        control_interval_ms: Length of its control intervals.
         files: Content of the agent's files, for machines that do not share our disks.
     """
 
@@ -88,6 +92,8 @@ class Cell:
     reward: str
     decision_interval: int
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    form: str = PACKET
+    control_interval_ms: float = INTERVAL_MS
     files: Mapping[str, bytes] = field(default_factory=dict)
 
     @functools.cached_property
@@ -95,6 +101,7 @@ class Cell:
         """Checksum of all that the results depend on."""
         numbers = [self.seeds, self.agent_seed, self.seconds, self.reward, self.decision_interval]
         numbers += [self.options] if self.options else []
+        numbers += [self.form, self.control_interval_ms] if self.form != PACKET else []
         return checksum([self.digest, _simulator(), *map(scenario.digest, self.names), *numbers])
 
     @property
@@ -105,7 +112,10 @@ class Cell:
     def weight(self, kind: str) -> float:
         """How long it takes, roughly, us; kind: `native`, `rule`, or a learner's name."""
         fastest = max(rate_mbps(name) for name in self.names)  # the batch keeps its size until it ends
-        packets = fastest * len(self.names) * 83.0 * self.seconds * len(self.seeds)
+        seconds = len(self.names) * self.seconds * len(self.seeds)
+        packets = fastest * 83.0 * seconds
+        if self.form != PACKET:
+            return packets * _US["native"] + 1e3 * seconds / self.control_interval_ms * _US.get(kind, 2.0)
         return packets * (_US["native"] + (0.0 if kind == "native" else _US.get(kind, 2.0) / self.decision_interval))
 
 
@@ -176,6 +186,8 @@ def evaluate(cell: Cell) -> dict[str, Any]:
         with _unpacked(cell) as spec:
             chosen = [as_run(name, cell.seconds, cell.options) for name in cell.names]
             decides = spec if spec.native else spec.make()
+            if not isinstance(decides, AgentSpec):
+                check_form(decides, cell.form)
             _one_thread()
             results = harness.evaluate_many(
                 decides,
@@ -184,6 +196,7 @@ def evaluate(cell: Cell) -> dict[str, Any]:
                 agent_seed=cell.agent_seed,
                 reward=cell.reward,
                 decision_interval=cell.decision_interval,
+                control_interval_ms=None if cell.form == PACKET else cell.control_interval_ms,
                 threads=1,
             )
     except Exception:

@@ -114,6 +114,9 @@ def test_filters_hide_rows_and_say_so(page: Page) -> None:
     page.uncheck("#filters input[value=none]")
     assert agents(page) and not [name for name in agents(page) if name.startswith(("native--", "random--"))]
     page.check("#filters input[value=none]")
+    page.uncheck("#filters input[value=packet]")  # disciplines are asked nothing, and stay
+    assert {name.partition("--")[0] for name in agents(page)} == {"native", "zero"}
+    page.check("#filters input[value=packet]")
     assert len(agents(page)) == whole
 
 
@@ -208,6 +211,6 @@ def test_a_link_to_an_entry_opens_it(page: Page) -> None:
 
 def test_tables_do_without_a_script(open_page: Callable[..., Page]) -> None:
     page = open_page(java_script_enabled=False)
-    assert page.locator("#board tbody tr").count() == 9
-    assert page.locator("#heat table").count() == 8
+    assert page.locator("#board tbody tr").count() == 10
+    assert page.locator("#heat table").count() == 9
     assert page.locator("noscript").is_visible()

@@ -31,6 +31,7 @@ class Player:
         interval: Decision interval.
         trainings: How many trained agents; 0: it is not trained.
         unlike: Standard deviation of the quality between trainings.
+        form: In which it decides.
     """
 
     agent: str
@@ -41,6 +42,7 @@ class Player:
     interval: int = 1
     trainings: int = 0
     unlike: float = 0.02
+    form: str = "packet"
 
     @property
     def native(self) -> bool:
@@ -52,7 +54,8 @@ class Player:
         if self.trainings:
             training = entry.Training(self.agent, "l4s/dualpi2/testbed-small-v0", seeds=tuple(range(self.trainings)))
         spec = f"native:{self.variant}" if self.native else f"rule={self.rule}" if training else self.agent
-        return entry.Experiment(self.title, spec, self.interval, training, self.agent, self.variant)
+        how = {} if self.form == "packet" else {"form": self.form, "control_interval_ms": 100.0}
+        return entry.Experiment(self.title, spec, self.interval, training, self.agent, self.variant, **how)  # type: ignore[arg-type]
 
     @property
     def title(self) -> str:
@@ -68,6 +71,7 @@ PLAYERS = (
     Player("bc", "argmax", 0.65, rule="argmax", trainings=3),
     Player("llm", "gpt2", 0.97, -0.25, "sample", interval=10, trainings=2, unlike=0.1),
     Player("cql", "kernel", 1.0, 0.0, "argmax", trainings=1),
+    Player("zero", "parameters", 1.0, form="parameters"),
 )
 
 

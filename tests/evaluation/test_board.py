@@ -139,23 +139,36 @@ def test_mean_and_median_stand_beside_the_score(board_entries: list[Entry]) -> N
     assert all(each.low is not None and each.low < each.value for each in (row.means["test"], row.medians["test"]))
 
 
-def test_classes_have_tables_of_their_own(table: dict[str, Row]) -> None:
+def test_classes_and_forms_have_tables_of_their_own(table: dict[str, Row]) -> None:
     ordered = list(table.values())
-    assert {name: {row.learned for row in found} for name, found in board.by_class(ordered).items()} == {
-        "none": {"none"},
-        "offline": {"offline"},
-    }
-    _, none, offline = board.markdown(ordered).split("<summary>", 3)[1:]
+    found = board.groups(ordered)
+    assert list(found) == ["Not trained", "Trained offline", "Packets", "Parameters"]
+    assert {row.learned for row in found["Not trained"]} == {"none"}
+    assert {row.learned for row in found["Trained offline"]} == {"offline"}
+    assert [row.name for row in found["Parameters"]] == ["zero--parameters"]
+    assert not any(row.agent in ("native", "zero") for row in found["Packets"])
+    _, none, offline, packets, parameters = board.markdown(ordered).split("<summary>")[1:6]
     assert none.startswith("Not trained, alone") and "native--pie" in none and "bc--diffuse" not in none
     assert offline.startswith("Trained offline, alone") and "|   1 | bc--diffuse" in offline
-    assert board.by_class([row for row in ordered if row.learned == "none"]) == {}
+    assert packets.startswith("Packets, alone") and parameters.startswith("Parameters, alone")
+    assert board.groups([row for row in ordered if row.learned == "none" and row.form == "packet"]) == {}
+
+
+def test_the_form_is_a_column(table: dict[str, Row]) -> None:
+    found = {name: row.decides for name, row in table.items()}
+    assert (found["native--pie"], found["bc--diffuse"]) == ("", "packet")
+    assert (found["llm--gpt2"], found["zero--parameters"]) == ("packet /10", "parameters 100 ms")
+    lines = board.brief(list(table.values())).splitlines()
+    assert lines[0].split("|")[3].strip() == "form"
+    assert next(line for line in lines if "zero--" in line).split("|")[3].strip() == "parameters 100 ms"
+    assert next(line for line in lines if "native--pie" in line).split("|")[3].strip() == "-"
 
 
 def test_a_suite_of_varying_conditions_is_a_column(board_entries: list[Entry]) -> None:
     assert "dyn" not in board.brief(board.rows(board_entries, resamples=50))
     found = board.rows(synthetic_entries(scenarios=2, runs=3, suites=("test", "dyn"), failed=False), resamples=50)
-    assert board.brief(found).splitlines()[0].split("|")[4].strip() == "shift"
-    assert board.brief(found).splitlines()[0].split("|")[5].strip() == "dyn"
+    assert board.brief(found).splitlines()[0].split("|")[5].strip() == "shift"
+    assert board.brief(found).splitlines()[0].split("|")[6].strip() == "dyn"
     assert board.comparisons(found)[0].head[3] == "score, dyn"
     assert all(len(line) == len(each.head) for each in board.comparisons(found) for line in each.rows)
 

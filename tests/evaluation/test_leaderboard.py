@@ -272,6 +272,11 @@ def test_names_of_agents_that_are_added(spec: str, name: str) -> None:
     assert leaderboard.added(spec).id == name
 
 
+def test_the_form_of_agents_that_are_added() -> None:
+    assert leaderboard.added("threshold").form == "packet"
+    assert leaderboard.added("random:form=probability").form == "probability"
+
+
 def test_training_on_what_is_to_be_unseen_is_refused() -> None:
     for dataset, good in (("testbed", True), ("mixed", True), ("epsilon", True), ("grid", False), ("overload", False)):
         how = Training("bc", f"l4s/dualpi2/{dataset}-small-v0")

@@ -19,7 +19,8 @@ from l4s_gym.data.build import checksum
 from l4s_gym.evaluation import entry, sweep, work
 from l4s_gym.evaluation.entry import Entry, Experiment, Protocol, Size, Training
 from l4s_gym.evaluation.results import read, read_all, write
-from l4s_gym.sim import fingerprint
+from l4s_gym.sim import fingerprint, scenario
+from l4s_gym.tables import checksum as key_of
 from l4s_gym.tables import timeless
 
 pytest.importorskip("pyarrow", reason="needs PyArrow: pip install 'l4s-gym[data]'")
@@ -27,6 +28,9 @@ pytest.importorskip("pyarrow", reason="needs PyArrow: pip install 'l4s-gym[data]
 TINY = Size(0.5, 2, ("test", "shift"), ("l4s-llm-testbed", "web", "grid-4m-10ms"))
 NATIVE = Experiment("PIE", "native:pie", name="native", variant="pie")
 RANDOM = Experiment("Random", "random", name="random", variant="uniform")
+DRAWN = Experiment(
+    "Drawn", "random:form=probability", name="random", variant="drawn", form="probability", control_interval_ms=50.0
+)
 THRESHOLD = Experiment("Threshold", "threshold", decision_interval=3, name="threshold", variant="third")
 ROOT = Path(__file__).parents[2]
 
@@ -43,7 +47,7 @@ def bits(entries: list[Entry]) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def done(protocol: Protocol, tmp_path_factory: pytest.TempPathFactory) -> list[Entry]:
-    return sweep.run([NATIVE, RANDOM, THRESHOLD], protocol, "quick", tmp_path_factory.mktemp("work"), jobs=0)
+    return sweep.run([NATIVE, RANDOM, THRESHOLD, DRAWN], protocol, "quick", tmp_path_factory.mktemp("work"), jobs=0)
 
 
 def test_entries_are_valid_and_come_back_from_their_files(
@@ -53,7 +57,12 @@ def test_entries_are_valid_and_come_back_from_their_files(
         entry.validate(each, protocol)
         assert read(write(each, tmp_path)) == each
         assert len(each.results) == 3 * 2
-    assert [each.id for each in read_all(tmp_path)] == ["native--pie", "random--uniform", "threshold--third"]
+    assert [each.id for each in read_all(tmp_path)] == [
+        "native--pie",
+        "random--drawn",
+        "random--uniform",
+        "threshold--third",
+    ]
 
 
 def test_finished_cells_are_not_run_again(
@@ -74,6 +83,38 @@ def test_finished_cells_are_not_run_again(
     again = sweep.run([NATIVE, RANDOM], protocol, "quick", tmp_path, jobs=0)
     assert cells == len(list((tmp_path / "cells").iterdir())) and len(ran) == cells + 1
     assert bits(first) == bits(again) == bits(done)[:2]
+
+
+def test_control_intervals(done: list[Entry], protocol: Protocol, tmp_path: Path) -> None:
+    """Cells carry form and interval; those of packets have the keys that they had without them."""
+    rows = [row for row in done[-1].results if row["scenario"] == "web"]
+    assert [row["decisions"] for row in rows] == [5, 5]  # of 50 ms, in the half of .5 s that is measured
+    planned = sweep.Sweep(protocol, "quick", tmp_path, jobs=0, ray="")
+    slower = msgspec.structs.replace(DRAWN, control_interval_ms=100.0)
+    assert planned.cells(DRAWN, None)[0].key != planned.cells(slower, None)[0].key
+    cell = planned.cells(RANDOM, None)[0]
+    numbers = [cell.seeds, cell.agent_seed, cell.seconds, cell.reward, cell.decision_interval]
+    assert cell.key == key_of([cell.digest, work._simulator(), *map(scenario.digest, cell.names), *numbers])
+
+
+def test_a_form_that_is_not_the_agents_costs_its_own_entry(protocol: Protocol, tmp_path: Path) -> None:
+    wrong = msgspec.structs.replace(DRAWN, form="parameters")
+    (found,) = sweep.run([wrong], protocol, "quick", tmp_path, jobs=0)
+    assert found.failed is not None
+    assert "decides in the form 'probability', not 'parameters'" in found.failed.traceback
+
+
+@pytest.mark.parametrize(
+    ("how", "text"),
+    [
+        ({"form": "packets"}, "did you mean 'packet'"),
+        ({"control_interval_ms": 100.0}, "control_interval_ms: is for the forms of control intervals"),
+        ({"form": "probability", "decision_interval": 10}, "decision_interval: is for the form 'packet' alone"),
+    ],
+)
+def test_experiments_of_no_form(how: dict[str, Any], text: str) -> None:
+    with pytest.raises(L4SError, match=text):
+        Experiment("Wrong", "random", **how)
 
 
 def test_a_change_of_agent_or_protocol_is_another_cell(protocol: Protocol, tmp_path: Path) -> None:

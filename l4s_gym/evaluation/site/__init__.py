@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Final
 
 from l4s_gym.data.files import atomic_write
 from l4s_gym.errors import L4SError
-from l4s_gym.evaluation.board import CLASSES, Refusal, Row, Table
+from l4s_gym.evaluation.board import CLASSES, DECIDED, Refusal, Row, Table
 from l4s_gym.evaluation.entry import Entry
 from l4s_gym.evaluation.series import Series
 from l4s_gym.evaluation.site import data, parts
@@ -30,6 +30,15 @@ def _file(name: str) -> str:
 def _json(value: object) -> str:
     """JSON that cannot end the element of the page that it is in."""
     return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+
+
+def _boxes(titles: Mapping[str, str], there: Set[str]) -> str:
+    """Check boxes of a filter, for what there is."""
+    return "".join(
+        f'<label><input type="checkbox" value="{name}" checked>{text}</label>'
+        for name, text in titles.items()
+        if name in there
+    )
 
 
 def page(
@@ -66,11 +75,8 @@ def page(
             f'<label><input type="checkbox" value="{kind}" checked><span class="kind {kind}"></span>{text}</label>'
             for kind, text in kinds_there.items()
         ),
-        classes="".join(
-            f'<label><input type="checkbox" value="{name}" checked>{text}</label>'
-            for name, text in CLASSES.items()
-            if any(row.learned == name for row in rows)
-        ),
+        classes=_boxes(CLASSES, {row.learned for row in rows}),
+        forms=_boxes(DECIDED, {row.form for row in rows}),
         comparisons="".join(map(parts.comparison, tables)),
         board=parts.board(rows, kinds, names[0]),
         lacking=parts.lacking(rows, refused),

@@ -85,6 +85,7 @@ _BETTER: Final = "Probability of a better score than DualPI2 of RFC 9332 on the 
 
 
 _RATIO: Final = "Goodput of an L4S by that of a Classic flow, geometric mean."
+_FORM: Final = "What is decided: packets (/n: each n-th), or for intervals probabilities or parameters of DualPI2."
 _IMBALANCE: Final = "Mean of |ln(L/C)| of the goodputs of an L4S and a Classic flow: 0 is equal, 0.69 a factor of two."
 
 
@@ -118,6 +119,7 @@ COLUMNS: Final = (
     Column("C delay, ms", "p99", "Its 99th percentile.", _metric("delay_c_p99_ms")),
     Column("Link", "used, %", "Share of the link's capacity that was used.", _metric("utilisation"), "z.1f", 100.0),
     Column("Flows", "imbalance", _IMBALANCE, _metric("imbalance"), "z.2f"),
+    Column("Decision", "form", _FORM, lambda row, _: row.decides or None, align=""),
     Column("Decision", "p50, &micro;s", "Median time of a decision; not of native ones.", _latency("p50"), "z.0f"),
     Column("Score, more", "P(better)", _BETTER, lambda row, _: row.improvement, "z.2f", more=True),
     Column("Score, more", "mean", "Mean over episodes.", lambda row, suite: row.means.get(suite), more=True),
@@ -131,7 +133,6 @@ COLUMNS: Final = (
         more=True,
     ),
     Column("Decides", "rule", "How probabilities become decisions.", _rule, align="", more=True),
-    Column("Decides", "every", "Each so many packets.", lambda row, _: row.decision_interval, ".0f", more=True),
     Column(
         "Decides", "p99, &micro;s", "99th percentile of the time of a decision.", _latency("p99"), "z.0f", more=True
     ),
@@ -186,7 +187,7 @@ def _row(row: Row, kind: str, suite: str, chosen: Sequence[Column]) -> str:
         f'<th scope="row" data-v="{name.lower()}"><span class="kind {kind}"></span><span class="hidden">'
         f'{data.KINDS[kind]}: </span><a href="{anchor}">{breakable}</a><small>{escape(row.title)}</small></th>'
     )
-    about = f'data-kind="{kind}" data-learned="{row.learned}"'
+    about = f'data-kind="{kind}" data-learned="{row.learned}" data-form="{row.form}"'
     if row.failed is not None:
         where = f'failed: see <a href="{anchor}">where it comes from</a>'
         return f'<tr {about} class="failed">{head}<td colspan="{len(chosen)}">{where}</td></tr>'

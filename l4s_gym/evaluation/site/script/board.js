@@ -36,10 +36,11 @@ heads.forEach((head, column) =>
 const filterBoard = () => {
   const wanted = one("#find").value.trim().toLowerCase();
   const wantedOf = (name) => new Set(all(`#filters .${name} input:checked`).map((input) => input.value));
-  const [kinds, classes] = [wantedOf("kinds"), wantedOf("classes")];
+  const [kinds, classes, forms] = ["kinds", "classes", "forms"].map(wantedOf);
+  forms.add(""); // disciplines, which are asked nothing
   let shown = 0;
   for (const row of rows) {
-    const chosen = kinds.has(row.dataset.kind) && classes.has(row.dataset.learned);
+    const chosen = kinds.has(row.dataset.kind) && classes.has(row.dataset.learned) && forms.has(row.dataset.form);
     row.hidden = !chosen || !row.cells[0].textContent.toLowerCase().includes(wanted);
     shown += !row.hidden;
   }
