@@ -9,6 +9,7 @@ SHIPPED = (
     "agents/*/config.toml",
     "benchmarks/protocol*.toml",
     "benchmarks/experiments/*/*.toml",
+    "benchmarks/oracle.json",
     "datasets/*/recipe.toml",
     "datasets/*/facts.json",
     "datasets/*/SHA256SUMS",

@@ -80,6 +80,7 @@ def test_wheel_holds_what_commands_need_of_other_folders(wheel: set[str], files:
     kinds = {"agents": ("config.toml",), "datasets": ("recipe.toml", "facts.json", "SHA256SUMS")}
     needed = {file for file in files if file.parts[0] in kinds and file.name in kinds[file.parts[0]]}
     needed |= {file for file in files if file.match("benchmarks/protocol*.toml") or file.match("experiments/*/*.toml")}
+    needed |= {file for file in files if file.match("benchmarks/oracle.json")}
     shipped = {name.removeprefix("l4s_gym/shipped/") for name in wheel if name.startswith("l4s_gym/shipped/")}
     assert shipped == {"__init__.py"} | {file.as_posix() for file in needed}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Final, NamedTuple
 
 from l4s_gym.evaluation.cells import NATIVE
@@ -193,13 +193,28 @@ def _drawn(lines: Sequence[Sequence[str]], left: Set[int]) -> str:
     return "\n".join(table(head, rows, right=set(range(len(head))) - left, wide=True))
 
 
-def markdown(board: Sequence[Row], entries: Sequence[Entry] = (), refused: Sequence[Refusal] = ()) -> str:
+def oracle_line(scores: Mapping[str, Interval]) -> str:
+    """The scores of the oracle in a sentence; empty without."""
+    if not scores:
+        return ""
+    each = ", ".join(f"{suite} {span(score)}" for suite, score in scores.items())
+    what = "the best static setting of DualPI2 (RFC 9332) for each scenario, which no agent is told"
+    return f"Oracle (dotted lines in the report): {what}: {each}."
+
+
+def markdown(
+    board: Sequence[Row],
+    entries: Sequence[Entry] = (),
+    refused: Sequence[Refusal] = (),
+    oracle: Mapping[str, Interval] = {},
+) -> str:
     """The board as Markdown.
 
     Args:
         board: Rows, in order.
         entries: What they are made of, for the paragraph of how it was made.
         refused: Entries that are not on the board.
+        oracle: Scores by suite of the best static setting for each scenario.
     """
     missing = [f"- {who(row)}: failed: `{row.failed}`" for row in board if row.failed]
     missing += [f"- {who(row)}: {text}." for row in board for text in row.lacks]
@@ -209,6 +224,7 @@ def markdown(board: Sequence[Row], entries: Sequence[Entry] = (), refused: Seque
         "# Leaderboard",
         first,
         "Brackets hold 95 % intervals; [?] is one run only, of which nothing can be said; - is none.",
+        oracle_line(oracle),
         folded("More columns", more),
         *(folded(f"{title}, alone", brief(rows)) for title, rows in groups(board).items()),
         *(part for each in comparisons(board) for part in (f"## {each.title}", each.text, each.note)),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 import numpy as np
+from msgspec import Struct
 
 from l4s_gym import shipped
 from l4s_gym.agents import AgentSpec, form_of
@@ -26,8 +27,9 @@ from l4s_gym.evaluation.entry import Entry, Experiment, Protocol
 from l4s_gym.evaluation.origin import origin
 from l4s_gym.evaluation.results import arrow, read_all, write
 from l4s_gym.evaluation.series import Series
+from l4s_gym.evaluation.statistics import Interval
 from l4s_gym.forms import PACKET
-from l4s_gym.sim import scenario
+from l4s_gym.sim import fingerprint, scenario
 from l4s_gym.tables import timeless
 
 REFERENCES: Final = ("random/uniform", "native/dualpi2_rfc9332")
@@ -169,14 +171,54 @@ def fill(
     return valid(read_all(results), protocol, size)
 
 
+class Oracle(Struct, frozen=True):
+    """What `benchmarks/studies/tuned/oracle.py` found, as far as the report shows it.
+
+    Attributes:
+        size: Of the protocol.
+        protocol_digest: `Protocol.digest`.
+        simulator: Its fingerprint.
+        scores: Suite -> score, and both ends of its interval.
+    """
+
+    size: str
+    protocol_digest: str
+    simulator: str
+    scores: dict[str, tuple[float, float | None, float | None]]
+
+
+def oracle(protocol: Protocol, size: str, say: Callable[[str], None] = print) -> dict[str, Interval]:
+    """Scores by suite of the best static setting of DualPI2 for each scenario; empty where none is known.
+
+    Args:
+        protocol: The protocol.
+        size: Of the protocol.
+        say: Told why the scores are left out, if they are of another simulator or protocol.
+    """
+    path = shipped.folder("benchmarks") / "oracle.json"
+    if not path.is_file():
+        return {}
+    found: Oracle = records.decoded(path, Oracle)
+    if found.size != size:
+        return {}
+    why = fingerprint.reason(found.simulator)
+    if found.protocol_digest != protocol.digest(size):
+        why = why or "is of another protocol"
+    if why:
+        say(f"oracle: left out: {why}: run benchmarks/studies/tuned/oracle.py")
+        return {}
+    return {suite: Interval(*score) for suite, score in found.scores.items()}
+
+
 def report(
     out: Path,
     entries: Sequence[Entry],
     refused: Sequence[Refusal] = (),
     series: Sequence[Series] = (),
     say: Callable[[str], None] = print,
+    oracle: Mapping[str, Interval] = {},
 ) -> None:
-    """Print the board, and write it as Markdown and as a page."""
+    """Print the board, and write it as Markdown and as a page; `site.write` describes the arguments."""
     from l4s_gym.evaluation import site
 
     rows = board.rows(entries)
@@ -184,9 +226,9 @@ def report(
     out.mkdir(parents=True, exist_ok=True)
     text = out / "leaderboard.md"
     with atomic_write(text) as file:
-        file.write(board.markdown(rows, entries, refused).encode())
+        file.write(board.markdown(rows, entries, refused, oracle).encode())
     say(f"board: {text}")
-    say(f"report: {site.write(out, entries, rows, board.comparisons(rows), series, refused)}")
+    say(f"report: {site.write(out, entries, rows, board.comparisons(rows), series, refused, oracle=oracle)}")
 
 
 def produce(
@@ -228,7 +270,7 @@ def produce(
             say(f"failed: {each.id}: {each.failed.brief}")
     whole = [each for each in entries if each.failed is None]
     runs = series.of_board(whole, protocol, size, kept / "series.json", folder, progress)
-    report(out, entries, refused, runs, say)
+    report(out, entries, refused, runs, say, oracle(protocol, size, say))
     return entries
 
 

@@ -9,14 +9,44 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
+import oracle
+import search
 from l4s_gym.errors import L4SError
-from l4s_gym.evaluation.entry import read_experiment
+from l4s_gym.evaluation import leaderboard, sweep
+from l4s_gym.evaluation.entry import read_experiment, read_protocol
+from l4s_gym.tables import timeless
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "studies" / "tuned" / "run.py"
 HEADROOM = {"target_ms": 2.0, "tupdate_ms": 3.9, "alpha": 0.04, "beta": 16.7, "coupling": 1.6, "classic_weight": 0.05}
+
+
+ORACLE = """
+version = 2
+reward = "fair"
+[first_seed]
+train = 0
+test = 100
+shift = 200
+[suites]
+train = ["l4s-llm-testbed", "lte"]
+shift = ["grid-4m-20ms"]
+[quick]
+seconds = 4.0
+seeds = 2
+suites = ["test", "shift"]
+[standard]
+seconds = 4.0
+seeds = 2
+suites = ["test"]
+[full]
+seconds = 4.0
+seeds = 2
+suites = ["test"]
+"""
 
 
 class Strategy:
@@ -68,7 +98,7 @@ def test_a_search_that_was_stopped_comes_to_the_same(
     whole = json.loads(options.work.read_text())
     assert len(whole["generations"]) == 3 and set(whole["about"]["scenarios"]) == {"l4s-llm-testbed", "lte"}
     found = read_experiment(options.experiment)
-    assert set(found.options["dualpi2_rfc9332"]) == set(tuned.PARAMETERS) and found.native
+    assert set(found.options["dualpi2_rfc9332"]) == set(search.PARAMETERS) and found.native
     (run,) = json.loads(options.out.read_text())
     assert run["setting"] == found.options["dualpi2_rfc9332"]
     # Stopped after the first generation.
@@ -83,18 +113,60 @@ def test_a_search_that_was_stopped_comes_to_the_same(
         tuned.main(options)
 
 
-def test_scores_are_100_for_the_defaults(tuned: Any, options: Any) -> None:
-    task = tuned.Task(options, range(2))
+def test_scores_are_100_for_the_defaults() -> None:
+    task = search.Task(["l4s-llm-testbed", "lte"], search.Search(seconds=1.0, seeds=2), 0)
     assert task.scores({}) == pytest.approx([100.0, 100.0])
+    assert task.scores(search.DEFAULTS) == pytest.approx([100.0, 100.0])
     other = task.scores(HEADROOM)
     assert np.all(np.isfinite(other)) and np.all(np.abs(other - 100.0) > 0.1)
-    start = [getattr(tuned.Law(), name) for name in tuned.PARAMETERS]
-    assert list(tuned.setting_of(np.log(start)).values()) == pytest.approx(start, rel=1e-3)
-    for name, (low, high) in tuned.PARAMETERS.items():
-        assert low < getattr(tuned.Law(), name) < high and low <= HEADROOM.get(name, low) <= high
+    start = list(search.DEFAULTS.values())
+    assert list(search.setting_of(np.log(start)).values()) == pytest.approx(start, rel=1e-3)
+    for name, (low, high) in search.PARAMETERS.items():
+        assert low < search.DEFAULTS[name] < high and low <= HEADROOM.get(name, low) <= high
 
 
 def test_without_cma_it_says_what_to_install(tuned: Any, options: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cma", None)
     with pytest.raises(L4SError, match=r"cma: is not installed: pip install -r .*tuned/requirements\.txt"):
         tuned.main(options)
+
+
+def test_the_oracle_is_a_board_entry_with_a_setting_for_each_scenario(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pyarrow", reason="needs PyArrow: pip install 'l4s-gym[data]'")
+    monkeypatch.setitem(sys.modules, "cma", SimpleNamespace(CMAEvolutionStrategy=Strategy))
+    rules, start = tmp_path / "protocol.toml", tmp_path / "native" / "dualpi2_tuned.toml"
+    rules.write_text(ORACLE)
+    start.parent.mkdir()
+    table = "".join(f"{name} = {value}\n" for name, value in (search.DEFAULTS | HEADROOM).items())
+    start.write_text(f'title = "Tuned"\nagent = "native:{search.AQM}"\n[options.{search.AQM}]\n{table}')
+    small: dict[str, Any] = {"size": "quick", "seeds": 2, "budget": 4, "population": 2}
+    places = {"tuned": start, "work": tmp_path / "work", "out": tmp_path / "out", "shipped": tmp_path / "oracle.json"}
+    oracle.main(oracle.Options(protocol=rules, **small, **places))
+    (run,) = json.loads((tmp_path / "out" / "oracle.json").read_text())
+    assert list(run["settings"]) == ["l4s-llm-testbed", "lte", "grid-4m-20ms"]
+    assert list(run["scores"]) == ["fair", oracle.LIGHTER] and "native--dualpi2_oracle" in run["scores"]["fair"]
+    assert f"By the reward `{oracle.LIGHTER}`" in (tmp_path / "out" / "oracle.md").read_text()
+
+    # With the tuned setting everywhere, it is the tuned entry: the board's seeds, and nothing else.
+    protocol = read_protocol(rules)
+    wanted = [*leaderboard.experiments(["native/dualpi2_rfc9332"]), read_experiment(start)]
+    native, tuned = sweep.run(wanted, protocol, "quick", tmp_path / "work", jobs=0)
+    same = oracle.entry_of(dict.fromkeys(run["settings"], tuned.experiment.options[search.AQM]), protocol, native)
+    assert [timeless(row) for row in same.results] == [timeless(row) for row in tuned.results]
+
+    # The report takes it, unless it is of something else.
+    monkeypatch.setattr(leaderboard.shipped, "folder", lambda name: tmp_path)
+    said: list[str] = []
+    found = leaderboard.oracle(protocol, "quick", said.append)
+    assert {suite: score.value for suite, score in found.items()} == {
+        suite: score for suite, (score, _, _) in run["scores"]["fair"]["native--dualpi2_oracle"].items()
+    }
+    assert leaderboard.oracle(protocol, "full", said.append) == {} and said == []
+    assert leaderboard.oracle(msgspec.structs.replace(protocol, reward="power"), "quick", said.append) == {}
+    shipped = json.loads((tmp_path / "oracle.json").read_text())
+    (tmp_path / "oracle.json").write_text(json.dumps(shipped | {"simulator": "0" * 12}))
+    assert leaderboard.oracle(protocol, "quick", said.append) == {}
+    assert "is of another protocol" in said[0] and "simulator" in said[1]
+    assert all(line.endswith("run benchmarks/studies/tuned/oracle.py") for line in said)

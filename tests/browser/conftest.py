@@ -13,6 +13,7 @@ import pytest
 from l4s_gym.evaluation import board, site
 from l4s_gym.evaluation.entry import SUITES
 from l4s_gym.evaluation.series import Series
+from l4s_gym.evaluation.statistics import Interval
 from tests.evaluation.conftest import synthetic_entries
 
 if TYPE_CHECKING:
@@ -41,9 +42,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = ["native--dualpi2_rfc9332", "bc--diffuse"]
     series = [synthetic_series(name, scenario, k) for scenario in ("lte", "web") for k, name in enumerate(names)]
     refused = [board.Refusal("x--y", "protocol digest is another")]
-    return site.write(
-        tmp_path_factory.mktemp("site") / "report", entries, rows, board.comparisons(rows), series, refused
-    )
+    folder, tables = tmp_path_factory.mktemp("site") / "report", board.comparisons(rows)
+    oracle = {"test": Interval(121.0, 120.0, 122.0), "shift": Interval(118.0)}
+    return site.write(folder, entries, rows, tables, series, refused, oracle=oracle)
 
 
 @pytest.fixture(scope="session")

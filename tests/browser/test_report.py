@@ -80,6 +80,18 @@ def test_pictures_are_drawn_and_named(page: Page, picture: str) -> None:
     assert place.get_attribute("role") == "img" and place.get_attribute("aria-label")
 
 
+@pytest.mark.parametrize(("picture", "along", "expected"), [("gap", "x", [121, 118]), ("cost", "y", [121])])
+def test_the_oracle_is_a_dotted_line(page: Page, picture: str, along: str, expected: list[float]) -> None:
+    script = """([id, along]) => {
+        const { shapes, annotations } = document.querySelector(id).layout;
+        const named = annotations.filter(({ text }) => text.startsWith("oracle, ")).map(each => each[along]);
+        const at = value => each => each.line.dash === "dot" && [0, 1].every(k => each[along + k] === value);
+        return named.filter(value => shapes.some(at(value)));
+    }"""
+    assert page.evaluate(script, [f"#plot-{picture}", along]) == expected
+    assert "Oracle (dotted lines in the report): the best static setting" in page.locator("#board-section").inner_text()
+
+
 def test_headings_sort(page: Page) -> None:
     assert press(page, "agent") == "ascending"
     assert agents(page) == sorted(agents(page))

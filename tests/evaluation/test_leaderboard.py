@@ -298,7 +298,7 @@ def test_experiments_that_ship() -> None:
             training.load_config(each.training.learner, small=each.training.small, settings=each.training.settings)
     with pytest.raises(L4SError, match="did you mean 'native/pie'"):
         leaderboard.experiments(["native/pi"], ROOT / "benchmarks" / "experiments")
-    assert len(leaderboard.experiments(["native"], ROOT / "benchmarks" / "experiments")) == 7
+    assert len(leaderboard.experiments(["native"], ROOT / "benchmarks" / "experiments")) == 12
 
 
 def test_protocol_that_ships() -> None:

@@ -187,6 +187,17 @@ def test_series_and_comparisons_are_in_it(board_entries: list[Entry], rows: list
     assert '<tr><th scope="row">x</th><td>1 &lt; 2</td></tr>' in text and "Note.</p>" in text
 
 
+def test_the_oracle_is_no_row(board_entries: list[Entry], rows: list[board.Row], page: str) -> None:
+    oracle = {"test": Interval(119.7, 119.0, 120.4), "shift": Interval(121.25)}
+    text = site.page(board_entries, rows, oracle=oracle)
+    found = Reader(text).data()
+    assert found.pop("oracle") == {"test": [119.7, 119.0, 120.4], "shift": [121.2, None, None]}
+    assert found == {name: value for name, value in Reader(page).data().items() if name != "oracle"}
+    line = "for each scenario, which no agent is told: test 119.7 [119.0, 120.4], shift 121.2 [?]."
+    assert line in text and line in board.markdown(rows, board_entries, oracle=oracle)
+    assert "Oracle" not in page and "Oracle" not in board.markdown(rows, board_entries)
+
+
 def test_the_same_entries_make_the_same_page(board_entries: list[Entry], rows: list[board.Row], page: str) -> None:
     assert site.page(board_entries, rows) == page
 

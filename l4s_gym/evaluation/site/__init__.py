@@ -12,10 +12,11 @@ from typing import Final
 
 from l4s_gym.data.files import atomic_write
 from l4s_gym.errors import L4SError
-from l4s_gym.evaluation.board import CLASSES, DECIDED, Refusal, Row, Table
+from l4s_gym.evaluation.board import CLASSES, DECIDED, Refusal, Row, Table, oracle_line
 from l4s_gym.evaluation.entry import Entry
 from l4s_gym.evaluation.series import Series
 from l4s_gym.evaluation.site import data, parts
+from l4s_gym.evaluation.statistics import Interval
 
 TITLE: Final = "L4S DualPI2 leaderboard"
 LARGEST_BYTES: Final = 5_000_000
@@ -48,6 +49,7 @@ def page(
     series: Sequence[Series] = (),
     refused: Sequence[Refusal] = (),
     title: str = TITLE,
+    oracle: Mapping[str, Interval] = {},
 ) -> str:
     """The report as HTML; `write` describes the arguments."""
     by_name = {entry.id: entry for entry in entries}
@@ -58,7 +60,7 @@ def page(
     whole = [row for row in rows if row.failed is None]
     ordered = [by_name[row.name] for row in rows]
     names = data.suites(rows) or ["test"]
-    found = data.page_data(entries, rows, series)
+    found = data.page_data(entries, rows, series, oracle)
     found["cells"] = parts.cells(whole, names)
     kinds_there = {kind: text for kind, text in data.KINDS.items() if kind in kinds.values()}
     return string.Template(_file("page.html")).substitute(
@@ -80,6 +82,7 @@ def page(
         comparisons="".join(map(parts.comparison, tables)),
         board=parts.board(rows, kinds, names[0]),
         lacking=parts.lacking(rows, refused),
+        oracle=f'<p class="note">{escape(oracle_line(oracle))}</p>' if oracle else "",
         definitions=parts.definitions(),
         online=parts.online(rows, names[0]),
         online_suite=names[0],
@@ -98,6 +101,7 @@ def write(
     series: Sequence[Series] = (),
     refused: Sequence[Refusal] = (),
     title: str = TITLE,
+    oracle: Mapping[str, Interval] = {},
 ) -> Path:
     """Write the report as `index.html`, atomically.
 
@@ -109,6 +113,7 @@ def write(
         series: Time series of some agents (`l4s_gym.evaluation.series`), named as entries.
         refused: Entries that are not on the board.
         title: Of the page.
+        oracle: Scores by suite of the best static setting for each scenario, drawn as dotted lines.
 
     Returns:
         Path of the page.
@@ -116,7 +121,7 @@ def write(
     Raises:
         L4SError: A row has no entry, there are no rows, or the page would be larger than `LARGEST_BYTES`.
     """
-    content = page(entries, rows, tables, series, refused, title).encode()
+    content = page(entries, rows, tables, series, refused, title, oracle).encode()
     if len(content) > LARGEST_BYTES:
         raise L4SError(f"report: {len(content)} bytes, more than {LARGEST_BYTES}: give fewer entries or time series")
     folder.mkdir(parents=True, exist_ok=True)

@@ -120,13 +120,16 @@ def compared(rows: Sequence[Row], kinds: Mapping[str, str]) -> list[str]:
     return list(dict.fromkeys(name for name in order if name is not None))[:COMPARED]
 
 
-def page_data(entries: Sequence[Entry], rows: Sequence[Row], series: Sequence[Series]) -> Plain:
+def page_data(
+    entries: Sequence[Entry], rows: Sequence[Row], series: Sequence[Series], oracle: Mapping[str, Interval]
+) -> Plain:
     """All that the page's script draws.
 
     Args:
         entries: Of the board.
         rows: Of the board, best first.
         series: Time series; their names are those of entries.
+        oracle: Scores by suite, drawn as dotted lines.
     """
     kinds = {entry.id: kind(entry) for entry in entries}
     agents = [
@@ -158,4 +161,5 @@ def page_data(entries: Sequence[Entry], rows: Sequence[Row], series: Sequence[Se
         "quantiles": QUANTILES,
         "curves": dict(sorted(curves.items(), key=lambda item: (list(SUITES).index(item[0].split("/")[0]), item[0]))),
         "series": [each.as_dict() for each in series],
+        "oracle": {suite: triple(score) for suite, score in oracle.items()},
     }

@@ -192,6 +192,36 @@ const scatter = (id, points, xaxis, yaxis, more) => {
     more.table,
   );
 };
+/** Dotted lines across a picture at values of its axis "x" or "y"; `lines`: [value, name]. */
+const dotted = (along, lines, log = false) => {
+  const across = along === "x" ? "y" : "x";
+  return {
+    shapes: lines.map(([value]) => ({
+      type: "line",
+      [`${along}0`]: value,
+      [`${along}1`]: value,
+      [`${across}ref`]: "paper",
+      [`${across}0`]: 0,
+      [`${across}1`]: 1,
+      line: { color: color("--soft"), dash: "dot", width: 1.5 },
+      layer: "below",
+    })),
+    annotations: lines.map(([value, name]) => ({
+      [along]: log ? Math.log10(value) : value,
+      [`${across}ref`]: "paper",
+      [across]: 1,
+      text: name,
+      textangle: along === "x" ? -90 : 0,
+      xanchor: "right",
+      yanchor: along === "x" ? "top" : "bottom",
+      showarrow: false,
+      font: { size: 11, color: color("--soft") },
+    })),
+  };
+};
+/** Where the oracle is drawn in pictures of scores. */
+const oracleLines = (suites) =>
+  suites.filter((name) => data.oracle[name]).map((name) => [data.oracle[name][0], `oracle, ${name}`]);
 /** Range of an axis over values and their intervals; a very wide interval may go beyond it. */
 const padded = (triples) => {
   const values = triples.map(([value]) => value);

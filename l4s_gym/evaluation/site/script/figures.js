@@ -57,6 +57,8 @@ const gap = () => {
   part.hidden = !agents.length;
   if (!agents.length) return;
   const up = [...agents].reverse();
+  const shown = agents.flatMap(({ scores }) => [scores.test, scores.shift]);
+  const oracle = oracleLines(["test", "shift"]);
   one("#plot-gap").style.height = `${90 + 34 * up.length}px`;
   const narrow = one("#plot-gap").clientWidth < 560;
   const trace = (of, shape, paint, shift) => ({
@@ -94,7 +96,7 @@ const gap = () => {
     "plot-gap",
     [trace("test", "circle", "--c0", 0.12), trace("shift", "diamond-open", "--c1", -0.12)],
     {
-      xaxis: axis("normalised score", { range: padded(agents.flatMap(({ scores }) => [scores.test, scores.shift])) }),
+      xaxis: axis("normalised score", { range: padded([...shown, ...oracle.map(([score]) => [score])]) }),
       yaxis: axis("", {
         tickvals: up.map((_, k) => k),
         ticktext: up.map(({ id }) => id),
@@ -102,9 +104,9 @@ const gap = () => {
         automargin: true,
         range: [-0.7, up.length - (narrow ? 0 : 0.3)],
       }),
-      shapes: links,
+      shapes: [...links, ...dotted("x", oracle).shapes],
       showlegend: true,
-      annotations: narrow ? over : [],
+      annotations: [...(narrow ? over : []), ...dotted("x", oracle).annotations],
       margin: { l: narrow ? 10 : 58, r: 14, t: 30, b: 48 },
     },
     `Normalised scores of ${agents.length} agents on the suites test and shift.`,
@@ -140,31 +142,14 @@ const cost = () => {
     ...points.map(({ x }) => x[0]),
     ...rates.map((rate) => 12000 / rate),
   ]);
-  scatter("plot-cost", points, xaxis, axis("normalised score", { range: padded(points.map(({ y }) => y)) }), {
+  const oracle = oracleLines([suite()]);
+  const packets = rates.map((rate) => [12000 / rate, `${rate} Mbit/s`]);
+  const lines = [dotted("x", packets, true), dotted("y", oracle)];
+  const range = padded([...points.map(({ y }) => y), ...oracle.map(([score]) => [score])]);
+  scatter("plot-cost", points, xaxis, axis("normalised score", { range }), {
     hover: (x, y) => `${text(x[0], 3)}${latency ? " µs" : " parameters"}<br>score ${withInterval(y, "")}`,
-    shapes: rates.map((rate) => ({
-      type: "line",
-      xref: "x",
-      yref: "paper",
-      x0: 12000 / rate,
-      x1: 12000 / rate,
-      y0: 0,
-      y1: 1,
-      line: { color: color("--line"), dash: "dot", width: 1.5 },
-      layer: "below",
-    })),
-    annotations: rates.map((rate) => ({
-      x: Math.log10(12000 / rate),
-      xref: "x",
-      y: 1,
-      yref: "paper",
-      yanchor: "top",
-      xanchor: "right",
-      textangle: -90,
-      showarrow: false,
-      text: `${rate} Mbit/s`,
-      font: { size: 11, color: color("--soft") },
-    })),
+    shapes: lines.flatMap(({ shapes }) => shapes),
+    annotations: lines.flatMap(({ annotations }) => annotations),
     alt: `Scatter of ${points.length} agents: ${title("#price")} against the normalised score, suite ${suite()}.`,
     table: {
       title: "Cost and score",
