@@ -61,17 +61,21 @@ def optimize(model: DecisionModel, precision: str = "") -> None:
         now = "bfloat16" if backbone.dtype == torch.bfloat16 else "float32"
         model.backbone = FastGPT2(backbone, precision or now)
     elif precision == "int8":
-        backbone.model = _quantized(backbone.model.float())
+        channels = torch.ao.quantization.per_channel_dynamic_qconfig
+        linear = {name: module for name, module in backbone.model.named_modules() if isinstance(module, nn.Linear)}
+        # Not those that narrow a wider layer: what they read has outliers, which leave the rest few of 256 levels.
+        chosen = {name: channels for name, module in linear.items() if module.in_features <= backbone.width}
+        backbone.model = _quantized(backbone.model.float(), chosen)
     elif precision:
         backbone.to(getattr(torch, precision))
 
 
-def _quantized(module: nn.Module) -> Any:
-    """Return a module whose linear layers are in int8, for the CPU only: activations are quantized on the fly."""
+def _quantized(module: nn.Module, which: Any) -> Any:
+    """Return a module with parts of it (`qconfig_spec`) in int8, for the CPU: activations are quantized on the fly."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch recommends torchao instead, which is no faster on CPUs
         quantization: Any = torch.ao.quantization
-        return quantization.quantize_dynamic(module, {nn.Linear}, dtype=torch.qint8, inplace=True)
+        return quantization.quantize_dynamic(module, which, dtype=torch.qint8, inplace=True)
 
 
 def start(model: DecisionModel, n: int, step: Callable[..., Tensor] | None = None) -> Step:
@@ -214,7 +218,7 @@ class FastGPT2(nn.Module):
         self.requires_grad_(False)
         self.to(self.dtype).eval()
         if precision == "int8":
-            self.blocks = _quantized(self.blocks)
+            self.blocks = _quantized(self.blocks, {nn.Linear})
 
     def new_cache(self) -> KeysValues:
         """Return an empty cache."""
