@@ -207,7 +207,8 @@ def _score_lines(recipe: Recipe, by_size: Mapping[str, dict[str, Any]]) -> list[
         return ["Not measured."]
     shown = {name: ", ".join(f"{value:.2f}" for value in scores[name]) for name in ("random", "native")}
     return [
-        f"Returns of the reward `{scores['reward']}` on `{scores['scenario']}`, `L4S-DualPI2-v0`, seeds {scores['seeds']}:",
+        f"Returns of the reward `{scores['reward']}` on `{scores['scenario']}`, `L4S-DualPI2-v0`, "
+        f"seeds {scores['seeds']}:",
         "",
         f"- random (0): {shown['random']}",
         f"- native DualPI2 of RFC 9332 (100): {shown['native']}",

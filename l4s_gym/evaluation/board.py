@@ -52,7 +52,11 @@ COLUMNS: Final = (
     ("test - shift", "The generalisation gap."),
     ("decision us", "Median time of one decision for one environment; 'engine': decided inside the simulator."),
     ("parameters", "Of the model, and of these the trained ones."),
-    ("learned", "Class of the entry: offline (from logs and datasets), online (in closed loop), or none (not at all)."),
+    (
+        "learned",
+        "Class of the entry: offline (from logs and datasets), online (in closed loop), or none (not at all); of a "
+        "language model also the weights that it started from.",
+    ),
     ("training", "Trained agents, and the mean time of a training."),
 )
 FOLDED: Final = tuple(name for name, _ in COLUMNS).index("mean")
@@ -142,7 +146,7 @@ def _cells(row: Row, rank: int | None) -> list[str]:
         span(row.gap),
         NONE if row.failed else number(row.latency_us["p50"]) if row.latency_us else "engine",
         NONE if row.failed else parameters,
-        row.learned,
+        row.how,
         f"{row.trainings} x {row.training_s:,.0f} s" if row.training_s is not None else NONE,
     ]
 

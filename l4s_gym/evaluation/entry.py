@@ -205,7 +205,7 @@ class Environment(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TrainedAgent(Struct, frozen=True, forbid_unknown_fields=True):
-    """One training: its seed, time and size, and what the learner says of it."""
+    """One training: its seed, time and size, what the learner says of it, and which weights a language model had."""
 
     seed: Seed
     seconds: float
@@ -213,6 +213,7 @@ class TrainedAgent(Struct, frozen=True, forbid_unknown_fields=True):
     trainable_parameters: float
     metrics: dict[str, Any] = {}
     peak_memory_bytes: int | None = None
+    weights: str = ""
 
 
 class Failure(Struct, frozen=True, forbid_unknown_fields=True):

@@ -61,6 +61,7 @@ class Row:
         parameters: Number of parameters.
         trainable_parameters: Those of them that were trained.
         training_s: Time of one training, mean; None without.
+        weights: Weights that a language model started from; else empty.
         failed: Why it has no figures; None: it has.
         lacks: What else is missing, in words.
     """
@@ -90,6 +91,7 @@ class Row:
     parameters: float = 0.0
     trainable_parameters: float = 0.0
     training_s: float | None = None
+    weights: str = ""
     failed: str | None = None
     lacks: tuple[str, ...] = ()
 
@@ -99,6 +101,11 @@ class Row:
         if self.form in ("", PACKET):
             return self.form + (f" /{self.decision_interval}" if self.form and self.decision_interval > 1 else "")
         return f"{self.form} {self.control_interval_ms:g} ms"
+
+    @property
+    def how(self) -> str:
+        """Class of the entry, and the weights of a language model."""
+        return f"{self.learned}, weights {self.weights}" if self.weights else self.learned
 
 
 @dataclass(frozen=True)
@@ -219,6 +226,7 @@ def _row(each: Entry, plan: Sequence[Suite], seed: int, resamples: int) -> Row:
         parameters=first["cost"].get("parameters", 0.0),
         trainable_parameters=first["cost"].get("trainable_parameters", 0.0),
         training_s=float(np.mean([one.seconds for one in training])) if training else None,
+        weights=training[0].weights if training else "",
     )
     if each.failed is not None:
         return replace(row, failed=each.failed.brief)

@@ -171,6 +171,7 @@ def train(job: Training) -> dict[str, Any]:
             "parameters": cost["parameters"],
             "trainable_parameters": cost["trainable_parameters"],
             "metrics": done.get("metrics", {}),
+            "weights": done.get("weights", ""),
             "peak_memory_bytes": training.peak_memory(),
         }
     except Exception:

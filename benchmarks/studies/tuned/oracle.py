@@ -45,8 +45,8 @@ Settings = Mapping[str, Mapping[str, float]]
 class Options:
     """What is searched, and where."""
 
-    protocol: Path = Path("2")
-    """Version or file of the protocol."""
+    protocol: Path | None = None
+    """File of the protocol."""
     size: str = "standard"
     """Of the protocol."""
     seeds: int = 5

@@ -179,7 +179,7 @@ def open_agent(
         target: Return of an episode to reach, in the reward's unit; None: a high quantile of its training
             episodes' (`quantile` in its configuration).
         fixed: Keep the target constant instead of subtracting the rewards.
-        dtype: Type of the backbone: `fp32`, `bf16` or `int8` (GPT-2 on a CPU); empty: as saved.
+        dtype: Type of the backbone: `fp32`, `bf16` or `int8` (on a CPU); empty: as saved.
         device: PyTorch device.
         compile: Compile the step; the first decisions then take minutes.
         correct: Undo the shift of a training that gave rare actions more weight.

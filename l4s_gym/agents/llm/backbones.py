@@ -23,6 +23,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from l4s_gym.agents.llm import pretrained
 from l4s_gym.agents.llm.settings import FAMILIES, BackboneConfig, LoraConfig
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.extras import optional
@@ -161,7 +162,7 @@ def _build(make: Callable[[str], Any]) -> Any:
 def _load(config: BackboneConfig, words: bool) -> tuple[Any, str]:
     """Load a pretrained model; return it and its commit on the hub."""
     transformers = optional("transformers", "llm")
-    name, revision, dtype = config.pretrained, config.revision or "main", getattr(torch, config.dtype)
+    name, revision, dtype = pretrained.place(config.pretrained), config.revision or "main", getattr(torch, config.dtype)
     try:
         found = transformers.AutoConfig.from_pretrained(name, revision=revision)
         t5_encoder = found.model_type == "t5" and not config.decoder
@@ -171,11 +172,29 @@ def _load(config: BackboneConfig, words: bool) -> tuple[Any, str]:
             lambda attention: kind.from_pretrained(name, revision=revision, attn_implementation=attention, dtype=dtype)
         )
     except Exception as error:  # not found, hub unreachable, unknown type, or any error of a damaged file
-        raise L4SError(
-            f"backbone {name!r}: cannot be loaded ({one_line(error)}): give the folder of a downloaded model, or "
-            "check name and connection"
-        ) from error
+        remedy = "give the folder of a downloaded model, or check name and connection"
+        if name != config.pretrained:
+            remedy = "remove it, it is made anew"
+        raise L4SError(f"backbone {name!r}: cannot be loaded ({one_line(error)}): {remedy}") from error
+    model.name_or_path = pretrained.original(config.pretrained)  # peft notes it
     return model, str(getattr(found, "_commit_hash", None) or "")
+
+
+def _checked_digest(config: BackboneConfig, commit: str) -> str:
+    """Return the digest of a pretrained model.
+
+    Raises:
+        L4SError: It is not the one of the configuration.
+    """
+    if not config.pretrained:
+        return ""
+    found = pretrained.digest(config.pretrained, commit or config.revision or "main")
+    if config.digest not in ("", found):
+        raise L4SError(
+            f"backbone {config.pretrained!r}: is not the model that the agent was trained with (its SHA-256 is "
+            f"{found[:8]}..., not {config.digest[:8]}...): put that model there again, or train the agent again"
+        )
+    return found
 
 
 def _make(config: BackboneConfig, words: bool) -> tuple[Any, str]:
@@ -211,6 +230,14 @@ def _cut(model: nn.Module, last: int, layers: int) -> None:
             done.append(name)
             parent, _, own = name.rpartition(".")
             setattr(model.get_submodule(parent), own, module[:last])
+
+
+def _drop(model: nn.Module, weight: nn.Parameter) -> None:
+    """Free the memory of word embeddings, wherever they are; the row that stays tells their width and type."""
+    row = nn.Parameter(weight.detach()[:1].clone(), requires_grad=False)
+    for module in model.modules():
+        if getattr(module, "weight", None) is weight:
+            module.weight = row
 
 
 def _attach(model: Any, config: LoraConfig, family: str) -> Any:
@@ -259,6 +286,8 @@ class Backbone(nn.Module):
         model: The model of transformers, or the `peft.PeftModel` around it.
         width: Width of embeddings and hidden states.
         commit: Commit of a pretrained model on the hub; else empty.
+        digest: Digest of a pretrained model; else empty.
+        weights: Which weights it started from (`pretrained.weights`).
         positions: `learned`, `rotary` or `bias`.
         limit: Number of positions.
     """
@@ -277,6 +306,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.config = config
         model, self.commit = _make(config, words)
+        self.digest, self.weights = _checked_digest(config, self.commit), pretrained.weights(config.pretrained)
         self.family: str = model.config.model_type
         if config.exit_layer:
             _cut(model, config.exit_layer, int(model.config.num_hidden_layers))
@@ -287,9 +317,11 @@ class Backbone(nn.Module):
             embedding = None
         if not isinstance(embedding, nn.Embedding):
             raise L4SError(f"backbone {self.family!r}: cannot be used (it does not read text): choose another family")
-        if not words:
-            embedding.weight.requires_grad_(False)  # they are never read
         self.width = int(embedding.weight.shape[1])
+        if not words:  # they are never read
+            embedding.weight.requires_grad_(False)
+            if config.pretrained:
+                _drop(model, embedding.weight)
         if config.checkpointing:
             newer = getattr(model, "activation_checkpointing_enable", None)  # the newer name
             (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})

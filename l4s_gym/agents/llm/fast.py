@@ -2,8 +2,9 @@
 
 Small backbones spend most of a step on the library's overhead between operations; large ones spend it on reading
 weights, which fewer bits make shorter. So there are two forms of GPT-2: in PyTorch (`FastGPT2`), for large models, many
-queues, GPUs and low precision, and compiled (`Compiled`), for small models and a few queues on a CPU. Users of the
-lower precisions should measure how much the decisions change.
+queues, GPUs and low precision, and compiled (`Compiled`), for small models and a few queues on a CPU. Other families
+stay models of transformers, in the precision that is asked for. Users of the lower precisions should measure how much
+the decisions change.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def optimize(model: DecisionModel, precision: str = "") -> None:
 
     Args:
         model: The model, in any mode; it is changed.
-        precision: Precision of the backbone, one of `PRECISIONS`; empty: as it is. `int8` is for GPT-2 on a CPU.
+        precision: Precision of the backbone, one of `PRECISIONS`; empty: as it is. `int8` is for a CPU.
 
     Raises:
         L4SError: There is no such precision, or not for this model.
@@ -56,11 +57,25 @@ def optimize(model: DecisionModel, precision: str = "") -> None:
     model.encoder.fold()
     backbone = model.backbone
     backbone.merge()
-    if backbone.family == "gpt2" or precision == "int8":
+    if backbone.family == "gpt2":
         now = "bfloat16" if backbone.dtype == torch.bfloat16 else "float32"
         model.backbone = FastGPT2(backbone, precision or now)
+    elif precision == "int8":
+        channels = torch.ao.quantization.per_channel_dynamic_qconfig
+        linear = {name: module for name, module in backbone.model.named_modules() if isinstance(module, nn.Linear)}
+        # Not those that narrow a wider layer: what they read has outliers, which leave the rest few of 256 levels.
+        chosen = {name: channels for name, module in linear.items() if module.in_features <= backbone.width}
+        backbone.model = _quantized(backbone.model.float(), chosen)
     elif precision:
         backbone.to(getattr(torch, precision))
+
+
+def _quantized(module: nn.Module, which: Any) -> Any:
+    """Return a module with parts of it (`qconfig_spec`) in int8, for the CPU: activations are quantized on the fly."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch recommends torchao instead, which is no faster on CPUs
+        quantization: Any = torch.ao.quantization
+        return quantization.quantize_dynamic(module, which, dtype=torch.qint8, inplace=True)
 
 
 def start(model: DecisionModel, n: int, step: Callable[..., Tensor] | None = None) -> Step:
@@ -182,7 +197,7 @@ class FastGPT2(nn.Module):
 
         Args:
             backbone: A GPT-2 whose adapters are merged.
-            precision: Precision of the weights; `int8` for the CPU only (activations are quantized on the fly).
+            precision: Precision of the weights.
 
         Raises:
             L4SError: It is another family, or uses options of GPT-2 that are not supported here.
@@ -203,10 +218,7 @@ class FastGPT2(nn.Module):
         self.requires_grad_(False)
         self.to(self.dtype).eval()
         if precision == "int8":
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # PyTorch recommends torchao instead, which is no faster on CPUs
-                quantization: Any = torch.ao.quantization
-                self.blocks = quantization.quantize_dynamic(self.blocks, {nn.Linear}, dtype=torch.qint8)
+            self.blocks = _quantized(self.blocks, {nn.Linear})
 
     def new_cache(self) -> KeysValues:
         """Return an empty cache."""

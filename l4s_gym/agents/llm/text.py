@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from l4s_gym.agents.llm.backbones import Backbone, Counts, additive, count, one_line, placed
 from l4s_gym.agents.llm.data import ReturnsToGo, Target
 from l4s_gym.agents.llm.network import DecisionModel
+from l4s_gym.agents.llm.pretrained import place
 from l4s_gym.agents.llm.settings import UNKNOWN, LLMConfig
 from l4s_gym.agents.protocol import Actions, Floats, Observations, check_batch
 from l4s_gym.data.trajectory import Trajectory
@@ -70,7 +71,7 @@ class PretrainedTokenizer:
         """
         try:
             self._inner = optional("transformers", "llm").AutoTokenizer.from_pretrained(
-                name, revision=revision or "main"
+                place(name), revision=revision or "main"
             )
         except (OSError, ValueError) as error:
             raise L4SError(f"tokenizer of {name!r}: cannot be loaded ({one_line(error)}): check the folder") from error

@@ -119,7 +119,7 @@ class Trainer:
         self.plain = _plain({"model": to_dict(llm), "train": asdict(self.train)})
         torch.manual_seed(self.train.seed)
         model: Any = build(llm)
-        self.counts = count(model)
+        self.counts, self.weights = count(model), model.backbone.weights
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer_of(model, self.train))
         self.step, self.tokens = 0, 0
         self.seen = np.zeros(3)
@@ -283,6 +283,7 @@ class Trainer:
             "held_out": corpus.parts[0].held.tolist() if len(corpus.parts) == 1 else [],
             "config": self.plain,
             "decision_interval": self.train.decision_interval,
+            "weights": self.weights,
             "steps": self.step,
             "seed": self.train.seed,
             "parameters": self.counts.total,

@@ -106,7 +106,7 @@ def _rule(row: Row, _: str) -> Value:
 
 
 def _learned(row: Row, _: str) -> Value:
-    return row.learned
+    return row.how
 
 
 COLUMNS: Final = (
@@ -144,7 +144,14 @@ COLUMNS: Final = (
     Column(
         "Size", "trained", "Of these, trained.", lambda row, _: row.trainable_parameters or None, "count", more=True
     ),
-    Column("Size", "learned", "From logs (offline), in closed loop (online), or not.", _learned, align="", more=True),
+    Column(
+        "Size",
+        "learned",
+        "From logs (offline), in closed loop (online), or not; and the weights that a language model started from.",
+        _learned,
+        align="",
+        more=True,
+    ),
     Column("Size", "training, s", "Time of one training.", lambda row, _: row.training_s, "count", more=True),
 )
 """Those that a reader sees first, then those of `more`."""

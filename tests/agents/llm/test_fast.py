@@ -83,13 +83,30 @@ def test_inference_mode_comes_and_goes(make_model: Any, make_batch: Any, stream:
     torch.testing.assert_close(logits, exact[:, -1], atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("family", ["opt", "llama", "mistral", "qwen2", "qwen3", "t5", "t5d", "gpt_neox"])
+def test_eight_bits_for_all_families(family: str, make_model: Any, make_batch: Any, stream: Any) -> None:
+    """Of float32 and of bfloat16."""
+    lora = LoraConfig() if family == "gpt_neox" else LoraConfig(rank=2)
+    for dtype in ("float32", "bfloat16"):
+        model, batch = make_model(family, hidden=32, dtype=dtype, lora=lora), make_batch(share=0.0, steps=20)
+        exact = stream(model, batch)
+        optimize(model, "int8")
+        left = {module.in_features for module in model.backbone.modules() if type(module) is torch.nn.Linear}
+        assert left == {128}  # the second layer of each feed-forward pair
+        got = stream(model, batch)
+        difference = float((got - exact).square().mean().sqrt() / exact.std())
+        assert 1e-6 < difference < 0.3
+
+
 def test_other_families_are_merged(make_model: Any, make_batch: Any, stream: Any) -> None:
     model, batch = make_model("llama"), make_batch(share=0.0, steps=6)
     exact = stream(model, batch)
     optimize(model)
     torch.testing.assert_close(stream(model, batch), exact, atol=1e-4, rtol=0)
     assert not model.backbone.adapted
-    with pytest.raises(L4SError, match="no fast form of 'llama'"):
-        optimize(model, "int8")
+    scaled = make_model()
+    scaled.backbone.core.config.scale_attn_weights = False
+    with pytest.raises(L4SError, match="no fast form of 'gpt2' with its options"):
+        optimize(scaled, "int8")
     with pytest.raises(L4SError, match="unknown precision 'int4'"):
         optimize(make_model(), "int4")

@@ -28,6 +28,7 @@ from l4s_gym.agents.imbalance import Imbalance  # noqa: E402
 from l4s_gym.agents.llm import saving  # noqa: E402
 from l4s_gym.agents.llm.agent import open_agent  # noqa: E402
 from l4s_gym.agents.llm.data import Corpus, Correction, logits_of, tensors  # noqa: E402
+from l4s_gym.agents.llm.pretrained import weights  # noqa: E402
 from l4s_gym.agents.llm.settings import TrainConfig, settings  # noqa: E402
 from l4s_gym.agents.llm.text import TextAgent  # noqa: E402
 from l4s_gym.agents.llm.train import RESULT, Trainer, sequence_loss, train, trained  # noqa: E402
@@ -545,7 +546,7 @@ def test_the_older_name_of_the_decision_interval_is_read() -> None:
 
 
 @pytest.mark.parametrize("small", [False, True])
-@pytest.mark.parametrize("preset", ["", "gpt2", "opt", "llama", "t5", "paper", "paper-shape"])
+@pytest.mark.parametrize("preset", ["", "gpt2", "opt", "llama", "t5", "smollm2", "paper", "paper-shape"])
 def test_the_configuration_that_ships(preset: str, small: bool) -> None:
     path = ROOT / "agents" / "llm" / "config.toml"
     llm, training = settings(load_config("llm", path, small=small, settings=[f"preset={preset}"]))
@@ -557,6 +558,9 @@ def test_the_configuration_that_ships(preset: str, small: bool) -> None:
             "bf16",
         )
         assert bool(llm.backbone.pretrained) == (preset == "paper")
+    elif preset == "smollm2":
+        assert weights(llm.backbone.pretrained) == "SmolLM2-135M-Instruct (pretrained)"
+        assert llm.backbone.frozen and llm.lora.rank
     else:
         assert llm.backbone.family == (preset or "gpt2")
         assert llm.backbone.hidden == (64 if small else 256)
