@@ -340,7 +340,8 @@ def read_experiment(path: Path) -> Experiment:
 
 def another_protocol(entry: Head, version: int) -> str:
     """Why an entry of another protocol is refused."""
-    return f"is of protocol {entry.protocol}, this board is of protocol {version}: each has a board of its own (--protocol FILE)"
+    has = "each has a board of its own (--protocol FILE)"
+    return f"is of protocol {entry.protocol}, this board is of protocol {version}: {has}"
 
 
 def validate(entry: Entry, protocol: Protocol, datasets: Mapping[str, str] | None = None) -> None:
