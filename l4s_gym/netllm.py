@@ -188,6 +188,7 @@ def test(  # not a test for pytest, despite its name
     seeds: Sequence[int] = (0, 1, 2, 3, 4),  # noqa: PT028
     reward: str = "fair",  # noqa: PT028
     decision_interval: int = 1,  # noqa: PT028
+    control_interval_ms: float | None = None,  # noqa: PT028
     seconds: float | None = None,  # noqa: PT028
     progress: Progress | None = None,  # noqa: PT028
 ) -> list[Result]:
@@ -199,6 +200,7 @@ def test(  # not a test for pytest, despite its name
         seeds: Seeds of the episodes in each scenario.
         reward: Name of the reward.
         decision_interval: Ask the agent at each n-th packet.
+        control_interval_ms: As in `l4s_gym.evaluation.harness.evaluate`.
         seconds: Length of the episodes instead of the scenarios'.
         progress: Called with the share of the scenarios that is done.
 
@@ -217,7 +219,14 @@ def test(  # not a test for pytest, despite its name
         chosen = scenario.load(name)
         if seconds is not None:
             chosen = chosen.replace(horizon_s=seconds)
-        results += evaluate(who, chosen, seeds=seeds, reward=reward, decision_interval=decision_interval)
+        results += evaluate(
+            who,
+            chosen,
+            seeds=seeds,
+            reward=reward,
+            decision_interval=decision_interval,
+            control_interval_ms=control_interval_ms,
+        )
         if progress is not None:
             progress(done / len(names))
     return results

@@ -415,11 +415,8 @@ def _run_intervals(
 ) -> tuple[list[Batch], agents.Observations, Floats, list[npt.NDArray[np.int64]]]:
     """Run where control intervals are decided about; as `_run_packets`, and the intervals after the warm-up (n,)."""
     form, n = forms.get(agents.form_of(agent)), len(seeds)
-    made: dict[str, Any] = {"autoreset_mode": "disabled", "copy": False, "reward": reward, "num_threads": threads}
-    made["control_interval_ms"] = agents.control_interval_ms(agent) if interval_ms is None else interval_ms
-    envs = [form.vector_class(n, each, aqm=aqm or _law(form, each), **made) for each in chosen]
-    for env in envs:
-        env.reset(seed=list(seeds))
+    interval_ms = agents.control_interval_ms(agent) if interval_ms is None else interval_ms
+    envs = [interval_env(form, each, seeds, aqm, interval_ms, reward=reward, num_threads=threads) for each in chosen]
 
     def seen(name: str) -> Any:
         return np.concatenate([env.buffers[name] for env in envs])
@@ -436,15 +433,24 @@ def _run_intervals(
         calls += 1
         if progress is not None and calls % 50 == 0:
             progress(_done(batches))
-    interval_ns = round(1e6 * made["control_interval_ms"])
+    interval_ns = round(1e6 * interval_ms)
     asked = [-((batch.env["since_ns"] - batch.env["now_ns"]) // interval_ns) for batch in batches]
     return batches, seen("obs"), total, asked
 
 
-def _law(form: forms.Form, scenario: Scenario) -> str | None:
-    """The discipline under an agent: RFC 9332 where the agent sets parameters that the scenario's does not have."""
-    sets = form.name == "parameters"
-    return "dualpi2_rfc9332" if sets and not disciplines.get(scenario.aqm).tune else None
+def interval_env(
+    form: forms.Form, scenario: Scenario, seeds: Sequence[int], aqm: str | None, interval_ms: float, **more: Any
+) -> Any:
+    """The vector environment of an interval form, with an episode started for each seed.
+
+    Without `aqm`, the discipline is the scenario's own, or RFC 9332 where the form sets parameters that this one lacks.
+    """
+    if aqm is None and form.name == "parameters" and not disciplines.get(scenario.aqm).tune:
+        aqm = "dualpi2_rfc9332"
+    how: dict[str, Any] = {"control_interval_ms": interval_ms, "autoreset_mode": "disabled", "copy": False}
+    env = form.vector_class(len(seeds), scenario, aqm=aqm, **how, **more)
+    env.reset(seed=list(seeds))
+    return env
 
 
 def _result(batch: Batch, i: int, seed: int, episode_return: float, asked: int | None, about: dict[str, Any]) -> Result:

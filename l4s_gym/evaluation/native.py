@@ -68,7 +68,7 @@ class Run:
     packets: npt.NDArray[np.void]
 
 
-def _counts(batch: Batch) -> dict[str, npt.NDArray[Any]]:
+def counts_of(batch: Batch) -> dict[str, npt.NDArray[Any]]:
     """What was counted since the counters were reset, by class C and L."""
     flow = batch.flow[0]
     scalable = flow["ecn"] == ECT_1
@@ -80,13 +80,13 @@ def _counts(batch: Batch) -> dict[str, npt.NDArray[Any]]:
     return {**counts, "goodput_bytes": np.array(goodput), "hist": batch.hist[0].copy()}
 
 
-def _sample(
+def sample_of(
     batch: Batch, since: dict[str, npt.NDArray[Any]], since_ns: int
 ) -> tuple[npt.NDArray[np.void], npt.NDArray[np.void]]:
     """The state, and what was counted since the last sample: (1,) `SAMPLES`, (1, F) `FLOW_SAMPLES`."""
     env, queue, flow = batch.env[0], batch.queue[0], batch.flow[0]
     sample, flows = np.zeros(1, SAMPLES), np.zeros((1, len(flow)), FLOW_SAMPLES)
-    counts = {name: value - since[name] for name, value in _counts(batch).items()}
+    counts = {name: value - since[name] for name, value in counts_of(batch).items()}
     elapsed_s = (int(env["now_ns"]) - since_ns) / 1e9
     sample["time_s"] = env["now_ns"] * 1e-9
     sample["elapsed_s"] = elapsed_s
@@ -160,7 +160,7 @@ def simulate(
     warmup_ns = batch.warmup_ns(0)
     warm = warmup_ns == 0
     at = warmup_ns % step_ns or step_ns
-    since, since_ns, reward = _counts(batch), 0, np.zeros(1)
+    since, since_ns, reward = counts_of(batch), 0, np.zeros(1)
     samples: list[tuple[npt.NDArray[np.void], npt.NDArray[np.void]]] = []
     records, kept = [np.zeros(0, RECORD)], [np.zeros(0, PACKETS)]
 
@@ -180,14 +180,14 @@ def simulate(
             batch.action[:] = agent.act(batch.obs, reward)
             reward[:] = 0.0
             continue
-        samples.append(_sample(batch, since, since_ns))
+        samples.append(sample_of(batch, since, since_ns))
         samples[-1][0]["measured"] = warm
         if status != layout.STOPPED:
             break
         if not warm and at >= warmup_ns:
             warm = True
             batch.reset_counters(0)
-        since, since_ns = _counts(batch), at
+        since, since_ns = counts_of(batch), at
         at += step_ns
         batch.stop_at(0, at)
         if progress is not None and len(samples) % 32 == 0:

@@ -13,17 +13,19 @@ import numpy as np
 import numpy.typing as npt
 
 import l4s_gym
-from l4s_gym.agents.protocol import NO_RULE, Agent
+from l4s_gym import forms
+from l4s_gym.agents import protocol as agents
+from l4s_gym.agents.protocol import NO_RULE, Agent, form_of
 from l4s_gym.data.files import atomic_write, read_error
 from l4s_gym.errors import L4SError
 from l4s_gym.evaluation import harness
 from l4s_gym.evaluation.entry import Entry, Protocol
-from l4s_gym.evaluation.native import mean_delay_ms, simulate
+from l4s_gym.evaluation.native import counts_of, mean_delay_ms, sample_of, simulate
 from l4s_gym.evaluation.origin import origin
 from l4s_gym.evaluation.sweep import Sweep
 from l4s_gym.evaluation.work import as_run
 from l4s_gym.forms import PACKET
-from l4s_gym.sim import fingerprint
+from l4s_gym.sim import fingerprint, layout
 from l4s_gym.sim.measure import CLASSES
 from l4s_gym.sim.scenario import Scenario, load
 
@@ -80,6 +82,7 @@ def record(
     name: str | None = None,
     aqm: str | None = None,
     decision_interval: int = 1,
+    control_interval_ms: float | None = None,
     step_ms: float = 100.0,
     progress: Callable[[float], None] | None = None,
 ) -> Series:
@@ -92,22 +95,29 @@ def record(
         name: What the series is called; None: as the agent.
         aqm: Discipline under an agent; None: the scenario's own.
         decision_interval: Ask the agent at each n-th packet.
-        step_ms: Length of a step.
+        control_interval_ms: As in `harness.evaluate`.
+        step_ms: Length of a step; with control intervals, the whole number of them that is next to it.
         progress: Called with the share that is done.
     """
     chosen = load(scenario)
     agent, native = harness.resolve(who)
-    run = simulate(
-        chosen,
-        native or aqm,
-        seed,
-        agent=agent,
-        decision_interval=decision_interval,
-        sample_ms=step_ms,
-        progress=progress,
-    )
-    whole = np.diff(run.samples["time_s"], prepend=0.0) > 0.999e-3 * step_ms  # the last one may be cut short
-    s = run.samples[whole]
+    if agent is not None and form_of(agent) != PACKET:
+        interval_ms = agents.control_interval_ms(agent) if control_interval_ms is None else control_interval_ms
+        every = max(round(step_ms / interval_ms), 1)
+        step_ms = every * interval_ms
+        samples = _of_intervals(agent, chosen, aqm, seed, interval_ms, every)
+    else:
+        samples = simulate(
+            chosen,
+            native or aqm,
+            seed,
+            agent=agent,
+            decision_interval=decision_interval,
+            sample_ms=step_ms,
+            progress=progress,
+        ).samples
+    whole = np.diff(samples["time_s"], prepend=0.0) > 0.999e-3 * step_ms  # the last one may be cut short
+    s = samples[whole]
     per_s = 1e3 / step_ms
     return Series(
         name=name or (agent.name if agent is not None else str(who)),
@@ -120,6 +130,23 @@ def record(
         drops_per_s=_by_class(s["dropped"] * per_s),
         goodput_mbps=_by_class(s["goodput_bytes"] * 8e-6 * per_s),
     )
+
+
+def _of_intervals(
+    agent: Agent, scenario: Scenario, aqm: str | None, seed: int, interval_ms: float, every: int
+) -> npt.NDArray[np.void]:
+    """`native.SAMPLES` (K,), one each so many control intervals, where the agent decides for those."""
+    form = forms.get(form_of(agent))
+    env = harness.interval_env(form, scenario.replace(warmup_s=0.0), [seed], aqm, interval_ms)
+    agent.reset(1, seed)
+    batch, seen = env.batch, env.buffers
+    since, since_ns, samples = counts_of(batch), 0, []
+    while batch.status[0] < layout.TERMINATED:
+        for _ in range(every):
+            env.go_on(agent.act(seen["obs"], seen["reward"]))
+        samples.append(sample_of(batch, since, since_ns)[0])
+        since, since_ns = counts_of(batch), int(batch.env["now_ns"][0])
+    return np.concatenate(samples)
 
 
 def write(path: Path, series: Sequence[Series], **same: str) -> None:
@@ -157,7 +184,7 @@ def of_board(
 
     Args:
         entries: Trained ones are left out where the agent is not in the work folder, slow ones where a run would take
-            longer than `LONGEST_S`, and those that do not decide about packets.
+            longer than `LONGEST_S`.
         protocol: Length and seed of the runs.
         size: Of the protocol.
         path: File of the series; what is new is added to it.
@@ -171,14 +198,18 @@ def of_board(
     names = [name for suite, name in protocol.cells(size) if suite == "test" and name in SHOWN]
     before = len(found)
     seed, seconds = protocol.seeds("test", size)[0], protocol.size(size).seconds
-    for entry in (each for each in entries if each.experiment.form == PACKET):
+    for entry in entries:
         for name in names:
             who = None if (entry.id, name) in there else spec_of(entry, protocol, work)
             if who is None or _seconds(entry, name) > LONGEST_S:
                 continue
-            n, chosen = entry.experiment.decision_interval, as_run(name, seconds, entry.experiment.options)
+            experiment = entry.experiment
+            how: dict[str, Any] = {"decision_interval": experiment.decision_interval}
+            if experiment.form != PACKET:
+                how["control_interval_ms"] = experiment.control_interval_ms
+            chosen = as_run(name, seconds, experiment.options)
             with progress(f"one run of {entry.id} on {name}") as show:
-                found.append(record(who, chosen, seed, name=entry.id, decision_interval=n, progress=show))
+                found.append(record(who, chosen, seed, name=entry.id, progress=show, **how))
     if len(found) > before:
         write(path, found, **same)
     return found

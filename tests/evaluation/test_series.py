@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,10 +19,19 @@ from l4s_gym.sim import scenario as scenarios
 SCENARIO = scenarios.load("l4s-llm-testbed").replace(horizon_s=4.0, warmup_s=0.0)
 
 
-@pytest.mark.parametrize(("who", "interval"), [("native:dualpi2_rfc9332", 1), ("random", 1), ("threshold", 10)])
-def test_it_is_the_run_of_the_harness(who: str, interval: int) -> None:
-    found = series.record(who, SCENARIO, 3, decision_interval=interval, step_ms=50.0)
-    (result,) = harness.evaluate(who, SCENARIO, seeds=[3], decision_interval=interval)
+@pytest.mark.parametrize(
+    ("who", "how"),
+    [
+        *(
+            (who, {"decision_interval": n})
+            for who, n in (("native:dualpi2_rfc9332", 1), ("random", 1), ("threshold", 10))
+        ),
+        ("random:form=parameters", {"control_interval_ms": 25.0}),
+    ],
+)
+def test_it_is_the_run_of_the_harness(who: str, how: dict[str, Any]) -> None:
+    found = series.record(who, SCENARIO, 3, step_ms=50.0, **how)
+    (result,) = harness.evaluate(who, SCENARIO, seeds=[3], **how)
     assert (found.rule, found.scenario, found.seed) == (result.rule, result.scenario, result.seed)
     goodput = np.array([found.goodput_mbps[cls] for cls in "CL"], float)
     assert goodput.shape == (2, 80)
@@ -32,6 +42,13 @@ def test_it_is_the_run_of_the_harness(who: str, interval: int) -> None:
         assert np.nanmax(delay) <= result.delay_ms[cls]["max"] * 1.001
         for name, per_s in (("marked", found.marks_per_s), ("dropped", found.drops_per_s)):
             assert np.sum(np.array(per_s[cls], float)) * 0.05 == pytest.approx(result.classes[cls][name], rel=1e-3)  # type: ignore[literal-required]
+
+
+def test_steps_are_whole_control_intervals() -> None:
+    found = series.record("zero", SCENARIO, 0, control_interval_ms=16.0, step_ms=100.0)
+    assert found.step_ms == 96.0 and len(found.marks_per_s["C"]) == 4000 // 96
+    native = series.record("native:dualpi2_rfc9332", SCENARIO, 0, step_ms=96.0)
+    assert (found.delay_ms, found.goodput_mbps) == (native.delay_ms, native.goodput_mbps)
 
 
 def test_the_warm_up_leaves_no_step() -> None:
@@ -74,7 +91,7 @@ def test_a_board_keeps_the_runs_that_are_there(
     path = tmp_path / "entries" / "series.json"
     found = series.of_board(whole, rules, "quick", path, tmp_path, progress)
     # Trained ones are not in the work folder.
-    assert [each.name for each in found] == [each.id for each in whole if each.agent == "native"]
+    assert [each.name for each in found] == [each.id for each in whole if each.agent in ("native", "zero")]
     assert {(each.scenario, each.seed, len(each.goodput_mbps["C"])) for each in found} == {
         ("l4s-llm-testbed", 1000, 10)
     }

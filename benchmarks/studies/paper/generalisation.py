@@ -52,7 +52,7 @@ def generalisation(place: Place) -> Figure:
     """Scores in settings as in training and in unseen ones, and the gap."""
     entries = _entries(place)
     rows = compared(ranking.rows(entries))
-    keys = ("name", "title", "trainings", "rule", "interval", "lacks")
+    keys = ("name", "title", "trainings", "rule", "decides", "lacks")
     data: dict[str, Any] = {"size": entries[0].size, "rows": [_plain(row, keys) for row in rows]}
     return Figure(
         name="generalisation",
