@@ -37,10 +37,10 @@ LONGEST_S: Final = 300.0
 
 @dataclass(frozen=True)
 class Cost:
-    """What a decision takes on one core, roughly, beside the simulation: what tells long cells from short ones.
+    """What a decision takes on one core, roughly, beside the simulation (`benchmarks/studies/schedule` measures it).
 
-    The cells of a sweep depend on it, and so may the last digit of an agent that is asked from Python: it is a constant
-    of the package, not measured where the sweep runs.
+    It tells long cells from short ones. The last digit of an agent that is asked from Python may depend on what is in
+    its batch, so this is a constant of the package, and not measured where a sweep runs.
 
     Attributes:
         call_us: For a batch of any size, us: 0 where the engine decides.
@@ -60,10 +60,10 @@ PACKETS: Final = 83.0
 COSTS: Final = {
     "native": Cost(),
     "rule": Cost(episode_us=0.1),
-    "network": Cost(episode_us=0.6, training_s=100.0),
-    "dt": Cost(7000.0, 800.0, 300.0),
-    "llm": Cost(1000.0, 200.0, 600.0),
-    "asked": Cost(100.0, 10.0, 100.0),
+    "network": Cost(episode_us=1.6, training_s=80.0),
+    "dt": Cost(3400.0, 350.0, 80.0),
+    "llm": Cost(1000.0, 100.0, 200.0),
+    "asked": Cost(100.0, 10.0, 80.0),
 }
 """By kind of agent. Learners of this package that are not listed are `network`s in the engine; others are `asked`."""
 
