@@ -5,12 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from l4s_gym.errors import L4SError
 from l4s_gym.extras import optional
@@ -19,6 +18,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 Done = tuple[int, R | BaseException]
 """Number of an item, and its result or exception."""
+RETRIES: Final = 3
+"""How often an item is run again on a Ray cluster whose machines or processes die."""
 
 
 def _end_with_parent() -> None:
@@ -48,16 +49,21 @@ def _end(pool: ProcessPoolExecutor) -> None:
         process.join()
 
 
+def never(_: object) -> bool:
+    """Of an item: False."""
+    return False
+
+
 def on_processes(
-    function: Callable[[T], R], items: Sequence[T], workers: int, *, fresh: bool = False
+    function: Callable[[T], R], items: Sequence[T], workers: int, *, fresh: Callable[[T], bool] = never
 ) -> Iterator[Done[R]]:
     """Call a function on each item, in order; results come in any order.
 
     Args:
         function: A function of a module, so that a new process can import it.
-        items: Its arguments.
+        items: Its arguments; more may be appended while results are taken.
         workers: Number of processes; 0: run here, where an item that ends the process ends all.
-        fresh: Use a new process for each item.
+        fresh: Whether the process of an item is not used again.
 
     Yields:
         The number of an item and what the function returned, or its exception: `BrokenProcessPool` for a process that
@@ -66,31 +72,32 @@ def on_processes(
     if workers == 0:
         yield from ((number, function(item)) for number, item in enumerate(items))
         return
-    todo = deque(enumerate(items))
+    started = 0
+    idle: list[ProcessPoolExecutor] = []
     running: dict[Future[R], tuple[int, ProcessPoolExecutor]] = {}
 
-    def start(pool: ProcessPoolExecutor) -> None:
-        number, item = todo.popleft()
-        running[pool.submit(function, item)] = number, pool
+    def start() -> None:
+        nonlocal started
+        while started < len(items) and len(running) < workers:
+            pool = idle.pop() if idle else _process()
+            running[pool.submit(function, items[started])] = started, pool
+            started += 1
 
-    pools = [_process() for _ in range(min(workers, len(todo)))]
     try:
-        for pool in pools:
-            start(pool)
+        start()
         while running:
             for done in wait(running, return_when=FIRST_COMPLETED).done:
                 number, pool = running.pop(done)
                 error = done.exception()
-                if fresh or isinstance(error, BrokenProcessPool):
+                if isinstance(error, BrokenProcessPool) or fresh(items[number]):
                     _end(pool)
-                    pools.remove(pool)
-                    pool = _process()
-                    pools.append(pool)
-                if todo:
-                    start(pool)
+                else:
+                    idle.append(pool)
+                start()
                 yield number, done.result() if error is None else error
+            start()
     finally:
-        for pool in pools:
+        for pool in [*idle, *(pool for _, pool in running.values())]:
             _end(pool)
 
 
@@ -115,12 +122,54 @@ def cluster(address: str) -> Iterator[Any]:
             ray.shutdown()
 
 
-def on_ray(function: Callable[[T], R], items: Sequence[T], address: str) -> Iterator[Done[R]]:
-    """Call a function as `on_processes`, on a Ray cluster of machines with this package; no shared disk is needed."""
+Parcel = tuple[str, Callable[[], Any]]
+"""What a function needs beside its item: its name, and a function that makes it."""
+
+
+def on_ray(
+    function: Callable[..., R],
+    items: Sequence[T],
+    address: str,
+    *,
+    parcel: Callable[[T], Parcel] | None = None,
+    fresh: Callable[[T], bool] = never,
+) -> Iterator[Done[R]]:
+    """Call a function as `on_processes`, on a Ray cluster of machines with this package; no shared disk is needed.
+
+    An item whose machine or process dies is run again, `RETRIES` times. No more items wait on the cluster than run, so
+    that they run in their order.
+
+    Args:
+        function: As in `on_processes`.
+        items: As in `on_processes`.
+        address: As in `cluster`.
+        parcel: The second argument of the function for an item: it is sent once to each machine that needs it.
+        fresh: As in `on_processes`.
+
+    Yields:
+        As `on_processes`; for a process that died too often, Ray's exception.
+    """
     with cluster(address) as ray:
-        call = ray.remote(max_retries=1)(function)
-        running = {call.remote(item): number for number, item in enumerate(items)}
-        while running:
+        once = ray.remote(max_retries=RETRIES, max_calls=1)(function)
+        often = ray.remote(max_retries=RETRIES)(function)
+        sent: dict[str, Any] = {}
+        running: dict[Any, int] = {}
+        started = 0
+
+        def more(item: T) -> list[Any]:
+            if parcel is None:
+                return []
+            name, make = parcel(item)
+            if name not in sent:
+                sent[name] = ray.put(make())
+            return [sent[name]]
+
+        while running or started < len(items):
+            room = max(2 * int(ray.cluster_resources().get("CPU", 0)), 1)
+            while started < len(items) and len(running) < room:
+                item = items[started]
+                running[(once if fresh(item) else often).remote(item, *more(item))] = started
+                started += 1
             (done,), _ = ray.wait(list(running), num_returns=1)
             try:
                 result: Any = ray.get(done)

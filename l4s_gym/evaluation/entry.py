@@ -177,6 +177,11 @@ class Experiment(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
         return self.training is None and AgentSpec.parse(self.agent).native is not None
 
     @property
+    def interval_ms(self) -> float | None:
+        """Length of the control intervals; None: packets are decided about."""
+        return None if self.form == PACKET else self.control_interval_ms
+
+    @property
     def learned(self) -> Trained:
         """How the agent learned: `online` in closed loop, `offline` from logs and datasets, `none` not at all."""
         saved = self.training is not None or AgentSpec.parse(self.agent).form == "saved"

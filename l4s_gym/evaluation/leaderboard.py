@@ -306,7 +306,8 @@ def rerun(
     same_machine = all(entry.origin.get(name) == origin()[name] for name in ("host", "versions"))
     for name, all_of_it in theirs.items():
         mine = [row for row in rows if row["scenario"] == name]
-        old = [row for row in all_of_it if row["train_seed"] == train_seed]
+        seeds = [row["seed"] for row in mine]
+        old = [row for row in all_of_it if row["train_seed"] == train_seed and row["seed"] in seeds]
         if same_machine:
             for new, was in zip(mine, old, strict=True):
                 if timeless(new) != timeless({k: was[k] for k in new}):

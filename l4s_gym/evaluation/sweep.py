@@ -15,10 +15,11 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import traceback
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,37 @@ from l4s_gym.evaluation import work
 from l4s_gym.evaluation.entry import FORMAT, Entry, Experiment, Failure, Protocol, TrainedAgent, environment
 from l4s_gym.evaluation.harness import reference_scores
 from l4s_gym.evaluation.origin import origin
-from l4s_gym.evaluation.work import Cell, Training
+from l4s_gym.evaluation.work import Cell, Job, Training
 from l4s_gym.sim import fingerprint
 from l4s_gym.sim.batch import compile_engine
 from l4s_gym.tables import checksum
 
 ShowProgress = Callable[[str], AbstractContextManager[Callable[[float], None]]]
+
+
+@dataclass(eq=False)
+class Part:
+    """What an experiment has of one of its trainings.
+
+    Attributes:
+        experiment: The experiment.
+        job: The training; None: it has none.
+        cells: The cells of its agent.
+    """
+
+    experiment: Experiment
+    job: Training | None
+    cells: list[Cell] = field(default_factory=list)
+
+    @property
+    def train_seed(self) -> int | None:
+        """Seed of the training."""
+        return None if self.job is None else self.job.seed
+
+    def know(self) -> None:
+        """Note the digest of the agent, which is there now."""
+        digest = self.cells[0].agent.digest()
+        self.cells = [replace(cell, digest=digest) for cell in self.cells]
 
 
 class Sweep:
@@ -48,8 +74,9 @@ class Sweep:
         self.jobs, self.ray = jobs, ray
         self.datasets: dict[str, str] = {}
         self.failed: dict[str, Failure] = {}  # by experiment
-        self.done: dict[str, Any] = {}  # by key of a cell, or path of a training's record
-        self.plan: dict[str, tuple[list[Training], list[tuple[int | None, Cell]]]] = {}  # by experiment
+        self.owners: dict[str, list[Experiment]] = {}  # by key of a training or cell
+        self.done: dict[str, Any] = {}  # by key of a training or cell
+        self.plan: dict[str, list[Part]] = {}  # by experiment
 
     def need_datasets(self, experiments: Sequence[Experiment], progress: ShowProgress) -> None:
         """Find or build the datasets, and note their checksums.
@@ -79,132 +106,137 @@ class Sweep:
         jobs = []
         plain = training.load_config(how.learner, small=how.small, settings=how.settings)
         names = ("train.seed", "model.backbone.seed") if "train" in plain else ("seed",)
-        data = [how.dataset, self.datasets[how.dataset]]
-        about = [how.learner, *data, plain, l4s_gym.__version__, fingerprint.FINGERPRINT]
+        data = self.datasets[how.dataset]
+        about = [how.learner, how.dataset, data, plain, l4s_gym.__version__, fingerprint.FINGERPRINT]
         home = self.work / "agents" / checksum(about)[:16]
         for seed in how.seeds:
             settings = [*how.settings, *(f"{name}={seed}" for name in names)]
             config = training.load_config(how.learner, small=how.small, settings=settings)
-            jobs.append(Training(how.learner, how.dataset, config, seed, home))
+            jobs.append(Training(how.learner, how.dataset, data, config, seed, home))
         return jobs
 
-    def cells(self, experiment: Experiment, train_seed: int | None) -> list[Cell]:
-        """The cells of an experiment, whose trainings are planned, and one of its train seeds."""
-        if train_seed is None:
-            agent = AgentSpec.parse(experiment.agent)
-        else:
-            (job,) = (job for job in self.plan[experiment.id][0] if job.seed == train_seed)
-            agent = AgentSpec.of_folder(job.folder, experiment.agent, job.learner)
-        digest, files = agent.digest(), agent.pack() if self.ray else {}
-        chosen = self.protocol.size(self.size)
-        found = []
-        for suite in chosen.suites:
-            seeds = tuple(self.protocol.seeds(suite, self.size))
-            most = 1 if experiment.native else work.LARGEST
-            for first, names in work.batches(self.protocol, self.size, suite, most):
-                found.append(
-                    Cell(
-                        agent=agent,
-                        digest=digest,
-                        suite=suite,
-                        names=names,
-                        seeds=seeds,
-                        agent_seed=seeds[0] + first * len(seeds),
-                        seconds=chosen.seconds,
-                        reward=self.protocol.reward,
-                        decision_interval=experiment.decision_interval,
-                        options=experiment.options,
-                        form=experiment.form,
-                        control_interval_ms=experiment.control_interval_ms,
-                        files=files,
-                    )
+    def parts(self, experiment: Experiment) -> list[Part]:
+        """The trainings of an experiment and their cells, whose agents need not be there yet."""
+        chosen, found = self.protocol.size(self.size), []
+        jobs: list[Training | None] = [*self.trainings(experiment)]
+        for job in jobs or [None]:
+            if job is None:
+                agent = AgentSpec.parse(experiment.agent)
+            else:
+                agent = AgentSpec.of_folder(job.folder, experiment.agent, job.learner)
+            part, kind = Part(experiment, job), work.kind_of(agent, experiment.form)
+            for suite in chosen.suites:
+                batches = work.batches(
+                    self.protocol, self.size, suite, kind, experiment.decision_interval, experiment.interval_ms
                 )
+                for first, names, seeds in batches:
+                    part.cells.append(
+                        Cell(
+                            agent=agent,
+                            digest="",
+                            kind=kind,
+                            suite=suite,
+                            names=names,
+                            seeds=seeds,
+                            agent_seed=self.protocol.first_seed[suite] + first,
+                            seconds=chosen.seconds,
+                            reward=self.protocol.reward,
+                            decision_interval=experiment.decision_interval,
+                            options=experiment.options,
+                            form=experiment.form,
+                            control_interval_ms=experiment.interval_ms,
+                        )
+                    )
+            found.append(part)
         return found
 
-    def train(self, experiments: Sequence[Experiment], progress: ShowProgress) -> None:
-        """Train what is not trained yet."""
-        owners: dict[Path, list[Experiment]] = {}
-        jobs: dict[Path, Training] = {}
-        for experiment in self._alive(experiments):
-            with self._blamed(experiment, "training"):
-                self.plan[experiment.id] = self.trainings(experiment), []
-            for job in self.plan.get(experiment.id, ([], []))[0]:
-                jobs[job.record] = job
-                owners.setdefault(job.record, []).append(experiment)
-        todo = []
-        for path, job in jobs.items():
-            if (found := _read(path)) is not None:
-                self.done[str(path)] = found
-            else:
-                job.home.mkdir(parents=True, exist_ok=True)
-                todo.append(job)
-        if not todo:
-            return
-        with progress(f"training {len(todo)} agents") as show:
-            for count, (number, made) in enumerate(parallel.on_processes(work.train, todo, self.jobs, fresh=True), 1):
-                job = todo[number]
-                result = _result(made)
-                if "traceback" in result:
-                    for experiment in owners[job.record]:
-                        self._fail(experiment, f"training, seed {job.seed}", result["traceback"])
-                self.done[str(job.record)] = result
-                show(count / len(todo))
+    def run(self, experiments: Sequence[Experiment], progress: ShowProgress, *, evaluate: bool = True) -> None:
+        """Train, and with `evaluate` run the cells, as far as it is not done: trainings first, long ones first.
 
-    def evaluate(self, experiments: Sequence[Experiment], progress: ShowProgress) -> None:
-        """Run the cells that are not there yet, long ones first."""
-        (self.work / "cells").mkdir(parents=True, exist_ok=True)
-        owners: dict[str, list[Experiment]] = {}
-        wanted: dict[str, tuple[float, Cell]] = {}
+        The cells of an agent follow when it is trained.
+        """
         for experiment in self._alive(experiments):
-            kind = "native" if experiment.native else experiment.training.learner if experiment.training else "rule"
-            with self._blamed(experiment, "agent"):
-                planned = self.plan[experiment.id][1]
-                for train_seed in experiment.train_seeds:
-                    planned += [(train_seed, cell) for cell in self.cells(experiment, train_seed)]
-                for _, cell in planned:
-                    wanted[cell.key] = cell.weight(kind), cell
-                    owners.setdefault(cell.key, []).append(experiment)
-        todo: deque[tuple[str, float, Cell]] = deque()
-        for key, (weight, cell) in sorted(wanted.items(), key=lambda item: -item[1][0]):
-            if (found := _read(self._path(key))) is not None:
-                self.done[key] = found
-            else:
-                todo.append((key, weight, cell))
+            with self._blamed(experiment, "planning"):
+                self.plan[experiment.id] = self.parts(experiment)
+        parts = [part for planned in self.plan.values() for part in planned]
+        todo = self._missing((part.experiment, part.job) for part in parts if part.job is not None)
+        trained = [part for part in parts if part.job is None or part.job.key in self.done]
+        waiting = [part for part in parts if part not in trained] if evaluate else []
+        todo += self._ready(trained if evaluate else [])
+        left = total = sum(job.weight for job in [*todo, *(cell for part in waiting for cell in part.cells)])
         if not todo:
             return
-        total, finished = sum(weight for _, weight, _ in todo), 0.0
-        each = [cell for _, _, cell in todo]
-        compile_engine()  # once, not in each process
-        if self.ray:
-            outcomes = parallel.on_ray(work.evaluate, each, self.ray)
-        else:
-            outcomes = parallel.on_processes(work.evaluate, each, self.jobs)
-        with progress(f"running {len(todo)} cells") as show:
-            for number, made in outcomes:
-                key, weight, cell = todo[number]
-                result = _result(made)
+        with progress(f"running {len(todo)} trainings and cells, and the cells of agents to be trained") as show:
+            for number, made in self._results(todo):
+                job, result = todo[number], _result(made)
+                left -= job.weight
                 if "traceback" in result:
-                    for experiment in owners[key]:
-                        self._fail(experiment, cell.place, result["traceback"])
+                    for experiment in self.owners[job.key]:
+                        self._fail(experiment, job.place, result["traceback"])
                 else:
-                    content = json.dumps(result).encode()
-                    with atomic_write(self._path(key)) as file:
-                        file.write(content)
-                    self.done[key] = json.loads(content)
-                finished += weight
-                show(finished / total)
+                    self.done[job.key] = self._kept(job, result)
+                ready = [part for part in waiting if part.job == job]
+                cells = self._ready(ready if job.key in self.done else [])
+                left += sum(cell.weight for cell in cells)
+                left -= sum(cell.weight for part in ready for cell in part.cells)
+                todo += cells
+                show(1.0 - left / total)
+
+    def _results(self, todo: Sequence[Job]) -> Iterator[parallel.Done[dict[str, Any]]]:
+        """Run what is to be done, which may grow."""
+        if self.ray:
+            return parallel.on_ray(work.run, todo, self.ray, parcel=lambda job: job.parcel, fresh=work.is_training)
+        compile_engine()  # once, not in each process
+        return parallel.on_processes(work.run, todo, self.jobs, fresh=work.is_training)
+
+    def _ready(self, parts: Iterable[Part]) -> list[Job]:
+        """The cells to be run of agents that are there."""
+        wanted: list[tuple[Experiment, Job]] = []
+        for part in parts:
+            if part.experiment.id not in self.failed:
+                with self._blamed(part.experiment, "agent"):
+                    part.know()
+                    wanted += [(part.experiment, cell) for cell in part.cells]
+        return self._missing(wanted)
+
+    def _missing(self, wanted: Iterable[tuple[Experiment, Job]]) -> list[Job]:
+        """What of it is neither done nor to be done already, long ones first."""
+        new: list[Job] = []
+        for experiment, job in wanted:
+            owners = self.owners.setdefault(job.key, [])
+            owners.append(experiment)
+            if len(owners) > 1:
+                continue
+            if (found := _read(self._path(job))) is not None:
+                self.done[job.key] = found
+            else:
+                new.append(job)
+        return sorted(new, key=lambda job: -job.weight)
+
+    def _kept(self, job: Job, result: dict[str, Any]) -> Any:
+        """Keep a result, and return it as it is read back."""
+        if files := result.pop("files", None):  # of a training on another machine
+            assert isinstance(job, Training)
+            shutil.rmtree(job.folder, ignore_errors=True)  # of one that was begun here
+            work.unpack(files, job.folder)
+        path, content = self._path(job), json.dumps(result).encode()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as file:
+            file.write(content)
+        return json.loads(content)
 
     def entry(self, experiment: Experiment) -> Entry:
         """What an experiment came to."""
-        jobs, planned = self.plan.get(experiment.id, ([], []))
-        made = [self.done[str(job.record)] for job in jobs]
-        trained = [TrainedAgent(**each) for each in made if "traceback" not in each]
+        parts = self.plan.get(experiment.id, [])
+        trained = [TrainedAgent(**self.done[p.job.key]) for p in parts if p.job is not None and p.job.key in self.done]
         rows: list[dict[str, Any]] = []
         wall_s = sum(each.seconds for each in trained)
-        for train_seed, cell in planned:
-            found = self.done.get(cell.key, {"results": [], "wall_s": 0.0})
-            wall_s += found["wall_s"]
-            rows += [{"suite": cell.suite, "train_seed": train_seed, **row} for row in found["results"]]
+        for part in parts if all(p.job is None or p.job.key in self.done for p in parts) else []:
+            for cell in part.cells:
+                found = self.done.get(cell.key, {"results": [], "wall_s": 0.0})
+                wall_s += found["wall_s"]
+                about = {"suite": cell.suite, "train_seed": part.train_seed}
+                rows += [{**about, **row} for row in found["results"]]
         order = {cell: k for k, cell in enumerate(self.protocol.cells(self.size))}
         rows.sort(key=lambda row: (row["train_seed"] or 0, order[row["suite"], row["scenario"]], row["seed"]))
         how = experiment.training
@@ -226,8 +258,8 @@ class Sweep:
             wall_s=wall_s,
         )
 
-    def _path(self, key: str) -> Path:
-        return self.work / "cells" / f"{key}.json"
+    def _path(self, job: Job) -> Path:
+        return job.record if isinstance(job, Training) else self.work / "cells" / f"{job.key}.json"
 
     def _alive(self, experiments: Iterable[Experiment]) -> list[Experiment]:
         return [experiment for experiment in experiments if experiment.id not in self.failed]
@@ -278,12 +310,13 @@ def one_cell(
     """
     sweep = Sweep(protocol, size, work_folder.resolve(), jobs=0, ray="")
     sweep.need_datasets([experiment], silent)
-    sweep.train([experiment], silent)
+    sweep.run([experiment], silent, evaluate=False)
     if experiment.id in sweep.failed:
         raise L4SError(f"{experiment.id}: {sweep.failed[experiment.id].brief}")
-    cell = rng.choice(sweep.cells(experiment, train_seed))
+    (cells,) = (part.cells for part in sweep.plan[experiment.id] if part.train_seed == train_seed)
+    cell = rng.choice(cells)
     say(f"{experiment.id}: runs {cell.place} again")
-    made = work.evaluate(cell)
+    made = work.run(cell)
     if "traceback" in made:
         raise L4SError(f"{experiment.id}: {Failure(cell.place, made['traceback']).brief}")
     return cell.suite, json.loads(json.dumps(made["results"]))
@@ -316,7 +349,7 @@ def run(
         size: Of the protocol.
         work: The work folder.
         jobs: Processes; None: one a core; 0: in this process.
-        ray: Address of a Ray cluster, or `local`: the cells run there (trainings run here).
+        ray: Address of a Ray cluster, or `local`: trainings and cells run there.
         progress: Shows how far it is.
 
     Returns:
@@ -328,6 +361,5 @@ def run(
     protocol.size(size)
     sweep = Sweep(protocol, size, work.resolve(), jobs=(os.cpu_count() or 1) if jobs is None else jobs, ray=ray)
     sweep.need_datasets(experiments, progress)
-    sweep.train(experiments, progress)
-    sweep.evaluate(experiments, progress)
+    sweep.run(experiments, progress)
     return [sweep.entry(experiment) for experiment in experiments]

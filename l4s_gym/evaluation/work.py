@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import functools
-import json
+import math
+import os
 import shutil
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import l4s_gym
+from l4s_gym import parallel
 from l4s_gym.agents import AgentSpec, saved, training
 from l4s_gym.agents.protocol import check_form
-from l4s_gym.data.files import atomic_write
+from l4s_gym.agents.registry import KINDS
+from l4s_gym.data import minari_io
+from l4s_gym.data.files import atomic_folder, locked
+from l4s_gym.errors import L4SError
 from l4s_gym.evaluation import harness
 from l4s_gym.evaluation.entry import Protocol
-from l4s_gym.forms import INTERVAL_MS, PACKET
+from l4s_gym.forms import PACKET
 from l4s_gym.schema import SCHEMA_VERSION
 from l4s_gym.sim import fingerprint, jit, scenario, traces
 from l4s_gym.tables import checksum
@@ -29,8 +33,41 @@ SPREAD: Final = 1.7
 """Scenarios that are decided in one batch: the rate of the fastest by that of the slowest."""
 LARGEST: Final = 64
 """Episodes in such a batch."""
-_US: Final = {"native": 0.2, "rule": 0.1, "llm": 200.0, "dt": 200.0}
-"""Microseconds a packet, roughly: what tells long cells from short ones."""
+LONGEST_S: Final = 300.0
+"""How long a cell should last at most, s, as `Cost` has it."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a decision takes on one core, roughly, beside the simulation (`benchmarks/studies/schedule` measures it).
+
+    It tells long cells from short ones. The last digit of an agent that is asked from Python may depend on what is in
+    its batch, so this is a constant of the package, and not measured where a sweep runs.
+
+    Attributes:
+        call_us: For a batch of any size, us: 0 where the engine decides.
+        episode_us: For each of its episodes, us.
+        training_s: A training, s.
+    """
+
+    call_us: float = 0.0
+    episode_us: float = 0.0
+    training_s: float = 0.0
+
+
+PACKET_US: Final = 0.2
+"""The simulation of a packet with its native law, us."""
+PACKETS: Final = 83.0
+"""In a second, by Mbit/s of the link."""
+COSTS: Final = {
+    "native": Cost(),
+    "rule": Cost(episode_us=0.1),
+    "network": Cost(episode_us=1.6, training_s=80.0),
+    "dt": Cost(3400.0, 350.0, 80.0),
+    "llm": Cost(1000.0, 100.0, 200.0),
+    "asked": Cost(100.0, 10.0, 80.0),
+}
+"""By kind of agent. Learners of this package that are not listed are `network`s in the engine; others are `asked`."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +77,7 @@ class Training:
     Attributes:
         learner: Name of the learner.
         dataset: Id of the dataset.
+        data: Checksum of the dataset.
         config: Of the learner, with the seed.
         seed: The seed.
         home: Folder of the agent's folder.
@@ -47,6 +85,7 @@ class Training:
 
     learner: str
     dataset: str
+    data: str
     config: Mapping[str, Any]
     seed: int
     home: Path
@@ -61,6 +100,31 @@ class Training:
         """What is written when it is done."""
         return self.home / f"trained-{self.seed}.json"
 
+    @property
+    def key(self) -> str:
+        """What tells it from others."""
+        return str(self.record)
+
+    @property
+    def place(self) -> str:
+        """Which it is, in words."""
+        return f"training, seed {self.seed}"
+
+    @property
+    def weight(self) -> float:
+        """How long it takes, roughly, s."""
+        return COSTS[kind_of(AgentSpec.of_folder(self.folder, kind=self.learner))].training_s
+
+    @property
+    def parcel(self) -> parallel.Parcel:
+        """The files of the dataset."""
+        folder = minari_io.dataset_folder(self.dataset)
+        return f"dataset {self.data}", lambda: pack(folder)
+
+
+def _simulator() -> str:
+    return checksum([l4s_gym.__version__, SCHEMA_VERSION, fingerprint.FINGERPRINT, jit.source_digest()])
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -68,22 +132,24 @@ class Cell:
 
     Attributes:
         agent: The agent or discipline that decides.
-        digest: Checksum of it.
+        digest: Checksum of it; "" while it is not trained.
+        kind: Of the agent, in `COSTS`.
         suite: The suite.
         names: Scenarios.
-        seeds: Of the episodes.
-        agent_seed: Of the agent's draws.
+        seeds: Of the episodes in each of them.
+        agent_seed: Of the agent's draws in the first episode.
         seconds: Length of an episode.
         reward: Name of the reward.
         decision_interval: The agent is asked at each n-th packet.
         options: Of disciplines, as `Experiment.options`.
         form: The form in which the agent decides.
-        control_interval_ms: Length of its control intervals.
-        files: Content of the agent's files, for machines that do not share our disks.
+        control_interval_ms: Length of its control intervals; None: it decides about packets.
+        simulator: What else the results depend on: versions and sources.
     """
 
     agent: AgentSpec
     digest: str
+    kind: str
     suite: str
     names: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -93,8 +159,8 @@ class Cell:
     decision_interval: int
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     form: str = PACKET
-    control_interval_ms: float = INTERVAL_MS
-    files: Mapping[str, bytes] = field(default_factory=dict)
+    control_interval_ms: float | None = None
+    simulator: str = field(default_factory=_simulator)
 
     @functools.cached_property
     def key(self) -> str:
@@ -102,25 +168,57 @@ class Cell:
         numbers = [self.seeds, self.agent_seed, self.seconds, self.reward, self.decision_interval]
         numbers += [self.options] if self.options else []
         numbers += [self.form, self.control_interval_ms] if self.form != PACKET else []
-        return checksum([self.digest, _simulator(), *map(scenario.digest, self.names), *numbers])
+        return checksum([self.digest, self.simulator, *map(scenario.digest, self.names), *numbers])
 
     @property
     def place(self) -> str:
         """Where it is, in words."""
         return f"{self.suite}: {', '.join(self.names)}"
 
-    def weight(self, kind: str) -> float:
-        """How long it takes, roughly, us; kind: `native`, `rule`, or a learner's name."""
+    @property
+    def weight(self) -> float:
+        """How long it takes, roughly, s."""
         fastest = max(rate_mbps(name) for name in self.names)  # the batch keeps its size until it ends
-        seconds = len(self.names) * self.seconds * len(self.seeds)
-        packets = fastest * 83.0 * seconds
-        if self.form != PACKET:
-            return packets * _US["native"] + 1e3 * seconds / self.control_interval_ms * _US.get(kind, 2.0)
-        return packets * (_US["native"] + (0.0 if kind == "native" else _US.get(kind, 2.0) / self.decision_interval))
+        every = packets_between(fastest, self.decision_interval, self.control_interval_ms)
+        return lasts_s(self.kind, fastest, self.seconds, every, len(self.names) * len(self.seeds))
+
+    @property
+    def parcel(self) -> parallel.Parcel:
+        """The files of the agent."""
+        return f"agent {self.digest}", self.agent.pack
 
 
-def _simulator() -> str:
-    return checksum([l4s_gym.__version__, SCHEMA_VERSION, fingerprint.FINGERPRINT, jit.source_digest()])
+Job = Training | Cell
+
+
+def is_training(job: Job) -> bool:
+    """Whether it is one: its process is not used again, so that the memory it took is its own."""
+    return isinstance(job, Training)
+
+
+def kind_of(agent: AgentSpec, form: str = PACKET) -> str:
+    """Which of `COSTS` an agent has that decides in a form; of control intervals, the engine decides about none.
+
+    Raises:
+        L4SError: It is a saved agent that cannot be read.
+    """
+    kind: str = agent.form
+    if agent.path is not None and agent.form == "saved":
+        kind = agent.name or saved.read(agent.path).kind
+    kind = kind if kind in COSTS else "network" if kind in KINDS and ":" not in kind else "asked"
+    return kind if form == PACKET or COSTS[kind].call_us else "asked"
+
+
+def packets_between(rate_mbps: float, decision_interval: int, control_interval_ms: float | None) -> float:
+    """Packets between two decisions, roughly."""
+    return decision_interval if control_interval_ms is None else 1e-3 * PACKETS * rate_mbps * control_interval_ms
+
+
+def lasts_s(kind: str, rate_mbps: float, seconds: float, every: float, episodes: int) -> float:
+    """How long some episodes take that are decided in one batch, at each `every`-th packet, roughly, s."""
+    cost = COSTS[kind]
+    decisions = PACKETS * rate_mbps * seconds / every
+    return 1e-6 * decisions * (cost.call_us + episodes * (cost.episode_us + PACKET_US * every))
 
 
 def rate_mbps(name: str) -> float:
@@ -135,15 +233,40 @@ def as_run(name: str, seconds: float, options: Mapping[str, Mapping[str, Any]]) 
     return scenario.load(name).replace(horizon_s=seconds, **own)
 
 
-def batches(protocol: Protocol, size: str, suite: str, most: int = LARGEST) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """Scenarios of a suite that are decided for in one batch, and the number of the first: by rate, then by name."""
+def batches(
+    protocol: Protocol,
+    size: str,
+    suite: str,
+    kind: str,
+    decision_interval: int = 1,
+    control_interval_ms: float | None = None,
+) -> Iterator[tuple[int, tuple[str, ...], tuple[int, ...]]]:
+    """The cells of an agent in a suite: number of the first episode, scenarios by rate and name, and seeds.
+
+    Where the engine decides, an episode costs the same alone: a cell is one scenario. An agent that is asked from
+    Python decides for scenarios of similar rates at once, up to `LARGEST` episodes, as a decision is much cheaper so. A
+    cell that would last more than `LONGEST_S` has fewer episodes, down to one; but where an agent is asked not so few
+    that the calls cost more than what they do for the episodes.
+    """
+    cost, seconds = COSTS[kind], protocol.size(size).seconds
+    seeds = tuple(protocol.seeds(suite, size))
     names = sorted((n for s, n in protocol.cells(size) if s == suite), key=lambda name: (rate_mbps(name), name))
-    seeds = protocol.size(size).seeds
+
+    def most(name: str) -> int:
+        """Episodes in the batch of a scenario."""
+        every = packets_between(rate_mbps(name), decision_interval, control_interval_ms)
+        fixed, each = (lasts_s(kind, rate_mbps(name), seconds, every, n) for n in (0, 1))
+        fits = int((LONGEST_S - fixed) / (each - fixed))
+        useful = math.ceil(cost.call_us / cost.episode_us) if cost.call_us else 1
+        return min(max(fits, useful), LARGEST if cost.call_us else len(seeds))
+
     first = 0
     for k in range(1, len(names) + 1):
-        full = (k - first + 1) * seeds > most
-        if k == len(names) or full or rate_mbps(names[k]) > SPREAD * rate_mbps(names[first]):
-            yield first, tuple(names[first:k])
+        full = k == len(names) or (k - first + 1) * len(seeds) > most(names[k])
+        if full or rate_mbps(names[k]) > SPREAD * rate_mbps(names[first]):
+            part = min(most(names[k - 1]), len(seeds))
+            for i in range(0, len(seeds), part):
+                yield first * len(seeds) + i, tuple(names[first:k]), seeds[i : i + part]
             first = k
 
 
@@ -155,61 +278,100 @@ def _one_thread() -> None:
         torch.set_num_threads(1)
 
 
-def train(job: Training) -> dict[str, Any]:
-    """Train an agent, or go on with its training; `traceback` in place of the rest where it fails."""
+def run(job: Job, files: Mapping[str, bytes] | None = None) -> dict[str, Any]:
+    """Train an agent, or run a cell; `traceback` in place of what came out where it fails.
+
+    Args:
+        job: What to do.
+        files: Of `job.parcel`, where this machine may not share the disks of the one that asks.
+
+    Returns:
+        Of a cell `results` and `wall_s`; of a training what its record says, and with `files` given the agent's files.
+    """
     try:
-        learner = training.learner(job.learner)
-        _one_thread()
-        resume = (job.folder / training.CHECKPOINT).is_file()
-        if not resume and job.folder.exists():
-            shutil.rmtree(job.folder)  # of a training that was killed before its first checkpoint
-        done = learner.train(job.dataset, dict(job.config), job.folder, resume=resume)
-        cost = saved.load(job.folder).cost()
-        found = {
-            "seed": job.seed,
-            "seconds": done["seconds"],
-            "parameters": cost["parameters"],
-            "trainable_parameters": cost["trainable_parameters"],
-            "metrics": done.get("metrics", {}),
-            "weights": done.get("weights", ""),
-            "peak_memory_bytes": training.peak_memory(),
-        }
+        if isinstance(job, Cell):
+            return evaluate(job, files)
+        return train(job) if files is None else _train_away(job, files)
     except Exception:
         return {"traceback": traceback.format_exc()}
-    with atomic_write(job.record) as file:
-        file.write(json.dumps(found).encode())
+
+
+def train(job: Training) -> dict[str, Any]:
+    """Train an agent, or go on with its training; what its record says."""
+    learner = training.learner(job.learner)
+    _one_thread()
+    resume = (job.folder / training.CHECKPOINT).is_file()
+    if not resume and job.folder.exists():
+        shutil.rmtree(job.folder)  # of a training that was killed before its first checkpoint
+    done = learner.train(job.dataset, dict(job.config), job.folder, resume=resume)
+    cost = saved.load(job.folder).cost()
+    return {
+        "seed": job.seed,
+        "seconds": done["seconds"],
+        "parameters": cost["parameters"],
+        "trainable_parameters": cost["trainable_parameters"],
+        "metrics": done.get("metrics", {}),
+        "weights": done.get("weights", ""),
+        "peak_memory_bytes": training.peak_memory(),
+    }
+
+
+def _train_away(job: Training, files: Mapping[str, bytes]) -> dict[str, Any]:
+    """Train on a machine of a cluster: in its cache, where an interrupted training is gone on with."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "l4s-gym"
+    data = cache / "datasets" / job.data
+    away = replace(job, home=cache / "trainings" / f"{job.home.name}-{job.seed}")
+    away.home.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(away.home, f"{away.home}: another process trains this agent: wait for it"):
+            with minari_io.datasets_in(data):
+                unpack(files, minari_io.dataset_folder(job.dataset))
+                found = train(away)
+            found["files"] = pack(away.folder)
+            shutil.rmtree(away.home)
+    except KeyboardInterrupt:  # the machine is shut down: the cluster is to take it for a dead process
+        os._exit(1)
     return found
 
 
-def evaluate(cell: Cell) -> dict[str, Any]:
-    """Results of a cell and the time it took; `traceback` in place of both where it fails."""
-    try:
-        with _unpacked(cell) as spec:
-            chosen = [as_run(name, cell.seconds, cell.options) for name in cell.names]
-            decides = spec if spec.native else spec.make()
-            if not isinstance(decides, AgentSpec):
-                check_form(decides, cell.form)
-            _one_thread()
-            results = harness.evaluate_many(
-                decides,
-                chosen,
-                seeds=cell.seeds,
-                agent_seed=cell.agent_seed,
-                reward=cell.reward,
-                decision_interval=cell.decision_interval,
-                control_interval_ms=None if cell.form == PACKET else cell.control_interval_ms,
-                threads=1,
-            )
-    except Exception:
-        return {"traceback": traceback.format_exc()}
+def evaluate(cell: Cell, files: Mapping[str, bytes] | None = None) -> dict[str, Any]:
+    """Results of a cell and the time it took; `files` of the agent, where its own paths are of another machine."""
+    if cell.simulator != _simulator():
+        raise L4SError("this machine has another version of l4s-gym than the one that asks: install the same on all")
+    with TemporaryDirectory() as folder:
+        spec = cell.agent.unpack(files, Path(folder)) if files else cell.agent
+        chosen = [as_run(name, cell.seconds, cell.options) for name in cell.names]
+        decides = spec if spec.native else spec.make()
+        if not isinstance(decides, AgentSpec):
+            check_form(decides, cell.form)
+        _one_thread()
+        results = harness.evaluate_many(
+            decides,
+            chosen,
+            seeds=cell.seeds,
+            agent_seed=cell.agent_seed,
+            reward=cell.reward,
+            decision_interval=cell.decision_interval,
+            control_interval_ms=cell.control_interval_ms,
+            threads=1,
+        )
     return {"wall_s": results[0].wall_s, "results": [result.as_dict() for result in results]}
 
 
-@contextmanager
-def _unpacked(cell: Cell) -> Iterator[AgentSpec]:
-    """The agent, with its files on this machine."""
-    if not cell.files:
-        yield cell.agent
+def pack(folder: Path) -> dict[str, bytes]:
+    """Content of all files of a folder, by their paths in it."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def unpack(files: Mapping[str, bytes], folder: Path) -> None:
+    """Make a folder of `pack`, if it is not there."""
+    if folder.exists():
         return
-    with TemporaryDirectory() as folder:
-        yield cell.agent.unpack(cell.files, Path(folder))
+    try:
+        with atomic_folder(folder, overwrite=False) as new:
+            for name, content in files.items():
+                (new / name).parent.mkdir(parents=True, exist_ok=True)
+                (new / name).write_bytes(content)
+    except L4SError:
+        if not folder.exists():  # else another process made it first
+            raise

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,12 @@ import msgspec
 import pytest
 
 from l4s_gym import L4SError
-from l4s_gym.agents import training
+from l4s_gym.agents import RandomAgent, training
 from l4s_gym.data.build import checksum
 from l4s_gym.evaluation import entry, sweep, work
 from l4s_gym.evaluation.entry import Entry, Experiment, Protocol, Size, Training
 from l4s_gym.evaluation.results import read, read_all, write
-from l4s_gym.sim import fingerprint, scenario
-from l4s_gym.tables import checksum as key_of
+from l4s_gym.sim import fingerprint
 from l4s_gym.tables import timeless
 
 pytest.importorskip("pyarrow", reason="needs PyArrow: pip install 'l4s-gym[data]'")
@@ -43,6 +43,12 @@ def protocol() -> Protocol:
 
 def bits(entries: list[Entry]) -> list[Any]:
     return [timeless(each) for each in entries]
+
+
+def cell_keys(protocol: Protocol, experiment: Experiment, place: Path) -> list[str]:
+    (part,) = sweep.Sweep(protocol, "quick", place, jobs=0, ray="").parts(experiment)
+    part.know()
+    return [cell.key for cell in part.cells]
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +77,9 @@ def test_finished_cells_are_not_run_again(
     ran: list[work.Cell] = []
     once = work.evaluate
 
-    def counted(cell: work.Cell) -> dict[str, Any]:
+    def counted(cell: work.Cell, files: None) -> dict[str, Any]:
         ran.append(cell)
-        return once(cell)
+        return once(cell, files)
 
     monkeypatch.setattr(work, "evaluate", counted)
     first = sweep.run([NATIVE, RANDOM], protocol, "quick", tmp_path, jobs=0)
@@ -86,15 +92,11 @@ def test_finished_cells_are_not_run_again(
 
 
 def test_control_intervals(done: list[Entry], protocol: Protocol, tmp_path: Path) -> None:
-    """Cells carry form and interval; those of packets have the keys that they had without them."""
+    """Cells carry form and interval."""
     rows = [row for row in done[-1].results if row["scenario"] == "web"]
     assert [row["decisions"] for row in rows] == [5, 5]  # of 50 ms, in the half of .5 s that is measured
-    planned = sweep.Sweep(protocol, "quick", tmp_path, jobs=0, ray="")
     slower = msgspec.structs.replace(DRAWN, control_interval_ms=100.0)
-    assert planned.cells(DRAWN, None)[0].key != planned.cells(slower, None)[0].key
-    cell = planned.cells(RANDOM, None)[0]
-    numbers = [cell.seeds, cell.agent_seed, cell.seconds, cell.reward, cell.decision_interval]
-    assert cell.key == key_of([cell.digest, work._simulator(), *map(scenario.digest, cell.names), *numbers])
+    assert not set(cell_keys(protocol, DRAWN, tmp_path)) & set(cell_keys(protocol, slower, tmp_path))
 
 
 def test_a_form_that_is_not_the_agents_costs_its_own_entry(protocol: Protocol, tmp_path: Path) -> None:
@@ -117,6 +119,12 @@ def test_experiments_of_no_form(how: dict[str, Any], text: str) -> None:
         Experiment("Wrong", "random", **how)
 
 
+def test_a_machine_with_another_simulator_refuses_a_cell(protocol: Protocol, tmp_path: Path) -> None:
+    (part,) = sweep.Sweep(protocol, "quick", tmp_path, jobs=0, ray="").parts(NATIVE)
+    assert "results" in work.run(part.cells[0])
+    assert "another version" in work.run(replace(part.cells[0], simulator="0123456789ab"))["traceback"]
+
+
 def test_a_change_of_agent_or_protocol_is_another_cell(protocol: Protocol, tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     keys = []
@@ -128,7 +136,7 @@ def test_a_change_of_agent_or_protocol_is_another_cell(protocol: Protocol, tmp_p
     ):
         file.write_text(text)
         own = Experiment("Mine", f"{file}:Mine", name="mine")
-        keys += [cell.key for cell in sweep.Sweep(rules, "quick", tmp_path, jobs=0, ray="").cells(own, None)]
+        keys += cell_keys(rules, own, tmp_path)
     assert len(keys) == len(set(keys)) == 4 * 3
 
 
@@ -151,30 +159,55 @@ def test_a_crash_costs_its_own_entry_only(done: list[Entry], protocol: Protocol,
         assert read(write(each, tmp_path)) == each
 
 
-def test_batches_hold_every_scenario_once_and_similar_rates() -> None:
-    rules = entry.read_protocol(ROOT / "benchmarks" / "protocol.toml")
-    for suite in ("train", "test", "shift"):
-        parts = list(work.batches(rules, "standard", suite))
-        names = [name for _, part in parts for name in part]
-        assert sorted(names) == sorted(name for of, name in rules.cells("standard") if of == suite)
-        assert [first for first, _ in parts] == [names.index(part[0]) for _, part in parts]
-        for _, part in parts:
-            rates = [work.rate_mbps(name) for name in part]
-            assert max(rates) <= work.SPREAD * min(rates)
-            assert len(part) * rules.standard.seeds <= work.LARGEST
+@pytest.mark.parametrize("kind", work.COSTS)
+def test_cells_hold_every_episode_once_and_last_not_too_long(kind: str) -> None:
+    rules, size = entry.read_protocol(), "full"
+    seconds = rules.full.seconds
+    for suite in rules.full.suites:
+        numbers, episodes = [], []
+        for first, names, seeds in work.batches(rules, size, suite, kind):
+            numbers += range(first, first + len(names) * len(seeds))
+            episodes += [(name, seed) for name in names for seed in seeds]
+            rates = [work.rate_mbps(name) for name in names]
+            assert max(rates) <= work.SPREAD * min(rates) and len(names) * len(seeds) <= work.LARGEST
+            assert len(names) == 1 or len(seeds) == rules.full.seeds
+            cost = work.COSTS[kind]
+            assert len(names) == 1 or cost.call_us
+            few = len(seeds) == 1 or cost.call_us > (len(names) * len(seeds) - 1) * cost.episode_us
+            assert few or work.lasts_s(kind, max(rates), seconds, 1, len(names) * len(seeds)) <= work.LONGEST_S
+        order = sorted(rules.members(suite), key=lambda name: (work.rate_mbps(name), name))
+        assert numbers == list(range(len(episodes)))
+        assert episodes == [(name, seed) for name in order for seed in rules.seeds(suite, size)]
+
+
+class Asked(RandomAgent):
+    """Random decisions, asked for from Python."""
+
+    def act(self, obs: Any, rewards: Any) -> Any:
+        return super().act(obs, rewards)
+
+
+def test_how_episodes_are_split_into_cells_changes_nothing(
+    done: list[Entry], protocol: Protocol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = f"{Path(__file__)}:Asked"
+    asked = Experiment("Asked", spec, name="asked")
+    cells = len(cell_keys(protocol, asked, tmp_path))
+    together = sweep.run([asked], protocol, "quick", tmp_path / "together", jobs=0)
+    monkeypatch.setattr(work, "LONGEST_S", 0.0)
+    monkeypatch.setitem(work.COSTS, "asked", work.Cost(1e-3, 1e-3))
+    assert len(cell_keys(protocol, asked, tmp_path)) == 6 > cells
+    alone = sweep.run([NATIVE, RANDOM, THRESHOLD, asked], protocol, "quick", tmp_path / "alone", jobs=0)
+    assert bits(alone) == bits([*done, *together])
 
 
 def test_a_cell_of_another_simulator_is_run_again(
     protocol: Protocol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def keys() -> set[str]:
-        made = sweep.Sweep(protocol, "quick", tmp_path, jobs=0, ray="")
-        return {cell.key for cell in made.cells(NATIVE, None)}
-
-    before = keys()
-    assert before == keys()
+    before = cell_keys(protocol, NATIVE, tmp_path)
+    assert before == cell_keys(protocol, NATIVE, tmp_path)
     monkeypatch.setattr(fingerprint, "FINGERPRINT", "0123456789ab")
-    assert not before & keys()
+    assert not set(before) & set(cell_keys(protocol, NATIVE, tmp_path))
 
 
 # -- with processes, trainings and kills
@@ -257,43 +290,90 @@ def test_processes_and_dead_ones_change_nothing(tiny_dataset: str, protocol: Pro
     assert apart[-1].failed is not None and "Process" in apart[-1].failed.traceback
 
 
-@pytest.mark.slow
-def test_two_nodes_of_ray_give_the_same_bits(tiny_dataset: str, protocol: Protocol, tmp_path: Path) -> None:
-    pytest.importorskip("ray")
-    code = f"""
-import sys
+ON_RAY = """
+import sys, threading, time
 from ray.cluster_utils import Cluster
-import ray
 from pathlib import Path
+from l4s_gym.data import build, minari_io, recipes
+from l4s_gym.evaluation import results, sweep
 from tests.evaluation.test_sweep import NATIVE, RANDOM, TINY, trained
-from l4s_gym.evaluation import entry, results, sweep
-from l4s_gym.evaluation.entry import Protocol
+from l4s_gym.evaluation.entry import Experiment, Protocol
 
-cluster = Cluster(initialize_head=True, head_node_args={{"num_cpus": 1}})
-cluster.add_node(num_cpus=1)
-protocol = Protocol("balance", {{"train": 0, "test": 100, "shift": 200}}, TINY, TINY, TINY)
-entries = sweep.run([NATIVE, RANDOM, trained("{tiny_dataset}")], protocol, "quick", Path(sys.argv[1]),
-                    jobs=1, ray=cluster.address)
-ray.init(cluster.address)
-print(len([node for node in ray.nodes() if node["Alive"]]), "nodes")
-ray.shutdown()
-cluster.shutdown()
-for each in entries:
+place, dataset = Path(sys.argv[1]), sys.argv[2]
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+apart = {"SECOND": "1", "MINARI_DATASETS_PATH": str(place / "nothing"), "XDG_CACHE_HOME": str(place / "second")}
+node = cluster.add_node(num_cpus=1, env_vars=apart)
+
+with minari_io.datasets_in(place / "there"):
+    made = build.build(recipes.load("tiny", place / "recipes"), "small", ray=cluster.address)
+    print("built", build.checksum(made.id))
+
+def kill():
+    while not (place / "hangs").exists():
+        time.sleep(0.1)
+    cluster.remove_node(node, allow_graceful=False)
+    print("killed", flush=True)
+
+threading.Thread(target=kill, daemon=True).start()
+hangs = Experiment("Hangs", f"{place / 'hangs.py'}:Hangs", name="hangs")
+protocol = Protocol("balance", {"train": 0, "test": 100, "shift": 200}, TINY, TINY, TINY)
+every = [NATIVE, RANDOM, hangs, trained(dataset)]
+for each in sweep.run(every, protocol, "quick", place / "work", ray=cluster.address):
     assert each.failed is None, each.failed.traceback
-    results.write(each, Path(sys.argv[1]) / "entries")
+    results.write(each, place / "entries")
+cluster.shutdown()
 """
-    there = os.environ | {"PYTHONPATH": str(ROOT), "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+HANGS = """
+import os, time
+from pathlib import Path
+from l4s_gym.agents import RandomAgent
+
+class Hangs(RandomAgent):
+    def act(self, obs, rewards):
+        mark = Path(os.environ.get("HANGS", __file__))
+        if "SECOND" in os.environ:
+            mark.touch()
+            time.sleep(3600.0)
+        while not mark.exists():
+            time.sleep(0.1)
+        return super().act(obs, rewards)
+"""
+RECIPE = """
+title = "Tiny"
+description = "For tests."
+scenarios = ["web", "l4s-llm-testbed"]
+behaviours = [{}]
+small = {episodes = 4, seconds = 0.5, per_shard = 1}
+full = {episodes = 4, seconds = 0.5}
+"""
+
+
+@pytest.mark.slow
+def test_a_node_of_ray_that_dies_changes_nothing(tiny_dataset: str, protocol: Protocol, tmp_path: Path) -> None:
+    """A dataset, trainings and cells on two nodes that share no data; the second is killed while a cell hangs there."""
+    pytest.importorskip("ray")
+    pytest.importorskip("matplotlib")
+    from l4s_gym.data import build, minari_io, recipes
+
+    (tmp_path / "recipes" / "tiny").mkdir(parents=True)
+    (tmp_path / "recipes" / "tiny" / recipes.FILE).write_text(RECIPE)
+    (tmp_path / "hangs.py").write_text(HANGS)
+    more = {"PYTHONPATH": str(ROOT), "HANGS": str(tmp_path / "hangs"), "XDG_CACHE_HOME": str(tmp_path / "first")}
     ran = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "ray")],
-        env=there,
+        [sys.executable, "-c", ON_RAY, str(tmp_path), tiny_dataset],
+        env=os.environ | more | {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"},
         capture_output=True,
         text=True,
         check=False,
         timeout=900,
     )
-    assert ran.returncode == 0 and "2 nodes" in ran.stdout, ran.stderr[-2000:]
-    here = sweep.run([NATIVE, RANDOM, trained(tiny_dataset)], protocol, "quick", tmp_path / "here", jobs=0)
-    on_ray = {each.id: each for each in read_all(tmp_path / "ray" / "entries")}
+    assert ran.returncode == 0 and "killed" in ran.stdout, ran.stdout + ran.stderr[-3000:]
+    with minari_io.datasets_in(tmp_path / "here"):
+        made = build.build(recipes.load("tiny", tmp_path / "recipes"), "small", workers=1)
+        assert f"built {build.checksum(made.id)}" in ran.stdout
+    hangs = Experiment("Hangs", f"{tmp_path / 'hangs.py'}:Hangs", name="hangs")
+    here = sweep.run([NATIVE, RANDOM, hangs, trained(tiny_dataset)], protocol, "quick", tmp_path / "alone", jobs=0)
+    on_ray = {each.id: each for each in read_all(tmp_path / "entries")}
     assert bits([on_ray[each.id] for each in here]) == bits(here)
 
 
@@ -336,14 +416,16 @@ if __name__ == "__main__":
     assert {each.id: timeless(each) for each in found} == {i: timeless(e) for i, e in whole.items()}
 
 
-def test_checkpoints_are_gone_on_from(tiny_dataset: str, protocol: Protocol, tmp_path: Path) -> None:
-    """A training that was killed before and after a checkpoint ends with the same agent."""
+def test_checkpoints_are_gone_on_from(
+    tiny_dataset: str, protocol: Protocol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training that was killed before and after a checkpoint ends with the same agent, here and on a cluster."""
     planned = sweep.Sweep(protocol, "quick", tmp_path, jobs=0, ray="")
     planned.datasets[tiny_dataset] = checksum(tiny_dataset)
     first, _ = planned.trainings(trained(tiny_dataset))
     first.folder.mkdir(parents=True)
     (first.folder / "something").write_text("of a training without a checkpoint")
-    assert "traceback" not in work.train(first)
+    assert work.train(first)["seed"] == 0
     before = (first.folder / "weights.safetensors").read_bytes()
     learner = training.learner("bc")
     config = dict(first.config) | {"checkpoint_every": 5}
@@ -352,10 +434,16 @@ def test_checkpoints_are_gone_on_from(tiny_dataset: str, protocol: Protocol, tmp
         if share > 0.5:
             raise KeyboardInterrupt
 
-    other = work.Training("bc", tiny_dataset, config, 0, tmp_path / "other")
-    other.home.mkdir()
-    with pytest.raises(KeyboardInterrupt):
-        learner.train(tiny_dataset, config, other.folder, progress=stop)
-    assert (other.folder / training.CHECKPOINT).is_file()
-    assert "traceback" not in work.train(other)
-    assert (other.folder / "weights.safetensors").read_bytes() == before
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    data = first.parcel[1]()
+    here, apart = tmp_path / "other", tmp_path / "l4s-gym" / "trainings" / "apart-0"
+    for home in (here, apart):
+        begun = replace(first, config=config, home=home)
+        with pytest.raises(KeyboardInterrupt):
+            learner.train(tiny_dataset, config, begun.folder, progress=stop)
+        assert (begun.folder / training.CHECKPOINT).is_file()
+    work.train(replace(first, config=config, home=here))
+    assert (here / first.folder.name / "weights.safetensors").read_bytes() == before
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "nothing"))  # the data comes with the job
+    made = work.run(replace(first, config=config, home=tmp_path / "apart"), data)
+    assert made["files"]["weights.safetensors"] == before and not apart.exists()

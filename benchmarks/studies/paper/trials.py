@@ -180,7 +180,7 @@ def measured(place: Place, trials: Sequence[Trial], job: Callable[[Trial], list[
     todo = [number for number, file in enumerate(files) if not file.is_file()]
     with place.progress(f"{len(todo)} measurements") as show:
         each = [trials[number] for number in todo]
-        for done, (number, found) in enumerate(on_processes(job, each, 1, fresh=True), 1):
+        for done, (number, found) in enumerate(on_processes(job, each, 1, fresh=lambda _: True), 1):
             if isinstance(found, BaseException):
                 raise found
             kept(files[todo[number]], partial(np.array, found))
