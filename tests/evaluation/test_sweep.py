@@ -198,7 +198,7 @@ def test_how_episodes_are_split_into_cells_changes_nothing(
     monkeypatch.setitem(work.COSTS, "asked", work.Cost(1e-3, 1e-3))
     assert len(cell_keys(protocol, asked, tmp_path)) == 6 > cells
     alone = sweep.run([NATIVE, RANDOM, THRESHOLD, asked], protocol, "quick", tmp_path / "alone", jobs=0)
-    assert bits(alone) == bits([*done, *together])
+    assert bits(alone) == bits([*done[:3], *together])
 
 
 def test_a_cell_of_another_simulator_is_run_again(
