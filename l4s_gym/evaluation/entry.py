@@ -157,11 +157,13 @@ class Experiment(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
 
     def __post_init__(self) -> None:
         check_tables(self.options)
+        native = AgentSpec.parse(self.agent).native or ""
         if forms.get(self.form).name == PACKET and self.control_interval_ms != INTERVAL_MS:
             raise L4SError("control_interval_ms: is for the forms of control intervals: give `form`, or leave it out")
+        if self.form != PACKET and native:
+            raise L4SError(f"form: {self.agent} is a discipline, which is asked nothing: leave it out")
         if self.form != PACKET and self.decision_interval != 1:
             raise L4SError(f"decision_interval: is for the form {PACKET!r} alone: leave it out")
-        native = AgentSpec.parse(self.agent).native or ""
         for name in self.options:
             if name != ("own" if ":" in native else native):
                 raise L4SError(f"options.{name}: are for an agent `native:{name}` alone: leave them out")

@@ -111,12 +111,13 @@ def test_a_form_that_is_not_the_agents_costs_its_own_entry(protocol: Protocol, t
     [
         ({"form": "packets"}, "did you mean 'packet'"),
         ({"control_interval_ms": 100.0}, "control_interval_ms: is for the forms of control intervals"),
+        ({"agent": "native:pie", "form": "parameters"}, "form: native:pie is a discipline"),
         ({"form": "probability", "decision_interval": 10}, "decision_interval: is for the form 'packet' alone"),
     ],
 )
 def test_experiments_of_no_form(how: dict[str, Any], text: str) -> None:
     with pytest.raises(L4SError, match=text):
-        Experiment("Wrong", "random", **how)
+        Experiment("Wrong", **({"agent": "random"} | how))
 
 
 def test_a_machine_with_another_simulator_refuses_a_cell(protocol: Protocol, tmp_path: Path) -> None:
