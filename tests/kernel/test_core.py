@@ -317,9 +317,7 @@ class Link:
 
     def set_prob(self, p_c: float, p_l: float, lifetime_ms: int = 100) -> bool:
         prob = (ctypes.c_uint32 * 2)(*(round(p * ALL) for p in (p_c, p_l)))
-        done: bool = self.lib.l4s_set_prob(
-            self.core, prob, ctypes.c_uint32(lifetime_ms), ctypes.c_uint64(self.now)
-        )
+        done: bool = self.lib.l4s_set_prob(self.core, prob, ctypes.c_uint32(lifetime_ms), ctypes.c_uint64(self.now))
         return done
 
     def configure(self, p: npt.NDArray[np.uint64]) -> None:
@@ -722,7 +720,7 @@ def test_gains_too_high_for_the_target_are_refused(core: Core) -> None:
 # -- probabilities, set for a while
 
 
-def decided(link: Link, ecn: int = 2) -> tuple[int, int]:
+def fate(link: Link, ecn: int = 2) -> tuple[int, int]:
     """Who decided about a packet that comes and goes, and what."""
     link.offer(ecn)
     link.take()
@@ -734,11 +732,11 @@ def decided(link: Link, ecn: int = 2) -> tuple[int, int]:
 def test_probabilities_hold_for_their_lifetime(core: Core, variant: int) -> None:
     link = Link(core, variant=variant, law_lifetime_ms=200, **FREE)
     link.attach(0)
-    assert decided(link) == decided(link, 1) == (0, 0)
+    assert fate(link) == fate(link, 1) == (0, 0)
     assert link.set_prob(0.2499, 1.0)
-    assert decided(link, 1) == (1, 2)
+    assert fate(link, 1) == (1, 2)
     assert link.set_prob(1.0, 0.0, 1000)  # no longer than the operator lets it
-    assert decided(link) == decided(link, 1) == (1, 1)  # ECT is dropped in overload, in L too
+    assert fate(link) == fate(link, 1) == (1, 1)  # ECT is dropped in overload, in L too
     link.now += 197_999_999
     link.offer(after_ns=0)
     assert link.row()["decided_by"] == 1
@@ -748,9 +746,9 @@ def test_probabilities_hold_for_their_lifetime(core: Core, variant: int) -> None
     link.take()
     for end in (link.detach, lambda: link.set_law([SAME] * 5), lambda: link.configure(core.params(variant))):
         assert link.set_prob(0.0, 1.0)
-        assert decided(link, 1) == (1, 2)
+        assert fate(link, 1) == (1, 2)
         end()
-        assert decided(link, 1)[0] == 0
+        assert fate(link, 1)[0] == 0
     assert link.set_law([2 * SAME, *[SAME] * 4]) and link.set_prob(0.0, 0.0)
     assert link.params(core)["target_us"] == core.params(variant)[1]  # the later one holds
 
@@ -758,7 +756,7 @@ def test_probabilities_hold_for_their_lifetime(core: Core, variant: int) -> None
 def test_probabilities_are_bounded_by_the_operator(core: Core) -> None:
     link = Link(core, prob_c_high=0, prob_l_high=16384, **FREE)
     assert not link.set_prob(1 / ALL, 0.0) and not link.set_prob(0.0, 0.25 + 1 / ALL) and not link.set_prob(0.0, 0.0, 0)
-    assert decided(link)[0] == 0
+    assert fate(link)[0] == 0
     assert link.set_prob(0.0, 0.25)
 
 

@@ -455,6 +455,36 @@ def test_a_law_is_set_within_the_operators_bounds(bed: Bed) -> None:
             client.set_law()
 
 
+PROBABILITIES = AGENT.replace(
+    "client.set_law(target=(0.2, 4.0)[turn % 2], coupling=2.0,", "client.set_probabilities(0.01 * (turn % 2), 0.2,"
+)
+
+
+@pytest.mark.parametrize("bed", [TESTBED, RFC9332, LINUX], indirect=True, ids=["testbed", "rfc9332", "linux"])
+def test_the_operators_law_goes_on_without_set_probabilities(bed: Bed) -> None:
+    bed.sink()
+    flow = bed.send("tcp", 60.0, "--cc", "cubic")
+    with Client(bed.socket) as client:
+        client.subscribe(True)
+        with subprocess.Popen([sys.executable, "-c", PROBABILITIES, str(bed.socket)]) as agent:
+            while bed.stats()["law"]["sets"] < 5:
+                assert agent.poll() is None
+                time.sleep(0.05)
+            held = client.law()
+            agent.kill()
+        assert held.set_prob in ((0.0, pytest.approx(0.2)), (pytest.approx(0.01), pytest.approx(0.2)))
+        assert held.expired == 0 and sum(held.flows) >= 1
+        law = client.law()
+        while law.set_prob is not None and law.lasts_ms <= 300:  # the router hears of the death soon
+            law = client.law()
+        by = np.concatenate([client.entries(1.0) for _ in range(5)])
+        client.entries(0.3)
+        after = client.entries(1.0)
+    assert 1 in by[by["kind"] == ROW]["row"]["record"]["decided_by"]
+    assert not after[after["kind"] == ROW]["row"]["record"]["decided_by"].any()
+    assert flow.poll() is None
+
+
 @pytest.mark.parametrize("how", ["killed", "stopped"])
 def test_the_operators_law_goes_on_without_the_agent(bed: Bed, how: str) -> None:
     bed.sink()
