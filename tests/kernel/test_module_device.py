@@ -266,7 +266,7 @@ def test_kqueue(module: Module, device: Device) -> None:
     [
         b"", b"x" * 63, b"x" * 64, b"x" * 65, command(99), command(0),
         command(wire.GET_STATUS, magic=1), command(wire.GET_STATUS, version=2),
-        command(wire.GET_STATUS, reserved=1), command(wire.SUBSCRIBE, 2), command(10),
+        command(wire.GET_STATUS, reserved=1), command(wire.SUBSCRIBE, 2), command(11),
         command(wire.GET_STATUS) + b"x" * 64,
     ],
 )  # fmt: skip

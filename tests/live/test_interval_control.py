@@ -78,7 +78,7 @@ def test_a_queue_started_anew_is_controlled_again(serve: Serve) -> None:  # noqa
     controller = IntervalController(Client(server.path), agent)
     agent.then = restart
     done = controller.run()
-    assert done.sessions == 2 and server.queue.laws and done.shares is not None
+    assert done.sessions >= 2 and server.queue.laws and done.shares is not None
 
 
 def test_errors_are_clear(serve: Serve) -> None:  # noqa: F811
