@@ -460,36 +460,12 @@ PROBABILITIES = AGENT.replace(
 )
 
 
-@pytest.mark.parametrize("bed", [TESTBED, RFC9332, LINUX], indirect=True, ids=["testbed", "rfc9332", "linux"])
-def test_the_operators_law_goes_on_without_set_probabilities(bed: Bed) -> None:
-    bed.sink()
-    flow = bed.send("tcp", 60.0, "--cc", "cubic")
-    with Client(bed.socket) as client:
-        client.subscribe(True)
-        with subprocess.Popen([sys.executable, "-c", PROBABILITIES, str(bed.socket)]) as agent:
-            while bed.stats()["law"]["sets"] < 5:
-                assert agent.poll() is None
-                time.sleep(0.05)
-            held = client.law()
-            agent.kill()
-        assert held.set_prob in ((0.0, pytest.approx(0.2)), (pytest.approx(0.01), pytest.approx(0.2)))
-        assert held.expired == 0 and sum(held.flows) >= 1
-        law = client.law()
-        while law.set_prob is not None and law.lasts_ms <= 300:  # the router hears of the death soon
-            law = client.law()
-        by = np.concatenate([client.entries(1.0) for _ in range(5)])
-        client.entries(0.3)
-        after = client.entries(1.0)
-    assert 1 in by[by["kind"] == ROW]["row"]["record"]["decided_by"]
-    assert not after[after["kind"] == ROW]["row"]["record"]["decided_by"].any()
-    assert flow.poll() is None
-
-
+@pytest.mark.parametrize("what", [AGENT, PROBABILITIES], ids=["parameters", "probabilities"])
 @pytest.mark.parametrize("how", ["killed", "stopped"])
-def test_the_operators_law_goes_on_without_the_agent(bed: Bed, how: str) -> None:
+def test_the_operators_law_goes_on_without_the_agent(bed: Bed, how: str, what: str) -> None:
     bed.sink()
     flow = bed.send("tcp", 60.0, "--cc", "cubic")
-    with subprocess.Popen([sys.executable, "-c", AGENT, str(bed.socket)]) as agent:
+    with subprocess.Popen([sys.executable, "-c", what, str(bed.socket)]) as agent:
         while bed.stats()["law"]["sets"] < 5:
             assert agent.poll() is None
             time.sleep(0.05)
@@ -503,7 +479,7 @@ def test_the_operators_law_goes_on_without_the_agent(bed: Bed, how: str) -> None
     with Client(bed.socket) as client:  # the next one finds the operator's
         client.subscribe(True)
         law = client.law()
-        assert set(law.factors.values()) == {1.0} and law.lasts_ms == 0
+        assert set(law.factors.values()) == {1.0} and law.set_prob is None and law.lasts_ms == 0
         rows = np.concatenate([client.entries(1.0) for _ in range(5)])
     rows = rows[rows["kind"] == ROW]["row"]["record"]
     assert len(rows) and (rows["qdelay_ref"][-1] == 15_000) and not rows["decided_by"].any()

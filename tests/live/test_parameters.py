@@ -121,7 +121,7 @@ def test_an_episode_of_probabilities(serve: Serve, make: Any) -> None:  # noqa: 
     env.reset()
     *_, over, info = env.step(np.zeros(2))
     assert over and "prob_c_high" in info["reason"]
-    with Client(server.path) as client, pytest.raises(L4SError, match="p_l=1.5: give a probability"):
+    with Client(server.path) as client, pytest.raises(L4SError, match=r"p_l=1\.5: give a probability"):
         client.set_probabilities(0.0, 1.5)
 
 
