@@ -84,6 +84,7 @@ check(const struct l4s_command *command)
 	case L4S_DIRECT:
 	case L4S_SET_LAW:	/* a wrong one is refused by the queue */
 	case L4S_GET_LAW:
+	case L4S_SET_PROB:
 		return NULL;
 	default:
 		return "there is no command of this kind";
@@ -128,6 +129,8 @@ plain(const struct l4s_command *from)
 	if (from->kind == L4S_SET_LAW)	/* and the lifetime */
 		memcpy(command.args, from->args,
 		    (L4S_FACTORS + 1) * sizeof(from->args[0]));
+	if (from->kind == L4S_SET_PROB)
+		memcpy(command.args, from->args, 3 * sizeof(from->args[0]));
 	return command;
 }
 
@@ -209,11 +212,17 @@ law_offered(const struct bridge *b, struct client *c,
 	bool needed = command->kind == L4S_SET_LAW ||
 	    command->kind == L4S_GET_LAW ||
 	    (command->kind == L4S_ATTACH && command->args[0] == 0);
+	const struct l4s_hello *hello = &b->device.hello;
+	bool offered = hello->law_lifetime_ms > 0;
 
-	if (!needed || !b->device.there || b->device.hello.law_lifetime_ms > 0)
+	if (command->kind == L4S_SET_PROB) {
+		needed = true;
+		offered = hello->prob_high[0] > 0 || hello->prob_high[1] > 0;
+	}
+	if (!needed || !b->device.there || offered)
 		return true;
 	tell_error(c, command, L4S_E_NOT_OFFERED, "this queue is older: its "
-	    "law cannot be set");
+	    "law or its probabilities cannot be set");
 	return false;
 }
 

@@ -146,6 +146,19 @@ l4s_measure(struct l4s_core *c, uint64_t now_ns)
 	return (&c->totals);
 }
 
+uint32_t
+l4s_flows(const struct l4s_core *c, int queue, uint64_t now_ns)
+{
+	uint32_t flows = 0;
+
+	for (int i = 0; i < L4S_SEEN; i++) {
+		uint64_t seen_ns = c->seen_ns[queue][i];
+
+		flows += seen_ns != 0 && now_ns - seen_ns < L4S_SEEN_NS;
+	}
+	return (flows);
+}
+
 /* -- rows */
 
 static uint64_t
@@ -305,7 +318,7 @@ decide(struct l4s_core *c, struct l4s_packet *packet, uint64_t now_ns)
 			if (applied != L4S_ENQUEUE)
 				q->accu = 0;
 		}
-		packet->decided = 1;
+		packet->decided = !packet->later;
 	} else if (testbed) {
 		l4s_testbed_decide(c, q, packet, &logged, &applied);
 		packet->decided = 1;
@@ -328,8 +341,9 @@ l4s_offer(struct l4s_core *c, struct l4s_packet *packet, uint64_t now_ns)
 
 	l4s_expire_law(c, now_ns);
 	packet->queue = l4s_classify(&c->p, packet->ecn);
-	packet->decided = packet->row_ready = packet->asks = 0;
+	packet->decided = packet->row_ready = packet->asks = packet->later = 0;
 	q = &c->q[packet->queue];
+	c->seen_ns[packet->queue][packet->flow % L4S_SEEN] = now_ns;
 	write_before(c, packet, now_ns);
 	c->sequence++;
 	decide(c, packet, now_ns);
@@ -358,13 +372,16 @@ struct l4s_packet *
 l4s_evict(struct l4s_core *c, uint64_t now_ns)
 {
 	struct l4s_queue *q = &c->q[c->q[1].packets > c->q[0].packets];
+	struct l4s_packet *packet;
 
 	if (c->p.limit_packets == 0 ||
 	    c->q[0].packets + c->q[1].packets <= c->p.limit_packets)
 		return (0);
 	(void)l4s_measure(c, now_ns);
 	count_drop(q);
-	return (pop(q));
+	packet = pop(q);
+	packet->row_ready = 1;	/* L's may wait for what is never decided */
+	return (packet);
 }
 
 static int
@@ -389,13 +406,13 @@ decide_departing(struct l4s_core *c, struct l4s_queue *q,
 	    l4s_rfc9332_decide(c, q, packet));
 }
 
-/* Account a packet to the scheduler; at departure dropped ones cost nothing. */
+/* Account a packet to the scheduler; of laws that drop at departure, those cost nothing. */
 static void
 charge(struct l4s_core *c, int index, uint32_t length, uint8_t decision)
 {
 	if (l4s_round_robin(c))
 		c->q[index].deficit -= length;
-	else if (decision == L4S_DROP)
+	else if (decision == L4S_DROP && c->p.variant != L4S_TESTBED)
 		return;
 	else if (c->p.variant == L4S_LINUX)
 		l4s_linux_charge(c, index, length);
@@ -426,7 +443,7 @@ l4s_take(struct l4s_core *c, uint64_t now_ns, int *action)
 	struct l4s_packet *packet;
 	struct l4s_queue *q;
 	uint8_t decision = L4S_ENQUEUE;
-	int index;
+	int index, outside;
 
 	l4s_expire_law(c, now_ns);
 	index = pick(c, now_ns);
@@ -435,8 +452,11 @@ l4s_take(struct l4s_core *c, uint64_t now_ns, int *action)
 		return (0);
 	q = &c->q[index];
 	packet = leave(c, q, now_ns);
-	if (!packet->decided && c->p.variant != L4S_TESTBED) {
-		decision = decide_departing(c, q, packet);
+	outside = l4s_outside_leaving(c, packet, now_ns);
+	if (outside >= 0 ||
+	    (!packet->decided && c->p.variant != L4S_TESTBED)) {
+		decision = outside >= 0 ? (uint8_t)outside :
+		    decide_departing(c, q, packet);
 		packet->row.action = decision;
 		packet->row.applied_action = decision;
 	}

@@ -149,7 +149,11 @@
 	X(law_threshold_high, 445645, 65536, 16777216,                         \
 	    "law: greatest foot of L's ramp or step, 1/65536 of the operator's")\
 	X(law_lifetime_ms, 1000, 1, 60000,                                     \
-	    "law: longest life of what an agent has set, ms")
+	    "law: longest life of what an agent has set, ms")                  \
+	X(prob_c_high, 65536, 0, 65536,                                        \
+	    "greatest probability of C that an agent sets, 1/65536")           \
+	X(prob_l_high, 65536, 0, 65536,                                        \
+	    "greatest probability of L that an agent sets, 1/65536")
 
 struct l4s_params {
 #define L4S_MEMBER(name, normal, low, high, text) uint64_t name;
@@ -214,6 +218,7 @@ struct l4s_packet {
 	uint8_t asks;			/* a controller is asked about it */
 	struct l4s_record row;
 	uint8_t step_ok;		/* Linux: the step may apply */
+	uint8_t later;			/* L: a set probability decides as it leaves */
 };
 
 /* What the rewards are made of, counted since the start. */
@@ -286,6 +291,8 @@ struct l4s_event {
 	uint8_t queue;
 };
 
+#define L4S_SEEN 256		/* flows told apart, by a hash */
+#define L4S_SEEN_NS 500000000	/* a flow is seen for so long */
 #define L4S_LATENCY_BINS 192	/* 8 an octave of microseconds */
 #define L4S_ASKS 64		/* asks whose time is kept */
 
@@ -336,6 +343,8 @@ struct l4s_core {
 	struct l4s_params p;	/* in force: the operator's, or a controller's */
 	struct l4s_params own;	/* the operator's */
 	uint32_t factor[L4S_FACTORS];	/* of `own`, in force */
+	bool by_prob;		/* set_prob decides, not the law */
+	uint64_t set_prob[2];	/* of C and L, 2^-32 */
 	uint64_t law_until_ns;	/* L4S_NEVER: the operator's are in force */
 	uint64_t law_sets, law_expired, law_refused;	/* how often */
 	struct l4s_bounds bounds;	/* in force: the operator's, or tighter */
@@ -356,6 +365,7 @@ struct l4s_core {
 	const struct l4s_model *model;
 	struct l4s_totals totals;
 	struct l4s_event event[2];	/* of each queue; kind NONE: none */
+	uint64_t seen_ns[2][L4S_SEEN];	/* when flows last offered a packet */
 	uint32_t latency[L4S_LATENCY_BINS];
 	uint64_t asked[L4S_ASKS];	/* sequence + 1 of recent asks */
 	uint64_t asked_ns[L4S_ASKS];
@@ -438,6 +448,17 @@ bool l4s_set_law(struct l4s_core *c, const uint32_t factor[L4S_FACTORS],
 /* The operator's bounds of a factor; where the law has no such parameter, 1. */
 void l4s_law_range(const struct l4s_params *p, unsigned which, uint32_t *low,
     uint32_t *high);
+
+/*
+ * The controller's probabilities of C and L (2^-31), by which packets are then
+ * marked or dropped in place of the law, for a lifetime that the operator
+ * bounds. L's own ramp or step stays; from 25 % of C on ECT is dropped, in L too. False where one is above the operator's bound: all stay as they are.
+ */
+bool l4s_set_prob(struct l4s_core *c, const uint32_t prob[2],
+    uint32_t lifetime_ms, uint64_t now_ns);
+
+/* Flows that have offered a packet of a queue lately; few of them share one. */
+uint32_t l4s_flows(const struct l4s_core *c, int queue, uint64_t now_ns);
 
 /* The operator's parameters hold again. */
 void l4s_end_law(struct l4s_core *c);

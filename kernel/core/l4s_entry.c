@@ -31,6 +31,8 @@ l4s_entry_hello(struct l4s_hello *hello, const struct l4s_params *p)
 		hello->law_high[i] = high;
 	}
 	hello->law_lifetime_ms = (uint32_t)p->law_lifetime_ms;
+	hello->prob_high[0] = (uint32_t)p->prob_c_high;
+	hello->prob_high[1] = (uint32_t)p->prob_l_high;
 }
 
 void
@@ -120,6 +122,9 @@ l4s_entry_law(struct l4s_law *law, struct l4s_core *c, uint64_t now_ns)
 		law->marks[i] = (uint32_t)q->marks;
 		law->drops[i] = (uint32_t)q->drops;
 		law->queued_bytes[i] = (uint32_t)q->bytes;
+		law->flows[i] = (uint16_t)l4s_flows(c, i, now_ns);
+		law->set_prob[i] = c->by_prob ?
+		    (uint32_t)(c->set_prob[i] >> 1) : L4S_NO_PROB;
 	}
 	law->served_bytes = totals->served_bytes;
 	law->power_bytes = totals->power_bytes;
@@ -173,8 +178,12 @@ bool
 l4s_command_law(const struct l4s_command *command, struct l4s_core *c,
     uint64_t now_ns)
 {
-	uint32_t factor[L4S_FACTORS];
+	uint32_t factor[L4S_FACTORS], prob[2];
 
+	if (command->kind == L4S_SET_PROB) {
+		__builtin_memcpy(prob, command->args, sizeof(prob));
+		return (l4s_set_prob(c, prob, command->args[2], now_ns));
+	}
 	__builtin_memcpy(factor, command->args, sizeof(factor));
 	return (l4s_set_law(c, factor, command->args[L4S_FACTORS], now_ns));
 }

@@ -46,7 +46,7 @@ struct l4s_decision l4s_command_decision(const struct l4s_command *command);
 bool l4s_command_bounds(const struct l4s_command *command,
     struct l4s_bounds *bounds);
 
-/* SET_LAW; false: out of the operator's bounds. */
+/* SET_LAW or SET_PROB; false: out of the operator's bounds. */
 bool l4s_command_law(const struct l4s_command *command, struct l4s_core *c,
     uint64_t now_ns);
 

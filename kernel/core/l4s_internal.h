@@ -10,6 +10,7 @@
 
 #define L4S_QUANTUM 1514	/* bytes a round; where credits start from */
 #define L4S_MOST_CREDIT (2 * (uint64_t)L4S_ONE)	/* hits that an agent saves */
+#define L4S_OVERLOAD (L4S_ONE / 4)	/* of p_C: RFC 9332, appendix A */
 #define L4S_MTU 1500	/* RFC 9332 keeps room for one */
 
 /* Queue of a packet that arrives. */
@@ -79,5 +80,8 @@ void l4s_linux_charge(struct l4s_core *c, int index, uint32_t length);
 void l4s_set_bounds(struct l4s_core *c);
 int l4s_outside(struct l4s_core *c, struct l4s_packet *packet,
     uint64_t now_ns);
+int l4s_outside_leaving(struct l4s_core *c, struct l4s_packet *packet,
+    uint64_t now_ns);
+void l4s_hand_back(struct l4s_core *c);
 
 #endif

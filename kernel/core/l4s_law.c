@@ -1,8 +1,9 @@
 /*
  * SPDX-License-Identifier: BSD-2-Clause
  *
- * Parameters of the native law that a controller sets for a while, within the
- * operator's bounds. The law decides each packet by itself all the time.
+ * What a controller sets for a while, within the operator's bounds: parameters
+ * of the native law, which then decides each packet by itself all the time, or
+ * probabilities in its place.
  */
 #include "l4s_internal.h"
 
@@ -87,29 +88,60 @@ scaled(struct l4s_params *p, const uint32_t factor[L4S_FACTORS])
 	return (l4s_params_check(p) < 0);
 }
 
+/* What was set holds from now on, for no longer than the operator lets it. */
+static void
+begin(struct l4s_core *c, uint32_t lifetime_ms, uint64_t now_ns)
+{
+	uint64_t most_ms = c->own.law_lifetime_ms;
+
+	c->law_until_ns = now_ns +
+	    (lifetime_ms < most_ms ? lifetime_ms : most_ms) * 1000000;
+	c->law_sets++;
+}
+
 bool
 l4s_set_law(struct l4s_core *c, const uint32_t factor[L4S_FACTORS],
     uint32_t lifetime_ms, uint64_t now_ns)
 {
 	struct l4s_params p = c->own;
-	uint64_t most_ms = p.law_lifetime_ms;
 
 	l4s_expire_law(c, now_ns);
 	if (lifetime_ms == 0 || !scaled(&p, factor)) {
 		c->law_refused++;
 		return (false);
 	}
+	l4s_end_law(c);
 	c->p = p;
 	__builtin_memcpy(c->factor, factor, sizeof(c->factor));
-	c->law_until_ns = now_ns +
-	    (lifetime_ms < most_ms ? lifetime_ms : most_ms) * 1000000;
-	c->law_sets++;
+	begin(c, lifetime_ms, now_ns);
+	return (true);
+}
+
+bool
+l4s_set_prob(struct l4s_core *c, const uint32_t prob[2], uint32_t lifetime_ms,
+    uint64_t now_ns)
+{
+	l4s_expire_law(c, now_ns);
+	if (lifetime_ms == 0 || prob[0] > c->own.prob_c_high << 15 ||
+	    prob[1] > c->own.prob_l_high << 15) {
+		c->law_refused++;
+		return (false);
+	}
+	if (!c->by_prob)
+		l4s_end_law(c);
+	c->by_prob = true;
+	for (int i = 0; i < 2; i++)
+		c->set_prob[i] = (uint64_t)prob[i] << 1;
+	begin(c, lifetime_ms, now_ns);
 	return (true);
 }
 
 void
 l4s_end_law(struct l4s_core *c)
 {
+	if (c->by_prob)
+		l4s_hand_back(c);
+	c->by_prob = false;
 	c->p = c->own;
 	for (unsigned i = 0; i < L4S_FACTORS; i++)
 		c->factor[i] = L4S_SAME;

@@ -1,8 +1,8 @@
 /*
  * SPDX-License-Identifier: BSD-2-Clause
  *
- * Decisions from outside: a controller's, taken if they are fresh, or those of
- * a loaded tree; and the shield, which hands a queue back to the native law.
+ * Decisions from outside: a controller's, taken if they are fresh, by the
+ * probabilities that it has set, or those of a loaded tree; and the shield, which hands a queue back to the native law.
  */
 #include "l4s_internal.h"
 
@@ -82,15 +82,22 @@ hand_back(struct l4s_core *c, struct l4s_queue *q)
 	q->window_decisions = q->before_decisions = 0;
 }
 
+/* What may still be dropped stays: nobody gains by coming again. */
+void
+l4s_hand_back(struct l4s_core *c)
+{
+	for (int i = 0; i < 2; i++)
+		hand_back(c, &c->q[i]);
+}
+
 void
 l4s_detach(struct l4s_core *c)
 {
+	if (c->interval > 0)
+		l4s_hand_back(c);
 	for (int i = 0; i < 2; i++) {
 		struct l4s_queue *q = &c->q[i];
 
-		/* What may still be dropped stays: nobody gains by coming again. */
-		if (c->interval > 0)
-			hand_back(c, q);
 		/* The next one is held for as long as the operator says. */
 		if (q->held_until_ns != 0)
 			q->held_until_ns = q->tripped_ns +
@@ -336,7 +343,9 @@ may_drop(struct l4s_core *c, struct l4s_queue *q, uint64_t now_ns)
 {
 	uint64_t drops = q->window_drops + 1;
 
-	if (drops * 65536 <= c->bounds.drops * c->bounds.window) {
+	/* As L is decided as it leaves, more may go than come in a window. */
+	if (c->bounds.drops >= 65536 ||
+	    drops * 65536 <= c->bounds.drops * c->bounds.window) {
 		q->window_drops = drops;
 		return (true);
 	}
@@ -425,6 +434,63 @@ ask(struct l4s_core *c, struct l4s_queue *q, struct l4s_packet *packet,
 	return (missed);
 }
 
+/* By a set probability: C as it arrives, L as it leaves. */
+static int
+draw(struct l4s_core *c, struct l4s_packet *packet)
+{
+	uint64_t p_c = c->set_prob[L4S_CLASSIC];
+
+	packet->later = packet->queue == L4S_L4S;
+	if (packet->later || l4s_random32(c) >= p_c)
+		return (L4S_ENQUEUE);
+	return (packet->ecn == L4S_NOT_ECT || p_c >= L4S_OVERLOAD ? L4S_DROP :
+	    L4S_MARK);
+}
+
+/* How likely L's own ramp or step is to mark a packet that has left, 2^-32. */
+static uint64_t
+own_mark(const struct l4s_core *c, const struct l4s_packet *packet)
+{
+	const struct l4s_queue *q = &c->q[L4S_L4S];
+
+	if (c->p.variant == L4S_LINUX)
+		return (packet->step_ok ? step(c, q->delay_ns) : 0);
+	/* The packet itself still counts as queued. */
+	return (q->packets + 1 > c->p.th_len ?
+	    l4s_rfc9332_ramp(&c->p, q->delay_ns) : 0);
+}
+
+/*
+ * The action for a packet of L that has left its queue, or -1: not by a set
+ * probability, or no more. Marks of L's own ramp or step are not the agent's.
+ */
+int
+l4s_outside_leaving(struct l4s_core *c, struct l4s_packet *packet,
+    uint64_t now_ns)
+{
+	struct l4s_queue *q = &c->q[packet->queue];
+	uint64_t p_c = c->set_prob[L4S_CLASSIC], number;
+	bool drops = false;
+
+	if (!packet->later)
+		return (NONE);
+	if (c->by_prob && q->held_until_ns == 0) {
+		number = l4s_random32(c);
+		if (p_c >= L4S_OVERLOAD)
+			drops = number < p_c;
+		else if (number < own_mark(c, packet))
+			return (L4S_MARK);
+		else if (number >= c->set_prob[L4S_L4S])
+			return (L4S_ENQUEUE);
+		if (may_hit(c, q, drops) && (!drops || may_drop(c, q, now_ns)))
+			return (drops ? L4S_DROP : L4S_MARK);
+	}
+	packet->row.decided_by = L4S_BY_FALLBACK;
+	q->decided[L4S_BY_AGENT]--;
+	q->decided[L4S_BY_FALLBACK]++;
+	return (NONE);
+}
+
 /* The action from outside, or -1; packet->row.decided_by says who decides. */
 int
 l4s_outside(struct l4s_core *c, struct l4s_packet *packet, uint64_t now_ns)
@@ -435,14 +501,16 @@ l4s_outside(struct l4s_core *c, struct l4s_packet *packet, uint64_t now_ns)
 
 	count_packet(c, q);
 	earn_hits(c, q, now_ns);
-	if (c->interval == 0 && c->model == 0) {
+	if (c->interval == 0 && c->model == 0 && !c->by_prob) {
 		if (q->held_until_ns != 0)
 			(void)shielded(c, q, now_ns);
 		return (NONE);
 	}
 	if (!shielded(c, q, now_ns)) {
 		action = take_answer(c, q, now_ns);
-		if (action == NONE && c->model != 0)
+		if (action == NONE && c->by_prob)
+			action = draw(c, packet);
+		else if (action == NONE && c->model != 0)
 			action = ask_model(c, &packet->row);
 	}
 	wanted = action != NONE;
@@ -454,7 +522,7 @@ l4s_outside(struct l4s_core *c, struct l4s_packet *packet, uint64_t now_ns)
 	if (action != NONE) {
 		q->window_decisions++;
 		packet->row.decided_by = L4S_BY_AGENT;
-	} else if (missed || wanted || (c->model != 0 &&
+	} else if (missed || wanted || ((c->model != 0 || c->by_prob) &&
 	    q->held_until_ns != 0)) {
 		packet->row.decided_by = L4S_BY_FALLBACK;
 	}

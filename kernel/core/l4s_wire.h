@@ -18,7 +18,9 @@
  * of the native law for a while, which then still decides every packet (ATTACH
  * with an interval of 0: no asks); HELLO has their bounds, outside of which they
  * are refused. After their lifetime without another SET_LAW, and where the
- * control ends, the operator's parameters hold again. Where entries are lost
+ * control ends, the operator's parameters hold again. SET_PROB is the same with
+ * probabilities of C and L that take the law's place, within the shield's bounds;
+ * the later one of both commands holds. Where entries are lost
  * because a reader is slow, the oldest go, and the next entry that comes tells
  * how many.
  *
@@ -41,6 +43,7 @@
 #define L4S_WIRE_VERSION 1
 #define L4S_ENTRY_SIZE 192
 #define L4S_COMMAND_SIZE 64
+#define L4S_NO_PROB 0xffffffff	/* no probability is set */
 
 enum l4s_entry_kind {
 	L4S_HELLO = 1,
@@ -49,7 +52,7 @@ enum l4s_entry_kind {
 	L4S_EVENT = 4,
 	L4S_STATUS = 5,	/* answer to GET_STATUS, ATTACH, DETACH, CONFIGURE, DIRECT */
 	L4S_ERROR = 6,	/* answer to a command that was refused */
-	L4S_LAW = 7	/* answer to SET_LAW, GET_LAW */
+	L4S_LAW = 7	/* answer to SET_LAW, GET_LAW, SET_PROB */
 };
 
 enum l4s_command_kind {
@@ -65,7 +68,9 @@ enum l4s_command_kind {
 	 * as factors of the operator's, 1/65536; args[5] lifetime, ms.
 	 */
 	L4S_SET_LAW = 8,
-	L4S_GET_LAW = 9
+	L4S_GET_LAW = 9,
+	/* Controller: args[0..1] of C, L, 2^-31; args[2] lifetime, ms. */
+	L4S_SET_PROB = 10
 };
 
 enum l4s_event_kind {
@@ -84,7 +89,8 @@ enum l4s_error_code {
 	L4S_E_NO_DEVICE = 5,	/* the daemon has no queue now */
 	L4S_E_TOO_MANY = 6,	/* clients: closed */
 	L4S_E_NOT_OFFERED = 7,
-	L4S_E_OUT_OF_BOUNDS = 8	/* SET_LAW: the operator's; all stays as it was */
+	/* SET_LAW, SET_PROB: the operator's; all stays as it was */
+	L4S_E_OUT_OF_BOUNDS = 8
 };
 
 struct L4S_PACKED l4s_hello {
@@ -105,6 +111,7 @@ struct L4S_PACKED l4s_hello {
 	uint32_t law_low[5];
 	uint32_t law_high[5];
 	uint32_t law_lifetime_ms;	/* longest; 0: SET_LAW is not offered */
+	uint32_t prob_high[2];	/* of SET_PROB, 1/65536; both 0: not offered */
 };
 
 struct L4S_PACKED l4s_row {
@@ -164,6 +171,8 @@ struct L4S_PACKED l4s_law {
 	uint32_t sets;		/* how often set, */
 	uint32_t expired;	/* expired, */
 	uint32_t refused;	/* out of bounds */
+	uint32_t set_prob[2];	/* in force, 2^-31; L4S_NO_PROB: the law decides */
+	uint16_t flows[2];	/* that offered a packet in the last .5 s */
 };
 
 struct L4S_PACKED l4s_error {

@@ -124,29 +124,53 @@ configure(struct l4s_client *client, const struct l4s_command *command)
 	return (answer_status(client, command));
 }
 
-/* SET_LAW and GET_LAW. */
-static int
-law(struct l4s_client *client, const struct l4s_command *command)
+/* SET_LAW, SET_PROB and GET_LAW; the error says why it was refused. */
+int
+l4s_law_now(struct l4s_client *client, const struct l4s_command *command,
+    struct l4s_law *law)
 {
 	struct l4s_core *c = l4s_current();
-	struct l4s_entry *entry;
 	uint64_t now = l4s_now();
-	bool sets = command->kind == L4S_SET_LAW;
+	bool sets = command->kind == L4S_SET_LAW ||
+	    command->kind == L4S_SET_PROB;
 
+	if (!l4s_command_valid(command) ||
+	    (!sets && command->kind != L4S_GET_LAW))
+		return (EINVAL);
 	if (sets && sc->controller != client)
-		return (refuse(client, command, L4S_E_NOT_CONTROLLER,
-		    "SET_LAW is the controller's: ATTACH first"));
+		return (EPERM);
 	if (c == NULL)
+		return (ENXIO);
+	if (sets && !l4s_command_law(command, c, now))
+		return (ERANGE);
+	bzero(law, sizeof(*law));
+	l4s_entry_law(law, c, now);
+	if (sc->current != NULL)
+		law->rate_bps = sc->current->rate_bps;
+	return (0);
+}
+
+static int
+answer_law(struct l4s_client *client, const struct l4s_command *command)
+{
+	struct l4s_law law;
+
+	switch (l4s_law_now(client, command, &law)) {
+	case 0:
+		l4s_reply(client, L4S_LAW, command->tag)->u.law = law;
+		return (0);
+	case EPERM:
+		return (refuse(client, command, L4S_E_NOT_CONTROLLER,
+		    "this is the controller's: ATTACH first"));
+	case ENXIO:
 		return (refuse(client, command, L4S_E_NO_DEVICE,
 		    "there is no scheduler of this kind now"));
-	if (sets && !l4s_command_law(command, c, now))
+	case ERANGE:
 		return (refuse(client, command, L4S_E_OUT_OF_BOUNDS,
-		    "SET_LAW: out of the operator's bounds"));
-	entry = l4s_reply(client, L4S_LAW, command->tag);
-	l4s_entry_law(&entry->u.law, c, now);
-	if (sc->current != NULL)
-		entry->u.law.rate_bps = sc->current->rate_bps;
-	return (0);
+		    "out of the operator's bounds"));
+	default:
+		return (EINVAL);
+	}
 }
 
 /* A decision; the error says why it was refused. */
@@ -208,7 +232,8 @@ l4s_command(struct l4s_client *client, const struct l4s_command *command)
 		return (answer_status(client, command));
 	case L4S_SET_LAW:
 	case L4S_GET_LAW:
-		return (law(client, command));
+	case L4S_SET_PROB:
+		return (answer_law(client, command));
 	default:
 		return (EINVAL);
 	}

@@ -299,6 +299,19 @@ load_model(struct l4s_client *client, const struct l4s_model_request *request)
 }
 
 static int
+law(struct l4s_client *client, struct l4s_law_request *request, int flags)
+{
+	int error;
+
+	if (request->command.kind != L4S_GET_LAW && (flags & FWRITE) == 0)
+		return (EBADF);
+	mtx_lock(&l4s_mtx);
+	error = l4s_law_now(client, &request->command, &request->law);
+	mtx_unlock(&l4s_mtx);
+	return (error);
+}
+
+static int
 dev_ioctl(struct cdev *dev __unused, u_long request, caddr_t data, int flags,
     struct thread *td __unused)
 {
@@ -328,6 +341,8 @@ dev_ioctl(struct cdev *dev __unused, u_long request, caddr_t data, int flags,
 	case L4SIOC_MODEL:
 		return (load_model(client,
 		    (const struct l4s_model_request *)data));
+	case L4SIOC_LAW:
+		return (law(client, (struct l4s_law_request *)data, flags));
 	default:
 		return (ENOTTY);
 	}

@@ -19,14 +19,23 @@ struct l4s_model_request {
 	uint32_t reserved;	/* 0 */
 };
 
+/* SET_LAW, SET_PROB or GET_LAW, and the LAW that answers it. */
+struct l4s_law_request {
+	struct l4s_command command;
+	struct l4s_law law;
+};
+
 /*
  * DECIDE is the command of this name with an answer. Its errors: EPERM, this
  * descriptor does not control the queue; EINVAL, malformed; ETIMEDOUT, expired;
  * ESTALE, out of order; ESRCH, not asked; EACCES, the shield holds the queue;
- * ENXIO, there is no queue.
+ * ENXIO, there is no queue. LAW gives EPERM, EINVAL and ENXIO for the same
+ * reasons, and ERANGE where what is set is out of the operator's bounds. GET_LAW
+ * needs no descriptor that may write.
  */
 #define L4SIOC_DECIDE _IOW('L', 1, struct l4s_command)
 #define L4SIOC_STATUS _IOR('L', 2, struct l4s_status)
 #define L4SIOC_MODEL _IOW('L', 3, struct l4s_model_request)
+#define L4SIOC_LAW _IOWR('L', 4, struct l4s_law_request)
 
 #endif

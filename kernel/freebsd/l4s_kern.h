@@ -140,6 +140,8 @@ void l4s_hello(struct l4s_client *client);
 int l4s_command(struct l4s_client *client, const struct l4s_command *command);
 int l4s_decide_now(struct l4s_client *client,
     const struct l4s_command *command);
+int l4s_law_now(struct l4s_client *client, const struct l4s_command *command,
+    struct l4s_law *law);
 void l4s_status(const struct l4s_client *client, struct l4s_status *status);
 void l4s_leave(struct l4s_client *client);
 

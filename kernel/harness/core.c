@@ -21,6 +21,7 @@ struct run {
 	struct l4s_record *rows;
 	struct l4s_packet *sending;
 	uint64_t link_at;
+	const uint32_t *prob;	/* set probabilities, or NULL */
 	double rate_bps;
 	double free_ns;	/* when the packet that is sent is through */
 };
@@ -28,7 +29,8 @@ struct run {
 const char *harness_parameter(int index, uint64_t *low, uint64_t *high);
 int64_t harness_drive(const struct l4s_params *p, uint64_t seed,
     double rate_bps, const struct arrival *arrivals, int64_t count,
-    struct l4s_record *rows, const struct l4s_model *model);
+    struct l4s_record *rows, const struct l4s_model *model,
+    const uint32_t *prob);
 uint64_t harness_core_size(void);
 
 /* Name and range of a parameter, in order; NULL past the last. */
@@ -66,6 +68,15 @@ finish(struct run *r, struct l4s_packet *packet)
 	free(packet);
 }
 
+/* What a controller sets ends: set it anew. */
+static void
+set_prob(struct run *r, uint64_t now)
+{
+	if (r->prob != NULL &&
+	    !l4s_set_prob(&r->core, r->prob, UINT32_MAX, now))
+		abort();
+}
+
 /* The link is free since some time: the next packet, if there is one. */
 static void
 serve(struct run *r, uint64_t now, double since_ns)
@@ -75,6 +86,7 @@ serve(struct run *r, uint64_t now, double since_ns)
 
 	r->sending = NULL;
 	r->link_at = L4S_NEVER;
+	set_prob(r, now);
 	while ((packet = l4s_take(&r->core, now, &action)) != NULL) {
 		if (action == L4S_DROP) {
 			finish(r, packet);
@@ -142,6 +154,7 @@ arrive(struct run *r, const struct arrival *a)
 	packet->ecn = (uint8_t)a->ecn;
 	if (a->action >= 0)
 		answer(r, a, now);
+	set_prob(r, now);
 	if (l4s_offer(&r->core, packet, now) == L4S_DROP)
 		finish(r, packet);
 	while ((victim = l4s_evict(&r->core, now)) != NULL)
@@ -151,13 +164,13 @@ arrive(struct run *r, const struct arrival *a)
 }
 
 /*
- * Offer packets; a row for each. Ends with empty queues. Returns the number of
+ * Offer packets; a row for each. `prob`: set all the time. Ends with empty queues. Returns the number of
  * rows, or -1 for parameters out of range.
  */
 int64_t
 harness_drive(const struct l4s_params *p, uint64_t seed, double rate_bps,
     const struct arrival *arrivals, int64_t count, struct l4s_record *rows,
-    const struct l4s_model *model)
+    const struct l4s_model *model, const uint32_t *prob)
 {
 	struct run *r = calloc(1, sizeof(*r));
 
@@ -168,6 +181,7 @@ harness_drive(const struct l4s_params *p, uint64_t seed, double rate_bps,
 	}
 	l4s_init(&r->core, p, seed, 0);
 	r->rows = rows;
+	r->prob = prob;
 	r->rate_bps = rate_bps;
 	r->link_at = L4S_NEVER;
 	l4s_set_model(&r->core, model);

@@ -102,10 +102,10 @@ set_law(struct router *router, const struct l4s_command *command,
 {
 	if (!router->device.attached)
 		return (refuse(router, command, L4S_E_NOT_CONTROLLER,
-		    "SET_LAW is the controller's: ATTACH first"));
+		    "this is the controller's: ATTACH first"));
 	if (!l4s_command_law(command, &router->core, now_ns))
 		return (refuse(router, command, L4S_E_OUT_OF_BOUNDS,
-		    "SET_LAW: out of the operator's bounds"));
+		    "out of the operator's bounds"));
 	return (answer_law(router, command, now_ns));
 }
 
@@ -183,6 +183,7 @@ device_command(struct router *router, const struct l4s_command *command,
 	case L4S_DIRECT:
 		return (direct(router, command, now_ns));
 	case L4S_SET_LAW:
+	case L4S_SET_PROB:
 		return (set_law(router, command, now_ns));
 	case L4S_GET_LAW:
 		return (answer_law(router, command, now_ns));

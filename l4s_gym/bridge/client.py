@@ -49,8 +49,10 @@ _REMEDIES: Final = {
     wire.E_REFUSED: "run as the user that the socket is for, or change who may use it (l4s-bridged --help)",
     wire.E_NO_DEVICE: "the daemon has no queue now: start the router, or load the kernel module",
     wire.E_TOO_MANY: "too many clients: end one",
-    wire.E_NOT_OFFERED: "this queue has no socket of its own to give, or takes no parameters: update it",
-    wire.E_OUT_OF_BOUNDS: "stay within the operator's bounds, `hello.law`, or let them be wider (law_* of the queue)",
+    wire.E_NOT_OFFERED: "this queue has no socket of its own to give, or takes no parameters or probabilities: update "
+    "it, or let prob_c_high and prob_l_high of the queue be above 0",
+    wire.E_OUT_OF_BOUNDS: "stay within the operator's bounds, `hello.law` and `hello.prob_high`, or let them be wider "
+    "(law_* and prob_* of the queue)",
 }
 _ANSWERS: Final = (wire.STATUS, wire.LAW, wire.ERROR)
 _FATAL: Final = (wire.E_MALFORMED, wire.E_REFUSED, wire.E_TOO_MANY)
@@ -72,6 +74,11 @@ class BridgeError(L4SError):
 def default_address(address: str | os.PathLike[str] | None = None) -> str:
     """Return the path of the socket: the given one, else `$L4S_GYM_SOCKET`, else `ADDRESS`."""
     return os.fspath(address) if address is not None else os.environ.get(VARIABLE) or ADDRESS
+
+
+def _check_lifetime(lifetime_ms: int) -> None:
+    if not 1 <= lifetime_ms < 1 << 32:
+        raise L4SError(f"lifetime_ms={lifetime_ms!r}: give a whole number of milliseconds, 1 or more")
 
 
 def _connect_error(address: str, error: OSError) -> BridgeError:
@@ -312,18 +319,45 @@ class Client:
         for name, value in zip(wire.LAW_PARAMETERS, factors, strict=True):
             if not 0 < value < 1 << 16:
                 raise L4SError(f"{name}={value!r}: give a factor above 0, below {1 << 16}")
-        if not 1 <= lifetime_ms < 1 << 32:
-            raise L4SError(f"lifetime_ms={lifetime_ms!r}: give a whole number of milliseconds, 1 or more")
+        _check_lifetime(lifetime_ms)
         steps = (round(value * wire.FACTOR) for value in factors)
         return self._law(wire.SET_LAW, *steps, lifetime_ms)
 
+    def set_probabilities(self, p_c: float, p_l: float, *, lifetime_ms: int = LAW_LIFETIME_MS) -> Law:
+        """Set the probabilities by which packets are marked or dropped for a while, in place of the native law.
+
+        Packets of L are decided as they leave, and marked also where L's own ramp or step asks for it. From
+        p_c = 25 % on, packets that can be marked are dropped too, in both queues; what is left of L is marked. The
+        shield's bounds are in force as for decisions (`configure_shield`): what it does not let pass is the native
+        law's to decide. After the lifetime without another call, and when this controller goes, that law decides all.
+
+        Args:
+            p_c: Of C, 0 to 1.
+            p_l: Of L, 0 to 1.
+            lifetime_ms: For how long, ms; a longer one is cut to the operator's, `hello.law_lifetime_ms`.
+
+        Raises:
+            BridgeError: Somebody else controls; or a probability is above the operator's bound, `hello.prob_high` (code
+                `wire.E_OUT_OF_BOUNDS`), and all stays as it was.
+        """
+        for name, value in (("p_c", p_c), ("p_l", p_l)):
+            if not 0 <= value <= 1:
+                raise L4SError(f"{name}={value!r}: give a probability from 0 to 1")
+        _check_lifetime(lifetime_ms)
+        if self.connected and not any(self.hello.prob_high):
+            raise self._not_offered()
+        return self._law(wire.SET_PROB, round(p_c * wire.CERTAIN), round(p_l * wire.CERTAIN), lifetime_ms)
+
     def law(self) -> Law:
-        """Return the parameters of the native law that are in force, and counters."""
+        """Return what a controller has set that is in force, and counters."""
         return self._law(wire.GET_LAW)
 
     def _needs_law(self) -> None:
         if self.connected and not self.hello.law:
-            raise BridgeError(f"{self.address}: {_REMEDIES[wire.E_NOT_OFFERED]}", wire.E_NOT_OFFERED)
+            raise self._not_offered()
+
+    def _not_offered(self) -> BridgeError:
+        return BridgeError(f"{self.address}: {_REMEDIES[wire.E_NOT_OFFERED]}", wire.E_NOT_OFFERED)
 
     def _law(self, kind: int, *args: int) -> Law:
         self._needs_law()

@@ -30,9 +30,10 @@ RECORD_AT: Final = 16
 # Kinds of entries.
 HELLO, ROW, ASK, EVENT, STATUS, ERROR, LAW = range(1, 8)
 # Kinds of commands.
-SUBSCRIBE, ATTACH, DETACH, DECIDE, CONFIGURE, GET_STATUS, DIRECT, SET_LAW, GET_LAW = range(1, 10)
+SUBSCRIBE, ATTACH, DETACH, DECIDE, CONFIGURE, GET_STATUS, DIRECT, SET_LAW, GET_LAW, SET_PROB = range(1, 11)
 COMMANDS: Final = (
     "?", "SUBSCRIBE", "ATTACH", "DETACH", "DECIDE", "CONFIGURE", "GET_STATUS", "DIRECT", "SET_LAW", "GET_LAW",
+    "SET_PROB",
 )  # fmt: skip
 ASK_HEAD: Final = MAGIC | VERSION << 16 | ASK << 24
 """First four bytes of an ASK."""
@@ -73,6 +74,10 @@ LAW_PARAMETERS: Final = ("target", "alpha", "beta", "coupling", "threshold")
 L's ramp, or its step."""
 FACTOR: Final = 65536
 """The factor 1 of the operator's value in SET_LAW."""
+CERTAIN: Final = 1 << 31
+"""The probability 1 in SET_PROB."""
+NO_PROB: Final = (1 << 32) - 1
+"""In LAW: no probability is set."""
 
 HELLO_BODY: Final = np.dtype(
     [
@@ -80,6 +85,7 @@ HELLO_BODY: Final = np.dtype(
         ("layout", "u1", (8,)), ("session", "<u8"), ("clock_us", "<u8"), ("rate_bps", "<u8"), ("ring_entries", "<u4"),
         ("variant", "u1"), ("direct", "u1"), ("reserved", "u1", (2,)), ("name", "S32"),
         ("law_low", "<u4", (5,)), ("law_high", "<u4", (5,)), ("law_lifetime_ms", "<u4"),
+        ("prob_high", "<u4", (2,)),
     ]
 )  # fmt: skip
 ROW_BODY: Final = np.dtype(
@@ -104,7 +110,7 @@ LAW_BODY: Final = np.dtype(
         ("served_bytes", "<u8"), ("power_bytes", "<u8"), ("delay_c_ns", "<u8"), ("delay_l_ns", "<u8"),
         ("offered", "<u4", (2,)), ("left", "<u4", (2,)), ("marks", "<u4", (2,)), ("drops", "<u4", (2,)),
         ("queued_bytes", "<u4", (2,)), ("prob", "<u4"), ("factor", "<u4", (5,)), ("lasts_ms", "<u4"), ("sets", "<u4"),
-        ("expired", "<u4"), ("refused", "<u4"),
+        ("expired", "<u4"), ("refused", "<u4"), ("set_prob", "<u4", (2,)), ("flows", "<u2", (2,)),
     ]
 )  # fmt: skip
 BODIES: Final = {
@@ -153,7 +159,8 @@ class Hello:
         direct: Whether a controller can have a socket of the queue's own: `DIRECT`.
         law: The operator's bounds of each factor of `set_law`, by the names of `LAW_PARAMETERS`; both 1 where the law
             has no such parameter. Empty: the queue takes none.
-        law_lifetime_ms: Longest life of what `set_law` sets.
+        law_lifetime_ms: Longest life of what `set_law` and `set_probabilities` set.
+        prob_high: The operator's bounds of `set_probabilities`, C and L; both 0: the queue takes none.
     """
 
     session: int
@@ -165,6 +172,7 @@ class Hello:
     direct: bool = False
     law: dict[str, tuple[float, float]] = field(default_factory=dict)
     law_lifetime_ms: int = 0
+    prob_high: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -210,14 +218,15 @@ class Status:
 
 @dataclass(frozen=True)
 class Law:
-    """Parameters of the native law that are in force, and what it has done since the start of the queue.
+    """What a controller has set that is in force, and what the queue has done since its start.
 
     Pairs are C, L. Counts of packets start over after 2^32.
 
     Attributes:
         factors: Of the operator's values, by the names of `LAW_PARAMETERS`.
+        set_prob: Probabilities of C and L that decide in the law's place; None: the law decides.
         lasts_ms: For so long still; 0: the operator's hold.
-        sets: How often parameters were set.
+        sets: How often parameters or probabilities were set.
         expired: How often their lifetime ended.
         refused: How often they were out of the operator's bounds.
         clock_us: Clock of the queue.
@@ -229,11 +238,13 @@ class Law:
         marks: Packets marked.
         drops: Packets dropped.
         queued_bytes: Bytes in the queue.
+        flows: Flows that offered a packet in the last half second; of many, some may count as one.
         prob: Probability of the law, 0 to 1; in the testbed's variant that of C.
         entry: The element of `Entries` that says so.
     """
 
     factors: dict[str, float]
+    set_prob: tuple[float, float] | None
     lasts_ms: int
     sets: int
     expired: int
@@ -247,6 +258,7 @@ class Law:
     marks: tuple[int, int]
     drops: tuple[int, int]
     queued_bytes: tuple[int, int]
+    flows: tuple[int, int]
     prob: float
     entry: Any = field(repr=False, compare=False)
 
@@ -312,6 +324,7 @@ def hello_entry(hello: Hello) -> Entries:
     for name in ("session", "clock_us", "rate_bps", "ring_entries", "direct"):
         body[name] = getattr(hello, name)
     body["law_lifetime_ms"] = hello.law_lifetime_ms
+    body["prob_high"] = np.round(FACTOR * np.array(hello.prob_high))
     if hello.law:
         body["law_low"], body["law_high"] = np.round(FACTOR * np.array([*hello.law.values()])).T
     body["variant"], body["name"] = VARIANTS.index(hello.variant), hello.name.encode()[:31]
@@ -362,6 +375,7 @@ def read_hello(hello: Any) -> Hello:
         direct=bool(body["direct"]),
         law=_bounds(body) if body["law_lifetime_ms"] else {},
         law_lifetime_ms=int(body["law_lifetime_ms"]),
+        prob_high=(int(body["prob_high"][0]) / FACTOR, int(body["prob_high"][1]) / FACTOR),
     )
 
 
@@ -373,12 +387,13 @@ def _bounds(body: Any) -> dict[str, tuple[float, float]]:
 def read_law(entry: Any) -> Law:
     """A LAW entry (one element of `Entries`)."""
     body = entry["law"]
-    pairs = ("offered_bytes", "offered", "left", "left_ns", "marks", "drops", "queued_bytes")
+    pairs = ("offered_bytes", "offered", "left", "left_ns", "marks", "drops", "queued_bytes", "flows")
     numbers = ("lasts_ms", "sets", "expired", "refused", "clock_us", "rate_bps")
     values: dict[str, Any] = {name: int(body[name]) for name in numbers}
     values |= {name: tuple(body[name].tolist()) for name in pairs}
     factors = dict(zip(LAW_PARAMETERS, (body["factor"] / FACTOR).tolist(), strict=True))
-    return Law(factors=factors, prob=int(body["prob"]) / MAX_PROB, entry=entry, **values)
+    set_prob = None if body["set_prob"][0] == NO_PROB else tuple((body["set_prob"] / CERTAIN).tolist())
+    return Law(factors=factors, set_prob=set_prob, prob=int(body["prob"]) / MAX_PROB, entry=entry, **values)
 
 
 def read_status(entry: Any) -> Status:

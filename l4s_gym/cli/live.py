@@ -17,9 +17,12 @@ from l4s_gym.cli.arguments import App
 from l4s_gym.cli.common import check_output, console, progress_bar, say
 from l4s_gym.cli.live_up import up
 from l4s_gym.errors import L4SError
+from l4s_gym.forms import PACKET
 
 if TYPE_CHECKING:
-    from l4s_gym.live.control import Run
+    from l4s_gym.agents import Agent
+    from l4s_gym.bridge.client import Client
+    from l4s_gym.live.control import Controller, Run
     from l4s_gym.live.doctor import Evidence, Finding
 
 app = App()
@@ -50,9 +53,10 @@ def _stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
 def control(
     agent: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="AGENT")],
     socket: Path | None = None,
-    decision_interval: int = 1,
+    decision_interval: int | None = None,
+    control_interval_ms: float | None = None,
     seconds: float | None = None,
-    lifetime_ms: float = 100.0,
+    lifetime_ms: float | None = None,
     reward: str | None = None,
     seed: int = 0,
     direct: bool = True,
@@ -63,9 +67,13 @@ def control(
     Args:
         agent: random, threshold, enqueue, the folder of a saved agent, or module:attribute for your own.
         socket: Socket of the queue; default: $L4S_GYM_SOCKET, or /run/l4s-gym/live.sock.
-        decision_interval: The agent decides every n-th packet (1, 10, 100), the queue's own law the others.
+        decision_interval: The agent decides every n-th packet (1, 10, 100), the queue's own law the others; default: 1.
+            For agents of the form packet.
+        control_interval_ms: For agents of the forms parameters and probability: they act each so many milliseconds;
+            default: as they were trained, else 16.
         seconds: How long to control it; default: until Ctrl-C.
-        lifetime_ms: An answer is valid for this long after the question.
+        lifetime_ms: An answer is valid for this long after the question (default: 100); what is set each control
+            interval holds for this long without being set again (default: three intervals).
         reward: Reward that the agent is told: balance, power or l4s_llm; default: always 0.
         seed: Seed of the agent's random decisions.
         direct: Talk to the queue directly, not through the daemon, if the queue offers it.
@@ -73,7 +81,6 @@ def control(
     """
     from l4s_gym import agents
     from l4s_gym.bridge.client import Client
-    from l4s_gym.live.control import Controller
     from l4s_gym.sim import fingerprint
 
     if seconds is not None and not seconds > 0:
@@ -84,17 +91,31 @@ def control(
         made = agents.make(agent)
     for text in stale:
         say(text)
-    client = Client(socket, direct=direct)
-    controller = Controller(
-        client, made, decision_interval=decision_interval, lifetime_ms=lifetime_ms, reward=reward, seed=seed
-    )
+    intervals: dict[str, Any] = {"decision_interval": decision_interval, "control_interval_ms": control_interval_ms}
+    given = {"lifetime_ms": lifetime_ms, **intervals}
+    options = {name: value for name, value in given.items() if value is not None}
+    controller = _controller(Client(socket, direct=direct), made, reward=reward, seed=seed, **options)
     with _stopped_by_signals(controller.stop), progress_bar(f"{agent} controls") as show:
         done = controller.run(seconds, show)
-    if direct and not done.direct and done.sessions:
+    if direct and not done.direct and done.sessions and done.form == PACKET:
         say("asked by the common socket: this queue gave none of its own")
     _print_run(done)
     if out is not None:
         _write_json(out, done.as_dict())
+
+
+def _controller(client: Client, agent: Agent, **options: Any) -> Controller:
+    """The controller of the agent's form."""
+    from l4s_gym.agents.protocol import form_of
+    from l4s_gym.live.control import Controller
+    from l4s_gym.live.interval_control import IntervalController
+
+    form = form_of(agent)
+    wrong, right = ("control_interval_ms", "decision_interval")[:: 1 if form == PACKET else -1]
+    if wrong in options:
+        option, instead = (f"--{name.replace('_', '-')}" for name in (wrong, right))
+        raise L4SError(f"{option}: {agent.name} decides in the form {form!r}: use {instead}")
+    return (Controller if form == PACKET else IntervalController)(client, agent, **options)
 
 
 def _write_json(out: Path, data: dict[str, Any]) -> None:
@@ -109,11 +130,19 @@ def _write_json(out: Path, data: dict[str, Any]) -> None:
 
 
 def _print_run(done: Run) -> None:
-    table = Table(title=f"{done.agent}, each {done.decision_interval}. packet, {done.seconds:.1f} s")
+    packets = done.form == PACKET
+    each = f"{done.decision_interval}. packet" if packets else f"{done.control_interval_ms:g} ms"
+    table = Table(title=f"{done.agent}, each {each}, {done.seconds:.1f} s")
     table.add_column("what")
     table.add_column("value", justify="right")
-    table.add_row("asks, answered", f"{done.asks}, {done.answered}")
-    table.add_row("asked by", "a socket of the queue's own" if done.direct else "the common socket")
+    if packets:
+        table.add_row("asks, answered", f"{done.asks}, {done.answered}")
+        table.add_row("asked by", "a socket of the queue's own" if done.direct else "the common socket")
+    else:
+        table.add_row("form", done.form)
+        table.add_row("intervals, acted in", f"{done.asks}, {done.answered}")
+        if done.law is not None:
+            table.add_row("of its settings expired, refused", f"{done.law['expired']}, {done.law['refused']}")
     table.add_row("lost on the way", str(done.lost))
     table.add_row("sessions", str(done.sessions))
     s = done.shares

@@ -19,11 +19,13 @@ import numpy.typing as npt
 
 from l4s_gym import rewards
 from l4s_gym.agents import Agent
+from l4s_gym.agents.protocol import form_of
 from l4s_gym.bridge import wire
 from l4s_gym.bridge.client import BridgeError, Client
 from l4s_gym.bridge.wire import Status
 from l4s_gym.data.causal import BEFORE, UNKNOWN
 from l4s_gym.errors import L4SError
+from l4s_gym.forms import PACKET
 from l4s_gym.schema import DECIDED_BY, OBS_HIGH, OBS_SCALE, OBSERVED, RECORD
 
 Progress = Callable[[float], None]
@@ -253,6 +255,10 @@ class Run:
         answered: Of them answered; the others were older than several of the same queue when they were read.
         lost: Entries lost on the way because this process was slow.
         direct: Whether they came by a socket of the queue's own.
+        form: Of the agent: in an interval form, asks are intervals, and answered are those in which something was set.
+        control_interval_ms: Length of an interval; None: it decides about packets.
+        law: In an interval form, how often what was set was taken (`sets`), expired, and was refused, as the queue
+            counts it; of the last session; None where it could not be read.
         sessions: How often it attached: more than once where daemon or queue were started anew.
         seconds: For how long.
         shares: Of the last session; None where the counters could not be read at the end.
@@ -260,6 +266,9 @@ class Run:
 
     agent: str
     decision_interval: int
+    form: str = PACKET
+    control_interval_ms: float | None = None
+    law: dict[str, int] | None = None
     asks: int = 0
     answered: int = 0
     lost: int = 0
@@ -307,7 +316,8 @@ class Controller:
         if reward is not None:
             rewards.check_live(reward)
         self._client, self._agent = client, agent
-        self._interval, self._lifetime_us = decision_interval, max(round(lifetime_ms * 1e3), 1)
+        self._interval: int | None = decision_interval if form_of(agent) == PACKET else None
+        self._lifetime_us = max(round(lifetime_ms * 1e3), 1)
         self._reward, self._patience_s, self._seed = reward, patience_s, seed
         self._clock = clock
         self._stopped = False
@@ -344,19 +354,7 @@ class Controller:
 
     def _turn(self, timeout_s: float) -> None:
         try:
-            wait_s = 0.0 if self._asks else timeout_s
-            if (came := self._client.asks(wait_s)) is not None:
-                self._answer(came)
-                return
-            entries = self._client.entries(wait_s)
-            kinds = entries["kind"]
-            anew = (kinds == wire.HELLO) | ((kinds == wire.EVENT) & (entries["event"]["kind"] == wire.DEVICE_BACK))
-            if anew.any():  # what came before is of another clock
-                entries = wire.take(entries, np.arange(len(entries)) > np.flatnonzero(anew)[-1])
-                self._attach()
-            elif ((kinds == wire.ERROR) & (entries["error"]["code"] == wire.E_NOT_CONTROLLER)).any():
-                self._attach()
-            self._answer(wire.encode(entries))
+            self._step(timeout_s)
         except BridgeError as error:
             if error.code == wire.E_NO_DEVICE:
                 time.sleep(min(timeout_s, self._patience_s))  # until the daemon has its queue again, and says HELLO
@@ -364,6 +362,26 @@ class Controller:
                 self._connect()
             else:
                 raise
+
+    def _step(self, timeout_s: float) -> None:
+        """Wait for what comes, and answer."""
+        wait_s = 0.0 if self._asks else timeout_s
+        if (came := self._client.asks(wait_s)) is not None:
+            self._answer(came)
+            return
+        self._answer(wire.encode(self._news(wait_s)))
+
+    def _news(self, wait_s: float) -> wire.Entries:
+        """What has come; where the queue was started anew or the control is gone, attach, and what came after it."""
+        entries = self._client.entries(wait_s)
+        kinds = entries["kind"]
+        anew = (kinds == wire.HELLO) | ((kinds == wire.EVENT) & (entries["event"]["kind"] == wire.DEVICE_BACK))
+        if anew.any():  # what came before is of another clock
+            entries = wire.take(entries, np.arange(len(entries)) > np.flatnonzero(anew)[-1])
+            self._attach()
+        elif ((kinds == wire.ERROR) & (entries["error"]["code"] == wire.E_NOT_CONTROLLER)).any():
+            self._attach()
+        return entries
 
     def _answer(self, came: bytes) -> None:
         """Read what has arrived, and answer one question."""

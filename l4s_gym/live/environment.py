@@ -148,7 +148,7 @@ class DualPI2LiveEnv(LiveEnv[int]):
     | `timeout_s` | longest wait for the server and for packets |
     | `info_record` | put the raw record into `info` |
     | `direct` | talk to the queue directly, not through the daemon, if the queue offers it |
-    | `form` | `packet`; `parameters`: see below |
+    | `form` | `packet`; `parameters`, `probability`: see below |
 
     ## The form `parameters`
 
@@ -160,13 +160,24 @@ class DualPI2LiveEnv(LiveEnv[int]):
     value, -1 and 1 are the lowest and the highest one that the operator allows, log-linear on each side. What the law
     does not have (coupling and L threshold in the testbed's kernel) is left alone.
 
-    The observation is `Box(12,) float32`, that of `L4S-DualPI2-Prob-v0`, from the counters of the queue; "the link's
-    capacity" is that at the end of the interval. A step waits until its interval is over, on this machine's clock.
-    `reset` waits for one interval of the operator's law.
+    The observation is `Box(29,) float32`, that of `L4S-DualPI2-Tune-v0`, from the counters of the queue, except that
+    "the link's capacity" is that at the end of the interval, and that the queue tells flows apart by a hash of 256
+    values: of 20 flows about one is not counted, of more more. A step waits until its interval is over, on this
+    machine's clock. `reset` waits for one interval of the operator's law.
 
     The arguments are `socket`, `control_interval_ms`, `reward` (`balance`, `power`), `horizon_s`, `lifetime_ms`,
     `timeout_s`. `info` has `factors` (in force, of the operator's values) and `lost`, and at the end `reason` and
     `statistics`, with `law`: how often parameters were set, expired, and refused.
+
+    ## The form `probability`
+
+    `form="probability"`: as `parameters`, but the agent sets the probabilities of C and L, as in `L4S-DualPI2-Prob-v0`:
+    its action `Box(-1, 1, (2,), float32)` and its observation `Box(12,) float32`. L's own ramp or step still marks, and
+    from p_C = 25 % on ECT packets are dropped too. Probabilities above the operator's bounds (`prob_c_high`,
+    `prob_l_high` of the queue) are cut to them. The shield's bounds hold as for decisions about packets: by default the
+    agent marks and drops no more often than the native law would, which decides about the rest. `info` has
+    `probabilities` (in force; None: the law decides) in place of `factors`. Only `even=True` of the simulated form is
+    missing: packets are hit at random.
 
     To control a queue on another machine, forward the socket: `ssh -N -L /tmp/live.sock:/run/l4s-gym/live.sock router`.
 

@@ -1,9 +1,11 @@
-"""`L4S-DualPI2-Live-v0` with the form `parameters`: an agent sets parameters of the native law of a real queue."""
+"""`L4S-DualPI2-Live-v0` in control intervals: an agent sets parameters of a real queue's law, or probabilities."""
 
 from __future__ import annotations
 
 import time
-from typing import Any, Final
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, Final
 
 import gymnasium as gym
 import numpy as np
@@ -12,11 +14,13 @@ import numpy.typing as npt
 from l4s_gym import rewards
 from l4s_gym.bridge import wire
 from l4s_gym.bridge.client import TIMEOUT_S, BridgeError, Client
-from l4s_gym.bridge.wire import Law
+from l4s_gym.bridge.wire import Hello, Law
+from l4s_gym.envs.prob import probabilities
 from l4s_gym.envs.tune import factors
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.live.environment import NOBODY, DualPI2LiveEnv, LiveEnv, check_positive
-from l4s_gym.sim.intervals import INTERVAL, high
+from l4s_gym.sim.intervals import AVERAGES_S, FEATURES, INTERVAL, Feature, high
+from l4s_gym.sim.layout import LEAST_MBPS
 
 Floats = npt.NDArray[np.float32]
 
@@ -32,14 +36,77 @@ def factors_of(action: npt.NDArray[np.floating], bounds: dict[str, tuple[float, 
     return dict(zip(bounds, factors(action, *zip(*bounds.values(), strict=True)).tolist(), strict=True))
 
 
+def set_parameters(client: Client, action: npt.NDArray[np.floating], lifetime_ms: int) -> Law:
+    """Set what an action (5,) means."""
+    return client.set_law(**factors_of(action, client.hello.law), lifetime_ms=lifetime_ms)
+
+
+def set_probabilities(client: Client, action: npt.NDArray[np.floating], lifetime_ms: int) -> Law:
+    """Set what an action (2,) means, or the operator's bounds where it means more."""
+    p_c, p_l = np.minimum(probabilities(np.asarray(action, np.float64)), client.hello.prob_high).tolist()
+    return client.set_probabilities(p_c, p_l, lifetime_ms=lifetime_ms)
+
+
+SETTERS: Final = {"parameters": set_parameters, "probability": set_probabilities}
+"""How an action of each interval form is set."""
+
+
 def _grown(old: Law, new: Law, name: str, cls: int) -> int:
     """Growth of a count of packets."""
     grown: int = getattr(new, name)[cls] - getattr(old, name)[cls]
     return grown % (1 << 32)
 
 
-def observation_of(old: Law, new: Law) -> Floats:
-    """What was seen between two looks at a queue whose rate is known, (12,): as `sim.intervals` does."""
+def lifetime_of(lifetime_ms: float | None, interval_ms: float) -> int:
+    """Return for how long an action holds, ms; None: `LIVES_INTERVALS`."""
+    if lifetime_ms is None:
+        lifetime_ms = LIVES_INTERVALS * interval_ms
+    check_positive(lifetime_ms=lifetime_ms)
+    return max(round(lifetime_ms), 1)
+
+
+def check_lifetime(hello: Hello, lifetime_ms: float, interval_ms: float) -> None:
+    """Check that what is set holds until it is set again.
+
+    Raises:
+        L4SError: Its lifetime, or the operator's longest one, ends before.
+    """
+    lives_ms = min(lifetime_ms, hello.law_lifetime_ms)
+    if lives_ms <= interval_ms:
+        raise L4SError(
+            f"an action holds for {lives_ms:g} ms, no longer than control_interval_ms={interval_ms:g}: "
+            "give a shorter interval, or a longer lifetime_ms (the operator's: law_lifetime_ms of the queue)"
+        )
+
+
+class Observer:
+    """Observes a queue whose rate is known in intervals, as `sim.intervals` does.
+
+    Args:
+        features: What is observed (F): `INTERVAL`, or all `FEATURES`.
+    """
+
+    def __init__(self, features: Sequence[Feature]) -> None:
+        self._features = tuple(features)
+        self._averages = {each.name: 0.0 for each in features if each.name.endswith("ms")}
+
+    def __call__(self, old: Law, new: Law) -> Floats:
+        """Return what was seen between two looks, (F,)."""
+        values = dict(zip((each.name for each in INTERVAL), _interval(old, new), strict=True))
+        values |= {f"flows_{c}": np.log1p(flows) for c, flows in zip("cl", new.flows, strict=True)}
+        values["rate"] = np.log(max(new.rate_bps, 1) / (1e6 * LEAST_MBPS))
+        for tau_s in AVERAGES_S:
+            weight, end = -np.expm1(-1e-6 * (new.clock_us - old.clock_us) / tau_s), f"_{1e3 * tau_s:.0f}ms"
+            for name in self._averages:
+                if name.endswith(end):
+                    self._averages[name] += weight * (values[name.removesuffix(end)] - self._averages[name])
+        values |= self._averages
+        seen = [values[each.name] for each in self._features]
+        return np.clip(seen, 0.0, high(self._features)).astype(np.float32)
+
+
+def _interval(old: Law, new: Law) -> npt.NDArray[np.float64]:
+    """The features `INTERVAL` (12,) between two looks."""
     capacity = max(new.rate_bps * (new.clock_us - old.clock_us) / 8e6, 1.0)
     seen = np.zeros(len(INTERVAL))
     for cls, reference_ns in enumerate(_REFERENCE_NS):
@@ -54,11 +121,11 @@ def observation_of(old: Law, new: Law) -> Floats:
         )
     served = int(new.entry["law"]["served_bytes"]) - int(old.entry["law"]["served_bytes"])
     seen[10:] = served / capacity, new.prob
-    return np.clip(seen, 0.0, high(INTERVAL)).astype(np.float32)
+    return np.clip(seen, 0.0, high(INTERVAL))
 
 
-class DualPI2LiveLawEnv(LiveEnv[Floats]):
-    """The form `parameters` of `L4S-DualPI2-Live-v0`, whose page describes it.
+class LiveIntervalEnv(LiveEnv[Floats]):
+    """What `parameters` and `probability` of `L4S-DualPI2-Live-v0` share; its page describes them.
 
     Args:
         socket: Path of the Unix socket; None: `$L4S_GYM_SOCKET`, or `/run/l4s-gym/live.sock`.
@@ -68,6 +135,10 @@ class DualPI2LiveLawEnv(LiveEnv[Floats]):
         lifetime_ms: An action holds for so long without another one; None: three intervals.
         timeout_s: Longest wait for the server.
     """
+
+    features: ClassVar[Sequence[Feature]]
+    numbers: ClassVar[int]
+    """Of an action."""
 
     def __init__(
         self,
@@ -80,35 +151,32 @@ class DualPI2LiveLawEnv(LiveEnv[Floats]):
     ) -> None:
         rewards.check_timed(reward)
         reward = rewards.check_live(reward)
-        lifetime_ms = LIVES_INTERVALS * control_interval_ms if lifetime_ms is None else lifetime_ms
-        check_positive(
-            control_interval_ms=control_interval_ms, horizon_s=horizon_s, lifetime_ms=lifetime_ms, timeout_s=timeout_s
-        )
+        check_positive(control_interval_ms=control_interval_ms, horizon_s=horizon_s, timeout_s=timeout_s)
+        self._lifetime_ms = lifetime_of(lifetime_ms, control_interval_ms)
         self._open(Client(socket, timeout_s=timeout_s), reward, horizon_s)
-        self.action_space = gym.spaces.Box(-1.0, 1.0, (len(wire.LAW_PARAMETERS),))
-        self.observation_space = gym.spaces.Box(np.zeros(len(INTERVAL), np.float32), high(INTERVAL))
-        self._interval_s, self._lifetime_ms = control_interval_ms / 1e3, max(round(lifetime_ms), 1)
+        self.action_space = gym.spaces.Box(-1.0, 1.0, (self.numbers,))
+        self.observation_space = gym.spaces.Box(np.zeros(len(self.features), np.float32), high(self.features))
+        self._interval_s = control_interval_ms / 1e3
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Floats, dict[str, Any]]:
         """Take control of the queue, and wait for one interval of the operator's law.
 
         Raises:
-            BridgeError: There is no server, somebody else controls, or the queue takes no parameters.
+            BridgeError: There is no server, somebody else controls, or the queue takes nothing of this form.
         """
         super().reset(seed=seed)
         self.close()  # HELLO of a new connection has the bounds of now
         self._take(None)
-        lives_ms = min(self._lifetime_ms, self._client.hello.law_lifetime_ms)
-        if lives_ms <= 1e3 * self._interval_s:
+        try:
+            check_lifetime(self._client.hello, self._lifetime_ms, 1e3 * self._interval_s)
+        except L4SError:
             self._leave()
-            raise L4SError(
-                f"an action holds for {lives_ms} ms, no longer than control_interval_ms={1e3 * self._interval_s:g}: "
-                "give a shorter interval, or a longer lifetime_ms (the operator's: law_lifetime_ms of the queue)"
-            )
+            raise
+        self._observe = Observer(self.features)
         self._began = old = self._client.law()
         self._due_s = time.monotonic()
         self._last = self._wait()
-        self._seen = observation_of(old, self._last)
+        self._seen = self._observe(old, self._last)
         self._started = True
         return self._seen.copy(), self._info()
 
@@ -120,18 +188,18 @@ class DualPI2LiveLawEnv(LiveEnv[Floats]):
         return self._client.law()
 
     def step(self, action: Floats) -> tuple[Floats, float, bool, bool, dict[str, Any]]:
-        """Set parameters of the law, and wait until the interval is over."""
+        """Set what the action means, and wait until the interval is over."""
         wanted = np.asarray(action, np.float64)
         if wanted.shape != self.action_space.shape or not (abs(wanted) <= 1.0).all():
-            raise L4SError(f"action {action!r}: give five numbers from -1 to 1")
+            raise L4SError(f"action {action!r}: give {self.numbers} numbers from -1 to 1")
         self._check_active()
         old, reason = self._last, None
         try:
-            self._client.set_law(**factors_of(wanted, self._client.hello.law), lifetime_ms=self._lifetime_ms)
+            self._set(self._client, wanted, self._lifetime_ms)
             new = self._wait()
             if self._client.hello.session != self._session:
                 raise BridgeError("", wire.E_NOT_CONTROLLER)
-            self._seen = observation_of(old, new)
+            self._seen = self._observe(old, new)
             if new.clock_us - self._began.clock_us >= self._horizon_us:
                 reason = "horizon"
         except BridgeError as error:
@@ -146,11 +214,44 @@ class DualPI2LiveLawEnv(LiveEnv[Floats]):
         reward = self._meter.integral(old.entry["law"], new.entry["law"])
         return self._seen.copy(), reward, False, reason is not None, info
 
+    @staticmethod
+    @abstractmethod
+    def _set(client: Client, action: npt.NDArray[np.floating], lifetime_ms: int) -> Law:
+        """Set what an action means."""
+
     def _info(self) -> dict[str, Any]:
-        return {"factors": dict(self._last.factors), "lost": self._client.lost - self._lost}
+        return {**self._in_force(), "lost": self._client.lost - self._lost}
+
+    @abstractmethod
+    def _in_force(self) -> dict[str, Any]:
+        """What is in force, for `info`."""
 
 
-FORMS: Final[dict[str, type[LiveEnv[Any]]]] = {"packet": DualPI2LiveEnv, "parameters": DualPI2LiveLawEnv}
+class DualPI2LiveLawEnv(LiveIntervalEnv):
+    """The form `parameters`."""
+
+    features, numbers = FEATURES, len(wire.LAW_PARAMETERS)
+    _set = staticmethod(set_parameters)
+
+    def _in_force(self) -> dict[str, Any]:
+        return {"factors": dict(self._last.factors)}
+
+
+class DualPI2LiveProbEnv(LiveIntervalEnv):
+    """The form `probability`."""
+
+    features, numbers = INTERVAL, 2
+    _set = staticmethod(set_probabilities)
+
+    def _in_force(self) -> dict[str, Any]:
+        return {"probabilities": self._last.set_prob}
+
+
+FORMS: Final[dict[str, type[LiveEnv[Any]]]] = {
+    "packet": DualPI2LiveEnv,
+    "probability": DualPI2LiveProbEnv,
+    "parameters": DualPI2LiveLawEnv,
+}
 
 
 def live_env(form: str = "packet", **arguments: Any) -> LiveEnv[Any]:

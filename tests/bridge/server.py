@@ -42,6 +42,7 @@ class Queue:
         self.decisions: list[tuple[int, int, int, int]] = []
         self.shield: list[int] = []
         self.laws: list[list[int]] = []  # arguments of SET_LAW
+        self.probabilities: list[list[int]] = []  # of SET_PROB
         self.bytes = [0, 0]
         self._turns = 0
 
@@ -128,8 +129,10 @@ class Queue:
         body["left_ns"] = [2_000_000 * count for count in self.counts["packets"]]
         for name, total in zip(("served_bytes", "power_bytes", "delay_c_ns", "delay_l_ns"), self.totals, strict=True):
             body[name] = total
-        body["queued_bytes"], body["prob"], body["sets"] = (15_000, 1000), 1 << 30, len(self.laws)
+        body["queued_bytes"], body["prob"], body["sets"] = (15_000, 1000), 1 << 30, len(self.laws + self.probabilities)
         body["factor"] = self.laws[-1][:5] if self.laws else [wire.FACTOR] * 5
+        body["set_prob"] = self.probabilities[-1][:2] if self.probabilities else [wire.NO_PROB] * 2
+        body["flows"] = 3, 1
         return entry
 
     def status(self, controls: bool) -> Any:
@@ -288,7 +291,9 @@ class _Connection(threading.Thread):
                 if not self.controls:
                     return self._error(command, wire.E_NOT_CONTROLLER, "attach first")
                 server.queue.laws.append(command["args"][:6].tolist())
-            gives_law = kind in (wire.SET_LAW, wire.GET_LAW)
+            elif kind == wire.SET_PROB:
+                server.queue.probabilities.append(command["args"][:3].tolist())
+            gives_law = kind in (wire.SET_LAW, wire.GET_LAW, wire.SET_PROB)
             answer = server.queue.law() if gives_law else server.queue.status(self.controls)
             answer["tag"] = tag
             if kind == wire.DIRECT:
@@ -318,6 +323,7 @@ class Server:
         errors: Code and text with which commands of a kind are answered.
         fragments: Cut what is sent anywhere.
         law: Bounds of SET_LAW.
+        prob_high: Bounds of SET_PROB.
         direct: Offer DIRECT: "passed", or "forgotten" as by SSH, which forwards no descriptor.
     """
 
@@ -338,6 +344,7 @@ class Server:
         self.fragments = False
         self.law = dict(zip(wire.LAW_PARAMETERS, [(0.25, 4.0)] * 3 + [(0.5, 8.0), (1.0, 1.0)], strict=True))
         self.law_lifetime_ms = 1000
+        self.prob_high = (1.0, 1.0)
         self.direct, self.asked_directly = "", 0
         self.first: bytes | None = None
         for name, value in options.items():
@@ -348,7 +355,7 @@ class Server:
         if self.first is not None:
             return self.first
         numbers = self.queue.session, self.queue.clock_us, self.rate_bps
-        bounds = (self.law, self.law_lifetime_ms)
+        bounds = (self.law, self.law_lifetime_ms, self.prob_high)
         hello = wire.Hello(*numbers, self.variant, 4096, "test", bool(self.direct), *bounds)
         return wire.hello_entry(hello).tobytes()
 

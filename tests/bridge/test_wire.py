@@ -52,7 +52,7 @@ def test_constants() -> None:
     assert set(events.values()) | {1, 2, 3} == set(wire.EVENTS)
     assert events["EVENT_DEVICE_LOST"] == wire.DEVICE_LOST and events["EVENT_DEVICE_BACK"] == wire.DEVICE_BACK
     sizes = {"WIRE_MAGIC": wire.MAGIC, "WIRE_VERSION": wire.VERSION, "ENTRY_SIZE": wire.ENTRY_SIZE}
-    assert c == sizes | {"COMMAND_SIZE": wire.COMMAND_SIZE}
+    assert c == sizes | {"COMMAND_SIZE": wire.COMMAND_SIZE, "NO_PROB": wire.NO_PROB}
 
 
 def test_names_of_the_core() -> None:
@@ -120,7 +120,8 @@ def test_commands() -> None:
 
 def test_hello_there_and_back() -> None:
     law = {name: (0.25, 1.0 + n) for n, name in enumerate(wire.LAW_PARAMETERS)}
-    hello = wire.Hello(1 << 60, 5, 8_000_000, "rfc9332", 4096, "router", direct=True, law=law, law_lifetime_ms=700)
+    bounds: dict[str, Any] = {"law": law, "law_lifetime_ms": 700, "prob_high": (1.0, 0.25)}
+    hello = wire.Hello(1 << 60, 5, 8_000_000, "rfc9332", 4096, "router", direct=True, **bounds)
     entry = wire.hello_entry(hello)[0]
     assert wire.hello_fault(entry) is None
     assert wire.read_hello(entry) == hello

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,7 +32,7 @@ class Core:
         lib.harness_core_size.restype = ctypes.c_uint64
         pointer = ctypes.c_void_p
         lib.harness_drive.argtypes = [
-            pointer, ctypes.c_uint64, ctypes.c_double, pointer, ctypes.c_int64, pointer, pointer,
+            pointer, ctypes.c_uint64, ctypes.c_double, pointer, ctypes.c_int64, pointer, pointer, pointer,
         ]  # fmt: skip
         lib.l4s_params_default.argtypes = [pointer, ctypes.c_uint64]
         self.ranges: dict[str, tuple[int, int]] = {}
@@ -59,13 +60,14 @@ class Core:
         rate_mbps: float,
         seed: int = 0,
         model: bytes | None = None,
+        prob: Sequence[int] | None = None,
     ) -> npt.NDArray[np.void]:
-        """Rows (T,) `schema.RECORD` of packets (T,) `ARRIVAL`."""
+        """Rows (T,) `schema.RECORD` of packets (T,) `ARRIVAL`; `prob`: set probabilities of C and L, 2^-31."""
         arrivals = np.ascontiguousarray(arrivals, ARRIVAL)
         rows = np.zeros(len(arrivals), RECORD)
         done = self._lib.harness_drive(
             p.ctypes.data, seed, rate_mbps * 1e6, arrivals.ctypes.data, len(arrivals), rows.ctypes.data,
-            model,
+            model, None if prob is None else (ctypes.c_uint32 * 2)(*prob),
         )  # fmt: skip
         assert done == len(arrivals), "parameters out of range, or a wrong model"
         return rows

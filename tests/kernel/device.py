@@ -26,12 +26,12 @@ ENTRY: Final = 192
 COMMAND: Final = 64
 
 HELLO, ROW, ASK, EVENT, STATUS, ERROR, LAW = range(1, 8)
-SUBSCRIBE, ATTACH, DETACH, DECIDE, CONFIGURE, GET_STATUS, DIRECT, SET_LAW, GET_LAW = range(1, 10)
+SUBSCRIBE, ATTACH, DETACH, DECIDE, CONFIGURE, GET_STATUS, DIRECT, SET_LAW, GET_LAW, SET_PROB = range(1, 11)
 CAME, LEFT, DEVICE_LOST, DEVICE_BACK = range(16, 20)
 MALFORMED, BUSY, NOT_CONTROLLER, REFUSED, NO_DEVICE, TOO_MANY, NOT_OFFERED, OUT_OF_BOUNDS = range(1, 9)
 
 _HEAD = struct.Struct("<HBBIQ")
-_HELLO = struct.Struct("<HHHH8sQQQIBB2x32s5I5II")
+_HELLO = struct.Struct("<HHHH8sQQQIBB2x32s5I5II2I")
 _EVENT = struct.Struct("<QQBB")
 _STATUS = struct.Struct("<Q2Q2Q2Q2Q2QQ7I2I3IBBBx")
 _ERROR = struct.Struct("<HBx160s")
@@ -50,7 +50,7 @@ PATIENCE_S: Final = 30.0
 
 assert COMMAND_FORM.size == COMMAND
 assert _STATUS.size == 148
-assert _HELLO.size == 124
+assert _HELLO.size == 132
 
 
 def entry(kind: int, body: bytes = b"", *, lost: int = 0, tag: int = 0, magic: int = MAGIC, version: int = 1) -> bytes:
@@ -61,12 +61,12 @@ def entry(kind: int, body: bytes = b"", *, lost: int = 0, tag: int = 0, magic: i
 def hello(
     *, session: int = 7, clock_us: int = 1_000_000, record: int = RECORD.itemsize, layout: bytes | None = None,
     sizes: tuple[int, int] = (ENTRY, COMMAND), schema: int = SCHEMA_VERSION, version: int = VERSION, direct: int = 1,
-    law_ms: int = 1000,
+    law_ms: int = 1000, prob_high: int = 65536,
 ) -> bytes:  # fmt: skip
     """The first entry of a device."""
     digest = layout_digest() if layout is None else layout
     numbers = (session, clock_us, 8_000_000, 4096, 0, direct)
-    body = _HELLO.pack(schema, record, *sizes, digest, *numbers, b"fake queue", *[65536] * 10, law_ms)
+    body = _HELLO.pack(schema, record, *sizes, digest, *numbers, b"fake queue", *[65536] * 10, law_ms, *[prob_high] * 2)
     return entry(HELLO, body, version=version)
 
 

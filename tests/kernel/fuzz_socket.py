@@ -47,10 +47,12 @@ def a_number(rng: random.Random, bits: int) -> int:
 
 def a_command(rng: random.Random) -> bytes:
     """One that is well-formed in most cases."""
-    kind = rng.choice((1, 1, 2, 2, 3, 4, 4, 4, 5, 6, 6, 7, 8, 8, 9, rng.randrange(256)))
+    kind = rng.choice((1, 1, 2, 2, 3, 4, 4, 4, 5, 6, 6, 7, 8, 8, 9, 10, 10, rng.randrange(256)))
     shield = (*(rng.randrange(n) for n in (1000, 1000, 65537)), rng.randrange(16, 65537), 1000, rng.randrange(9))
     law = (*(rng.choice((65536, rng.randrange(1, 1 << 20))) for _ in range(5)), rng.choice((1, 100, a_number(rng, 32))))
-    args = {wire.CONFIGURE: shield, wire.SET_LAW: law}.get(kind, (rng.choice((0, 1, 1, 1, 2, a_number(rng, 32))),))
+    prob = (*(rng.choice((0, rng.randrange(1 << 31))) for _ in range(2)), law[-1])
+    whole = {wire.CONFIGURE: shield, wire.SET_LAW: law, wire.SET_PROB: prob}
+    args = whole.get(kind, (rng.choice((0, 1, 1, 1, 2, a_number(rng, 32))),))
     numbers = {"tag": a_number(rng, 64), "sequence": a_number(rng, 64), "expires_us": a_number(rng, 64)}
     return command(kind, *args, queue=rng.randrange(3), action=rng.randrange(4), **numbers)
 
@@ -154,18 +156,18 @@ class GoodDevice(Quiet):
                 buffer += got
             for at in range(0, len(buffer) - 63, 64):
                 magic, version, kind, _, _, reserved, tag, _, _, *args = wire.COMMAND_FORM.unpack_from(buffer, at)
-                if (magic, version, reserved) != (wire.MAGIC, 1, 0) or not 1 <= kind <= wire.GET_LAW:
+                if (magic, version, reserved) != (wire.MAGIC, 1, 0) or not 1 <= kind <= wire.SET_PROB:
                     raise Fault(f"the device got {buffer[at : at + 64].hex()}")
                 if kind == wire.SUBSCRIBE:
                     if args[0] > 1 or rows == bool(args[0]):
                         raise Fault(f"the device got SUBSCRIBE {args[0]} when rows were {rows}")
                     rows = bool(args[0])
-                if kind in (wire.DECIDE, wire.DIRECT, wire.SET_LAW) and not attached:
+                if kind in (wire.DECIDE, wire.DIRECT, wire.SET_LAW, wire.SET_PROB) and not attached:
                     raise Fault(f"the device got command {kind} without ATTACH")
                 attached = kind == wire.ATTACH or (attached and kind != wire.DETACH)
                 if kind == wire.DIRECT:
                     pass_sockets(link, wire.status(tag, interval=1), 1)
-                elif kind in (wire.SET_LAW, wire.GET_LAW):
+                elif kind in (wire.SET_LAW, wire.GET_LAW, wire.SET_PROB):
                     link.sendall(wire.entry(wire.LAW, tag=tag))
                 elif kind not in (wire.SUBSCRIBE, wire.DECIDE):
                     link.sendall(wire.status(tag, interval=int(attached)))

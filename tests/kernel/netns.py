@@ -37,7 +37,7 @@ WAIT_S: Final = 20.0
 """Longest wait for anything: a bound, not a timing that is tested."""
 
 HELLO, ROW, ASK, EVENT, STATUS, ERROR, LAW = range(1, 8)
-SUBSCRIBE, ATTACH, DETACH, DECIDE, CONFIGURE, GET_STATUS, DIRECT, SET_LAW, GET_LAW = range(1, 10)
+SUBSCRIBE, ATTACH, DETACH, DECIDE, CONFIGURE, GET_STATUS, DIRECT, SET_LAW, GET_LAW, SET_PROB = range(1, 11)
 MALFORMED, BUSY, NOT_CONTROLLER, REFUSED = range(1, 5)
 ENTRY: Final = np.dtype(
     [

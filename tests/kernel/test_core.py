@@ -20,7 +20,9 @@ from l4s_gym.bridge.trees import LEAF, MAX_NODES, NODE, Model, distil, export_tr
 from l4s_gym.data.causal import CausalStream
 from l4s_gym.live.router import parameters
 from l4s_gym.schema import RECORD
+from l4s_gym.sim import drive, layout
 from l4s_gym.sim import dualpi2_freebsd as freebsd
+from l4s_gym.sim.batch import Batch
 from l4s_gym.sim.drive import ARRIVAL, offer, open_loop
 from l4s_gym.sim.dualpi2_freebsd import Options as FreeBSDOptions
 from l4s_gym.sim.dualpi2_linux import Options as LinuxOptions
@@ -128,14 +130,37 @@ def traffic(draw: st.DrawFn, packets: int) -> tuple[npt.NDArray[Any], float]:
     return arrivals, foreign
 
 
+def offer_by_probabilities(
+    scenario: Scenario, arrivals: npt.NDArray[Any], aqm: str, seed: int, prob: Sequence[int]
+) -> npt.NDArray[np.void]:
+    """Rows of the simulator as `offer` makes them, by probabilities of C and L, 2^-31, as in `L4S-DualPI2-Prob-v0`."""
+    rows = np.ascontiguousarray(arrivals, ARRIVAL)
+    batch = Batch(scenario, aqm=aqm, log_rows=len(rows), decider=layout.PROBABILITY)
+    batch.reset(0, np.random.default_rng(seed))
+    record = batch.env
+    record["rng"], record["guarded"] = seed, 1
+    record["p_c"], record["p_l"] = prob[0] / 2.0**31, prob[1] / 2.0**31
+    assert drive._offer(batch.address, rows.ctypes.data, len(rows)) == len(rows)
+    return batch.drain_log(0, everything=True)
+
+
 def both(
-    core: Core, scenario: Scenario, arrivals: npt.NDArray[Any], variant: int, seed: int
+    core: Core,
+    scenario: Scenario,
+    arrivals: npt.NDArray[Any],
+    variant: int,
+    seed: int,
+    prob: Sequence[int] | None = None,
 ) -> tuple[npt.NDArray[np.void], npt.NDArray[np.void]]:
     """Rows of the core and of the simulator, for the same packets."""
     aqm, rate = AQMS[variant], scenario.link.rate_mbps
     packets = arrivals.copy()
     packets["time_ns"] = np.cumsum(arrivals["time_ns"] * (8.0 / rate)).astype(np.int64)
     values = parameters(scenario, aqm) | UNSHIELDED
+    if prob is not None:
+        packets["action"], values["law_lifetime_ms"] = -1, 60_000
+        rows = core.drive(core.params(values["variant"], **values), packets, rate_mbps=rate, seed=seed, prob=prob)
+        return rows, offer_by_probabilities(scenario, packets, aqm, seed, prob)
     rows = core.drive(core.params(values["variant"], **values), packets, rate_mbps=rate, seed=seed)
     # A decision that came before anything was asked was not used; the row says so.
     used = packets.copy()
@@ -158,6 +183,19 @@ def assert_equal(rows: npt.NDArray[np.void], expected: npt.NDArray[np.void]) -> 
 def test_every_record_is_the_simulators(core: Core, variant: int, data: st.DataObject, seed: int) -> None:
     scenario, (arrivals, _) = data.draw(scenarios(variant)), data.draw(traffic(4000))
     assert_equal(*both(core, scenario, arrivals, variant, seed))
+
+
+@pytest.mark.parametrize("variant", [TESTBED, RFC9332, LINUX], ids=AQMS)
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data(), seed=st.integers(0, 2**63 - 1))
+def test_every_record_by_probabilities_is_the_simulators(
+    core: Core, variant: int, data: st.DataObject, seed: int
+) -> None:
+    scenario, (arrivals, _) = data.draw(scenarios(variant)), data.draw(traffic(4000))
+    prob = data.draw(st.tuples(*[st.sampled_from([0, 1, 1 << 24, ALL // 4 - 1, ALL // 4, ALL // 2, ALL])] * 2))
+    rows, expected = both(core, scenario, arrivals, variant, seed, prob)
+    assert_equal(rows, expected)
+    assert (rows["decided_by"] == 1).all()
 
 
 @pytest.mark.slow
@@ -241,7 +279,7 @@ class Link:
         self.lib, self.now = core._lib, 1_000_000_000
         self.core = ctypes.create_string_buffer(int(self.lib.harness_core_size()))
         self.packets: list[Any] = []
-        self.lib.l4s_set_law.restype = ctypes.c_bool
+        self.lib.l4s_set_law.restype = self.lib.l4s_set_prob.restype = ctypes.c_bool
         variant = values.get("variant", TESTBED)
         self.lib.l4s_init(self.core, core.params(variant, **values).ctypes.data_as(ctypes.c_void_p),
                           ctypes.c_uint64(1), ctypes.c_uint64(self.now))  # fmt: skip
@@ -254,11 +292,16 @@ class Link:
         self.lib.l4s_update(self.core, ctypes.c_uint64(self.now))
         self.lib.l4s_offer(self.core, packet, ctypes.c_uint64(self.now))
         self.packets.append(packet)
-        return np.frombuffer(packet.raw, RECORD, 1, 29)[0]
+        return self.row()
 
-    def take(self) -> None:
+    def take(self) -> int:
         action = ctypes.c_int()
         self.lib.l4s_take(self.core, ctypes.c_uint64(self.now), ctypes.byref(action))
+        return action.value
+
+    def row(self, packet: int = -1) -> Any:
+        """Row of a packet as it is now; -1: of the last one."""
+        return np.frombuffer(self.packets[packet].raw, RECORD, 1, 29)[0]
 
     def attach(self, interval: int = 1) -> None:
         self.lib.l4s_attach(self.core, ctypes.c_uint64(interval))
@@ -270,6 +313,11 @@ class Link:
         done: bool = self.lib.l4s_set_law(
             self.core, (ctypes.c_uint32 * 5)(*factors), ctypes.c_uint32(lifetime_ms), ctypes.c_uint64(self.now)
         )
+        return done
+
+    def set_prob(self, p_c: float, p_l: float, lifetime_ms: int = 100) -> bool:
+        prob = (ctypes.c_uint32 * 2)(*(round(p * ALL) for p in (p_c, p_l)))
+        done: bool = self.lib.l4s_set_prob(self.core, prob, ctypes.c_uint32(lifetime_ms), ctypes.c_uint64(self.now))
         return done
 
     def configure(self, p: npt.NDArray[np.uint64]) -> None:
@@ -667,6 +715,95 @@ def test_gains_too_high_for_the_target_are_refused(core: Core) -> None:
     assert link.set_law([SAME, *[SAME] * 4])
     assert not link.set_law([256 * SAME, 16 * SAME, *[SAME] * 3])
     assert link.params(core)["target_us"] == 1_000_000
+
+
+# -- probabilities, set for a while
+
+
+def fate(link: Link, ecn: int = 2) -> tuple[int, int]:
+    """Who decided about a packet that comes and goes, and what."""
+    link.offer(ecn)
+    link.take()
+    row = link.row()
+    return int(row["decided_by"]), int(row["applied_action"])
+
+
+@pytest.mark.parametrize("variant", [TESTBED, RFC9332, LINUX], ids=AQMS)
+def test_probabilities_hold_for_their_lifetime(core: Core, variant: int) -> None:
+    link = Link(core, variant=variant, law_lifetime_ms=200, **FREE)
+    link.attach(0)
+    assert fate(link) == fate(link, 1) == (0, 0)
+    assert link.set_prob(0.2499, 1.0)
+    assert fate(link, 1) == (1, 2)
+    assert link.set_prob(1.0, 0.0, 1000)  # no longer than the operator lets it
+    assert fate(link) == fate(link, 1) == (1, 1)  # ECT is dropped in overload, in L too
+    link.now += 197_999_999
+    link.offer(after_ns=0)
+    assert link.row()["decided_by"] == 1
+    link.offer(after_ns=1)
+    assert link.row()["decided_by"] == 0
+    link.take()
+    link.take()
+    for end in (link.detach, lambda: link.set_law([SAME] * 5), lambda: link.configure(core.params(variant))):
+        assert link.set_prob(0.0, 1.0)
+        assert fate(link, 1) == (1, 2)
+        end()
+        assert fate(link, 1)[0] == 0
+    assert link.set_law([2 * SAME, *[SAME] * 4]) and link.set_prob(0.0, 0.0)
+    assert link.params(core)["target_us"] == core.params(variant)[1]  # the later one holds
+
+
+def test_probabilities_are_bounded_by_the_operator(core: Core) -> None:
+    link = Link(core, prob_c_high=0, prob_l_high=16384, **FREE)
+    assert not link.set_prob(1 / ALL, 0.0) and not link.set_prob(0.0, 0.25 + 1 / ALL) and not link.set_prob(0.0, 0.0, 0)
+    assert fate(link)[0] == 0
+    assert link.set_prob(0.0, 0.25)
+
+
+@pytest.mark.parametrize("variant", [TESTBED, RFC9332, LINUX], ids=AQMS)
+def test_a_packet_of_l_that_was_to_be_decided_when_the_lifetime_ended(core: Core, variant: int) -> None:
+    link = Link(core, variant=variant, **FREE)
+    assert link.set_prob(0.0, 1.0, 1)
+    link.offer(1, after_ns=0)
+    link.now += 1_000_000
+    assert link.take() == 0  # the law's own decision
+    assert link.row()["decided_by"] == 2
+
+
+@pytest.mark.parametrize("variant", [TESTBED, RFC9332, LINUX], ids=AQMS)
+@pytest.mark.parametrize("ecn", [0, 1, 2])
+def test_the_shield_bounds_set_probabilities(core: Core, variant: int, ecn: int) -> None:
+    def hit(hits: int) -> tuple[float, float]:
+        """Hits of an agent by all packets; and the law's probability for C."""
+        link = Link(core, variant=variant, shield_hits=hits, shield_c_us=0, shield_l_us=0, shield_drops=65536, quirks=0)
+        for turn in range(3000):
+            link.set_prob(0.2, 1.0)
+            link.offer(ecn)
+            if turn % 40:  # a little more comes than goes
+                link.take()
+        rows = [link.row(packet) for packet in range(1500, 3000)]
+        agent = np.mean([row["decided_by"] == 1 and row["applied_action"] > 0 for row in rows])
+        return float(agent), float(np.mean([(row["drop_probability"] / 2.0**31) ** 2 for row in rows]))
+
+    free, _ = hit(0)
+    assert free == pytest.approx(1.0 if ecn == 1 else 0.2, abs=0.06)
+    if ecn != 1:
+        bounded, likely = hit(256)
+        assert bounded <= 1.05 * likely + 0.003
+
+
+def test_the_shield_takes_a_queue_back_from_set_probabilities(core: Core) -> None:
+    link = Link(core, variant=RFC9332, shield_c_us=20_000, shield_hold_us=5_000_000, law_lifetime_ms=60_000)
+    calm = int(link.offer()["drop_probability"])
+    assert link.set_prob(0.0, 0.0, 60_000)
+    rows = [link.offer() for _ in range(60)]
+    assert [int(row["decided_by"]) for row in rows[:15]] == [1] * 15 and rows[-1]["decided_by"] == 2
+    assert link.offer(1)["decided_by"] == 1  # L is not held
+    held = Link(core, variant=RFC9332, shield_c_us=0)
+    held.set_prob(0.0, 0.0)
+    wound_up = [int(held.offer()["drop_probability"]) for _ in range(90)][-1]
+    back = int(held.offer(after_ns=20_000_000)["drop_probability"])
+    assert calm <= back < wound_up / 2  # the law has its queue as it was
 
 
 def test_a_tree_decides_every_packet(core: Core) -> None:

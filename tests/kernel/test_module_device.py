@@ -36,6 +36,7 @@ from tests.kernel.module import (
 IN, OUT = 0x80000000, 0x40000000
 DECIDE = IN | 64 << 16 | ord("L") << 8 | 1
 GET_STATUS = OUT | wire.STATUS_BODY.itemsize << 16 | ord("L") << 8 | 2
+LAW = IN | OUT | (64 + wire.LAW_BODY.itemsize) << 16 | ord("L") << 8 | 4
 MODEL = IN | 16 << 16 | ord("L") << 8 | 3
 FIONBIO = IN | 4 << 16 | ord("f") << 8 | 126
 NODE = np.dtype(
@@ -265,7 +266,7 @@ def test_kqueue(module: Module, device: Device) -> None:
     [
         b"", b"x" * 63, b"x" * 64, b"x" * 65, command(99), command(0),
         command(wire.GET_STATUS, magic=1), command(wire.GET_STATUS, version=2),
-        command(wire.GET_STATUS, reserved=1), command(wire.SUBSCRIBE, 2), command(10),
+        command(wire.GET_STATUS, reserved=1), command(wire.SUBSCRIBE, 2), command(11),
         command(wire.GET_STATUS) + b"x" * 64,
     ],
 )  # fmt: skip
@@ -612,6 +613,48 @@ def test_status_by_ioctl(module: Module, device: Device) -> None:
     device.ioctl(FIONBIO, ctypes.create_string_buffer(4))
     with pytest.raises(OSError, match="ENOTTY"):
         device.ioctl(IN | 4 << 16 | ord("L") << 8 | 77)
+
+
+def law_by_ioctl(device: Device, kind: int, *args: int) -> Any:
+    """The body that answers."""
+    room = ctypes.create_string_buffer(command(kind, *args), 64 + wire.LAW_BODY.itemsize)
+    device.ioctl(LAW, room)
+    return np.frombuffer(room.raw, wire.LAW_BODY, 1, 64)[0]
+
+
+def test_the_law_by_ioctl(module: Module, device: Device) -> None:
+    with pytest.raises(OSError, match="ENXIO"):
+        law_by_ioctl(device, wire.GET_LAW)
+    module.advance(1_000_000)
+    module.arrive()
+    with pytest.raises(OSError, match="EPERM"):
+        law_by_ioctl(device, wire.SET_LAW, *DOUBLE, 100)
+    device.ask(wire.ATTACH, 0)
+    found = law_by_ioctl(device, wire.SET_LAW, *DOUBLE, 100)
+    assert (found["factor"].tolist(), found["lasts_ms"], found["rate_bps"]) == (list(DOUBLE), 100, 8_000_000)
+    assert set(found["set_prob"]) == {wire.NO_PROB} and found["flows"].tolist() == [1, 0]
+    found = law_by_ioctl(device, wire.SET_PROB, 1 << 30, 1 << 31, 100)
+    assert found["set_prob"].tolist() == [1 << 30, 1 << 31] and set(found["factor"]) == {SAME}
+    module.sysctl("prob_c_high", SAME // 4)
+    for wrong in ((wire.SET_LAW, 0), (wire.SET_PROB, (1 << 29) + 1, 0, 100), (wire.SET_PROB, 0, 0, 0)):
+        with pytest.raises(OSError, match="ERANGE"):
+            law_by_ioctl(device, *wrong)
+    with pytest.raises(OSError, match="EINVAL"):
+        law_by_ioctl(device, wire.DETACH)
+    reader = module.open(READ)
+    assert law_by_ioctl(reader, wire.GET_LAW)["refused"] == 3
+    with pytest.raises(OSError, match="EBADF"):
+        law_by_ioctl(reader, wire.SET_LAW, *DOUBLE, 100)
+    reader.close()
+
+
+def test_probabilities_by_the_device(module: Module, device: Device) -> None:
+    module.arrive()
+    device.ask(wire.ATTACH, 0)
+    assert law(device, wire.SET_PROB, 1 << 29, 1 << 31, 100).set_prob == (0.25, 1.0)
+    assert device.ask(wire.SET_PROB, 0, (1 << 31) + 1, 100)[0]["error"]["code"] == wire.E_OUT_OF_BOUNDS
+    module.advance(100_000_000)
+    assert law(device).set_prob is None
 
 
 def request(nodes: Nodes, **changes: int) -> bytes:

@@ -455,11 +455,17 @@ def test_a_law_is_set_within_the_operators_bounds(bed: Bed) -> None:
             client.set_law()
 
 
+PROBABILITIES = AGENT.replace(
+    "client.set_law(target=(0.2, 4.0)[turn % 2], coupling=2.0,", "client.set_probabilities(0.01 * (turn % 2), 0.2,"
+)
+
+
+@pytest.mark.parametrize("what", [AGENT, PROBABILITIES], ids=["parameters", "probabilities"])
 @pytest.mark.parametrize("how", ["killed", "stopped"])
-def test_the_operators_law_goes_on_without_the_agent(bed: Bed, how: str) -> None:
+def test_the_operators_law_goes_on_without_the_agent(bed: Bed, how: str, what: str) -> None:
     bed.sink()
     flow = bed.send("tcp", 60.0, "--cc", "cubic")
-    with subprocess.Popen([sys.executable, "-c", AGENT, str(bed.socket)]) as agent:
+    with subprocess.Popen([sys.executable, "-c", what, str(bed.socket)]) as agent:
         while bed.stats()["law"]["sets"] < 5:
             assert agent.poll() is None
             time.sleep(0.05)
@@ -473,7 +479,7 @@ def test_the_operators_law_goes_on_without_the_agent(bed: Bed, how: str) -> None
     with Client(bed.socket) as client:  # the next one finds the operator's
         client.subscribe(True)
         law = client.law()
-        assert set(law.factors.values()) == {1.0} and law.lasts_ms == 0
+        assert set(law.factors.values()) == {1.0} and law.set_prob is None and law.lasts_ms == 0
         rows = np.concatenate([client.entries(1.0) for _ in range(5)])
     rows = rows[rows["kind"] == ROW]["row"]["record"]
     assert len(rows) and (rows["qdelay_ref"][-1] == 15_000) and not rows["decided_by"].any()

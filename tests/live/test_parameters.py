@@ -1,4 +1,4 @@
-"""`L4S-DualPI2-Live-v0` with the form `parameters`, on a queue made of logged rows."""
+"""`L4S-DualPI2-Live-v0` with the interval forms, on a queue made of logged rows."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ import l4s_gym
 from l4s_gym.bridge import wire
 from l4s_gym.bridge.client import BridgeError, Client
 from l4s_gym.errors import L4SError
+from l4s_gym.forms import FORMS
+from l4s_gym.live import parameters as live
 from l4s_gym.live.environment import DualPI2LiveEnv
 from l4s_gym.live.parameters import DualPI2LiveLawEnv, factors_of, live_env
 from tests.bridge.conftest import Serve, serve  # noqa: F401
@@ -39,13 +41,14 @@ def make() -> Iterator[Any]:
         yield made
 
 
-def test_gymnasium_checks(serve: Serve, make: Any) -> None:  # noqa: F811
-    env = make(serve())
+@pytest.mark.parametrize("form", ["probability", "parameters"])
+def test_gymnasium_checks(serve: Serve, make: Any, form: str) -> None:  # noqa: F811
+    env = make(serve(), form=form)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_env(env, skip_render_check=True)
-    with gym.make(l4s_gym.ENV_IDS[1]) as simulated:
-        assert env.observation_space == simulated.observation_space
+    with gym.make(FORMS[form].env_id) as simulated:
+        assert env.observation_space == simulated.observation_space and env.action_space == simulated.action_space
     for how in (copy.copy, copy.deepcopy, pickle.dumps):
         with pytest.raises(TypeError, match="cannot be copied or pickled"):
             how(env)
@@ -76,10 +79,15 @@ def test_an_episode(serve: Serve, make: Any, reward: str) -> None:  # noqa: F811
         obs, value, terminated, over, info = env.step(action)
         offered = [new - old for new, old in zip(server.queue.counts["packets"], before["packets"], strict=True)]
         capacity = 0.2 * RATE_BPS / 8
-        assert obs == pytest.approx(
+        assert obs[:12] == pytest.approx(
             [2 / 15, 2.0, 1.0, 1.0, *(1500 * count / capacity for count in offered), 0, 0, 0, 0,
              200 * 1500 / capacity, 0.5], rel=1e-5,
         )  # fmt: skip
+        weights = 1 - np.exp(-(0.3 + 0.2 * turns) / np.array([0.25, 0.5]))  # of what is constant since the reset
+        assert obs[[12, 18, 19, 25]] == pytest.approx(
+            [weights[0] * 2 / 15, weights[0] * obs[10], weights[1] * 2 / 15, weights[1] * obs[10]], rel=0.05
+        )
+        assert obs[26:] == pytest.approx([np.log(4), np.log(2), np.log(RATE_BPS / 56_000)], rel=1e-5)
         delay_s = 1e-9 * (1000 * offered[0] + 500 * offered[1])
         expected = {"balance": served_s - 0.25 * delay_s, "power": served_s / 2}[reward]
         assert value == pytest.approx(expected, rel=1e-3) and not terminated
@@ -94,6 +102,27 @@ def test_an_episode(serve: Serve, make: Any, reward: str) -> None:  # noqa: F811
     with pytest.raises(gym.error.ResetNeeded, match="has ended"):
         env.step(action)
     env.reset()
+
+
+def test_an_episode_of_probabilities(serve: Serve, make: Any) -> None:  # noqa: F811
+    server = serve(prob_high=(0.25, 1.0))
+    env = make(server, form="probability", lifetime_ms=300.0)
+    _, info = env.reset()
+    assert info["probabilities"] is None and server.queue.interval == 0
+    for action in ([-1.0, 1.0], [0.0, 0.5], [1.0, -1.0]):
+        obs, *_, info = env.step(np.array(action))
+        assert obs.shape == (12,)
+    parts = [[0, 1 << 31, 300], [round(0.01 * 2**31), round(0.1 * 2**31), 300], [1 << 29, 0, 300]]
+    assert server.queue.probabilities == parts  # no more than the operator lets it
+    assert info["probabilities"] == (0.25, 0.0)
+    with pytest.raises(L4SError, match="give 2 numbers"):
+        env.step(np.zeros(5))
+    server.prob_high = (0.0, 0.0)
+    env.reset()
+    *_, over, info = env.step(np.zeros(2))
+    assert over and "prob_c_high" in info["reason"]
+    with Client(server.path) as client, pytest.raises(L4SError, match=r"p_l=1\.5: give a probability"):
+        client.set_probabilities(0.0, 1.5)
 
 
 def test_an_episode_ends_with_the_control(serve: Serve, make: Any) -> None:  # noqa: F811
@@ -122,7 +151,7 @@ def test_an_episode_ends_with_the_control(serve: Serve, make: Any) -> None:  # n
 
 def test_a_queue_that_takes_no_parameters(serve: Serve, make: Any) -> None:  # noqa: F811
     server = serve(law_lifetime_ms=0)
-    with pytest.raises(BridgeError, match="takes no parameters: update it"):
+    with pytest.raises(BridgeError, match="takes no parameters or"):
         make(server).reset()
     with Client(server.path) as client, pytest.raises(BridgeError, match="takes no parameters"):
         client.law()
@@ -135,7 +164,7 @@ def test_misuse(serve: Serve, make: Any) -> None:  # noqa: F811
         "single packets": {"reward": "l4s_llm"},
         "control_interval_ms=0.0": {"control_interval_ms": 0.0},
         "lifetime_ms=nan": {"lifetime_ms": float("nan")},
-        "unknown form": {"form": "probability"},
+        "unknown form": {"form": "probabilities"},
     }
     for says, kwargs in wrong.items():
         with pytest.raises(L4SError, match=says):
@@ -145,7 +174,7 @@ def test_misuse(serve: Serve, make: Any) -> None:  # noqa: F811
     env = make(server)
     env.reset()
     for action in (np.zeros(4), np.full(5, 1.5), np.full(5, np.nan)):
-        with pytest.raises(L4SError, match="five numbers from -1 to 1"):
+        with pytest.raises(L4SError, match="5 numbers from -1 to 1"):
             env.step(action)
     with Client(server.path) as other, pytest.raises(L4SError, match="target=0"):
         other.set_law(target=0)
@@ -154,5 +183,6 @@ def test_misuse(serve: Serve, make: Any) -> None:  # noqa: F811
 def test_the_page_names_the_arguments() -> None:
     page = live_env.__doc__ or ""
     assert page == DualPI2LiveEnv.__doc__
+    assert live.FORMS.keys() == FORMS.keys()
     for name in list(signature(DualPI2LiveLawEnv.__init__).parameters)[1:]:
         assert f"`{name}`" in page
