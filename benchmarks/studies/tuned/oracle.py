@@ -85,9 +85,9 @@ def best_for(name: str, options: Options, protocol: Protocol, tuned: Mapping[str
 
 def entry_of(settings: Settings, protocol: Protocol, native: Entry) -> Entry:
     """What the settings come to, each in its scenario, on the board's seeds."""
-    cells = sweep.Sweep(protocol, native.size, Path(), jobs=0, ray="").cells(native.experiment, None)
+    (part,) = sweep.Sweep(protocol, native.size, Path(), jobs=0, ray="").parts(native.experiment)
     rows: list[dict[str, Any]] = []
-    for cell in cells:  # of one scenario each
+    for cell in part.cells:  # of one scenario each
         made = work.evaluate(dataclasses.replace(cell, options={AQM: settings[cell.names[0]]}))
         rows += [{"suite": cell.suite, "train_seed": None, **row} for row in made["results"]]
     return msgspec.structs.replace(native, variant="dualpi2_oracle", results=tuple(rows))
