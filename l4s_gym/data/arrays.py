@@ -94,7 +94,7 @@ def open_layout(source: Any, names: Sequence[str] = tuple(ARRAYS)) -> Layout:
                 raise L4SError(f"{where}: cannot be read ({error.args[0]}): write it by minari_io.create") from error
             offsets = [array.id.get_offset() for array in arrays]
             for name, array, offset in zip(names, arrays, offsets, strict=True):
-                dtype, row, more = ARRAYS[name]
+                dtype, row, more = ARRAYS[name][:3]
                 if offset is None or array.dtype != dtype or array.shape != (steps + more, *row):
                     raise L4SError(f"{where}: {name} is not stored in one piece of {dtype}: write the dataset again")
             file = files.setdefault(group.file.filename, len(files))
@@ -122,7 +122,7 @@ def episodes(source: Any) -> list[Trajectory]:
     maps = layout.map_files()
 
     def view(name: str, episode: int) -> npt.NDArray[Any]:
-        dtype, row, more = ARRAYS[name]
+        dtype, row, more = ARRAYS[name][:3]
         shape = (int(layout.steps[episode]) + more, *row)
         return np.ndarray(shape, dtype, maps[layout.file[episode]], int(layout.offsets[name][episode]))
 
