@@ -27,6 +27,10 @@ from l4s_gym.tables import checksum, convert, parse_toml
 FORMAT: Final = 2
 """Of entries in files (`l4s_gym.evaluation.results`)."""
 SIZES: Final = ("quick", "standard", "full")
+VERSIONS: Final = {"1": "protocol.toml", "2": "protocol-2.toml"}
+"""Protocols that ship, by version."""
+CURRENT: Final = "2"
+"""The version that the board follows."""
 
 Suite = Literal["train", "test", "shift", "dyn"]
 SUITES: Final[tuple[str, ...]] = get_args(Suite)
@@ -293,14 +297,14 @@ def read_protocol(path: Path | None = None) -> Protocol:
     """Read a protocol.
 
     Args:
-        path: Its file, or the version of one that ships (`shipped.PROTOCOLS`); None: the current one.
+        path: Its file, or the version of one that ships (`VERSIONS`); None: `CURRENT`.
 
     Raises:
         L4SError: It cannot be read or is not valid; the seeds of two suites overlap.
     """
-    version = shipped.CURRENT if path is None else str(path)
-    if path is None or version in shipped.PROTOCOLS:
-        path = shipped.protocol(version)
+    version = CURRENT if path is None else str(path)
+    if path is None or version in VERSIONS:
+        path = shipped.folder("benchmarks") / VERSIONS[version]
     protocol: Protocol = decoded(path, Protocol)
     firsts = sorted(protocol.first_seed.values())
     most = max(protocol.size(size).seeds for size in SIZES)

@@ -7,10 +7,6 @@ from pathlib import Path
 from typing import Final
 
 _HERE: Final = Path(str(resources.files(__name__)))
-PROTOCOLS: Final = {"1": "protocol.toml", "2": "protocol-2.toml"}
-"""Protocols of the benchmark by version, files of `benchmarks`."""
-CURRENT: Final = "2"
-"""The version that the board follows."""
 
 
 def checkout() -> Path | None:
@@ -21,8 +17,3 @@ def checkout() -> Path | None:
 def folder(name: str) -> Path:
     """Return a top-level folder of the repository, or the wheel's copy of the part that commands need."""
     return (checkout() or _HERE) / name
-
-
-def protocol(version: str = CURRENT) -> Path:
-    """Return the file of a protocol."""
-    return folder("benchmarks") / PROTOCOLS[version]
