@@ -36,8 +36,7 @@ def leaderboard(
         jobs: Number of processes; 0: run in this process; default: one for each core.
         ray: Run on a Ray cluster: its address, or `local`.
         check: Do not run the benchmark: check these entries, and run a part of each again.
-        protocol: Protocol: 1, 2 (which come with the package), or a TOML file; default: 1, or that of an
-            entry that is checked.
+        protocol: TOML file of the protocol; default: the one that comes with the package.
     """
     from l4s_gym.evaluation import entry
     from l4s_gym.evaluation import leaderboard as boards
@@ -47,7 +46,7 @@ def leaderboard(
     if check:
         for path in check:
             each = read(path)
-            rules = entry.read_protocol(protocol or Path(str(each.protocol)))
+            rules = entry.read_protocol(protocol)
             boards.check_training(each.experiment, rules)
             entry.validate(each, rules, boards.datasets([each]))
             boards.rerun(each, rules, folder, say=say)

@@ -97,11 +97,12 @@ class DualPI2Env(SimulatedEnv[Observation, int]):
 
     Integrals over the time since the last decision, so a return does not depend on the number of packets.
 
-    - `balance` (default): seconds of link time used, minus 0.25 x the integral of each class's normalised delay,
-      delay / (delay + reference) with references C 15 ms and L 1 ms. Over 60 s it is at most 60.
-    - `fair`: as `balance`, with the link time used multiplied by the evenness E = exp(sum w_k ln x_k) / sum w_k x_k, in
-      which x_k is the goodput per bulk flow of class k over the last second and w_k the class's share of these flows;
-      E is 1 where only one class is present. It pays nothing for a class that is starved.
+    - `fair` (default): seconds of link time used times the evenness E, minus 0.25 x the integral of each class's
+      normalised delay, delay / (delay + reference) with references C 15 ms and L 1 ms. Over 60 s it is at most 60.
+      E = exp(sum w_k ln x_k) / sum w_k x_k, in which x_k is the goodput per bulk flow of class k over the last second
+      and w_k the class's share of these flows; it is 1 where only one class is present. So nothing is paid while a
+      class is starved.
+    - `balance`: the same without E. A policy that starves a class can earn more by it than a fair one.
     - `power`: seconds of link time used, each packet's share divided by (1 + its delay / reference).
     - `l4s_llm`: packet_length / (current_queue_delay + 1000) of the packet that was decided, the paper's code.
     - Weights of the components, each in seconds: `{"used": 1.0, "evenness": 0.0, "delay_c": -0.25, "delay_l": -0.25}` is
@@ -146,7 +147,7 @@ class DualPI2Env(SimulatedEnv[Observation, int]):
     | `horizon_s` | simulated seconds until an episode is truncated; None: the scenario's own |
     | `aqm` | queue discipline below the agent; None: the scenario's own |
     | `decision_interval` | the agent decides every n-th packet (1, 10, 100), the discipline the others |
-    | `reward` | `balance`, `fair`, `power`, `l4s_llm`, or weights of the components |
+    | `reward` | `fair`, `balance`, `power`, `l4s_llm`, or weights of the components |
     | `render_mode` | None, `ansi`, `rgb_array`, `rgb_array_list`, `human` (needs pygame: `pip install 'l4s-gym[render]'`) |
     | `render_fps` | pictures for each simulated second |
     | `info_record` | put the raw record into `info` |

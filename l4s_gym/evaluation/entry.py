@@ -27,10 +27,6 @@ from l4s_gym.tables import checksum, convert, parse_toml
 FORMAT: Final = 2
 """Of entries in files (`l4s_gym.evaluation.results`)."""
 SIZES: Final = ("quick", "standard", "full")
-VERSIONS: Final = {"1": "protocol.toml", "2": "protocol-2.toml"}
-"""Protocols that ship, by version."""
-CURRENT: Final = "2"
-"""The version that the board follows."""
 
 Suite = Literal["train", "test", "shift", "dyn"]
 SUITES: Final[tuple[str, ...]] = get_args(Suite)
@@ -297,14 +293,12 @@ def read_protocol(path: Path | None = None) -> Protocol:
     """Read a protocol.
 
     Args:
-        path: Its file, or the version of one that ships (`VERSIONS`); None: `CURRENT`.
+        path: Its file; None: the one that ships, which the board follows.
 
     Raises:
         L4SError: It cannot be read or is not valid; the seeds of two suites overlap.
     """
-    version = CURRENT if path is None else str(path)
-    if path is None or version in VERSIONS:
-        path = shipped.folder("benchmarks") / VERSIONS[version]
+    path = path or shipped.folder("benchmarks") / "protocol.toml"
     protocol: Protocol = decoded(path, Protocol)
     firsts = sorted(protocol.first_seed.values())
     most = max(protocol.size(size).seeds for size in SIZES)
@@ -336,7 +330,7 @@ def read_experiment(path: Path) -> Experiment:
 
 def another_protocol(entry: Head, version: int) -> str:
     """Why an entry of another protocol is refused."""
-    return f"is of protocol {entry.protocol}, this board is of protocol {version}: each has a board of its own"
+    return f"is of protocol {entry.protocol}, this board is of protocol {version}: each has a board of its own (--protocol FILE)"
 
 
 def validate(entry: Entry, protocol: Protocol, datasets: Mapping[str, str] | None = None) -> None:

@@ -299,11 +299,11 @@ def test_experiments_that_ship() -> None:
 def test_protocol_that_ships() -> None:
     path = ROOT / "benchmarks" / "protocol.toml"
     rules = entry.read_protocol(path)
-    seeds = [seed for suite in ("train", "test", "shift") for seed in rules.seeds(suite, "full")]
+    seeds = [seed for suite in entry.SUITES for seed in rules.seeds(suite, "full")]
     assert len(seeds) == len(set(seeds))
-    assert {suite for suite, _ in rules.cells("quick")} == {"test", "shift"}
+    assert {suite for suite, _ in rules.cells("quick")} == {"test", "shift", "dyn"}
     plain = tomllib.loads(path.read_text())
-    assert len(list(rules.cells("full"))) == 50 and len(list(rules.cells("standard"))) == 37
+    assert len(list(rules.cells("full"))) == 59 and len(list(rules.cells("standard"))) == 34
     assert plain["standard"]["seeds"] == 10
     assert len({rules.digest(size) for size in entry.SIZES}) == 3
 

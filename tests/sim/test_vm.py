@@ -257,3 +257,10 @@ def test_the_log_is_the_kernels(scenario: Build) -> None:
     assert 0.02 < np.mean(log["current_queue_delay"] == 0) < 0.98
     assert np.mean(log["action"] != ENQUEUE) < 0.05
     assert {1500, 52, 64} <= set(log["packet_length"].tolist())
+
+
+@pytest.mark.parametrize("aqm", ["dualpi2_rfc9332", "dualpi2_linux", "pie", "dualpi2_freebsd"])
+def test_a_late_update_is_made_up(aqm: str) -> None:
+    """The processor is busy with lines again and again; the control law goes on, up to some ticks late."""
+    run = simulate(load("l4s-llm-testbed-vm").replace(horizon_s=10.0), aqm, seed=1)
+    assert run.batch.env["updates"][0] > 10.0 / 0.2

@@ -57,8 +57,8 @@ class Options:
 
     reward: str = "fair"
     """Name of the reward."""
-    protocol: Path = Path("2")
-    """Version or file of the protocol, whose suite `train` is used."""
+    protocol: Path | None = None
+    """File of the protocol, whose suite `train` is used."""
     most_mbps: float = 40.0
     """Scenarios of a higher rate are left out: they take most of the time."""
     seconds: float = 20.0

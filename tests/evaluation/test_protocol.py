@@ -1,4 +1,4 @@
-"""Protocol 2: what its episodes and suites hold, what is drawn from its ranges; entries of two protocols."""
+"""The protocol: what its episodes and suites hold, what is drawn from its ranges; entries of two protocols."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from l4s_gym import L4SError
 from l4s_gym.cli import main
 from l4s_gym.evaluation import board, entry, harness, leaderboard, sweep
 from l4s_gym.evaluation.entry import Entry, Experiment, Protocol, Training
-from l4s_gym.evaluation.results import read, write
+from l4s_gym.evaluation.results import read, read_all, write
 from l4s_gym.sim import scenario, traces
 from l4s_gym.sim.ranges import Ranges, link_kind, rates_mbps
 from l4s_gym.sim.scenario import load
 
 ROOT = Path(__file__).parents[2]
-RULES = entry.read_protocol(Path("2"))
+ARCHIVE = ROOT / "benchmarks" / "archive" / "protocol-1"
+RULES = entry.read_protocol()
 assert RULES.ranges is not None
 RANGES: Ranges = RULES.ranges
 DYN = RULES.members("dyn")
@@ -139,17 +140,24 @@ def test_datasets_of_the_ranges_may_be_trained_on() -> None:
 
 
 def test_digests_of_versions_differ() -> None:
-    old = entry.read_protocol(Path("1"))
-    assert old == entry.read_protocol() and (old.version, RULES.version) == (1, 2)
+    old = entry.read_protocol(ARCHIVE / "protocol.toml")
+    assert (old.version, RULES.version) == (1, 2)
     same = msgspec.structs.replace(old, version=2)
     wider = msgspec.structs.replace(RULES, ranges=msgspec.structs.replace(RANGES, rtt_ms=(5.0, 50.0)))
     assert len({each.digest("full") for each in (old, same, RULES, wider)}) == 4
-    # What the committed entries bear.
-    assert old.digest("standard").startswith("3327e62097")
+
+
+def test_the_archive_is_whole() -> None:
+    """Its entries are read, are of its protocol, and are refused only for the simulator that they are of."""
+    rules = entry.read_protocol(ARCHIVE / "protocol.toml")
+    found = read_all(ARCHIVE / "results")
+    assert {each.protocol_digest for each in found} == {rules.digest("standard")} and len(found) == 10
+    with pytest.raises(L4SError, match="simulator"):
+        entry.validate(found[0], rules)
 
 
 def test_a_suite_that_is_run_is_stated(tmp_path: Path) -> None:
-    text = (ROOT / "benchmarks" / "protocol-2.toml").read_text()
+    text = (ROOT / "benchmarks" / "protocol.toml").read_text()
     path = tmp_path / "protocol.toml"
     path.write_text(text.replace('dyn = ["steps', 'train = ["steps', 1).replace("train = [\n", "test = [\n", 1))
     with pytest.raises(L4SError, match="suites: lacks dyn"):
@@ -159,24 +167,12 @@ def test_a_suite_that_is_run_is_stated(tmp_path: Path) -> None:
 def test_entries_of_another_protocol_are_no_part_of_the_table(board_entries: list[Entry]) -> None:
     old = [msgspec.structs.replace(each, protocol=2) if each.agent == "bc" else each for each in board_entries]
     kept, refused = board.check(old)
-    reason = "is of protocol 2, this board is of protocol 1: each has a board of its own"
+    reason = "is of protocol 2, this board is of protocol 1: each has a board of its own (--protocol FILE)"
     assert {(each.name, each.reason) for each in refused} == {("bc--diffuse", reason), ("bc--argmax", reason)}
     text = board.markdown(board.rows(kept, resamples=50), kept, refused)
     assert f"- bc--argmax, bc--diffuse: not on the board: {reason}." in text and "| bc--" not in text
     with pytest.raises(L4SError, match="is of protocol 1, this board is of protocol 2"):
         entry.validate(board_entries[0], RULES)
-
-
-@pytest.mark.parametrize("version", [1, 2])
-def test_an_entry_is_checked_by_its_own_protocol(
-    board_entries: list[Entry], version: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("pyarrow")
-    path = write(msgspec.structs.replace(board_entries[0], protocol=version), tmp_path)
-    assert read(path).protocol == version
-    assert main(["leaderboard", "--check", str(path)]) == 2
-    digest = entry.read_protocol(Path(str(version))).digest("quick")
-    assert f"protocol: is {'0' * 64}, here {digest}" in capsys.readouterr().err
 
 
 # -- options of a native discipline
@@ -186,7 +182,7 @@ TUNED = {"dualpi2_rfc9332": {"target_ms": 2.0, "coupling": 1.6}}
 
 def test_options_of_a_discipline_change_the_cells(tmp_path: Path) -> None:
     size = entry.Size(0.5, 2, ("test",), ("l4s-llm-testbed",))
-    rules = Protocol("balance", {"test": 100}, size, size, size)
+    rules = Protocol("fair", {"test": 100}, size, size, size)
     plain = Experiment("As it is", "native:dualpi2_rfc9332", name="native", variant="plain")
     tuned = Experiment("Tuned", "native:dualpi2_rfc9332", name="native", variant="tuned", options=TUNED)
     entries = sweep.run([plain, tuned], rules, "quick", tmp_path, jobs=0)
