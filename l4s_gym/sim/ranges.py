@@ -134,8 +134,8 @@ class Ranges(Struct, frozen=True, forbid_unknown_fields=True):
 
 @functools.cache
 def training() -> Ranges:
-    """The ranges of the current protocol, within which `random-SEED` and `random:train` are drawn."""
-    path = shipped.protocol()
+    """The ranges of the benchmark's protocol, within which `random-SEED` and `random:train` are drawn."""
+    path = shipped.folder("benchmarks") / "protocol.toml"
     return convert(Ranges, read_toml(path)["ranges"], f"{path}: ranges")
 
 
