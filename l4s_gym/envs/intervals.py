@@ -1,4 +1,4 @@
-"""Environments in which each step is a control interval, single and vector; a `Form` defines the actions."""
+"""Environments in which each step is a control interval, single and vector; a form defines the actions."""
 
 from __future__ import annotations
 
@@ -13,30 +13,28 @@ from l4s_gym.envs.rendering import FPS, RenderMode, metadata
 from l4s_gym.envs.simulated import SimulatedEnv
 from l4s_gym.envs.vector import SimulatedVectorEnv
 from l4s_gym.errors import L4SError
+from l4s_gym.forms import Form
 from l4s_gym.schema import ENQUEUE
 from l4s_gym.sim import layout, measure
 from l4s_gym.sim.batch import Batch
-from l4s_gym.sim.intervals import INTERVAL, Feature, Intervals, high
+from l4s_gym.sim.intervals import Intervals, high
 from l4s_gym.sim.scenario import Scenarios, load_all
 
 Floats = npt.NDArray[np.float32]
 
 
-class Form:
-    """Base class of the action forms: a subclass defines the bounds of an action and how it is applied.
+class Applied:
+    """Base class of the action forms as they are applied in the simulator: a subclass says how.
 
     An environment inherits from its form first, then from `IntervalEnv` or `IntervalVectorEnv`.
     """
 
-    low: ClassVar[npt.NDArray[np.float64]]
-    high: ClassVar[npt.NDArray[np.float64]]
-    """Bounds of one action (K,)."""
+    form: ClassVar[Form]
+    """Bounds of an action, and what is observed."""
     asks: ClassVar[str]
     """Description of an action, for errors."""
     decider: ClassVar[int]
     """Who decides about packets, `layout.NATIVE` or `layout.PROBABILITY`."""
-    features: ClassVar[tuple[Feature, ...]] = INTERVAL
-    """What is observed."""
     batch: Batch
     intervals: Intervals
     _interval_ns: int
@@ -69,7 +67,7 @@ class Form:
         rewards.check_timed(reward)
         self.batch = Batch(load_all(scenario, horizon_s), n, decider=self.decider, reward=reward, **options)
         self._interval_ns = round(control_interval_ms * 1e6)
-        self.intervals = Intervals(self.batch, self._interval_ns, self.features)
+        self.intervals = Intervals(self.batch, self._interval_ns, self.form.features)
 
     def _identity(self) -> dict[str, str]:
         made = {"control_interval_ns": self._interval_ns, **self._made()}
@@ -81,8 +79,9 @@ class Form:
             actions = np.asarray(given, np.float64)
         except (TypeError, ValueError):
             actions = np.full(0, np.nan)
-        fits = actions.shape == (*rows, len(self.low))
-        if not fits or not ((actions >= self.low) & (actions <= self.high)).all():
+        low, high = self.form.low, self.form.high
+        fits = actions.shape == (*rows, len(low))
+        if not fits or not ((actions >= low) & (actions <= high)).all():
             what = f"actions: give {rows[0]} rows, each of" if rows else f"action {given!r}: give"
             raise L4SError(f"{what} {self.asks}")
         return actions
@@ -93,12 +92,12 @@ class Form:
 
     def _spaces(self) -> tuple[gym.spaces.Box, gym.spaces.Box]:
         """Return the spaces of an action (K,) and of an observation (F,)."""
-        action = gym.spaces.Box(self.low.astype(np.float32), self.high.astype(np.float32))
-        bounds = high(self.features)
+        action = gym.spaces.Box(np.float32(self.form.low), np.float32(self.form.high))
+        bounds = high(self.form.features)
         return action, gym.spaces.Box(np.zeros_like(bounds), bounds)
 
 
-class IntervalEnv(Form, SimulatedEnv[Floats, Floats]):
+class IntervalEnv(Applied, SimulatedEnv[Floats, Floats]):
     """A single environment with control intervals."""
 
     metadata: dict[str, Any] = metadata()
@@ -141,7 +140,7 @@ class IntervalEnv(Form, SimulatedEnv[Floats, Floats]):
         return self.intervals.obs[0].copy(), reward, *over, info
 
 
-class IntervalVectorEnv(Form, SimulatedVectorEnv[Floats]):
+class IntervalVectorEnv(Applied, SimulatedVectorEnv[Floats]):
     """A vector environment with control intervals."""
 
     _parts = (*SimulatedVectorEnv._parts, "intervals")

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from l4s_gym.envs.intervals import Form, IntervalEnv, IntervalVectorEnv
+from l4s_gym.envs.intervals import Applied, IntervalEnv, IntervalVectorEnv
 from l4s_gym.envs.rendering import FPS, RenderMode
 from l4s_gym.envs.simulated import flag
+from l4s_gym.forms import FORMS, INTERVAL_MS
 from l4s_gym.rewards import DEFAULT, Reward
 from l4s_gym.sim import layout
 from l4s_gym.sim.scenario import Scenarios
@@ -20,8 +21,8 @@ def probabilities(actions: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.where(actions > -1.0, 10.0 ** (2.0 * actions - 2.0), 0.0)
 
 
-class _Probabilities(Form):
-    low, high = np.full(2, -1.0), np.ones(2)
+class _Probabilities(Applied):
+    form = FORMS["probability"]
     asks = "two numbers in [-1, 1], for C and for L"
     decider = layout.PROBABILITY
     _even: bool
@@ -84,7 +85,7 @@ class DualPI2ProbEnv(_Probabilities, IntervalEnv):
         self,
         scenario: Scenarios = "l4s-llm-testbed",
         aqm: str | None = None,
-        control_interval_ms: float = 16.0,
+        control_interval_ms: float = INTERVAL_MS,
         reward: Reward = DEFAULT,
         even: bool = False,
         render_mode: RenderMode | None = None,
@@ -114,7 +115,7 @@ class DualPI2ProbVectorEnv(_Probabilities, IntervalVectorEnv):
         num_envs: int = 1,
         scenario: Scenarios = "l4s-llm-testbed",
         aqm: str | None = None,
-        control_interval_ms: float = 16.0,
+        control_interval_ms: float = INTERVAL_MS,
         reward: Reward = DEFAULT,
         even: bool = False,
         render_mode: str | None = None,

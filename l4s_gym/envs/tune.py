@@ -7,13 +7,13 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from l4s_gym.envs.intervals import Form, IntervalEnv, IntervalVectorEnv
+from l4s_gym.envs.intervals import Applied, IntervalEnv, IntervalVectorEnv
 from l4s_gym.envs.rendering import FPS, RenderMode
 from l4s_gym.errors import L4SError
+from l4s_gym.forms import FORMS, INTERVAL_MS
 from l4s_gym.rewards import DEFAULT, Reward
 from l4s_gym.sim import disciplines, layout
 from l4s_gym.sim.discipline import tuned_fields
-from l4s_gym.sim.intervals import FEATURES
 from l4s_gym.sim.scenario import Scenarios, load_all
 
 PARAMETERS: Final = ("target", "alpha", "beta", "coupling", "threshold")
@@ -37,11 +37,10 @@ def factors(
     return np.where(a > 0.0, np.power(highest, a), np.power(lowest, -a))
 
 
-class _Parameters(Form):
-    low, high = np.full(5, -1.0), np.ones(5)
+class _Parameters(Applied):
+    form = FORMS["parameters"]
     asks = f"five numbers in [-1, 1], for {', '.join(PARAMETERS)}"
     decider = layout.NATIVE
-    features = FEATURES
     _given: npt.NDArray[np.int64]
     """The operator's values in each environment (n, 5)."""
 
@@ -143,7 +142,7 @@ class DualPI2TuneEnv(_Parameters, IntervalEnv):
         self,
         scenario: Scenarios = "l4s-llm-testbed",
         aqm: str | None = "dualpi2_rfc9332",
-        control_interval_ms: float = 16.0,
+        control_interval_ms: float = INTERVAL_MS,
         reward: Reward = DEFAULT,
         render_mode: RenderMode | None = None,
         render_fps: float = FPS,
@@ -173,7 +172,7 @@ class DualPI2TuneVectorEnv(_Parameters, IntervalVectorEnv):
         num_envs: int = 1,
         scenario: Scenarios = "l4s-llm-testbed",
         aqm: str | None = "dualpi2_rfc9332",
-        control_interval_ms: float = 16.0,
+        control_interval_ms: float = INTERVAL_MS,
         reward: Reward = DEFAULT,
         render_mode: str | None = None,
         autoreset_mode: str = "next_step",

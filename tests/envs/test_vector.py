@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 import l4s_gym
-from l4s_gym.envs.intervals import Form, IntervalEnv, IntervalVectorEnv
+from l4s_gym.envs.intervals import Applied, IntervalEnv, IntervalVectorEnv
 from l4s_gym.envs.prob import DualPI2ProbVectorEnv
 from l4s_gym.envs.tune import DualPI2TuneVectorEnv
 from l4s_gym.envs.vector import DualPI2VectorEnv
 from l4s_gym.errors import L4SError
+from l4s_gym.forms import FORMS, Form
 from l4s_gym.sim import layout
 from l4s_gym.sim.batch import PARALLEL_FROM
 
@@ -270,10 +271,10 @@ def test_threads_give_the_serial_result(plain: Plain) -> None:
     assert ends > PARALLEL_FROM // 4
 
 
-class Targets(Form):
+class Targets(Applied):
     """Another form of action: the factor of the discipline's target, which goes on deciding by itself."""
 
-    low, high = np.array([0.1]), np.array([10.0])
+    form = Form("targets", "Targets-v0", (0.1,), (10.0,), FORMS["probability"].observed)
     asks, decider = "a factor from 0.1 to 10", layout.NATIVE
 
     def _begin(self, i: int) -> None:
