@@ -37,6 +37,8 @@ class Form:
         env_id: Its environment.
         low: Lower bounds of the numbers of an action (K,); empty for packets, whose action is one of three.
         high: Upper bounds (K,).
+        idle: The action that does nothing (K,): no marks and drops but those of the native L queue, or the native law
+            as it is.
         observed: `MODULE:TUPLE` of the features of an observation; "": that of a packet (`l4s_gym.schema`).
     """
 
@@ -44,6 +46,7 @@ class Form:
     env_id: str
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
+    idle: tuple[float, ...] = ()
     observed: str = ""
 
     @property
@@ -62,14 +65,14 @@ FORMS: Final[dict[str, Form]] = {
     each.name: each
     for each in (
         Form(PACKET, ENV_IDS[0]),
-        Form("probability", ENV_IDS[1], (-1.0,) * 2, (1.0,) * 2, "l4s_gym.sim.intervals:INTERVAL"),
-        Form("parameters", ENV_IDS[2], (-1.0,) * 5, (1.0,) * 5, "l4s_gym.sim.intervals:FEATURES"),
+        Form("probability", ENV_IDS[1], (-1.0,) * 2, (1.0,) * 2, (-1.0,) * 2, "l4s_gym.sim.intervals:INTERVAL"),
+        Form("parameters", ENV_IDS[2], (-1.0,) * 5, (1.0,) * 5, (0.0,) * 5, "l4s_gym.sim.intervals:FEATURES"),
     )
 }
 """The forms by name."""
 
 
-def form(name: str) -> Form:
+def get(name: str) -> Form:
     """Return a form by its name.
 
     Raises:

@@ -7,6 +7,7 @@ from l4s_gym.agents.protocol import (
     RULES,
     Agent,
     DecisionRule,
+    form_of,
 )
 from l4s_gym.agents.rules import EnqueueAgent, PolicyAgent, RandomAgent, ThresholdAgent
 from l4s_gym.agents.spec import AgentSpec
@@ -21,6 +22,7 @@ __all__ = [
     "PolicyAgent",
     "RandomAgent",
     "ThresholdAgent",
+    "form_of",
     "make",
 ]
 

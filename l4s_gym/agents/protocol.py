@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from l4s_gym import forms
 from l4s_gym.errors import L4SError, unknown
-from l4s_gym.schema import ACTIONS, DROP, ENQUEUE, MARK
+from l4s_gym.forms import INTERVAL_MS, PACKET
+from l4s_gym.schema import ACTIONS, DROP, ENQUEUE, MARK, OBSERVED
 from l4s_gym.sim import layout
 
 if TYPE_CHECKING:
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 Observations = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
 Actions = npt.NDArray[np.int64]
+Values = npt.NDArray[np.floating[Any]]
+"""Actions of an interval form, (n, K)."""
 
 RULES: Final = layout.RULES
 NO_RULE: Final = "-"
@@ -27,7 +31,9 @@ _BLOCK: Final = 1024
 
 @runtime_checkable
 class Agent(Protocol):
-    """Decides for a batch of environments, one packet each.
+    """Decides for a batch of environments, each in one form (`l4s_gym.forms`): one packet, or one control interval.
+
+    Forms other than `packet` are named by another attribute, ``form: str`` (`form_of`).
 
     The arrays given to `act` belong to the caller and change after the call: copy them to keep them.
 
@@ -49,21 +55,47 @@ class Agent(Protocol):
         """Start `n` episodes; environment i decides as a single one does after `reset(1, seed + i)`."""
         ...
 
-    def act(self, obs: Observations, rewards: Floats) -> Actions:
+    def act(self, obs: Observations, rewards: Floats) -> npt.NDArray[Any]:
         """Decide.
 
         Args:
-            obs: Observations (n, 8) float32, scaled as the environment's.
+            obs: Observations of the form's environment, float32: (n, 8) of packets, (n, 12) for probabilities, (n, 29)
+                for parameters.
             rewards: Rewards since the last decision (n,) float64.
 
         Returns:
-            Actions (n,) int64: 0 enqueue, 1 drop, 2 mark.
+            About packets, actions (n,) int64: 0 enqueue, 1 drop, 2 mark. In the other forms the numbers of the
+            form's actions, (n, 2) or (n, 5) float32 or float64, from -1 to 1.
         """
         ...
 
     def cost(self) -> dict[str, float]:
         """Return the costs of a decision: `parameters`, `trainable_parameters`, and more."""
         ...
+
+
+def form_of(agent: Agent) -> str:
+    """Return the form in which an agent decides, a key of `l4s_gym.forms.FORMS`.
+
+    Raises:
+        L4SError: It names a form that is none.
+    """
+    return forms.get(getattr(agent, "form", PACKET)).name
+
+
+def check_form(agent: Agent, wanted: str) -> None:
+    """Check that an agent decides in a form.
+
+    Raises:
+        L4SError: It decides in another.
+    """
+    if (found := form_of(agent)) != wanted:
+        raise L4SError(f"agent {agent.name}: decides in the form {found!r}, not {wanted!r}")
+
+
+def control_interval_ms(agent: Agent) -> float:
+    """Return the control interval for an agent of an interval form: the one it was trained for, or `INTERVAL_MS`."""
+    return float(getattr(agent, "training", {}).get("control_interval_ms", INTERVAL_MS))
 
 
 def policy_of(agent: Agent) -> Policy | None:
@@ -82,7 +114,7 @@ def policy_of(agent: Agent) -> Policy | None:
 
 
 def generators(n: int, seed: int) -> list[np.random.Generator]:
-    """Return the generators for the rule `sample`: environment i has that of seed + i."""
+    """Return the generators of an agent's draws: environment i has that of seed + i."""
     return [np.random.default_rng([seed + i, _STREAM]) for i in range(n)]
 
 
@@ -167,11 +199,12 @@ class DecisionRule:
         return actions
 
 
-def check_batch(obs: Observations, n: int) -> None:
-    """Check that the observations have the batch size of `reset`.
+def check_batch(obs: Observations, n: int, form: str = PACKET) -> None:
+    """Check that the observations are of the form, and as many as `reset` was told.
 
     Raises:
-        L4SError: They are not of shape (n, 8).
+        L4SError: They have another shape than (n, F).
     """
-    if obs.shape != (n, 8):
-        raise L4SError(f"observations of shape {obs.shape}: expected ({n}, 8); call reset with the number of episodes")
+    wanted = n, len(forms.get(form).features or OBSERVED)
+    if obs.shape != wanted:
+        raise L4SError(f"observations of shape {obs.shape}: expected {wanted}; call reset with the number of episodes")

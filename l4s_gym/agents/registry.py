@@ -7,20 +7,21 @@ where a kind is expected: ``l4s-gym train mine:KIND ...``, ``l4s-gym evaluate mi
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from l4s_gym import extras
-from l4s_gym.agents.rules import EnqueueAgent, RandomAgent, ThresholdAgent
+from l4s_gym.agents.rules import EnqueueAgent, ThresholdAgent, ZeroAgent, random_agent
 from l4s_gym.errors import L4SError, unknown
 
-UNTRAINED: Final[dict[str, tuple[type[Any], tuple[str, ...]]]] = {
-    "random": (RandomAgent, ()),
+UNTRAINED: Final[dict[str, tuple[Callable[..., Any], tuple[str, ...]]]] = {
+    "random": (random_agent, ("form",)),
     "threshold": (ThresholdAgent, ("l_us", "c_us")),
     "enqueue": (EnqueueAgent, ()),
+    "zero": (ZeroAgent, ("form",)),
 }
-"""Agents made from a name alone: class, and the numbers that it takes."""
+"""Agents made from a name alone: what makes it, and its options: numbers, but for `form`."""
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from l4s_gym import forms
 from l4s_gym.agents.protocol import (
     NO_RULE,
     Actions,
+    Agent,
     DecisionRule,
     Floats,
     Observations,
+    Values,
     check_batch,
+    generators,
 )
 from l4s_gym.errors import L4SError
+from l4s_gym.forms import PACKET
 from l4s_gym.schema import ACTIONS, ENQUEUE, L4S, MARK, OBS_SCALE, OBSERVED, unscale_observation
 
 if TYPE_CHECKING:
@@ -145,6 +150,64 @@ def _largest(delay_us: float) -> float:
     while np.float64(found) * scale > delay_us:
         found = np.nextafter(found, np.float32(-np.inf))
     return float(found)
+
+
+class _IntervalRule(_Untrained):
+    """A rule in a form whose actions are numbers."""
+
+    def __init__(self, rule: str, form: str) -> None:
+        """Choose the form.
+
+        Raises:
+            L4SError: There is no such form, or its actions are no numbers.
+        """
+        super().__init__()
+        self._form = forms.get(form)
+        if not self._form.low:
+            names = " or ".join(name for name, each in forms.FORMS.items() if each.low)
+            raise L4SError(f"{rule}: form={form}: give {names}")
+        self.form = form
+        self.name = f"{rule}:form={form}"
+
+
+class UniformAgent(_IntervalRule):
+    """Draws each action uniformly from the form's box and ignores the observation."""
+
+    def __init__(self, form: str) -> None:
+        """Choose the form; errors as `ZeroAgent`."""
+        super().__init__("random", form)
+
+    def reset(self, n: int, seed: int) -> None:
+        """Start `n` episodes; the draws of environment i are those of seed + i."""
+        super().reset(n, seed)
+        self._rngs = generators(n, seed)
+
+    def act(self, obs: Observations, rewards: Floats) -> Values:
+        """Draw actions (n, K)."""
+        check_batch(obs, self.n, self.form)
+        return np.stack([rng.uniform(self._form.low, self._form.high) for rng in self._rngs])
+
+
+class ZeroAgent(_IntervalRule):
+    """Does nothing in its form: probabilities of 0, which leave the native L queue only, or the native law as it is."""
+
+    def __init__(self, form: str = "parameters") -> None:
+        """Choose the form.
+
+        Raises:
+            L4SError: There is no such form, or it is `packet`, where `enqueue` does nothing.
+        """
+        super().__init__("zero", form)
+
+    def act(self, obs: Observations, rewards: Floats) -> Values:
+        """Return actions (n, K), all `Form.idle`."""
+        check_batch(obs, self.n, self.form)
+        return np.tile(np.array(self._form.idle), (self.n, 1))
+
+
+def random_agent(form: str = PACKET) -> Agent:
+    """Return the agent that draws its actions: each action of a packet with 1/3, numbers uniformly."""
+    return RandomAgent() if form == PACKET else UniformAgent(form)
 
 
 class PolicyAgent:

@@ -2,7 +2,8 @@
 
 | spec | form | agent |
 |---|---|---|
-| `random`, `enqueue`, `threshold` | `rule` | a rule |
+| `random`, `enqueue`, `threshold`, `zero` | `rule` | a rule |
+| `random:form=parameters` | `rule` | a rule that decides in another form (`l4s_gym.forms`) |
 | `threshold:l_us=500,c_us=10000` | `rule` | a rule with its own thresholds |
 | `native:pie` | `native` | a discipline, which runs inside the engine |
 | `runs/x`, `bc:runs/x` | `saved` | a saved agent by its folder, of any kind or of the one that is named |
@@ -102,7 +103,7 @@ class AgentSpec:
         """
         if self.form == "rule":
             kind, names = UNTRAINED[self.name]
-            made: Agent = kind(**_numbers(str(self), self.rest.removeprefix(":"), names))
+            made: Agent = kind(**_settings(str(self), self.rest.removeprefix(":"), names))
             return made
         if self.form == "native":
             raise L4SError(f"agent {str(self)!r}: runs inside the engine: give it to the evaluation")
@@ -171,18 +172,18 @@ class AgentSpec:
         return str(self)
 
 
-def _numbers(spec: str, text: str, names: tuple[str, ...]) -> dict[str, float]:
-    """Parse the numbers of ``name=value,...``."""
-    numbers: dict[str, float] = {}
+def _settings(spec: str, text: str, names: tuple[str, ...]) -> dict[str, float | str]:
+    """Parse ``name=value,...``: the value of `form` is text, all others are numbers."""
+    found: dict[str, float | str] = {}
     for part in filter(None, text.split(",")):
         name, _, value = part.partition("=")
         if name not in names:
             raise unknown(f"option of {spec!r}", name, names) if names else L4SError(f"{spec!r}: takes no options")
         try:
-            numbers[name] = float(value)
+            found[name] = value if name == "form" else float(value)
         except ValueError:
             raise L4SError(f"{spec!r}: {part!r} is not {name}=<number>") from None
-    return numbers
+    return found
 
 
 def _options(spec: str, text: str) -> dict[str, str]:

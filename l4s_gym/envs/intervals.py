@@ -92,7 +92,7 @@ class Applied:
 
     def _spaces(self) -> tuple[gym.spaces.Box, gym.spaces.Box]:
         """Return the spaces of an action (K,) and of an observation (F,)."""
-        action = gym.spaces.Box(np.float32(self.form.low), np.float32(self.form.high))
+        action = gym.spaces.Box(np.array(self.form.low, np.float32), np.array(self.form.high, np.float32))
         bounds = high(self.form.features)
         return action, gym.spaces.Box(np.zeros_like(bounds), bounds)
 

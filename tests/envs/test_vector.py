@@ -18,7 +18,7 @@ from l4s_gym.envs.prob import DualPI2ProbVectorEnv
 from l4s_gym.envs.tune import DualPI2TuneVectorEnv
 from l4s_gym.envs.vector import DualPI2VectorEnv
 from l4s_gym.errors import L4SError
-from l4s_gym.forms import FORMS, Form
+from l4s_gym.forms import Form
 from l4s_gym.sim import layout
 from l4s_gym.sim.batch import PARALLEL_FROM
 
@@ -274,7 +274,7 @@ def test_threads_give_the_serial_result(plain: Plain) -> None:
 class Targets(Applied):
     """Another form of action: the factor of the discipline's target, which goes on deciding by itself."""
 
-    form = Form("targets", "Targets-v0", (0.1,), (10.0,), FORMS["probability"].observed)
+    form = Form("targets", "Targets-v0", (0.1,), (10.0,), observed="l4s_gym.sim.intervals:INTERVAL")
     asks, decider = "a factor from 0.1 to 10", layout.NATIVE
 
     def _begin(self, i: int) -> None:
