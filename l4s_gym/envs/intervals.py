@@ -162,6 +162,11 @@ class IntervalVectorEnv(Applied, SimulatedVectorEnv[Floats]):
     def _advance(self) -> int:
         return self.intervals.advance()
 
+    def go_on(self, actions: Floats) -> None:
+        """Apply actions (N, K), and simulate an interval of each episode that has not ended: `step` without the rest."""
+        self._apply(actions)
+        self._advance()
+
     def _step_infos(self, stepped: npt.NDArray[np.bool_]) -> dict[str, Any]:
         if not stepped.any():
             return {}

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.utils import seeding
 
-from l4s_gym import rewards
+from l4s_gym import forms, rewards
 from l4s_gym.agents import AgentSpec
+from l4s_gym.agents import protocol as agents
 from l4s_gym.agents.protocol import Agent, Floats, generators, policy_of
 from l4s_gym.data.intervals import random_returns
 from l4s_gym.data.recipes import Recipe
@@ -51,7 +52,8 @@ class Result:
         seed: Seed of the episode.
         reward: The reward, as `l4s_gym.rewards.canonical` has it.
         episode_return: Sum of the rewards of the whole episode, warm-up included.
-        decisions: Decisions that the agent took after the warm-up (a native discipline: packets offered).
+        decisions: Decisions that the agent took after the warm-up, about packets or control intervals (a native
+            discipline: packets offered).
         utilisation: Share of the link's capacity that was used, after the warm-up (as all that follows).
         delay_ms: By class C and L: mean, p50, p95, p99, max of the sojourn times.
         delay_quantiles: By class, the quantiles at `QUANTILES`, ms, to four digits (the bins are 3 % wide).
@@ -148,8 +150,24 @@ def _decide(agent: Agent, out: Outputs) -> None:
     n = len(out.action)
     if found.shape == (n,) and found.dtype.kind in "iu" and _take(found.astype(np.int64, copy=False), out.action):
         return
-    what = f"{found.dtype} of shape {found.shape}" + (f", {found.min()} to {found.max()}" if found.size else "")
-    raise L4SError(f"agent {agent.name}: act returned {what}: return {n} integers from 0 to {_ACTIONS - 1}")
+    raise _refused(agent, found, f"{n} integers from 0 to {_ACTIONS - 1}")
+
+
+def _refused(agent: Agent, found: npt.NDArray[Any], wanted: str) -> L4SError:
+    """The error of an agent that returned something else than it should."""
+    numbers = found.size > 0 and found.dtype.kind in "biuf"
+    what = f"{found.dtype} of shape {found.shape}" + (f", {found.min()} to {found.max()}" if numbers else "")
+    return L4SError(f"agent {agent.name}: act returned {what}: return {wanted}")
+
+
+def _decide_intervals(agent: Agent, form: forms.Form, obs: agents.Observations, reward: Floats) -> agents.Values:
+    """Ask an agent of an interval form."""
+    found = np.asarray(agent.act(obs, reward))
+    shape = len(obs), len(form.low)
+    if found.shape == shape and found.dtype.kind == "f" and ((found >= form.low) & (found <= form.high)).all():
+        return found
+    ends = ", ".join(f"{low:g} to {high:g}" for low, high in sorted({*zip(form.low, form.high, strict=True)}))
+    raise _refused(agent, found, f"floats of shape {shape}, from {ends}")
 
 
 def _run(batches: Sequence[Batch], out: Outputs, agent: Agent, progress: Progress | None) -> npt.NDArray[np.float64]:
@@ -230,6 +248,7 @@ def evaluate(
     aqm: str | None = None,
     reward: rewards.Reward = rewards.DEFAULT,
     decision_interval: int = 1,
+    control_interval_ms: float | None = None,
     progress: Progress | None = None,
 ) -> list[Result]:
     """Evaluate in closed loop; the seeds run side by side.
@@ -238,19 +257,29 @@ def evaluate(
         who: The spec of an agent or discipline (`l4s_gym.agents.spec`), or an agent.
         scenario: Name, path, or scenario.
         seeds: Seeds of the episodes; each is that of `reset(seed=)` of a single environment.
-        aqm: Discipline under an agent; None: the scenario's own.
+        aqm: Discipline under an agent; None: the scenario's own, or RFC 9332 where the agent sets parameters that this
+            one does not have.
         reward: Name or weights of the reward, see `l4s_gym.rewards`.
         decision_interval: Ask the agent at each n-th packet.
+        control_interval_ms: Of an agent that decides for control intervals: their length, simulated ms; None: the one
+            that it was trained for, or `l4s_gym.forms.INTERVAL_MS`.
         progress: Called with the share of the episodes that is done.
 
     Returns:
         One result a seed.
 
     Raises:
-        L4SError: Unknown agent, discipline, scenario or reward; no seeds.
+        L4SError: Unknown agent, discipline, scenario or reward; no seeds; an interval of another form.
     """
     return evaluate_many(
-        who, [scenario], seeds=seeds, aqm=aqm, reward=reward, decision_interval=decision_interval, progress=progress
+        who,
+        [scenario],
+        seeds=seeds,
+        aqm=aqm,
+        reward=reward,
+        decision_interval=decision_interval,
+        control_interval_ms=control_interval_ms,
+        progress=progress,
     )
 
 
@@ -280,6 +309,7 @@ def evaluate_many(
     aqm: str | None = None,
     reward: rewards.Reward = rewards.DEFAULT,
     decision_interval: int = 1,
+    control_interval_ms: float | None = None,
     progress: Progress | None = None,
     threads: int | None = None,
 ) -> list[Result]:
@@ -288,6 +318,9 @@ def evaluate_many(
     An agent with a policy (`l4s_gym.agents.protocol.policy_of`) decides inside the engine, with the same draws. Any
     other is asked for all episodes at once, as a decision is much cheaper in a larger batch. Each episode is what it is
     alone, as far as the agent's arithmetic does not depend on the size of its batch.
+
+    An agent of an interval form is asked in the environment of its form. The statistics then begin with the first
+    interval that starts after the warm-up.
 
     Args:
         who: As in `evaluate`.
@@ -298,6 +331,7 @@ def evaluate_many(
         aqm: As in `evaluate`.
         reward: As in `evaluate`.
         decision_interval: As in `evaluate`.
+        control_interval_ms: As in `evaluate`.
         progress: As in `evaluate`.
         threads: Threads that run episodes in which nobody outside the engine is asked; None: one a core.
 
@@ -308,49 +342,118 @@ def evaluate_many(
         raise L4SError("seeds: give at least one")
     chosen = [load(scenario) for scenario in scenarios]
     agent, native = resolve(who)
-    if agent is None:
-        rewards.check_timed(reward, f"{who}: ")
     n = len(seeds)
     first = seeds[0] if agent_seed is None else agent_seed
-    if agent is not None:
+    form = PACKET if agent is None else agents.form_of(agent)
+    if agent is None:
+        rewards.check_timed(reward, f"{who}: ")
+    else:
         agent.reset(n * len(chosen), first)
+    if (decision_interval != 1) if form != PACKET else (control_interval_ms is not None):
+        name = "decision_interval" if form != PACKET else "control_interval_ms"
+        raise L4SError(f"{name}: {who if agent is None else agent.name} decides in the form {form!r}: leave it out")
+    start = time.perf_counter()
+    if agent is None or form == PACKET:
+        batches, obs, returns = _run_packets(
+            agent, native or aqm, chosen, seeds, first, reward, decision_interval, progress, threads
+        )
+        asked = [batch.env["decisions"] for batch in batches]
+    else:
+        batches, obs, returns, asked = _run_intervals(
+            agent, aqm, chosen, seeds, reward, control_interval_ms, progress, threads
+        )
+    wall_s = time.perf_counter() - start
+    about: dict[str, Any] = {
+        "agent": str(who) if agent is None else agent.name,
+        "rule": "-" if agent is None else agent.rule,
+        "reward": rewards.canonical(reward),
+        "latency_us": None if agent is None else latency_us(agent, obs),
+        "cost": {} if agent is None else agent.cost(),
+        "wall_s": wall_s,
+    }
+    return [
+        _result(batch, i, seed, float(total[i]), None if agent is None else int(count[i]), about)
+        for batch, total, count in zip(batches, returns.reshape(len(chosen), n), asked, strict=True)
+        for i, seed in enumerate(seeds)
+    ]
+
+
+def _run_packets(
+    agent: Agent | None,
+    aqm: str | None,
+    chosen: Sequence[Scenario],
+    seeds: Sequence[int],
+    first: int,
+    reward: rewards.Reward,
+    interval: int,
+    progress: Progress | None,
+    threads: int | None,
+) -> tuple[list[Batch], agents.Observations, Floats]:
+    """Run where packets are decided about; batches, last observations and returns of all episodes."""
+    n = len(seeds)
     policy = None if agent is None else policy_of(agent)
     decider = layout.NATIVE if agent is None else layout.AGENT if policy is None else layout.POLICY
-    options: dict[str, Any] = {"decider": decider, "interval": decision_interval, "reward": reward, "policy": policy}
-    options["aqm"] = native or aqm
+    options: dict[str, Any] = {"decider": decider, "interval": interval, "reward": reward, "policy": policy}
     out = Outputs.of(n * len(chosen))
-    batches = [Batch(s, n, outputs=out.part(k * n, (k + 1) * n), **options) for k, s in enumerate(chosen)]
+    batches = [Batch(s, n, outputs=out.part(k * n, (k + 1) * n), aqm=aqm, **options) for k, s in enumerate(chosen)]
     for k, batch in enumerate(batches):
         for i, seed in enumerate(seeds):
             batch.reset(i, seeding.np_random(seed)[0])
         if policy is not None:
             batch.start_policy(generators(n, first + k * n))
-    start = time.perf_counter()
     if agent is not None and policy is None:
-        returns = _run(batches, out, agent, progress)
-    else:
-        count = threads or cores()
-        with ThreadPoolExecutor(count) if count > 1 else nullcontext() as executor:
-            returns = _run_inside(batches, out, executor, progress)
-    wall_s = time.perf_counter() - start
-    timed = None if agent is None else latency_us(agent, out.obs.copy())
-    about: dict[str, Any] = {
-        "agent": str(who) if agent is None else agent.name,
-        "rule": "-" if agent is None else agent.rule,
-        "reward": rewards.canonical(reward),
-        "latency_us": timed,
-        "cost": {} if agent is None else agent.cost(),
-        "wall_s": wall_s,
-    }
-    return [
-        _result(batch, i, seed, float(total[i]), agent is not None, about)
-        for batch, total in zip(batches, returns.reshape(len(chosen), n), strict=True)
-        for i, seed in enumerate(seeds)
-    ]
+        return batches, out.obs, _run(batches, out, agent, progress)
+    count = threads or cores()
+    with ThreadPoolExecutor(count) if count > 1 else nullcontext() as executor:
+        return batches, out.obs, _run_inside(batches, out, executor, progress)
 
 
-def _result(batch: Batch, i: int, seed: int, episode_return: float, asked: bool, about: dict[str, Any]) -> Result:
-    """What episode `i` of a batch came to."""
+def _run_intervals(
+    agent: Agent,
+    aqm: str | None,
+    chosen: Sequence[Scenario],
+    seeds: Sequence[int],
+    reward: rewards.Reward,
+    interval_ms: float | None,
+    progress: Progress | None,
+    threads: int | None,
+) -> tuple[list[Batch], agents.Observations, Floats, list[npt.NDArray[np.int64]]]:
+    """Run where control intervals are decided about; as `_run_packets`, and the intervals after the warm-up (n,)."""
+    form, n = forms.get(agents.form_of(agent)), len(seeds)
+    made: dict[str, Any] = {"autoreset_mode": "disabled", "copy": False, "reward": reward, "num_threads": threads}
+    made["control_interval_ms"] = agents.control_interval_ms(agent) if interval_ms is None else interval_ms
+    envs = [form.vector_class(n, each, aqm=aqm or _law(form, each), **made) for each in chosen]
+    for env in envs:
+        env.reset(seed=list(seeds))
+
+    def seen(name: str) -> Any:
+        return np.concatenate([env.buffers[name] for env in envs])
+
+    total, open_ = np.zeros(n * len(envs)), np.ones(n * len(envs), bool)
+    batches: list[Batch] = [env.batch for env in envs]
+    calls = 0
+    while open_.any():
+        actions = _decide_intervals(agent, form, seen("obs"), seen("reward"))
+        for k, env in enumerate(envs):
+            env.go_on(actions[k * n : (k + 1) * n])
+        np.add(total, seen("reward"), out=total, where=open_)
+        np.less(seen("status"), layout.TERMINATED, out=open_)
+        calls += 1
+        if progress is not None and calls % 50 == 0:
+            progress(_done(batches))
+    interval_ns = round(1e6 * made["control_interval_ms"])
+    asked = [-((batch.env["since_ns"] - batch.env["now_ns"]) // interval_ns) for batch in batches]
+    return batches, seen("obs"), total, asked
+
+
+def _law(form: forms.Form, scenario: Scenario) -> str | None:
+    """The discipline under an agent; None: the scenario's own, unless the agent sets parameters that it does not have."""
+    sets = form.name == "parameters" and not disciplines.get(scenario.aqm).tune
+    return "dualpi2_rfc9332" if sets else None
+
+
+def _result(batch: Batch, i: int, seed: int, episode_return: float, asked: int | None, about: dict[str, Any]) -> Result:
+    """What episode `i` of a batch came to; `asked`: decisions of the agent, if there is one."""
     s = measure.summary(batch, i)
     hists = dict(zip(measure.CLASSES, batch.hist[i], strict=True))
     return Result(
@@ -358,7 +461,7 @@ def _result(batch: Batch, i: int, seed: int, episode_return: float, asked: bool,
         aqm=batch.aqm_of(i),
         seed=int(seed),
         episode_return=episode_return,
-        decisions=int(batch.env["decisions"][i] if asked else sum(c["offered"] for c in s["classes"].values())),
+        decisions=sum(c["offered"] for c in s["classes"].values()) if asked is None else asked,
         utilisation=s["utilisation"],
         delay_ms=s["delay_ms"],
         delay_quantiles={name: quantiles_ms(hist) for name, hist in hists.items()},

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from l4s_gym import L4SError
-from l4s_gym.agents import RandomAgent
+from l4s_gym.agents import RandomAgent, make
+from l4s_gym.agents.rules import ZeroAgent
 from l4s_gym.evaluation import harness
+from l4s_gym.forms import FORMS
 from l4s_gym.sim import scenario
 from l4s_gym.tables import timeless
 
@@ -21,17 +23,21 @@ def short(name: str) -> scenario.Scenario:
     return scenario.load(name).replace(horizon_s=0.6)
 
 
-@pytest.mark.parametrize("who", ["random", "threshold", "native:pie"])
-@pytest.mark.parametrize("interval", [1, 10])
-def test_batch_of_many_is_batch_of_one(who: str, interval: int) -> None:
+INTERVAL_FORMS = [name for name, form in FORMS.items() if form.low]
+
+
+@pytest.mark.parametrize(
+    ("who", "how"),
+    [
+        *((who, {"decision_interval": n}) for who in ("random", "threshold", "native:pie") for n in (1, 10)),
+        *((f"random:form={form}", {"control_interval_ms": ms}) for form in INTERVAL_FORMS for ms in (16, 100)),
+    ],
+)
+def test_batch_of_many_is_batch_of_one(who: str, how: dict[str, Any]) -> None:
     seeds = (3, 4)
-    together = harness.evaluate_many(
-        who, [short(n) for n in NAMES], seeds=seeds, agent_seed=50, decision_interval=interval
-    )
+    together = harness.evaluate_many(who, [short(n) for n in NAMES], seeds=seeds, agent_seed=50, **how)
     alone = [
-        harness.evaluate_many(who, [short(name)], seeds=[seed], agent_seed=50 + 2 * k + i, decision_interval=interval)[
-            0
-        ]
+        harness.evaluate_many(who, [short(name)], seeds=[seed], agent_seed=50 + 2 * k + i, **how)[0]
         for k, name in enumerate(NAMES)
         for i, seed in enumerate(seeds)
     ]
@@ -53,6 +59,97 @@ def test_return_of_an_episode_is_that_of_the_environment() -> None:
         total += float(reward)
         ended = terminated or truncated
     assert result.episode_return == pytest.approx(total, rel=1e-12)
+
+
+@pytest.mark.parametrize("form", INTERVAL_FORMS)
+def test_intervals_are_the_steps_of_the_environment(form: str) -> None:
+    """Return, statistics and number of decisions, to the bit; episodes that end earlier wait for the others."""
+    import gymnasium as gym
+
+    shorter = scenario.load("overload").replace(horizon_s=0.3)
+    both = [short("web"), shorter]
+    found = harness.evaluate_many(
+        f"random:form={form}", both, seeds=[7, 8], agent_seed=20, aqm="dualpi2_linux", control_interval_ms=25.0
+    )
+    for k, result in enumerate(found):
+        env = gym.make(FORMS[form].env_id, scenario=both[k // 2], aqm="dualpi2_linux", control_interval_ms=25.0)
+        agent: Any = make(f"random:form={form}")
+        agent.reset(1, 20 + k)
+        obs, _ = env.reset(seed=7 + k % 2)
+        total, reward, starts, now_ms, ended, info = 0.0, 0.0, [], 0.0, False, {}
+        while not ended:
+            starts.append(now_ms)
+            obs, reward, terminated, truncated, info = env.step(agent.act(obs[None], np.array([reward]))[0])
+            total += reward
+            now_ms += 25.0
+            ended = terminated or truncated
+        assert result.episode_return == total
+        expected = info["statistics"]
+        assert (result.utilisation, result.delay_ms) == (expected["utilisation"], expected["delay_ms"])
+        assert (result.aqm, result.goodput_mbps) == ("dualpi2_linux", expected["goodput_mbps"])
+        warmup_ms = 1e3 * both[k // 2].horizon_s / 2
+        assert result.decisions == sum(start >= warmup_ms for start in starts)
+
+
+def test_the_agent_that_changes_no_parameter_is_the_native_law() -> None:
+    """Where the warm-up ends with an interval, so that the statistics are of the same time."""
+    native, idle = (
+        harness.evaluate(who, short("web"), seeds=[5, 6], **how)
+        for who, how in (("native:dualpi2_rfc9332", {}), ("zero:form=parameters", {"control_interval_ms": 20.0}))
+    )
+    for law, agent in zip(native, idle, strict=True):
+        assert agent.aqm == "dualpi2_rfc9332"  # the scenario has the testbed's, which cannot be tuned
+        assert agent.episode_return == pytest.approx(law.episode_return, rel=1e-12)  # a sum in another order
+        other = ("agent", "decisions", "episode_return", "latency_us", "cost", "wall_s")
+        mine, theirs = agent.as_dict(), law.as_dict()
+        assert {k: v for k, v in mine.items() if k not in other} == {k: v for k, v in theirs.items() if k not in other}
+
+
+def test_the_probability_of_zero_leaves_only_the_marks_of_l() -> None:
+    (result,) = harness.evaluate("zero:form=probability", short("grid-12m-20ms"), seeds=[1], aqm="dualpi2_rfc9332")
+    assert result.classes["C"]["marked"] == 0 < result.classes["L"]["marked"]
+
+
+def test_the_control_interval_is_that_of_the_training() -> None:
+    agent = ZeroAgent()
+    agent.training = {"control_interval_ms": 50.0}  # type: ignore[attr-defined]
+    assert harness.evaluate(agent, short("web"), seeds=[0])[0].decisions == 6
+    assert harness.evaluate(agent, short("web"), seeds=[0], control_interval_ms=100)[0].decisions == 3
+
+
+@pytest.mark.parametrize(
+    ("who", "how", "text"),
+    [
+        ("random", {"control_interval_ms": 16.0}, "control_interval_ms: random decides in the form 'packet'"),
+        ("native:pie", {"control_interval_ms": 16.0}, "control_interval_ms: native:pie decides"),
+        ("zero", {"decision_interval": 2}, "decision_interval: zero:form=parameters decides in the form 'parameters'"),
+        ("zero", {"control_interval_ms": 0}, "control_interval_ms=0: give a positive number"),
+        ("zero", {"aqm": "pie"}, "aqm: pie: give one whose parameters can be scaled"),
+    ],
+)
+def test_intervals_of_another_form_are_refused(who: str, how: dict[str, Any], text: str) -> None:
+    with pytest.raises(L4SError, match=text):
+        harness.evaluate(who, short("web"), seeds=[0], **how)
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (lambda n: np.zeros((n, 2)), "shape (2, 2)"),
+        (lambda n: np.zeros((n, 5), np.int64), "int64"),
+        (lambda n: np.full((n, 5), 1.5), "1.5 to 1.5"),
+        (lambda n: np.full((n, 5), np.nan), "nan"),
+        (lambda n: None, "object"),
+    ],
+)
+def test_numbers_that_are_no_action(answer: Callable[[int], Any], text: str) -> None:
+    class Bad(ZeroAgent):
+        def act(self, obs: Any, rewards: Any) -> Any:
+            return answer(len(obs))
+
+    with pytest.raises(L4SError, match=r"return floats of shape \(2, 5\), from -1 to 1") as caught:
+        harness.evaluate(Bad(), short("web"), seeds=(0, 1))
+    assert text in str(caught.value)
 
 
 def test_quantiles_are_of_the_delays() -> None:
