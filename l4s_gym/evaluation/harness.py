@@ -447,9 +447,9 @@ def _run_intervals(
 
 
 def _law(form: forms.Form, scenario: Scenario) -> str | None:
-    """The discipline under an agent; None: the scenario's own, unless the agent sets parameters that it does not have."""
-    sets = form.name == "parameters" and not disciplines.get(scenario.aqm).tune
-    return "dualpi2_rfc9332" if sets else None
+    """The discipline under an agent: RFC 9332 where the agent sets parameters that the scenario's does not have."""
+    sets = form.name == "parameters"
+    return "dualpi2_rfc9332" if sets and not disciplines.get(scenario.aqm).tune else None
 
 
 def _result(batch: Batch, i: int, seed: int, episode_return: float, asked: int | None, about: dict[str, Any]) -> Result:

@@ -93,6 +93,27 @@ def test_the_rules() -> None:
         ThresholdAgent(l_us=-1)
 
 
+def test_what_the_rules_do_in_intervals() -> None:
+    obs = np.zeros((2, 29), np.float32)
+    drawn, idle = agents.make("random:form=parameters"), agents.make("zero:form=probability")
+    drawn.reset(2, 0)
+    idle.reset(2, 0)
+    assert (idle.act(obs[:, :12], np.zeros(2)) == -1.0).all()
+    values = np.stack([drawn.act(obs, np.zeros(2)) for _ in range(500)])  # (500, 2, 5), uniform in [-1, 1]
+    np.testing.assert_allclose(values.mean(0), 0.0, atol=0.1)
+    np.testing.assert_allclose(values.std(0), 3**-0.5, atol=0.05)
+    with pytest.raises(L4SError, match=r"observations of shape \(2, 8\): expected \(2, 29\)"):
+        drawn.act(obs[:, :8], np.zeros(2))
+
+
+def test_a_form_that_is_none() -> None:
+    agent = EnqueueAgent()
+    assert agents.form_of(agent) == "packet"
+    agent.form = "packets"  # type: ignore[attr-defined]
+    with pytest.raises(L4SError, match="did you mean 'packet'"):
+        agents.form_of(agent)
+
+
 def test_an_agents_draws_are_not_those_of_the_environment() -> None:
     rule = DecisionRule("sample")
     rule.reset(1, 7)
@@ -111,6 +132,9 @@ def test_an_agents_draws_are_not_those_of_the_environment() -> None:
         ("enqueue:x=1", "takes no options"),
         ("threshold:l=1", "l_us"),
         ("threshold:l_us=fast", "not l_us=<number>"),
+        ("random:form=parameter", "did you mean 'parameters'"),
+        ("random:rate=1", "form"),
+        ("zero:form=packet", "zero: form=packet: give probability or parameters"),
         ("no_such_module:agent", "no module 'no_such_module'"),
         ("own_agent:missing", "missing"),
         ("own_agent:fails", "int lacks name"),

@@ -17,7 +17,9 @@ import pytest
 from l4s_gym import L4SError, agents
 from l4s_gym.agents import Agent, saved, training
 from l4s_gym.agents.logged import offline_probabilities
+from l4s_gym.agents.protocol import form_of
 from l4s_gym.data.trajectory import Trajectory
+from l4s_gym.forms import FORMS
 from l4s_gym.schema import OBS_HIGH
 from l4s_gym.sim import fingerprint
 from tests.agents.conftest import TINY, kind_of
@@ -29,8 +31,15 @@ class Own:
     def reset(self, n, seed): self.n = n
     def act(self, obs, rewards): return np.ones(self.n, np.int64)
     def cost(self): return {"parameters": 0.0, "trainable_parameters": 0.0}
+class Gains(Own):
+    form = "parameters"
+    def act(self, obs, rewards): return np.full((self.n, 5), 0.5, np.float32)
 """
-UNTRAINED = ("random", "enqueue", "threshold", "threshold:l_us=500,c_us=10000", "conforming_agent:Own")
+UNTRAINED = (
+    *("random", "enqueue", "threshold", "threshold:l_us=500,c_us=10000", "conforming_agent:Own"),
+    *(f"{rule}:form={form}" for rule in ("random", "zero") for form in ("probability", "parameters")),
+    *("zero", "conforming_agent:Gains"),
+)
 SLOW = {"llm+text": [pytest.mark.slow]}
 """It writes a dozen tokens for each decision."""
 PLAYED = [pytest.param(name, marks=SLOW.get(name, ())) for name in TINY]
@@ -60,25 +69,39 @@ def make(
     return build
 
 
-def observations(seed: int, step: int) -> npt.NDArray[np.float32]:
-    """An observation (8,) that depends on the environment's own seed and the step only."""
-    obs = np.random.default_rng([seed, step]).random(8).astype(np.float32)
+def width(agent: Agent) -> int:
+    """Numbers of an observation in the agent's form."""
+    return len(FORMS[form_of(agent)].features) or 8
+
+
+def observations(seed: int, step: int, width: int = 8) -> npt.NDArray[np.float32]:
+    """An observation (width,) that depends on the environment's own seed and the step only."""
+    obs = np.random.default_rng([seed, step]).random(width).astype(np.float32)
     obs[0] = (seed + step) % 2
     return obs
 
 
-def play(agent: Agent, n: int, seed: int, steps: int = 60) -> npt.NDArray[np.int64]:
-    """Actions (steps, n)."""
+def check_actions(agent: Agent, action: npt.NDArray[Any], n: int) -> None:
+    """What the form of an agent asks of its actions."""
+    form = FORMS[form_of(agent)]
+    if not form.low:
+        assert action.shape == (n,) and action.dtype == np.int64
+        assert set(action.tolist()) <= {0, 1, 2}
+        return
+    assert action.shape == (n, len(form.low)) and action.dtype in (np.float32, np.float64)
+    assert ((action >= form.low) & (action <= form.high)).all()
+
+
+def play(agent: Agent, n: int, seed: int, steps: int = 60) -> npt.NDArray[Any]:
+    """Actions (steps, n) or (steps, n, K)."""
     agent.reset(n, seed)
     taken = []
     for step in range(steps):
-        obs = np.stack([observations(seed + i, step) for i in range(n)])
+        obs = np.stack([observations(seed + i, step, width(agent)) for i in range(n)])
         rewards = np.array([0.01 * ((seed + i + step) % 3) for i in range(n)])
         obs.flags.writeable = rewards.flags.writeable = False
         action = agent.act(obs, rewards)
-        assert action.shape == (n,)
-        assert action.dtype == np.int64
-        assert set(action.tolist()) <= {0, 1, 2}
+        check_actions(agent, action, n)
         taken.append(action.copy())
     return np.stack(taken)
 
@@ -96,10 +119,11 @@ def test_decisions(spec: str, make: Callable[[str], tuple[str, Agent]]) -> None:
     np.testing.assert_array_equal(play(agent, 3, 5), first)
     np.testing.assert_array_equal(play(agents.make(spec), 3, 5), first)  # made anew
     agent.reset(1, 0)
-    assert np.isin(agent.act(OBS_HIGH[None], np.zeros(1)), [0, 1, 2]).all()
+    highest = np.array([each.high for each in FORMS[form_of(agent)].features] or OBS_HIGH, np.float32)
+    check_actions(agent, agent.act(highest[None], np.zeros(1)), 1)
     if not spec.startswith("conforming_agent"):
         with pytest.raises(L4SError, match="reset"):
-            agent.act(np.zeros((2, 8), np.float32), np.zeros(2))
+            agent.act(np.zeros((2, width(agent)), np.float32), np.zeros(2))
         with pytest.raises(L4SError, match="1 or more"):
             agent.reset(0, 0)
 

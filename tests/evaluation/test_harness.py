@@ -76,10 +76,13 @@ def test_intervals_are_the_steps_of_the_environment(form: str) -> None:
         agent: Any = make(f"random:form={form}")
         agent.reset(1, 20 + k)
         obs, _ = env.reset(seed=7 + k % 2)
-        total, reward, starts, now_ms, ended, info = 0.0, 0.0, [], 0.0, False, {}
+        total, reward, now_ms, ended = 0.0, 0.0, 0.0, False
+        starts: list[float] = []
+        info: dict[str, Any] = {}
         while not ended:
             starts.append(now_ms)
-            obs, reward, terminated, truncated, info = env.step(agent.act(obs[None], np.array([reward]))[0])
+            obs, earned, terminated, truncated, info = env.step(agent.act(obs[None], np.array([reward]))[0])
+            reward = float(earned)
             total += reward
             now_ms += 25.0
             ended = terminated or truncated
@@ -93,10 +96,8 @@ def test_intervals_are_the_steps_of_the_environment(form: str) -> None:
 
 def test_the_agent_that_changes_no_parameter_is_the_native_law() -> None:
     """Where the warm-up ends with an interval, so that the statistics are of the same time."""
-    native, idle = (
-        harness.evaluate(who, short("web"), seeds=[5, 6], **how)
-        for who, how in (("native:dualpi2_rfc9332", {}), ("zero:form=parameters", {"control_interval_ms": 20.0}))
-    )
+    native = harness.evaluate("native:dualpi2_rfc9332", short("web"), seeds=[5, 6])
+    idle = harness.evaluate("zero:form=parameters", short("web"), seeds=[5, 6], control_interval_ms=20.0)
     for law, agent in zip(native, idle, strict=True):
         assert agent.aqm == "dualpi2_rfc9332"  # the scenario has the testbed's, which cannot be tuned
         assert agent.episode_return == pytest.approx(law.episode_return, rel=1e-12)  # a sum in another order
