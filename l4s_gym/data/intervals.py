@@ -7,20 +7,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import gymnasium as gym
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from l4s_gym import forms
 from l4s_gym.data.steps import Steps, StreamRun
 from l4s_gym.data.storage import row_of
-from l4s_gym.forms import INTERVAL_MS, form
+from l4s_gym.forms import INTERVAL_MS
 from l4s_gym.rewards import COMPONENTS, DEFAULT
 from l4s_gym.sim.scenario import Scenario
 
 Actions = npt.NDArray[np.float32]
 
 FLAVOURS: Final = ("plain", "constant", "changing")
-"""Of an episode: all numbers of its actions are 0; one action throughout; an action that changes at random times."""
+"""Of an episode: the form's idle action, or another one, throughout; an action that changes at random times."""
 PLAIN, CONSTANT, CHANGING = FLAVOURS
 
 
@@ -90,8 +92,8 @@ def drawn_actions(
     """
     drawn = rng.random(steps) < change
     drawn[0] = True
-    actions = rng.uniform(low, high, (int(drawn.sum()), len(low))).astype(np.float32)
-    return actions[np.cumsum(drawn) - 1]
+    values = rng.uniform(low, high, (int(drawn.sum()), len(low)))
+    return values[np.cumsum(drawn) - 1].astype(np.float32)
 
 
 def play(runs: Sequence[IntervalRun]) -> Iterator[StreamRun]:
@@ -110,7 +112,7 @@ def play(runs: Sequence[IntervalRun]) -> Iterator[StreamRun]:
 def _played(runs: Sequence[IntervalRun]) -> list[Steps]:
     """Simulate episodes of one discipline; return the rows of each, (T + 1,)."""
     first, scenarios = runs[0], {run.scenario.name: run.scenario for run in runs}
-    env = form(first.form).vector_class(
+    env = forms.get(first.form).vector_class(
         len(runs), list(scenarios.values()), **first.arguments, copy=False, num_threads=1
     )
     options = {"scenario": [run.scenario.name for run in runs]}
@@ -131,27 +133,18 @@ def _played(runs: Sequence[IntervalRun]) -> list[Steps]:
     return [each[: end + 1] for each, end in zip(rows, ends.tolist(), strict=True)]
 
 
-def environment(about: Mapping[str, Any], name: str, reward: str = DEFAULT, **arguments: Any) -> Any:
+def environment(about: Mapping[str, Any], form: str, **arguments: Any) -> Any:
     """Return the environment in which an episode was played: reset with its `seed`, its actions give its rewards.
 
     Args:
         about: The episode's metadata (`IntervalRun.about`).
-        name: The action form.
-        reward: Name of the reward.
+        form: Its action form.
         **arguments: More arguments of the environment.
     """
-    import gymnasium as gym
-
-    how = {"aqm": str(about["aqm"]), "control_interval_ms": float(about["control_interval_ms"]), "reward": reward}
-    scenario = msgspec.json.decode(str(about["scenario_json"]))
-    return gym.make(f"l4s_gym:{form(name).env_id}", scenario=scenario, **how, **arguments)
-
-
-def random_returns(name: str, scenario: Scenario, seeds: Sequence[int], control_interval_ms: float) -> list[float]:
-    """Return the returns of episodes in which each action is drawn from the whole action space of a form."""
-    box, steps = form(name), steps_of(scenario.horizon_s, control_interval_ms)
-    runs = []
-    for seed in seeds:
-        actions = drawn_actions(box.low, box.high, steps, 1.0, np.random.default_rng([seed, 1]))
-        runs.append(IntervalRun(scenario, "dualpi2_rfc9332", seed, actions, CHANGING, name, control_interval_ms))
-    return [float(np.concatenate(list(run.blocks()))["reward"].sum()) for run in play(runs)]
+    return gym.make(
+        f"l4s_gym:{forms.get(form).env_id}",
+        scenario=msgspec.json.decode(str(about["scenario_json"])),
+        aqm=str(about["aqm"]),
+        control_interval_ms=float(about["control_interval_ms"]),
+        **arguments,
+    )

@@ -83,7 +83,7 @@ def datasets_in(folder: Path) -> Iterator[None]:
 
 def observed_by(form: str) -> tuple[str, ...]:
     """Return the names of the features that an action form (`l4s_gym.forms`) observes."""
-    return tuple(each.name for each in forms.form(form).features) or schema.OBSERVED
+    return tuple(each.name for each in forms.get(form).features) or schema.OBSERVED
 
 
 def action_names(form: str) -> tuple[str, ...]:
@@ -97,7 +97,7 @@ def action_names(form: str) -> tuple[str, ...]:
 
 def spaces(form: str) -> tuple[Any, Any]:
     """Return the spaces of an observation and of an action of a form."""
-    own = forms.form(form)
+    own = forms.get(form)
     highest = np.array([each.high for each in own.features], np.float32) if own.features else schema.OBS_HIGH
     observed = gym.spaces.Box(np.zeros_like(highest), highest)
     if form == PACKET:
@@ -136,9 +136,9 @@ def check_episode(episode: Trajectory, where: str, form: str = PACKET) -> None:
         if bad.size:
             raise L4SError(f"{where}: {name} at {bad[0]} is {values[bad[0]]}, not one of 0, 1, 2")
     if form != PACKET:
-        bad = np.argwhere(~((episode.actions >= action.low) & (episode.actions <= action.high)))
-        if bad.size:
-            index = tuple(bad[0].tolist())
+        beyond = np.argwhere(~((episode.actions >= action.low) & (episode.actions <= action.high)))
+        if beyond.size:
+            index = tuple(beyond[0].tolist())
             raise L4SError(f"{where}: actions at {list(index)} is {episode.actions[index]:g}, outside the action space")
     outside = np.argwhere((episode.observations < 0) | (episode.observations > observed.high))
     if outside.size:
@@ -174,7 +174,7 @@ def _specs(form: str, env_kwargs: Mapping[str, Any], eval_kwargs: Mapping[str, A
     """Return the specs of the environment with the dataset's reward, and of the one for evaluation."""
     specs = []
     for kwargs in ({**env_kwargs, "reward": reward}, eval_kwargs):
-        env: Any = gym.make(f"l4s_gym:{forms.form(form).env_id}", **kwargs)
+        env: Any = gym.make(f"l4s_gym:{forms.get(form).env_id}", **kwargs)
         specs.append(env.spec)
         env.close()
     return specs[0], specs[1]
@@ -212,7 +212,7 @@ def ensure_namespace(namespace: str) -> None:
 def schema_metadata(reward: str, extra: Mapping[str, Any], form: str = PACKET) -> dict[str, Any]:
     """Return metadata that says how to read the numbers, from the form and `extra`; values of None are left out."""
     told = {"observation_scales": schema.OBS_SCALE.tolist()} if form == PACKET else {"form": form}
-    units = [each.unit for each in forms.form(form).features]
+    units = [each.unit for each in forms.get(form).features]
     return {
         "schema_version": schema.SCHEMA_VERSION,
         "observation_fields": list(observed_by(form)),

@@ -36,9 +36,11 @@ PREFIX: Final = "l4s/dualpi2/"
 RANDOM: Final = "random:train"
 """The name of scenarios that are drawn anew for each episode."""
 if TYPE_CHECKING:
-    _Aqm = _Form = str
+    _Aqm = str
+    _Form = str
 else:
-    _Aqm, _Form = Literal["", *AQMS], Literal[*FORMS]
+    _Aqm = Literal["", *AQMS]
+    _Form = Literal[*FORMS]
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 
 
@@ -68,7 +70,7 @@ class BehaviourSpec(Struct, frozen=True, forbid_unknown_fields=True):
             those of the action space.
         high: Upper bounds, likewise.
         redraw_s: Of control intervals: mean time after which the action is drawn again; 0: it is held for the episode.
-        plain: Of control intervals: share of the episodes in which all numbers of the actions are 0 instead.
+        plain: Of control intervals: share of the episodes with the form's idle action instead, evenly spread.
     """
 
     aqm: _Aqm = ""
@@ -210,7 +212,7 @@ class Task:
         actions = intervals.drawn_actions(who.low or box.low, who.high or box.high, steps, change, rng)
         flavour = intervals.CHANGING if change else intervals.CONSTANT
         if math.floor((before + 1) * who.plain) > math.floor(before * who.plain):
-            flavour, actions = intervals.PLAIN, np.zeros_like(actions)
+            flavour, actions = intervals.PLAIN, np.full_like(actions, box.idle)
         how = recipe.form, recipe.control_interval_ms, recipe.reward
         return intervals.IntervalRun(simulated, who.aqm or None, recipe.seed + number, actions, flavour, *how)
 

@@ -73,7 +73,7 @@ def arrays_of(form: str) -> dict[str, Array]:
     """
     if form == PACKET:
         return ARRAYS
-    chosen = forms.form(form)
+    chosen = forms.get(form)
     return {
         "observations": Array("<f4", (len(chosen.features),), 1, "observation"),
         "actions": Array("<f4", (len(chosen.low),), 0, "action"),

@@ -17,7 +17,7 @@ from l4s_gym import forms, rewards
 from l4s_gym.agents import AgentSpec
 from l4s_gym.agents import protocol as agents
 from l4s_gym.agents.protocol import Agent, Floats, generators, policy_of
-from l4s_gym.data.intervals import random_returns
+from l4s_gym.agents.rules import random_agent
 from l4s_gym.data.recipes import Recipe
 from l4s_gym.errors import L4SError
 from l4s_gym.forms import PACKET
@@ -294,9 +294,9 @@ def reference_scores(recipe: Recipe) -> dict[str, Any]:
     for name, who in (("random", "random"), ("native", "native:dualpi2_rfc9332")):
         scores[name] = [result.episode_return for result in evaluate(who, recipe.evaluated_on, seeds=seeds)]
     if recipe.form != PACKET:
-        scores["random_actions"] = random_returns(
-            recipe.form, load(recipe.evaluated_on), seeds, recipe.control_interval_ms
-        )
+        agent, every_ms = random_agent(recipe.form), recipe.control_interval_ms
+        played = evaluate(agent, recipe.evaluated_on, seeds=seeds, control_interval_ms=every_ms)
+        scores["random_actions"] = [result.episode_return for result in played]
     return scores
 
 

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 
 from l4s_gym import L4SError
-from l4s_gym.cli import main
 from l4s_gym.evaluation import board, entry, harness, leaderboard, sweep
 from l4s_gym.evaluation.entry import Entry, Experiment, Protocol, Training
-from l4s_gym.evaluation.results import read, read_all, write
+from l4s_gym.evaluation.results import read_all
 from l4s_gym.sim import scenario, traces
 from l4s_gym.sim.ranges import Ranges, link_kind, rates_mbps
 from l4s_gym.sim.scenario import load
