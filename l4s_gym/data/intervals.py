@@ -61,7 +61,7 @@ class IntervalRun:
         """Attributes of the episode: all that it takes to play it again with its actions."""
         return {
             "scenario": self.scenario.name,
-            "scenario_json": msgspec.json.encode(self.scenario).decode(),
+            "scenario_json": msgspec.json.encode(self.scenario),  # as bytes: texts are shortened
             "aqm": self.aqm or self.scenario.aqm,
             "flavour": self.flavour,
             "seed": self.seed,
@@ -92,8 +92,9 @@ def drawn_actions(
     """
     drawn = rng.random(steps) < change
     drawn[0] = True
-    values = rng.uniform(low, high, (int(drawn.sum()), len(low)))
-    return values[np.cumsum(drawn) - 1].astype(np.float32)
+    values = rng.uniform(low, high, (int(drawn.sum()), len(low))).astype(np.float32)
+    held: Actions = values[np.cumsum(drawn) - 1]
+    return held
 
 
 def play(runs: Sequence[IntervalRun]) -> Iterator[StreamRun]:
@@ -143,7 +144,7 @@ def environment(about: Mapping[str, Any], form: str, **arguments: Any) -> Any:
     """
     return gym.make(
         f"l4s_gym:{forms.get(form).env_id}",
-        scenario=msgspec.json.decode(str(about["scenario_json"])),
+        scenario=msgspec.json.decode(about["scenario_json"]),
         aqm=str(about["aqm"]),
         control_interval_ms=float(about["control_interval_ms"]),
         **arguments,

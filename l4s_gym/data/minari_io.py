@@ -444,6 +444,16 @@ def form_of(dataset: Any) -> str:
     return str(dataset.storage.metadata.get("form", PACKET))
 
 
+def check_form(dataset: Any, wanted: str) -> None:
+    """Refuse a dataset (`minari.MinariDataset`) of another action form.
+
+    Raises:
+        L4SError: It is of another.
+    """
+    if (form := form_of(dataset)) != wanted:
+        raise L4SError(f"dataset {dataset.id!r}: its actions are of the form {form!r}, not {wanted!r}: use another")
+
+
 def absent_in(note: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the features that an episode's source lacks, from its metadata."""
     return tuple(name for name in str(note.get("absent", "")).split(",") if name)
