@@ -149,8 +149,7 @@ def read_dataset(dataset_id: str, form: str | None = None) -> list[Trajectory]:
     minari_io.check_simulator(dataset)
     if form is not None:
         minari_io.check_form(dataset, form)
-    minari_io.validate(dataset)
-    return list(minari_io.read_episodes(dataset))
+    return list(minari_io.read_valid(dataset))
 
 
 def simulator_of(dataset_id: str) -> str:

@@ -216,7 +216,8 @@ def picture(by_size: Mapping[str, dict[str, Any]]) -> bytes:
             axes[0].plot(np.maximum(shown["delay_ms"][name], 0.01), _QUANTILES, color=color, label=name)
         curve = shown["example"][name]
         axes[1].plot(curve["time_s"], curve[over_time], color=color, lw=0.8, label=name)
-    axes[0].set(xscale="log", xlabel="delay at the decision (ms; 0 is shown as 0.01)", ylabel="share of steps")
+    of = "at the decision" if over_time == "probability" else "in an interval"
+    axes[0].set(xscale="log", xlabel=f"delay {of} (ms; 0 is shown as 0.01)", ylabel="share of steps")
     axes[0].set_title(f"{shown['id'].rsplit('/', 1)[1]}", fontsize=9)
     axes[1].set(xlabel="time (s)", ylabel="base probability" if over_time == "probability" else "delay (ms)")
     example = shown["example"]

@@ -469,10 +469,12 @@ def read_episodes(dataset: Any) -> Iterator[Trajectory]:
         L4SError: An episode lacks our infos.
     """
     with readable(Path(dataset.spec.data_path)):
-        yield from _episodes(dataset)
+        for _, episode in _episodes(dataset):
+            yield episode
 
 
-def _episodes(dataset: Any) -> Iterator[Trajectory]:
+def _episodes(dataset: Any) -> Iterator[tuple[Any, Trajectory]]:
+    """Yield the episodes of a dataset as Minari reads them, and as ours."""
     notes = dataset.storage.get_episode_metadata(dataset.episode_indices)
     form = form_of(dataset)
     features = observed_by(form)
@@ -483,16 +485,19 @@ def _episodes(dataset: Any) -> Iterator[Trajectory]:
         more: dict[str, Any] = {"extras": {name: extras[name] for name in (EXTRAS if form == PACKET else COMPONENTS)}}
         if form == PACKET:
             more |= {"missing": {MISSING: data.infos["missing"]}, "applied": data.infos["applied_action"][1:]}
-        yield Trajectory(
-            observations=data.observations,
-            actions=data.actions,
-            rewards=data.rewards,
-            consecutive=bool(note["consecutive"]),
-            source=str(note["source"]),
-            absent=absent_in(note),
-            about={name: value for name, value in note.items() if name not in _OWN},
-            features=features,
-            **more,
+        yield (
+            data,
+            Trajectory(
+                observations=data.observations,
+                actions=data.actions,
+                rewards=data.rewards,
+                consecutive=bool(note["consecutive"]),
+                source=str(note["source"]),
+                absent=absent_in(note),
+                about={name: value for name, value in note.items() if name not in _OWN},
+                features=features,
+                **more,
+            ),
         )
 
 
@@ -542,25 +547,26 @@ def validate(dataset: Any) -> None:
     Raises:
         L4SError: The first thing that is wrong.
     """
+    for _ in read_valid(dataset):
+        pass
+
+
+def read_valid(dataset: Any) -> Iterator[Trajectory]:
+    """Yield the episodes as `read_episodes` does, each after the checks of `validate`."""
     where = f"dataset {dataset.id!r}"
     check_schema(dataset)
+    steps, form = 0, form_of(dataset)
     with readable(Path(dataset.spec.data_path)):
-        steps = _checked_steps(dataset, where)
+        for data, episode in _episodes(dataset):
+            place = f"{where}, episode {data.id}"
+            for name in ("applied_action",) if form == PACKET else ():
+                if len(data.infos[name]) != len(data.actions) + 1:
+                    raise L4SError(f"{place}: {name} must have one entry more than there are actions")
+            check_episode(episode, place, form)
+            truncated = np.arange(len(episode)) == len(episode) - 1
+            if data.terminations.any() or not np.array_equal(data.truncations, truncated):
+                raise L4SError(f"{place}: must be truncated at its last step, and end nowhere else")
+            steps += len(episode)
+            yield episode
     if steps != dataset.total_steps:
         raise L4SError(f"{where}: has {steps} steps, but says {dataset.total_steps}: write it again")
-
-
-def _checked_steps(dataset: Any, where: str) -> int:
-    """Check each episode; return the total number of steps."""
-    steps, form = 0, form_of(dataset)
-    for data, episode in zip(dataset.iterate_episodes(), read_episodes(dataset), strict=True):
-        place = f"{where}, episode {data.id}"
-        for name in ("applied_action",) if form == PACKET else ():
-            if len(data.infos[name]) != len(data.actions) + 1:
-                raise L4SError(f"{place}: {name} must have one entry more than there are actions")
-        check_episode(episode, place, form)
-        truncated = np.arange(len(episode)) == len(episode) - 1
-        if data.terminations.any() or not np.array_equal(data.truncations, truncated):
-            raise L4SError(f"{place}: must be truncated at its last step, and end nowhere else")
-        steps += len(episode)
-    return steps

@@ -114,7 +114,7 @@ def test_an_episode_is_played_again_from_its_metadata(place: Path, form: str) ->
         assert over
         assert np.array_equal(seen, episode.observations) and np.array_equal(earned, episode.rewards)
         columns = np.stack([episode.extras[name] for name in rewards.COMPONENTS], axis=1)
-        assert np.array_equal(columns[1:], np.float32(told)) and not columns[0].any()
+        assert np.array_equal(columns[1:], np.array(told, np.float32)) and not columns[0].any()
         weights = rewards.WEIGHTS[rewards.DEFAULT]
         summed = sum(weight * episode.extras[name][1:] for name, weight in weights.items())
         assert summed == pytest.approx(episode.rewards, abs=1e-8)
