@@ -126,7 +126,7 @@ def test_bad_ranges() -> None:
 
 
 def test_datasets_of_the_ranges_may_be_trained_on() -> None:
-    for dataset, good in (("testbed", True), ("mixed", True), ("grid", False), ("overload", False)):
+    for dataset, good in (("testbed", True), ("mixed", True), ("tuned", True), ("grid", False), ("overload", False)):
         experiment = Experiment("BC", "", training=Training("bc", f"l4s/dualpi2/{dataset}-small-v0"), name="bc")
         if good:
             leaderboard.check_training(experiment, RULES)
