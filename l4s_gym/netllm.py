@@ -15,13 +15,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import msgspec
 import numpy as np
 
-from l4s_gym import agents
+from l4s_gym import agents, forms
 from l4s_gym.agents.llm.agent import open_agent
 from l4s_gym.agents.llm.train import train
-from l4s_gym.agents.protocol import Agent
+from l4s_gym.agents.protocol import Agent, control_interval_ms, form_of
 from l4s_gym.agents.training import Progress, Say
 from l4s_gym.data import minari_io
 from l4s_gym.data.files import PathLike
@@ -29,9 +30,11 @@ from l4s_gym.data.simulated import Behaviour, SimulatedRun
 from l4s_gym.data.steps import EXTRAS, STEP
 from l4s_gym.data.storage import Shard, shard_name, write_shard
 from l4s_gym.data.trajectory import Trajectory
-from l4s_gym.envs.dualpi2 import DualPI2Env
+from l4s_gym.envs.simulated import SimulatedEnv
 from l4s_gym.errors import L4SError
 from l4s_gym.evaluation.harness import Result, evaluate
+from l4s_gym.forms import PACKET
+from l4s_gym.rewards import COMPONENTS
 from l4s_gym.schema import DECIDED_BY
 from l4s_gym.sim import disciplines, fingerprint, scenario
 
@@ -51,9 +54,9 @@ def rl_collect(
     """Let a policy decide, and write its decisions as a Minari dataset.
 
     Args:
-        env_or_scenario: Name, path, fields or `Scenario`; or a Gymnasium environment with 8 features and 3 actions.
+        env_or_scenario: Name, path, fields or `Scenario`; or a Gymnasium environment of the agent's form.
         policy: `native:AQM` (a scenario's discipline decides, in the engine), a spec of `agents.make`, or
-            an agent.
+            an agent, in whose form the actions are stored.
         episodes: Number of episodes.
         dataset_id: ``l4s/dualpi2/NAME-v0``.
         seed: Seed of the first episode; it increases by 1 for each next one.
@@ -78,20 +81,27 @@ def rl_collect(
     }
     seeds = range(seed, seed + episodes)
     if hasattr(env_or_scenario, "step"):
-        about["reward"] = _reward_of(env_or_scenario, reward)
-        ours = isinstance(getattr(env_or_scenario, "unwrapped", None), DualPI2Env)
+        agent, spec = _agent(policy), getattr(env_or_scenario, "spec", None)
+        kwargs = {} if spec is None else spec.kwargs
+        about["form"], about["reward"] = form_of(agent), str(kwargs.get("reward") or reward)
+        about["env_kwargs"] = {name: kwargs[name] for name in ("control_interval_ms",) if name in kwargs}
+        ours = isinstance(getattr(env_or_scenario, "unwrapped", None), SimulatedEnv)
         about["simulator"] = fingerprint.FINGERPRINT if ours else fingerprint.KERNEL_LOG
-        played = _played(env_or_scenario, _agent(policy), seeds, "environment")
+        played = _played(env_or_scenario, agent, seeds, "environment")
         return minari_io.create(dataset_id, played, overwrite=overwrite, **about)
     chosen = scenario.load(env_or_scenario)
     if seconds is not None:
         chosen = chosen.replace(horizon_s=seconds)
     plain = msgspec.to_builtins(chosen)
-    about["env_kwargs"] = {"scenario": plain}
+    env_kwargs = about["env_kwargs"] = {"scenario": plain}
     aqm = agents.AgentSpec.parse(policy).native if isinstance(policy, str) else None
     if aqm is None:
-        env = DualPI2Env(plain, reward=reward)
-        played = _played(env, _agent(policy), seeds, chosen.name)
+        agent = _agent(policy)
+        about["form"] = form_of(agent)
+        if form_of(agent) != PACKET:
+            env_kwargs["control_interval_ms"] = control_interval_ms(agent)
+        env = gym.make(f"l4s_gym:{forms.get(form_of(agent)).env_id}", reward=reward, **env_kwargs)
+        played = _played(env, agent, seeds, chosen.name)
         return minari_io.create(dataset_id, played, overwrite=overwrite, **about)
     disciplines.get(aqm)
     runs = [SimulatedRun(chosen, Behaviour(aqm), each, reward) for each in seeds]
@@ -110,37 +120,42 @@ def _agent(policy: str | Agent) -> Agent:
     return agents.make(policy)
 
 
-def _reward_of(env: Any, reward: str) -> str:
-    """Return the reward of one of our environments; for others, the given one."""
-    spec = getattr(env, "spec", None)
-    kwargs = {} if spec is None else spec.kwargs
-    return str(kwargs.get("reward") or reward)
-
-
 def _played(env: Any, agent: Agent, seeds: range, source: str) -> Iterator[Trajectory]:
     """Yield the episodes of an environment, one after another."""
+    form = form_of(agent)
     for seed in seeds:
         agent.reset(1, seed)
         observation, _ = env.reset(seed=seed)
-        observations, actions, rewards, applied = [np.array(observation, np.float32)], [], [], []
+        observations, actions, rewards, infos = [np.array(observation, np.float32)], [], [], []
         reward, over = 0.0, False
         while not over:
-            action = int(agent.act(observations[-1][None], np.array([reward]))[0])
+            decided = agent.act(observations[-1][None], np.array([reward]))[0]
+            action: Any = int(decided) if form == PACKET else np.asarray(decided, np.float32)
             observation, earned, terminated, truncated, info = env.step(action)
             reward, over = float(earned), bool(terminated or truncated)
             observations.append(np.array(observation, np.float32))
             actions.append(action)
             rewards.append(reward)
-            applied.append(int(info.get("applied_action", action)))
+            infos.append(info)
+        more: dict[str, Any] = {"extras": _components(infos)}
+        if form == PACKET:
+            applied = [int(info.get("applied_action", action)) for info, action in zip(infos, actions, strict=True)]
+            more = {"applied": np.array(applied, np.int64), "extras": _extras(len(observations))}
         yield Trajectory(
             observations=np.stack(observations),
-            actions=np.array(actions, np.int64),
+            actions=np.array(actions, np.int64 if form == PACKET else np.float32),
             rewards=np.array(rewards),
             source=source,
-            applied=np.array(applied, np.int64),
-            extras=_extras(len(observations)),
             about={"seed": seed, "policy": agent.name},
+            features=minari_io.observed_by(form),
+            **more,
         )
+
+
+def _components(infos: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the components of the rewards of steps as columns (T + 1,); 0 where the environment does not tell them."""
+    told = [info.get("components", {}) for info in infos]
+    return {name: np.array([0.0, *(each.get(name, 0.0) for each in told)], np.float32) for name in COMPONENTS}
 
 
 def _extras(rows: int) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from l4s_gym.agents.protocol import RULES
 from l4s_gym.data.d3rlpy_io import import_d3rlpy, quiet
 from l4s_gym.data.trajectory import Ints, Trajectory
 from l4s_gym.errors import L4SError, unknown
+from l4s_gym.forms import PACKET
 from l4s_gym.schema import ACTIONS, OBSERVED
 from l4s_gym.tables import convert
 
@@ -278,7 +279,7 @@ class D3RLPyLearner:
         """Train the agent as `l4s_gym.agents.training.Learner` describes."""
         chosen = self.configure(config)
         import_d3rlpy()
-        episodes = shared.read_dataset(dataset_id)
+        episodes = shared.read_dataset(dataset_id, PACKET)
         parts = split([len(episode) for episode in episodes], chosen.held_out, chosen.seed)
         try:
             options = {"drop_missing": chosen.drop_missing, "allow_gaps": chosen.allow_gaps}

@@ -133,18 +133,23 @@ def load_config(name: str, path: Path | None = None, *, small: bool = False, set
     return config
 
 
-def read_dataset(dataset_id: str, progress: Progress | None = None) -> list[Trajectory]:
+def read_dataset(dataset_id: str, form: str | None = None) -> list[Trajectory]:
     """Read all episodes of a dataset, and check that it has this version of the schema.
 
+    Args:
+        dataset_id: Its id.
+        form: The action form (`l4s_gym.forms`) that it must be of; None: any.
+
     Raises:
-        L4SError: There is none of this id, it is stale, or something is wrong with it.
+        L4SError: There is none of this id, it is stale, of another form, or something is wrong with it.
     """
     from l4s_gym.data import minari_io
 
     dataset = minari_io.load(dataset_id)
     minari_io.check_simulator(dataset)
-    minari_io.validate(dataset)
-    return list(minari_io.read_episodes(dataset))
+    if form is not None:
+        minari_io.check_form(dataset, form)
+    return list(minari_io.read_valid(dataset))
 
 
 def simulator_of(dataset_id: str) -> str:

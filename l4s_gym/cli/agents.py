@@ -168,7 +168,7 @@ def _offline(agent: Any, dataset: str | None, steps: int) -> dict[str, Any] | No
     chosen = dataset or trained_on
     if chosen is None:
         return None
-    episodes = read_dataset(chosen)
+    episodes = read_dataset(chosen, "packet")
     stretches = [logged_.Stretch(*each) for each in training.get("held_out", ())]
     own = chosen == trained_on and bool(stretches)
     if own:

@@ -15,6 +15,7 @@ from l4s_gym import shipped
 from l4s_gym.cli.arguments import App
 from l4s_gym.cli.common import console, progress_bar, say
 from l4s_gym.errors import L4SError
+from l4s_gym.forms import PACKET
 
 app = App()
 Names = Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="NAME [NAME ...]")]
@@ -171,9 +172,13 @@ def _facts(dataset: Any, folder: Path, compared: int | None) -> dict[str, str]:
     from l4s_gym.sim import fingerprint
 
     stored = dataset.storage.metadata
-    actions = remotes.count_actions(folder / "data")
-    total = max(sum(actions), 1)
-    counted = zip(schema.ACTIONS, actions, strict=True)
+    form = minari_io.form_of(dataset)
+    if form == PACKET:
+        counts = remotes.count_actions(folder / "data")
+        total = max(sum(counts), 1)
+        actions = [f"{name} {n:,} ({n / total:.2%})" for name, n in zip(schema.ACTIONS, counts, strict=True)]
+    else:
+        actions = [*minari_io.action_names(form), f"each {stored['control_interval_ms']:g} ms"]
     scores = [stored.get("ref_min_score"), stored.get("ref_max_score")]
     sums = (folder / remotes.SUMS).exists()
     state = f"{remotes.SUMS}, not compared (--verify)" if sums else "none"
@@ -185,9 +190,10 @@ def _facts(dataset: Any, folder: Path, compared: int | None) -> dict[str, str]:
         "behaviour": stored.get("algorithm_name"),
         "environment": ", ".join(f"{k}={v}" for k, v in specs.get("env_spec", {}).items()),
         "evaluated on": ", ".join(f"{k}={v}" for k, v in specs.get("eval_env_spec", {}).items()),
+        "form": form,
         "episodes": f"{dataset.total_episodes:,}",
         "steps": f"{dataset.total_steps:,}",
-        "actions": ", ".join(f"{name} {count:,} ({count / total:.2%})" for name, count in counted),
+        "actions": ", ".join(actions),
         "reward": stored.get("reward"),
         "random, native": "not measured" if None in scores else f"{scores[0]:.2f}, {scores[1]:.2f} (mean returns)",
         "size": f"{stored.get('dataset_size', 0):,.1f} MB",

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from l4s_gym.data.minari_io import absent_in, check_simulator, load
+from l4s_gym.data.minari_io import absent_in, check_form, check_simulator, load
 from l4s_gym.data.steps import EXTRAS, MISSING
 from l4s_gym.data.storage import ARRAYS, MAIN, h5py, readable
 from l4s_gym.data.trajectory import Trajectory
 from l4s_gym.errors import L4SError
+from l4s_gym.forms import PACKET
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -74,10 +75,11 @@ def open_layout(source: Any, names: Sequence[str] = tuple(ARRAYS)) -> Layout:
         names: Which of `ARRAYS` to find.
 
     Raises:
-        L4SError: There is no such dataset, it is stale, or it is not one of `minari_io.create`.
+        L4SError: There is no such dataset, it is stale, not one of `minari_io.create`, or its steps are no packets.
     """
     dataset = load(source) if isinstance(source, str) else source
     check_simulator(dataset)
+    check_form(dataset, PACKET)
     numbers = np.array(dataset.episode_indices, np.int64)
     files: dict[str, int] = {}
     held: list[Any] = []
@@ -94,7 +96,7 @@ def open_layout(source: Any, names: Sequence[str] = tuple(ARRAYS)) -> Layout:
                 raise L4SError(f"{where}: cannot be read ({error.args[0]}): write it by minari_io.create") from error
             offsets = [array.id.get_offset() for array in arrays]
             for name, array, offset in zip(names, arrays, offsets, strict=True):
-                dtype, row, more = ARRAYS[name]
+                dtype, row, more = ARRAYS[name][:3]
                 if offset is None or array.dtype != dtype or array.shape != (steps + more, *row):
                     raise L4SError(f"{where}: {name} is not stored in one piece of {dtype}: write the dataset again")
             file = files.setdefault(group.file.filename, len(files))
@@ -122,7 +124,7 @@ def episodes(source: Any) -> list[Trajectory]:
     maps = layout.map_files()
 
     def view(name: str, episode: int) -> npt.NDArray[Any]:
-        dtype, row, more = ARRAYS[name]
+        dtype, row, more = ARRAYS[name][:3]
         shape = (int(layout.steps[episode]) + more, *row)
         return np.ndarray(shape, dtype, maps[layout.file[episode]], int(layout.offsets[name][episode]))
 

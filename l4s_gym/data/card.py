@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,11 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from l4s_gym import schema
+from l4s_gym.data import minari_io
 from l4s_gym.data.files import atomic_write
 from l4s_gym.data.recipes import SIZES, Recipe
 from l4s_gym.data.storage import INFOS, h5py, mapped
 from l4s_gym.errors import L4SError
+from l4s_gym.forms import FORMS, PACKET
+from l4s_gym.rewards import COMPONENTS
 from l4s_gym.sim import fingerprint
+from l4s_gym.sim.setup import REFERENCE_NS
 
 LICENCE: Final = "CC BY 4.0"
 FACTS, PICTURE, TEXT = "facts.json", "card.png", "card.md"
@@ -29,6 +33,8 @@ _SIMULATED: Final = (
 _DELAY: Final = schema.OBSERVED.index("current_queue_delay")
 _PROBABILITY: Final = schema.OBSERVED.index("drop_probability")
 _MS: Final = schema.BY_NAME["current_queue_delay"].scale / 1000.0
+REFERENCES_MS: Final = 1e-6 * np.array(REFERENCE_NS, np.float32)
+"""What an observed delay of 1 is, of C and of L."""
 _EDGES_MS: Final = np.concatenate([[0.0], np.geomspace(0.01, 10_000.0, 601)])
 _QUANTILES: Final = np.linspace(0.0, 1.0, 101)
 _POINTS: Final = 300
@@ -44,57 +50,120 @@ def _quantiles(counts: npt.NDArray[np.int64], edges: npt.NDArray[np.float64]) ->
 
 def facts(recipe: Recipe, size: str, folder: Path, scores: Mapping[str, Any] | None) -> dict[str, Any]:
     """Measure the shards of a folder: counts, shares, distributions, curves; plain data for JSON."""
-    actions, applied = np.zeros(3, np.int64), np.zeros(3, np.int64)
-    delays = np.zeros((2, len(_EDGES_MS)), np.int64)
-    sums, drawn, missing, steps, size_bytes = np.zeros(2), 0, 0, 0, 0
-    returns: list[float] = []
-    rewards: list[npt.NDArray[np.float64]] = []
-    example: dict[str, Any] = {}
     shown = len(recipe.size(size).scenarios or recipe.scenarios) // 2
-    for path in sorted(folder.glob("shard-*.hdf5")):
-        size_bytes += path.stat().st_size
-        with h5py().File(path, "r") as file:
-            for episode in sorted(file.values(), key=lambda group: int(group.attrs["id"])):
-                observed, reward = mapped(episode["observations"])[:-1], mapped(episode["rewards"])
-                actions += np.bincount(mapped(episode["actions"]), minlength=3)
-                applied += np.bincount(mapped(episode["infos/applied_action"])[1:], minlength=3)
-                drawn += int(np.count_nonzero(mapped(episode["infos/decided_by"])[:-1]))
-                missing += int(np.count_nonzero(mapped(episode["infos/missing"])[:-1]))
-                ms = observed[:, _DELAY] * _MS
-                for queue in (schema.CLASSIC, schema.L4S):
-                    bins = np.searchsorted(_EDGES_MS, ms[observed[:, 0] == queue])
-                    delays[queue] += np.bincount(np.minimum(bins, len(_EDGES_MS) - 1), minlength=len(_EDGES_MS))
-                steps += len(reward)
-                sums += reward.sum(), np.square(reward).sum()
-                rewards.append(reward[:: max(len(reward) // 2000, 1)].copy())
-                if len(returns) == shown:
-                    example = _over_time(episode, observed)
-                returns.append(float(reward.sum()))
-    mean = sums[0] / steps
-    by_quantile = np.quantile(np.concatenate(rewards), (0.05, 0.5, 0.95))
     return {
         "id": recipe.dataset_id(size),
         "simulator": fingerprint.FINGERPRINT,
-        "episodes": len(returns),
         "seconds": recipe.size(size).seconds,
+        **(_packet_facts(folder, shown) if recipe.form == PACKET else _interval_facts(folder, recipe.form)),
+        "scores": dict(scores) if scores else None,
+    }
+
+
+def _episodes(folder: Path) -> Iterator[Any]:
+    """Yield the episodes of the shards of a folder in order, each while its file is open."""
+    for path in sorted(folder.glob("shard-*.hdf5")):
+        with h5py().File(path, "r") as file:
+            yield from sorted(file.values(), key=lambda group: int(group.attrs["id"]))
+
+
+def _size(folder: Path) -> int:
+    """Return the size of the shards, bytes."""
+    return sum(path.stat().st_size for path in folder.glob("shard-*.hdf5"))
+
+
+def _packet_facts(folder: Path, shown: int) -> dict[str, Any]:
+    """Measure steps that are packets; `shown`: number of the episode that the picture shows."""
+    actions, applied = np.zeros(3, np.int64), np.zeros(3, np.int64)
+    delays = np.zeros((2, len(_EDGES_MS)), np.int64)
+    sums, drawn, missing, steps = np.zeros(2), 0, 0, 0
+    returns: list[float] = []
+    rewards: list[npt.NDArray[np.float64]] = []
+    example: dict[str, Any] = {}
+    for episode in _episodes(folder):
+        observed, reward = mapped(episode["observations"])[:-1], mapped(episode["rewards"])
+        actions += np.bincount(mapped(episode["actions"]), minlength=3)
+        applied += np.bincount(mapped(episode["infos/applied_action"])[1:], minlength=3)
+        drawn += int(np.count_nonzero(mapped(episode["infos/decided_by"])[:-1]))
+        missing += int(np.count_nonzero(mapped(episode["infos/missing"])[:-1]))
+        ms = observed[:, _DELAY] * _MS
+        for queue in (schema.CLASSIC, schema.L4S):
+            bins = np.searchsorted(_EDGES_MS, ms[observed[:, 0] == queue])
+            delays[queue] += np.bincount(np.minimum(bins, len(_EDGES_MS) - 1), minlength=len(_EDGES_MS))
+        steps += len(reward)
+        sums += reward.sum(), np.square(reward).sum()
+        rewards.append(reward[:: max(len(reward) // 2000, 1)].copy())
+        if len(returns) == shown:
+            example = _over_time(episode, observed)
+        returns.append(float(reward.sum()))
+    return {
+        "episodes": len(returns),
         "steps": steps,
-        "bytes": size_bytes,
+        "bytes": _size(folder),
         "actions": actions.tolist(),
         "applied": applied.tolist(),
         "drawn": drawn,
         "missing": missing,
         "queue_steps": delays.sum(axis=1).tolist(),
         "delay_ms": {name: _quantiles(counts, _EDGES_MS) for name, counts in zip(QUEUES, delays, strict=True)},
-        "reward": {
-            "mean": mean,
-            "sd": float(np.sqrt(max(sums[1] / steps - mean**2, 0.0))),
-            **{f"p{q}": float(value) for q, value in zip((5, 50, 95), by_quantile, strict=True)},
-            "return_mean": float(np.mean(returns)),
-            "return_min": min(returns),
-            "return_max": max(returns),
-        },
+        "reward": _reward_facts(steps, sums, rewards, returns),
         "example": example,
-        "scores": dict(scores) if scores else None,
+    }
+
+
+def _reward_facts(
+    steps: int, sums: npt.NDArray[np.float64], rewards: list[npt.NDArray[np.float64]], returns: list[float]
+) -> dict[str, float]:
+    """Return figures of the rewards, from the sums of them and of their squares, samples, and the episodes' returns."""
+    mean = sums[0] / steps
+    by_quantile = np.quantile(np.concatenate(rewards), (0.05, 0.5, 0.95))
+    return {
+        "mean": mean,
+        "sd": float(np.sqrt(max(sums[1] / steps - mean**2, 0.0))),
+        **{f"p{q}": float(value) for q, value in zip((5, 50, 95), by_quantile, strict=True)},
+        "return_mean": float(np.mean(returns)),
+        "return_min": min(returns),
+        "return_max": max(returns),
+    }
+
+
+def _interval_facts(folder: Path, form: str) -> dict[str, Any]:
+    """Measure steps that are control intervals; the picture shows an episode whose action changes, if there is one."""
+    rewards, actions, delays, notes = [], [], [], []
+    for episode in _episodes(folder):
+        rewards.append(mapped(episode["rewards"]))
+        actions.append(mapped(episode["actions"]))
+        delays.append(mapped(episode["observations"])[1:, :2] * REFERENCES_MS)  # what the step brought
+        notes.append(dict(episode.attrs))
+    returns = [float(reward.sum()) for reward in rewards]
+    flavours: dict[str, list[float]] = {}
+    for note, earned in zip(notes, returns, strict=True):
+        flavours.setdefault(f"{note['aqm']}, {note['flavour']}", []).append(earned)
+    shown = next((i for i, note in enumerate(notes) if note["flavour"] == "changing"), 0)
+    ends_s = 1e-3 * float(notes[shown]["control_interval_ms"]) * np.arange(1, len(delays[shown]) + 1)
+    thin = max(len(ends_s) // _POINTS, 1)
+    curves = {
+        name: {"time_s": ends_s[::thin].round(3).tolist(), "delay_ms": column[::thin].round(3).tolist()}
+        for name, column in zip(QUEUES, delays[shown].T.astype(np.float64), strict=True)
+    }
+    every, moved = np.concatenate(rewards), np.concatenate(actions)
+    return {
+        "episodes": len(returns),
+        "steps": len(every),
+        "bytes": _size(folder),
+        "actions": {
+            name: [float(f"{value:.4g}") for value in np.quantile(column, (0.05, 0.5, 0.95))]
+            for name, column in zip(minari_io.action_names(form), moved.T, strict=True)
+        },
+        "flavours": {
+            name: {"episodes": len(found), "return_mean": float(np.mean(found))} for name, found in flavours.items()
+        },
+        "delay_ms": {
+            name: [float(f"{value:.4g}") for value in np.quantile(column, _QUANTILES)]
+            for name, column in zip(QUEUES, np.concatenate(delays).T, strict=True)
+        },
+        "reward": _reward_facts(len(every), np.array([every.sum(), np.square(every).sum()]), [every], returns),
+        "example": {"episode": shown, **{name: str(notes[shown][name]) for name in ("scenario", "aqm")}, **curves},
     }
 
 
@@ -141,14 +210,16 @@ def picture(by_size: Mapping[str, dict[str, Any]]) -> bytes:
     axes: Any = figure.subplots(1, 2)
     size = "full" if "full" in by_size else "small"
     shown = by_size[size]
+    over_time = "probability" if "probability" in shown["example"]["C"] else "delay_ms"
     for name, color in zip(QUEUES, ("tab:orange", "tab:blue"), strict=True):
         if shown["delay_ms"][name]:
             axes[0].plot(np.maximum(shown["delay_ms"][name], 0.01), _QUANTILES, color=color, label=name)
         curve = shown["example"][name]
-        axes[1].plot(curve["time_s"], curve["probability"], color=color, lw=0.8, label=name)
-    axes[0].set(xscale="log", xlabel="delay at the decision (ms; 0 is shown as 0.01)", ylabel="share of steps")
+        axes[1].plot(curve["time_s"], curve[over_time], color=color, lw=0.8, label=name)
+    of = "at the decision" if over_time == "probability" else "in an interval"
+    axes[0].set(xscale="log", xlabel=f"delay {of} (ms; 0 is shown as 0.01)", ylabel="share of steps")
     axes[0].set_title(f"{shown['id'].rsplit('/', 1)[1]}", fontsize=9)
-    axes[1].set(xlabel="time (s)", ylabel="base probability")
+    axes[1].set(xlabel="time (s)", ylabel="base probability" if over_time == "probability" else "delay (ms)")
     example = shown["example"]
     axes[1].set_title(f"episode {example['episode']}: {example['scenario']}, {example['aqm']}", fontsize=9)
     for axis in axes:
@@ -177,17 +248,13 @@ def _numbers(by_size: Mapping[str, dict[str, Any]]) -> list[str]:
     """Return the table of measured numbers, a column a size."""
     every = list(by_size.values())
     rewards = [f["reward"] for f in every]
-    l4s = [f["queue_steps"][1] / max(f["steps"], 1) for f in every]
     return [
         _row("", [f"`{f['id']}`" for f in every]),
         "|---" * (len(every) + 1) + "|",
         _row("episodes x simulated seconds", [f"{f['episodes']} x {f['seconds']:g}" for f in every]),
         _row("steps", [f"{f['steps']:,}" for f in every]),
         _row("size", [f"{f['bytes'] / 1e6:,.1f} MB" for f in every]),
-        _row("decided", [_share(f["actions"]) for f in every]),
-        _row("applied", [_share(f["applied"]) for f in every]),
-        _row("drawn at random", [f"{f['drawn'] / max(f['steps'], 1):.2%}" for f in every]),
-        _row("steps of L", [f"{share:.1%}" for share in l4s]),
+        *(_packet_rows(every) if "applied" in every[0] else _interval_rows(every)),
         _row("delay of C, p50 / p95 / p99, ms", [_delay(f["delay_ms"]["C"]) for f in every]),
         _row("delay of L, p50 / p95 / p99, ms", [_delay(f["delay_ms"]["L"]) for f in every]),
         _row("reward of a step, mean (sd)", [f"{r['mean']:.4g} ({r['sd']:.4g})" for r in rewards]),
@@ -196,31 +263,98 @@ def _numbers(by_size: Mapping[str, dict[str, Any]]) -> list[str]:
             "return of an episode, mean (range)",
             [f"{r['return_mean']:.2f} ({r['return_min']:.2f} to {r['return_max']:.2f})" for r in rewards],
         ),
-        _row("accumulated probability missing", [f"{f['missing'] / max(f['steps'], 1):.2%}" for f in every]),
         _row("fingerprint of the simulator", [simulator_in(f) for f in every]),
     ]
+
+
+def _packet_rows(every: list[dict[str, Any]]) -> list[str]:
+    """Return the rows that only packets have."""
+    steps = [max(f["steps"], 1) for f in every]
+    return [
+        _row("decided", [_share(f["actions"]) for f in every]),
+        _row("applied", [_share(f["applied"]) for f in every]),
+        _row("drawn at random", [f"{f['drawn'] / n:.2%}" for f, n in zip(every, steps, strict=True)]),
+        _row("steps of L", [f"{f['queue_steps'][1] / n:.1%}" for f, n in zip(every, steps, strict=True)]),
+        _row("accumulated probability missing", [f"{f['missing'] / n:.2%}" for f, n in zip(every, steps, strict=True)]),
+    ]
+
+
+def _interval_rows(every: list[dict[str, Any]]) -> list[str]:
+    """Return the rows that only control intervals have."""
+    names = list(dict.fromkeys(name for f in every for name in f["flavours"]))
+    found = {name: [f["flavours"].get(name, {"episodes": 0, "return_mean": 0.0}) for f in every] for name in names}
+    return [
+        *(
+            _row(
+                f"action `{name}`, p5 / p50 / p95", [" / ".join(f"{q:.3g}" for q in f["actions"][name]) for f in every]
+            )
+            for name in every[0]["actions"]
+        ),
+        *(
+            _row(
+                f"{name}: episodes, mean return", [f"{each['episodes']}, {each['return_mean']:.2f}" for each in columns]
+            )
+            for name, columns in found.items()
+        ),
+    ]
+
+
+_SCORES: Final = {
+    "random": "random decision for each packet (0)",
+    "native": "native DualPI2 of RFC 9332 (100)",
+    "random_actions": "random action for each control interval",
+}
 
 
 def _score_lines(recipe: Recipe, by_size: Mapping[str, dict[str, Any]]) -> list[str]:
     scores = next((f["scores"] for f in by_size.values() if f["scores"]), None)
     if scores is None:
         return ["Not measured."]
-    shown = {name: ", ".join(f"{value:.2f}" for value in scores[name]) for name in ("random", "native")}
+    shown = {name: ", ".join(f"{value:.2f}" for value in scores[name]) for name in scores if name in _SCORES}
     return [
-        f"Returns of the reward `{scores['reward']}` on `{scores['scenario']}`, `L4S-DualPI2-v0`, "
-        f"seeds {scores['seeds']}:",
+        f"Returns of the reward `{scores['reward']}` on `{scores['scenario']}`, seeds {scores['seeds']}:",
         "",
-        f"- random (0): {shown['random']}",
-        f"- native DualPI2 of RFC 9332 (100): {shown['native']}",
+        *(f"- {_SCORES[name]}: {returns}" for name, returns in shown.items()),
         "",
         "A normalised score is 100 (return - mean of random) / (mean of native - mean of random).",
+    ]
+
+
+def _packet_lines(recipe: Recipe) -> list[str]:
+    """Return how to read steps that are packets."""
+    extra = ", ".join(f"`{name}`" for name in INFOS)
+    return [
+        f"- Reward: `{recipe.reward}`, from one packet's arrival to the next.",
+        "- One step is one packet offered to the bottleneck, of either queue. An episode has T actions and T + 1",
+        "  observations (the last packet of a run is the final observation); it is truncated, never terminated.",
+        f"- Observation: {', '.join(f'`{name}`' for name in schema.OBSERVED)}, as known *before* the decision, scaled",
+        "  as in the environment. Actions: 0 enqueue, 1 drop, 2 mark, as *decided*.",
+        f"- Infos, T + 1 each: {extra}. `applied_action` at t + 1 tells what became of action t; the `logged_` ones",
+        "  are as the kernel prints them, after the decision, and give it away: keep them out of the features.",
+    ]
+
+
+def _interval_lines(recipe: Recipe) -> list[str]:
+    """Return how to read steps that are control intervals."""
+    names = ", ".join(f"`{name}`" for name in minari_io.action_names(recipe.form))
+    parts = ", ".join(f"`{name}`" for name in COMPONENTS)
+    return [
+        f"- Reward: `{recipe.reward}`, in the interval.",
+        f"- One step is a control interval of {recipe.control_interval_ms:g} ms. An episode has T actions and T + 1",
+        "  observations; it is truncated, never terminated.",
+        f"- Observation and action ({names}): as the page of `{FORMS[recipe.form].env_id}` says, in float32.",
+        "- `plain`: the idle action, which changes nothing; `constant`: another one throughout; `changing`: drawn",
+        "  again at random times. The delays here are means of an interval.",
+        f"- Infos, T + 1 each: `components`, a group of {parts}; those at t + 1 are of action t.",
+        "  A weighted sum of them is the reward under other weights.",
+        "- `scenario_json`, `aqm`, `seed` and `control_interval_ms` of an episode's metadata make its environment",
+        "  (`l4s_gym.data.intervals.environment`), in which the actions give the same observations and rewards again.",
     ]
 
 
 def render(recipe: Recipe, by_size: Mapping[str, dict[str, Any]]) -> str:
     """Return the card as Markdown."""
     an_id = next(iter(by_size.values()))["id"]
-    extra = ", ".join(f"`{name}`" for name in INFOS)
     lines = [
         f"# {recipe.title}",
         "",
@@ -241,13 +375,7 @@ def render(recipe: Recipe, by_size: Mapping[str, dict[str, Any]]) -> str:
         f"- Scenarios: {', '.join(f'`{name}`' for name in recipe.scenarios)}.",
         f"- Behaviour: {', '.join(f'`{name}`' for name in recipe.behaviour_names())}; taken in turn, each episode has "
         "its scenario, discipline and seed in its metadata.",
-        f"- Reward: `{recipe.reward}`, from one packet's arrival to the next.",
-        "- One step is one packet offered to the bottleneck, of either queue. An episode has T actions and T + 1",
-        "  observations (the last packet of a run is the final observation); it is truncated, never terminated.",
-        f"- Observation: {', '.join(f'`{name}`' for name in schema.OBSERVED)}, as known *before* the decision, scaled",
-        "  as in the environment. Actions: 0 enqueue, 1 drop, 2 mark, as *decided*.",
-        f"- Infos, T + 1 each: {extra}. `applied_action` at t + 1 tells what became of action t; the `logged_` ones",
-        "  are as the kernel prints them, after the decision, and give it away: keep them out of the features.",
+        *(_packet_lines(recipe) if recipe.form == PACKET else _interval_lines(recipe)),
         "",
         "## Reference scores",
         *_score_lines(recipe, by_size),

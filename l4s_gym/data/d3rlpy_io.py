@@ -102,7 +102,7 @@ class ReturnSlicer:
 
 
 def replay_buffer(source: Any, *, drop_missing: bool = True, slicer: Any = None) -> Any:
-    """Return a d3rlpy replay buffer of three discrete actions.
+    """Return a d3rlpy replay buffer: of three discrete actions, or continuous ones where steps are control intervals.
 
     d3rlpy keeps no final observation: the last step of a truncated episode has no transition.
 
@@ -114,7 +114,7 @@ def replay_buffer(source: Any, *, drop_missing: bool = True, slicer: Any = None)
 
     Returns:
         A `d3rlpy.dataset.ReplayBuffer` whose episodes have observations (n, 8) float32, actions (n, 1) int64 and
-        rewards (n, 1) float32.
+        rewards (n, 1) float32; of control intervals observations (n, F) and actions (n, K) float32.
 
     Raises:
         L4SError: d3rlpy is not installed, the dataset is stale, or no transition is left.
@@ -126,7 +126,7 @@ def replay_buffer(source: Any, *, drop_missing: bool = True, slicer: Any = None)
     made = [
         d3rlpy.dataset.Episode(
             observations=part.observations,
-            actions=part.actions[:, None],
+            actions=_columns(part.actions),
             rewards=part.rewards.astype(np.float32)[:, None],
             terminated=False,
         )
@@ -136,16 +136,23 @@ def replay_buffer(source: Any, *, drop_missing: bool = True, slicer: Any = None)
     if not made:
         hint = "; every step's accumulated probability is missing, try drop_missing=False" if drop_missing else ""
         raise L4SError(f"replay buffer: no episode has two steps in a row{hint}")
+    discrete = made[0].actions.dtype.kind == "i"
+    space = d3rlpy.ActionSpace.DISCRETE if discrete else d3rlpy.ActionSpace.CONTINUOUS
     with quiet():
         buffer = d3rlpy.dataset.ReplayBuffer(
             d3rlpy.dataset.InfiniteBuffer(),
             episodes=made,
-            action_space=d3rlpy.ActionSpace.DISCRETE,
-            action_size=len(ACTIONS),
+            action_space=space,
+            action_size=len(ACTIONS) if discrete else made[0].actions.shape[1],
             trajectory_slicer=slicer,
         )
     check_buffer(buffer, episodes, drop_missing=drop_missing)
     return buffer
+
+
+def _columns(actions: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return actions (n,) or (n, K) as columns."""
+    return actions.reshape(len(actions), -1)
 
 
 def check_buffer(buffer: Any, episodes: Iterable[Trajectory], *, drop_missing: bool = True) -> None:
@@ -165,7 +172,7 @@ def check_buffer(buffer: Any, episodes: Iterable[Trajectory], *, drop_missing: b
     for number, (held, part) in enumerate(zip(buffer.episodes, expected, strict=True)):
         same = (
             np.array_equal(held.observations, part.observations)
-            and np.array_equal(held.actions[:, 0], part.actions)
+            and np.array_equal(held.actions, _columns(part.actions))
             and np.array_equal(held.rewards[:, 0], part.rewards.astype(np.float32))
             and not held.terminated
         )
@@ -174,7 +181,7 @@ def check_buffer(buffer: Any, episodes: Iterable[Trajectory], *, drop_missing: b
             same = same and (
                 np.array_equal(got.observation, part.observations[step])
                 and np.array_equal(got.next_observation, part.observations[step + 1])
-                and int(got.action[0]) == part.actions[step]
+                and np.array_equal(got.action, np.atleast_1d(part.actions[step]))
                 and float(got.reward[0]) == np.float32(part.rewards[step])
             )
         if not same:

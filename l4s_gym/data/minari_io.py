@@ -12,22 +12,26 @@ from typing import TYPE_CHECKING, Any, Final, Required, TypedDict, Unpack
 import gymnasium as gym
 import numpy as np
 
-from l4s_gym import schema
+from l4s_gym import forms, schema
 from l4s_gym.data.files import atomic_folder
-from l4s_gym.data.steps import EXTRAS, MISSING, REWARD, StreamRun, rows_of_trajectory, runs_of_stream
+from l4s_gym.data.steps import EXTRAS, MISSING, REWARD, Steps, StreamRun, rows_of_trajectory, runs_of_stream
 from l4s_gym.data.storage import (
     INFOS,
     MAIN,
     Shard,
+    arrays_of,
     check_files,
     link_shards,
     readable,
+    row_of,
     shard_name,
     write_shard,
 )
 from l4s_gym.data.trajectory import Trajectory
 from l4s_gym.errors import L4SError
 from l4s_gym.extras import optional
+from l4s_gym.forms import PACKET
+from l4s_gym.rewards import COMPONENTS
 from l4s_gym.sim import fingerprint
 
 if TYPE_CHECKING:
@@ -35,7 +39,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int], None]
 
-ENV_ID: Final = "l4s_gym:L4S-DualPI2-v0"
 _ID_FORM: Final = "l4s/dualpi2/<name>-v0"
 _NAMESPACE: Final = "Decisions of L4S DualPI2 and other queue disciplines, from kernel logs and from a simulator"
 _SPACE: Final = 1 << 16
@@ -78,59 +81,100 @@ def datasets_in(folder: Path) -> Iterator[None]:
         yield
 
 
-def check_episode(episode: Trajectory, where: str) -> None:
-    """Check shapes, types and ranges of an episode; `where` names it in the error.
+def observed_by(form: str) -> tuple[str, ...]:
+    """Return the names of the features that an action form (`l4s_gym.forms`) observes."""
+    return tuple(each.name for each in forms.get(form).features) or schema.OBSERVED
+
+
+def action_names(form: str) -> tuple[str, ...]:
+    """Return the names of the actions of packets, or of what the numbers of an action set."""
+    if form == "parameters":
+        from l4s_gym.envs.tune import PARAMETERS  # loads the simulator
+
+        return PARAMETERS
+    return schema.ACTIONS if form == PACKET else ("probability_c", "probability_l")
+
+
+def spaces(form: str) -> tuple[Any, Any]:
+    """Return the spaces of an observation and of an action of a form."""
+    own = forms.get(form)
+    highest = np.array([each.high for each in own.features], np.float32) if own.features else schema.OBS_HIGH
+    observed = gym.spaces.Box(np.zeros_like(highest), highest)
+    if form == PACKET:
+        return observed, gym.spaces.Discrete(len(schema.ACTIONS))
+    return observed, gym.spaces.Box(np.array(own.low, np.float32), np.array(own.high, np.float32))
+
+
+def check_episode(episode: Trajectory, where: str, form: str = PACKET) -> None:
+    """Check shapes, types and ranges of an episode of an action form; `where` names it in the error.
 
     Raises:
         L4SError: Something is wrong.
     """
-    steps = len(episode.actions)
-    expected: dict[str, tuple[Any, tuple[int, ...], type[np.generic]]] = {
-        "observations": (episode.observations, (steps + 1, len(schema.OBSERVED)), np.float32),
-        "actions": (episode.actions, (steps,), np.int64),
-        "rewards": (episode.rewards, (steps,), np.float64),
-        "missing": (episode.missing.get(MISSING, np.zeros(steps + 1, bool)), (steps + 1,), np.bool_),
-        "applied": (episode.actions if episode.applied is None else episode.applied, (steps,), np.int64),
-    }
+    steps, stored = len(episode.actions), arrays_of(form)
+    given = {name: (getattr(episode, name), stored[name]) for name in ("observations", "actions", "rewards")}
+    if form == PACKET:
+        unknown = episode.missing.get(MISSING, np.zeros(steps + 1, bool))
+        applied = episode.actions if episode.applied is None else episode.applied
+        given |= {"missing": (unknown, stored["infos/missing"]), "applied": (applied, stored["actions"])}
     if not steps:
         raise L4SError(f"{where}: has no step: leave it out")
-    for name, (array, shape, dtype) in expected.items():
+    for name, (array, as_) in given.items():
+        shape, dtype = (steps + as_.more, *as_.shape), np.dtype(as_.dtype)
         if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != dtype:
             got = f"{array.shape} {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
-            raise L4SError(f"{where}: {name} must be an array {shape} of {np.dtype(dtype).name}, not {got}")
+            raise L4SError(f"{where}: {name} must be an array {shape} of {dtype.name}, not {got}")
     for name in ("observations", "rewards"):
-        infinite = np.argwhere(~np.isfinite(expected[name][0]))
+        infinite = np.argwhere(~np.isfinite(given[name][0]))
         if infinite.size:
             row = infinite[0].tolist()
             raise L4SError(f"{where}: {name} at {row} is not finite: replace it, or drop the row")
-    for name in ("actions", "applied"):
-        values = expected[name][0]
-        bad = np.flatnonzero((values < 0) | (values >= len(schema.ACTIONS)))
+    observed, action = spaces(form)
+    for name in ("actions", "applied") if form == PACKET else ():
+        values = given[name][0]
+        bad = np.flatnonzero((values < 0) | (values >= action.n))
         if bad.size:
             raise L4SError(f"{where}: {name} at {bad[0]} is {values[bad[0]]}, not one of 0, 1, 2")
-    outside = np.argwhere((episode.observations < 0) | (episode.observations > schema.OBS_HIGH))
+    if form != PACKET:
+        beyond = np.argwhere(~((episode.actions >= action.low) & (episode.actions <= action.high)))
+        if beyond.size:
+            index = tuple(beyond[0].tolist())
+            raise L4SError(f"{where}: actions at {list(index)} is {episode.actions[index]:g}, outside the action space")
+    outside = np.argwhere((episode.observations < 0) | (episode.observations > observed.high))
     if outside.size:
         index, column = outside[0].tolist()
         raise L4SError(
-            f"{where}: {schema.OBSERVED[column]} of observation {index} is {episode.observations[index, column]:g}, "
-            f"outside 0 to {schema.OBS_HIGH[column]:g}: scale it by schema.scale_observation"
+            f"{where}: {episode.features[column]} of observation {index} is {episode.observations[index, column]:g}, "
+            f"outside 0 to {observed.high[column]:g}"
+            + (": scale it by schema.scale_observation" if form == PACKET else "")
         )
 
 
-def _run_of(episode: Trajectory) -> StreamRun:
+def _run_of(episode: Trajectory, form: str) -> StreamRun:
     """Return an episode in memory as a run to store."""
     e = episode
     # The name alone: the full path would reveal where the user keeps files.
     source = PurePath(e.source).name or e.source
     about = {**e.about, "consecutive": e.consecutive, "source": source, "absent": ",".join(e.absent)}
-    return StreamRun(about, iter([rows_of_trajectory(e)]))
+    return StreamRun(about, iter([rows_of_trajectory(e) if form == PACKET else _interval_rows(e, form)]))
 
 
-def _specs(env_kwargs: Mapping[str, Any], eval_kwargs: Mapping[str, Any], reward: str) -> tuple[Any, Any]:
+def _interval_rows(run: Trajectory, form: str) -> Steps:
+    """Return the rows of an episode of control intervals (T + 1,); what it lacks is 0."""
+    rows = np.zeros(len(run) + 1, row_of(form))
+    rows["observation"] = run.observations
+    rows["action"][:-1], rows["reward"][:-1] = run.actions, run.rewards
+    for name in COMPONENTS:
+        if name in run.extras:
+            rows[name][:-1] = run.extras[name][1:]
+    return rows
+
+
+def _specs(form: str, env_kwargs: Mapping[str, Any], eval_kwargs: Mapping[str, Any], reward: str) -> tuple[Any, Any]:
     """Return the specs of the environment with the dataset's reward, and of the one for evaluation."""
     specs = []
     for kwargs in ({**env_kwargs, "reward": reward}, eval_kwargs):
-        env: Any = gym.make(ENV_ID, **kwargs)
+        env: Any = gym.make(f"l4s_gym:{forms.get(form).env_id}", **kwargs)
         specs.append(env.spec)
         env.close()
     return specs[0], specs[1]
@@ -165,14 +209,16 @@ def ensure_namespace(namespace: str) -> None:
                 raise
 
 
-def schema_metadata(reward: str, extra: Mapping[str, Any]) -> dict[str, Any]:
-    """Return metadata that says how to read the numbers, from the schema and `extra`; values of None are left out."""
+def schema_metadata(reward: str, extra: Mapping[str, Any], form: str = PACKET) -> dict[str, Any]:
+    """Return metadata that says how to read the numbers, from the form and `extra`; values of None are left out."""
+    told = {"observation_scales": schema.OBS_SCALE.tolist()} if form == PACKET else {"form": form}
+    units = [each.unit for each in forms.get(form).features]
     return {
         "schema_version": schema.SCHEMA_VERSION,
-        "observation_fields": list(schema.OBSERVED),
-        "observation_scales": schema.OBS_SCALE.tolist(),
-        "observation_units": [schema.BY_NAME[name].unit for name in schema.OBSERVED],
-        "action_names": list(schema.ACTIONS),
+        "observation_fields": list(observed_by(form)),
+        "observation_units": units or [schema.BY_NAME[name].unit for name in schema.OBSERVED],
+        "action_names": list(action_names(form)),
+        **told,
         "reward": reward,
         **{name: value for name, value in extra.items() if value is not None},
     }
@@ -182,7 +228,8 @@ class About(TypedDict, total=False):
     """Metadata of a dataset beside what the schema says.
 
     Attributes:
-        env_kwargs: Arguments of `L4S-DualPI2-v0` that say where the data comes from. `recover_environment`
+        form: Action form (`l4s_gym.forms`) of the episodes; left out: packets.
+        env_kwargs: Arguments of the form's environment that say where the data comes from. `recover_environment`
             makes it with the dataset's reward, `recover_environment(eval_env=True)` with `eval_kwargs`.
         eval_kwargs: Arguments of the environment for evaluation; as `env_kwargs` if left out.
         algorithm_name: Name of the policy that decided.
@@ -198,6 +245,7 @@ class About(TypedDict, total=False):
         metadata: More entries of the dataset's metadata (plain JSON).
     """
 
+    form: str
     env_kwargs: Mapping[str, Any]
     eval_kwargs: Mapping[str, Any]
     algorithm_name: Required[str]
@@ -237,9 +285,10 @@ def publish(
     namespace, target = _dataset_path(dataset_id)
     if target.exists() and not overwrite:
         raise L4SError(f"dataset {dataset_id!r}: exists already: give overwrite=True or another name or version")
-    reward = about.get("reward", REWARD)
+    reward, form = about.get("reward", REWARD), about.get("form", PACKET)
     env_kwargs = about.get("env_kwargs", {})
-    spec, eval_spec = _specs(env_kwargs, about.get("eval_kwargs", env_kwargs), reward)
+    spec, eval_spec = _specs(form, env_kwargs, about.get("eval_kwargs", env_kwargs), reward)
+    interval_ms = None if form == PACKET else env_kwargs.get("control_interval_ms", forms.INTERVAL_MS)
     email = about.get("author_email")
     made_with = fingerprint.FINGERPRINT if "scenario" in env_kwargs else fingerprint.KERNEL_LOG
     extra = {
@@ -255,6 +304,7 @@ def publish(
         "requirements": [f"l4s-gym>={_version()}"],
         "ref_min_score": about.get("ref_min_score"),
         "ref_max_score": about.get("ref_max_score"),
+        "control_interval_ms": interval_ms,
         **about.get("metadata", {}),
     }
     ensure_namespace(namespace)
@@ -265,10 +315,11 @@ def publish(
             raise L4SError(f"dataset {dataset_id!r}: no episodes: give at least one run of two rows")
         _check_space(new)
         (new / "data" / MAIN).replace(new / MAIN)
+        observed, action = spaces(form)
         storage = import_minari("minari.dataset.minari_storage").MinariStorage.new(
             new / "data",
-            observation_space=gym.spaces.Box(np.zeros(len(schema.OBSERVED), np.float32), schema.OBS_HIGH),
-            action_space=gym.spaces.Discrete(len(schema.ACTIONS)),
+            observation_space=observed,
+            action_space=action,
             env_spec=spec,
             data_format="hdf5",
         )
@@ -276,7 +327,7 @@ def publish(
         notes = storage.get_episode_metadata(range(episodes))
         storage.update_metadata(
             {
-                **schema_metadata(reward, extra),
+                **schema_metadata(reward, extra, form),
                 "total_episodes": episodes,
                 "total_steps": steps,
                 "consecutive": all(bool(note["consecutive"]) for note in notes),
@@ -323,16 +374,17 @@ def create(
     Raises:
         L4SError: As `publish`, or an episode is not valid.
     """
+    form = about.get("form", PACKET)
 
     def runs() -> Iterator[StreamRun]:
         for number, episode in enumerate(episodes):
-            check_episode(episode, f"episode {number}")
-            yield _run_of(episode)
+            check_episode(episode, f"episode {number}", form)
+            yield _run_of(episode, form)
             if progress is not None:
                 progress(number + 1)
 
     return publish(
-        dataset_id, lambda data: [write_shard(data / shard_name(0), 0, runs())], overwrite=overwrite, **about
+        dataset_id, lambda data: [write_shard(data / shard_name(0), 0, runs(), form)], overwrite=overwrite, **about
     )
 
 
@@ -387,6 +439,21 @@ def load(dataset_id: str) -> Any:
     return dataset
 
 
+def form_of(dataset: Any) -> str:
+    """Return the action form (`l4s_gym.forms`) of a dataset (`minari.MinariDataset`)."""
+    return str(dataset.storage.metadata.get("form", PACKET))
+
+
+def check_form(dataset: Any, wanted: str) -> None:
+    """Refuse a dataset (`minari.MinariDataset`) of another action form.
+
+    Raises:
+        L4SError: It is of another.
+    """
+    if (form := form_of(dataset)) != wanted:
+        raise L4SError(f"dataset {dataset.id!r}: its actions are of the form {form!r}, not {wanted!r}: use another")
+
+
 def absent_in(note: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the features that an episode's source lacks, from its metadata."""
     return tuple(name for name in str(note.get("absent", "")).split(",") if name)
@@ -402,32 +469,42 @@ def read_episodes(dataset: Any) -> Iterator[Trajectory]:
         L4SError: An episode lacks our infos.
     """
     with readable(Path(dataset.spec.data_path)):
-        yield from _episodes(dataset)
+        for _, episode in _episodes(dataset):
+            yield episode
 
 
-def _episodes(dataset: Any) -> Iterator[Trajectory]:
+def _episodes(dataset: Any) -> Iterator[tuple[Any, Trajectory]]:
+    """Yield the episodes of a dataset as Minari reads them, and as ours."""
     notes = dataset.storage.get_episode_metadata(dataset.episode_indices)
+    form = form_of(dataset)
+    features = observed_by(form)
     for data, note in zip(dataset.iterate_episodes(), notes, strict=True):
-        if not set(INFOS) <= set(data.infos or ()):
+        if not set(INFOS if form == PACKET else ["components"]) <= set(data.infos or ()):
             raise L4SError(f"dataset {dataset.id!r}: episode {data.id} lacks infos: it is not one of `create`")
-        yield Trajectory(
-            observations=data.observations,
-            actions=data.actions,
-            rewards=data.rewards,
-            missing={MISSING: data.infos["missing"]},
-            consecutive=bool(note["consecutive"]),
-            source=str(note["source"]),
-            applied=data.infos["applied_action"][1:],
-            absent=absent_in(note),
-            extras={name: data.infos[name] for name in EXTRAS},
-            about={name: value for name, value in note.items() if name not in _OWN},
+        extras = data.infos if form == PACKET else data.infos["components"]
+        more: dict[str, Any] = {"extras": {name: extras[name] for name in (EXTRAS if form == PACKET else COMPONENTS)}}
+        if form == PACKET:
+            more |= {"missing": {MISSING: data.infos["missing"]}, "applied": data.infos["applied_action"][1:]}
+        yield (
+            data,
+            Trajectory(
+                observations=data.observations,
+                actions=data.actions,
+                rewards=data.rewards,
+                consecutive=bool(note["consecutive"]),
+                source=str(note["source"]),
+                absent=absent_in(note),
+                about={name: value for name, value in note.items() if name not in _OWN},
+                features=features,
+                **more,
+            ),
         )
 
 
 def check_schema(dataset: Any) -> None:
     """Raise if the metadata of a dataset (`minari.MinariDataset`) contradicts this version's schema."""
     stored = dataset.storage.metadata
-    for name, value in schema_metadata(str(stored.get("reward")), {}).items():
+    for name, value in schema_metadata(str(stored.get("reward")), {}, form_of(dataset)).items():
         if stored.get(name) != value:
             raise L4SError(
                 f"dataset {dataset.id!r}: {name} is {stored.get(name)!r}, not {value!r}: convert its rows again"
@@ -470,24 +547,26 @@ def validate(dataset: Any) -> None:
     Raises:
         L4SError: The first thing that is wrong.
     """
+    for _ in read_valid(dataset):
+        pass
+
+
+def read_valid(dataset: Any) -> Iterator[Trajectory]:
+    """Yield the episodes as `read_episodes` does, each after the checks of `validate`."""
     where = f"dataset {dataset.id!r}"
     check_schema(dataset)
+    steps, form = 0, form_of(dataset)
     with readable(Path(dataset.spec.data_path)):
-        steps = _checked_steps(dataset, where)
+        for data, episode in _episodes(dataset):
+            place = f"{where}, episode {data.id}"
+            for name in ("applied_action",) if form == PACKET else ():
+                if len(data.infos[name]) != len(data.actions) + 1:
+                    raise L4SError(f"{place}: {name} must have one entry more than there are actions")
+            check_episode(episode, place, form)
+            truncated = np.arange(len(episode)) == len(episode) - 1
+            if data.terminations.any() or not np.array_equal(data.truncations, truncated):
+                raise L4SError(f"{place}: must be truncated at its last step, and end nowhere else")
+            steps += len(episode)
+            yield episode
     if steps != dataset.total_steps:
         raise L4SError(f"{where}: has {steps} steps, but says {dataset.total_steps}: write it again")
-
-
-def _checked_steps(dataset: Any, where: str) -> int:
-    """Check each episode; return the total number of steps."""
-    steps = 0
-    for data, episode in zip(dataset.iterate_episodes(), read_episodes(dataset), strict=True):
-        place = f"{where}, episode {data.id}"
-        if len(data.infos["applied_action"]) != len(data.actions) + 1:
-            raise L4SError(f"{place}: applied_action must have one entry more than there are actions")
-        check_episode(episode, place)
-        truncated = np.arange(len(episode)) == len(episode) - 1
-        if data.terminations.any() or not np.array_equal(data.truncations, truncated):
-            raise L4SError(f"{place}: must be truncated at its last step, and end nowhere else")
-        steps += len(episode)
-    return steps

@@ -7,29 +7,41 @@ A recipe is a folder `datasets/<name>/` with `recipe.toml`; it makes `l4s/dualpi
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import msgspec
+import numpy as np
 from msgspec import Meta, Struct
 
 from l4s_gym import rewards, shipped
+from l4s_gym.data import intervals
 from l4s_gym.data.simulated import Behaviour, SimulatedRun
+from l4s_gym.data.storage import Run
 from l4s_gym.errors import L4SError, unknown
+from l4s_gym.forms import FORMS, INTERVAL_MS, PACKET
 from l4s_gym.schema import SCHEMA_VERSION
 from l4s_gym.sim import jit, scenario
 from l4s_gym.sim.disciplines import AQMS
+from l4s_gym.sim.ranges import training
 from l4s_gym.tables import convert, read_toml
 
 SIZES: Final = ("small", "full")
 FILE: Final = "recipe.toml"
 VERSION: Final = 0
 PREFIX: Final = "l4s/dualpi2/"
+RANDOM: Final = "random:train"
+"""The name of scenarios that are drawn anew for each episode."""
 if TYPE_CHECKING:
     _Aqm = str
+    _Form = str
 else:
     _Aqm = Literal["", *AQMS]
+    _Form = Literal[*FORMS]
+Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 
 
 class Size(Struct, frozen=True, forbid_unknown_fields=True):
@@ -49,10 +61,32 @@ class Size(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BehaviourSpec(Struct, frozen=True, forbid_unknown_fields=True):
-    """The policy that decides: a discipline (empty: the scenario's), and the share of actions drawn at random."""
+    """The policy that decides: a discipline, with actions drawn at random.
+
+    Attributes:
+        aqm: The discipline; empty: the scenario's.
+        explore: Of packets: share of the actions that are drawn.
+        low: Of control intervals: lower bounds between which the numbers of an action are drawn, uniformly; empty:
+            those of the action space.
+        high: Upper bounds, likewise.
+        redraw_s: Of control intervals: mean time after which the action is drawn again; 0: it is held for the episode.
+        plain: Of control intervals: share of the episodes with the form's idle action instead, evenly spread.
+    """
 
     aqm: _Aqm = ""
-    explore: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
+    explore: Share = 0.0
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+    redraw_s: Annotated[float, Meta(ge=0.0)] = 0.0
+    plain: Share = 0.0
+
+    def __str__(self) -> str:
+        """The behaviour in words."""
+        if self.explore == 1.0:
+            return "uniformly random"
+        words = [f"{self.explore:g} random"] if self.explore else []
+        words += [f"actions drawn each {self.redraw_s:g} s on average"] if self.redraw_s else []
+        return (self.aqm or "scenario") + (f" with {' and '.join(words)}" if words else "")
 
 
 class Recipe(Struct, frozen=True, forbid_unknown_fields=True):
@@ -61,7 +95,8 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         title: One line.
         description: What the data is and what it is for.
-        scenarios: Scenarios, used one after another.
+        scenarios: Scenarios, used one after another; `random:train` is a new one for each episode, drawn within the
+            benchmark's ranges for training.
         behaviours: Policies that decide; the next one is used after each round of all scenarios.
         small: The size for tests and first steps.
         full: The published size.
@@ -69,6 +104,8 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True):
         seed: Seed of the first episode; the others count up.
         reward: Name of the reward.
         faults: Known faults, a sentence each.
+        form: Action form (`l4s_gym.forms`).
+        control_interval_ms: Length of a step, where the form has control intervals.
         name: Name of the folder.
     """
 
@@ -82,7 +119,27 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True):
     seed: Annotated[int, Meta(ge=0)] = 0
     reward: rewards.Name = rewards.DEFAULT
     faults: tuple[str, ...] = ()
+    form: _Form = PACKET
+    control_interval_ms: Annotated[float, Meta(gt=0.0, lt=1e6)] = INTERVAL_MS
     name: str = ""
+
+    def __post_init__(self) -> None:
+        own = FORMS[self.form]
+        for each in self.behaviours:
+            if self.form == PACKET and (each.low or each.high or each.redraw_s or each.plain):
+                raise L4SError("behaviours: low, high, redraw_s and plain are for a form with control intervals")
+            if self.form != PACKET and each.explore:
+                raise L4SError("behaviours: explore is for the form packet: give low and high")
+            low, high = each.low or own.low, each.high or own.high
+            pairs = [
+                *zip(own.low, low, strict=False),
+                *zip(low, high, strict=False),
+                *zip(high, own.high, strict=False),
+            ]
+            if not len(low) == len(high) == len(own.low) or not all(a <= b for a, b in pairs):
+                raise L4SError(f"behaviours: low and high: give {len(own.low)} numbers each, within the action space")
+        if self.evaluated_on == RANDOM:
+            raise L4SError(f"eval_scenario: give one, as {RANDOM} is another scenario each time")
 
     def size(self, size: str) -> Size:
         """Return the numbers of `small` or `full`."""
@@ -102,12 +159,13 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True):
 
     def behaviour_names(self) -> list[str]:
         """Return the behaviours in words."""
-        return [
-            "uniformly random"
-            if b.explore == 1.0
-            else f"{b.aqm or 'scenario'}" + (f" with {b.explore:g} random" if b.explore else "")
-            for b in self.behaviours
-        ]
+        held = " with actions held for an episode"
+        return [f"{each}{'' if self.form == PACKET or each.redraw_s else held}" for each in self.behaviours]
+
+
+def scenario_of(name: str, seed: int) -> scenario.Scenario:
+    """Return a scenario of a recipe for the episode of a seed."""
+    return scenario.load(f"random-{seed}" if name == RANDOM else name)
 
 
 @dataclass(frozen=True)
@@ -123,18 +181,40 @@ class Task:
         """Number of its first episode."""
         return self.shard * self.recipe.size(self.size).per_shard
 
-    def runs(self) -> list[SimulatedRun]:
+    def runs(self) -> Iterable[Run]:
         """Return its episodes."""
         chosen = self.recipe.size(self.size)
-        names = chosen.scenarios or self.recipe.scenarios
-        runs = []
-        for number in range(self.first, min(self.first + chosen.per_shard, chosen.episodes)):
-            turn, place = divmod(number, len(names))
-            who = self.recipe.behaviours[turn % len(self.recipe.behaviours)]
-            simulated = scenario.load(names[place]).replace(horizon_s=chosen.seconds)
-            behaviour = Behaviour(who.aqm or None, who.explore)
-            runs.append(SimulatedRun(simulated, behaviour, self.recipe.seed + number, self.recipe.reward))
-        return runs
+        numbers = range(self.first, min(self.first + chosen.per_shard, chosen.episodes))
+        if self.recipe.form == PACKET:
+            return [self._packets(number) for number in numbers]
+        return intervals.play([self._intervals(number) for number in numbers])
+
+    def _episode(self, number: int) -> tuple[scenario.Scenario, BehaviourSpec, int]:
+        """Return scenario and behaviour of an episode, and how many of the behaviour's episodes are before it."""
+        chosen = self.recipe.size(self.size)
+        names, behaviours = chosen.scenarios or self.recipe.scenarios, self.recipe.behaviours
+        turn, place = divmod(number, len(names))
+        round_, who = divmod(turn, len(behaviours))
+        simulated = scenario_of(names[place], self.recipe.seed + number).replace(horizon_s=chosen.seconds)
+        return simulated, behaviours[who], round_ * len(names) + place
+
+    def _packets(self, number: int) -> SimulatedRun:
+        simulated, who, _ = self._episode(number)
+        behaviour = Behaviour(who.aqm or None, who.explore)
+        return SimulatedRun(simulated, behaviour, self.recipe.seed + number, self.recipe.reward)
+
+    def _intervals(self, number: int) -> intervals.IntervalRun:
+        recipe, box = self.recipe, FORMS[self.recipe.form]
+        simulated, who, before = self._episode(number)
+        steps = intervals.steps_of(simulated.horizon_s, recipe.control_interval_ms)
+        rng = np.random.default_rng([recipe.seed + number, 1])  # not the numbers that draw the scenario
+        change = 1.0 - math.exp(-1e-3 * recipe.control_interval_ms / who.redraw_s) if who.redraw_s else 0.0
+        actions = intervals.drawn_actions(who.low or box.low, who.high or box.high, steps, change, rng)
+        flavour = intervals.CHANGING if change else intervals.CONSTANT
+        if math.floor((before + 1) * who.plain) > math.floor(before * who.plain):
+            flavour, actions = intervals.PLAIN, np.full_like(actions, box.idle)
+        how = recipe.form, recipe.control_interval_ms, recipe.reward
+        return intervals.IntervalRun(simulated, who.aqm or None, recipe.seed + number, actions, flavour, *how)
 
 
 def tasks(recipe: Recipe, size: str) -> list[Task]:
@@ -147,7 +227,7 @@ def digest(recipe: Recipe, size: str) -> str:
     """Return a digest of a dataset's recipe: its own numbers, the scenarios, the simulator and the schema."""
     chosen = recipe.size(size)
     parts = [recipe, size, SCHEMA_VERSION, jit.source_digest()]
-    parts += [scenario.load(name) for name in chosen.scenarios or recipe.scenarios]
+    parts += [training() if name == RANDOM else scenario.load(name) for name in chosen.scenarios or recipe.scenarios]
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
 
 
@@ -184,5 +264,5 @@ def load(name: str, given: Path | None = None) -> Recipe:
     recipe = convert(Recipe, read_toml(path), str(path))
     used = {*recipe.scenarios, *recipe.small.scenarios, *recipe.full.scenarios, recipe.evaluated_on}
     for each in sorted(used):
-        scenario.load(each)
+        scenario_of(each, 0)
     return msgspec.structs.replace(recipe, name=name)

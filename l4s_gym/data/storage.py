@@ -10,6 +10,7 @@ import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import Any, Final, NamedTuple, Protocol
@@ -17,10 +18,13 @@ from typing import Any, Final, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from l4s_gym import forms
 from l4s_gym.data.files import atomic_write, printable
 from l4s_gym.data.steps import EXTRAS, STEP, Steps
 from l4s_gym.errors import L4SError
 from l4s_gym.extras import optional
+from l4s_gym.forms import PACKET
+from l4s_gym.rewards import COMPONENTS
 
 MAIN: Final = "main_data.hdf5"
 _IN_MEMORY: Final = 64 << 20
@@ -28,24 +32,63 @@ _IN_MEMORY: Final = 64 << 20
 _ROWS: Final = 1 << 16
 _ALIGNMENT: Final = 64
 
-ARRAYS: Final[dict[str, tuple[str, tuple[int, ...], int]]] = {
-    # path in the episode's group: type, shape of a row, number of rows beyond the number of steps
-    "observations": ("<f4", STEP["observation"].shape, 1),
-    "actions": ("<i8", (), 0),
-    "rewards": ("<f8", (), 0),
-    "infos/missing": ("|b1", (), 1),
-    **{f"infos/{name}": (STEP[name].str, (), 1) for name in EXTRAS},
-    "infos/applied_action": ("<i8", (), 1),
-    "terminations": ("|b1", (), 0),
+
+class Array(NamedTuple):
+    """An array of an episode.
+
+    Attributes:
+        dtype: Type of its entries.
+        shape: Shape of an entry.
+        more: Number of entries beyond the number of steps.
+        field: Field of the rows that it holds; empty: it is False throughout.
+        later: By how many entries a value comes after its row: 1 for what is known after the step.
+    """
+
+    dtype: str
+    shape: tuple[int, ...] = ()
+    more: int = 0
+    field: str = ""
+    later: int = 0
+
+
+ARRAYS: Final = {
+    "observations": Array("<f4", STEP["observation"].shape, 1, "observation"),
+    "actions": Array("<i8", field="action"),
+    "rewards": Array("<f8", field="reward"),
+    "infos/missing": Array("|b1", (), 1, "missing"),
+    **{f"infos/{name}": Array(STEP[name].str, (), 1, name) for name in EXTRAS},
+    "infos/applied_action": Array("<i8", (), 1, "applied", 1),
+    "terminations": Array("|b1"),
 }
-"""The arrays of an episode, in the order in which they are stored; after them come the truncations."""
-_FIELDS: Final = {
-    **{"observations": "observation", "actions": "action", "rewards": "reward"},
-    **{f"infos/{name}": name for name in ("missing", *EXTRAS)},
-}
-"""The arrays that are a field of STEP."""
+"""The arrays of an episode by their paths, in the order in which they are stored; after them come the truncations."""
 INFOS: Final = ("applied_action", "missing", *EXTRAS)
 """Infos of each episode, (T + 1,): `applied_action` at t + 1 says how action t was applied, as in the environment."""
+
+
+@cache
+def arrays_of(form: str) -> dict[str, Array]:
+    """Return the arrays of an episode of an action form (`l4s_gym.forms`), as `ARRAYS` has those of packets.
+
+    A step of control intervals has the components of its reward (`l4s_gym.rewards.COMPONENTS`) in its info, s.
+    """
+    if form == PACKET:
+        return ARRAYS
+    chosen = forms.get(form)
+    return {
+        "observations": Array("<f4", (len(chosen.features),), 1, "observation"),
+        "actions": Array("<f4", (len(chosen.low),), 0, "action"),
+        "rewards": ARRAYS["rewards"],
+        **{f"infos/components/{name}": Array("<f4", (), 1, name, 1) for name in COMPONENTS},
+        "terminations": ARRAYS["terminations"],
+    }
+
+
+@cache
+def row_of(form: str) -> np.dtype[np.void]:
+    """Return the type of the rows of a run of an action form."""
+    if form == PACKET:
+        return STEP
+    return np.dtype([(each.field, each.dtype, each.shape) for each in arrays_of(form).values() if each.field])
 
 
 class Run(Protocol):
@@ -57,7 +100,7 @@ class Run(Protocol):
         ...
 
     def blocks(self) -> Iterator[Steps]:
-        """Return rows `STEP` in order; the last row is the final observation."""
+        """Return rows (`row_of` its form) in order; the last row is the final observation."""
         ...
 
 
@@ -141,7 +184,7 @@ def _new_file(path: str) -> Iterator[tuple[Any, Callable[[], None]]]:
         sink.check()
 
 
-def _write_episode(file: Any, number: int, run: Run, folder: Path) -> int:
+def _write_episode(file: Any, number: int, run: Run, folder: Path, form: str) -> int:
     """Write one run as an episode; return its number of steps, 0 if it has fewer than two rows (nothing is written).
 
     Args:
@@ -149,7 +192,9 @@ def _write_episode(file: Any, number: int, run: Run, folder: Path) -> int:
         number: Number of the episode.
         run: The run.
         folder: Folder for a long run until its length is known.
+        form: Its action form.
     """
+    row, arrays = row_of(form), arrays_of(form)
     with SpooledTemporaryFile(max_size=_IN_MEMORY, dir=str(folder)) as spool:
         rows = 0
         for block in run.blocks():
@@ -162,36 +207,37 @@ def _write_episode(file: Any, number: int, run: Run, folder: Path) -> int:
         about = {name: printable(each) if isinstance(each, str) else each for name, each in run.about.items()}
         group.attrs.update({"id": number, "total_steps": rows - 1, **about})
         made = {
-            path: group.create_dataset(path, (rows - 1 + more, *row), dtype)
-            for path, (dtype, row, more) in ARRAYS.items()
+            path: group.create_dataset(path, (rows - 1 + each.more, *each.shape), each.dtype)
+            for path, each in arrays.items()
         }
         made["terminations"][:] = False
         group.create_dataset("truncations", data=np.arange(rows - 1) == rows - 2)
         at = 0
-        while data := spool.read(_ROWS * STEP.itemsize):
-            part = np.frombuffer(data, STEP)
-            for path, name in _FIELDS.items():
-                kept = part[: rows - 1 + ARRAYS[path][2] - at]
-                made[path][at : at + len(kept)] = kept[name]
-            done = part["applied"][: rows - 1 - at]
-            made["infos/applied_action"][at + 1 : at + 1 + len(done)] = done
+        while data := spool.read(_ROWS * row.itemsize):
+            part = np.frombuffer(data, row)
+            for path, each in arrays.items():
+                if each.field:
+                    first = at + each.later
+                    kept = part[each.field][: len(made[path]) - first]
+                    made[path][first : first + len(kept)] = kept
             at += len(part)
     return rows - 1
 
 
-def write_shard(path: Path, first: int, runs: Iterable[Run]) -> Shard:
+def write_shard(path: Path, first: int, runs: Iterable[Run], form: str = PACKET) -> Shard:
     """Write runs to a file, as a whole or not at all.
 
     Args:
         path: The file.
         first: Number of the first episode.
         runs: The runs, read as a stream; those of less than two rows are left out.
+        form: Their action form (`l4s_gym.forms`).
     """
     episodes = steps = 0
     # h5py reads what it wrote, so it gets the name, not the file.
     with atomic_write(path) as temporary, _new_file(temporary.name) as (file, check):
         for run in runs:
-            written = _write_episode(file, first + episodes, run, path.parent)
+            written = _write_episode(file, first + episodes, run, path.parent, form)
             check()
             episodes += written > 0
             steps += written

@@ -24,7 +24,7 @@ Item = dict[str, torch.Tensor]
 BLOCK: Final = 256
 """Steps between two returns-to-go held in memory; those between are computed on demand."""
 _WIDTHS: Final = {
-    name: np.dtype((ARRAYS[name][0], ARRAYS[name][1])).itemsize
+    name: np.dtype((ARRAYS[name].dtype, ARRAYS[name].shape)).itemsize
     for name in ("observations", "actions", "rewards", "infos/missing")
 }
 """What is read of an episode, and the bytes of a row."""
@@ -86,7 +86,7 @@ class Windows(Dataset[Item]):
         # Each file as one long column of each type: an array lies at a multiple of its row's size (see storage).
         self._columns: list[dict[str, npt.NDArray[Any]]] = [
             {
-                name: raw[: len(raw) // width * width].view(ARRAYS[name][0]).reshape(-1, *ARRAYS[name][1])
+                name: raw[: len(raw) // width * width].view(ARRAYS[name].dtype).reshape(-1, *ARRAYS[name].shape)
                 for name, width in _WIDTHS.items()
             }
             for raw in self.layout.map_files()
@@ -133,7 +133,7 @@ class Windows(Dataset[Item]):
         if len(self._columns) == 1:
             found: npt.NDArray[Any] = self._columns[0][name][rows]
             return found
-        dtype, row, _ = ARRAYS[name]
+        dtype, row = ARRAYS[name][:2]
         taken = np.empty((*steps.shape, *row), dtype)
         files = self.layout.file[episode]
         for file in np.unique(files):

@@ -143,7 +143,7 @@ class DualPI2Env(SimulatedEnv[Observation, int]):
 
     | argument | meaning |
     |---|---|
-    | `scenario` | name (`l4s-gym scenarios`), path of a TOML file, dict of fields, `suite:train`, or a list of these |
+    | `scenario` | name (`l4s-gym scenarios`), path of a TOML file, dict of fields, `suite:train`, `random:train` (64 drawn), or a list |
     | `horizon_s` | simulated seconds until an episode is truncated; None: the scenario's own |
     | `aqm` | queue discipline below the agent; None: the scenario's own |
     | `decision_interval` | the agent decides every n-th packet (1, 10, 100), the discipline the others |

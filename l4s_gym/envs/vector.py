@@ -105,9 +105,18 @@ class SimulatedVectorEnv(Snapshots, VectorEnv[npt.NDArray[np.float32], Actions, 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
-        """Start all episodes, or those of `options["reset_mask"]`; seeds are `seed + i` or one each."""
+        """Start all episodes, or those of `options["reset_mask"]`; seeds are `seed + i` or one each.
+
+        `options["scenario"]` names the scenario of all, or is a list of one name each.
+        """
         given = read_options(options, ("scenario", "reset_mask"))
-        which = chosen_scenario(given, self.batch)
+        named = given.get("scenario")
+        if isinstance(named, list | tuple):
+            if len(named) != self.num_envs:
+                raise L4SError(f"scenario: {len(named)} names for {self.num_envs} environments: give one each, or one")
+            which = [chosen_scenario({"scenario": name}, self.batch) for name in named]
+        else:
+            which = [chosen_scenario(given, self.batch)] * self.num_envs
         mask = np.asarray(given.get("reset_mask", self._all), bool)
         if mask.shape != (self.num_envs,) or not mask.any():
             raise L4SError(f"reset_mask: give {self.num_envs} booleans, at least one of them true")
@@ -128,7 +137,7 @@ class SimulatedVectorEnv(Snapshots, VectorEnv[npt.NDArray[np.float32], Actions, 
                     self._rngs[i] = seeding.np_random(seeds[i])[0]
         started = mask.nonzero()[0].tolist()
         for i in started:
-            self._start(i, which)
+            self._start(i, which[i])
         self._ended[mask] = False
         return self._take(self._obs), self._tell_scenarios(self._infos(), started)
 

@@ -17,6 +17,7 @@ from l4s_gym import forms, rewards
 from l4s_gym.agents import AgentSpec
 from l4s_gym.agents import protocol as agents
 from l4s_gym.agents.protocol import Agent, Floats, generators, policy_of
+from l4s_gym.agents.rules import random_agent
 from l4s_gym.data.recipes import Recipe
 from l4s_gym.errors import L4SError
 from l4s_gym.forms import PACKET
@@ -285,12 +286,17 @@ def evaluate(
 def reference_scores(recipe: Recipe) -> dict[str, Any]:
     """Returns of the random agent and of native DualPI2 (RFC 9332) where agents of a dataset are evaluated.
 
-    All datasets have the same references, so that normalised scores mean the same everywhere.
+    All datasets have the same references, so that normalised scores mean the same everywhere; those of control
+    intervals also have `random_actions`: actions drawn from their action space.
     """
     seeds = [0, 1, 2, 3, 4]
     scores: dict[str, Any] = {"scenario": recipe.evaluated_on, "reward": rewards.DEFAULT, "seeds": seeds}
     for name, who in (("random", "random"), ("native", "native:dualpi2_rfc9332")):
         scores[name] = [result.episode_return for result in evaluate(who, recipe.evaluated_on, seeds=seeds)]
+    if recipe.form != PACKET:
+        agent, every_ms = random_agent(recipe.form), recipe.control_interval_ms
+        played = evaluate(agent, recipe.evaluated_on, seeds=seeds, control_interval_ms=every_ms)
+        scores["random_actions"] = [result.episode_return for result in played]
     return scores
 
 

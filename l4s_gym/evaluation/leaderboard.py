@@ -19,6 +19,7 @@ from l4s_gym.agents.protocol import control_interval_ms
 from l4s_gym.data.build import checksum as dataset_checksum
 from l4s_gym.data.build import recipe_of, recorded_checksum
 from l4s_gym.data.files import atomic_write
+from l4s_gym.data.recipes import scenario_of
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.evaluation import board, series, sweep
 from l4s_gym.evaluation import entry as records
@@ -108,7 +109,7 @@ def check_training(experiment: Experiment, protocol: Protocol | None = None) -> 
     if how is None or recipe is None:
         return
     for name in {*recipe.scenarios, *recipe.small.scenarios, *recipe.full.scenarios}:
-        each = scenario.load(name)
+        each = scenario_of(name, 0)
         if ranges.outside(each) if ranges else "train" not in each.suites:
             remedy = "train on datasets of the suite train only"
             raise L4SError(f"{experiment.id}: dataset {how.dataset!r} has {name!r}, which is to be unseen: {remedy}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Final
@@ -9,10 +10,12 @@ from typing import Annotated, Any, Final
 import numpy as np
 from msgspec import Meta, Struct
 
+from l4s_gym import shipped
 from l4s_gym.errors import L4SError
 from l4s_gym.sim import traces
 from l4s_gym.sim.layout import APPS
 from l4s_gym.sim.scenario import Scenario, Source, from_dict
+from l4s_gym.tables import convert, read_toml
 
 Range = tuple[float, float]
 CLASSIC: Final = ("cubic", "newreno")
@@ -94,11 +97,7 @@ class Ranges(Struct, frozen=True, forbid_unknown_fields=True):
             yield "links"
 
     def draw(self, seed: int) -> Scenario:
-        """A scenario within the ranges, drawn at random; the same one for the same seed.
-
-        Several of them make an environment of random scenarios, in which each episode is of one:
-        ``gym.make(..., scenario=[ranges.draw(seed) for seed in range(64)])``.
-        """
+        """A scenario within the ranges, drawn at random, called `random-SEED`; the same one for the same seed."""
         rng = np.random.default_rng(seed)
         kinds = list(self.links)
         shares = np.array([self.links[kind] for kind in kinds])
@@ -131,6 +130,13 @@ class Ranges(Struct, frozen=True, forbid_unknown_fields=True):
             rates.append(_log_uniform(self.rate_mbps, rng))
         steps = [(at, rate / max(rates)) for at, rate in zip(times, rates, strict=True)] if kind == "steps" else []
         return {"kind": "constant", "rate_mbps": max(rates), "steps": steps}  # the buffer is that of the highest rate
+
+
+@functools.cache
+def training() -> Ranges:
+    """The ranges of the benchmark's protocol, within which `random-SEED` and `random:train` are drawn."""
+    path = shipped.folder("benchmarks") / "protocol.toml"
+    return convert(Ranges, read_toml(path)["ranges"], f"{path}: ranges")
 
 
 def _log_uniform(ends: Range, rng: np.random.Generator) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -31,6 +32,8 @@ KINDS = (*CCS[1:], *APPS[1:])
 """Kinds of sources by name."""
 Ecn = Literal["not-ect", "ect0", "ect1"]
 SUITES = ("train", "test", "shift")
+DRAWN = 64
+"""Number of scenarios in `random:train`."""
 FIXED = ("aqm", "link.kind", "link.trace")
 """Fields that cannot be drawn for an episode: the arrays of a batch are made for them."""
 
@@ -359,6 +362,24 @@ def _load_shipped(name: str) -> Scenario:
     return from_dict({"name": name, **parse_toml((_folder() / f"{name}.toml").read_bytes(), name)})
 
 
+@functools.cache
+def _load_drawn(seed: int) -> Scenario:
+    from l4s_gym.sim.ranges import training  # which makes scenarios
+
+    return training().draw(seed)
+
+
+def _drawn(name: str) -> list[str]:
+    """Return the names of the scenarios of `random:train` or `random:train:COUNT`."""
+    suite, *rest = name.split(":")[1:]
+    if suite != "train":
+        raise unknown("set of random scenarios", name, ("random:train",))
+    count = ":".join(rest) if rest else str(DRAWN)
+    if not re.fullmatch("[1-9][0-9]{0,4}", count):
+        raise L4SError(f"scenario {name!r}: give a number from 1 to 99999, such as random:train:{DRAWN}")
+    return [f"random-{seed}" for seed in range(int(count))]
+
+
 Given = str | Path | Scenario | Mapping[str, Any]
 Scenarios = Given | Sequence[Given]
 """Types that `load` accepts, and `load_all`."""
@@ -366,6 +387,8 @@ Scenarios = Given | Sequence[Given]
 
 def load(scenario: Given) -> Scenario:
     """Load a scenario by name, path of a TOML file or dictionary of its fields; return a `Scenario` as it is.
+
+    `random-SEED` is drawn within the ranges for training of the benchmark's protocol.
 
     Raises:
         L4SError: Unknown name, unreadable file, unknown or invalid field.
@@ -378,6 +401,8 @@ def load(scenario: Given) -> Scenario:
         raise L4SError(f"scenario {scenario!r}: give a name, the path of a TOML file, or a dictionary of fields")
     if isinstance(scenario, str) and scenario in names():
         return _load_shipped(scenario)
+    if isinstance(scenario, str) and (drawn := re.fullmatch("random-([0-9]{1,9})", scenario)):
+        return _load_drawn(int(drawn[1]))
     path = Path(scenario)
     if path.suffix != ".toml":
         raise unknown("scenario", str(scenario), names())
@@ -390,7 +415,8 @@ def load_all(scenarios: Scenarios, horizon_s: float | None = None) -> tuple[Scen
     """Load scenarios, one of which is used in each episode.
 
     Args:
-        scenarios: One as `load` takes it, `suite:NAME` for all of a suite, or a list of these.
+        scenarios: One as `load` takes it, `suite:NAME` for all of a suite, `random:train` for `DRAWN` random ones
+            (`random-0` and on; `random:train:COUNT` for another number), or a list of these.
         horizon_s: Time after which an episode is truncated; None: the scenario's.
 
     Raises:
@@ -399,7 +425,8 @@ def load_all(scenarios: Scenarios, horizon_s: float | None = None) -> tuple[Scen
     several: Sequence[Any] = scenarios if isinstance(scenarios, list | tuple) else [scenarios]
     found: list[Scenario] = []
     for each in several:
-        members = suite(each.removeprefix("suite:")) if isinstance(each, str) and each.startswith("suite:") else (each,)
+        kind, _, name = each.partition(":") if isinstance(each, str) else ("", "", "")
+        members = suite(name) if kind == "suite" else _drawn(each) if kind == "random" else (each,)
         found += [load(member) for member in members]
     if not found:
         raise L4SError("scenario: the list is empty: give at least one")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from l4s_gym.envs.vector import DualPI2VectorEnv
 from l4s_gym.errors import L4SError
 from l4s_gym.sim import layout, measure
 from l4s_gym.sim.batch import Batch
+from l4s_gym.sim.ranges import training
 from l4s_gym.sim.scenario import load, load_all, suite
 
 Plain = Callable[..., dict[str, Any]]
@@ -76,6 +79,21 @@ def test_some_environments_of_one_scenario(cls: type[Any]) -> None:
     _, info = env.reset(options={"reset_mask": [False, True, True], "scenario": "lte"})
     assert info["scenario"][1:].tolist() == ["lte", "lte"]
     assert info["_scenario"].tolist() == [False, True, True]
+    assert env.reset(options={"scenario": ["lte", "web", "lte"]})[1]["scenario"].tolist() == ["lte", "web", "lte"]
+    with pytest.raises(L4SError, match="2 names for 3 environments"):
+        env.reset(options={"scenario": ["lte", "web"]})
+
+
+@pytest.mark.parametrize("cls", [*SINGLE, *VECTOR])
+def test_random_scenarios(cls: type[Any]) -> None:
+    """Each episode is of one of them, and a copy or a pickle goes on as the original."""
+    env = cls(scenario="random:train", horizon_s=2.0)
+    _, info = env.reset(seed=5)
+    names = [str(np.ravel(info["scenario"])[0]), *(str(np.ravel(env.reset()[1]["scenario"])[0]) for _ in range(20))]
+    assert set(names) <= {f"random-{seed}" for seed in range(64)} and len(set(names)) > 8
+    copies = copy.deepcopy(env), pickle.loads(pickle.dumps(env))
+    after = steps(env, 60)
+    assert [steps(each, 60) for each in copies] == [after] * 2
 
 
 def test_the_figures_are_those_of_the_scenario() -> None:
@@ -104,6 +122,8 @@ def test_what_a_list_may_hold(tmp_path: Path, plain: Plain) -> None:
     found = load_all([str(path), {"sources": [{"kind": "prague"}]}, plain("web"), load("mixed"), "suite:shift"])
     assert [each.name for each in found] == ["mine", "given", "web", "mixed", *suite("shift")]
     assert load_all("suite:train") == tuple(load(name) for name in suite("train"))
+    assert load_all(["random:train:3", "web"]) == (*(training().draw(seed) for seed in range(3)), load("web"))
+    assert [each.name for each in load_all("random:train")] == [f"random-{seed}" for seed in range(64)]
 
 
 @pytest.mark.parametrize("cls", [*SINGLE, *VECTOR])
@@ -115,6 +135,9 @@ def test_what_a_list_may_hold(tmp_path: Path, plain: Plain) -> None:
         (["web", "lte", "web"], "two are called 'web'"),
         ([{"sources": [{"kind": "cubic"}]}] * 2, "two are called 'given'"),
         ("suite:trian", "did you mean 'train'"),
+        ("random:trian", "did you mean 'random:train'"),
+        ("random:train:0", "give a number from 1 to 99999"),
+        ("random:train:3:4", "give a number from 1 to 99999"),
         (5, "scenario 5: give a name"),
         (None, "scenario None: give a name"),
         ([["web"]], r"scenario \['web'\]: give a name"),
