@@ -30,7 +30,7 @@ from l4s_gym.evaluation.results import arrow, read_all, write
 from l4s_gym.evaluation.series import Series
 from l4s_gym.evaluation.statistics import Interval
 from l4s_gym.forms import PACKET
-from l4s_gym.sim import fingerprint, scenario
+from l4s_gym.sim import fingerprint
 from l4s_gym.tables import timeless
 
 REFERENCES: Final = ("random/uniform", "native/dualpi2_rfc9332")
