@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -318,3 +319,14 @@ def test_checkpoints_are_gone_on_from(tiny_dataset: str, protocol: Protocol, tmp
     assert (other.folder / training.CHECKPOINT).is_file()
     assert "traceback" not in work.train(other)
     assert (other.folder / "weights.safetensors").read_bytes() == before
+
+
+def test_the_weights_of_a_language_model_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the learner says stands in the entry; other learners say nothing."""
+    for said in ({"weights": "random"}, {}):
+        learner = SimpleNamespace(train=lambda *_, said=said, **__: {"seconds": 1.0, **said})
+        monkeypatch.setattr(training, "learner", lambda _, learner=learner: learner)
+        cost = {"parameters": 3.0, "trainable_parameters": 2.0}
+        monkeypatch.setattr("l4s_gym.agents.saved.load", lambda _, cost=cost: SimpleNamespace(cost=lambda: cost))
+        found = work.train(work.Training("llm", "l4s/dualpi2/x-v0", {}, 0, tmp_path))
+        assert entry.TrainedAgent(**found).weights == said.get("weights", "")
