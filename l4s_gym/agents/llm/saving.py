@@ -168,8 +168,8 @@ def save(
     if not isinstance(model.backbone, Backbone) or (model.config.lora.rank and not model.backbone.adapted):
         raise L4SError(f"{folder}: the model is merged or optimized: save it before that")
     config, backbone = model.config, model.backbone
-    known = {"revision": config.backbone.revision or backbone.commit, "digest": backbone.digest}
-    config = replace(config, backbone=replace(config.backbone, **known))
+    revision = config.backbone.revision or backbone.commit
+    config = replace(config, backbone=replace(config.backbone, revision=revision, digest=backbone.digest))
 
     def fill(new: Path) -> None:
         for name, text in (files or {}).items():
