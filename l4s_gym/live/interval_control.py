@@ -99,7 +99,8 @@ class IntervalController(Controller):
                 f"agent {self._agent.name}: acts by {actions!r}; the form {self._form.name!r} takes an array {shape} "
                 "of numbers from -1 to 1"
             )
-        return wanted[0]
+        chosen: npt.NDArray[np.float64] = wanted[0]
+        return chosen
 
     def _end(self) -> None:
         try:

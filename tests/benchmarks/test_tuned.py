@@ -15,6 +15,7 @@ import pytest
 
 import oracle
 import search
+from l4s_gym import shipped
 from l4s_gym.errors import L4SError
 from l4s_gym.evaluation import leaderboard, sweep
 from l4s_gym.evaluation.entry import read_experiment, read_protocol
@@ -142,7 +143,12 @@ def test_the_oracle_is_a_board_entry_with_a_setting_for_each_scenario(
     table = "".join(f"{name} = {value}\n" for name, value in (search.DEFAULTS | HEADROOM).items())
     start.write_text(f'title = "Tuned"\nagent = "native:{search.AQM}"\n[options.{search.AQM}]\n{table}')
     small: dict[str, Any] = {"size": "quick", "seeds": 2, "budget": 4, "population": 2}
-    places = {"tuned": start, "work": tmp_path / "work", "out": tmp_path / "out", "shipped": tmp_path / "oracle.json"}
+    places: dict[str, Any] = {
+        "tuned": start,
+        "work": tmp_path / "work",
+        "out": tmp_path / "out",
+        "shipped": tmp_path / "oracle.json",
+    }
     oracle.main(oracle.Options(protocol=rules, **small, **places))
     (run,) = json.loads((tmp_path / "out" / "oracle.json").read_text())
     assert list(run["settings"]) == ["l4s-llm-testbed", "lte", "grid-4m-20ms"]
@@ -157,7 +163,7 @@ def test_the_oracle_is_a_board_entry_with_a_setting_for_each_scenario(
     assert [timeless(row) for row in same.results] == [timeless(row) for row in tuned.results]
 
     # The report takes it, unless it is of something else.
-    monkeypatch.setattr(leaderboard.shipped, "folder", lambda name: tmp_path)
+    monkeypatch.setattr(shipped, "folder", lambda name: tmp_path)
     said: list[str] = []
     found = leaderboard.oracle(protocol, "quick", said.append)
     assert {suite: score.value for suite, score in found.items()} == {

@@ -164,6 +164,16 @@ def test_the_form_is_a_column(table: dict[str, Row]) -> None:
     assert next(line for line in lines if "native--pie" in line).split("|")[3].strip() == "-"
 
 
+def test_the_weights_of_a_language_model_are_told(board_entries: list[Entry]) -> None:
+    learned = next(entry for entry in board_entries if entry.id == "bc--diffuse")
+    weights = "SmolLM2-135M-Instruct (pretrained)"
+    known = [msgspec.structs.replace(each, weights=weights) for each in learned.training]
+    found = rows(changed(board_entries, learned.id, training=tuple(known)))
+    assert found[learned.id].how == f"offline, weights {weights}"
+    assert found["native--pie"].how == "none"
+    assert board.markdown(list(found.values())).count(f"| offline, weights {weights} |") == 1
+
+
 def test_a_suite_of_varying_conditions_is_a_column(board_entries: list[Entry]) -> None:
     assert "dyn" not in board.brief(board.rows(board_entries, resamples=50))
     found = board.rows(synthetic_entries(scenarios=2, runs=3, suites=("test", "dyn"), failed=False), resamples=50)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -165,7 +166,8 @@ def test_cells_hold_every_episode_once_and_last_not_too_long(kind: str) -> None:
     rules, size = entry.read_protocol(), "full"
     seconds = rules.full.seconds
     for suite in rules.full.suites:
-        numbers, episodes = [], []
+        numbers: list[int] = []
+        episodes: list[tuple[str, int]] = []
         for first, names, seeds in work.batches(rules, size, suite, kind):
             numbers += range(first, first + len(names) * len(seeds))
             episodes += [(name, seed) for name in names for seed in seeds]
@@ -448,3 +450,14 @@ def test_checkpoints_are_gone_on_from(
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "nothing"))  # the data comes with the job
     made = work.run(replace(first, config=config, home=tmp_path / "apart"), data)
     assert made["files"]["weights.safetensors"] == before and not apart.exists()
+
+
+def test_the_weights_of_a_language_model_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the learner says stands in the entry; other learners say nothing."""
+    for said in ({"weights": "random"}, {}):
+        learner = SimpleNamespace(train=lambda *_, said=said, **__: {"seconds": 1.0, **said})
+        monkeypatch.setattr(training, "learner", lambda _, learner=learner: learner)
+        cost = {"parameters": 3.0, "trainable_parameters": 2.0}
+        monkeypatch.setattr("l4s_gym.agents.saved.load", lambda _, cost=cost: SimpleNamespace(cost=lambda: cost))
+        found = work.train(work.Training("llm", "l4s/dualpi2/x-v0", "", {}, 0, tmp_path))
+        assert entry.TrainedAgent(**found).weights == said.get("weights", "")

@@ -232,7 +232,7 @@ def _cut(model: nn.Module, last: int, layers: int) -> None:
             setattr(model.get_submodule(parent), own, module[:last])
 
 
-def _drop(model: nn.Module, weight: nn.Parameter) -> None:
+def _drop(model: nn.Module, weight: Tensor) -> None:
     """Free the memory of word embeddings, wherever they are; the row that stays tells their width and type."""
     row = nn.Parameter(weight.detach()[:1].clone(), requires_grad=False)
     for module in model.modules():

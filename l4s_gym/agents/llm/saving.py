@@ -97,24 +97,24 @@ def _card(config: LLMConfig, model: Model, training: Mapping[str, Any], text: st
     backbone = config.backbone
     original = pretrained.original(backbone.pretrained)
     base = f"base_model: {original}\n" if original.count("/") == 1 else ""
-    name = original or f"random {backbone.family}, {backbone.layers} layers of width {backbone.hidden}"
+    name = backbone.pretrained or f"random {backbone.family}, {backbone.layers} layers of width {backbone.hidden}"
     shown = {key: value for key, value in training.items() if isinstance(value, str | int | float | bool)}
-    facts = [
-        ("backbone", f"{name} {backbone.revision}".strip()),
-        ("weights", model.backbone.weights),
-        ("adapters", f"LoRA of rank {config.lora.rank}" if config.lora.rank else "none"),
-        ("parameters", str(count(model))),
-        ("head", config.head),
-        *([("layout", f"{config.layout}, window of {config.window} steps")] if config.head == "linear" else []),
-        ("schema", f"version {SCHEMA_VERSION}"),
-        *((key, str(value)) for key, value in sorted(shown.items())),
-    ]
-    rows = "\n".join(f"| {key} | {value} |".replace("\n", " ") for key, value in facts)
+    facts = {
+        "backbone": f"{name} {backbone.revision}".strip(),
+        "weights": model.backbone.weights,
+        "adapters": f"LoRA of rank {config.lora.rank}" if config.lora.rank else "none",
+        "parameters": str(count(model)),
+        "head": config.head,
+        **({"layout": f"{config.layout}, window of {config.window} steps"} if config.head == "linear" else {}),
+        "schema": f"version {SCHEMA_VERSION}",
+    }
+    rows = facts | dict(sorted(shown.items())) | facts  # facts come first, and count
+    table = "\n".join(f"| {key} | {value} |".replace("\n", " ") for key, value in rows.items())
     return (
         f"---\nlibrary_name: l4s-gym\ntags: [l4s, aqm, dualpi2, decision-transformer, offline-rl]\n{base}---\n"
         "# LLM agent for L4S DualPI2\n"
         "Decides for each packet whether to enqueue, drop or mark it.\n\n"
-        f"| | |\n|---|---|\n{rows}\n\n"
+        f"| | |\n|---|---|\n{table}\n\n"
         '```python\nfrom l4s_gym.agents.llm import saving\n\nmodel = saving.load("FOLDER").model\n```\n'
         f"{text}"
     )
@@ -168,8 +168,8 @@ def save(
     if not isinstance(model.backbone, Backbone) or (model.config.lora.rank and not model.backbone.adapted):
         raise L4SError(f"{folder}: the model is merged or optimized: save it before that")
     config, backbone = model.config, model.backbone
-    known = {"revision": config.backbone.revision or backbone.commit, "digest": backbone.digest}
-    config = replace(config, backbone=replace(config.backbone, **known))
+    revision = config.backbone.revision or backbone.commit
+    config = replace(config, backbone=replace(config.backbone, revision=revision, digest=backbone.digest))
 
     def fill(new: Path) -> None:
         for name, text in (files or {}).items():

