@@ -102,7 +102,8 @@ class Observer:
                     self._averages[name] += weight * (values[name.removesuffix(end)] - self._averages[name])
         values |= self._averages
         seen = [values[each.name] for each in self._features]
-        return np.clip(seen, 0.0, high(self._features)).astype(np.float32)
+        clipped: npt.NDArray[np.float32] = np.clip(seen, 0.0, high(self._features)).astype(np.float32)
+        return clipped
 
 
 def _interval(old: Law, new: Law) -> npt.NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -142,18 +143,13 @@ def test_the_oracle_is_a_board_entry_with_a_setting_for_each_scenario(
     start.parent.mkdir()
     table = "".join(f"{name} = {value}\n" for name, value in (search.DEFAULTS | HEADROOM).items())
     start.write_text(f'title = "Tuned"\nagent = "native:{search.AQM}"\n[options.{search.AQM}]\n{table}')
-    small: dict[str, Any] = {"size": "quick", "seeds": 2, "budget": 4, "population": 2}
-    places: dict[str, Any] = {
-        "tuned": start,
-        "work": tmp_path / "work",
-        "out": tmp_path / "out",
-        "shipped": tmp_path / "oracle.json",
-    }
-    oracle.main(oracle.Options(protocol=rules, **small, **places))
-    (run,) = json.loads((tmp_path / "out" / "oracle.json").read_text())
+    options = oracle.Options(rules, "quick", seeds=2, budget=4, population=2, tuned=start)
+    out, file = tmp_path / "out", tmp_path / "oracle.json"
+    oracle.main(dataclasses.replace(options, work=tmp_path / "work", out=out, shipped=file))
+    (run,) = json.loads((out / "oracle.json").read_text())
     assert list(run["settings"]) == ["l4s-llm-testbed", "lte", "grid-4m-20ms"]
     assert list(run["scores"]) == ["fair", oracle.LIGHTER] and "native--dualpi2_oracle" in run["scores"]["fair"]
-    assert f"By the reward `{oracle.LIGHTER}`" in (tmp_path / "out" / "oracle.md").read_text()
+    assert f"By the reward `{oracle.LIGHTER}`" in (out / "oracle.md").read_text()
 
     # With the tuned setting everywhere, it is the tuned entry: the board's seeds, and nothing else.
     protocol = read_protocol(rules)
@@ -171,8 +167,7 @@ def test_the_oracle_is_a_board_entry_with_a_setting_for_each_scenario(
     }
     assert leaderboard.oracle(protocol, "full", said.append) == {} and said == []
     assert leaderboard.oracle(msgspec.structs.replace(protocol, reward="power"), "quick", said.append) == {}
-    shipped = json.loads((tmp_path / "oracle.json").read_text())
-    (tmp_path / "oracle.json").write_text(json.dumps(shipped | {"simulator": "0" * 12}))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"simulator": "0" * 12}))
     assert leaderboard.oracle(protocol, "quick", said.append) == {}
     assert "is of another protocol" in said[0] and "simulator" in said[1]
     assert all(line.endswith("run benchmarks/studies/tuned/oracle.py") for line in said)

@@ -1,10 +1,11 @@
 """How each reward orders the queue disciplines, and whether the order by `fair` hangs on how evenness is measured.
 
-    python benchmarks/studies/objective/run.py  # half a minute; appends to results/objective.json
+    python benchmarks/studies/objective/run.py  # a minute; appends to results/objective.json
 
-Every discipline runs alone on all scenarios of `train`, random decisions and the threshold rule over the default one;
-"coupling 12" is RFC 9332 with a coupling factor that starves L. An episode is looked at each 62.5 ms: what it earned,
-and what the bulk flows of each class got in the second before. From this series each variant of `fair` is computed.
+Every discipline runs alone on all scenarios of the protocol's `train`, random decisions and the threshold rule over the
+default one; "coupling 12" is RFC 9332 with a coupling factor that starves L. An episode is looked at each 62.5 ms: what
+it earned, and what the bulk flows of each class got in the second before. From this series each variant of `fair` is
+computed.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from gymnasium.utils import seeding
 from l4s_gym.agents.protocol import generators, policy_of
 from l4s_gym.cli.arguments import command_line
 from l4s_gym.evaluation import harness
+from l4s_gym.evaluation.entry import read_protocol
 from l4s_gym.evaluation.origin import append_run, origin
-from l4s_gym.sim import layout, measure, scenario
+from l4s_gym.evaluation.work import as_run
+from l4s_gym.sim import layout, measure
 from l4s_gym.sim.batch import Batch
 from l4s_gym.sim.disciplines import AQMS
 from l4s_gym.sim.scenario import Scenario
@@ -119,7 +122,7 @@ def returns(who: str, chosen: Scenario, seeds: int) -> tuple[dict[str, float], f
     return {name: float(value.mean()) for name, value in found.items()}, float(uneven)
 
 
-def main(seconds: float = 10.0, seeds: int = 5, out: Path = RESULTS) -> None:
+def main(seconds: float = 20.0, seeds: int = 5, out: Path = RESULTS) -> None:
     """Run all rows of the table.
 
     Args:
@@ -127,7 +130,7 @@ def main(seconds: float = 10.0, seeds: int = 5, out: Path = RESULTS) -> None:
         seeds: Episodes of each scenario.
         out: Where the results go.
     """
-    chosen = scenario.load_all("suite:train", seconds)
+    chosen = [as_run(name, seconds, {}) for name in read_protocol().members("train")]
     means: dict[str, dict[str, dict[str, float]]] = {}
     uneven: dict[str, float] = {}
     for who in ROWS:
