@@ -17,7 +17,7 @@ from l4s_gym.data.files import atomic_write
 RESULTS = Path(__file__).resolve().parent / "results"
 README = RESULTS.parents[1] / "README.md"
 BLOCK = re.compile(r"(?<=<!-- board -->\n).*?(?=<!-- end of board -->)", re.S)
-SHOWN = ("#", "agent", "test", "shift", "C p50 / p99 ms", "L p50 / p99 ms", "util %")
+SHOWN = ("#", "agent", "form", "test", "shift", "dyn", "C p50 / p99 ms", "L p50 / p99 ms", "util %")
 
 
 def first_rows(board: str, rows: int = 5) -> str:
