@@ -101,7 +101,7 @@ def scenarios() -> str:
         s = scenario.load(name)
         rate = f"trace `{s.link.trace}`" if s.link.kind == "trace" else f"{s.link.rate_mbps:g}"
         flows = ", ".join(f"{each.count} {each.kind}" for each in s.sources)
-        rows.append((f"`{name}`", ", ".join(s.suites) or "-", rate, flows, s.description))
+        rows.append((f"`{name}`", ", ".join(scenario.suites_of(name)) or "-", rate, flows, s.description))
     return table("name | suites | Mbit/s | flows | description", rows)
 
 

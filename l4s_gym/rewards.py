@@ -14,9 +14,9 @@ from typing import Any, Final, Literal, get_args
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.sim import layout
 
-Name = Literal["balance", "fair", "power", "l4s_llm"]
+Name = Literal["fair", "balance", "power", "l4s_llm"]
 NAMES: Final[tuple[Name, ...]] = get_args(Name)
-BALANCE, FAIR, POWER, L4S_LLM = NAMES
+FAIR, BALANCE, POWER, L4S_LLM = NAMES
 DEFAULT: Final = FAIR
 """Of the environments and the board."""
 Reward = str | Mapping[str, float]
@@ -34,11 +34,11 @@ WEIGHTS: Final[dict[str, dict[str, float]]] = {
 }
 """Of the components in the rewards that are a weighted sum of them."""
 FORMULAS: Final[dict[Name, str]] = {
-    "balance": "seconds of link time used, minus 0.25 x the integral of each class's normalised delay, delay / (delay "
-    "+ reference) with references C 15 ms and L 1 ms",
-    "fair": "as `balance`, with the link time used multiplied by the evenness E = exp(sum w_k ln x_k) / sum w_k x_k, "
-    "in which x_k is the goodput per bulk flow of class k over the last second and w_k the class's share of these "
-    "flows; E is 1 where only one class is present",
+    "fair": "seconds of link time used times the evenness E, minus 0.25 x the integral of each class's normalised "
+    "delay, delay / (delay + reference) with references C 15 ms and L 1 ms. Over 60 s it is at most 60. E = "
+    "exp(sum w_k ln x_k) / sum w_k x_k, in which x_k is the goodput per bulk flow of class k over the last second and "
+    "w_k the class's share of these flows; it is 1 where only one class is present",
+    "balance": "the same without E",
     "power": "seconds of link time used, each packet's share divided by (1 + its delay / reference)",
     "l4s_llm": "packet_length / (current_queue_delay + 1000) of the packet that was decided, the paper's code",
 }

@@ -19,7 +19,7 @@ def test_they_are_what_the_table_says() -> None:
     assert tuple(rewards.COMPONENTS) == layout.COMPONENTS
     for name, reference_ns in zip(("delay_c", "delay_l"), REFERENCE_NS, strict=True):
         assert f"delay / (delay + {reference_ns * 1e-6:g} ms)" in rewards.COMPONENTS[name]
-        assert f"minus {-rewards.WEIGHTS['balance'][name]} x" in rewards.FORMULAS["balance"]
+        assert f"minus {-rewards.WEIGHTS['fair'][name]} x" in rewards.FORMULAS["fair"]
 
 
 def test_the_engine_has_them() -> None:

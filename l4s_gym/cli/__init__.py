@@ -65,7 +65,7 @@ def scenarios(suite: str | None = None, name: str | None = None, trace: str | No
     for each in chosen:
         s = scenario.load(each)
         rate = "trace" if s.link.kind == "trace" else f"{s.link.rate_mbps:g}"
-        table.add_row(each, " ".join(s.suites), rate, str(s.n_flows), s.description)
+        table.add_row(each, " ".join(scenario.suites_of(each)), rate, str(s.n_flows), s.description)
     console.print(table)
 
 

@@ -30,7 +30,7 @@ from l4s_gym.evaluation.results import arrow, read_all, write
 from l4s_gym.evaluation.series import Series
 from l4s_gym.evaluation.statistics import Interval
 from l4s_gym.forms import PACKET
-from l4s_gym.sim import fingerprint
+from l4s_gym.sim import fingerprint, scenario
 from l4s_gym.tables import timeless
 
 REFERENCES: Final = ("random/uniform", "native/dualpi2_rfc9332")
@@ -104,13 +104,14 @@ def check_training(experiment: Experiment, protocol: Protocol | None = None) -> 
         L4SError: Its dataset is of scenarios outside of the suite `train`, or of the ranges.
     """
     ranges = protocol.ranges if protocol else None
+    train = protocol.members("train") if protocol else scenario.suite("train")
     how = experiment.training
     recipe = None if how is None else recipe_of(how.dataset)
     if how is None or recipe is None:
         return
     for name in {*recipe.scenarios, *recipe.small.scenarios, *recipe.full.scenarios}:
         each = scenario_of(name, 0)
-        if ranges.outside(each) if ranges else "train" not in each.suites:
+        if ranges.outside(each) if ranges else each.name not in train:
             remedy = "train on datasets of the suite train only"
             raise L4SError(f"{experiment.id}: dataset {how.dataset!r} has {name!r}, which is to be unseen: {remedy}")
 

@@ -10,12 +10,11 @@ from typing import Annotated, Any, Final
 import numpy as np
 from msgspec import Meta, Struct
 
-from l4s_gym import shipped
 from l4s_gym.errors import L4SError
 from l4s_gym.sim import traces
 from l4s_gym.sim.layout import APPS
-from l4s_gym.sim.scenario import Scenario, Source, from_dict
-from l4s_gym.tables import convert, read_toml
+from l4s_gym.sim.scenario import Scenario, Source, from_dict, protocol
+from l4s_gym.tables import convert
 
 Range = tuple[float, float]
 CLASSIC: Final = ("cubic", "newreno")
@@ -135,8 +134,7 @@ class Ranges(Struct, frozen=True, forbid_unknown_fields=True):
 @functools.cache
 def training() -> Ranges:
     """The ranges of the benchmark's protocol, within which `random-SEED` and `random:train` are drawn."""
-    path = shipped.folder("benchmarks") / "protocol.toml"
-    return convert(Ranges, read_toml(path)["ranges"], f"{path}: ranges")
+    return convert(Ranges, protocol()["ranges"], "protocol: ranges")
 
 
 def _log_uniform(ends: Range, rng: np.random.Generator) -> float:

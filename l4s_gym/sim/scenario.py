@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 
+from l4s_gym import shipped
 from l4s_gym.data.files import printable
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.extras import source_code
@@ -31,7 +32,7 @@ from l4s_gym.tables import convert, parse_toml, read_toml
 KINDS = (*CCS[1:], *APPS[1:])
 """Kinds of sources by name."""
 Ecn = Literal["not-ect", "ect0", "ect1"]
-SUITES = ("train", "test", "shift")
+SUITES = ("train", "test", "shift", "dyn")
 DRAWN = 64
 """Number of scenarios in `random:train`."""
 FIXED = ("aqm", "link.kind", "link.trace")
@@ -202,7 +203,6 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         name: Name, as `gym.make(..., scenario=name)` takes it.
         description: One line.
-        suites: Suites that contain it: `train`, `test` (same distribution), `shift` (unseen).
         horizon_s: Time after which an episode is truncated.
         warmup_s: Start of the episode that the statistics leave out.
         aqm: Default discipline, or `module:attribute` of one of your own (`l4s_gym.sim.discipline`).
@@ -215,7 +215,6 @@ class Scenario(Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     sources: tuple[Source, ...]
     description: str = ""
-    suites: tuple[Literal["train", "test", "shift"], ...] = ()
     horizon_s: Annotated[float, Meta(gt=0.0, le=1e6)] = 60.0
     warmup_s: NonNegative = 5.0
     aqm: str = "dualpi2_freebsd"
@@ -351,10 +350,21 @@ def names() -> tuple[str, ...]:
 
 
 def suite(name: str) -> tuple[str, ...]:
-    """Return the names of the scenarios of a suite (`train`, `test`, `shift`)."""
+    """Return the names of the scenarios of a suite of the benchmark's protocol (`SUITES`)."""
     if name not in SUITES:
         raise unknown("suite", name, SUITES)
-    return tuple(item for item in names() if name in load(item).suites)
+    return tuple(protocol()["suites"]["train" if name == "test" else name])
+
+
+def suites_of(name: str) -> tuple[str, ...]:
+    """Return the suites that contain a scenario."""
+    return tuple(each for each in SUITES if name in suite(each))
+
+
+@functools.cache
+def protocol() -> dict[str, Any]:
+    """Return the benchmark's protocol, as its file has it."""
+    return read_toml(shipped.folder("benchmarks") / "protocol.toml")
 
 
 @functools.cache

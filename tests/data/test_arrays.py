@@ -87,7 +87,8 @@ def test_a_foreign_dataset_is_refused(made: list[Trajectory], tmp_path: Path) ->
         group = file.create_group("episode_0")
         group.attrs.update({"total_steps": 3, "consecutive": True})
         group.create_dataset("observations", (4, 8), "<f4", chunks=(2, 8), compression="gzip")
-    foreign = SimpleNamespace(id="foreign", episode_indices=[0], spec=SimpleNamespace(data_path=tmp_path))
+    spec, stored = SimpleNamespace(data_path=tmp_path), SimpleNamespace(metadata={})
+    foreign = SimpleNamespace(id="foreign", episode_indices=[0], spec=spec, storage=stored)
     with pytest.raises(L4SError, match=r"episode 0: observations is not stored in one piece of <f4"):
         arrays.open_layout(foreign, ("observations",))
     with pytest.raises(L4SError, match=r"episode 0: cannot be read .*: write it by minari_io.create"):

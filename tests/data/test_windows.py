@@ -50,7 +50,8 @@ def _dataset(folder: Path, lengths: list[int], *, shards: int = 1, seed: int = 0
     ]
     link_shards(folder, made)
     spec = SimpleNamespace(data_path=folder)
-    return SimpleNamespace(id="made", episode_indices=list(range(len(runs))), spec=spec, runs=runs)
+    stored = SimpleNamespace(metadata={})
+    return SimpleNamespace(id="made", episode_indices=list(range(len(runs))), spec=spec, runs=runs, storage=stored)
 
 
 def _plain(runs: list[Any], length: int, gamma: float, stride: int) -> list[dict[str, Any]]:

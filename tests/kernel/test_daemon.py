@@ -807,12 +807,12 @@ def test_answers_wait_for_those_who_do_not_read(make: Make) -> None:
         (command(wire.GET_STATUS, version=2), "version"),
         (command(wire.GET_STATUS, reserved=1), "reserved"),
         (command(0), "kind"),
-        (command(10), "kind"),
+        (command(11), "kind"),
         (command(wire.SUBSCRIBE, 2), "SUBSCRIBE"),
         (command(wire.CONFIGURE, 0, 0, 0, 0, 0), "shield_window"),
         (command(wire.CONFIGURE, 60_000_001, 0, 0, 64, 1000), "shield_c_us"),
     ],
-    ids=["zeros", "http", "version", "reserved", "kind-0", "kind-10", "subscribe", "configure-0", "configure"],
+    ids=["zeros", "http", "version", "reserved", "kind-0", "kind-11", "subscribe", "configure-0", "configure"],
 )
 def test_malformed_commands_end_the_connection(make: Make, data: bytes, text: str) -> None:
     daemon = make()

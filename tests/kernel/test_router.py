@@ -723,7 +723,7 @@ BAD_COMMANDS = {
     "magic": {0: 0x00},
     "version": {2: 2},
     "kind 0": {3: 0},
-    "kind 10": {3: 10},
+    "kind 11": {3: 11},
     "reserved": {6: 1},
     "subscribe 2": {3: SUBSCRIBE, 32: 2},
 }

@@ -45,8 +45,8 @@ def test_shipped_scenarios(name: str) -> None:
     assert chosen.description
     size = setup.sizes(chosen)
     assert size.flows == chosen.largest().n_flows
-    of_protocol_2 = {each for members in read_protocol(Path("2")).suites.values() for each in members}
-    assert chosen.suites or name in of_protocol_2 or name.startswith("l4s-llm-testbed-2024")  # of no suite
+    alone = ("steps", "overload", "l4s-llm-testbed-2024-8m", "l4s-llm-testbed-2024-10m")
+    assert bool(scenarios.suites_of(name)) != (name in alone)
 
 
 def test_from_a_file(tmp_path: Path) -> None:
@@ -194,7 +194,6 @@ def test_byte_order_mark(tmp_path: Path) -> None:
         ({"horizon_s": math.nan}, "horizon_s"),
         ({"horizon_s": 0.0}, "horizon_s"),
         ({"warmup_s": math.nan}, "warmup_s"),
-        ({"suites": ["shft"]}, "suites: unknown value 'shft': did you mean 'shift'"),
         ({"sources": []}, "no flows"),
         ({"sources": 3}, "sources"),
         ({"randomise": {"link.rate_mbps": {"low": 2.0, "high": 1.0}}}, "low <= high"),
@@ -287,6 +286,7 @@ def test_suites() -> None:
     assert not suites["shift"] & (suites["train"] | suites["test"])
     links = {name: {(load(s).link, load(s).sources) for s in members} for name, members in suites.items()}
     assert not links["shift"] & links["train"]
+    assert suites == {name: set(read_protocol().members(name)) for name in scenarios.SUITES}
 
 
 # -- traces

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from l4s_gym.data.minari_io import schema_metadata
 from l4s_gym.data.steps import STEP
 from l4s_gym.data.storage import link_shards, shard_name, write_shard
 
@@ -54,7 +55,11 @@ def dataset(folder: Path, lengths: list[int], act: Rule, *, seed: int = 0, name:
         runs.append(rows)
     store(folder, runs)
     return SimpleNamespace(
-        id=name, episode_indices=list(range(len(runs))), spec=SimpleNamespace(data_path=folder), runs=runs
+        id=name,
+        episode_indices=list(range(len(runs))),
+        spec=SimpleNamespace(data_path=folder),
+        runs=runs,
+        storage=SimpleNamespace(metadata=schema_metadata("balance", {})),
     )
 
 
