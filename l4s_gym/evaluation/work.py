@@ -60,7 +60,7 @@ PACKETS: Final = 83.0
 COSTS: Final = {
     "native": Cost(),
     "rule": Cost(episode_us=0.1),
-    "network": Cost(episode_us=1.6, training_s=80.0),
+    "network": Cost(episode_us=3.2, training_s=80.0),
     "dt": Cost(3400.0, 350.0, 80.0),
     "llm": Cost(1000.0, 100.0, 200.0),
     "asked": Cost(100.0, 10.0, 80.0),

@@ -128,7 +128,8 @@ def test_cells_hold_every_episode_once_and_last_not_too_long(kind: str) -> None:
     rules, size = entry.read_protocol(), "full"
     seconds = rules.full.seconds
     for suite in rules.full.suites:
-        numbers, episodes = [], []
+        numbers: list[int] = []
+        episodes: list[tuple[str, int]] = []
         for first, names, seeds in work.batches(rules, size, suite, kind):
             numbers += range(first, first + len(names) * len(seeds))
             episodes += [(name, seed) for name in names for seed in seeds]
