@@ -5,8 +5,8 @@
 Each learner of the board is trained for some steps on simulated data, and its agent decides for some batches: so a step
 and a decision are measured, in processor time of one core. Of a training, the steps of its configuration count; of a
 cell, its packets and decisions. Then the jobs of a sweep are given to workers as `l4s_gym.evaluation.sweep` gives them:
-trainings, then cells, of both the longest that can start. Left out are the start of processes, transfers and the time to
-keep a result, which is measured by itself.
+trainings, then cells, of both the longest that can start. Left out are the start of processes, transfers and the
+time to keep a result, which is measured by itself.
 """
 
 from __future__ import annotations
