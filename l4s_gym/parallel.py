@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import multiprocessing
 import os
 import threading
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from l4s_gym.errors import L4SError
 from l4s_gym.extras import optional
@@ -54,16 +55,41 @@ def never(_: object) -> bool:
     return False
 
 
+class _Waiting(Generic[T]):
+    """The numbers of items that are not started, in the order of a key; more items may be appended."""
+
+    def __init__(self, items: Sequence[T], key: Callable[[T], Any]) -> None:
+        self.items, self.key = items, key
+        self.seen = 0
+        self.heap: list[tuple[Any, int]] = []
+
+    def __len__(self) -> int:
+        while self.seen < len(self.items):
+            heapq.heappush(self.heap, (self.key(self.items[self.seen]), self.seen))
+            self.seen += 1
+        return len(self.heap)
+
+    def pop(self) -> int:
+        """The next number, of a queue whose length is not 0."""
+        return heapq.heappop(self.heap)[1]
+
+
 def on_processes(
-    function: Callable[[T], R], items: Sequence[T], workers: int, *, fresh: Callable[[T], bool] = never
+    function: Callable[[T], R],
+    items: Sequence[T],
+    workers: int,
+    *,
+    fresh: Callable[[T], bool] = never,
+    key: Callable[[T], Any] = never,
 ) -> Iterator[Done[R]]:
-    """Call a function on each item, in order; results come in any order.
+    """Call a function on each item; results come in any order.
 
     Args:
         function: A function of a module, so that a new process can import it.
         items: Its arguments; more may be appended while results are taken.
         workers: Number of processes; 0: run here, where an item that ends the process ends all.
         fresh: Whether the process of an item is not used again.
+        key: What is started first: the item with the least key, of equal ones the first.
 
     Yields:
         The number of an item and what the function returned, or its exception: `BrokenProcessPool` for a process that
@@ -72,16 +98,14 @@ def on_processes(
     if workers == 0:
         yield from ((number, function(item)) for number, item in enumerate(items))
         return
-    started = 0
+    waiting = _Waiting(items, key)
     idle: list[ProcessPoolExecutor] = []
     running: dict[Future[R], tuple[int, ProcessPoolExecutor]] = {}
 
     def start() -> None:
-        nonlocal started
-        while started < len(items) and len(running) < workers:
-            pool = idle.pop() if idle else _process()
-            running[pool.submit(function, items[started])] = started, pool
-            started += 1
+        while len(waiting) and len(running) < workers:
+            number, pool = waiting.pop(), idle.pop() if idle else _process()
+            running[pool.submit(function, items[number])] = number, pool
 
     try:
         start()
@@ -133,6 +157,7 @@ def on_ray(
     *,
     parcel: Callable[[T], Parcel] | None = None,
     fresh: Callable[[T], bool] = never,
+    key: Callable[[T], Any] = never,
 ) -> Iterator[Done[R]]:
     """Call a function as `on_processes`, on a Ray cluster of machines with this package; no shared disk is needed.
 
@@ -145,6 +170,7 @@ def on_ray(
         address: As in `cluster`.
         parcel: The second argument of the function for an item: it is sent once to each machine that needs it.
         fresh: As in `on_processes`.
+        key: As in `on_processes`.
 
     Yields:
         As `on_processes`; for a process that died too often, Ray's exception.
@@ -154,7 +180,7 @@ def on_ray(
         often = ray.remote(max_retries=RETRIES)(function)
         sent: dict[str, Any] = {}
         running: dict[Any, int] = {}
-        started = 0
+        waiting = _Waiting(items, key)
 
         def more(item: T) -> list[Any]:
             if parcel is None:
@@ -164,12 +190,12 @@ def on_ray(
                 sent[name] = ray.put(make())
             return [sent[name]]
 
-        while running or started < len(items):
+        while running or len(waiting):
             room = max(2 * int(ray.cluster_resources().get("CPU", 0)), 1)
-            while started < len(items) and len(running) < room:
-                item = items[started]
-                running[(once if fresh(item) else often).remote(item, *more(item))] = started
-                started += 1
+            while len(waiting) and len(running) < room:
+                number = waiting.pop()
+                item = items[number]
+                running[(once if fresh(item) else often).remote(item, *more(item))] = number
             (done,), _ = ray.wait(list(running), num_returns=1)
             try:
                 result: Any = ray.get(done)

@@ -117,7 +117,7 @@ def test_scenarios(capsys: Capture) -> None:
     for name in scenario.names():
         assert f" {name} " in out
     shift = run(capsys, "scenarios", "--suite", "shift")[1]
-    assert " overload " in shift and " web " not in shift
+    assert " overload-early " in shift and " mixed " not in shift
 
 
 @pytest.mark.parametrize("name", scenario.names())

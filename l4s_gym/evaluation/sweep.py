@@ -13,6 +13,7 @@ it was, and two experiments share what they have in common.
 from __future__ import annotations
 
 import json
+import operator
 import os
 import random
 import shutil
@@ -153,7 +154,7 @@ class Sweep:
     def run(self, experiments: Sequence[Experiment], progress: ShowProgress, *, evaluate: bool = True) -> None:
         """Train, and with `evaluate` run the cells, as far as it is not done: trainings first, long ones first.
 
-        The cells of an agent follow when it is trained.
+        The cells of an agent are added when it is trained.
         """
         for experiment in self._alive(experiments):
             with self._blamed(experiment, "planning"):
@@ -185,9 +186,10 @@ class Sweep:
     def _results(self, todo: Sequence[Job]) -> Iterator[parallel.Done[dict[str, Any]]]:
         """Run what is to be done, which may grow."""
         if self.ray:
-            return parallel.on_ray(work.run, todo, self.ray, parcel=lambda job: job.parcel, fresh=work.is_training)
+            parcel = operator.attrgetter("parcel")
+            return parallel.on_ray(work.run, todo, self.ray, parcel=parcel, fresh=work.is_training, key=work.turn)
         compile_engine()  # once, not in each process
-        return parallel.on_processes(work.run, todo, self.jobs, fresh=work.is_training)
+        return parallel.on_processes(work.run, todo, self.jobs, fresh=work.is_training, key=work.turn)
 
     def _ready(self, parts: Iterable[Part]) -> list[Job]:
         """The cells to be run of agents that are there."""
@@ -200,7 +202,7 @@ class Sweep:
         return self._missing(wanted)
 
     def _missing(self, wanted: Iterable[tuple[Experiment, Job]]) -> list[Job]:
-        """What of it is neither done nor to be done already, long ones first."""
+        """What of it is neither done nor to be done already."""
         new: list[Job] = []
         for experiment, job in wanted:
             owners = self.owners.setdefault(job.key, [])
@@ -211,7 +213,7 @@ class Sweep:
                 self.done[job.key] = found
             else:
                 new.append(job)
-        return sorted(new, key=lambda job: -job.weight)
+        return new
 
     def _kept(self, job: Job, result: dict[str, Any]) -> Any:
         """Keep a result, and return it as it is read back."""

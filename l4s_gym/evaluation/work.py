@@ -62,9 +62,9 @@ PACKETS: Final = 83.0
 COSTS: Final = {
     "native": Cost(),
     "rule": Cost(episode_us=0.1),
-    "network": Cost(episode_us=1.6, training_s=80.0),
-    "dt": Cost(3400.0, 350.0, 80.0),
-    "llm": Cost(1000.0, 100.0, 200.0),
+    "network": Cost(episode_us=3.2, training_s=80.0),
+    "dt": Cost(2900.0, 490.0, 40.0),
+    "llm": Cost(300.0, 110.0, 200.0),
     "asked": Cost(100.0, 10.0, 80.0),
 }
 """By kind of agent. Learners of this package that are not listed are `network`s in the engine; others are `asked`."""
@@ -194,6 +194,11 @@ Job = Training | Cell
 def is_training(job: Job) -> bool:
     """Whether it is one: its process is not used again, so that the memory it took is its own."""
     return isinstance(job, Training)
+
+
+def turn(job: Job) -> tuple[bool, float]:
+    """What is run first has the least: trainings, and the longest."""
+    return not is_training(job), -job.weight
 
 
 def kind_of(agent: AgentSpec, form: str = PACKET) -> str:

@@ -5,18 +5,18 @@
 Each learner of the board is trained for some steps on simulated data, and its agent decides for some batches: so a step
 and a decision are measured, in processor time of one core. Of a training, the steps of its configuration count; of a
 cell, its packets and decisions. Then the jobs of a sweep are given to workers as `l4s_gym.evaluation.sweep` gives them:
-trainings first, long ones first, and the cells of an agent when it is trained. Left out are the start of processes,
-transfers and the time to keep a result, which is measured by itself.
+trainings, then cells, of both the longest that can start. Left out are the start of processes, transfers and the
+time to keep a result, which is measured by itself.
 """
 
 from __future__ import annotations
 
 import heapq
+import json
 import math
 import os
 import tempfile
 import time
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,19 +150,26 @@ def seconds(cell: work.Cell, cost: Measured, packet_us: float) -> float:
 
 def makespan(chains: Sequence[Chain], workers: int) -> float:
     """How long workers take, s, as `sweep.Sweep.run` gives them jobs."""
-    free = [cell for chain in chains if not chain.training_s for cell in chain.cells_s]
-    trained = sorted((chain for chain in chains if chain.training_s), key=lambda chain: -chain.training_s)
-    queue: deque[tuple[float, Chain | None]] = deque((chain.training_s, chain) for chain in trained)
-    queue += [(cell, None) for cell in sorted(free, reverse=True)]
-    running: list[tuple[float, int, Chain | None]] = []
-    now, number = 0.0, 0
+    queue: list[tuple[bool, float, int]] = []  # whether it is no training, less its time, the number of its chain
+
+    def add(number: int) -> None:
+        for cell in chains[number].cells_s:
+            heapq.heappush(queue, (True, -cell, number))
+
+    for number, chain in enumerate(chains):
+        if chain.training_s:
+            heapq.heappush(queue, (False, -chain.training_s, number))
+        else:
+            add(number)
+    running: list[tuple[float, bool, int]] = []
+    now = 0.0
     while queue or running:
         while queue and len(running) < workers:
-            lasts, chain = queue.popleft()
-            heapq.heappush(running, (now + lasts, number, chain))
-            number += 1
-        now, _, chain = heapq.heappop(running)
-        queue += [(cell, None) for cell in sorted(chain.cells_s, reverse=True)] if chain else []
+            cell, less, number = heapq.heappop(queue)
+            heapq.heappush(running, (now - less, cell, number))
+        now, cell, number = heapq.heappop(running)
+        if not cell:
+            add(number)
     return now
 
 
@@ -182,19 +189,23 @@ def enough(chains: Sequence[Chain], workers: int) -> int:
     return times
 
 
-def board(size: str, costs: dict[Any, Measured], packet_us: float, rule_us: float) -> list[Chain]:
+def named(how: entry.Training) -> str:
+    """Name of a learner with its settings."""
+    return " ".join((how.learner, *how.settings))
+
+
+def board(size: str, costs: dict[str, Measured]) -> list[Chain]:
     """The jobs of a size of the board."""
-    rules, found = entry.read_protocol(), {}
-    planner = sweep.Sweep(rules, size, Path("nowhere"), jobs=0, ray="")
+    found: dict[str, Chain] = {}
+    planner = sweep.Sweep(entry.read_protocol(), size, Path("nowhere"), jobs=0, ray="")
     for experiment in leaderboard.experiments(()):
         how = experiment.training
         if how is not None:
             planner.datasets[how.dataset] = "-"
+        cost = costs["native" if experiment.native else "rule" if how is None else named(how)]
         for part in planner.parts(experiment):
-            native = Measured(0.0, packet_us if experiment.native else rule_us)
-            cost = native if how is None else costs[how.learner, how.settings]
             key = experiment.id if part.job is None else part.job.key
-            cells = [seconds(cell, cost, packet_us) for cell in part.cells]
+            cells = [seconds(cell, cost, costs["native"].episode_us) for cell in part.cells]
             old = found.get(key, Chain(cost.training_s, ()))
             found[key] = Chain(cost.training_s, (*old.cells_s, *cells))
     return list(found.values())
@@ -238,34 +249,40 @@ def markdown(run: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(out: Path = RESULTS) -> None:
-    """Measure, simulate and write.
-
-    Args:
-        out: Folder of the results.
-    """
+def measured() -> dict[str, Any]:
+    """What a step and a decision cost."""
     torch.set_num_threads(1)
-    costs: dict[tuple[str, tuple[str, ...]], Measured] = {}
+    costs: dict[str, Measured] = {}
     with tempfile.TemporaryDirectory() as place, minari_io.datasets_in(Path(place)):
-        kept_ms = keeping_ms(Path(place))
+        run: dict[str, Any] = {**origin(), "load": os.getloadavg()[0], "keeping_ms": keeping_ms(Path(place))}
         dataset = make_dataset()
         in_engine("native:dualpi2_rfc9332")  # compiles
         first = entry.Training("bc", dataset, settings=("steps=20", "hidden=[16]"))
         measure(first, dataset, Path(place) / "first")  # imports
-        packet_us, rule_us = in_engine("native:dualpi2_rfc9332"), in_engine("threshold")
+        costs["native"] = Measured(0.0, in_engine("native:dualpi2_rfc9332"))
+        costs["rule"] = Measured(0.0, in_engine("threshold"))
         for experiment in leaderboard.experiments(()):
-            if (how := experiment.training) is not None and (how.learner, how.settings) not in costs:
-                cost = measure(how, dataset, Path(place) / f"agent-{len(costs)}")
-                costs[how.learner, how.settings] = cost
-                print(how.learner, *how.settings, cost, flush=True)
-    run: dict[str, Any] = {**origin(), "load": os.getloadavg()[0], "keeping_ms": kept_ms, "sizes": {}}
-    run["costs"] = {
-        "native": vars(Measured(0.0, packet_us)),
-        "rule": vars(Measured(0.0, rule_us)),
-        **{" ".join((learner, *settings)): vars(cost) for (learner, settings), cost in costs.items()},
-    }
+            if (how := experiment.training) is not None and named(how) not in costs:
+                costs[named(how)] = cost = measure(how, dataset, Path(place) / f"agent-{len(costs)}")
+                print(named(how), cost, flush=True)
+    return {**run, "costs": {name: vars(cost) for name, cost in costs.items()}}
+
+
+def main(out: Path = RESULTS, *, again: bool = False) -> None:
+    """Measure, simulate and write.
+
+    Args:
+        out: Folder of the results.
+        again: Take the times that the last run measured.
+    """
+    if again:
+        run = json.loads((out / "schedule.json").read_text())[-1] | {"again": origin()["time"]}
+    else:
+        run = measured()
+    costs = {name: Measured(**cost) for name, cost in run["costs"].items()}
+    run["sizes"] = {}
     for size in ("standard", "full"):
-        chains = board(size, costs, packet_us, rule_us)
+        chains = board(size, costs)
         run["sizes"][size] = {
             "trainings": sum(chain.training_s > 0.0 for chain in chains),
             "cells": sum(len(chain.cells_s) for chain in chains),
