@@ -79,21 +79,19 @@ def steps_of(seconds: float, control_interval_ms: float) -> int:
 
 
 def drawn_actions(
-    low: Sequence[float], high: Sequence[float], steps: int, change: float, rng: np.random.Generator
+    low: Sequence[float], high: Sequence[float], drawn: npt.NDArray[np.bool_], rng: np.random.Generator
 ) -> Actions:
     """Draw the actions of an episode; returns (T, K).
 
     Args:
         low: Lower bounds of the numbers of an action (K,).
         high: Upper bounds (K,).
-        steps: Number of steps T.
-        change: Probability, in each step, that the action is drawn again.
+        drawn: Whether the action of a step is drawn again (T,); that of the first always is.
         rng: Source of the draws.
     """
-    drawn = rng.random(steps) < change
-    drawn[0] = True
-    values = rng.uniform(low, high, (int(drawn.sum()), len(low))).astype(np.float32)
-    held: Actions = values[np.cumsum(drawn) - 1]
+    number = np.cumsum(drawn) - drawn[0]
+    values = rng.uniform(low, high, (int(number[-1]) + 1, len(low))).astype(np.float32)
+    held: Actions = values[number]
     return held
 
 

@@ -174,7 +174,7 @@ def test_numbers_of_steps() -> None:
         1,
         600,
     ]
-    actions = drawn_actions([-1.0], [1.0], 5, 1.0, np.random.default_rng(0))
+    actions = drawn_actions([-1.0], [1.0], np.ones(5, bool), np.random.default_rng(0))
     assert actions.dtype == np.float32 and len(np.unique(actions)) == 5
 
 
