@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import gymnasium as gym
 import msgspec
@@ -20,6 +20,7 @@ from l4s_gym.rewards import COMPONENTS, DEFAULT
 from l4s_gym.sim.scenario import Scenario
 
 Actions = npt.NDArray[np.float32]
+Law = Literal["uniform", "arcsine"]
 
 FLAVOURS: Final = ("plain", "constant", "changing")
 """Of an episode: the form's idle action, or another one, throughout; an action that changes at random times."""
@@ -79,7 +80,11 @@ def steps_of(seconds: float, control_interval_ms: float) -> int:
 
 
 def drawn_actions(
-    low: Sequence[float], high: Sequence[float], drawn: npt.NDArray[np.bool_], rng: np.random.Generator
+    low: Sequence[float],
+    high: Sequence[float],
+    drawn: npt.NDArray[np.bool_],
+    rng: np.random.Generator,
+    law: Law = "uniform",
 ) -> Actions:
     """Draw the actions of an episode; returns (T, K).
 
@@ -88,10 +93,13 @@ def drawn_actions(
         high: Upper bounds (K,).
         drawn: Whether the action of a step is drawn again (T,); that of the first always is.
         rng: Source of the draws.
+        law: Distribution of the numbers between their bounds; those of the `arcsine` law are often near them.
     """
     number = np.cumsum(drawn) - drawn[0]
-    values = rng.uniform(low, high, (int(number[-1]) + 1, len(low))).astype(np.float32)
-    held: Actions = values[number]
+    share = rng.random((int(number[-1]) + 1, len(low)))
+    if law == "arcsine":
+        share = np.sin(0.5 * np.pi * share) ** 2
+    held: Actions = (low + np.subtract(high, low) * share).astype(np.float32)[number]
     return held
 
 

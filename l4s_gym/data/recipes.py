@@ -66,9 +66,10 @@ class BehaviourSpec(Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         aqm: The discipline; empty: the scenario's.
         explore: Of packets: share of the actions that are drawn.
-        low: Of control intervals: lower bounds between which the numbers of an action are drawn, uniformly; empty:
-            those of the action space.
+        low: Of control intervals: lower bounds between which the numbers of an action are drawn; empty: those of the
+            action space.
         high: Upper bounds, likewise.
+        law: Of control intervals: how they are drawn (`intervals.drawn_actions`).
         redraw_s: Of control intervals: mean time after which the action is drawn again; 0: it is held for the episode.
         plain: Of control intervals: share of the episodes with the form's idle action instead, evenly spread.
     """
@@ -77,6 +78,7 @@ class BehaviourSpec(Struct, frozen=True, forbid_unknown_fields=True):
     explore: Share = 0.0
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
+    law: intervals.Law = "uniform"
     redraw_s: Annotated[float, Meta(ge=0.0)] = 0.0
     plain: Share = 0.0
 
@@ -217,7 +219,7 @@ class Task:
         change = 1.0 - math.exp(-1e-3 * recipe.control_interval_ms / who.redraw_s) if who.redraw_s else 0.0
         drawn = np.random.default_rng([seed, 1]).random(steps) < change  # not the numbers that draw the scenario
         rng = np.random.default_rng([seed, 2, member])
-        actions = intervals.drawn_actions(who.low or box.low, who.high or box.high, drawn, rng)
+        actions = intervals.drawn_actions(who.low or box.low, who.high or box.high, drawn, rng, who.law)
         flavour = intervals.CHANGING if change else intervals.CONSTANT
         if math.floor((before + 1) * who.plain) > math.floor(before * who.plain):
             flavour, actions = intervals.PLAIN, np.full_like(actions, box.idle)
