@@ -14,6 +14,7 @@ from typing import Any, Final
 from l4s_gym import extras
 from l4s_gym.agents.rules import EnqueueAgent, ThresholdAgent, ZeroAgent, random_agent
 from l4s_gym.errors import L4SError, unknown
+from l4s_gym.forms import PACKET
 
 UNTRAINED: Final[dict[str, tuple[Callable[..., Any], tuple[str, ...]]]] = {
     "random": (random_agent, ("form",)),
@@ -32,11 +33,13 @@ class AgentKind:
         learner: `MODULE` or `MODULE:OBJECT`, a `l4s_gym.agents.training.Learner`.
         loader: `MODULE:FUNCTION`, called as ``function(saved, **options)`` with the options as text.
         tiny: Configuration of a training that takes a second, for tests.
+        form: Action form (`l4s_gym.forms`) of the data that it is trained on.
     """
 
     learner: str
     loader: str
     tiny: Mapping[str, Any]
+    form: str = PACKET
 
     def load_learner(self) -> Any:
         """Import the learner.
@@ -69,6 +72,12 @@ KINDS: dict[str, AgentKind] = {
         "l4s_gym.agents.transformer:DT",
         "l4s_gym.agents.transformer:DTAgent.of",
         {**_TINY, "algorithm": {"num_layers": 1, "context_size": 4, "max_timestep": 50}},
+    ),
+    "onestep": AgentKind(
+        "l4s_gym.agents.onestep",
+        "l4s_gym.agents.onestep:OneStepAgent.of",
+        {"critics": 2, "critic_hidden": [8], "critic_steps": 6, "groups": 4, "actor_steps": 6, "held_out": 0.5},
+        "parameters",
     ),
     "llm": AgentKind(
         "l4s_gym.agents.llm.train",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import gymnasium as gym
 import msgspec
@@ -20,6 +20,7 @@ from l4s_gym.rewards import COMPONENTS, DEFAULT
 from l4s_gym.sim.scenario import Scenario
 
 Actions = npt.NDArray[np.float32]
+Law = Literal["uniform", "arcsine"]
 
 FLAVOURS: Final = ("plain", "constant", "changing")
 """Of an episode: the form's idle action, or another one, throughout; an action that changes at random times."""
@@ -79,21 +80,26 @@ def steps_of(seconds: float, control_interval_ms: float) -> int:
 
 
 def drawn_actions(
-    low: Sequence[float], high: Sequence[float], steps: int, change: float, rng: np.random.Generator
+    low: Sequence[float],
+    high: Sequence[float],
+    drawn: npt.NDArray[np.bool_],
+    rng: np.random.Generator,
+    law: Law = "uniform",
 ) -> Actions:
     """Draw the actions of an episode; returns (T, K).
 
     Args:
         low: Lower bounds of the numbers of an action (K,).
         high: Upper bounds (K,).
-        steps: Number of steps T.
-        change: Probability, in each step, that the action is drawn again.
+        drawn: Whether the action of a step is drawn again (T,); that of the first always is.
         rng: Source of the draws.
+        law: Distribution of the numbers between their bounds; those of the `arcsine` law are often near them.
     """
-    drawn = rng.random(steps) < change
-    drawn[0] = True
-    values = rng.uniform(low, high, (int(drawn.sum()), len(low))).astype(np.float32)
-    held: Actions = values[np.cumsum(drawn) - 1]
+    number = np.cumsum(drawn) - drawn[0]
+    share = rng.random((int(number[-1]) + 1, len(low)))
+    if law == "arcsine":
+        share = np.sin(0.5 * np.pi * share) ** 2
+    held: Actions = (low + np.subtract(high, low) * share).astype(np.float32)[number]
     return held
 
 

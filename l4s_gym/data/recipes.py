@@ -66,9 +66,10 @@ class BehaviourSpec(Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         aqm: The discipline; empty: the scenario's.
         explore: Of packets: share of the actions that are drawn.
-        low: Of control intervals: lower bounds between which the numbers of an action are drawn, uniformly; empty:
-            those of the action space.
+        low: Of control intervals: lower bounds between which the numbers of an action are drawn; empty: those of the
+            action space.
         high: Upper bounds, likewise.
+        law: Of control intervals: how they are drawn (`intervals.drawn_actions`).
         redraw_s: Of control intervals: mean time after which the action is drawn again; 0: it is held for the episode.
         plain: Of control intervals: share of the episodes with the form's idle action instead, evenly spread.
     """
@@ -77,6 +78,7 @@ class BehaviourSpec(Struct, frozen=True, forbid_unknown_fields=True):
     explore: Share = 0.0
     low: tuple[float, ...] = ()
     high: tuple[float, ...] = ()
+    law: intervals.Law = "uniform"
     redraw_s: Annotated[float, Meta(ge=0.0)] = 0.0
     plain: Share = 0.0
 
@@ -106,6 +108,8 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True):
         faults: Known faults, a sentence each.
         form: Action form (`l4s_gym.forms`).
         control_interval_ms: Length of a step, where the form has control intervals.
+        group: Of control intervals: so many episodes in a row have the same scenario, the same seed, and the same times
+            at which actions are drawn, and differ in the actions only.
         name: Name of the folder.
     """
 
@@ -121,10 +125,13 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True):
     faults: tuple[str, ...] = ()
     form: _Form = PACKET
     control_interval_ms: Annotated[float, Meta(gt=0.0, lt=1e6)] = INTERVAL_MS
+    group: Annotated[int, Meta(ge=1)] = 1
     name: str = ""
 
     def __post_init__(self) -> None:
         own = FORMS[self.form]
+        if self.form == PACKET and self.group > 1:
+            raise L4SError("group: is for a form with control intervals")
         for each in self.behaviours:
             if self.form == PACKET and (each.low or each.high or each.redraw_s or each.plain):
                 raise L4SError("behaviours: low, high, redraw_s and plain are for a form with control intervals")
@@ -205,16 +212,19 @@ class Task:
 
     def _intervals(self, number: int) -> intervals.IntervalRun:
         recipe, box = self.recipe, FORMS[self.recipe.form]
-        simulated, who, before = self._episode(number)
+        group, member = divmod(number, recipe.group)
+        simulated, who, before = self._episode(group)
+        seed, before = recipe.seed + group, before * recipe.group + member
         steps = intervals.steps_of(simulated.horizon_s, recipe.control_interval_ms)
-        rng = np.random.default_rng([recipe.seed + number, 1])  # not the numbers that draw the scenario
         change = 1.0 - math.exp(-1e-3 * recipe.control_interval_ms / who.redraw_s) if who.redraw_s else 0.0
-        actions = intervals.drawn_actions(who.low or box.low, who.high or box.high, steps, change, rng)
+        drawn = np.random.default_rng([seed, 1]).random(steps) < change  # not the numbers that draw the scenario
+        rng = np.random.default_rng([seed, 2, member])
+        actions = intervals.drawn_actions(who.low or box.low, who.high or box.high, drawn, rng, who.law)
         flavour = intervals.CHANGING if change else intervals.CONSTANT
         if math.floor((before + 1) * who.plain) > math.floor(before * who.plain):
             flavour, actions = intervals.PLAIN, np.full_like(actions, box.idle)
         how = recipe.form, recipe.control_interval_ms, recipe.reward
-        return intervals.IntervalRun(simulated, who.aqm or None, recipe.seed + number, actions, flavour, *how)
+        return intervals.IntervalRun(simulated, who.aqm or None, seed, actions, flavour, *how)
 
 
 def tasks(recipe: Recipe, size: str) -> list[Task]:

@@ -15,8 +15,27 @@ from l4s_gym.data.pools import make_rows
 from l4s_gym.data.simulated import simulate_log
 from l4s_gym.data.steps import episodes_from_rows
 from l4s_gym.data.trajectory import Trajectory
+from l4s_gym.forms import PACKET
 
 DATASET = "l4s/dualpi2/tiny-v0"
+GROUPS = """
+title = "Tiny"
+description = "For tests."
+form = "parameters"
+scenarios = ["random:train"]
+eval_scenario = "lte"
+group = 2
+[[behaviours]]
+aqm = "dualpi2_rfc9332"
+redraw_s = 0.2
+[small]
+episodes = 8
+seconds = 2.0
+[full]
+episodes = 8
+seconds = 2.0
+"""
+"""Recipe of a dataset of control intervals."""
 TINY: dict[str, dict[str, Any]] = {
     name: dict(kind.tiny) for name, kind in KINDS.items() if name != "llm" or importlib.util.find_spec("peft")
 }
@@ -65,7 +84,26 @@ def dataset(episodes: list[Trajectory], tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="module")
-def trained(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def dataset_for(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """The id of a dataset to train an agent of a name in `TINY` on, in the form of its kind."""
+    made: dict[str, str] = {PACKET: dataset}
+
+    def get(name: str) -> str:
+        form = KINDS[kind_of(name)].form
+        if form not in made:
+            from l4s_gym.data import build, recipes
+
+            folder = tmp_path_factory.mktemp("recipes")
+            (folder / "groups").mkdir()
+            (folder / "groups" / recipes.FILE).write_text(GROUPS)
+            made[form] = build.build(recipes.load("groups", folder), "small", workers=1).id
+        return made[form]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def trained(dataset_for: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The folder of a tiny agent of a name in `TINY`, trained when it is first asked for."""
     from l4s_gym.agents import training
 
@@ -74,7 +112,7 @@ def trained(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[
 
     def get(name: str) -> Path:
         if name not in held:
-            training.learner(kind_of(name)).train(dataset, TINY[name], root / name)
+            training.learner(kind_of(name)).train(dataset_for(name), TINY[name], root / name)
             held[name] = root / name
         return held[name]
 

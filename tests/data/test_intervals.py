@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -167,6 +168,27 @@ def test_what_is_drawn(place: Path) -> None:
     assert runs[7].scenario == load("random-7").replace(horizon_s=1.0)
 
 
+def test_groups_differ_in_their_actions_only(place: Path) -> None:
+    recipe = msgspec.structs.replace(tiny(place), group=4)
+    runs = [recipes.Task(recipe, "full", 0)._intervals(number) for number in range(16)]
+    for first in range(0, 16, 4):
+        group = runs[first : first + 4]
+        assert {(run.seed, run.scenario.name, run.aqm) for run in group} == {
+            (first // 4, f"random-{first // 4}", group[0].aqm)
+        }
+        assert len({run.actions.tobytes() for run in group}) > 1
+        times = {(np.diff(run.actions, axis=0) != 0).any(-1).tobytes() for run in group}
+        assert len(times) == 1
+    assert [run.flavour for run in runs[:4]] == ["constant", "plain"] * 2
+
+
+def test_the_arcsine_law_is_often_near_the_bounds() -> None:
+    rng, drawn = np.random.default_rng(0), np.ones(20_000, bool)
+    for law, share in (("uniform", 0.1), ("arcsine", 2.0 * np.arcsin(np.sqrt(0.05)) * 2.0 / np.pi)):
+        actions = drawn_actions([-1.0], [1.0], drawn, rng, law)  # type: ignore[arg-type]
+        assert (np.abs(actions) > 0.9).mean() == pytest.approx(share, rel=0.05)
+
+
 def test_numbers_of_steps() -> None:
     assert [steps_of(20.0, 16.0), steps_of(1.0, 16.0), steps_of(0.016, 16.0), steps_of(60.0, 100.0)] == [
         1250,
@@ -174,7 +196,7 @@ def test_numbers_of_steps() -> None:
         1,
         600,
     ]
-    actions = drawn_actions([-1.0], [1.0], 5, 1.0, np.random.default_rng(0))
+    actions = drawn_actions([-1.0], [1.0], np.ones(5, bool), np.random.default_rng(0))
     assert actions.dtype == np.float32 and len(np.unique(actions)) == 5
 
 
