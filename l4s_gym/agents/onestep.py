@@ -71,16 +71,16 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     seed: int = 0
     critics: int = 4
     critic_hidden: tuple[int, ...] = (64, 64)
-    critic_steps: int = 1500
+    critic_steps: int = 3000
     groups: int = 64
-    weight_decay: float = 0.1
+    weight_decay: float = 0.3
     actor_hidden: tuple[int, ...] = (16,)
     actor_steps: int = 1000
     batch_size: int = 256
     learning_rate: float = 2e-3
-    gamma: float = 0.992
-    pessimism: float = 1.0
-    smoothing_s: float = 1.0
+    gamma: float = 0.997
+    pessimism: float = 2.0
+    smoothing_s: float = 4.0
     held_out: float = 0.2
 
 
