@@ -2,9 +2,9 @@
 
 Critics are regressions on the returns that followed when the law's parameters were drawn, without bootstrapping: they
 tell what the behaviour earns after an action, not what the best policy would. An actor then climbs the critics, once
-(Brandfonbrener et al., "Offline RL without off-policy evaluation", NeurIPS 2021), and pessimistically: what counts is the
-gain over the native law, the critics' mean minus a multiple of their deviation, for which An et al. ("Uncertainty-based
-offline reinforcement learning with diversified Q-ensemble", NeurIPS 2021) and others use ensembles.
+(Brandfonbrener et al., "Offline RL without off-policy evaluation", NeurIPS 2021), and pessimistically: what counts is
+their gain over the native law, its mean minus a multiple of its deviation (ensembles for pessimism: An et al.,
+"Uncertainty-based offline reinforcement learning with diversified Q-ensemble", NeurIPS 2021).
 
 What scenario and seed do to a return is many times what an action does. So the data comes in groups, episodes of one
 scenario and seed that differ in their actions, and the critics learn the difference of a return from the group's mean:
@@ -20,6 +20,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -70,16 +71,16 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     seed: int = 0
     critics: int = 4
     critic_hidden: tuple[int, ...] = (64, 64)
-    critic_steps: int = 1500
+    critic_steps: int = 3000
     groups: int = 64
-    weight_decay: float = 0.1
+    weight_decay: float = 0.3
     actor_hidden: tuple[int, ...] = (16,)
     actor_steps: int = 1000
     batch_size: int = 256
     learning_rate: float = 2e-3
-    gamma: float = 0.992
-    pessimism: float = 1.0
-    smoothing_s: float = 1.0
+    gamma: float = 0.997
+    pessimism: float = 2.0
+    smoothing_s: float = 4.0
     held_out: float = 0.2
 
 
@@ -138,7 +139,7 @@ def _network(sizes: Sequence[int], *end: Any) -> Any:
     from torch import nn
 
     layers: list[Any] = [nn.Linear(sizes[0], sizes[1])]
-    for wide, narrow in zip(sizes[1:], sizes[2:], strict=False):
+    for wide, narrow in pairwise(sizes[1:]):
         layers += [nn.Tanh(), nn.Linear(wide, narrow)]
     return nn.Sequential(*layers, *end)
 
@@ -298,9 +299,7 @@ class OneStepAgent:
         Raises:
             L4SError: The folder cannot be written.
         """
-        return saved.write(
-            folder, kind=KIND, config=self._settings, tensors=self._tensors, training=self.training
-        )
+        return saved.write(folder, kind=KIND, config=self._settings, tensors=self._tensors, training=self.training)
 
 
 def configure(given: Mapping[str, Any]) -> Config:
@@ -343,8 +342,8 @@ def train(
         raise L4SError(f"dataset {dataset_id!r}: {error}") from error
     path = shared.start_folder(out, resume=resume)
     about = {"kind": KIND, "dataset": dataset_id, "simulator": shared.simulator_of(dataset_id), "config": settings}
-    state = shared.load_checkpoint(path, **about) if resume else {"critics": [], "seconds": 0.0}
-    start, critics = time.monotonic() - state["seconds"], []
+    state: shared.Plain = shared.load_checkpoint(path, **about) if resume else {"critics": [], "seconds": 0.0}
+    start, critics = time.monotonic() - float(state["seconds"]), []
     with shared.interruptible() as stop:
         for number in range(chosen.critics):
             if number < len(state["critics"]):

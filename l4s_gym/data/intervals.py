@@ -20,7 +20,7 @@ from l4s_gym.rewards import COMPONENTS, DEFAULT
 from l4s_gym.sim.scenario import Scenario
 
 Actions = npt.NDArray[np.float32]
-Law = Literal["uniform", "arcsine"]
+Law = Literal["uniform", "mixed"]
 
 FLAVOURS: Final = ("plain", "constant", "changing")
 """Of an episode: the form's idle action, or another one, throughout; an action that changes at random times."""
@@ -79,6 +79,12 @@ def steps_of(seconds: float, control_interval_ms: float) -> int:
     return math.ceil(round(seconds * 1e9) / round(control_interval_ms * 1e6))
 
 
+def draw_times(steps: int, every: float, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
+    """Draw the steps (T,) after whose start an action is drawn again: after 2/3 to 4/3 of `every` steps each time."""
+    at = np.cumsum(rng.uniform(2.0 / 3.0, 4.0 / 3.0, math.ceil(1.5 * steps / every)) * every)
+    return np.isin(np.arange(steps), np.ceil(at))
+
+
 def drawn_actions(
     low: Sequence[float],
     high: Sequence[float],
@@ -93,12 +99,13 @@ def drawn_actions(
         high: Upper bounds (K,).
         drawn: Whether the action of a step is drawn again (T,); that of the first always is.
         rng: Source of the draws.
-        law: Distribution of the numbers between their bounds; those of the `arcsine` law are often near them.
+        law: Distribution of the numbers between their bounds. `mixed`: half of the actions are drawn by the arcsine law
+            instead, whose numbers are often near the bounds.
     """
     number = np.cumsum(drawn) - drawn[0]
     share = rng.random((int(number[-1]) + 1, len(low)))
-    if law == "arcsine":
-        share = np.sin(0.5 * np.pi * share) ** 2
+    if law == "mixed":
+        share = np.where(rng.random((len(share), 1)) < 0.5, np.sin(0.5 * np.pi * share) ** 2, share)
     held: Actions = (low + np.subtract(high, low) * share).astype(np.float32)[number]
     return held
 

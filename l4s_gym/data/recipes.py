@@ -70,7 +70,8 @@ class BehaviourSpec(Struct, frozen=True, forbid_unknown_fields=True):
             action space.
         high: Upper bounds, likewise.
         law: Of control intervals: how they are drawn (`intervals.drawn_actions`).
-        redraw_s: Of control intervals: mean time after which the action is drawn again; 0: it is held for the episode.
+        redraw_s: Of control intervals: mean time after which the action is drawn again, after 2/3 to 4/3 of it each
+            time; 0: it is held for the episode.
         plain: Of control intervals: share of the episodes with the form's idle action instead, evenly spread.
     """
 
@@ -216,11 +217,13 @@ class Task:
         simulated, who, before = self._episode(group)
         seed, before = recipe.seed + group, before * recipe.group + member
         steps = intervals.steps_of(simulated.horizon_s, recipe.control_interval_ms)
-        change = 1.0 - math.exp(-1e-3 * recipe.control_interval_ms / who.redraw_s) if who.redraw_s else 0.0
-        drawn = np.random.default_rng([seed, 1]).random(steps) < change  # not the numbers that draw the scenario
+        drawn = np.zeros(steps, bool)
+        if who.redraw_s:
+            times = np.random.default_rng([seed, 1])  # not the numbers that draw the scenario
+            drawn = intervals.draw_times(steps, 1e3 * who.redraw_s / recipe.control_interval_ms, times)
         rng = np.random.default_rng([seed, 2, member])
         actions = intervals.drawn_actions(who.low or box.low, who.high or box.high, drawn, rng, who.law)
-        flavour = intervals.CHANGING if change else intervals.CONSTANT
+        flavour = intervals.CHANGING if who.redraw_s else intervals.CONSTANT
         if math.floor((before + 1) * who.plain) > math.floor(before * who.plain):
             flavour, actions = intervals.PLAIN, np.full_like(actions, box.idle)
         how = recipe.form, recipe.control_interval_ms, recipe.reward

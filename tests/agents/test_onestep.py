@@ -9,11 +9,12 @@ import pytest
 
 pytest.importorskip("torch", reason="needs torch: pip install 'l4s-gym[baselines]'")
 
-from l4s_gym import L4SError  # noqa: E402
-from l4s_gym.agents.onestep import Config, OneStepAgent, _Training, configure, draws  # noqa: E402
-from l4s_gym.data.trajectory import Trajectory  # noqa: E402
-from l4s_gym.envs.tune import DualPI2TuneEnv  # noqa: E402
-from l4s_gym.forms import FORMS  # noqa: E402
+from l4s_gym import L4SError
+from l4s_gym.agents.onestep import Config, OneStepAgent, _Training, configure, draws
+from l4s_gym.agents.training import load_config
+from l4s_gym.data.trajectory import Trajectory
+from l4s_gym.envs.tune import DualPI2TuneEnv
+from l4s_gym.forms import FORMS
 
 FEATURES = tuple(each.name for each in FORMS["parameters"].features)
 BEST = np.array([0.5, -0.5, 0.0, 0.8, -0.8])
@@ -108,3 +109,8 @@ def test_an_agent_decides_in_its_environment() -> None:
 def test_bad_configurations(given: dict[str, Any], message: str) -> None:
     with pytest.raises(L4SError, match=message):
         configure(given)
+
+
+def test_the_file_says_the_defaults() -> None:
+    assert configure(load_config("onestep")) == Config()
+    assert configure(load_config("onestep", small=True)) != Config()

@@ -159,7 +159,7 @@ def test_what_is_drawn(place: Path) -> None:
         changes = (np.diff(actions, axis=1) != 0).any(-1)
         if flavour == "changing":
             assert actions.min() < -0.99 and actions.max() > 0.99
-            assert changes.mean() == pytest.approx(1 - np.exp(-0.016 / 0.1), rel=0.1)
+            assert changes.mean() == pytest.approx(0.016 / 0.1, rel=0.1)
         else:
             assert not changes.any()
             low, high = (0.0, 0.0) if flavour == "plain" else (0.25, 1.0)
@@ -182,9 +182,9 @@ def test_groups_differ_in_their_actions_only(place: Path) -> None:
     assert [run.flavour for run in runs[:4]] == ["constant", "plain"] * 2
 
 
-def test_the_arcsine_law_is_often_near_the_bounds() -> None:
+def test_the_mixed_law_is_often_near_the_bounds() -> None:
     rng, drawn = np.random.default_rng(0), np.ones(20_000, bool)
-    for law, share in (("uniform", 0.1), ("arcsine", 2.0 * np.arcsin(np.sqrt(0.05)) * 2.0 / np.pi)):
+    for law, share in (("uniform", 0.1), ("mixed", 0.05 + 2.0 * np.arcsin(np.sqrt(0.05)) / np.pi)):
         actions = drawn_actions([-1.0], [1.0], drawn, rng, law)  # type: ignore[arg-type]
         assert (np.abs(actions) > 0.9).mean() == pytest.approx(share, rel=0.05)
 
