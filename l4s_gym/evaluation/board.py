@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence, Set
 from typing import Final, NamedTuple
 
 from l4s_gym.evaluation.cells import NATIVE
-from l4s_gym.evaluation.entry import SUITES, Entry
+from l4s_gym.evaluation.entry import Entry
 from l4s_gym.evaluation.ranking import MAIN, Refusal, Row, check, online, rows
 from l4s_gym.evaluation.statistics import Interval
 from l4s_gym.markdown import table
+from l4s_gym.sim.scenario import SUITES
 
 __all__ = ["MAIN", "NATIVE", "Refusal", "Row", "check", "comparisons", "markdown", "rows"]
 

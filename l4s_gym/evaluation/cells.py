@@ -10,8 +10,9 @@ from typing import Any, Final
 import numpy as np
 
 from l4s_gym.errors import L4SError
-from l4s_gym.evaluation.entry import SUITES, Entry
+from l4s_gym.evaluation.entry import Entry
 from l4s_gym.evaluation.statistics import Floats
+from l4s_gym.sim.scenario import SUITES
 
 NATIVE: Final = "native--dualpi2_rfc9332"
 RANDOM: Final = "random--uniform"

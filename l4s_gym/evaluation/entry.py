@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -23,14 +23,13 @@ from l4s_gym.sim import fingerprint
 from l4s_gym.sim import scenario as scenarios
 from l4s_gym.sim.options import check_tables
 from l4s_gym.sim.ranges import Ranges
+from l4s_gym.sim.scenario import Suite
 from l4s_gym.tables import checksum, convert, parse_toml
 
 FORMAT: Final = 2
 """Of entries in files (`l4s_gym.evaluation.results`)."""
 SIZES: Final = ("quick", "standard", "full")
 
-Suite = Literal["train", "test", "shift", "dyn"]
-SUITES: Final[tuple[str, ...]] = get_args(Suite)
 Trained = Literal["none", "offline", "online"]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Positive = Annotated[int, Meta(ge=1)]

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 import numpy as np
@@ -32,7 +32,8 @@ from l4s_gym.tables import convert, parse_toml, read_toml
 KINDS = (*CCS[1:], *APPS[1:])
 """Kinds of sources by name."""
 Ecn = Literal["not-ect", "ect0", "ect1"]
-SUITES = ("train", "test", "shift", "dyn")
+Suite = Literal["train", "test", "shift", "dyn"]
+SUITES: tuple[str, ...] = get_args(Suite)
 DRAWN = 64
 """Number of scenarios in `random:train`."""
 FIXED = ("aqm", "link.kind", "link.trace")

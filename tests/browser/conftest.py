@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from l4s_gym.evaluation import board, site
-from l4s_gym.evaluation.entry import SUITES
 from l4s_gym.evaluation.series import Series
 from l4s_gym.evaluation.statistics import Interval
+from l4s_gym.sim.scenario import SUITES
 from tests.evaluation.conftest import synthetic_entries
 
 if TYPE_CHECKING:

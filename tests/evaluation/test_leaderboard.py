@@ -16,7 +16,7 @@ from l4s_gym.cli import main
 from l4s_gym.evaluation import entry, leaderboard, results
 from l4s_gym.evaluation.entry import Entry, Experiment, Protocol, Training
 from l4s_gym.evaluation.results import read, read_all, write
-from l4s_gym.sim import fingerprint
+from l4s_gym.sim import fingerprint, scenario
 
 pytest.importorskip("pyarrow", reason="needs PyArrow: pip install 'l4s-gym[data]'")
 
@@ -293,7 +293,7 @@ def test_experiments_that_ship() -> None:
     ids = [each.id for each in every]
     assert len(ids) == len(set(ids)) and {"random--uniform", "native--dualpi2_rfc9332"} <= set(ids)
     for each in every:
-        leaderboard.check_training(each)
+        leaderboard.check_training(each, entry.read_protocol())
         if each.training:
             training.load_config(each.training.learner, small=each.training.small, settings=each.training.settings)
     with pytest.raises(L4SError, match="did you mean 'native/pie'"):
@@ -304,7 +304,7 @@ def test_experiments_that_ship() -> None:
 def test_protocol_that_ships() -> None:
     path = ROOT / "benchmarks" / "protocol.toml"
     rules = entry.read_protocol(path)
-    seeds = [seed for suite in entry.SUITES for seed in rules.seeds(suite, "full")]
+    seeds = [seed for suite in scenario.SUITES for seed in rules.seeds(suite, "full")]
     assert len(seeds) == len(set(seeds))
     assert {suite for suite, _ in rules.cells("quick")} == {"test", "shift", "dyn"}
     plain = tomllib.loads(path.read_text())

@@ -60,7 +60,7 @@ def test_events_are_found() -> None:
 
 
 def test_suites_lie_inside_and_outside_of_the_ranges() -> None:
-    ways = {suite: {name: RANGES.outside(load(name)) for name in RULES.members(suite)} for suite in entry.SUITES}
+    ways = {suite: {name: RANGES.outside(load(name)) for name in RULES.members(suite)} for suite in scenario.SUITES}
     assert RULES.members("train") == RULES.members("test")
     assert not any(ways["test"].values())
     assert all(ways["shift"].values())
@@ -69,7 +69,7 @@ def test_suites_lie_inside_and_outside_of_the_ranges() -> None:
     }
     assert {bool(found) for found in ways["dyn"].values()} == {True, False}
     assert all(name in (*RULES.members("test"), *RULES.members("shift")) for name in DYN)
-    assert all(set(RULES.members(suite)) & {name for _, name in RULES.cells("standard")} for suite in entry.SUITES)
+    assert all(set(RULES.members(suite)) & {name for _, name in RULES.cells("standard")} for suite in scenario.SUITES)
 
 
 @pytest.mark.parametrize(
