@@ -15,9 +15,11 @@ import pkgutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+from gymnasium import spaces
 from gymnasium.envs.registration import registry
 
-from l4s_gym import ENV_IDS
+from l4s_gym import ENV_IDS, schema
 from l4s_gym.errors import unknown
 
 if TYPE_CHECKING:
@@ -59,6 +61,15 @@ class Form:
         """What is observed of an interval (F); empty for packets."""
         found: tuple[Feature, ...] = pkgutil.resolve_name(self.observed) if self.observed else ()
         return found
+
+    @property
+    def spaces(self) -> tuple[spaces.Box, Any]:
+        """The spaces of an observation and of an action."""
+        highest = np.array([each.high for each in self.features], np.float32) if self.observed else schema.OBS_HIGH
+        observed = spaces.Box(np.zeros_like(highest), highest)
+        if not self.low:
+            return observed, spaces.Discrete(len(schema.ACTIONS))
+        return observed, spaces.Box(np.array(self.low, np.float32), np.array(self.high, np.float32))
 
 
 FORMS: Final[dict[str, Form]] = {

@@ -34,7 +34,7 @@ from l4s_gym.envs.simulated import SimulatedEnv
 from l4s_gym.errors import L4SError
 from l4s_gym.evaluation.harness import Result, evaluate
 from l4s_gym.forms import PACKET
-from l4s_gym.rewards import COMPONENTS
+from l4s_gym.rewards import COMPONENTS, DEFAULT
 from l4s_gym.schema import DECIDED_BY
 from l4s_gym.sim import disciplines, fingerprint, scenario
 
@@ -46,7 +46,7 @@ def rl_collect(
     dataset_id: str,
     *,
     seed: int = 0,
-    reward: str = "fair",
+    reward: str = DEFAULT,
     seconds: float | None = None,
     overwrite: bool = False,
     description: str | None = None,
@@ -201,7 +201,7 @@ def test(  # not a test for pytest, despite its name
     suite: str | Sequence[str],
     *,
     seeds: Sequence[int] = (0, 1, 2, 3, 4),  # noqa: PT028
-    reward: str = "fair",  # noqa: PT028
+    reward: str = DEFAULT,  # noqa: PT028
     decision_interval: int = 1,  # noqa: PT028
     control_interval_ms: float | None = None,  # noqa: PT028
     seconds: float | None = None,  # noqa: PT028

@@ -31,7 +31,7 @@ import numpy.typing as npt
 from l4s_gym.agents import saved
 from l4s_gym.agents import training as shared
 from l4s_gym.agents.d3rlpy_agents import seeded
-from l4s_gym.agents.protocol import NO_RULE, Floats, Observations, check_batch
+from l4s_gym.agents.protocol import NO_RULE, Floats, Observations, check_batch, check_count
 from l4s_gym.data.files import PathLike
 from l4s_gym.data.trajectory import Trajectory
 from l4s_gym.errors import L4SError, unknown
@@ -274,8 +274,7 @@ class OneStepAgent:
         Raises:
             L4SError: `n` is not positive.
         """
-        if n < 1:
-            raise L4SError(f"n={n}: give 1 or more environments")
+        check_count(n)
         self.n = n
         self._action: Floats | None = None
 

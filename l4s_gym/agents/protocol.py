@@ -113,6 +113,16 @@ def policy_of(agent: Agent) -> Policy | None:
     return None
 
 
+def check_count(n: int) -> None:
+    """Check a number of environments.
+
+    Raises:
+        L4SError: It is not positive.
+    """
+    if n < 1:
+        raise L4SError(f"n={n}: give 1 or more environments")
+
+
 def generators(n: int, seed: int) -> list[np.random.Generator]:
     """Return the generators of an agent's draws: environment i has that of seed + i."""
     return [np.random.default_rng([seed + i, _STREAM]) for i in range(n)]
@@ -146,8 +156,7 @@ class DecisionRule:
         Raises:
             L4SError: `n` is not positive.
         """
-        if n < 1:
-            raise L4SError(f"n={n}: give 1 or more environments")
+        check_count(n)
         self.n = n
         self._rows = np.arange(n)
         self._debt = np.zeros((n, 2, len(ACTIONS)))  # environment, queue, action

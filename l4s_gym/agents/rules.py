@@ -17,6 +17,7 @@ from l4s_gym.agents.protocol import (
     Observations,
     Values,
     check_batch,
+    check_count,
     generators,
 )
 from l4s_gym.errors import L4SError
@@ -40,8 +41,7 @@ class _Untrained:
 
     def reset(self, n: int, seed: int) -> None:
         """Start `n` episodes."""
-        if n < 1:
-            raise L4SError(f"n={n}: give 1 or more environments")
+        check_count(n)
         self.n = n
 
     def cost(self) -> dict[str, float]:

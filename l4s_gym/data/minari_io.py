@@ -95,16 +95,6 @@ def action_names(form: str) -> tuple[str, ...]:
     return schema.ACTIONS if form == PACKET else ("probability_c", "probability_l")
 
 
-def spaces(form: str) -> tuple[Any, Any]:
-    """Return the spaces of an observation and of an action of a form."""
-    own = forms.get(form)
-    highest = np.array([each.high for each in own.features], np.float32) if own.features else schema.OBS_HIGH
-    observed = gym.spaces.Box(np.zeros_like(highest), highest)
-    if form == PACKET:
-        return observed, gym.spaces.Discrete(len(schema.ACTIONS))
-    return observed, gym.spaces.Box(np.array(own.low, np.float32), np.array(own.high, np.float32))
-
-
 def check_episode(episode: Trajectory, where: str, form: str = PACKET) -> None:
     """Check shapes, types and ranges of an episode of an action form; `where` names it in the error.
 
@@ -129,7 +119,7 @@ def check_episode(episode: Trajectory, where: str, form: str = PACKET) -> None:
         if infinite.size:
             row = infinite[0].tolist()
             raise L4SError(f"{where}: {name} at {row} is not finite: replace it, or drop the row")
-    observed, action = spaces(form)
+    observed, action = forms.get(form).spaces
     for name in ("actions", "applied") if form == PACKET else ():
         values = given[name][0]
         bad = np.flatnonzero((values < 0) | (values >= action.n))
@@ -315,7 +305,7 @@ def publish(
             raise L4SError(f"dataset {dataset_id!r}: no episodes: give at least one run of two rows")
         _check_space(new)
         (new / "data" / MAIN).replace(new / MAIN)
-        observed, action = spaces(form)
+        observed, action = forms.get(form).spaces
         storage = import_minari("minari.dataset.minari_storage").MinariStorage.new(
             new / "data",
             observation_space=observed,

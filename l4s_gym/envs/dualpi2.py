@@ -12,6 +12,7 @@ from l4s_gym import REPLAY_ID, schema
 from l4s_gym.envs.rendering import FPS, RenderMode, metadata
 from l4s_gym.envs.simulated import SimulatedEnv, flag, whole
 from l4s_gym.errors import L4SError
+from l4s_gym.forms import FORMS, PACKET
 from l4s_gym.rewards import DEFAULT, Reward
 from l4s_gym.sim import layout, measure
 from l4s_gym.sim.batch import Batch
@@ -22,7 +23,7 @@ Observation = npt.NDArray[np.float32]
 
 def observation_space() -> gym.spaces.Box:
     """Return the space of the eight features of `schema.OBSERVED`, scaled: Box(8,) float32 with finite bounds."""
-    return gym.spaces.Box(np.zeros(8, np.float32), schema.OBS_HIGH, dtype=np.float32)
+    return FORMS[PACKET].spaces[0]
 
 
 def check_interval(interval: int) -> int:

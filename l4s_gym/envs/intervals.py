@@ -17,7 +17,7 @@ from l4s_gym.forms import Form
 from l4s_gym.schema import ENQUEUE
 from l4s_gym.sim import layout, measure
 from l4s_gym.sim.batch import Batch
-from l4s_gym.sim.intervals import Intervals, high
+from l4s_gym.sim.intervals import Intervals
 from l4s_gym.sim.scenario import Scenarios, load_all
 
 Floats = npt.NDArray[np.float32]
@@ -90,12 +90,6 @@ class Applied:
         """Return the components of the reward of environment `i` in the last step, s."""
         return dict(zip(layout.COMPONENTS, self.intervals.components[i].tolist(), strict=True))
 
-    def _spaces(self) -> tuple[gym.spaces.Box, gym.spaces.Box]:
-        """Return the spaces of an action (K,) and of an observation (F,)."""
-        action = gym.spaces.Box(np.array(self.form.low, np.float32), np.array(self.form.high, np.float32))
-        bounds = high(self.form.features)
-        return action, gym.spaces.Box(np.zeros_like(bounds), bounds)
-
 
 class IntervalEnv(Applied, SimulatedEnv[Floats, Floats]):
     """A single environment with control intervals."""
@@ -108,7 +102,7 @@ class IntervalEnv(Applied, SimulatedEnv[Floats, Floats]):
         self, scenario: Scenarios, *, render_mode: RenderMode | None = None, render_fps: float = FPS, **arguments: Any
     ) -> None:
         """Set the environment up, called by the subclass; `arguments` are those of `_simulate`."""
-        self.action_space, self.observation_space = self._spaces()
+        self.observation_space, self.action_space = self.form.spaces
         self._ready = False
         self._simulate(scenario, 1, **arguments)
         self._watch(render_mode, render_fps)
@@ -149,7 +143,8 @@ class IntervalVectorEnv(Applied, SimulatedVectorEnv[Floats]):
         self, num_envs: int, scenario: Scenarios, render_mode: str | None, mode: str, copy: bool, **arguments: Any
     ) -> None:
         """Set the environment up, called by the subclass; `arguments` are those of `_simulate`."""
-        self._arrange(num_envs, *self._spaces(), render_mode, mode, copy)
+        observation, action = self.form.spaces
+        self._arrange(num_envs, action, observation, render_mode, mode, copy)
         self._simulate(scenario, num_envs, **arguments)
 
     @property

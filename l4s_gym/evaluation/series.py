@@ -204,12 +204,19 @@ def of_board(
             if who is None or _seconds(entry, name) > LONGEST_S:
                 continue
             experiment = entry.experiment
-            how: dict[str, Any] = {"decision_interval": experiment.decision_interval}
-            if experiment.form != PACKET:
-                how["control_interval_ms"] = experiment.control_interval_ms
             chosen = as_run(name, seconds, experiment.options)
             with progress(f"one run of {entry.id} on {name}") as show:
-                found.append(record(who, chosen, seed, name=entry.id, progress=show, **how))
+                found.append(
+                    record(
+                        who,
+                        chosen,
+                        seed,
+                        name=entry.id,
+                        decision_interval=experiment.decision_interval,
+                        control_interval_ms=experiment.interval_ms,
+                        progress=show,
+                    )
+                )
     if len(found) > before:
         write(path, found, **same)
     return found

@@ -7,11 +7,10 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Final
 
-import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
-from l4s_gym import rewards
+from l4s_gym import forms, rewards
 from l4s_gym.bridge import wire
 from l4s_gym.bridge.client import TIMEOUT_S, BridgeError, Client
 from l4s_gym.bridge.wire import Hello, Law
@@ -19,7 +18,7 @@ from l4s_gym.envs.prob import probabilities
 from l4s_gym.envs.tune import factors
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.live.environment import NOBODY, DualPI2LiveEnv, LiveEnv, check_positive
-from l4s_gym.sim.intervals import AVERAGES_S, FEATURES, INTERVAL, Feature, high
+from l4s_gym.sim.intervals import AVERAGES_S, INTERVAL, Feature, high
 from l4s_gym.sim.layout import LEAST_MBPS
 
 Floats = npt.NDArray[np.float32]
@@ -137,8 +136,7 @@ class LiveIntervalEnv(LiveEnv[Floats]):
         timeout_s: Longest wait for the server.
     """
 
-    features: ClassVar[Sequence[Feature]]
-    numbers: ClassVar[int]
+    form: ClassVar[forms.Form]
     """Of an action."""
 
     def __init__(
@@ -155,8 +153,7 @@ class LiveIntervalEnv(LiveEnv[Floats]):
         check_positive(control_interval_ms=control_interval_ms, horizon_s=horizon_s, timeout_s=timeout_s)
         self._lifetime_ms = lifetime_of(lifetime_ms, control_interval_ms)
         self._open(Client(socket, timeout_s=timeout_s), reward, horizon_s)
-        self.action_space = gym.spaces.Box(-1.0, 1.0, (self.numbers,))
-        self.observation_space = gym.spaces.Box(np.zeros(len(self.features), np.float32), high(self.features))
+        self.observation_space, self.action_space = self.form.spaces
         self._interval_s = control_interval_ms / 1e3
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Floats, dict[str, Any]]:
@@ -173,7 +170,7 @@ class LiveIntervalEnv(LiveEnv[Floats]):
         except L4SError:
             self._leave()
             raise
-        self._observe = Observer(self.features)
+        self._observe = Observer(self.form.features)
         self._began = old = self._client.law()
         self._due_s = time.monotonic()
         self._last = self._wait()
@@ -192,7 +189,7 @@ class LiveIntervalEnv(LiveEnv[Floats]):
         """Set what the action means, and wait until the interval is over."""
         wanted = np.asarray(action, np.float64)
         if wanted.shape != self.action_space.shape or not (abs(wanted) <= 1.0).all():
-            raise L4SError(f"action {action!r}: give {self.numbers} numbers from -1 to 1")
+            raise L4SError(f"action {action!r}: give {len(self.form.low)} numbers from -1 to 1")
         self._check_active()
         old, reason = self._last, None
         try:
@@ -231,7 +228,7 @@ class LiveIntervalEnv(LiveEnv[Floats]):
 class DualPI2LiveLawEnv(LiveIntervalEnv):
     """The form `parameters`."""
 
-    features, numbers = FEATURES, len(wire.LAW_PARAMETERS)
+    form = forms.FORMS["parameters"]
     _set = staticmethod(set_parameters)
 
     def _in_force(self) -> dict[str, Any]:
@@ -241,7 +238,7 @@ class DualPI2LiveLawEnv(LiveIntervalEnv):
 class DualPI2LiveProbEnv(LiveIntervalEnv):
     """The form `probability`."""
 
-    features, numbers = INTERVAL, 2
+    form = forms.FORMS["probability"]
     _set = staticmethod(set_probabilities)
 
     def _in_force(self) -> dict[str, Any]:

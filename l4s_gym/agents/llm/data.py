@@ -226,9 +226,8 @@ def _check(source: Any, rewards: dict[str, str]) -> tuple[Any, str]:
     """Return a dataset with our schema, and its simulator; its reward is added to `rewards`."""
     dataset = minari_io.load(source) if isinstance(source, str) else source
     simulator = minari_io.check_simulator(dataset)
-    if getattr(getattr(dataset, "storage", None), "metadata", None) is not None:
-        minari_io.check_schema(dataset)
-        rewards[dataset.id] = str(dataset.storage.metadata.get("reward"))
+    minari_io.check_schema(dataset)
+    rewards[dataset.id] = str(dataset.storage.metadata.get("reward"))
     return dataset, simulator
 
 

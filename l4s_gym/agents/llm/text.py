@@ -27,7 +27,7 @@ from l4s_gym.agents.llm.data import ReturnsToGo, Target
 from l4s_gym.agents.llm.network import DecisionModel
 from l4s_gym.agents.llm.pretrained import place
 from l4s_gym.agents.llm.settings import UNKNOWN, LLMConfig
-from l4s_gym.agents.protocol import Actions, Floats, Observations, check_batch
+from l4s_gym.agents.protocol import Actions, Floats, Observations, check_batch, check_count
 from l4s_gym.data.trajectory import Trajectory
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.extras import optional
@@ -320,8 +320,7 @@ class TextAgent:
 
     def reset(self, n: int, seed: int) -> None:
         """Start `n` episodes."""
-        if n < 1:
-            raise L4SError(f"n={n}: give 1 or more environments")
+        check_count(n)
         self.model.eval()
         self._draws = [np.random.default_rng([seed + i, _STREAM]) for i in range(n)]
         self._told = ReturnsToGo(self.target, n, self.model.config.gamma)
