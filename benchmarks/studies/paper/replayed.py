@@ -188,7 +188,7 @@ def pool_agent(place: Place) -> tuple[Agent, dict[str, Any]]:
             stream = open_stream(path)
             create_from_stream(dataset, stream, as_logged=True, algorithm_name="dualpi2_freebsd", description=text)
         sweep.need_datasets([how], place.progress)
-        sweep.train([how], place.progress)
+        sweep.run([how], place.progress, evaluate=False)
     if how.id in sweep.failed:
         raise L4SError(f"{how.id}: {sweep.failed[how.id].brief}: see there")
     (job,) = sweep.trainings(how)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -71,7 +71,8 @@ class Task:
         """Mean return in each scenario."""
         chosen: list[str | Scenario] = [as_run(name, self.how.seconds, {AQM: setting}) for name in self.names]
         found = harness.evaluate_many(who, chosen, seeds=self.seeds, reward=self.how.reward)
-        return np.array([each.episode_return for each in found]).reshape(len(chosen), len(self.seeds)).mean(1)
+        returns: Floats = np.array([each.episode_return for each in found]).reshape(len(chosen), len(self.seeds))
+        return np.asarray(returns.mean(1))
 
     def scores(self, setting: Mapping[str, float]) -> Floats:
         """Normalised score of a setting in each scenario."""
@@ -97,10 +98,10 @@ def search(task: Task, start: Mapping[str, float], work: Path) -> dict[str, floa
         requirements = Path(__file__).with_name("requirements.txt")
         raise L4SError(f"cma: is not installed: pip install -r {requirements}") from None
     how = task.how
-    about = {"reward": how.reward, "seconds": how.seconds, "seeds": [*task.seeds], "start": dict(start)}
+    about: dict[str, Any] = {"reward": how.reward, "seconds": how.seconds, "seeds": [*task.seeds], "start": dict(start)}
     about |= {"population": how.population, "seed": how.seed, "simulator": fingerprint.FINGERPRINT}
     about["scenarios"] = {name: scenario.digest(name) for name in task.names}
-    tried = json.loads(work.read_text()) if work.exists() else {"about": about, "generations": []}
+    tried: dict[str, Any] = json.loads(work.read_text()) if work.exists() else {"about": about, "generations": []}
     if tried["about"] != about:
         raise L4SError(f"{work}: is of another search: give another --work")
     low, high = np.log(list(PARAMETERS.values())).T
