@@ -93,12 +93,30 @@ class Draws:
         actions: What was drawn (M, G, K).
         advantages: Discounted mean of the rewards from then on, minus that of the group (M, G).
         group: Number of the group (M,).
+        steps: Steps of the episodes at which they were drawn (M,).
     """
 
     observations: npt.NDArray[np.float32]
     actions: npt.NDArray[np.float32]
     advantages: npt.NDArray[np.float64]
     group: npt.NDArray[np.int64]
+    steps: npt.NDArray[np.int64]
+
+
+def grouped(episodes: Sequence[Trajectory]) -> list[list[Trajectory]]:
+    """Return the groups of episodes that have scenario, discipline and seed in common, cut to one size.
+
+    Raises:
+        L4SError: There are no groups.
+    """
+    groups: dict[tuple[str, ...], list[Trajectory]] = {}
+    for episode in episodes:
+        key = tuple(str(episode.about.get(name)) for name in ("scenario_json", "aqm", "seed"))
+        groups.setdefault(key, []).append(episode)
+    size = min(map(len, groups.values()))
+    if size < 2 or len(groups) < 2:
+        raise L4SError("no two groups of episodes with one scenario and seed: use one as `tuned` is, with group = 8")
+    return [group[:size] for group in groups.values()]
 
 
 def draws(episodes: Sequence[Trajectory], gamma: float) -> Draws:
@@ -111,30 +129,22 @@ def draws(episodes: Sequence[Trajectory], gamma: float) -> Draws:
     Raises:
         L4SError: There are no groups.
     """
-    groups: dict[tuple[str, ...], list[Trajectory]] = {}
-    for episode in episodes:
-        key = tuple(str(episode.about[name]) for name in ("scenario_json", "aqm", "seed"))
-        groups.setdefault(key, []).append(episode)
-    size = min(map(len, groups.values()))
-    if size < 2 or len(groups) < 2:
-        raise L4SError("no two groups of episodes with one scenario and seed: use one as `tuned` is, with group = 8")
     horizon = round(1.0 / (1.0 - gamma))
     found: list[tuple[npt.NDArray[Any], ...]] = []
-    for number, group in enumerate(groups.values()):
-        members, steps = group[:size], min(map(len, group))
+    for number, members in enumerate(grouped(episodes)):
+        steps = min(map(len, members))
         actions = np.stack([each.actions[:steps] for each in members])  # (G, T, K)
         drawn = np.r_[True, (actions[:, 1:] != actions[:, :-1]).any(axis=(0, 2))]
         at = np.flatnonzero(drawn & (np.arange(steps) <= max(steps - horizon // 2, 0)))
         rewards = np.stack([each.cut(0, steps).returns_to_go(gamma)[at] for each in members], axis=1)  # (m, G)
         means = rewards * ((1.0 - gamma) / (1.0 - gamma ** (steps - at)))[:, None]
         seen = np.stack([each.observations[at] for each in members], axis=1)
-        found.append(
-            (seen, actions[:, at].swapaxes(0, 1), means - means.mean(axis=1, keepdims=True), np.full(len(at), number))
-        )
+        gains = means - means.mean(axis=1, keepdims=True)
+        found.append((seen, actions[:, at].swapaxes(0, 1), gains, np.full(len(at), number), at))
     return Draws(*map(np.concatenate, zip(*found, strict=True)))
 
 
-def _network(sizes: Sequence[int], *end: Any) -> Any:
+def network(sizes: Sequence[int], *end: Any) -> Any:
     """Return a perceptron with tanh between its layers, and `end` after the last."""
     from torch import nn
 
@@ -164,20 +174,30 @@ def _descend(module: Any, steps: int, rate: float, decay: float, loss: Any) -> N
         raise L4SError(f"train {KIND}: the loss is not finite: lower the learning rate")
 
 
-class _Training:
-    """The data of a training as tensors, and its two kinds of network."""
+def held_out(group: npt.NDArray[np.int64], share: float, seed: int) -> npt.NDArray[np.bool_]:
+    """Return which rows are held out, by the numbers of their groups (M,)."""
+    groups = np.random.default_rng(seed).permutation(int(group.max()) + 1)
+    return np.isin(group, groups[: max(round(share * len(groups)), 1)])
 
-    def __init__(self, found: Draws, config: Config) -> None:
+
+class Improvement:
+    """One step of policy improvement: critics of what is known when actions are drawn, and an actor.
+
+    Args:
+        found: The draws.
+        x: What is known then (M, G, F), as the networks see it.
+        config: Configuration of the training.
+        form: Of the actions.
+    """
+
+    def __init__(self, found: Draws, x: npt.ArrayLike, config: Config, form: str = FORM) -> None:
         import torch
 
-        self.config = config
-        seen = np.log1p(found.observations.astype(np.float64))
-        self.mean, self.std = seen.mean(axis=(0, 1)), seen.std(axis=(0, 1)) + 1e-6
-        self.x = torch.tensor(scaled(found.observations, self.mean, self.std), dtype=torch.float32)
+        self.config, self.form = config, form
+        self.x = torch.as_tensor(np.asarray(x, np.float32))
         self.u = torch.tensor(found.actions)
         self.y = torch.tensor(found.advantages / (found.advantages.std() + 1e-12), dtype=torch.float32)
-        groups = np.random.default_rng(config.seed).permutation(int(found.group.max()) + 1)
-        held = np.isin(found.group, groups[: max(round(config.held_out * len(groups)), 1)])
+        held = held_out(found.group, config.held_out, config.seed)
         self.train, self.held = (torch.tensor(np.flatnonzero(part)) for part in (~held, held))
 
     def _drawn(self, module: Any, index: torch.Tensor) -> torch.Tensor:
@@ -193,7 +213,7 @@ class _Training:
 
         config, seed = self.config, 1000 * self.config.seed + number
         with seeded(seed):
-            module = _network((self.x.shape[-1] + self.u.shape[-1], *config.critic_hidden, 1))
+            module = network((self.x.shape[-1] + self.u.shape[-1], *config.critic_hidden, 1))
 
             def loss() -> torch.Tensor:
                 index = self.train[torch.randint(len(self.train), (config.groups,))]
@@ -212,9 +232,9 @@ class _Training:
         import torch
 
         config, states = self.config, self.x[self.train].flatten(0, 1)
-        idle = torch.tensor(FORMS[FORM].idle)
+        idle = torch.tensor(FORMS[self.form].idle)
         with seeded(1000 * config.seed + 999):
-            module = _network((states.shape[-1], *config.actor_hidden, self.u.shape[-1]), torch.nn.Tanh())
+            module = network((states.shape[-1], *config.actor_hidden, self.u.shape[-1]), torch.nn.Tanh())
 
             def loss() -> torch.Tensor:
                 x = states[torch.randint(len(states), (config.batch_size,))]
@@ -226,9 +246,37 @@ class _Training:
         return module
 
 
+def scale_of(observations: Observations) -> tuple[Floats, Floats]:
+    """Return mean and deviation (F,) of ln(1 + x) of observations (..., F)."""
+    seen, rows = np.log1p(observations.astype(np.float64)), tuple(range(observations.ndim - 1))
+    return seen.mean(axis=rows), seen.std(axis=rows) + 1e-6
+
+
 def scaled(observations: Observations, mean: Floats, std: Floats) -> Floats:
     """Return observations (..., F) as the networks see them: ln(1 + x), standardised and bounded."""
     return np.clip((np.log1p(observations.astype(np.float64)) - mean) / std, -_BOUND, _BOUND)
+
+
+class MovingAverage:
+    """The moving average of the actions that were chosen, from the first on.
+
+    Args:
+        interval_ms: From one action to the next.
+        smoothing_s: Time constant; 0: the actions themselves.
+    """
+
+    def __init__(self, interval_ms: float, smoothing_s: float) -> None:
+        self._share = min(1.0, 1e-3 * interval_ms / smoothing_s) if smoothing_s else 1.0
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all actions."""
+        self._action: Floats | None = None
+
+    def __call__(self, chosen: Floats) -> Floats:
+        """Return the average (n, K) with what was chosen now."""
+        self._action = chosen if self._action is None else self._action + self._share * (chosen - self._action)
+        return self._action.copy()
 
 
 class OneStepAgent:
@@ -251,8 +299,8 @@ class OneStepAgent:
         self._mean, self._std = arrays["mean"], arrays["std"]
         names = sorted({name.rpartition(".")[0] for name in arrays if "." in name}, key=lambda name: int(name[6:]))
         self._layers = [(arrays[f"{name}.weight"], arrays[f"{name}.bias"]) for name in names]
-        interval_s = 1e-3 * float(training.get("control_interval_ms", INTERVAL_MS))
-        self._share = min(1.0, interval_s / self.config.smoothing_s) if self.config.smoothing_s else 1.0
+        interval_ms = float(training.get("control_interval_ms", INTERVAL_MS))
+        self._average = MovingAverage(interval_ms, self.config.smoothing_s)
         self.reset(1, 0)
 
     @classmethod
@@ -276,7 +324,7 @@ class OneStepAgent:
         """
         check_count(n)
         self.n = n
-        self._action: Floats | None = None
+        self._average.reset()
 
     def act(self, obs: Observations, rewards: Floats) -> Floats:
         """Return actions (n, K); rewards are not used."""
@@ -284,8 +332,7 @@ class OneStepAgent:
         x = scaled(obs, self._mean, self._std)
         for weight, bias in self._layers:
             x = np.tanh((x[:, None, :] * weight).sum(axis=-1) + bias)  # each row for itself, however many there are
-        self._action = x if self._action is None else self._action + self._share * (x - self._action)
-        return self._action.copy()
+        return self._average(x)
 
     def cost(self) -> dict[str, float]:
         """Return the number of the actor's parameters."""
@@ -336,9 +383,11 @@ def train(
     torch = optional("torch", "baselines", "llm")
     episodes = shared.read_dataset(dataset_id, FORM)
     try:
-        work = _Training(draws(episodes, chosen.gamma), chosen)
+        found = draws(episodes, chosen.gamma)
     except L4SError as error:
         raise L4SError(f"dataset {dataset_id!r}: {error}") from error
+    mean, std = scale_of(found.observations)
+    work = Improvement(found, scaled(found.observations, mean, std), chosen)
     path = shared.start_folder(out, resume=resume)
     about = {"kind": KIND, "dataset": dataset_id, "simulator": shared.simulator_of(dataset_id), "config": settings}
     state: shared.Plain = shared.load_checkpoint(path, **about) if resume else {"critics": [], "seconds": 0.0}
@@ -347,7 +396,7 @@ def train(
         for number in range(chosen.critics):
             if number < len(state["critics"]):
                 with seeded(0):
-                    module = _network((work.x.shape[-1] + work.u.shape[-1], *chosen.critic_hidden, 1))
+                    module = network((work.x.shape[-1] + work.u.shape[-1], *chosen.critic_hidden, 1))
                 module.load_state_dict(state["critics"][number])
                 critics.append(module.requires_grad_(False))
                 continue
@@ -362,7 +411,7 @@ def train(
                 raise KeyboardInterrupt
         actor = work.actor(critics)
     tensors = {f"actor.{name}": value for name, value in actor.state_dict().items()}
-    tensors |= {"mean": torch.tensor(work.mean), "std": torch.tensor(work.std)}
+    tensors |= {"mean": torch.tensor(mean), "std": torch.tensor(std)}
     done = {
         "dataset": dataset_id,
         "simulator": about["simulator"],

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("torch", reason="needs torch: pip install 'l4s-gym[baselines]'")
 
 from l4s_gym import L4SError
-from l4s_gym.agents.onestep import Config, OneStepAgent, _Training, configure, draws
+from l4s_gym.agents.onestep import Config, Improvement, OneStepAgent, configure, draws, scale_of, scaled
 from l4s_gym.agents.training import load_config
 from l4s_gym.data.trajectory import Trajectory
 from l4s_gym.envs.tune import DualPI2TuneEnv
@@ -48,11 +48,13 @@ def test_draws_are_compared_within_their_group(episodes: list[Trajectory]) -> No
     worth = -((found.actions - BEST) ** 2).sum(axis=-1)
     np.testing.assert_allclose(found.advantages, worth - worth.mean(axis=1, keepdims=True), atol=1e-4)
     assert found.group.tolist() == np.repeat(np.arange(200), 2).tolist()
+    assert found.steps.tolist() == [0, HELD] * 200
 
 
 def test_the_actor_goes_to_what_is_best(episodes: list[Trajectory]) -> None:
     config = Config(critics=2, critic_steps=600, actor_steps=300, learning_rate=1e-2, pessimism=0.1)
-    work = _Training(draws(episodes, 0.5), config)
+    found = draws(episodes, 0.5)
+    work = Improvement(found, scaled(found.observations, *scale_of(found.observations)), config)
     critics = [work.critic(number) for number in range(config.critics)]
     assert work.r2(critics) > 0.95
     chosen = work.actor(critics)(work.x[work.held].flatten(0, 1)).detach().numpy()
