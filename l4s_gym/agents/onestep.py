@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 KIND: Final = "onestep"
 FORM: Final = "parameters"
-_BOUND: Final = 3.0
+BOUND: Final = 3.0
 """Most deviations from the mean that the networks see."""
 
 
@@ -254,7 +254,7 @@ def scale_of(observations: Observations) -> tuple[Floats, Floats]:
 
 def scaled(observations: Observations, mean: Floats, std: Floats) -> Floats:
     """Return observations (..., F) as the networks see them: ln(1 + x), standardised and bounded."""
-    return np.clip((np.log1p(observations.astype(np.float64)) - mean) / std, -_BOUND, _BOUND)
+    return np.clip((np.log1p(observations.astype(np.float64)) - mean) / std, -BOUND, BOUND)
 
 
 class MovingAverage:
@@ -357,7 +357,15 @@ def configure(given: Mapping[str, Any]) -> Config:
     for name in given:
         if name not in Config.__struct_fields__:
             raise unknown(f"key of the configuration of {KIND}", name, Config.__struct_fields__)
-    config = convert(Config, dict(given), KIND)
+    return check(convert(Config, dict(given), KIND))
+
+
+def check(config: Config) -> Config:
+    """Return a configuration whose values make sense.
+
+    Raises:
+        L4SError: One makes none.
+    """
     counts = config.critics, config.critic_steps, config.groups, config.actor_steps, config.batch_size
     sizes = *config.critic_hidden, *config.actor_hidden
     if min(*counts, *sizes) < 1 or config.seed < 0:

@@ -23,6 +23,7 @@ from l4s_gym.agents.llm.data import (
     sequences,
     tensors,
 )
+from l4s_gym.agents.llm.intervals import IntervalAgent
 from l4s_gym.agents.llm.network import DecisionModel
 from l4s_gym.agents.llm.text import TextAgent
 from l4s_gym.agents.protocol import Actions, DecisionRule, Observations, check_batch
@@ -30,6 +31,7 @@ from l4s_gym.agents.saved import Saved
 from l4s_gym.data.files import PathLike
 from l4s_gym.data.trajectory import Trajectory
 from l4s_gym.errors import L4SError, unknown
+from l4s_gym.forms import PACKET
 from l4s_gym.tables import convert
 
 DTYPES: Final = {"": "", "fp32": "float32", "bf16": "bfloat16", "int8": "int8"}
@@ -152,6 +154,13 @@ class LLMAgent:
         return self._counts.cost() | {"window": float(self.model.config.window)}
 
 
+def _number(target: str | float | None) -> float | None:
+    try:
+        return None if target is None else float(target)
+    except ValueError:
+        raise L4SError(f"llm: target={target}: give a return") from None
+
+
 def _flag(name: str, value: object) -> bool:
     if isinstance(value, bool):
         return value
@@ -175,9 +184,10 @@ def open_agent(
 
     Args:
         folder: The folder, or what was read of it.
-        rule: `sample`, `argmax` or `diffuse`; an agent that writes has no `diffuse`.
-        target: Return of an episode to reach, in the reward's unit; None: a high quantile of its training
-            episodes' (`quantile` in its configuration).
+        rule: `sample`, `argmax` or `diffuse`; an agent that writes has no `diffuse`. This, `fixed`, `compile` and
+            `correct` are for agents of packets.
+        target: Return of an episode to reach, in the reward's unit (an imitator of control intervals: the discounted
+            mean of the rewards from now on); None: a high quantile in its training (`quantile` in its configuration).
         fixed: Keep the target constant instead of subtracting the rewards.
         dtype: Type of the backbone: `fp32`, `bf16` or `int8` (on a CPU); empty: as saved.
         device: PyTorch device.
@@ -185,7 +195,8 @@ def open_agent(
         correct: Undo the shift of a training that gave rare actions more weight.
 
     Returns:
-        An `LLMAgent`, or for the text head a `TextAgent`, which has no `dtype` and is not compiled.
+        An `LLMAgent`; for the text head a `TextAgent`, which has no `dtype` and is not compiled; for forms other than
+        `packet` an `IntervalAgent`.
 
     Raises:
         L4SError: The folder holds no such agent, or an option makes no sense.
@@ -194,20 +205,22 @@ def open_agent(
         raise unknown("dtype", dtype, tuple(filter(None, DTYPES)))
     loaded = saving.load(folder)
     model, training = loaded.model, loaded.training
-    returns = training.get("returns") or {"target": 0.0, "low": -np.inf, "high": np.inf}
-    try:
-        value = float(returns["target"] if target is None else target)
-    except ValueError:
-        raise L4SError(f"llm: target={target}: give a return") from None
-    # A target beyond all training returns is the user's wish, and sets a new bound.
-    low, high = min(float(returns["low"]), value), max(float(returns["high"]), value)
-    goal, name = Target(value, low, high, _flag("fixed", fixed)), f"llm:{loaded.path.resolve().name}"
     parameters = count(model)
     if "trainable_parameters" in training:
         parameters = parameters._replace(trainable=int(training["trainable_parameters"]))
     common: dict[str, Any] = {
-        "rule": rule, "name": name, "device": device, "parameters": parameters, "training": training
+        "name": f"llm:{loaded.path.resolve().name}", "device": device, "parameters": parameters, "training": training
     }  # fmt: skip
+    if model.config.form != PACKET:
+        if rule != "sample" or _flag("fixed", fixed) or _flag("compile", compile) or not _flag("correct", correct):
+            raise L4SError("llm: rule, fixed, compile and correct are for agents of packets: leave them out")
+        return IntervalAgent(model, target=_number(target), dtype=DTYPES[dtype], **common)
+    returns = training.get("returns") or {"target": 0.0, "low": -np.inf, "high": np.inf}
+    value = float(returns["target"]) if (asked := _number(target)) is None else asked
+    # A target beyond all training returns is the user's wish, and sets a new bound.
+    low, high = min(float(returns["low"]), value), max(float(returns["high"]), value)
+    goal = Target(value, low, high, _flag("fixed", fixed))
+    common["rule"] = rule
     if model.config.head == "text":
         if dtype or _flag("compile", compile):
             raise L4SError("llm: dtype and compile are not for an agent that writes text: leave them out")

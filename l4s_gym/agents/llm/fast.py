@@ -41,11 +41,11 @@ _EPSILON: Final = 1e-5
 _LOG: Final = 1 / math.asinh(MAGNITUDE)
 
 
-def optimize(model: DecisionModel, precision: str = "") -> None:
+def optimize(model: Any, precision: str = "") -> None:
     """Make inference fast: adapters merged, and GPT-2 in fewer operations; the model can then not be trained or saved.
 
     Args:
-        model: The model, in any mode; it is changed.
+        model: A `DecisionModel` or `IntervalModel`, in any mode; it is changed.
         precision: Precision of the backbone, one of `PRECISIONS`; empty: as it is. `int8` is for a CPU.
 
     Raises:
@@ -54,7 +54,8 @@ def optimize(model: DecisionModel, precision: str = "") -> None:
     if precision not in ("", *PRECISIONS):
         raise unknown("precision", precision, PRECISIONS)
     model.requires_grad_(False).eval()
-    model.encoder.fold()
+    if isinstance(model, DecisionModel):
+        model.encoder.fold()
     backbone = model.backbone
     backbone.merge()
     if backbone.family == "gpt2":

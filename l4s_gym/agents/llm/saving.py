@@ -28,9 +28,16 @@ from l4s_gym.agents.llm.text import Model, build
 from l4s_gym.data.files import PathLike
 from l4s_gym.errors import L4SError
 from l4s_gym.extras import optional
+from l4s_gym.forms import PACKET
 from l4s_gym.schema import SCHEMA_VERSION
 
 KIND: Final = "llm"
+DECIDES: Final = {
+    PACKET: "Decides for each packet whether to enqueue, drop or mark it.",
+    "probability": "Sets the probabilities of C and L from time to time.",
+    "parameters": "Sets the parameters of DualPI2 from time to time.",
+}
+"""What a card says of an agent, by its form."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,14 @@ def _set_adapter_tensors(model: Model, tensors: Mapping[str, Tensor]) -> None:
     optional("peft", "llm").set_peft_model_state_dict(model.backbone.model, dict(tensors))
 
 
+def _reads(config: LLMConfig) -> dict[str, str]:
+    """Return what a card says of the model's input and output."""
+    if config.form != PACKET:
+        return {"objective": config.intervals.objective, "window": f"{config.intervals.window} decisions"}
+    more = {"layout": f"{config.layout}, window of {config.window} steps"} if config.head == "linear" else {}
+    return {"head": config.head, **more}
+
+
 def _card(config: LLMConfig, model: Model, training: Mapping[str, Any], text: str) -> str:
     """Return the model card."""
     backbone = config.backbone
@@ -104,8 +119,7 @@ def _card(config: LLMConfig, model: Model, training: Mapping[str, Any], text: st
         "weights": model.backbone.weights,
         "adapters": f"LoRA of rank {config.lora.rank}" if config.lora.rank else "none",
         "parameters": str(count(model)),
-        "head": config.head,
-        **({"layout": f"{config.layout}, window of {config.window} steps"} if config.head == "linear" else {}),
+        **_reads(config),
         "schema": f"version {SCHEMA_VERSION}",
     }
     rows = facts | dict(sorted(shown.items())) | facts  # facts come first, and count
@@ -113,7 +127,7 @@ def _card(config: LLMConfig, model: Model, training: Mapping[str, Any], text: st
     return (
         f"---\nlibrary_name: l4s-gym\ntags: [l4s, aqm, dualpi2, decision-transformer, offline-rl]\n{base}---\n"
         "# LLM agent for L4S DualPI2\n"
-        "Decides for each packet whether to enqueue, drop or mark it.\n\n"
+        f"{DECIDES[config.form]}\n\n"
         f"| | |\n|---|---|\n{table}\n\n"
         '```python\nfrom l4s_gym.agents.llm import saving\n\nmodel = saving.load("FOLDER").model\n```\n'
         f"{text}"

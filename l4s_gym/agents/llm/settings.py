@@ -9,6 +9,9 @@ lora.rank = 16
 
 [train]                # TrainConfig
 steps = 2000
+
+[intervals]            # Intervals, of agents that decide about control intervals; they take `seed` of [train] only
+objective = "onestep"
 ```
 """
 
@@ -16,15 +19,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
 
 from l4s_gym.agents.imbalance import Imbalance
+from l4s_gym.agents.onestep import Config as OneStep
+from l4s_gym.agents.onestep import check
 from l4s_gym.agents.training import merged
 from l4s_gym.errors import L4SError, unknown
+from l4s_gym.forms import PACKET
 from l4s_gym.schema import ACTIONS, OBSERVED
 from l4s_gym.tables import convert
 
@@ -36,8 +42,8 @@ _Above0 = Annotated[float, Meta(gt=0.0)]
 _Share = Annotated[float, Meta(ge=0.0, lt=1.0)]
 _Part = Annotated[float, Meta(ge=0.0, le=1.0)]
 _ACTIONS: Final = len(ACTIONS)
-TABLES: Final = ("model", "train")
-"""Precisions of a configuration."""
+TABLES: Final = ("model", "train", "intervals")
+"""Tables of a configuration."""
 PRECISIONS: Final = ("auto", "fp32", "bf16")
 """Precisions of training."""
 FAMILIES: Final = ("gpt2", "opt", "llama", "mistral", "qwen2", "qwen3", "t5")
@@ -186,6 +192,45 @@ class EncoderConfig:
 
 
 @dataclass(frozen=True)
+class Intervals:
+    """How an agent decides about control intervals, and how it is trained to (`l4s_gym.agents.llm.interval_train`).
+
+    Attributes:
+        objective: `onestep`: one step of policy improvement, as the agent `onestep` does it, on features of the
+            transformer; `imitation`: the logged actions, given the return that followed.
+        asked_ms: Time from one decision to the next, ms: a whole number of the dataset's control intervals, 1 at least.
+        window: Decisions that the transformer sees, one token each.
+        features: Numbers that it makes of a window.
+        steps: Optimiser steps of the transformer.
+        draws: Draws of actions in a batch; each is of all episodes of a group.
+        learning_rate: Highest learning rate, after the warm-up; it falls to a tenth.
+        weight_decay: Weight decay of AdamW, on matrices only.
+        warmup: Steps over which the learning rate grows from 0.
+        say_every: Steps between two messages.
+        checkpoint_every: Steps between two checkpoints.
+        quantile: An imitator's target is this quantile of the returns that followed in training.
+        onestep: Critics, actor, discount, smoothing and the held-out share, as of the agent `onestep`.
+    """
+
+    objective: Literal["onestep", "imitation"] = "onestep"
+    asked_ms: _Above0 = 500.0
+    window: _Size = 8
+    features: _Size = 64
+    steps: _Positive = 600
+    draws: _Positive = 4
+    learning_rate: _Above0 = 1e-3
+    weight_decay: Annotated[float, Meta(ge=0.0)] = 0.01
+    warmup: _Count = 30
+    say_every: _Positive = 100
+    checkpoint_every: _Positive = 100
+    quantile: _Part = 0.9
+    onestep: OneStep = field(default_factory=OneStep)
+
+    def __post_init__(self) -> None:
+        check(self.onestep)
+
+
+@dataclass(frozen=True)
 class LLMConfig:
     """Configuration of an LLM agent.
 
@@ -199,6 +244,9 @@ class LLMConfig:
         return_scale: Divisor of the returns.
         head: `linear`: logits from the last state token; `text`: answers written token by token.
         actions: Number of actions.
+        form: In which it decides (`l4s_gym.forms`): that of its dataset. In forms other than `packet` only `backbone`,
+            `lora` and `intervals` count.
+        intervals: How it decides about control intervals.
     """
 
     backbone: BackboneConfig = BackboneConfig()
@@ -210,6 +258,8 @@ class LLMConfig:
     return_scale: _Above0 = 1.0
     head: Literal["linear", "text"] = "linear"
     actions: _Size = _ACTIONS
+    form: str = PACKET
+    intervals: Intervals = Intervals()
 
     @property
     def step_tokens(self) -> int:
@@ -306,7 +356,9 @@ def to_dict(config: LLMConfig) -> dict[str, Any]:
     """Return the configuration as plain values, for JSON and TOML, which has no None."""
     plain: dict[str, Any] = msgspec.to_builtins(config)
     plain["backbone"] = {name: value for name, value in plain["backbone"].items() if value is not None}
-    return plain
+    kept = ("backbone", "lora", "form", "intervals")
+    other = ("form", "intervals") if config.form == PACKET else tuple(name for name in plain if name not in kept)
+    return {name: value for name, value in plain.items() if name not in other}
 
 
 def from_dict(values: Mapping[str, Any], place: str = "llm") -> LLMConfig:
@@ -326,19 +378,23 @@ def settings(given: Mapping[str, Any]) -> tuple[LLMConfig, TrainConfig]:
     """Return the parts of a configuration.
 
     Args:
-        given: The tables `model` (`LLMConfig`) and `train` (`TrainConfig`); a `preset`, which names one of the tables
-            in `presets`, whose settings override the others.
+        given: The tables `model` (`LLMConfig`), `train` (`TrainConfig`) and `intervals` (`Intervals`); a `preset`,
+            which names one of the tables in `presets`, whose settings override the others.
 
     Raises:
         L4SError: Another name, or a setting that is wrong.
     """
     tables = resolved(given)
     train = {"decision_interval" if name == "stride" else name: value for name, value in tables["train"].items()}
-    return from_dict(tables["model"], "model"), convert(TrainConfig, train, "train")
+    model = from_dict(tables["model"], "model")
+    chosen = convert(TrainConfig, train, "train")
+    intervals = convert(Intervals, tables["intervals"], "intervals")
+    seeded = msgspec.structs.replace(intervals.onestep, seed=chosen.seed)
+    return replace(model, intervals=replace(intervals, onestep=seeded)), chosen
 
 
 def resolved(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the tables `model` and `train` of a configuration, with the preset's settings."""
+    """Return the tables of a configuration, with the preset's settings."""
     for name in given:
         if name not in (*TABLES, "preset", "presets"):
             raise unknown("table of the configuration", name, (*TABLES, "preset", "presets"))

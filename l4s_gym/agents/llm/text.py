@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from l4s_gym.agents.llm.backbones import Backbone, Counts, additive, count, one_line, placed
 from l4s_gym.agents.llm.data import ReturnsToGo, Target
+from l4s_gym.agents.llm.intervals import IntervalModel
 from l4s_gym.agents.llm.network import DecisionModel
 from l4s_gym.agents.llm.pretrained import place
 from l4s_gym.agents.llm.settings import UNKNOWN, LLMConfig
@@ -31,6 +32,7 @@ from l4s_gym.agents.protocol import Actions, Floats, Observations, check_batch, 
 from l4s_gym.data.trajectory import Trajectory
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.extras import optional
+from l4s_gym.forms import PACKET
 from l4s_gym.schema import ACTIONS, BY_NAME, ENQUEUE, OBSERVED, unscale_observation
 
 ANSWER_TOKENS: Final = 12
@@ -280,11 +282,13 @@ def _until(tokens: list[int], end: int) -> list[int]:
     return tokens[: tokens.index(end)] if end in tokens else tokens
 
 
-Model = DecisionModel | TextModel
+Model = DecisionModel | TextModel | IntervalModel
 
 
 def build(config: LLMConfig) -> Model:
-    """Build the model of a configuration, by its head."""
+    """Build the model of a configuration, by its form and head."""
+    if config.form != PACKET:
+        return IntervalModel(config)
     return TextModel(config) if config.head == "text" else DecisionModel(config)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -40,9 +40,11 @@ from l4s_gym.agents.training import (
     save_checkpoint,
     start_folder,
 )
+from l4s_gym.data import minari_io
 from l4s_gym.data.files import PathLike, put_in_place
 from l4s_gym.errors import L4SError
 from l4s_gym.extras import optional
+from l4s_gym.forms import PACKET
 
 RESULT: Final = "result.json"
 LOGS: Final = "logs"
@@ -433,6 +435,22 @@ class _Run:
         return result
 
 
+def _of_intervals(sources: Any) -> tuple[Any, str]:
+    """Return the dataset and its form if its actions are of an interval form; else no form.
+
+    Raises:
+        L4SError: It is one of several.
+    """
+    given = list(sources) if isinstance(sources, Mapping | Sequence) and not isinstance(sources, str) else [sources]
+    found = [minari_io.load(each) if isinstance(each, str) else each for each in given]
+    other = [each for each in found if minari_io.form_of(each) != PACKET]
+    if not other:
+        return None, ""
+    if len(found) > 1:
+        raise L4SError(f"dataset {other[0].id!r}: is of control intervals: train on it alone")
+    return other[0], minari_io.form_of(other[0])
+
+
 def train(
     sources: Any,
     given: Mapping[str, Any],
@@ -445,7 +463,8 @@ def train(
     """Train an LLM agent and save it.
 
     Args:
-        sources: A dataset, several, or a mapping of ids to weights.
+        sources: A dataset, several, or a mapping of ids to weights; of control intervals one alone
+            (`l4s_gym.agents.llm.interval_train`).
         given: Configuration, see `settings`.
         out: Folder of the agent; it first holds the checkpoint, and at the end also the logs and `RESULT`.
         resume: Continue from the checkpoint in `out`, as if the run had not been stopped.
@@ -460,5 +479,14 @@ def train(
         KeyboardInterrupt: It was stopped by Ctrl-C or SIGTERM, and left a checkpoint.
     """
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    dataset, form = _of_intervals(sources)
     with torch.random.fork_rng(devices):  # the caller's random state stays unchanged
+        if form:
+            from l4s_gym.agents.llm import interval_train
+
+            llm, shared = settings(given)
+            llm, simulator = replace(llm, form=form), minari_io.check_simulator(dataset)
+            return interval_train.train(
+                dataset, llm, shared.seed, Path(out), simulator=simulator, resume=resume, progress=progress, say=say
+            )
         return _Run(Trainer(sources, given), Path(out), say).go(resume=resume, progress=progress)

@@ -1,0 +1,337 @@
+"""Training of the LLM agent about control intervals, from windows that end where actions were drawn.
+
+First the transformer learns, with a small network on its features: for `onestep` a critic, which tells the differences
+of the returns within a group (`l4s_gym.agents.onestep`), for `imitation` the actor. Then, for `onestep`, the features
+stay as they are, and critics and actor are trained on them as the agent `onestep` trains them on observations.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from l4s_gym import forms
+from l4s_gym.agents import training as shared
+from l4s_gym.agents.d3rlpy_agents import seeded
+from l4s_gym.agents.llm import saving
+from l4s_gym.agents.llm.backbones import count
+from l4s_gym.agents.llm.intervals import IntervalModel, every
+from l4s_gym.agents.llm.settings import LLMConfig, TrainConfig, to_dict
+from l4s_gym.agents.llm.train import optimizer_of, trained
+from l4s_gym.agents.onestep import BOUND, Draws, Improvement, draws, grouped, held_out, network, scale_of
+from l4s_gym.agents.protocol import Floats
+from l4s_gym.data.trajectory import Trajectory
+from l4s_gym.errors import L4SError
+from l4s_gym.forms import INTERVAL_MS
+
+_GROUP: Final = 8
+"""Windows that count as one draw where there are no groups."""
+_AT_ONCE: Final = 64
+"""Windows of a pass without gradient."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows that end where actions were drawn: M draws in G episodes each, N decisions, padded at the end.
+
+    Attributes:
+        draws: What was drawn.
+        observations: (M, G, N, F).
+        before: Actions of the control interval before (M, G, N, K).
+        returns: Discounted means of the rewards that followed (M, G, N).
+        lengths: Decisions in each window (M,).
+    """
+
+    draws: Draws
+    observations: Any
+    before: Floats
+    returns: Floats
+    lengths: Any
+
+    @classmethod
+    def of(cls, groups: Sequence[Sequence[Trajectory]], found: Draws, config: LLMConfig, apart: int) -> Windows:
+        """Cut the windows of draws (M,) out of groups of episodes, `apart` control intervals between decisions."""
+        form, chosen = forms.get(config.form), config.intervals
+        shape = (*found.actions.shape[:2], chosen.window)
+        observations = np.zeros((*shape, len(form.features)), np.float32)
+        before, returns = np.zeros((*shape, len(form.low))), np.zeros(shape)
+        lengths = np.minimum(found.steps // apart + 1, chosen.window)
+        followed = [[_means(each, chosen.onestep.gamma) for each in group] for group in groups]
+        for m, (number, step, length) in enumerate(zip(found.group, found.steps, lengths, strict=True)):
+            at = step - apart * np.arange(length)[::-1]
+            for g, episode in enumerate(groups[number]):
+                observations[m, g, :length] = episode.observations[at]
+                before[m, g, :length] = np.where((at > 0)[:, None], episode.actions[at - 1], form.idle)
+                returns[m, g, :length] = followed[number][g][at]
+        return cls(found, observations, before, returns, lengths)
+
+
+def _means(episode: Trajectory, gamma: float) -> Floats:
+    """Return the discounted means of the rewards from each step on (T,)."""
+    left = np.arange(len(episode), 0, -1)
+    means: Floats = episode.returns_to_go(gamma) * (1.0 - gamma) / (1.0 - gamma**left)
+    return means
+
+
+def changes(episodes: Sequence[Trajectory], gamma: float, apart: int) -> Draws:
+    """Find where actions changed, each episode alone (G = 1), not closer than about `apart` steps.
+
+    There, what is seen does not tell the action yet, so that an imitator has to foresee it.
+    """
+    horizon, parts = round(1.0 / (1.0 - gamma)), []
+    for number, each in enumerate(episodes):
+        changed = np.r_[True, (each.actions[1:] != each.actions[:-1]).any(axis=1)]
+        at = np.flatnonzero(changed & (np.arange(len(each)) <= max(len(each) - horizon // 2, 0)))
+        at = at[np.unique(at // apart, return_index=True)[1]]
+        parts.append((each.observations[at], each.actions[at], np.zeros(len(at)), np.full(len(at), number), at))
+    seen, actions, gains, group, steps = map(np.concatenate, zip(*parts, strict=True))
+    return Draws(seen[:, None], actions[:, None], gains[:, None], group, steps)
+
+
+class Trainer:
+    """A training of the transformer, and what follows from it.
+
+    Args:
+        episodes: The data.
+        config: Of the model, in the form of the data.
+        seed: Of weights and batches.
+        interval_ms: Control interval of the data.
+    """
+
+    def __init__(self, episodes: Sequence[Trajectory], config: LLMConfig, seed: int, interval_ms: float) -> None:
+        chosen = config.intervals
+        self.config, self.seed, self.improves = config, seed, chosen.objective == "onestep"
+        apart = every(config, interval_ms)
+        if self.improves:
+            found, groups = draws(episodes, chosen.onestep.gamma), grouped(episodes)
+        else:
+            found, groups = changes(episodes, chosen.onestep.gamma, apart), [[each] for each in episodes]
+        self.windows = Windows.of(groups, found, config, apart)
+        held = held_out(found.group, chosen.onestep.held_out, seed)
+        self.rows, self.held = np.flatnonzero(~held), np.flatnonzero(held)
+        if not len(self.rows):
+            raise L4SError("one episode or group alone: use a dataset with more, or a smaller held_out")
+        torch.manual_seed(seed)
+        self.model = IntervalModel(config)
+        self._standardise()
+        self.critic: Any = network((chosen.features + found.actions.shape[-1], *chosen.onestep.critic_hidden, 1))
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.both = nn.ModuleList((self.model, self.critic)).to(self.device)
+        self.schedule = TrainConfig(
+            steps=chosen.steps,
+            learning_rate=chosen.learning_rate,
+            weight_decay=chosen.weight_decay,
+            warmup=chosen.warmup,
+        )
+        self.optimizer = optimizer_of(self.both, self.schedule)
+        self.labels = found.advantages / (found.advantages.std() + 1e-12)
+        self.step = self.tokens = 0
+
+    def _standardise(self) -> None:
+        windows, model = self.windows, self.model
+        real = np.arange(windows.returns.shape[2]) < windows.lengths[:, None]  # (M, N)
+        seen = windows.observations.swapaxes(1, 2)[real]
+        for buffer, values in zip((model.mean, model.std), scale_of(seen), strict=True):
+            buffer.copy_(torch.tensor(values))
+        if not self.improves:
+            returns = windows.returns.swapaxes(1, 2)[real]
+            target = np.quantile(returns, self.config.intervals.quantile)
+            model.returns.copy_(torch.tensor([returns.mean(), returns.std() + 1e-12, target]))
+
+    def _features(self, rows: Any) -> Tensor:
+        """Return the features of some draws (B, G, D)."""
+        windows = self.windows
+        tokens = self.model.tokens(windows.observations[rows], windows.before[rows], windows.returns[rows])
+        episodes, lengths = tokens.shape[1], torch.as_tensor(windows.lengths[rows])
+        tokens = tokens[:, :, : int(lengths.max())].to(self.device)
+        self.tokens += episodes * int(lengths.sum())
+        found = self.model.features(tokens.flatten(0, 1), lengths.repeat_interleave(episodes).to(self.device))
+        return found.view(len(rows), episodes, -1)
+
+    def _loss(self, rows: Any) -> Tensor:
+        """Return the mean loss over some draws."""
+        features = self._features(rows)
+        actions = torch.as_tensor(self.windows.draws.actions[rows]).to(self.device)
+        if not self.improves:
+            told: Tensor = self.model.actor(features)
+            return functional.mse_loss(told, actions)
+        values: Tensor = self.critic(torch.cat((features, actions), -1))[..., 0]
+        labels = torch.as_tensor(self.labels[rows], dtype=torch.float32).to(self.device)
+        return functional.mse_loss(values - values.mean(1, keepdim=True), labels)
+
+    def update(self) -> float:
+        """Run one optimiser step; return its loss.
+
+        Raises:
+            L4SError: It is not finite.
+        """
+        rng = np.random.default_rng([self.seed, self.step])
+        torch.manual_seed(int(rng.integers(1 << 62)))  # of the dropout
+        size = self.config.intervals.draws * (1 if self.improves else _GROUP)
+        self.both.train()
+        loss = self._loss(self.rows[rng.integers(len(self.rows), size=size)])
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule.rate(self.step)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.both.parameters(), self.schedule.clip)
+        if not (loss.isfinite() and norm.isfinite()):
+            raise L4SError(f"training: the loss is not finite at step {self.step}: give a smaller learning_rate")
+        self.optimizer.step()
+        self.step += 1
+        return float(loss.detach())
+
+    @torch.no_grad()
+    def features(self, rows: Any) -> Floats:
+        """Return the features of some draws (n, G, D), in `eval` mode."""
+        self.both.eval()
+        size = max(_AT_ONCE // self.windows.returns.shape[1], 1)
+        parts = [self._features(rows[at : at + size]).cpu() for at in range(0, len(rows), size)]
+        return torch.cat(parts).numpy()
+
+    def improve(self, stop: shared.Stop, say: shared.Say) -> dict[str, Any]:
+        """Train critics and the actor on the features as they are now; return the metrics.
+
+        Raises:
+            KeyboardInterrupt: It was to stop.
+        """
+        model, chosen = self.model, self.config.intervals.onestep
+        x = self.features(np.arange(len(self.windows.lengths)))
+        center, spread = x.mean(axis=(0, 1)), x.std(axis=(0, 1)) + 1e-3
+        model.center.copy_(torch.as_tensor(center))
+        model.spread.copy_(torch.as_tensor(spread))
+        work = Improvement(self.windows.draws, np.clip((x - center) / spread, -BOUND, BOUND), chosen, self.config.form)
+        critics = []
+        for number in range(chosen.critics):
+            critics.append(work.critic(number))
+            say(f"critic {number + 1}/{chosen.critics}: R2 {work.r2(critics[-1:]):.3f} on held-out groups")
+            if stop.asked:
+                raise KeyboardInterrupt
+        model.actor.load_state_dict(work.actor(critics).state_dict())
+        return {
+            "steps": int(work.y[work.held].numel()),
+            "r2": work.r2(critics),
+            "r2_of_each": [work.r2([each]) for each in critics],
+        }
+
+    @torch.no_grad()
+    def imitated(self) -> dict[str, Any]:
+        """Return the metrics of an imitator: the share of the variance of held-out actions that it explains."""
+        true = self.windows.draws.actions[self.held]
+        told = self.model.actor(torch.as_tensor(self.features(self.held)).to(self.device)).cpu().numpy()
+        return {"steps": len(true), "r2": float(1.0 - ((told - true) ** 2).mean() / true.var())}
+
+
+def train(
+    dataset: Any,
+    config: LLMConfig,
+    seed: int,
+    out: Path,
+    *,
+    simulator: str,
+    resume: bool = False,
+    progress: shared.Progress | None = None,
+    say: shared.Say | None = None,
+) -> dict[str, Any]:
+    """Train an agent and save it.
+
+    Args:
+        dataset: The dataset (`minari.MinariDataset`).
+        config: Of the model, in the form of the data.
+        seed: Of weights and batches.
+        out: Folder of the agent.
+        simulator: Which made the data.
+        resume: Continue from the checkpoint in `out`.
+        progress: Called with the share of the training that is done.
+        say: Told what happens, line by line.
+
+    Returns:
+        What is written as `training`.
+
+    Raises:
+        L4SError: The dataset or folder cannot be used, or the loss is not finite.
+        KeyboardInterrupt: It was interrupted, and left a checkpoint.
+    """
+    from l4s_gym.data import minari_io
+
+    tell, report, chosen = say or (lambda _: None), progress or (lambda _: None), config.intervals
+    episodes = list(minari_io.read_valid(dataset))
+    interval_ms = _interval_of(dataset, episodes)
+    try:
+        with seeded(seed):
+            trainer = Trainer(episodes, config, seed, interval_ms)
+    except L4SError as error:
+        raise L4SError(f"dataset {dataset.id!r}: {error}") from error
+    counts, steps = count(trainer.model), sum(map(len, episodes))
+    path = shared.start_folder(out, resume=resume)
+    plain = {"model": to_dict(config), "train": {"seed": seed}}
+    same = {"simulator": simulator, "config": plain, "dataset": dataset.id}
+    start = time.monotonic()
+    if resume:
+        state = shared.load_checkpoint(path, **same)
+        trainer.model.load_state_dict(state["model"], strict=False)
+        trainer.critic.load_state_dict(state["critic"])
+        trainer.optimizer.load_state_dict(state["optimizer"])
+        trainer.step, trainer.tokens = state["step"], state["tokens"]
+        start -= state["seconds"]
+    tell(f"{counts}, on {len(trainer.rows):,} draws of actions in {steps:,} steps")
+
+    def keep() -> None:
+        about = {"step": trainer.step, "tokens": trainer.tokens, "seconds": time.monotonic() - start}
+        weights = {"model": trained(trainer.model), "critic": trainer.critic.state_dict()}
+        shared.save_checkpoint(path, {**same, **about, **weights, "optimizer": trainer.optimizer.state_dict()})
+
+    losses = []
+    with seeded(seed), shared.interruptible() as stop:
+        while trainer.step < chosen.steps:
+            losses.append(trainer.update())
+            done = trainer.step == chosen.steps
+            if done or trainer.step % chosen.say_every == 0:
+                tell(f"step {trainer.step}/{chosen.steps}, mean loss {np.mean(losses):.4f}")
+                losses.clear()
+            report(0.9 * trainer.step / chosen.steps)
+            if stop.asked or done or trainer.step % chosen.checkpoint_every == 0:
+                keep()
+            if stop.asked:
+                tell(f"stopped after step {trainer.step}: go on with --resume")
+                raise KeyboardInterrupt
+        metrics = trainer.improve(stop, tell) if trainer.improves else trainer.imitated()
+    gpu = trainer.device.type == "cuda"
+    result = {
+        "dataset": dataset.id,
+        "simulator": simulator,
+        "dataset_steps": steps,
+        "form": config.form,
+        "control_interval_ms": interval_ms,
+        "asked_ms": interval_ms * every(config, interval_ms),
+        "config": plain,
+        "weights": trainer.model.backbone.weights,
+        "steps": trainer.step,
+        "seed": seed,
+        "parameters": counts.total,
+        "trainable_parameters": counts.trainable,
+        "tokens": trainer.tokens,
+        "peak_memory_bytes": torch.cuda.max_memory_allocated() if gpu else shared.peak_memory(),
+        "device": torch.cuda.get_device_name() if gpu else "cpu",
+        "torch": torch.__version__,
+        "seconds": round(time.monotonic() - start, 3),
+        "metrics": metrics,
+    }
+    card = f"## On held-out episodes\nR2 {metrics['r2']:.3f}, of {metrics['steps']:,} draws of actions.\n"
+    saving.save(trainer.model, out, training=result, card=card)
+    report(1.0)
+    return result
+
+
+def _interval_of(dataset: Any, episodes: Sequence[Trajectory]) -> float:
+    """Return the control interval of a dataset, ms."""
+    given: Mapping[str, Any] = getattr(dataset.spec.env_spec, "kwargs", None) or {}
+    return float(episodes[0].about.get("control_interval_ms", given.get("control_interval_ms", INTERVAL_MS)))

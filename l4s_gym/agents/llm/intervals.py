@@ -1,0 +1,187 @@
+"""The LLM agent about control intervals: a transformer over the last decisions, and an actor on what it tells of them.
+
+A decision is one token: what is observed, the action before, and the return that is asked for. At each decision the
+whole window is read anew; the transformer makes some features of it, and the actor an action of the features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from l4s_gym import forms
+from l4s_gym.agents.llm import fast
+from l4s_gym.agents.llm.backbones import Backbone, Counts, banded, count, placed
+from l4s_gym.agents.llm.settings import LLMConfig
+from l4s_gym.agents.onestep import BOUND, MovingAverage, network, scaled
+from l4s_gym.agents.protocol import NO_RULE, Floats, Observations, check_batch, check_count
+from l4s_gym.errors import L4SError
+from l4s_gym.forms import INTERVAL_MS
+
+GRAIN: Final = 64
+"""Choices are rounded to multiples of 1 / GRAIN, so that rounding errors that depend on the batch do not show."""
+
+
+def every(config: LLMConfig, control_interval_ms: float) -> int:
+    """Return the number of control intervals from one decision to the next."""
+    return max(round(config.intervals.asked_ms / control_interval_ms), 1)
+
+
+class IntervalModel(nn.Module):
+    """The transformer between two linear layers, and the actor.
+
+    Attributes:
+        config: Its configuration.
+        mean: Mean of ln(1 + x) of the observations (F,).
+        std: Its deviation (F,).
+        center: Mean of the features (D,).
+        spread: Their deviation (D,).
+        returns: Mean and deviation of the returns that followed in training, and the target (3,).
+    """
+
+    mean: Tensor
+    std: Tensor
+    center: Tensor
+    spread: Tensor
+    returns: Tensor
+
+    def __init__(self, config: LLMConfig) -> None:
+        """Build the model; all but the backbone is drawn from PyTorch's global generator.
+
+        Raises:
+            L4SError: The backbone cannot be used.
+        """
+        super().__init__()
+        self.config, form = config, forms.get(config.form)
+        observed, actions, features = len(form.features), len(form.low), config.intervals.features
+        self.backbone: Any = Backbone(config.backbone, config.lora)
+        width, limit = self.backbone.width, self.backbone.limit
+        if self.backbone.positions == "learned" and limit < config.intervals.window:
+            raise L4SError(f"llm: the window takes {config.intervals.window} positions, the backbone has {limit}")
+        self.embed = nn.Sequential(nn.Linear(observed + actions + 1, width), nn.LayerNorm(width))
+        self.tell = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, features), nn.Tanh())
+        self.actor: Any = network((features, *config.intervals.onestep.actor_hidden, actions), nn.Tanh())
+        for name, size, value in (
+            ("mean", observed, 0.0),
+            ("std", observed, 1.0),
+            ("center", features, 0.0),
+            ("spread", features, 1.0),
+            ("returns", 3, 0.0),
+        ):
+            self.register_buffer(name, torch.full((size,), value, dtype=torch.float64))
+
+    def tokens(self, observations: Observations, before: Floats, returns: Floats) -> Tensor:
+        """Return decisions as the model reads them.
+
+        Args:
+            observations: (..., F).
+            before: Actions of the control interval before (..., K).
+            returns: Returns that followed, or that are asked for (...).
+
+        Returns:
+            (..., F + K + 1) float32.
+        """
+        seen = scaled(observations, self.mean.cpu().numpy(), self.std.cpu().numpy())
+        mean, std, _ = self.returns.tolist()
+        wanted = (returns - mean) / std if std else np.zeros(returns.shape)
+        return torch.as_tensor(np.concatenate((seen, before, wanted[..., None]), -1), dtype=torch.float32)
+
+    def features(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Compute the features of windows.
+
+        Args:
+            tokens: (B, N, F + K + 1); what follows after the length of a window is not read.
+            lengths: Decisions in each window (B,) int64.
+
+        Returns:
+            (B, D), standardised once `center` and `spread` are known.
+        """
+        steps = tokens.shape[1]
+        mask = banded(torch.ones(1, steps, dtype=torch.bool, device=tokens.device), 1, steps, self.backbone.dtype)
+        hidden = self.backbone(self.embed(tokens), mask, torch.arange(steps, device=tokens.device)[None])
+        last = hidden[torch.arange(len(tokens), device=tokens.device), lengths - 1]
+        found: Tensor = ((self.tell(last) - self.center) / self.spread).float()
+        return found.clamp(-BOUND, BOUND)
+
+
+class IntervalAgent:
+    """A trained model; each action is the moving average of what it chose, which holds until it is asked again.
+
+    Attributes:
+        model: In `eval` mode.
+        target: The return that is asked for: the discounted mean of the rewards from now on, a control interval.
+        training: How it was trained.
+    """
+
+    rule = NO_RULE
+
+    def __init__(
+        self,
+        model: IntervalModel,
+        *,
+        target: float | None = None,
+        name: str = "llm",
+        device: str = "cpu",
+        dtype: str = "",
+        parameters: Counts | None = None,
+        training: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Make a model fast, which can then not be trained.
+
+        Args:
+            model: The model.
+            target: The return to ask for; None: that of its training.
+            name: Name in results.
+            device: PyTorch device.
+            dtype: Precision of the backbone, as in `fast.optimize`.
+            parameters: Number of parameters in training; None: those of the model.
+            training: How it was trained.
+        """
+        self.training, self.name, self.form = dict(training or {}), name, model.config.form
+        self._counts = parameters or count(model)
+        fast.optimize(model, dtype)
+        self.model, self._device = placed(model, device), device
+        self.target = float(model.returns[2]) if target is None else target
+        interval_ms, intervals = float(self.training.get("control_interval_ms", INTERVAL_MS)), model.config.intervals
+        self._every = every(model.config, interval_ms)
+        self._average = MovingAverage(interval_ms, intervals.onestep.smoothing_s)
+        self.reset(1, 0)
+
+    def reset(self, n: int, seed: int) -> None:
+        """Start `n` episodes.
+
+        Raises:
+            L4SError: `n` is not positive.
+        """
+        check_count(n)
+        self.n, self._calls = n, 0
+        self._average.reset()
+        self._window: list[Tensor] = []
+        self._before = np.tile(np.array(forms.get(self.form).idle, np.float64), (n, 1))
+        self._chosen = self._before
+
+    def act(self, obs: Observations, rewards: Floats) -> Floats:
+        """Return actions (n, K); rewards are not used."""
+        check_batch(obs, self.n, self.form)
+        if self._calls % self._every == 0:
+            token = self.model.tokens(obs, self._before, np.full(self.n, self.target))
+            self._window = [*self._window, token][-self.model.config.intervals.window :]
+            self._chosen = self._choose(self._window)
+        self._calls += 1
+        self._before = self._average(self._chosen)
+        return self._before.copy()
+
+    def _choose(self, window: Sequence[Tensor]) -> Floats:
+        lengths = torch.full((self.n,), len(window), device=self._device)
+        with torch.inference_mode():
+            chosen = self.model.actor(self.model.features(torch.stack(list(window), 1).to(self._device), lengths))
+        found: Floats = np.round(chosen.double().cpu().numpy() * GRAIN) / GRAIN
+        return found
+
+    def cost(self) -> dict[str, float]:
+        """Return the numbers of parameters, and the number of decisions that it sees."""
+        return self._counts.cost() | {"window": float(self.model.config.intervals.window)}
