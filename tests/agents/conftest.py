@@ -44,6 +44,18 @@ if "llm" in TINY:
         "model": {"head": "text", "backbone": {"hidden": 16, "layers": 1, "heads": 2, "positions": 256}},
         "train": {"steps": 12, "batch_size": 8, "eval_every": 12, "eval_steps": 200},
     }
+    TINY["llm+parameters"] = {
+        "model": {"backbone": {"hidden": 16, "layers": 1, "heads": 2, "positions": 48}, "lora": {"rank": 2}},
+        "train": {"seed": 0},
+        "intervals": {
+            "asked_ms": 48,
+            "window": 3,
+            "features": 8,
+            "steps": 12,
+            "draws": 2,
+            "onestep": KINDS["onestep"].tiny,
+        },
+    }
 """Kinds of agents that can be trained here, and the configuration of a tiny one. What follows a + sets apart agents of
 one kind (`kind_of`)."""
 
@@ -51,6 +63,11 @@ one kind (`kind_of`)."""
 def kind_of(name: str) -> str:
     """The kind of an entry of `TINY`."""
     return name.partition("+")[0]
+
+
+def form_for(name: str) -> str:
+    """The form of the dataset that an entry of `TINY` is trained on."""
+    return "parameters" if name.endswith("+parameters") else KINDS[kind_of(name)].form
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +102,11 @@ def dataset(episodes: list[Trajectory], tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def dataset_for(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """The id of a dataset to train an agent of a name in `TINY` on, in the form of its kind."""
+    """The id of a dataset to train an agent of a name in `TINY` on, in its form."""
     made: dict[str, str] = {PACKET: dataset}
 
     def get(name: str) -> str:
-        form = KINDS[kind_of(name)].form
+        form = form_for(name)
         if form not in made:
             from l4s_gym.data import build, recipes
 

@@ -18,12 +18,11 @@ from l4s_gym import L4SError, agents
 from l4s_gym.agents import Agent, saved, training
 from l4s_gym.agents.logged import offline_probabilities
 from l4s_gym.agents.protocol import form_of
-from l4s_gym.agents.registry import KINDS
 from l4s_gym.data.trajectory import Trajectory
 from l4s_gym.forms import FORMS, PACKET
 from l4s_gym.schema import OBS_HIGH
 from l4s_gym.sim import fingerprint
-from tests.agents.conftest import TINY, kind_of
+from tests.agents.conftest import TINY, form_for, kind_of
 
 OWN = """
 import numpy as np
@@ -41,7 +40,7 @@ UNTRAINED = (
     *(f"{rule}:form={form}" for rule in ("random", "zero") for form in ("probability", "parameters")),
     *("zero", "conforming_agent:Gains"),
 )
-OF_PACKETS = [name for name in TINY if KINDS[kind_of(name)].form == PACKET]
+OF_PACKETS = [name for name in TINY if form_for(name) == PACKET]
 SLOW = {"llm+text": [pytest.mark.slow]}
 """It writes a dozen tokens for each decision."""
 PLAYED = [pytest.param(name, marks=SLOW.get(name, ())) for name in TINY]
