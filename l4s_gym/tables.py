@@ -138,6 +138,11 @@ def parse_setting(text: str) -> tuple[str, Any]:
     return ".".join(keys), parsed
 
 
+def option_paths(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Options of disciplines, a table for each, as `Scenario.replace` takes them."""
+    return {f"options.{aqm}.{name}": value for aqm, table in tables.items() for name, value in table.items()}
+
+
 def checksum(value: Any) -> str:
     """SHA-256 of the JSON of a value."""
     return hashlib.sha256(msgspec.json.encode(value, order="deterministic")).hexdigest()

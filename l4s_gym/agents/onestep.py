@@ -1,22 +1,24 @@
-"""The agent `onestep`: sets the parameters of the native law by one step of policy improvement on logged data.
+"""The agent `onestep`: sets the parameters of a law by one step of policy improvement on logged data.
 
-Critics are regressions on the returns that followed when the law's parameters were drawn, without bootstrapping: they
-tell what the behaviour earns after an action, not what the best policy would. An actor then climbs the critics, once
-(Brandfonbrener et al., "Offline RL without off-policy evaluation", NeurIPS 2021), and pessimistically: what counts is
-their gain over the native law, its mean minus a multiple of its deviation (ensembles for pessimism: An et al.,
-"Uncertainty-based offline reinforcement learning with diversified Q-ensemble", NeurIPS 2021).
+Critics are regressions on the returns that followed while the law's parameters were held, without bootstrapping; an
+actor then climbs them, once (Brandfonbrener et al., "Offline RL without off-policy evaluation", NeurIPS 2021), and
+pessimistically: what counts is the critics' gain over the law as it is, its mean minus a multiple of its deviation
+(ensembles for pessimism: An et al., "Uncertainty-based offline reinforcement learning with diversified Q-ensemble",
+NeurIPS 2021).
 
 What scenario and seed do to a return is many times what an action does. So the data comes in groups, episodes of one
-scenario and seed that differ in their actions, and the critics learn the difference of a return from the group's mean:
-a regression with fixed effects. Only steps at which actions were drawn are used, where an action tells nothing about
-the past; later the state shows which action caused it.
+scenario and seed each of which holds another action, and the critics learn the difference of a return from the group's
+mean: a regression with fixed effects. And what is seen in an episode tells the action that is held there, and so
+nothing of what other actions would have earned. So the critics judge all actions of a group by what is seen in one of
+its episodes, whichever: what is seen can then tell only what kind of traffic it is.
 
-An action is worth what it earns while it is held, so the agent moves slowly to the one that the actor chooses.
+An actor that goes too far from what the law does leaves the states that the data has, so it has a reach.
 PyTorch trains; NumPy decides.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,12 +33,12 @@ import numpy.typing as npt
 from l4s_gym.agents import saved
 from l4s_gym.agents import training as shared
 from l4s_gym.agents.d3rlpy_agents import seeded
-from l4s_gym.agents.protocol import NO_RULE, Floats, Observations, check_batch, check_count
+from l4s_gym.agents.protocol import NO_RULE, Floats, Observations, check_batch, check_count, control_interval_ms
 from l4s_gym.data.files import PathLike
 from l4s_gym.data.trajectory import Trajectory
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.extras import optional
-from l4s_gym.forms import FORMS, INTERVAL_MS
+from l4s_gym.forms import FORMS
 from l4s_gym.tables import convert
 
 if TYPE_CHECKING:
@@ -46,6 +48,8 @@ KIND: Final = "onestep"
 FORM: Final = "parameters"
 BOUND: Final = 3.0
 """Most deviations from the mean that the networks see."""
+_JUDGED: Final = 16384
+"""About so many rows tell how good a critic is."""
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -62,86 +66,120 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         actor_steps: Gradient steps of the actor.
         batch_size: Observations in a batch of the actor.
         learning_rate: Learning rate of Adam at the start; it falls to 0.
-        gamma: Discount per step.
+        memory_s: Time constants of the moving averages of the observations that critics and actor see as well, s.
+        horizon_s: Time constant of the discount, s.
         pessimism: Deviations of the critics' gains that the actor takes off their mean.
+        reach: Largest number of an action.
         smoothing_s: Time constant of the moving average of the actions, s; 0: none.
         held_out: Share of the groups held out for the metrics.
     """
 
     seed: int = 0
     critics: int = 4
-    critic_hidden: tuple[int, ...] = (64, 64)
+    critic_hidden: tuple[int, ...] = (128, 128)
     critic_steps: int = 3000
     groups: int = 64
-    weight_decay: float = 0.3
+    weight_decay: float = 0.1
     actor_hidden: tuple[int, ...] = (16,)
-    actor_steps: int = 1000
+    actor_steps: int = 1500
     batch_size: int = 256
     learning_rate: float = 2e-3
-    gamma: float = 0.997
-    pessimism: float = 2.0
-    smoothing_s: float = 4.0
+    memory_s: tuple[float, ...] = (2.0, 8.0)
+    horizon_s: float = 12.5
+    pessimism: float = 3.0
+    reach: float = 0.5
+    smoothing_s: float = 0.5
     held_out: float = 0.2
 
 
 @dataclass(frozen=True)
-class Draws:
-    """Draws of actions: M times, each in G episodes of one scenario and seed.
+class Groups:
+    """N groups of G episodes of T steps. Those of a group have scenario and seed in common; each holds one action.
 
     Attributes:
-        observations: What was observed then (M, G, F).
-        actions: What was drawn (M, G, K).
-        advantages: Discounted mean of the rewards from then on, minus that of the group (M, G).
-        group: Number of the group (M,).
-        steps: Steps of the episodes at which they were drawn (M,).
+        episodes: The episodes of each group.
+        observations: What was observed before each step (N, G, T, F).
+        actions: What was held (N, G, K).
+        advantages: Discounted mean of the rewards from each step on, minus that of the group (N, G, S): of the first
+            S steps, after which half a horizon or less is left.
     """
 
+    episodes: Sequence[Sequence[Trajectory]]
     observations: npt.NDArray[np.float32]
     actions: npt.NDArray[np.float32]
     advantages: npt.NDArray[np.float64]
-    group: npt.NDArray[np.int64]
-    steps: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, episodes: Sequence[Trajectory], horizon: float) -> Self:
+        """Find the groups in a dataset.
+
+        Args:
+            episodes: The episodes.
+            horizon: Time constant of the discount, steps.
+
+        Raises:
+            L4SError: There are no groups, or the actions of an episode change.
+        """
+        found: dict[tuple[str, ...], list[Trajectory]] = {}
+        for episode in episodes:
+            key = tuple(str(episode.about.get(name)) for name in ("scenario_json", "aqm", "seed"))
+            found.setdefault(key, []).append(episode)
+        size, steps = min(map(len, found.values())), min(map(len, episodes))
+        if size < 2 or len(found) < 2:
+            raise L4SError("no two groups of episodes with one scenario and seed: use one as `held` is")
+        if any((each.actions != each.actions[0]).any() for each in episodes):
+            raise L4SError("the actions of an episode change: use one in which each episode holds its own, as `held`")
+        groups = [group[:size] for group in found.values()]
+        gamma, usable = math.exp(-1.0 / horizon), max(steps - math.ceil(horizon / 2.0), 1)
+        left = np.arange(steps, steps - usable, -1)
+        returns = np.array([[each.cut(0, steps).returns_to_go(gamma)[:usable] for each in group] for group in groups])
+        means = returns * (1.0 - gamma) / (1.0 - gamma**left)
+        return cls(
+            groups,
+            np.array([[each.observations[:steps] for each in group] for group in groups]),
+            np.array([[each.actions[0] for each in group] for group in groups]),
+            means - means.mean(axis=1, keepdims=True),
+        )
+
+    def held_out(self, share: float, seed: int) -> npt.NDArray[np.bool_]:
+        """Draw which groups are held out (N,)."""
+        numbers = np.random.default_rng(seed).permutation(len(self.actions))
+        return np.isin(np.arange(len(numbers)), numbers[: max(round(share * len(numbers)), 1)])
 
 
-def grouped(episodes: Sequence[Trajectory]) -> list[list[Trajectory]]:
-    """Return the groups of episodes that have scenario, discipline and seed in common, cut to one size.
+class Memory:
+    """What the networks see of the observations until now: ln(1 + x), and moving averages of it.
 
-    Raises:
-        L4SError: There are no groups.
-    """
-    groups: dict[tuple[str, ...], list[Trajectory]] = {}
-    for episode in episodes:
-        key = tuple(str(episode.about.get(name)) for name in ("scenario_json", "aqm", "seed"))
-        groups.setdefault(key, []).append(episode)
-    size = min(map(len, groups.values()))
-    if size < 2 or len(groups) < 2:
-        raise L4SError("no two groups of episodes with one scenario and seed: use one as `tuned` is, with group = 8")
-    return [group[:size] for group in groups.values()]
-
-
-def draws(episodes: Sequence[Trajectory], gamma: float) -> Draws:
-    """Find where actions were drawn in a dataset.
+    An average is that of all until now, as long as these are less than its time constant.
 
     Args:
-        episodes: The episodes, groups of which have scenario, discipline and seed in common.
-        gamma: Discount per step.
-
-    Raises:
-        L4SError: There are no groups.
+        interval_ms: From one observation to the next.
+        time_constants_s: One for each average.
     """
-    horizon = round(1.0 / (1.0 - gamma))
-    found: list[tuple[npt.NDArray[Any], ...]] = []
-    for number, members in enumerate(grouped(episodes)):
-        steps = min(map(len, members))
-        actions = np.stack([each.actions[:steps] for each in members])  # (G, T, K)
-        drawn = np.r_[True, (actions[:, 1:] != actions[:, :-1]).any(axis=(0, 2))]
-        at = np.flatnonzero(drawn & (np.arange(steps) <= max(steps - horizon // 2, 0)))
-        rewards = np.stack([each.cut(0, steps).returns_to_go(gamma)[at] for each in members], axis=1)  # (m, G)
-        means = rewards * ((1.0 - gamma) / (1.0 - gamma ** (steps - at)))[:, None]
-        seen = np.stack([each.observations[at] for each in members], axis=1)
-        gains = means - means.mean(axis=1, keepdims=True)
-        found.append((seen, actions[:, at].swapaxes(0, 1), gains, np.full(len(at), number), at))
-    return Draws(*map(np.concatenate, zip(*found, strict=True)))
+
+    def __init__(self, interval_ms: float, time_constants_s: Sequence[float]) -> None:
+        self._shares = [min(1.0, 1e-3 * interval_ms / each) for each in time_constants_s]
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all observations."""
+        self._seen, self._averages = 0, [np.zeros(()) for _ in self._shares]
+
+    def __call__(self, observations: Observations) -> Floats:
+        """Return what is seen (..., D) with the next observations (..., F)."""
+        logs = np.log1p(observations.astype(np.float64))
+        self._seen += 1
+        self._averages = [
+            old + max(share, 1.0 / self._seen) * (logs - old)
+            for old, share in zip(self._averages, self._shares, strict=True)
+        ]
+        return np.concatenate((logs, *self._averages), axis=-1)
+
+    def all(self, observations: Observations) -> npt.NDArray[np.float32]:
+        """Return what is seen at each step (..., T, D) of episodes (..., T, F)."""
+        self.reset()
+        steps = range(observations.shape[-2])
+        return np.stack([self(observations[..., step, :]).astype(np.float32) for step in steps], axis=-2)
 
 
 def network(sizes: Sequence[int], *end: Any) -> Any:
@@ -174,38 +212,47 @@ def _descend(module: Any, steps: int, rate: float, decay: float, loss: Any) -> N
         raise L4SError(f"train {KIND}: the loss is not finite: lower the learning rate")
 
 
-def held_out(group: npt.NDArray[np.int64], share: float, seed: int) -> npt.NDArray[np.bool_]:
-    """Return which rows are held out, by the numbers of their groups (M,)."""
-    groups = np.random.default_rng(seed).permutation(int(group.max()) + 1)
-    return np.isin(group, groups[: max(round(share * len(groups)), 1)])
-
-
 class Improvement:
-    """One step of policy improvement: critics of what is known when actions are drawn, and an actor.
+    """One step of policy improvement: critics of what is seen in some episodes at some steps, and an actor.
 
     Args:
-        found: The draws.
-        x: What is known then (M, G, F), as the networks see it.
+        groups: The data.
+        x: What is seen (M, D), as the networks see it.
+        group: In which group (M,).
+        step: At which step (M,), less than S.
+        held: Which groups are held out (N,).
         config: Configuration of the training.
         form: Of the actions.
     """
 
-    def __init__(self, found: Draws, x: npt.ArrayLike, config: Config, form: str = FORM) -> None:
+    def __init__(
+        self,
+        groups: Groups,
+        x: npt.ArrayLike,
+        group: npt.NDArray[np.int64],
+        step: npt.NDArray[np.int64],
+        held: npt.NDArray[np.bool_],
+        config: Config,
+        form: str = FORM,
+    ) -> None:
         import torch
 
         self.config, self.form = config, form
         self.x = torch.as_tensor(np.asarray(x, np.float32))
-        self.u = torch.tensor(found.actions)
-        self.y = torch.tensor(found.advantages / (found.advantages.std() + 1e-12), dtype=torch.float32)
-        held = held_out(found.group, config.held_out, config.seed)
-        self.train, self.held = (torch.tensor(np.flatnonzero(part)) for part in (~held, held))
+        self.u = torch.tensor(groups.actions)
+        self.y = torch.tensor(groups.advantages / (groups.advantages.std() + 1e-12), dtype=torch.float32)
+        self._group, self._step = torch.tensor(group), torch.tensor(step)
+        self.train, self.held = (torch.tensor(np.flatnonzero(part[group])) for part in (~held, held))
 
-    def _drawn(self, module: Any, index: torch.Tensor) -> torch.Tensor:
-        """Return the advantages (B, G) that a critic tells at some of the times (B,)."""
+    def _told(self, module: Any, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the advantages (B, G) of a group's actions that a critic tells in some rows (B,), and the true."""
         import torch
 
-        values: torch.Tensor = module(torch.cat([self.x[index], self.u[index]], -1))[..., 0]
-        return values - values.mean(1, keepdim=True)
+        group = self._group[rows]
+        actions = self.u[group]
+        seen = self.x[rows, None].expand(-1, actions.shape[1], -1)
+        values: torch.Tensor = module(torch.cat([seen, actions], -1))[..., 0]
+        return values - values.mean(1, keepdim=True), self.y[group, :, self._step[rows]]
 
     def critic(self, number: int) -> Any:
         """Train the critic of a number."""
@@ -216,29 +263,34 @@ class Improvement:
             module = network((self.x.shape[-1] + self.u.shape[-1], *config.critic_hidden, 1))
 
             def loss() -> torch.Tensor:
-                index = self.train[torch.randint(len(self.train), (config.groups,))]
-                return ((self._drawn(module, index) - self.y[index]) ** 2).mean()
+                told, true = self._told(module, self.train[torch.randint(len(self.train), (config.groups,))])
+                return ((told - true) ** 2).mean()
 
             _descend(module, config.critic_steps, config.learning_rate, config.weight_decay, loss)
         return module.requires_grad_(False)
 
     def r2(self, critics: Sequence[Any]) -> float:
         """Return the share of the variance within held-out groups that the mean of some critics explains."""
-        told, true = sum(self._drawn(each, self.held) for each in critics) / len(critics), self.y[self.held]
-        return float(1.0 - ((told - true) ** 2).mean() / (true**2).mean())
+        missed = total = 0.0
+        for rows in self.held[:: len(self.held) // _JUDGED + 1].split(1024):
+            told, (_, true) = sum(self._told(each, rows)[0] for each in critics), self._told(critics[0], rows)
+            missed += float(((told / len(critics) - true) ** 2).sum())
+            total += float((true**2).sum())
+        return 1.0 - missed / total
 
     def actor(self, critics: Sequence[Any]) -> Any:
         """Train the actor."""
         import torch
 
-        config, states = self.config, self.x[self.train].flatten(0, 1)
+        config = self.config
         idle = torch.tensor(FORMS[self.form].idle)
         with seeded(1000 * config.seed + 999):
-            module = network((states.shape[-1], *config.actor_hidden, self.u.shape[-1]), torch.nn.Tanh())
+            module = network((self.x.shape[-1], *config.actor_hidden, self.u.shape[-1]), torch.nn.Tanh())
 
             def loss() -> torch.Tensor:
-                x = states[torch.randint(len(states), (config.batch_size,))]
-                chosen, plain = torch.cat([x, module(x)], 1), torch.cat([x, idle.expand(len(x), -1)], 1)
+                x = self.x[self.train[torch.randint(len(self.train), (config.batch_size,))]]
+                chosen = torch.cat([x, config.reach * module(x)], 1)
+                plain = torch.cat([x, idle.expand(len(x), -1)], 1)
                 gains = torch.cat([each(chosen) - each(plain) for each in critics], 1)
                 return (config.pessimism * gains.std(1, correction=0) - gains.mean(1)).mean()
 
@@ -253,8 +305,13 @@ def scale_of(observations: Observations) -> tuple[Floats, Floats]:
 
 
 def scaled(observations: Observations, mean: Floats, std: Floats) -> Floats:
-    """Return observations (..., F) as the networks see them: ln(1 + x), standardised and bounded."""
-    return np.clip((np.log1p(observations.astype(np.float64)) - mean) / std, -BOUND, BOUND)
+    """Return observations (..., F) as ln(1 + x), standardised and bounded."""
+    return standardised(np.log1p(observations.astype(np.float64)), mean, std)
+
+
+def standardised(x: npt.NDArray[Any], mean: npt.NDArray[Any], std: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return numbers (..., D) with mean 0 and deviation 1, and bounded."""
+    return np.clip((x - mean) / std, -BOUND, BOUND)
 
 
 class MovingAverage:
@@ -299,7 +356,8 @@ class OneStepAgent:
         self._mean, self._std = arrays["mean"], arrays["std"]
         names = sorted({name.rpartition(".")[0] for name in arrays if "." in name}, key=lambda name: int(name[6:]))
         self._layers = [(arrays[f"{name}.weight"], arrays[f"{name}.bias"]) for name in names]
-        interval_ms = float(training.get("control_interval_ms", INTERVAL_MS))
+        interval_ms = control_interval_ms(self)
+        self._memory = Memory(interval_ms, self.config.memory_s)
         self._average = MovingAverage(interval_ms, self.config.smoothing_s)
         self.reset(1, 0)
 
@@ -324,15 +382,16 @@ class OneStepAgent:
         """
         check_count(n)
         self.n = n
+        self._memory.reset()
         self._average.reset()
 
     def act(self, obs: Observations, rewards: Floats) -> Floats:
         """Return actions (n, K); rewards are not used."""
         check_batch(obs, self.n, self.form)
-        x = scaled(obs, self._mean, self._std)
+        x = standardised(self._memory(obs), self._mean, self._std)
         for weight, bias in self._layers:
             x = np.tanh((x[:, None, :] * weight).sum(axis=-1) + bias)  # each row for itself, however many there are
-        return self._average(x)
+        return self._average(self.config.reach * x)
 
     def cost(self) -> dict[str, float]:
         """Return the number of the actor's parameters."""
@@ -370,10 +429,12 @@ def check(config: Config) -> Config:
     sizes = *config.critic_hidden, *config.actor_hidden
     if min(*counts, *sizes) < 1 or config.seed < 0:
         raise L4SError(f"configuration of {KIND}: counts and sizes have to be 1 or more, and seed 0 or more")
-    if not 0.0 < config.gamma < 1.0 or not 0.0 < config.held_out < 1.0:
-        raise L4SError(f"configuration of {KIND}: gamma and held_out have to be between 0 and 1")
-    if min(config.weight_decay, config.pessimism, config.smoothing_s) < 0.0 or not config.learning_rate > 0.0:
-        raise L4SError(f"configuration of {KIND}: learning_rate has to be more than 0, other numbers 0 or more")
+    if not 0.0 < config.reach <= 1.0 or not 0.0 < config.held_out < 1.0:
+        raise L4SError(f"configuration of {KIND}: reach and held_out have to be between 0 and 1")
+    if not min(config.learning_rate, config.horizon_s, *config.memory_s) > 0.0:
+        raise L4SError(f"configuration of {KIND}: learning_rate, horizon_s and memory_s have to be more than 0")
+    if min(config.weight_decay, config.pessimism, config.smoothing_s) < 0.0:
+        raise L4SError(f"configuration of {KIND}: weight_decay, pessimism and smoothing_s have to be 0 or more")
     return config
 
 
@@ -390,12 +451,18 @@ def train(
     chosen, settings = configure(config), msgspec.to_builtins(configure(config))
     torch = optional("torch", "baselines", "llm")
     episodes = shared.read_dataset(dataset_id, FORM)
+    interval_ms = float(episodes[0].about["control_interval_ms"])
     try:
-        found = draws(episodes, chosen.gamma)
+        groups = Groups.of(episodes, 1e3 * chosen.horizon_s / interval_ms)
+        law = shared.options_of(episodes)
     except L4SError as error:
         raise L4SError(f"dataset {dataset_id!r}: {error}") from error
-    mean, std = scale_of(found.observations)
-    work = Improvement(found, scaled(found.observations, mean, std), chosen)
+    steps = groups.advantages.shape[-1]
+    x = Memory(interval_ms, chosen.memory_s).all(groups.observations[:, :, :steps])
+    mean, std = x.mean((0, 1, 2), np.float64), x.std((0, 1, 2), np.float64) + 1e-6
+    group, _, step = np.indices(x.shape[:3]).reshape(3, -1)
+    held = groups.held_out(chosen.held_out, chosen.seed)
+    work = Improvement(groups, standardised(x, mean, std).reshape(-1, x.shape[-1]), group, step, held, chosen)
     path = shared.start_folder(out, resume=resume)
     about = {"kind": KIND, "dataset": dataset_id, "simulator": shared.simulator_of(dataset_id), "config": settings}
     state: shared.Plain = shared.load_checkpoint(path, **about) if resume else {"critics": [], "seconds": 0.0}
@@ -425,12 +492,13 @@ def train(
         "simulator": about["simulator"],
         "dataset_steps": sum(map(len, episodes)),
         "form": FORM,
-        "control_interval_ms": float(episodes[0].about["control_interval_ms"]),
+        "control_interval_ms": interval_ms,
+        "options": law,
         "steps": chosen.critics * chosen.critic_steps + chosen.actor_steps,
         "seed": chosen.seed,
         "seconds": round(time.monotonic() - start, 3),
         "metrics": {
-            "steps": work.y[work.held].numel(),
+            "steps": int(held.sum()) * math.prod(groups.advantages.shape[1:]),
             "r2": work.r2(critics),
             "r2_of_each": [work.r2([each]) for each in critics],
         },

@@ -98,6 +98,11 @@ def control_interval_ms(agent: Agent) -> float:
     return float(getattr(agent, "training", {}).get("control_interval_ms", INTERVAL_MS))
 
 
+def options_of(agent: Agent) -> dict[str, dict[str, Any]]:
+    """Return the options of disciplines over which an agent was trained, a table for each; empty: the scenarios'."""
+    return dict(getattr(agent, "training", {}).get("options", {}))
+
+
 def policy_of(agent: Agent) -> Policy | None:
     """Return the policy that decides for an agent inside the engine; None: call its `act`.
 

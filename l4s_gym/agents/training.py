@@ -18,6 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+import msgspec
+
 from l4s_gym import shipped
 from l4s_gym.agents import saved
 from l4s_gym.agents.registry import kind_of
@@ -150,6 +152,25 @@ def read_dataset(dataset_id: str, form: str | None = None) -> list[Trajectory]:
     if form is not None:
         minari_io.check_form(dataset, form)
     return list(minari_io.read_valid(dataset))
+
+
+def options_of(episodes: Sequence[Trajectory]) -> dict[str, dict[str, Any]]:
+    """Return the options of the discipline, in a table of its name, that are not the defaults in a dataset's episodes.
+
+    Raises:
+        L4SError: They differ between the episodes.
+    """
+    from l4s_gym.sim.options import Options
+
+    defaults, found = msgspec.to_builtins(Options()), []
+    for each in episodes:
+        aqm = str(each.about["aqm"])
+        own = msgspec.json.decode(each.about["scenario_json"]).get("options", {}).get(aqm, {})
+        changed = {name: value for name, value in own.items() if value != defaults[aqm][name]}
+        found.append({aqm: changed} if changed else {})
+    if any(each != found[0] for each in found):
+        raise L4SError("options of the discipline differ between the episodes: use one in which they are the same")
+    return found[0]
 
 
 def simulator_of(dataset_id: str) -> str:

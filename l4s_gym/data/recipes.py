@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import msgspec
 import numpy as np
@@ -26,8 +26,9 @@ from l4s_gym.forms import FORMS, INTERVAL_MS, PACKET
 from l4s_gym.schema import SCHEMA_VERSION
 from l4s_gym.sim import jit, scenario
 from l4s_gym.sim.disciplines import AQMS
+from l4s_gym.sim.options import check_tables
 from l4s_gym.sim.ranges import training
-from l4s_gym.tables import convert, read_toml
+from l4s_gym.tables import convert, option_paths, read_toml
 
 SIZES: Final = ("small", "full")
 FILE: Final = "recipe.toml"
@@ -73,6 +74,7 @@ class BehaviourSpec(Struct, frozen=True, forbid_unknown_fields=True):
         redraw_s: Of control intervals: mean time after which the action is drawn again, after 2/3 to 4/3 of it each
             time; 0: it is held for the episode.
         plain: Of control intervals: share of the episodes with the form's idle action instead, evenly spread.
+        options: Of the discipline, in place of the scenario's.
     """
 
     aqm: _Aqm = ""
@@ -82,6 +84,11 @@ class BehaviourSpec(Struct, frozen=True, forbid_unknown_fields=True):
     law: intervals.Law = "uniform"
     redraw_s: Annotated[float, Meta(ge=0.0)] = 0.0
     plain: Share = 0.0
+    options: dict[str, Any] = {}
+
+    def __post_init__(self) -> None:
+        if self.options:
+            check_tables({self.aqm: self.options})
 
     def __str__(self) -> str:
         """The behaviour in words."""
@@ -89,6 +96,7 @@ class BehaviourSpec(Struct, frozen=True, forbid_unknown_fields=True):
             return "uniformly random"
         words = [f"{self.explore:g} random"] if self.explore else []
         words += [f"actions drawn each {self.redraw_s:g} s on average"] if self.redraw_s else []
+        words += ["options of its own"] if self.options else []
         return (self.aqm or "scenario") + (f" with {' and '.join(words)}" if words else "")
 
 
@@ -203,8 +211,10 @@ class Task:
         names, behaviours = chosen.scenarios or self.recipe.scenarios, self.recipe.behaviours
         turn, place = divmod(number, len(names))
         round_, who = divmod(turn, len(behaviours))
-        simulated = scenario_of(names[place], self.recipe.seed + number).replace(horizon_s=chosen.seconds)
-        return simulated, behaviours[who], round_ * len(names) + place
+        behaviour = behaviours[who]
+        own = option_paths({behaviour.aqm: behaviour.options})
+        simulated = scenario_of(names[place], self.recipe.seed + number).replace(horizon_s=chosen.seconds, **own)
+        return simulated, behaviour, round_ * len(names) + place
 
     def _packets(self, number: int) -> SimulatedRun:
         simulated, who, _ = self._episode(number)

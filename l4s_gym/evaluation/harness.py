@@ -27,6 +27,7 @@ from l4s_gym.sim.batch import Batch, Outputs, run_on
 from l4s_gym.sim.jit import entry
 from l4s_gym.sim.scenario import Scenario, load
 from l4s_gym.sim.workers import cores
+from l4s_gym.tables import option_paths
 
 LATENCY_CALLS = 300
 STRETCH = 2000
@@ -422,7 +423,7 @@ def _run_intervals(
     """Run where control intervals are decided about; as `_run_packets`, and the intervals after the warm-up (n,)."""
     form, n = forms.get(agents.form_of(agent)), len(seeds)
     interval_ms = agents.control_interval_ms(agent) if interval_ms is None else interval_ms
-    envs = [interval_env(form, each, seeds, aqm, interval_ms, reward=reward, num_threads=threads) for each in chosen]
+    envs = [interval_env(agent, each, seeds, aqm, interval_ms, reward=reward, num_threads=threads) for each in chosen]
 
     def seen(name: str) -> Any:
         return np.concatenate([env.buffers[name] for env in envs])
@@ -445,12 +446,14 @@ def _run_intervals(
 
 
 def interval_env(
-    form: forms.Form, scenario: Scenario, seeds: Sequence[int], aqm: str | None, interval_ms: float, **more: Any
+    agent: Agent, scenario: Scenario, seeds: Sequence[int], aqm: str | None, interval_ms: float, **more: Any
 ) -> Any:
-    """The vector environment of an interval form, with an episode started for each seed.
+    """The vector environment of an agent of an interval form, with an episode started for each seed.
 
     Without `aqm`, the discipline is the scenario's own, or RFC 9332 where the form sets parameters that this one lacks.
+    Options over which the agent was trained (`l4s_gym.agents.protocol.options_of`) replace the scenario's.
     """
+    form, scenario = forms.get(agents.form_of(agent)), scenario.replace(**option_paths(agents.options_of(agent)))
     if aqm is None and form.name == "parameters" and not disciplines.get(scenario.aqm).tune:
         aqm = "dualpi2_rfc9332"
     how: dict[str, Any] = {"control_interval_ms": interval_ms, "autoreset_mode": "disabled", "copy": False}

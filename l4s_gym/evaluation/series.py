@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 import l4s_gym
-from l4s_gym import forms
 from l4s_gym.agents import protocol as agents
 from l4s_gym.agents.protocol import NO_RULE, Agent, form_of
 from l4s_gym.data.files import atomic_write, read_error
@@ -136,8 +135,7 @@ def _of_intervals(
     agent: Agent, scenario: Scenario, aqm: str | None, seed: int, interval_ms: float, every: int
 ) -> npt.NDArray[np.void]:
     """`native.SAMPLES` (K,), one each so many control intervals, where the agent decides for those."""
-    form = forms.get(form_of(agent))
-    env = harness.interval_env(form, scenario.replace(warmup_s=0.0), [seed], aqm, interval_ms)
+    env = harness.interval_env(agent, scenario.replace(warmup_s=0.0), [seed], aqm, interval_ms)
     agent.reset(1, seed)
     batch, seen = env.batch, env.buffers
     since, since_ns, samples = counts_of(batch), 0, []

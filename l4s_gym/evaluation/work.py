@@ -27,7 +27,7 @@ from l4s_gym.evaluation.entry import Protocol
 from l4s_gym.forms import PACKET
 from l4s_gym.schema import SCHEMA_VERSION
 from l4s_gym.sim import fingerprint, jit, scenario, traces
-from l4s_gym.tables import checksum
+from l4s_gym.tables import checksum, option_paths
 
 SPREAD: Final = 1.7
 """Scenarios that are decided in one batch: the rate of the fastest by that of the slowest."""
@@ -234,8 +234,7 @@ def rate_mbps(name: str) -> float:
 
 def as_run(name: str, seconds: float, options: Mapping[str, Mapping[str, Any]]) -> scenario.Scenario:
     """A scenario with the length that an episode has on the board, and options of disciplines instead of its own."""
-    own = {f"options.{aqm}.{option}": value for aqm, table in options.items() for option, value in table.items()}
-    return scenario.load(name).replace(horizon_s=seconds, **own)
+    return scenario.load(name).replace(horizon_s=seconds, **option_paths(options))
 
 
 def batches(
