@@ -188,16 +188,24 @@ class Improvement:
         x: What is known then (M, G, F), as the networks see it.
         config: Configuration of the training.
         form: Of the actions.
+        held: Which draws are held out (M,); None: those of the share `held_out` of the groups.
     """
 
-    def __init__(self, found: Draws, x: npt.ArrayLike, config: Config, form: str = FORM) -> None:
+    def __init__(
+        self,
+        found: Draws,
+        x: npt.ArrayLike,
+        config: Config,
+        form: str = FORM,
+        held: npt.NDArray[np.bool_] | None = None,
+    ) -> None:
         import torch
 
         self.config, self.form = config, form
         self.x = torch.as_tensor(np.asarray(x, np.float32))
         self.u = torch.tensor(found.actions)
         self.y = torch.tensor(found.advantages / (found.advantages.std() + 1e-12), dtype=torch.float32)
-        held = held_out(found.group, config.held_out, config.seed)
+        held = held_out(found.group, config.held_out, config.seed) if held is None else held
         self.train, self.held = (torch.tensor(np.flatnonzero(part)) for part in (~held, held))
 
     def _drawn(self, module: Any, index: torch.Tensor) -> torch.Tensor:
