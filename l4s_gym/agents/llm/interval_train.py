@@ -104,9 +104,18 @@ class Trainer:
         config: Of the model, in the form of the data.
         seed: Of weights and batches.
         interval_ms: Control interval of the data.
+        learned: Number of groups (of an imitator: episodes), the first ones, that it learns from, and the others are
+            held out; None: the share `held_out` of them, at random, is held out.
     """
 
-    def __init__(self, episodes: Sequence[Trajectory], config: LLMConfig, seed: int, interval_ms: float) -> None:
+    def __init__(
+        self,
+        episodes: Sequence[Trajectory],
+        config: LLMConfig,
+        seed: int,
+        interval_ms: float,
+        learned: int | None = None,
+    ) -> None:
         chosen = config.intervals
         self.config, self.seed, self.improves = config, seed, chosen.objective == "onestep"
         apart = every(config, interval_ms)
@@ -115,8 +124,9 @@ class Trainer:
         else:
             found, groups = changes(episodes, chosen.onestep.gamma, apart), [[each] for each in episodes]
         self.windows = Windows.of(groups, found, config, apart)
-        held = held_out(found.group, chosen.onestep.held_out, seed)
-        self.rows, self.held = np.flatnonzero(~held), np.flatnonzero(held)
+        share = chosen.onestep.held_out
+        self._held = held_out(found.group, share, seed) if learned is None else found.group >= learned
+        self.rows, self.held = np.flatnonzero(~self._held), np.flatnonzero(self._held)
         if not len(self.rows):
             raise L4SError("one episode or group alone: use a dataset with more, or a smaller held_out")
         torch.manual_seed(seed)
@@ -204,11 +214,12 @@ class Trainer:
             KeyboardInterrupt: It was to stop.
         """
         model, chosen = self.model, self.config.intervals.onestep
-        x = self.features(np.arange(len(self.windows.lengths)))
+        x = self.features(np.arange(len(self._held)))
         center, spread = x.mean(axis=(0, 1)), x.std(axis=(0, 1)) + 1e-3
         model.center.copy_(torch.as_tensor(center))
         model.spread.copy_(torch.as_tensor(spread))
-        work = Improvement(self.windows.draws, np.clip((x - center) / spread, -BOUND, BOUND), chosen, self.config.form)
+        x = np.clip((x - center) / spread, -BOUND, BOUND)
+        work = Improvement(self.windows.draws, x, chosen, self.config.form, self._held)
         critics = []
         for number in range(chosen.critics):
             critics.append(work.critic(number))
