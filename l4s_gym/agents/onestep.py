@@ -141,10 +141,11 @@ class Groups:
             means - means.mean(axis=1, keepdims=True),
         )
 
-    def held_out(self, share: float, seed: int) -> npt.NDArray[np.bool_]:
-        """Draw which groups are held out (N,)."""
-        numbers = np.random.default_rng(seed).permutation(len(self.actions))
-        return np.isin(np.arange(len(numbers)), numbers[: max(round(share * len(numbers)), 1)])
+
+def held_out(groups: int, share: float, seed: int) -> npt.NDArray[np.bool_]:
+    """Draw which of some groups are held out (groups,)."""
+    numbers = np.random.default_rng(seed).permutation(groups)
+    return np.isin(np.arange(groups), numbers[: max(round(share * groups), 1)])
 
 
 class Memory:
@@ -298,15 +299,10 @@ class Improvement:
         return module
 
 
-def scale_of(observations: Observations) -> tuple[Floats, Floats]:
-    """Return mean and deviation (F,) of ln(1 + x) of observations (..., F)."""
-    seen, rows = np.log1p(observations.astype(np.float64)), tuple(range(observations.ndim - 1))
-    return seen.mean(axis=rows), seen.std(axis=rows) + 1e-6
-
-
-def scaled(observations: Observations, mean: Floats, std: Floats) -> Floats:
-    """Return observations (..., F) as ln(1 + x), standardised and bounded."""
-    return standardised(np.log1p(observations.astype(np.float64)), mean, std)
+def scale_of(seen: npt.NDArray[Any]) -> tuple[Floats, Floats]:
+    """Return mean and deviation (D,) of what is seen (..., D)."""
+    rows = tuple(range(seen.ndim - 1))
+    return seen.mean(rows, np.float64), seen.std(rows, np.float64) + 1e-6
 
 
 def standardised(x: npt.NDArray[Any], mean: npt.NDArray[Any], std: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -459,9 +455,9 @@ def train(
         raise L4SError(f"dataset {dataset_id!r}: {error}") from error
     steps = groups.advantages.shape[-1]
     x = Memory(interval_ms, chosen.memory_s).all(groups.observations[:, :, :steps])
-    mean, std = x.mean((0, 1, 2), np.float64), x.std((0, 1, 2), np.float64) + 1e-6
+    mean, std = scale_of(x)
     group, _, step = np.indices(x.shape[:3]).reshape(3, -1)
-    held = groups.held_out(chosen.held_out, chosen.seed)
+    held = held_out(len(x), chosen.held_out, chosen.seed)
     work = Improvement(groups, standardised(x, mean, std).reshape(-1, x.shape[-1]), group, step, held, chosen)
     path = shared.start_folder(out, resume=resume)
     about = {"kind": KIND, "dataset": dataset_id, "simulator": shared.simulator_of(dataset_id), "config": settings}

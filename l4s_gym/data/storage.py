@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
 from typing import Any, Final, NamedTuple, Protocol
+from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,8 @@ _IN_MEMORY: Final = 64 << 20
 """Bytes of an episode held in memory; a longer one is kept on disk until its length is known."""
 _ROWS: Final = 1 << 16
 _ALIGNMENT: Final = 64
+_MAPS: Final[WeakValueDictionary[tuple[int, ...], Any]] = WeakValueDictionary()
+"""Files that are mapped, as bytes."""
 
 
 class Array(NamedTuple):
@@ -315,4 +318,9 @@ def mapped(dataset: Any) -> npt.NDArray[Any]:
     if offset is None:
         copied: npt.NDArray[Any] = dataset[()]
         return copied
-    return np.memmap(dataset.file.filename, dataset.dtype, "r", offset, dataset.shape)
+    # One map a file, which all views of it keep: each map costs a file descriptor, of which there may be few.
+    about = os.stat(dataset.file.filename)
+    key = about.st_dev, about.st_ino, about.st_mtime_ns, about.st_size
+    if (whole := _MAPS.get(key)) is None:
+        whole = _MAPS[key] = np.memmap(dataset.file.filename, np.uint8, "r")
+    return np.ndarray(dataset.shape, dataset.dtype, whole, offset)

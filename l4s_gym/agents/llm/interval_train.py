@@ -1,12 +1,14 @@
-"""Training of the LLM agent about control intervals, from windows that end where actions were drawn.
+"""Training of the LLM agent about control intervals, from windows of decisions.
 
 First the transformer learns, with a small network on its features: for `onestep` a critic, which tells the differences
-of the returns within a group (`l4s_gym.agents.onestep`), for `imitation` the actor. Then, for `onestep`, the features
-stay as they are, and critics and actor are trained on them as the agent `onestep` trains them on observations.
+of the returns within a group from what one of its episodes shows (`l4s_gym.agents.onestep`), for `imitation` the actor,
+from windows that end where actions were drawn. Then, for `onestep`, the features stay as they are, and critics and
+actor are trained on them as the agent `onestep` trains them on observations.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,52 +28,67 @@ from l4s_gym.agents.llm.backbones import count
 from l4s_gym.agents.llm.intervals import IntervalModel, every
 from l4s_gym.agents.llm.settings import LLMConfig, TrainConfig, to_dict
 from l4s_gym.agents.llm.train import optimizer_of, trained
-from l4s_gym.agents.onestep import BOUND, Draws, Improvement, draws, grouped, held_out, network, scale_of
+from l4s_gym.agents.onestep import Groups, Improvement, Memory, held_out, network, scale_of, standardised
 from l4s_gym.agents.protocol import Floats
-from l4s_gym.data.trajectory import Trajectory
+from l4s_gym.data.trajectory import Ints, Trajectory
 from l4s_gym.errors import L4SError
 from l4s_gym.forms import INTERVAL_MS
 
-_GROUP: Final = 8
-"""Windows that count as one draw where there are no groups."""
 _AT_ONCE: Final = 64
 """Windows of a pass without gradient."""
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows that end where actions were drawn: M draws in G episodes each, N decisions, padded at the end.
+    """Windows of episodes: N decisions each, padded at the end.
 
     Attributes:
-        draws: What was drawn.
-        observations: (M, G, N, F).
-        before: Actions of the control interval before (M, G, N, K).
-        returns: Discounted means of the rewards that followed (M, G, N).
+        seen: What is seen (`l4s_gym.agents.onestep.Memory`) (M, N, D).
+        before: Actions of the control interval before (M, N, K).
+        returns: Discounted means of the rewards that followed (M, N).
         lengths: Decisions in each window (M,).
     """
 
-    draws: Draws
-    observations: Any
+    seen: Any
     before: Floats
     returns: Floats
     lengths: Any
 
     @classmethod
-    def of(cls, groups: Sequence[Sequence[Trajectory]], found: Draws, config: LLMConfig, apart: int) -> Windows:
-        """Cut the windows of draws (M,) out of groups of episodes, `apart` control intervals between decisions."""
-        form, chosen = forms.get(config.form), config.intervals
-        shape = (*found.actions.shape[:2], chosen.window)
-        observations = np.zeros((*shape, len(form.features)), np.float32)
-        before, returns = np.zeros((*shape, len(form.low))), np.zeros(shape)
-        lengths = np.minimum(found.steps // apart + 1, chosen.window)
-        followed = [[_means(each, chosen.onestep.gamma) for each in group] for group in groups]
-        for m, (number, step, length) in enumerate(zip(found.group, found.steps, lengths, strict=True)):
-            at = step - apart * np.arange(length)[::-1]
-            for g, episode in enumerate(groups[number]):
-                observations[m, g, :length] = episode.observations[at]
-                before[m, g, :length] = np.where((at > 0)[:, None], episode.actions[at - 1], form.idle)
-                returns[m, g, :length] = followed[number][g][at]
-        return cls(found, observations, before, returns, lengths)
+    def of(
+        cls,
+        episodes: Sequence[Trajectory],
+        episode: Ints,
+        step: Ints,
+        config: LLMConfig,
+        apart: int,
+        interval_ms: float,
+    ) -> Windows:
+        """Cut out windows.
+
+        Args:
+            episodes: The episodes.
+            episode: In which the windows are (M,).
+            step: Where they end (M,).
+            config: Configuration of the model.
+            apart: Control intervals from one decision to the next.
+            interval_ms: Control interval.
+        """
+        form, size, averages = forms.get(config.form), config.intervals.window, config.intervals.onestep.memory_s
+        memory = Memory(interval_ms, averages)
+        seen = np.zeros((len(step), size, len(form.features) * (1 + len(averages))), np.float32)
+        before, returns = np.zeros((len(step), size, len(form.low))), np.zeros((len(step), size))
+        lengths = np.minimum(step // apart + 1, size)
+        gamma = math.exp(-interval_ms / (1e3 * config.intervals.onestep.horizon_s))
+        order = np.argsort(episode, kind="stable")
+        for rows in np.split(order, np.flatnonzero(np.diff(episode[order])) + 1):
+            whole = episodes[episode[rows[0]]]
+            all_seen, followed = memory.all(whole.observations[: step[rows].max() + 1]), _means(whole, gamma)
+            for row in rows:
+                at = step[row] - apart * np.arange(lengths[row])[::-1]
+                seen[row, : len(at)], returns[row, : len(at)] = all_seen[at], followed[at]
+                before[row, : len(at)] = np.where((at > 0)[:, None], whole.actions[at - 1], form.idle)
+        return cls(seen, before, returns, lengths)
 
 
 def _means(episode: Trajectory, gamma: float) -> Floats:
@@ -81,19 +98,17 @@ def _means(episode: Trajectory, gamma: float) -> Floats:
     return means
 
 
-def changes(episodes: Sequence[Trajectory], gamma: float, apart: int) -> Draws:
-    """Find where actions changed, each episode alone (G = 1), not closer than about `apart` steps.
+def changes(episodes: Sequence[Trajectory], horizon: float, apart: int) -> tuple[Ints, Ints]:
+    """Find where actions changed, at most once in about `apart` steps: in which episode (M,), and at which step (M,).
 
     There, what is seen does not tell the action yet, so that an imitator has to foresee it.
     """
-    horizon, parts = round(1.0 / (1.0 - gamma)), []
-    for number, each in enumerate(episodes):
+    steps = []
+    for each in episodes:
         changed = np.r_[True, (each.actions[1:] != each.actions[:-1]).any(axis=1)]
-        at = np.flatnonzero(changed & (np.arange(len(each)) <= max(len(each) - horizon // 2, 0)))
-        at = at[np.unique(at // apart, return_index=True)[1]]
-        parts.append((each.observations[at], each.actions[at], np.zeros(len(at)), np.full(len(at), number), at))
-    seen, actions, gains, group, steps = map(np.concatenate, zip(*parts, strict=True))
-    return Draws(seen[:, None], actions[:, None], gains[:, None], group, steps)
+        at = np.flatnonzero(changed & (np.arange(len(each)) <= max(len(each) - round(horizon) // 2, 0)))
+        steps.append(at[np.unique(at // apart, return_index=True)[1]])
+    return np.repeat(np.arange(len(episodes)), list(map(len, steps))), np.concatenate(steps)
 
 
 class Trainer:
@@ -102,7 +117,7 @@ class Trainer:
     Args:
         episodes: The data.
         config: Of the model, in the form of the data.
-        seed: Of weights and batches.
+        seed: Of weights, batches and windows.
         interval_ms: Control interval of the data.
         learned: Number of groups (of an imitator: episodes), the first ones, that it learns from, and the others are
             held out; None: the share `held_out` of them, at random, is held out.
@@ -118,21 +133,34 @@ class Trainer:
     ) -> None:
         chosen = config.intervals
         self.config, self.seed, self.improves = config, seed, chosen.objective == "onestep"
-        apart = every(config, interval_ms)
+        apart, horizon = every(config, interval_ms), 1e3 * chosen.onestep.horizon_s / interval_ms
         if self.improves:
-            found, groups = draws(episodes, chosen.onestep.gamma), grouped(episodes)
+            self.groups = Groups.of(episodes, horizon)
+            episodes = [each for group in self.groups.episodes for each in group]
+            count, size, steps = self.groups.advantages.shape
+            row = np.random.default_rng(seed).permutation(count * size * steps)[: chosen.windows]
+            episode, self.step_of = row // steps, row % steps
+            self.unit, units = episode // size, count
+            labels = self.groups.advantages / (self.groups.advantages.std() + 1e-12)
+            self.labels = torch.as_tensor(labels[self.unit, :, self.step_of], dtype=torch.float32)
+            self.actions = torch.as_tensor(self.groups.actions[self.unit])
         else:
-            found, groups = changes(episodes, chosen.onestep.gamma, apart), [[each] for each in episodes]
-        self.windows = Windows.of(groups, found, config, apart)
+            episode, self.step_of = changes(episodes, horizon, apart)
+            self.unit, units = episode, len(episodes)
+            self.actions = torch.as_tensor(
+                np.array([episodes[number].actions[at] for number, at in zip(episode, self.step_of, strict=True)])
+            )
+        self.windows = Windows.of(episodes, episode, self.step_of, config, apart, interval_ms)
         share = chosen.onestep.held_out
-        self._held = held_out(found.group, share, seed) if learned is None else found.group >= learned
-        self.rows, self.held = np.flatnonzero(~self._held), np.flatnonzero(self._held)
+        self._held = held_out(units, share, seed) if learned is None else np.arange(units) >= learned
+        held = self._held[self.unit]
+        self.rows, self.held = np.flatnonzero(~held), np.flatnonzero(held)
         if not len(self.rows):
             raise L4SError("one episode or group alone: use a dataset with more, or a smaller held_out")
         torch.manual_seed(seed)
         self.model = IntervalModel(config)
         self._standardise()
-        self.critic: Any = network((chosen.features + found.actions.shape[-1], *chosen.onestep.critic_hidden, 1))
+        self.critic: Any = network((chosen.features + self.actions.shape[-1], *chosen.onestep.critic_hidden, 1))
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.both = nn.ModuleList((self.model, self.critic)).to(self.device)
         self.schedule = TrainConfig(
@@ -142,40 +170,36 @@ class Trainer:
             warmup=chosen.warmup,
         )
         self.optimizer = optimizer_of(self.both, self.schedule)
-        self.labels = found.advantages / (found.advantages.std() + 1e-12)
         self.step = self.tokens = 0
 
     def _standardise(self) -> None:
         windows, model = self.windows, self.model
-        real = np.arange(windows.returns.shape[2]) < windows.lengths[:, None]  # (M, N)
-        seen = windows.observations.swapaxes(1, 2)[real]
-        for buffer, values in zip((model.mean, model.std), scale_of(seen), strict=True):
+        real = np.arange(windows.returns.shape[1]) < windows.lengths[:, None]  # (M, N)
+        for buffer, values in zip((model.mean, model.std), scale_of(windows.seen[real]), strict=True):
             buffer.copy_(torch.tensor(values))
         if not self.improves:
-            returns = windows.returns.swapaxes(1, 2)[real]
+            returns = windows.returns[real]
             target = np.quantile(returns, self.config.intervals.quantile)
             model.returns.copy_(torch.tensor([returns.mean(), returns.std() + 1e-12, target]))
 
     def _features(self, rows: Any) -> Tensor:
-        """Return the features of some draws (B, G, D)."""
+        """Return the features of some windows (B, D)."""
         windows = self.windows
-        tokens = self.model.tokens(windows.observations[rows], windows.before[rows], windows.returns[rows])
-        episodes, lengths = tokens.shape[1], torch.as_tensor(windows.lengths[rows])
-        tokens = tokens[:, :, : int(lengths.max())].to(self.device)
-        self.tokens += episodes * int(lengths.sum())
-        found = self.model.features(tokens.flatten(0, 1), lengths.repeat_interleave(episodes).to(self.device))
-        return found.view(len(rows), episodes, -1)
+        tokens = self.model.tokens(windows.seen[rows], windows.before[rows], windows.returns[rows])
+        lengths = torch.as_tensor(windows.lengths[rows])
+        tokens = tokens[:, : int(lengths.max())].to(self.device)
+        self.tokens += int(lengths.sum())
+        return self.model.features(tokens, lengths.to(self.device))
 
     def _loss(self, rows: Any) -> Tensor:
-        """Return the mean loss over some draws."""
-        features = self._features(rows)
-        actions = torch.as_tensor(self.windows.draws.actions[rows]).to(self.device)
+        """Return the mean loss over some windows."""
+        features, actions = self._features(rows), self.actions[rows].to(self.device)
         if not self.improves:
             told: Tensor = self.model.actor(features)
             return functional.mse_loss(told, actions)
-        values: Tensor = self.critic(torch.cat((features, actions), -1))[..., 0]
-        labels = torch.as_tensor(self.labels[rows], dtype=torch.float32).to(self.device)
-        return functional.mse_loss(values - values.mean(1, keepdim=True), labels)
+        seen = features[:, None].expand(-1, actions.shape[1], -1)
+        values: Tensor = self.critic(torch.cat((seen, actions), -1))[..., 0]
+        return functional.mse_loss(values - values.mean(1, keepdim=True), self.labels[rows].to(self.device))
 
     def update(self) -> float:
         """Run one optimiser step; return its loss.
@@ -185,9 +209,8 @@ class Trainer:
         """
         rng = np.random.default_rng([self.seed, self.step])
         torch.manual_seed(int(rng.integers(1 << 62)))  # of the dropout
-        size = self.config.intervals.draws * (1 if self.improves else _GROUP)
         self.both.train()
-        loss = self._loss(self.rows[rng.integers(len(self.rows), size=size)])
+        loss = self._loss(self.rows[rng.integers(len(self.rows), size=self.config.intervals.batch_size)])
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.rate(self.step)
         self.optimizer.zero_grad()
@@ -201,10 +224,9 @@ class Trainer:
 
     @torch.no_grad()
     def features(self, rows: Any) -> Floats:
-        """Return the features of some draws (n, G, D), in `eval` mode."""
+        """Return the features of some windows (n, D), in `eval` mode."""
         self.both.eval()
-        size = max(_AT_ONCE // self.windows.returns.shape[1], 1)
-        parts = [self._features(rows[at : at + size]).cpu() for at in range(0, len(rows), size)]
+        parts = [self._features(rows[at : at + _AT_ONCE]).cpu() for at in range(0, len(rows), _AT_ONCE)]
         return torch.cat(parts).numpy()
 
     def improve(self, stop: shared.Stop, say: shared.Say) -> dict[str, Any]:
@@ -214,12 +236,11 @@ class Trainer:
             KeyboardInterrupt: It was to stop.
         """
         model, chosen = self.model, self.config.intervals.onestep
-        x = self.features(np.arange(len(self._held)))
-        center, spread = x.mean(axis=(0, 1)), x.std(axis=(0, 1)) + 1e-3
-        model.center.copy_(torch.as_tensor(center))
-        model.spread.copy_(torch.as_tensor(spread))
-        x = np.clip((x - center) / spread, -BOUND, BOUND)
-        work = Improvement(self.windows.draws, x, chosen, self.config.form, self._held)
+        x = self.features(np.arange(len(self.unit)))
+        model.center.copy_(torch.as_tensor(x.mean(axis=0)))
+        model.spread.copy_(torch.as_tensor(x.std(axis=0) + 1e-3))
+        x = standardised(x, model.center.numpy(), model.spread.numpy())
+        work = Improvement(self.groups, x, self.unit, self.step_of, self._held, chosen, self.config.form)
         critics = []
         for number in range(chosen.critics):
             critics.append(work.critic(number))
@@ -228,7 +249,7 @@ class Trainer:
                 raise KeyboardInterrupt
         model.actor.load_state_dict(work.actor(critics).state_dict())
         return {
-            "steps": int(work.y[work.held].numel()),
+            "steps": len(self.held) * self.actions.shape[1],
             "r2": work.r2(critics),
             "r2_of_each": [work.r2([each]) for each in critics],
         }
@@ -236,7 +257,7 @@ class Trainer:
     @torch.no_grad()
     def imitated(self) -> dict[str, Any]:
         """Return the metrics of an imitator: the share of the variance of held-out actions that it explains."""
-        true = self.windows.draws.actions[self.held]
+        true = self.actions[self.held].numpy()
         told = self.model.actor(torch.as_tensor(self.features(self.held)).to(self.device)).cpu().numpy()
         return {"steps": len(true), "r2": float(1.0 - ((told - true) ** 2).mean() / true.var())}
 
@@ -278,7 +299,7 @@ def train(
     interval_ms = _interval_of(dataset, episodes)
     try:
         with seeded(seed):
-            trainer = Trainer(episodes, config, seed, interval_ms)
+            trainer, options = Trainer(episodes, config, seed, interval_ms), shared.options_of(episodes)
     except L4SError as error:
         raise L4SError(f"dataset {dataset.id!r}: {error}") from error
     counts, steps = count(trainer.model), sum(map(len, episodes))
@@ -293,7 +314,7 @@ def train(
         trainer.optimizer.load_state_dict(state["optimizer"])
         trainer.step, trainer.tokens = state["step"], state["tokens"]
         start -= state["seconds"]
-    tell(f"{counts}, on {len(trainer.rows):,} draws of actions in {steps:,} steps")
+    tell(f"{counts}, on {len(trainer.rows):,} windows of {steps:,} steps")
 
     def keep() -> None:
         about = {"step": trainer.step, "tokens": trainer.tokens, "seconds": time.monotonic() - start}
@@ -322,6 +343,7 @@ def train(
         "dataset_steps": steps,
         "form": config.form,
         "control_interval_ms": interval_ms,
+        "options": options,
         "asked_ms": interval_ms * every(config, interval_ms),
         "config": plain,
         "weights": trainer.model.backbone.weights,
@@ -336,7 +358,7 @@ def train(
         "seconds": round(time.monotonic() - start, 3),
         "metrics": metrics,
     }
-    card = f"## On held-out episodes\nR2 {metrics['r2']:.3f}, of {metrics['steps']:,} draws of actions.\n"
+    card = f"## On held-out episodes\nR2 {metrics['r2']:.3f}, of {metrics['steps']:,} actions.\n"
     saving.save(trainer.model, out, training=result, card=card)
     report(1.0)
     return result

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -17,10 +18,9 @@ from l4s_gym import forms
 from l4s_gym.agents.llm import fast
 from l4s_gym.agents.llm.backbones import Backbone, Counts, banded, count, placed
 from l4s_gym.agents.llm.settings import LLMConfig
-from l4s_gym.agents.onestep import BOUND, MovingAverage, network, scaled
-from l4s_gym.agents.protocol import NO_RULE, Floats, Observations, check_batch, check_count
+from l4s_gym.agents.onestep import BOUND, Memory, MovingAverage, network, standardised
+from l4s_gym.agents.protocol import NO_RULE, Floats, Observations, check_batch, check_count, control_interval_ms
 from l4s_gym.errors import L4SError
-from l4s_gym.forms import INTERVAL_MS
 
 GRAIN: Final = 64
 """Choices are rounded to multiples of 1 / GRAIN, so that rounding errors that depend on the batch do not show."""
@@ -36,8 +36,8 @@ class IntervalModel(nn.Module):
 
     Attributes:
         config: Its configuration.
-        mean: Mean of ln(1 + x) of the observations (F,).
-        std: Its deviation (F,).
+        mean: Mean of what is seen (`l4s_gym.agents.onestep.Memory`) (D,).
+        std: Its deviation (D,).
         center: Mean of the features (D,).
         spread: Their deviation (D,).
         returns: Mean and deviation of the returns that followed in training, and the target (3,).
@@ -57,7 +57,8 @@ class IntervalModel(nn.Module):
         """
         super().__init__()
         self.config, form = config, forms.get(config.form)
-        observed, actions, features = len(form.features), len(form.low), config.intervals.features
+        actions, features = len(form.low), config.intervals.features
+        observed = len(form.features) * (1 + len(config.intervals.onestep.memory_s))
         self.backbone: Any = Backbone(config.backbone, config.lora)
         width, limit = self.backbone.width, self.backbone.limit
         if self.backbone.positions == "learned" and limit < config.intervals.window:
@@ -74,18 +75,18 @@ class IntervalModel(nn.Module):
         ):
             self.register_buffer(name, torch.full((size,), value, dtype=torch.float64))
 
-    def tokens(self, observations: Observations, before: Floats, returns: Floats) -> Tensor:
+    def tokens(self, seen: npt.NDArray[Any], before: Floats, returns: Floats) -> Tensor:
         """Return decisions as the model reads them.
 
         Args:
-            observations: (..., F).
+            seen: What is seen (..., D).
             before: Actions of the control interval before (..., K).
             returns: Returns that followed, or that are asked for (...).
 
         Returns:
-            (..., F + K + 1) float32.
+            (..., D + K + 1) float32.
         """
-        seen = scaled(observations, self.mean.cpu().numpy(), self.std.cpu().numpy())
+        seen = standardised(seen, self.mean.cpu().numpy(), self.std.cpu().numpy())
         mean, std, _ = self.returns.tolist()
         wanted = (returns - mean) / std if std else np.zeros(returns.shape)
         return torch.as_tensor(np.concatenate((seen, before, wanted[..., None]), -1), dtype=torch.float32)
@@ -94,7 +95,7 @@ class IntervalModel(nn.Module):
         """Compute the features of windows.
 
         Args:
-            tokens: (B, N, F + K + 1); what follows after the length of a window is not read.
+            tokens: (B, N, D + K + 1); what follows after the length of a window is not read.
             lengths: Decisions in each window (B,) int64.
 
         Returns:
@@ -146,8 +147,10 @@ class IntervalAgent:
         fast.optimize(model, dtype)
         self.model, self._device = placed(model, device), device
         self.target = float(model.returns[2]) if target is None else target
-        interval_ms, intervals = float(self.training.get("control_interval_ms", INTERVAL_MS)), model.config.intervals
+        interval_ms, intervals = control_interval_ms(self), model.config.intervals
+        self._reach = intervals.onestep.reach if intervals.objective == "onestep" else 1.0
         self._every = every(model.config, interval_ms)
+        self._memory = Memory(interval_ms, intervals.onestep.memory_s)
         self._average = MovingAverage(interval_ms, intervals.onestep.smoothing_s)
         self.reset(1, 0)
 
@@ -159,6 +162,7 @@ class IntervalAgent:
         """
         check_count(n)
         self.n, self._calls = n, 0
+        self._memory.reset()
         self._average.reset()
         self._window: list[Tensor] = []
         self._before = np.tile(np.array(forms.get(self.form).idle, np.float64), (n, 1))
@@ -167,8 +171,9 @@ class IntervalAgent:
     def act(self, obs: Observations, rewards: Floats) -> Floats:
         """Return actions (n, K); rewards are not used."""
         check_batch(obs, self.n, self.form)
+        seen = self._memory(obs)
         if self._calls % self._every == 0:
-            token = self.model.tokens(obs, self._before, np.full(self.n, self.target))
+            token = self.model.tokens(seen, self._before, np.full(self.n, self.target))
             self._window = [*self._window, token][-self.model.config.intervals.window :]
             self._chosen = self._choose(self._window)
         self._calls += 1
@@ -179,7 +184,7 @@ class IntervalAgent:
         lengths = torch.full((self.n,), len(window), device=self._device)
         with torch.inference_mode():
             chosen = self.model.actor(self.model.features(torch.stack(list(window), 1).to(self._device), lengths))
-        found: Floats = np.round(chosen.double().cpu().numpy() * GRAIN) / GRAIN
+        found: Floats = self._reach * np.round(chosen.double().cpu().numpy() * GRAIN) / GRAIN
         return found
 
     def cost(self) -> dict[str, float]:

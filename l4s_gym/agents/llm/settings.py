@@ -202,7 +202,8 @@ class Intervals:
         window: Decisions that the transformer sees, one token each.
         features: Numbers that it makes of a window.
         steps: Optimiser steps of the transformer.
-        draws: Draws of actions in a batch; each is of all episodes of a group.
+        windows: Windows that are drawn from the data for `onestep`.
+        batch_size: Windows in a batch.
         learning_rate: Highest learning rate, after the warm-up; it falls to a tenth.
         weight_decay: Weight decay of AdamW, on matrices only.
         warmup: Steps over which the learning rate grows from 0.
@@ -217,7 +218,8 @@ class Intervals:
     window: _Size = 8
     features: _Size = 64
     steps: _Positive = 600
-    draws: _Positive = 4
+    windows: _Positive = 20_000
+    batch_size: _Positive = 32
     learning_rate: _Above0 = 1e-3
     weight_decay: Annotated[float, Meta(ge=0.0)] = 0.01
     warmup: _Count = 30
