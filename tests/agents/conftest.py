@@ -36,14 +36,17 @@ episodes = 8
 seconds = 2.0
 """
 """Recipe of a dataset of control intervals."""
+NEEDS = {"llm": "peft", "ppo": "stable_baselines3", "sac_online": "stable_baselines3", "es": "torch"}
 TINY: dict[str, dict[str, Any]] = {
-    name: dict(kind.tiny) for name, kind in KINDS.items() if name != "llm" or importlib.util.find_spec("peft")
+    name: dict(kind.tiny) for name, kind in KINDS.items() if importlib.util.find_spec(NEEDS.get(name, "l4s_gym"))
 }
 if "llm" in TINY:
     TINY["llm+text"] = {
         "model": {"head": "text", "backbone": {"hidden": 16, "layers": 1, "heads": 2, "positions": 256}},
         "train": {"steps": 12, "batch_size": 8, "eval_every": 12, "eval_steps": 200},
     }
+if "ppo" in TINY:
+    TINY |= {f"ppo+{form}": {**TINY["ppo"], "form": form} for form in ("packet", "probability")}
 """Kinds of agents that can be trained here, and the configuration of a tiny one. What follows a + sets apart agents of
 one kind (`kind_of`)."""
 
