@@ -26,7 +26,6 @@ from l4s_gym.agents import training as shared
 from l4s_gym.agents.protocol import Floats
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.extras import optional
-from l4s_gym.forms import INTERVAL_MS
 from l4s_gym.sim import layout
 from l4s_gym.tables import convert
 
@@ -59,12 +58,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     seed: int = 0
     generations: int = 100
-    pairs: int = 16
-    episodes: int = 12
+    pairs: int = 8
+    episodes: int = 16
     episode_s: float = 20.0
-    control_interval_ms: float = INTERVAL_MS
+    control_interval_ms: float = 100.0
     sigma: float = 0.1
-    learning_rate: float = 0.02
+    learning_rate: float = 0.03
     averaged: float = 0.5
     actor_hidden: tuple[int, ...] = ()
     smoothing_s: float = 1.0
