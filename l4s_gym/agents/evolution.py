@@ -57,7 +57,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """
 
     seed: int = 0
-    generations: int = 100
+    generations: int = 80
     pairs: int = 8
     episodes: int = 16
     episode_s: float = 20.0
