@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
 import msgspec
 import numpy as np
@@ -310,6 +310,11 @@ def standardised(x: npt.NDArray[Any], mean: npt.NDArray[Any], std: npt.NDArray[A
     return np.clip((x - mean) / std, -BOUND, BOUND)
 
 
+def scaled(observations: Observations, mean: Floats, std: Floats) -> Floats:
+    """Return observations (..., F) as ln(1 + x), standardised and bounded."""
+    return standardised(np.log1p(observations.astype(np.float64)), mean, std)
+
+
 class MovingAverage:
     """The moving average of the actions that were chosen, from the first on.
 
@@ -332,6 +337,13 @@ class MovingAverage:
         return self._action.copy()
 
 
+def layers(tensors: Mapping[str, torch.Tensor]) -> list[tuple[Floats, Floats]]:
+    """Return weights (..., outputs, inputs) and biases (..., outputs) of the layers of a saved actor."""
+    names = sorted({name.rpartition(".")[0] for name in tensors if "." in name}, key=lambda name: int(name[6:]))
+    arrays = {name: value.numpy().astype(np.float64) for name, value in tensors.items()}
+    return [(arrays[f"{name}.weight"], arrays[f"{name}.bias"]) for name in names]
+
+
 class OneStepAgent:
     """A trained actor; each action is the moving average of what it chose.
 
@@ -342,16 +354,18 @@ class OneStepAgent:
 
     form = FORM
     rule = NO_RULE
+    kind: ClassVar[str] = KIND
+    config_type: ClassVar[type[msgspec.Struct]] = Config
+    """Of the configuration; if it has `smoothing_s`, that is used."""
 
     def __init__(
         self, tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any], training: Mapping[str, Any]
     ) -> None:
-        self.name, self.training, self._settings, self._tensors = KIND, dict(training), dict(settings), dict(tensors)
-        self.config = convert(Config, self._settings, KIND)
-        arrays = {name: value.numpy().astype(np.float64) for name, value in tensors.items()}
-        self._mean, self._std = arrays["mean"], arrays["std"]
-        names = sorted({name.rpartition(".")[0] for name in arrays if "." in name}, key=lambda name: int(name[6:]))
-        self._layers = [(arrays[f"{name}.weight"], arrays[f"{name}.bias"]) for name in names]
+        self.name, self.training = self.kind, dict(training)
+        self._settings, self._tensors = dict(settings), dict(tensors)
+        self.config: Any = convert(self.config_type, self._settings, self.kind)
+        self._mean, self._std = (tensors[name].numpy().astype(np.float64) for name in ("mean", "std"))
+        self._layers = layers(tensors)
         interval_ms = control_interval_ms(self)
         self._memory = Memory(interval_ms, self.config.memory_s)
         self._average = MovingAverage(interval_ms, self.config.smoothing_s)
@@ -365,7 +379,7 @@ class OneStepAgent:
             L4SError: The configuration is of another version, or there are options.
         """
         for option in options:
-            raise unknown(f"option of {KIND}", option, ())
+            raise unknown(f"option of {cls.kind}", option, ())
         if not stored.config:
             raise L4SError(f"{stored.path}: has no configuration: train it again")
         return cls(stored.tensors, stored.config, stored.training)
@@ -400,7 +414,7 @@ class OneStepAgent:
         Raises:
             L4SError: The folder cannot be written.
         """
-        return saved.write(folder, kind=KIND, config=self._settings, tensors=self._tensors, training=self.training)
+        return saved.write(folder, kind=self.kind, config=self._settings, tensors=self._tensors, training=self.training)
 
 
 def configure(given: Mapping[str, Any]) -> Config:

@@ -34,12 +34,16 @@ class AgentKind:
         loader: `MODULE:FUNCTION`, called as ``function(saved, **options)`` with the options as text.
         tiny: Configuration of a training that takes a second, for tests.
         form: Action form (`l4s_gym.forms`) of the data that it is trained on.
+        online: It learns in closed loop, on scenarios in place of a dataset.
+        starts_offline: An online kind that begins with a dataset, if one is given too.
     """
 
     learner: str
     loader: str
     tiny: Mapping[str, Any]
     form: str = PACKET
+    online: bool = False
+    starts_offline: bool = False
 
     def load_learner(self) -> Any:
         """Import the learner.
@@ -54,6 +58,7 @@ class AgentKind:
         return pkgutil.resolve_name(self.loader)
 
 
+_TINY_ONLINE: Final = {"envs": 2, "episode_s": 1.0, "rounds": 3, "round_steps": 20, "hidden": [4]}
 _TINY: Final = {"steps": 12, "batch_size": 16, "hidden": [16]}
 
 
@@ -78,6 +83,28 @@ KINDS: dict[str, AgentKind] = {
         "l4s_gym.agents.onestep:OneStepAgent.of",
         {"critics": 2, "critic_hidden": [8], "critic_steps": 6, "groups": 4, "actor_steps": 6, "held_out": 0.5},
         "parameters",
+    ),
+    "ppo": AgentKind(
+        "l4s_gym.agents.sb3_learners:PPO",
+        "l4s_gym.agents.sb3_agents:load_ppo",
+        {**_TINY_ONLINE, "algorithm": {"n_steps": 10, "batch_size": 20}},
+        "parameters",
+        online=True,
+    ),
+    "sac_online": AgentKind(
+        "l4s_gym.agents.sb3_learners:SAC",
+        "l4s_gym.agents.sb3_agents:SACAgent.of",
+        {**_TINY_ONLINE, "algorithm": {"buffer_size": 60, "learning_starts": 10, "batch_size": 8}},
+        "parameters",
+        online=True,
+    ),
+    "es": AgentKind(
+        "l4s_gym.agents.evolution",
+        "l4s_gym.agents.evolution:EvolvedAgent.of",
+        {"generations": 4, "pairs": 2, "episodes": 2, "episode_s": 0.4, "actor_hidden": [4]},
+        "parameters",
+        online=True,
+        starts_offline=True,
     ),
     "llm": AgentKind(
         "l4s_gym.agents.llm.train",

@@ -36,8 +36,9 @@ episodes = 8
 seconds = 2.0
 """
 """Recipe of a dataset of control intervals."""
+NEEDS = {"llm": "peft", "ppo": "stable_baselines3", "sac_online": "stable_baselines3", "es": "torch"}
 TINY: dict[str, dict[str, Any]] = {
-    name: dict(kind.tiny) for name, kind in KINDS.items() if name != "llm" or importlib.util.find_spec("peft")
+    name: dict(kind.tiny) for name, kind in KINDS.items() if importlib.util.find_spec(NEEDS.get(name, "l4s_gym"))
 }
 if "llm" in TINY:
     TINY["llm+text"] = {
@@ -52,10 +53,13 @@ if "llm" in TINY:
             "window": 3,
             "features": 8,
             "steps": 12,
-            "draws": 2,
+            "windows": 40,
+            "batch_size": 4,
             "onestep": KINDS["onestep"].tiny,
         },
     }
+if "ppo" in TINY:
+    TINY |= {f"ppo+{form}": {**TINY["ppo"], "form": form} for form in ("packet", "probability")}
 """Kinds of agents that can be trained here, and the configuration of a tiny one. What follows a + sets apart agents of
 one kind (`kind_of`)."""
 
@@ -66,8 +70,15 @@ def kind_of(name: str) -> str:
 
 
 def form_for(name: str) -> str:
-    """The form of the dataset that an entry of `TINY` is trained on."""
-    return "parameters" if name.endswith("+parameters") else KINDS[kind_of(name)].form
+    """The form of an entry of `TINY`."""
+    if name.endswith("+parameters"):
+        return "parameters"
+    form: str = TINY[name].get("form", KINDS[kind_of(name)].form)
+    return form
+
+
+ONLINE = [name for name in TINY if KINDS[kind_of(name)].online]
+"""Entries of `TINY` that learn in closed loop."""
 
 
 @pytest.fixture(scope="module")
@@ -102,10 +113,12 @@ def dataset(episodes: list[Trajectory], tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def dataset_for(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """The id of a dataset to train an agent of a name in `TINY` on, in its form."""
+    """What an agent of a name in `TINY` is trained on: a dataset's id, in its form, or scenarios if it is online."""
     made: dict[str, str] = {PACKET: dataset}
 
     def get(name: str) -> str:
+        if name in ONLINE:
+            return "suite:train"
         form = form_for(name)
         if form not in made:
             from l4s_gym.data import build, recipes

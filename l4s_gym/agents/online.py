@@ -1,0 +1,74 @@
+"""What online learners share: the native vector environment that they learn in, and how observations are scaled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from l4s_gym import forms
+from l4s_gym.agents.protocol import Floats
+from l4s_gym.sim import fingerprint
+from l4s_gym.sim.scenario import load_all
+from l4s_gym.tables import option_paths
+
+
+def environment(
+    form: str,
+    scenarios: str,
+    n: int,
+    episode_s: float,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    **more: Any,
+) -> Any:
+    """Return the native vector environment of a form, with one thread and the engine's own arrays.
+
+    Args:
+        form: Its name.
+        scenarios: What is drawn from for each episode, as `load_all` takes it.
+        n: Number of environments.
+        episode_s: Length of an episode, s.
+        options: Of disciplines, in place of the scenarios'.
+        more: Other arguments of the environment.
+    """
+    how = {"horizon_s": episode_s, "copy": False, "num_threads": 1, **more}
+    chosen = [each.replace(**option_paths(options or {})) for each in load_all(scenarios)]
+    return forms.get(form).vector_class(n, chosen, **how)
+
+
+def statistics(env: Any, form: str, steps: int, rng: np.random.Generator) -> tuple[Floats, Floats, float]:
+    """Return mean and deviation (F,) of observations in a short run, and the mean reward of a step.
+
+    In the forms of control intervals they are those of ln(1 + observation).
+
+    Half of the environments do nothing (the form's idle action), the others something that is drawn once and held; of
+    packets, each action that is not to enqueue is drawn anew, for one in a hundred.
+    """
+    chosen, n = forms.get(form), env.num_envs
+    seen = [env.reset(seed=rng.integers(2**31, size=n).tolist())[0].copy()]
+    rewards: list[float] = []
+    if chosen.low:
+        actions = np.where(np.arange(n)[:, None] % 2, rng.uniform(chosen.low, chosen.high, (n, len(chosen.low))), 0.0)
+        actions[::2] = chosen.idle
+    for _ in range(steps):
+        if not chosen.low:
+            actions = np.where(rng.random(n) < 0.01 * (np.arange(n) % 2), rng.integers(1, 3, n), 0)
+        obs, reward, *_ = env.step(actions)
+        seen.append(obs.copy())
+        rewards.append(float(reward.mean()))
+    values = np.concatenate(seen).astype(np.float64)
+    values = np.log1p(values) if chosen.low else values
+    return values.mean(axis=0), values.std(axis=0) + 1e-6, float(np.mean(rewards))
+
+
+def seeds(rng: np.random.Generator, n: int) -> npt.NDArray[np.int64]:
+    """Draw seeds of episodes (n,), none of which is one of the benchmark's, which are small."""
+    return rng.integers(10**6, 2**31, n)
+
+
+def about(scenarios: str, form: str, seed: int) -> dict[str, Any]:
+    """Return what `training` of `agent.json` says of an online training, beside its own figures."""
+    told = {"online": True, "scenarios": scenarios, "simulator": fingerprint.FINGERPRINT}
+    return {**told, "form": form, "seed": seed}
