@@ -34,12 +34,16 @@ class AgentKind:
         loader: `MODULE:FUNCTION`, called as ``function(saved, **options)`` with the options as text.
         tiny: Configuration of a training that takes a second, for tests.
         form: Action form (`l4s_gym.forms`) of the data that it is trained on.
+        online: It learns in closed loop, on scenarios in place of a dataset.
+        starts_offline: An online kind that begins with a dataset, if one is given too.
     """
 
     learner: str
     loader: str
     tiny: Mapping[str, Any]
     form: str = PACKET
+    online: bool = False
+    starts_offline: bool = False
 
     def load_learner(self) -> Any:
         """Import the learner.

@@ -249,9 +249,9 @@ def _simulator(about: Mapping[str, Any]) -> str:
 
 def _train_again(about: Mapping[str, Any], path: Path) -> str:
     """Return the remedy for a stale agent."""
-    dataset = about["training"].get("dataset")
-    command = f": l4s-gym train {about['kind']} --dataset {dataset} --out {path}" if isinstance(dataset, str) else ""
-    return f"train it again{command}"
+    found = {name: about["training"].get(name) for name in ("dataset", "scenarios")}
+    given = "".join(f" --{name} {value}" for name, value in found.items() if value and isinstance(value, str))
+    return f"train it again: l4s-gym train {about['kind']}{given} --out {path}" if given else "train it again"
 
 
 def _about(path: Path) -> dict[str, Any]:

@@ -37,11 +37,11 @@ CHECKPOINT: Final = "checkpoint.pt"
 
 
 class Learner(Protocol):
-    """Trains an agent offline, from a dataset."""
+    """Trains an agent: offline from a dataset, or online in scenarios (`AgentKind.online`)."""
 
     def train(
         self,
-        dataset_id: str,
+        source: str,
         config: Plain,
         out: Path,
         *,
@@ -52,7 +52,8 @@ class Learner(Protocol):
         """Train, and write the agent's folder.
 
         Args:
-            dataset_id: Id of a Minari dataset on this machine.
+            source: Id of a Minari dataset on this machine; of an online kind the scenarios, as `load_all` takes them:
+                ``suite:train``, ``random:train``. A kind that `starts_offline` takes its dataset as ``dataset=ID``.
             config: Configuration of this learner; an unknown key is refused.
             out: Folder of the agent. A training that is interrupted leaves a checkpoint in it.
             resume: Continue from the checkpoint in `out`; the result is that of an uninterrupted training.
@@ -60,8 +61,8 @@ class Learner(Protocol):
             say: Called with each line of text for the user.
 
         Returns:
-            What is written as `training` into the folder: dataset, steps, seconds, and `metrics` on the held-out
-            part as `l4s_gym.agents.metrics.classification` gives them.
+            What is written as `training` into the folder: dataset, or `scenarios` and ``online`` of True; steps,
+            seconds, and `metrics`, offline on the held-out part as `l4s_gym.agents.metrics.classification` gives them.
 
         Raises:
             KeyboardInterrupt: It was interrupted; the checkpoint is written.
@@ -82,6 +83,24 @@ def learner(name: str) -> Learner:
     except ModuleNotFoundError as error:
         raise L4SError(f"train {name}: no module {error.name!r}: pip install 'l4s-gym[all]'") from error
     return found
+
+
+def sources(name: str, dataset: str = "", scenarios: str = "") -> tuple[str, Plain]:
+    """Return what a kind of agent learns from, as the first argument of its learner's `train` and as further ones.
+
+    Raises:
+        L4SError: It learns from something else.
+    """
+    kind = kind_of(name)
+    if not kind.online:
+        if scenarios or not dataset:
+            raise L4SError(f"train {name}: learns offline: give a dataset, and no scenarios")
+        return dataset, {}
+    if not scenarios:
+        raise L4SError(f"train {name}: learns online: give scenarios, such as random:train")
+    if dataset and not kind.starts_offline:
+        raise L4SError(f"train {name}: learns online alone: give scenarios, and no dataset")
+    return scenarios, {"dataset": dataset} if dataset else {}
 
 
 def config_file(name: str) -> Path | None:

@@ -1,4 +1,4 @@
-"""Train agents offline and test them, on logged decisions and in the simulator."""
+"""Train agents and test them, on logged decisions and in the simulator."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ Name = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="AGENT")]
 
 def train(
     agent: Name,
-    dataset: str,
+    dataset: str = "",
+    scenarios: str = "",
     config: Path | None = None,
     out: Path | None = None,
     settings: Settings = (),
@@ -26,11 +27,12 @@ def train(
     resume: bool = False,
     allow_stale: bool = False,
 ) -> None:
-    """Train an agent offline on a dataset. Ctrl-C saves a checkpoint; --resume continues from it.
+    """Train an agent offline on a dataset, or online in scenarios. Ctrl-C saves a checkpoint; --resume goes on from it.
 
     Args:
         agent: bc, cql, bcq, dqn, double_dqn, sac, dt, onestep, llm, or module:attribute of your own kind.
         dataset: Id of a Minari dataset, such as l4s/dualpi2/testbed-small-v0.
+        scenarios: For an agent that learns online: random:train or suite:train.
         config: Configuration (TOML); default: agents/AGENT/config.toml.
         out: Folder for the trained agent; default: runs/AGENT.
         settings: Change keys of the configuration, such as steps=2000 or imbalance.kind=sample.
@@ -41,15 +43,17 @@ def train(
     from l4s_gym.agents import training
     from l4s_gym.sim import fingerprint
 
+    source, more = training.sources(agent, dataset, scenarios)
     learner = training.learner(agent)
     chosen = training.load_config(agent, config, small=small, settings=settings)
     folder = out or Path("runs") / agent
     try:
         with fingerprint.allow_stale(allow_stale) as stale, progress_bar(f"training {agent}") as show:
-            done = learner.train(dataset, chosen, folder, resume=resume, progress=show, say=say)
+            done = learner.train(source, chosen, folder, resume=resume, progress=show, say=say, **more)
     except KeyboardInterrupt:
         if folder.is_dir() and any(entry.name.startswith("checkpoint") for entry in folder.iterdir()):
-            words = ["l4s-gym", "train", agent, "--dataset", dataset, "--out", str(folder)]
+            words = ["l4s-gym", "train", agent, "--out", str(folder)]
+            words += (["--dataset", dataset] if dataset else []) + (["--scenarios", scenarios] if scenarios else [])
             words += [] if config is None else ["--config", str(config)]
             words += (["--set", *settings] if settings else []) + (["--small"] if small else [])
             words += [*(["--allow-stale"] if allow_stale else []), "--resume"]
@@ -59,7 +63,7 @@ def train(
         say(text)
     metrics = done.get("metrics") or {}
     if "accuracy" in metrics:
-        console.print(_metrics_table({agent: metrics}, f"{agent} on {dataset}, held out: {metrics['steps']:,} steps"))
+        console.print(_metrics_table({agent: metrics}, f"{agent} on {source}, held out: {metrics['steps']:,} steps"))
     steps = f", {done['steps']:,} steps" if "steps" in done else ""
     took = f" in {done['seconds']:.0f} s" if "seconds" in done else ""
     say(f"{folder}: {agent}{steps}{took}")

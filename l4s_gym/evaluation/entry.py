@@ -112,17 +112,23 @@ class Training(Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         learner: Name in `l4s_gym.agents.registry.KINDS`.
-        dataset: Id of a dataset.
+        dataset: Id of a dataset; "": an online learner needs none.
+        scenarios: Of an online learner: `random:train` or `suite:train`.
         small: With the table `[small]` of the learner's configuration.
         settings: ``key=value`` of the configuration, which come last.
         seeds: One agent each.
     """
 
     learner: str
-    dataset: str
+    dataset: str = ""
     small: bool = False
     settings: tuple[str, ...] = ()
     seeds: Annotated[tuple[Seed, ...], Meta(min_length=1)] = (0,)
+    scenarios: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.dataset and not self.scenarios:
+            raise L4SError("training: give a dataset, or scenarios for a learner that is online")
 
 
 class Experiment(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -185,8 +191,9 @@ class Experiment(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
     @property
     def learned(self) -> Trained:
         """How the agent learned: `online` in closed loop, `offline` from logs and datasets, `none` not at all."""
-        saved = self.training is not None or AgentSpec.parse(self.agent).form == "saved"
-        return self.trained or ("offline" if saved else "none")
+        if self.trained or self.training is None:
+            return self.trained or ("offline" if AgentSpec.parse(self.agent).form == "saved" else "none")
+        return "online" if self.training.scenarios else "offline"
 
     @property
     def train_seeds(self) -> tuple[int | None, ...]:
@@ -381,7 +388,7 @@ def validate(entry: Entry, protocol: Protocol, datasets: Mapping[str, str] | Non
         if entry.environment.scenarios.get(name) != digest:
             raise L4SError(f"{entry.id}: scenario {name!r}: is not the one that is here: {again}")
     training = entry.experiment.training
-    for name in [training.dataset] if training else []:
+    for name in [training.dataset] if training and training.dataset else []:
         if name not in entry.datasets:
             raise L4SError(f"{entry.id}: dataset {name!r}: has no checksum: {again}")
         if datasets and datasets.get(name, entry.datasets[name]) != entry.datasets[name]:

@@ -72,6 +72,8 @@ def added(spec: str) -> Experiment:
             agent = parsed.make()
             if (form := form_of(agent)) != PACKET:
                 how = {"form": form, "control_interval_ms": control_interval_ms(agent)}
+            if getattr(agent, "training", {}).get("online"):
+                how["trained"] = "online"
     return Experiment(title=spec, agent=spec, name=_slug(name) or "agent", variant=_slug(variant) or "default", **how)
 
 
@@ -101,19 +103,22 @@ def check_training(experiment: Experiment, protocol: Protocol | None = None) -> 
         protocol: Whose ranges hold, if it has some; None: no ranges.
 
     Raises:
-        L4SError: Its dataset is of scenarios outside of the suite `train`, or of the ranges.
+        L4SError: Its dataset, or where it learned online, is outside of the suite `train`, or of the ranges.
     """
     ranges = protocol.ranges if protocol else None
     train = protocol.members("train") if protocol else scenario.suite("train")
     how = experiment.training
-    recipe = None if how is None else recipe_of(how.dataset)
-    if how is None or recipe is None:
+    if how is None:
         return
-    for name in {*recipe.scenarios, *recipe.small.scenarios, *recipe.full.scenarios}:
-        each = scenario_of(name, 0)
-        if ranges.outside(each) if ranges else each.name not in train:
-            remedy = "train on datasets of the suite train only"
-            raise L4SError(f"{experiment.id}: dataset {how.dataset!r} has {name!r}, which is to be unseen: {remedy}")
+    seen = {f"scenarios {how.scenarios!r}": scenario.load_all(how.scenarios)} if how.scenarios else {}
+    if how.dataset and (recipe := recipe_of(how.dataset)):
+        names = {*recipe.scenarios, *recipe.small.scenarios, *recipe.full.scenarios}
+        seen[f"dataset {how.dataset!r}"] = tuple(scenario_of(name, 0) for name in names)
+    for source, members in seen.items():
+        for each in members:
+            if ranges.outside(each) if ranges else each.name not in train:
+                remedy = "train on the suite train only"
+                raise L4SError(f"{experiment.id}: {source} has {each.name!r}, which is to be unseen: {remedy}")
 
 
 def valid(entries: Sequence[Entry], protocol: Protocol, size: str) -> tuple[list[Entry], list[Refusal]]:

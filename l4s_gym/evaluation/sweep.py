@@ -37,6 +37,7 @@ from l4s_gym.evaluation.origin import origin
 from l4s_gym.evaluation.work import Cell, Job, Training
 from l4s_gym.sim import fingerprint
 from l4s_gym.sim.batch import compile_engine
+from l4s_gym.sim.scenario import digest, load_all
 from l4s_gym.tables import checksum
 
 ShowProgress = Callable[[str], AbstractContextManager[Callable[[float], None]]]
@@ -86,9 +87,9 @@ class Sweep:
             L4SError: One is stale.
         """
         for experiment in experiments:
-            if experiment.training is None or experiment.training.dataset in self.datasets:
+            name = experiment.training.dataset if experiment.training else ""
+            if not name or name in self.datasets:
                 continue
-            name = experiment.training.dataset
             try:
                 with progress(f"dataset {name}") as show:
                     self.datasets[name] = ensure(
@@ -107,13 +108,14 @@ class Sweep:
         jobs = []
         plain = training.load_config(how.learner, small=how.small, settings=how.settings)
         names = ("train.seed", "model.backbone.seed") if "train" in plain else ("seed",)
-        data = self.datasets[how.dataset]
+        data = self.datasets[how.dataset] if how.dataset else ""
         about = [how.learner, how.dataset, data, plain, l4s_gym.__version__, fingerprint.FINGERPRINT]
+        about += [how.scenarios, *map(digest, load_all(how.scenarios))] if how.scenarios else []
         home = self.work / "agents" / checksum(about)[:16]
         for seed in how.seeds:
             settings = [*how.settings, *(f"{name}={seed}" for name in names)]
             config = training.load_config(how.learner, small=how.small, settings=settings)
-            jobs.append(Training(how.learner, how.dataset, data, config, seed, home))
+            jobs.append(Training(how.learner, how.dataset, data, config, seed, home, how.scenarios))
         return jobs
 
     def parts(self, experiment: Experiment) -> list[Part]:

@@ -76,11 +76,12 @@ class Training:
 
     Attributes:
         learner: Name of the learner.
-        dataset: Id of the dataset.
+        dataset: Id of the dataset; "": it needs none.
         data: Checksum of the dataset.
         config: Of the learner, with the seed.
         seed: The seed.
         home: Folder of the agent's folder.
+        scenarios: In which an online learner learns.
     """
 
     learner: str
@@ -89,6 +90,7 @@ class Training:
     config: Mapping[str, Any]
     seed: int
     home: Path
+    scenarios: str = ""
 
     @property
     def folder(self) -> Path:
@@ -118,6 +120,8 @@ class Training:
     @property
     def parcel(self) -> parallel.Parcel:
         """The files of the dataset."""
+        if not self.dataset:
+            return "no dataset", dict
         folder = minari_io.dataset_folder(self.dataset)
         return f"dataset {self.data}", lambda: pack(folder)
 
@@ -308,7 +312,8 @@ def train(job: Training) -> dict[str, Any]:
     resume = (job.folder / training.CHECKPOINT).is_file()
     if not resume and job.folder.exists():
         shutil.rmtree(job.folder)  # of a training that was killed before its first checkpoint
-    done = learner.train(job.dataset, dict(job.config), job.folder, resume=resume)
+    source, more = training.sources(job.learner, job.dataset, job.scenarios)
+    done = learner.train(source, dict(job.config), job.folder, resume=resume, **more)
     cost = saved.load(job.folder).cost()
     return {
         "seed": job.seed,
@@ -330,7 +335,8 @@ def _train_away(job: Training, files: Mapping[str, bytes]) -> dict[str, Any]:
     try:
         with locked(away.home, f"{away.home}: another process trains this agent: wait for it"):
             with minari_io.datasets_in(data):
-                unpack(files, minari_io.dataset_folder(job.dataset))
+                if job.dataset:
+                    unpack(files, minari_io.dataset_folder(job.dataset))
                 found = train(away)
             found["files"] = pack(away.folder)
             shutil.rmtree(away.home)

@@ -53,6 +53,16 @@ def kind_of(name: str) -> str:
     return name.partition("+")[0]
 
 
+def form_for(name: str) -> str:
+    """The form of an entry of `TINY`."""
+    form: str = TINY[name].get("form", KINDS[kind_of(name)].form)
+    return form
+
+
+ONLINE = [name for name in TINY if KINDS[kind_of(name)].online]
+"""Entries of `TINY` that learn in closed loop."""
+
+
 @pytest.fixture(scope="module")
 def episodes() -> list[Trajectory]:
     """Three runs, of four seconds each, in which every action is taken."""
@@ -85,11 +95,13 @@ def dataset(episodes: list[Trajectory], tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def dataset_for(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """The id of a dataset to train an agent of a name in `TINY` on, in the form of its kind."""
+    """What an agent of a name in `TINY` is trained on: a dataset's id, in its form, or scenarios if it is online."""
     made: dict[str, str] = {PACKET: dataset}
 
     def get(name: str) -> str:
-        form = KINDS[kind_of(name)].form
+        if name in ONLINE:
+            return "suite:train"
+        form = form_for(name)
         if form not in made:
             from l4s_gym.data import build, recipes
 

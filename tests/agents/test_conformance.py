@@ -18,12 +18,11 @@ from l4s_gym import L4SError, agents
 from l4s_gym.agents import Agent, saved, training
 from l4s_gym.agents.logged import offline_probabilities
 from l4s_gym.agents.protocol import form_of
-from l4s_gym.agents.registry import KINDS
 from l4s_gym.data.trajectory import Trajectory
 from l4s_gym.forms import FORMS, PACKET
 from l4s_gym.schema import OBS_HIGH
 from l4s_gym.sim import fingerprint
-from tests.agents.conftest import TINY, kind_of
+from tests.agents.conftest import ONLINE, TINY, form_for, kind_of
 
 OWN = """
 import numpy as np
@@ -41,7 +40,8 @@ UNTRAINED = (
     *(f"{rule}:form={form}" for rule in ("random", "zero") for form in ("probability", "parameters")),
     *("zero", "conforming_agent:Gains"),
 )
-OF_PACKETS = [name for name in TINY if KINDS[kind_of(name)].form == PACKET]
+OF_PACKETS = [name for name in TINY if form_for(name) == PACKET]
+OFFLINE = [name for name in TINY if name not in ONLINE]
 SLOW = {"llm+text": [pytest.mark.slow]}
 """It writes a dozen tokens for each decision."""
 PLAYED = [pytest.param(name, marks=SLOW.get(name, ())) for name in TINY]
@@ -218,7 +218,7 @@ def test_other_versions_and_shapes_are_refused(name: str, trained: Trained, tmp_
         agents.make(f"{other}:{trained(name)}")
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", OFFLINE)
 def test_a_dataset_of_another_schema_is_refused(name: str, dataset_for: Callable[[str], str], tmp_path: Path) -> None:
     from l4s_gym.data import minari_io
 
@@ -235,8 +235,19 @@ def test_a_dataset_of_another_schema_is_refused(name: str, dataset_for: Callable
         assert not (tmp_path / key / saved.ABOUT).exists()
     with pytest.raises(L4SError, match="not found"):
         training.learner(kind_of(name)).train("l4s/dualpi2/nowhere-v0", config, tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ONLINE)
+def test_unknown_scenarios_are_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(L4SError, match="did you mean 'train'"):
+        training.learner(kind_of(name)).train("suite:trian", TINY[name], tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_unknown_keys_are_refused(name: str, dataset_for: Callable[[str], str], tmp_path: Path) -> None:
     with pytest.raises(L4SError, match="no_such_key"):
-        training.learner(kind_of(name)).train(dataset, config | {"no_such_key": 1}, tmp_path / "key")
+        learner = training.learner(kind_of(name))
+        learner.train(dataset_for(name), TINY[name] | {"no_such_key": 1}, tmp_path / "key")
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -248,13 +259,15 @@ def test_what_another_simulator_made_is_refused(
     dataset = dataset_for(name)
     assert saved.read(folder).training["simulator"] == made
     monkeypatch.setattr(fingerprint, "FINGERPRINT", "0123456789ab")
-    with pytest.raises(fingerprint.StaleError, match=f"dataset {dataset!r}: is stale: made with simulator {made}, "):
-        learner.train(dataset, TINY[name], tmp_path / "new")
-    assert not (tmp_path / "new" / saved.ABOUT).exists()
+    if name in OFFLINE:
+        with pytest.raises(fingerprint.StaleError, match=f"dataset {dataset!r}: is stale: made with simulator {made}"):
+            learner.train(dataset, TINY[name], tmp_path / "new")
+        assert not (tmp_path / "new" / saved.ABOUT).exists()
     with pytest.raises(fingerprint.StaleError) as refused:
         agents.make(str(folder))
     assert f"{folder}: is stale: made with simulator {made}, " in str(refused.value)
-    again = f": train it again: l4s-gym train {kind_of(name)} --dataset {dataset} --out {folder}"
+    given = "dataset" if name in OFFLINE else "scenarios"
+    again = f": train it again: l4s-gym train {kind_of(name)} --{given} {dataset} --out {folder}"
     assert str(refused.value).endswith(again)
 
 

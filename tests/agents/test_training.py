@@ -16,7 +16,7 @@ import pytest
 from l4s_gym import L4SError, agents, cli
 from l4s_gym.agents import saved, training
 from l4s_gym.agents.logged import Stretch, cut, offline_decisions, split
-from l4s_gym.agents.registry import KINDS
+from l4s_gym.agents.registry import KINDS, AgentKind
 from l4s_gym.cli.common import console
 from l4s_gym.data.trajectory import Trajectory
 from l4s_gym.envs.dualpi2 import DualPI2Env
@@ -163,6 +163,37 @@ def test_settings_come_last(tmp_path: Path) -> None:
         training.load_config("bc", tmp_path / "none.toml")
     with pytest.raises(L4SError, match="did you mean 'cql'"):
         training.load_config("cqll")
+
+
+def test_what_a_kind_learns_from(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capture) -> None:
+    """Offline kinds from a dataset, online ones from scenarios, and some of them from both."""
+    for name, both in (("online", False), ("both", True)):
+        monkeypatch.setitem(KINDS, name, AgentKind(f"{__name__}:Told", "", {}, online=True, starts_offline=both))
+    assert training.sources("bc", "d") == ("d", {})
+    assert training.sources("online", scenarios="suite:train") == ("suite:train", {})
+    assert training.sources("both", "d", "s") == ("s", {"dataset": "d"})
+    assert training.sources("both", "", "s") == ("s", {})
+    for wrong, message in (
+        (("bc", "", "s"), "learns offline: give a dataset"),
+        (("bc", "d", "s"), "and no scenarios"),
+        (("bc",), "give a dataset"),
+        (("online", "d"), "give scenarios, such as random:train"),
+        (("online", "d", "s"), "and no dataset"),
+    ):
+        with pytest.raises(L4SError, match=message):
+            training.sources(*wrong)
+    command = ("train", "both", "--scenarios", "suite:train", "--dataset", "d", "--out", tmp_path)
+    code, text, _ = run(capsys, *command)
+    assert (code, text) == (0, f"suite:train, {{'dataset': 'd'}}\n{tmp_path}: both\n")
+
+
+class Told:
+    """A learner that only says what it was told."""
+
+    @staticmethod
+    def train(source: str, config: Any, out: Path, *, resume: bool, progress: Any, say: Any, **more: str) -> Any:
+        say(f"{source}, {more}")
+        return {}
 
 
 @pytest.mark.parametrize(

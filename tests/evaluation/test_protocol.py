@@ -133,6 +133,13 @@ def test_datasets_of_the_ranges_may_be_trained_on() -> None:
         else:
             with pytest.raises(L4SError, match="to be unseen"):
                 leaderboard.check_training(experiment, RULES)
+    for where, good in (("random:train", True), ("suite:train", True), ("suite:shift", False), ("wifi", False)):
+        experiment = Experiment("PPO", "", training=Training("ppo", scenarios=where), name="ppo")
+        if good:
+            leaderboard.check_training(experiment, RULES)
+        else:
+            with pytest.raises(L4SError, match=f"scenarios '{where}' has .*, which is to be unseen"):
+                leaderboard.check_training(experiment, RULES)
 
 
 # -- versions

@@ -17,6 +17,7 @@ import pytest
 
 from l4s_gym import L4SError
 from l4s_gym.agents import RandomAgent, training
+from l4s_gym.agents.registry import KINDS, AgentKind
 from l4s_gym.data.build import checksum
 from l4s_gym.evaluation import entry, sweep, work
 from l4s_gym.evaluation.entry import Entry, Experiment, Protocol, Size, Training
@@ -450,6 +451,35 @@ def test_checkpoints_are_gone_on_from(
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "nothing"))  # the data comes with the job
     made = work.run(replace(first, config=config, home=tmp_path / "apart"), data)
     assert made["files"]["weights.safetensors"] == before and not apart.exists()
+
+
+def test_a_learner_that_is_online_gets_scenarios(
+    protocol: Protocol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No dataset is looked for; other scenarios are another training; the entry is one of the class `online`."""
+    monkeypatch.setitem(KINDS, "mine", AgentKind("", "", {}, online=True))
+    told: list[Any] = []
+
+    def learn(source: str, *_: Any, **more: Any) -> dict[str, float]:
+        told.append((source, more))
+        return {"seconds": 1.0}
+
+    monkeypatch.setattr(training, "learner", lambda _: SimpleNamespace(train=learn))
+    cost = {"parameters": 3.0, "trainable_parameters": 2.0}
+    monkeypatch.setattr("l4s_gym.agents.saved.load", lambda _: SimpleNamespace(cost=lambda: cost))
+    planned = sweep.Sweep(protocol, "quick", tmp_path, jobs=0, ray="")
+    homes = set()
+    for where in ("suite:train", "random:train:3"):
+        each = Experiment("Mine", "", training=Training("mine", scenarios=where), name="mine")
+        assert each.learned == "online"
+        planned.need_datasets([each], sweep.silent)
+        (job,) = planned.trainings(each)
+        homes.add(job.home)
+        assert job.parcel[1]() == {} and work.train(job)["seconds"] == 1.0
+    assert len(homes) == 2 and planned.datasets == {}
+    assert told == [("suite:train", {"resume": False}), ("random:train:3", {"resume": False})]
+    with pytest.raises(L4SError, match="give a dataset, or scenarios"):
+        Training("mine")
 
 
 def test_the_weights_of_a_language_model_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
