@@ -1,11 +1,11 @@
-"""What the published agents share: the coupling to L, saving and loading, and training in rounds of episodes."""
+"""What the published agents that are trained share: saving and loading, and training in rounds of episodes."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Final, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import msgspec
 import numpy as np
@@ -19,15 +19,7 @@ from l4s_gym.data.files import PathLike
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.rewards import DEFAULT
 from l4s_gym.sim import fingerprint
-from l4s_gym.sim.intervals import INTERVAL
 from l4s_gym.tables import convert
-
-AT: Final = {each.name: k for k, each in enumerate(INTERVAL)}
-"""Where each feature of the last interval is in an observation, of both interval forms."""
-DELAY_C_S: Final = 0.015
-"""What a delay of C, or a backlog of C, of 1 stands for."""
-COUPLING: Final = 2.0
-"""Of RFC 9332."""
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -59,21 +51,14 @@ def configure(kind: type[Any], given: Mapping[str, Any], name: str) -> Any:
     if config.seed < 0:
         raise L4SError(f"configuration of {name}: seed = {config.seed}: give 0 or more")
     for key, value in msgspec.to_builtins(config).items():
-        if key != "seed" and isinstance(value, int | float) and not value > 0:
+        if key not in ("seed", "log_std") and isinstance(value, int | float) and not value > 0:
             raise L4SError(f"configuration of {name}: {key} = {value}: give more than 0")
     return config
 
 
-def coupled(probability: Floats) -> Floats:
-    """Return actions of the form `probability` (n, 2): a probability for C (n,), and `COUPLING` times its root for L."""
-    both = np.stack([probability, np.minimum(COUPLING * np.sqrt(probability), 1.0)], axis=1)
-    return np.where(both >= 1e-4, 1.0 + 0.5 * np.log10(np.maximum(both, 1e-4)), -1.0)
-
-
-def traffic(obs: Observations) -> Floats:
-    """Return the bytes offered to both queues in the last interval, in units of the link's capacity (n,)."""
-    found: Floats = obs[:, AT["offered_c"]].astype(np.float64) + obs[:, AT["offered_l"]]
-    return found
+def first_seed(config: Config, number: int) -> int:
+    """Return the seed of the first episode of a round; none is one of the benchmark's, which are small."""
+    return 10**8 * (config.seed + 1) + number * config.envs
 
 
 class Published:
@@ -180,7 +165,7 @@ class Episodes:
         self.env = forms.get(form).vector_class(
             config.envs, scenarios, aqm=aqm, reward=reward, horizon_s=config.seconds, autoreset_mode="disabled"
         )
-        self._first, self._envs = 1_000_000 * config.seed, config.envs
+        self._config = config
 
     def play(self, number: int, decide: Any) -> Iterator[tuple[Observations, npt.NDArray[np.float64]]]:
         """Play the episodes of a round.
@@ -192,7 +177,7 @@ class Episodes:
         Yields:
             After each interval what was then observed (n, F), and the rewards (n,).
         """
-        obs, _ = self.env.reset(seed=self._first + number * self._envs)
+        obs, _ = self.env.reset(seed=first_seed(self._config, number))
         over = False
         while not over:
             obs, rewards, terminated, truncated, _ = self.env.step(decide(obs))
@@ -201,7 +186,7 @@ class Episodes:
 
 
 class Learner:
-    """Trains a published agent, as `l4s_gym.agents.training.Learner` describes; Ctrl-C stops it after the round in work."""
+    """Trains a published agent as `l4s_gym.agents.training.Learner` describes; Ctrl-C stops it after the present round."""
 
     def __init__(self, agent: type[Published], work: Any) -> None:
         """Set the agent, and what makes a `Work`, called with the scenarios and the configuration."""
@@ -245,7 +230,7 @@ class Learner:
             "online": True,
             "scenarios": source,
             "simulator": fingerprint.FINGERPRINT,
-            "form": self._agent.form,
+            "form": getattr(chosen, "form", None) or self._agent.form,
             "control_interval_ms": forms.INTERVAL_MS,
             "steps": work.steps,
             "seed": chosen.seed,

@@ -17,7 +17,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from l4s_gym import forms
 from l4s_gym.agents.d3rlpy_agents import seeded
 from l4s_gym.agents.protocol import Floats, Observations, check_batch, check_count
-from l4s_gym.agents.published.common import AT, Config, Episodes, Learner, Published
+from l4s_gym.agents.published.common import Config, Episodes, Learner, Published
+from l4s_gym.agents.published.coupling import AT
 from l4s_gym.extras import optional
 
 _STREAM: Final = 0x69617165
@@ -187,7 +188,9 @@ class IaqmWork:
                 optimiser.step()
         agent = IaqmAgent(self.tensors(), msgspec.to_builtins(self._config), {})
         told_all = lstm(agent.arrays, x[:, :-1].double().numpy()).reshape(len(series), -1)
-        means = [part.mean(axis=1) for part in np.array_split(told_all, max(told_all.shape[1] // agent.period, 1), axis=1)]
+        means = [
+            part.mean(axis=1) for part in np.array_split(told_all, max(told_all.shape[1] // agent.period, 1), axis=1)
+        ]
         shares = np.arange(1, self._config.levels) / self._config.levels
         self._edges = np.quantile(np.concatenate(means), shares)
         return {"r2": 1.0 - loss.item() / x[:, -1].var(correction=0).item()}
@@ -200,7 +203,9 @@ class IaqmWork:
         """Go back to a state."""
         self._q, self._edges, self.steps = state["q"].numpy(), state["edges"].numpy(), int(state["steps"])
         self._lstm.load_state_dict({name: state[name] for name in self._lstm.state_dict()})
-        self._out.load_state_dict({name: state[name][None] for name in self._out.state_dict()} | {"bias": state["bias"][None]})
+        self._out.load_state_dict(
+            {name: state[name][None] for name in self._out.state_dict()} | {"bias": state["bias"][None]}
+        )
 
 
 LEARNER: Final = Learner(IaqmAgent, IaqmWork)

@@ -11,9 +11,8 @@ from typing import Final
 import numpy as np
 
 from l4s_gym.agents.protocol import NO_RULE, Floats, Observations, check_batch, check_count
-from l4s_gym.agents.published.common import AT, DELAY_C_S, coupled, traffic
+from l4s_gym.agents.published.coupling import AT, DELAY_C_S, coupled, traffic
 from l4s_gym.errors import L4SError
-from l4s_gym.forms import INTERVAL_MS
 
 ORDER: Final = 3
 """Intervals that the predictor looks back."""

@@ -13,16 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from l4s_gym.agents.protocol import Floats, Observations, check_batch
-from l4s_gym.agents.published.common import (
-    AT,
-    DELAY_C_S,
-    Config,
-    Episodes,
-    Learner,
-    Published,
-    coupled,
-    traffic,
-)
+from l4s_gym.agents.published.common import Config, Episodes, Learner, Published
+from l4s_gym.agents.published.coupling import AT, DELAY_C_S, coupled, traffic
 from l4s_gym.extras import optional
 
 MOST: Final = 2.0
