@@ -33,7 +33,7 @@ def test_l_is_coupled_to_c() -> None:
 def test_pfed_foresees_traffic_that_alternates() -> None:
     agent = PfedAgent()
     rng = np.random.default_rng(0)
-    missed = []
+    missed, told = [], 0.0
     for step in range(400):
         amount = np.array([1.0 + 0.5 * (-1) ** step + 0.01 * rng.normal()])
         if step > 300:
@@ -90,7 +90,7 @@ def test_the_lstm_is_pytorchs() -> None:
     np.testing.assert_allclose(iaqm.lstm(arrays, x), wanted.numpy(), atol=1e-6)
 
 
-def test_iaqm_learns_which_target_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_iaqm_learns_which_target_pays() -> None:
     work = iaqm.IaqmWork("suite:train", iaqm.IaqmConfig(envs=2, levels=2, targets=3, gamma=0.1))
     for _ in range(50):
         for action in range(3):

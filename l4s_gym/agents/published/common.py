@@ -186,7 +186,7 @@ class Episodes:
 
 
 class Learner:
-    """Trains a published agent as `l4s_gym.agents.training.Learner` describes; Ctrl-C stops it after the present round."""
+    """Trains a published agent as `l4s_gym.agents.training.Learner` describes; Ctrl-C stops it after the round."""
 
     def __init__(self, agent: type[Published], work: Any) -> None:
         """Set the agent, and what makes a `Work`, called with the scenarios and the configuration."""

@@ -187,12 +187,10 @@ class IaqmWork:
                 loss.backward()
                 optimiser.step()
         agent = IaqmAgent(self.tensors(), msgspec.to_builtins(self._config), {})
-        told_all = lstm(agent.arrays, x[:, :-1].double().numpy()).reshape(len(series), -1)
-        means = [
-            part.mean(axis=1) for part in np.array_split(told_all, max(told_all.shape[1] // agent.period, 1), axis=1)
-        ]
+        foreseen = lstm(agent.arrays, x[:, :-1].double().numpy()).reshape(len(series), -1)
+        periods = np.array_split(foreseen, max(foreseen.shape[1] // agent.period, 1), axis=1)
         shares = np.arange(1, self._config.levels) / self._config.levels
-        self._edges = np.quantile(np.concatenate(means), shares)
+        self._edges = np.quantile(np.stack([each.mean(axis=1) for each in periods]), shares)
         return {"r2": 1.0 - loss.item() / x[:, -1].var(correction=0).item()}
 
     def state(self) -> dict[str, Any]:
@@ -203,9 +201,7 @@ class IaqmWork:
         """Go back to a state."""
         self._q, self._edges, self.steps = state["q"].numpy(), state["edges"].numpy(), int(state["steps"])
         self._lstm.load_state_dict({name: state[name] for name in self._lstm.state_dict()})
-        self._out.load_state_dict(
-            {name: state[name][None] for name in self._out.state_dict()} | {"bias": state["bias"][None]}
-        )
+        self._out.load_state_dict({name: state[name][None] for name in self._out.state_dict()})
 
 
 LEARNER: Final = Learner(IaqmAgent, IaqmWork)

@@ -28,7 +28,7 @@ class PfedAgent:
 
     form, rule = "probability", NO_RULE
 
-    def __init__(self, target_ms: float = 15.0, horizon_ms: float = 64.0) -> None:
+    def __init__(self, target_ms: float = 2.0, horizon_ms: float = 64.0) -> None:
         """Set the delay of C to reach, ms, and the time within which it should be reached, ms.
 
         Raises:
@@ -37,7 +37,7 @@ class PfedAgent:
         if not (target_ms > 0.0 and horizon_ms > 0.0):
             raise L4SError(f"pfed: target_ms={target_ms:g}, horizon_ms={horizon_ms:g}: give more than 0 milliseconds")
         given = f":target_ms={target_ms:g},horizon_ms={horizon_ms:g}"
-        self.name = "pfed" if (target_ms, horizon_ms) == (15.0, 64.0) else f"pfed{given}"
+        self.name = "pfed" if (target_ms, horizon_ms) == (2.0, 64.0) else f"pfed{given}"
         self._target_s, self._horizon_s = 1e-3 * target_ms, 1e-3 * horizon_ms
         self.reset(1, 0)
 

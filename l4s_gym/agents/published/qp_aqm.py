@@ -1,6 +1,7 @@
 """QP-AQM: adaptive RED on a queue that a Q-learning predictor of the traffic foresees.
 
-J. Liu, D. Wei: Active queue management based on Q-learning traffic predictor. ICCSI 2022. See `agents/qp_aqm/README.md`.
+J. Liu, D. Wei: Active queue management based on Q-learning traffic predictor. ICCSI 2022.
+See `agents/qp_aqm/README.md`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class QPConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     levels: int = 12
     target_ms: float = 15.0
-    average_s: float = 0.1
+    average_s: float = 0.05
 
 
 class QPAgent(Published):
