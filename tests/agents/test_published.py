@@ -94,7 +94,7 @@ def test_iaqm_learns_which_target_pays() -> None:
     work = iaqm.IaqmWork("suite:train", iaqm.IaqmConfig(envs=2, levels=2, targets=3, gamma=0.1))
     for _ in range(50):
         for action in range(3):
-            work._learn([0], [action], [float(action == 1)], [1])
+            work._learn([0], [action], np.array([float(action == 1)]), [1])
     np.testing.assert_allclose(work._q, [[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]], atol=1e-6)
 
 

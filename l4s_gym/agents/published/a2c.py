@@ -71,7 +71,9 @@ class _Envs(VecEnv):
         """Refused: the environments are no objects of their own."""
         raise NotImplementedError
 
-    env_method = set_attr
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **more: Any) -> list[Any]:
+        """Refused, as `set_attr`."""
+        raise NotImplementedError
 
 
 class A2CWork:
@@ -82,7 +84,7 @@ class A2CWork:
         self._envs = _Envs(scenarios, config)
         layers = [config.hidden, config.hidden]
         with seeded(config.seed):
-            self._model = A2C(
+            self._model: Any = A2C(
                 "MlpPolicy",
                 self._envs,
                 config.learning_rate,

@@ -107,8 +107,8 @@ class Published:
         check_count(n)
         self.n = n
 
-    def act(self, obs: Observations, rewards: Floats) -> Floats:
-        """Return actions (n, K)."""
+    def act(self, obs: Observations, rewards: Floats) -> npt.NDArray[Any]:
+        """Return actions, as `l4s_gym.agents.protocol.Agent` describes them."""
         raise NotImplementedError
 
     def cost(self) -> dict[str, float]:

@@ -56,8 +56,8 @@ class IaqmConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
 def marks(obs: Observations) -> Floats:
     """Return the bytes marked in the last interval, in units of the link's capacity (n,)."""
     seen = obs.astype(np.float64)
-    found: Floats = sum(seen[:, AT[f"marked_{q}"]] * seen[:, AT[f"offered_{q}"]] for q in "cl")
-    return found
+    c, l4s = (seen[:, AT[f"marked_{q}"]] * seen[:, AT[f"offered_{q}"]] for q in "cl")
+    return np.asarray(c + l4s)
 
 
 def lstm(arrays: Mapping[str, Floats], x: Floats) -> Floats:
@@ -87,7 +87,7 @@ class IaqmAgent(Published):
         """Start `n` episodes, with the operator's target; errors as `Published.reset`."""
         check_count(n)
         self.n, self.calls = n, 0
-        self.period = max(round(self.config.period_s / self.interval_s), 1)
+        self.period: int = max(round(self.config.period_s / self.interval_s), 1)
         self._marks = np.zeros((n, self.period + self.config.window - 1))  # the newest last
         self._action = np.zeros((n, len(forms.get(self.form).low)))
 

@@ -59,7 +59,7 @@ class PfedAgent:
         steps = np.abs(np.arange(ORDER)[:, None] - np.arange(ORDER))
         left = self._covariance[:, steps] + 1e-3 * (1.0 + self._covariance[:, :1, None]) * np.eye(ORDER)
         weights = np.linalg.solve(left, self._covariance[:, 1:, None])[..., 0]
-        return np.maximum(self._mean + (weights * self._past).sum(axis=1), 0.0)
+        return np.asarray(np.maximum(self._mean + (weights * self._past).sum(axis=1), 0.0))
 
     def act(self, obs: Observations, rewards: Floats) -> Floats:
         """Return actions (n, 2); rewards are not used."""

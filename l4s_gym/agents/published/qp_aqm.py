@@ -31,6 +31,7 @@ class QPConfig(Config, frozen=True, kw_only=True, forbid_unknown_fields=True):
         average_s: Time constant of the average backlog, s.
     """
 
+    rounds: int = 10
     levels: int = 12
     target_ms: float = 15.0
     average_s: float = 0.05
