@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from l4s_gym import extras
+from l4s_gym.agents.published.pfed import PfedAgent
 from l4s_gym.agents.rules import EnqueueAgent, ThresholdAgent, ZeroAgent, random_agent
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.forms import PACKET
@@ -21,6 +22,7 @@ UNTRAINED: Final[dict[str, tuple[Callable[..., Any], tuple[str, ...]]]] = {
     "threshold": (ThresholdAgent, ("l_us", "c_us")),
     "enqueue": (EnqueueAgent, ()),
     "zero": (ZeroAgent, ("form",)),
+    "pfed": (PfedAgent, ("target_ms", "horizon_ms")),
 }
 """Agents made from a name alone: what makes it, and its options: numbers, but for `form`."""
 
@@ -66,6 +68,11 @@ def _d3rlpy(learner: str, agent: str) -> AgentKind:
     return AgentKind(f"l4s_gym.agents.d3rlpy_learners:{learner}", f"l4s_gym.agents.d3rlpy_agents:{agent}.of", _TINY)
 
 
+def _published(learner: str, agent: str, tiny: Mapping[str, Any], form: str) -> AgentKind:
+    home, brief = "l4s_gym.agents.published", {"rounds": 4, "envs": 2, "seconds": 1.0, **tiny}
+    return AgentKind(f"{home}.{learner}:LEARNER", f"{home}.{agent}.of", brief, form, online=True)
+
+
 KINDS: dict[str, AgentKind] = {
     "bc": _d3rlpy("BC", "BCAgent"),
     "bcq": _d3rlpy("BCQ", "BCQAgent"),
@@ -105,6 +112,15 @@ KINDS: dict[str, AgentKind] = {
         "parameters",
         online=True,
         starts_offline=True,
+    ),
+    "a3c": _published("a2c", "a3c:A3CAgent", {"steps": 20, "hidden": 4}, "probability"),
+    "dqn_aqm": _published("dqn_aqm", "dqn_aqm:DqnAgent", {"packets": 500, "hidden": 4, "steps": 3}, PACKET),
+    "qp_aqm": _published("qp_aqm", "qp_aqm:QPAgent", {"levels": 4}, "probability"),
+    "iaqm": _published(
+        "iaqm",
+        "iaqm:IaqmAgent",
+        {"hidden": 2, "period_s": 0.2, "levels": 3, "predictor_rounds": 2, "predictor_steps": 2},
+        "parameters",
     ),
     "llm": AgentKind(
         "l4s_gym.agents.llm.train",

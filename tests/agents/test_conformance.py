@@ -38,7 +38,7 @@ class Gains(Own):
 UNTRAINED = (
     *("random", "enqueue", "threshold", "threshold:l_us=500,c_us=10000", "conforming_agent:Own"),
     *(f"{rule}:form={form}" for rule in ("random", "zero") for form in ("probability", "parameters")),
-    *("zero", "conforming_agent:Gains"),
+    *("zero", "pfed", "pfed:target_ms=15", "conforming_agent:Gains"),
 )
 OF_PACKETS = [name for name in TINY if form_for(name) == PACKET]
 OFFLINE = [name for name in TINY if name not in ONLINE]
