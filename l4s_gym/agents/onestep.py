@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 KIND: Final = "onestep"
 FORM: Final = "parameters"
-_BOUND: Final = 3.0
+BOUND: Final = 3.0
 """Most deviations from the mean that the networks see."""
 
 
@@ -228,7 +228,7 @@ class _Training:
 
 def scaled(observations: Observations, mean: Floats, std: Floats) -> Floats:
     """Return observations (..., F) as the networks see them: ln(1 + x), standardised and bounded."""
-    return np.clip((np.log1p(observations.astype(np.float64)) - mean) / std, -_BOUND, _BOUND)
+    return np.clip((np.log1p(observations.astype(np.float64)) - mean) / std, -BOUND, BOUND)
 
 
 class OneStepAgent:

@@ -33,7 +33,7 @@ class AgentKind:
         learner: `MODULE` or `MODULE:OBJECT`, a `l4s_gym.agents.training.Learner`.
         loader: `MODULE:FUNCTION`, called as ``function(saved, **options)`` with the options as text.
         tiny: Configuration of a training that takes a second, for tests.
-        form: Action form (`l4s_gym.forms`) of the data that it is trained on.
+        form: Action form (`l4s_gym.forms`) of the data that it is trained on; of several, the one of its tests.
     """
 
     learner: str
@@ -61,6 +61,12 @@ def _d3rlpy(learner: str, agent: str) -> AgentKind:
     return AgentKind(f"l4s_gym.agents.d3rlpy_learners:{learner}", f"l4s_gym.agents.d3rlpy_agents:{agent}.of", _TINY)
 
 
+def _continuous(learner: str, agent: str = "ActorAgent", **more: Any) -> AgentKind:
+    module = "l4s_gym.agents.continuous"
+    tiny = {**_TINY, "decision_interval": 5, **more}
+    return AgentKind(f"{module}:{learner}", f"{module}:{agent}.of", tiny, "parameters")
+
+
 KINDS: dict[str, AgentKind] = {
     "bc": _d3rlpy("BC", "BCAgent"),
     "bcq": _d3rlpy("BCQ", "BCQAgent"),
@@ -73,6 +79,11 @@ KINDS: dict[str, AgentKind] = {
         "l4s_gym.agents.transformer:DTAgent.of",
         {**_TINY, "algorithm": {"num_layers": 1, "context_size": 4, "max_timestep": 50}},
     ),
+    "bc_continuous": _continuous("BC"),
+    "cql_continuous": _continuous("CQL"),
+    "iql": _continuous("IQL"),
+    "td3_bc": _continuous("TD3_BC"),
+    "dt_continuous": _continuous("DT", "ContinuousDTAgent", algorithm={"num_layers": 1, "context_size": 4}),
     "onestep": AgentKind(
         "l4s_gym.agents.onestep",
         "l4s_gym.agents.onestep:OneStepAgent.of",
