@@ -1,4 +1,4 @@
-"""d3rlpy's algorithms on the forms of control intervals: `bc_continuous`, `cql_continuous`, `iql`, `td3_bc`, `dt_continuous`.
+"""Agents that d3rlpy trains for control intervals: `bc_continuous`, `cql_continuous`, `iql`, `td3_bc`, `dt_continuous`.
 
 They take the form, `parameters` or `probability`, from the dataset. An agent decides at each n-th interval
 (`decision_interval`) and holds its action until the next; its action is the mean of its policy, without noise. What
@@ -37,7 +37,7 @@ from l4s_gym.forms import PACKET
 
 _AHEAD: Final = "ahead"
 """Column of the rewards per second that follow a step."""
-_SEEN: Final = 200_000
+_SEEN: Final = 50_000
 """Most steps of which mean and deviation are taken."""
 
 
@@ -238,16 +238,15 @@ class ContinuousDTAgent(ContinuousAgent):
         """Return what the policy chooses (n, K); it remembers the window."""
         self._held = np.concatenate([self._held[:, 1:], obs[:, None]], axis=1)
         self._taken = np.concatenate([self._taken[:, 1:], np.zeros_like(self._taken[:, :1])], axis=1)
-        seen = self._step // self.settings["decision_interval"] + 1
-        mask = np.arange(self.length) >= self.length - seen
+        count = self._step // self.settings["decision_interval"] + 1
+        mask = np.arange(self.length) >= self.length - count
         ahead = np.full(self.length, self.target_return, np.float32)
-        rows = (self._predict(held[None], taken[None], ahead[None], mask[None]) for held, taken in self._windows())
-        chosen = np.concatenate(list(rows))
+        pairs = zip(self._held, self._taken, strict=True)  # each row for itself: its result depends on no other
+        chosen = np.concatenate(
+            [self._predict(seen[None], taken[None], ahead[None], mask[None]) for seen, taken in pairs]
+        )
         self._taken[:, -1] = chosen
         return chosen.astype(np.float64)
-
-    def _windows(self) -> Any:
-        return zip(self._held, self._taken, strict=True)
 
     def _predict(self, *window: Any) -> npt.NDArray[np.float32]:
         """Return the actions (B, K) at the last step of windows (B, L, ...) of `windows`."""
@@ -264,7 +263,9 @@ class ContinuousDTAgent(ContinuousAgent):
 
     def logged_actions(self, logged: Trajectory, index: Ints) -> Floats:
         """Return what the policy chooses (B, K) at logged steps (B,), given what was earned after them."""
-        return np.concatenate([self._predict(*windows(logged, part, self.length)) for part in np.array_split(index, 64)])
+        return np.concatenate(
+            [self._predict(*windows(logged, part, self.length)) for part in np.array_split(index, 64)]
+        )
 
     def tensors(self) -> dict[str, Any]:
         """Return the weights by name."""
@@ -283,7 +284,7 @@ class ContinuousDTAgent(ContinuousAgent):
 
 
 def windows(logged: Trajectory, index: Ints, length: int) -> tuple[npt.NDArray[Any], ...]:
-    """Return the windows that end at steps (B,): observations, actions, rewards per second ahead, and mask (B, L, ...)."""
+    """Return the windows (B, L, ...) that end at steps (B,): observations, actions, rewards per second ahead, mask."""
     first = logged.starts[np.searchsorted(logged.starts, index, side="right") - 1]
     rows, mask = window_rows(index, first, length)
     return logged.observations[rows], logged.actions[rows], logged.extras[_AHEAD][rows], mask
@@ -324,14 +325,12 @@ def rewards_ahead(logged: Trajectory, steps: int) -> npt.NDArray[np.float32]:
 class ContinuousLearner(D3RLPyLearner):
     """Trains one of d3rlpy's algorithms for continuous actions."""
 
-    never: ClassVar[tuple[str, ...]] = (
-        *("rule", "imbalance", "drop_missing", "allow_gaps", "temperature", "epsilon"),
-    )
+    never: ClassVar[tuple[str, ...]] = (*("rule", "imbalance", "drop_missing", "allow_gaps", "temperature", "epsilon"),)
 
     def form(self, dataset_id: str) -> str:
         """Return the form of the dataset, one of control intervals."""
-        form = shared.form_of(dataset_id)
-        return forms.get("parameters" if form == PACKET else form).name
+        found = shared.form_of(dataset_id)
+        return "parameters" if found == PACKET else found  # which `read_dataset` then refuses
 
     def imbalance(self, logged: Trajectory, config: Config) -> Imbalance:
         """Return none: no action is rare."""
@@ -391,44 +390,42 @@ class _DTLearner(ContinuousLearner):
         return ContinuousDTAgent(algo, target, self.kind, self.plain(config))
 
 
+_INTERVAL: Final = 30
+"""Control intervals for which an action is held: 0.48 s of 16 ms each."""
 _ACTOR_CRITIC: Final[dict[str, Any]] = {"actor_learning_rate": 3e-4, "critic_learning_rate": 3e-4, "gamma": 0.9}
-_NO_WINDOWS: Final = ("target_return", "horizon_s")
 
 
-def _config(steps: int, algorithm: dict[str, Any], hidden: tuple[int, ...] = (256, 256), **more: Any) -> Config:
-    return Config(steps=steps, hidden=hidden, decision_interval=30, algorithm=algorithm, **more)
+def _learner(kind: str, name: str, steps: int, algorithm: dict[str, Any], batch_size: int = 256) -> ContinuousLearner:
+    defaults = Config(
+        steps=steps, batch_size=batch_size, hidden=(64, 64), decision_interval=_INTERVAL, algorithm=algorithm
+    )
+    return ContinuousLearner(kind, name, defaults, lacks=("target_return", "horizon_s"))
 
 
-BC = ContinuousLearner("bc_continuous", "BCConfig", _config(20_000, {"learning_rate": 1e-3}), lacks=_NO_WINDOWS)
-CQL = ContinuousLearner(
-    "cql_continuous",
-    "CQLConfig",
-    _config(10_000, {**_ACTOR_CRITIC, "conservative_weight": 5.0, "n_action_samples": 10}),
-    lacks=_NO_WINDOWS,
+BC = _learner("bc_continuous", "BCConfig", 20_000, {"learning_rate": 1e-3})
+CQL = _learner(
+    "cql_continuous", "CQLConfig", 10_000, {**_ACTOR_CRITIC, "conservative_weight": 5.0, "n_action_samples": 4}, 128
 )
-IQL = ContinuousLearner(
-    "iql", "IQLConfig", _config(20_000, {**_ACTOR_CRITIC, "expectile": 0.7, "weight_temp": 3.0}), lacks=_NO_WINDOWS
-)
-TD3_BC = ContinuousLearner(
-    "td3_bc", "TD3PlusBCConfig", _config(20_000, {**_ACTOR_CRITIC, "alpha": 2.5}), lacks=_NO_WINDOWS
-)
+IQL = _learner("iql", "IQLConfig", 20_000, {**_ACTOR_CRITIC, "expectile": 0.7, "weight_temp": 3.0})
+TD3_BC = _learner("td3_bc", "TD3PlusBCConfig", 20_000, {**_ACTOR_CRITIC, "alpha": 2.5})
 DT = _DTLearner(
     "dt_continuous",
     "DecisionTransformerConfig",
-    _config(
-        20_000,
-        {
+    Config(
+        steps=5000,
+        batch_size=64,
+        hidden=(64,),
+        decision_interval=_INTERVAL,
+        target_return=0.95,
+        algorithm={
             "learning_rate": 6e-4,
             "context_size": 6,
-            "num_layers": 3,
+            "num_layers": 2,
             "num_heads": 1,
             "attn_dropout": 0.1,
             "resid_dropout": 0.1,
             "embed_dropout": 0.1,
         },
-        (128,),
-        batch_size=64,
-        target_return=0.95,
     ),
     lacks=(),
 )

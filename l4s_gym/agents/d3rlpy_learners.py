@@ -344,6 +344,8 @@ class D3RLPyLearner:
             )
         except L4SError as error:
             raise L4SError(f"dataset {dataset_id!r}: {error}") from error
+        of = len(episodes)
+        del episodes  # gigabytes
         path = shared.start_folder(out, resume=resume)
         simulator = shared.simulator_of(dataset_id)
         about = {"kind": self.kind, "dataset": dataset_id, "simulator": simulator, "config": self.plain(chosen)}
@@ -369,7 +371,7 @@ class D3RLPyLearner:
             "seed": chosen.seed,
             "seconds": round(seconds, 3),
             "held_out": [list(stretch) for stretch in parts[1]],
-            "held_out_by": held_out_by(parts[1], len(episodes)),
+            "held_out_by": held_out_by(parts[1], of),
             "metrics": self.judged(agent, held, index),
         }
         agent.save(out)

@@ -29,7 +29,8 @@ def train(
     """Train an agent offline on a dataset. Ctrl-C saves a checkpoint; --resume continues from it.
 
     Args:
-        agent: bc, cql, bcq, dqn, double_dqn, sac, dt, onestep, llm, or module:attribute of your own kind.
+        agent: bc, cql, bcq, dqn, double_dqn, sac, dt, of control intervals bc_continuous, cql_continuous, iql, td3_bc,
+            dt_continuous, onestep, or llm, or module:attribute of your own kind.
         dataset: Id of a Minari dataset, such as l4s/dualpi2/testbed-small-v0.
         config: Configuration (TOML); default: agents/AGENT/config.toml.
         out: Folder for the trained agent; default: runs/AGENT.
