@@ -37,6 +37,7 @@ from l4s_gym.forms import PACKET
 
 _AHEAD: Final = "ahead"
 """Column of the rewards per second that follow a step."""
+_CHUNK: Final = 256
 _SEEN: Final = 50_000
 """Most steps of which mean and deviation are taken."""
 
@@ -263,9 +264,8 @@ class ContinuousDTAgent(ContinuousAgent):
 
     def logged_actions(self, logged: Trajectory, index: Ints) -> Floats:
         """Return what the policy chooses (B, K) at logged steps (B,), given what was earned after them."""
-        return np.concatenate(
-            [self._predict(*windows(logged, part, self.length)) for part in np.array_split(index, 64)]
-        )
+        parts = (index[at : at + _CHUNK] for at in range(0, len(index), _CHUNK))
+        return np.concatenate([self._predict(*windows(logged, part, self.length)) for part in parts])
 
     def tensors(self) -> dict[str, Any]:
         """Return the weights by name."""
