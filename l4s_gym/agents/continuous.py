@@ -78,6 +78,7 @@ class ContinuousAgent:
     def __init__(self, kind: str, settings: Mapping[str, Any], training: Mapping[str, Any] | None = None) -> None:
         self.kind, self.name = kind, kind
         self.settings, self.training = dict(settings), dict(training or {})
+        self.n = 0
 
     @property
     def form(self) -> str:
