@@ -317,7 +317,8 @@ def rewards_ahead(logged: Trajectory, steps: int) -> npt.NDArray[np.float32]:
     total = np.concatenate([[0.0], np.cumsum(logged.rewards)])
     start = np.arange(len(logged))
     stop = np.minimum(start + steps, np.repeat(logged.starts[1:], np.diff(logged.starts)))
-    return ((total[stop] - total[start]) / (stop - start)).astype(np.float32)
+    means: npt.NDArray[np.float32] = ((total[stop] - total[start]) / (stop - start)).astype(np.float32)
+    return means
 
 
 # -- learners

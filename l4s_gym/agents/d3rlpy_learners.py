@@ -362,7 +362,7 @@ class D3RLPyLearner:
 
         agent, seconds = self.fit(logged, chosen, report=report, checkpoint=path, state=state, about=about)
         index = held.some(chosen.held_out_steps)
-        agent.training = {
+        done: dict[str, Any] = {
             "dataset": dataset_id,
             "simulator": simulator,
             "dataset_steps": len(logged),
@@ -374,8 +374,9 @@ class D3RLPyLearner:
             "held_out_by": held_out_by(parts[1], of),
             "metrics": self.judged(agent, held, index),
         }
+        agent.training = done
         agent.save(out)
-        return agent.training
+        return done
 
 
 def held_out_by(stretches: list[Stretch], episodes: int) -> str:
