@@ -293,8 +293,10 @@ class SACAgent(ValueAgent):
         return Policy((self._network(self._modules["policy"]),), self.rule, epsilon=self.epsilon)
 
 
-def restore(stored: saved.Saved, parts: Sequence[str]) -> Any:
-    """Load the algorithm of d3rlpy with the weights of its parts.
+def restore(
+    stored: saved.Saved, parts: Sequence[str], features: int = len(OBSERVED), outputs: int = len(ACTIONS)
+) -> Any:
+    """Load the algorithm of d3rlpy, for so many features and outputs, with the weights of its parts.
 
     Raises:
         L4SError: It does not fit the installed d3rlpy.
@@ -307,7 +309,7 @@ def restore(stored: saved.Saved, parts: Sequence[str]) -> Any:
         with quiet(), torch.random.fork_rng(devices=[]):
             algo = LearnableConfigWithShape.deserialize(json.dumps(stored.config["d3rlpy"])).create(device=False)
         shape, size = tuple(algo.impl.observation_shape), algo.impl.action_size
-        if shape != (len(OBSERVED),) or size != len(ACTIONS):
+        if shape != (features,) or size != outputs:
             raise L4SError(f"{stored.path}: is for {shape} features and {size} actions: train it again")
         modules = algo.impl.modules.get_torch_modules()
         for name in parts:

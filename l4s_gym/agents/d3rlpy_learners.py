@@ -6,17 +6,18 @@ Here a batch is drawn by indexing whole arrays, and handed to the algorithm's `u
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import msgspec
 import numpy as np
 
 from l4s_gym.agents import training as shared
-from l4s_gym.agents.d3rlpy_agents import BCAgent, BCQAgent, D3RLPyAgent, SACAgent, ValueAgent, seeded
+from l4s_gym.agents.d3rlpy_agents import BCAgent, BCQAgent, SACAgent, ValueAgent, seeded
 from l4s_gym.agents.imbalance import Imbalance
 from l4s_gym.agents.logged import Stretch, cut, split
 from l4s_gym.agents.metrics import classification
@@ -25,7 +26,7 @@ from l4s_gym.data.d3rlpy_io import import_d3rlpy, quiet
 from l4s_gym.data.trajectory import Ints, Trajectory
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.forms import PACKET
-from l4s_gym.schema import ACTIONS, OBSERVED
+from l4s_gym.schema import ACTIONS
 from l4s_gym.tables import convert
 
 Report = Callable[[int, Mapping[str, float]], None]
@@ -47,13 +48,16 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         held_out_steps: Most steps that the metrics use.
         drop_missing: Leave out steps whose accumulated probability is unknown.
         allow_gaps: Allow episodes that are not consecutive.
-        decision_interval: Train on every n-th step, for an agent that is asked at every n-th packet
-            (`Trajectory.strided`).
+        decision_interval: Train on every n-th step (`Trajectory.strided`), for an agent that is asked at every n-th
+            packet; one that decides for control intervals is asked at each, and holds its action for n of them.
         checkpoint_every: Steps between checkpoints.
         algorithm: Fields of d3rlpy's configuration.
         temperature: For value-based agents; see `d3rlpy_agents`.
         epsilon: For value-based agents; see `d3rlpy_agents`.
-        target_return: For `dt`: the return to aim for; None: the largest of the training episodes.
+        target_return: For `dt`: the return to aim for; None: the largest of the training episodes. For
+            `dt_continuous`: the mean reward per second.
+        horizon_s: For `dt_continuous`: time over which that mean is taken, s.
+        smoothing_s: Of control intervals: time constant of the moving average of the actions, s; 0: none.
     """
 
     steps: int
@@ -72,6 +76,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     temperature: float = 1.0
     epsilon: float = 0.0
     target_return: float | None = None
+    horizon_s: float = 5.0
+    smoothing_s: float = 0.0
+
+
+_IMITATORS: Final = ("DiscreteBCConfig", "BCConfig")
 
 
 class D3RLPyLearner:
@@ -84,7 +93,12 @@ class D3RLPyLearner:
         lacks: Keys of `Config` that have no meaning for it.
         able: Kinds of imbalance that it can apply.
         made: Class of its agents.
+
+    Attributes:
+        never: Keys of `Config` that have no meaning for any learner of this class.
     """
+
+    never: ClassVar[tuple[str, ...]] = ("horizon_s", "smoothing_s")
 
     def __init__(
         self,
@@ -94,10 +108,10 @@ class D3RLPyLearner:
         *,
         lacks: tuple[str, ...] = ("target_return",),
         able: tuple[str, ...] = ("none", "sample"),
-        made: type[D3RLPyAgent] = ValueAgent,
+        made: type[Any] = ValueAgent,
     ) -> None:
         self.kind, self.algorithm, self.defaults, self.able = kind, algorithm, defaults, able
-        self._lacks, self.made = lacks, made
+        self._lacks, self.made, self.imitates = (*lacks, *self.never), made, algorithm in _IMITATORS
 
     # -- configuration
 
@@ -144,17 +158,18 @@ class D3RLPyLearner:
 
     def steps_to_draw(self, logged: Trajectory) -> Ints:
         """Return the indices of the steps that a batch is drawn from."""
-        return np.arange(len(logged)) if self.kind == "bc" else logged.followed
+        return np.arange(len(logged)) if self.imitates else logged.followed
 
     def batch(self, logged: Trajectory, index: Ints, config: Config) -> Any:
         """Return a mini-batch of steps (B,)."""
-        after = index if self.kind == "bc" else index + 1
+        after = index if self.imitates else index + 1
+        actions = logged.actions.reshape(len(logged), -1)
         return import_d3rlpy().dataset.TransitionMiniBatch(
             observations=logged.observations[index],
-            actions=logged.actions[index, None].astype(np.float32),
+            actions=actions[index].astype(np.float32),
             rewards=logged.rewards[index, None].astype(np.float32),
             next_observations=logged.observations[after],
-            next_actions=logged.actions[after, None].astype(np.float32),
+            next_actions=actions[after].astype(np.float32),
             terminals=np.zeros((len(index), 1), np.float32),  # an episode ends with its log, not in the network
             intervals=np.ones((len(index), 1), np.float32),
             transitions=[],
@@ -163,7 +178,7 @@ class D3RLPyLearner:
     def more_fields(self, logged: Trajectory, config: Config) -> dict[str, Any]:
         """Return further fields of d3rlpy's configuration, which depend on the data."""
         d3rlpy = import_d3rlpy()
-        if self.kind == "bc":
+        if self.imitates:
             return {}
         mean = float(np.abs(logged.rewards).mean())
         return {"reward_scaler": d3rlpy.preprocessing.MultiplyRewardScaler(multiplier=1.0 / max(mean, _LEAST))}
@@ -178,9 +193,50 @@ class D3RLPyLearner:
         policy = algo.impl.modules.imitator
         algo.impl.compute_loss = lambda x, action: ImitationLoss(loss=loss(policy(x).logits, action.view(-1)).mean())
 
-    def agent(self, algo: Any, config: Config, imbalance: Imbalance, logged: Trajectory) -> D3RLPyAgent:
+    def agent(self, algo: Any, config: Config, imbalance: Imbalance, logged: Trajectory) -> Any:
         """Return the agent of a trained algorithm."""
         return self.made(algo, self.kind, config.rule, imbalance=imbalance, settings=self.plain(config))
+
+    def outputs(self, logged: Trajectory) -> int:
+        """Return the number of actions to choose from, or of numbers of an action."""
+        return len(ACTIONS)
+
+    def observation_scaler(self, logged: Trajectory) -> Any:
+        """Return how observations are scaled: standardised with the training data."""
+        return import_d3rlpy().preprocessing.StandardObservationScaler(
+            mean=logged.observations.mean(axis=0, dtype=np.float64).astype(np.float32),
+            std=logged.observations.std(axis=0, dtype=np.float64).astype(np.float32),
+        )
+
+    def imbalance(self, logged: Trajectory, config: Config) -> Imbalance:
+        """Return the treatment of rare actions, with their shares in the data."""
+        return Imbalance.of(config.imbalance).fitted(logged.actions)
+
+    def form(self, dataset_id: str) -> str:
+        """Return the form to train for.
+
+        Raises:
+            L4SError: The dataset is of a form that the learner cannot use.
+        """
+        return PACKET
+
+    def prepared(self, logged: Trajectory, config: Config, interval_s: float) -> Trajectory:
+        """Return the steps as the agent sees them, one for each of its decisions.
+
+        Args:
+            logged: The steps as logged.
+            config: Configuration from `configure`.
+            interval_s: Length of a control interval, s; 0 of packets.
+        """
+        return logged.strided(config.decision_interval)
+
+    def judged(self, agent: Any, logged: Trajectory, index: Ints) -> dict[str, Any]:
+        """Return the metrics of an agent on logged steps (B,)."""
+        return classification(agent.logged_probabilities(logged, index), logged.actions[index])
+
+    def asked(self, config: Config, form: str, interval_s: float) -> dict[str, Any]:
+        """Return how often the agent is to be asked, for its `training`."""
+        return {"decision_interval": config.decision_interval}
 
     # -- the same for all
 
@@ -190,22 +246,20 @@ class D3RLPyLearner:
         return {name: value for name, value in found.items() if name not in self._lacks}
 
     def build(self, logged: Trajectory, config: Config) -> Any:
-        """Build the algorithm with fresh weights; observations are standardised with the training data."""
+        """Build the algorithm with fresh weights."""
         d3rlpy = import_d3rlpy()
+        kind = getattr(d3rlpy.algos, self.algorithm)
         encoder = d3rlpy.models.VectorEncoderFactory(hidden_units=list(config.hidden))
-        names = ("actor_encoder_factory", "critic_encoder_factory") if self.kind == "sac" else ("encoder_factory",)
+        names = [each.name for each in dataclasses.fields(kind) if each.name.endswith("encoder_factory")]
         fields = {
             "batch_size": config.batch_size,
-            "observation_scaler": d3rlpy.preprocessing.StandardObservationScaler(
-                mean=logged.observations.mean(axis=0, dtype=np.float64).astype(np.float32),
-                std=logged.observations.std(axis=0, dtype=np.float64).astype(np.float32),
-            ),
+            "observation_scaler": self.observation_scaler(logged),
             **dict.fromkeys(names, encoder),
             **config.algorithm,
             **self.more_fields(logged, config),
         }
-        algo = getattr(d3rlpy.algos, self.algorithm)(**fields).create(device=False)
-        algo.create_impl((len(OBSERVED),), len(ACTIONS))
+        algo = kind(**fields).create(device=False)
+        algo.create_impl(logged.observations.shape[1:], self.outputs(logged))
         return algo
 
     def fit(
@@ -217,7 +271,7 @@ class D3RLPyLearner:
         checkpoint: Path | None = None,
         state: Mapping[str, Any] | None = None,
         about: Mapping[str, Any] | None = None,
-    ) -> tuple[D3RLPyAgent, float]:
+    ) -> tuple[Any, float]:
         """Train on the CPU; the same steps, configuration and seed give the same agent.
 
         Args:
@@ -235,7 +289,7 @@ class D3RLPyLearner:
             KeyboardInterrupt: Ctrl-C; the checkpoint is written.
             L4SError: The loss is not finite.
         """
-        imbalance = Imbalance.of(config.imbalance).fitted(logged.actions)
+        imbalance = self.imbalance(logged, config)
         steps = self.steps_to_draw(logged)
         chances = imbalance.step_probabilities(logged.actions[steps])
         edges = None if chances is None else np.cumsum(chances) / chances.sum()
@@ -279,15 +333,19 @@ class D3RLPyLearner:
         """Train the agent as `l4s_gym.agents.training.Learner` describes."""
         chosen = self.configure(config)
         import_d3rlpy()
-        episodes = shared.read_dataset(dataset_id, PACKET)
+        form = self.form(dataset_id)
+        episodes = shared.read_dataset(dataset_id, form)
+        interval_s = 1e-3 * float(episodes[0].about.get("control_interval_ms", 0.0))
         parts = split([len(episode) for episode in episodes], chosen.held_out, chosen.seed)
         try:
             options = {"drop_missing": chosen.drop_missing, "allow_gaps": chosen.allow_gaps}
             logged, held = (
-                Trajectory.joined(cut(episodes, part), **options).strided(chosen.decision_interval) for part in parts
+                self.prepared(Trajectory.joined(cut(episodes, part), **options), chosen, interval_s) for part in parts
             )
         except L4SError as error:
             raise L4SError(f"dataset {dataset_id!r}: {error}") from error
+        of = len(episodes)
+        del episodes  # gigabytes
         path = shared.start_folder(out, resume=resume)
         simulator = shared.simulator_of(dataset_id)
         about = {"kind": self.kind, "dataset": dataset_id, "simulator": simulator, "config": self.plain(chosen)}
@@ -304,20 +362,21 @@ class D3RLPyLearner:
 
         agent, seconds = self.fit(logged, chosen, report=report, checkpoint=path, state=state, about=about)
         index = held.some(chosen.held_out_steps)
-        agent.training = {
+        done: dict[str, Any] = {
             "dataset": dataset_id,
             "simulator": simulator,
             "dataset_steps": len(logged),
-            "decision_interval": chosen.decision_interval,
+            **self.asked(chosen, form, interval_s),
             "steps": chosen.steps,
             "seed": chosen.seed,
             "seconds": round(seconds, 3),
             "held_out": [list(stretch) for stretch in parts[1]],
-            "held_out_by": held_out_by(parts[1], len(episodes)),
-            "metrics": classification(agent.logged_probabilities(held, index), held.actions[index]),
+            "held_out_by": held_out_by(parts[1], of),
+            "metrics": self.judged(agent, held, index),
         }
+        agent.training = done
         agent.save(out)
-        return agent.training
+        return done
 
 
 def held_out_by(stretches: list[Stretch], episodes: int) -> str:

@@ -35,7 +35,7 @@ class AgentKind:
         learner: `MODULE` or `MODULE:OBJECT`, a `l4s_gym.agents.training.Learner`.
         loader: `MODULE:FUNCTION`, called as ``function(saved, **options)`` with the options as text.
         tiny: Configuration of a training that takes a second, for tests.
-        form: Action form (`l4s_gym.forms`) of the data that it is trained on.
+        form: Action form (`l4s_gym.forms`) of the data that it is trained on; of several, the one of its tests.
         online: It learns in closed loop, on scenarios in place of a dataset.
         starts_offline: An online kind that begins with a dataset, if one is given too.
     """
@@ -73,6 +73,12 @@ def _published(learner: str, agent: str, tiny: Mapping[str, Any], form: str) -> 
     return AgentKind(f"{home}.{learner}:LEARNER", f"{home}.{agent}.of", brief, form, online=True)
 
 
+def _continuous(learner: str, agent: str = "ActorAgent", **more: Any) -> AgentKind:
+    module = "l4s_gym.agents.continuous"
+    tiny = {**_TINY, "decision_interval": 5, **more}
+    return AgentKind(f"{module}:{learner}", f"{module}:{agent}.of", tiny, "parameters")
+
+
 KINDS: dict[str, AgentKind] = {
     "bc": _d3rlpy("BC", "BCAgent"),
     "bcq": _d3rlpy("BCQ", "BCQAgent"),
@@ -85,6 +91,11 @@ KINDS: dict[str, AgentKind] = {
         "l4s_gym.agents.transformer:DTAgent.of",
         {**_TINY, "algorithm": {"num_layers": 1, "context_size": 4, "max_timestep": 50}},
     ),
+    "bc_continuous": _continuous("BC"),
+    "cql_continuous": _continuous("CQL"),
+    "iql": _continuous("IQL"),
+    "td3_bc": _continuous("TD3_BC"),
+    "dt_continuous": _continuous("DT", "ContinuousDTAgent", algorithm={"num_layers": 1, "context_size": 4}),
     "onestep": AgentKind(
         "l4s_gym.agents.onestep",
         "l4s_gym.agents.onestep:OneStepAgent.of",

@@ -199,6 +199,13 @@ def simulator_of(dataset_id: str) -> str:
     return minari_io.simulator_in(minari_io.load(dataset_id).storage.metadata)
 
 
+def form_of(dataset_id: str) -> str:
+    """Return the action form (`l4s_gym.forms`) of a dataset."""
+    from l4s_gym.data import minari_io
+
+    return minari_io.form_of(minari_io.load(dataset_id))
+
+
 def trained_interval(training: Mapping[str, Any]) -> int:
     """Return the decision interval, in packets, that an agent was trained for (`stride` in older ones)."""
     return int(training.get("decision_interval", training.get("stride", 1)))

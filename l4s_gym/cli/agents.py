@@ -30,7 +30,7 @@ def train(
     """Train an agent offline on a dataset, or online in scenarios. Ctrl-C saves a checkpoint; --resume goes on from it.
 
     Args:
-        agent: bc, cql, bcq, dqn, double_dqn, sac, dt, onestep, llm; online es, ppo, sac_online; or module:attribute.
+        agent: A kind of agents/README.md, such as onestep, llm or ppo, or module:attribute of your own.
         dataset: Id of a Minari dataset, such as l4s/dualpi2/testbed-small-v0.
         scenarios: For an agent that learns online: random:train or suite:train.
         config: Configuration (TOML); default: agents/AGENT/config.toml.

@@ -201,7 +201,9 @@ class Trajectory:
     @cached_property
     def followed(self) -> Ints:
         """Indices of the steps that another step of the same run follows."""
-        return np.setdiff1d(np.arange(len(self)), self.starts[1:] - 1)
+        inner = np.ones(len(self), bool)
+        inner[self.starts[1:] - 1] = False
+        return np.flatnonzero(inner)
 
     @cached_property
     def returns(self) -> Floats:
