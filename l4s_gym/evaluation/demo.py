@@ -120,8 +120,7 @@ def standing(entries: Sequence[Entry]) -> str:
     if row.failed:
         return f"{WINNER} against native DualPI2: no result, it failed"
     over = row.over_native[board.MAIN]
-    assert over.low is not None and over.high is not None
-    verdict = "above" if over.low > 0.0 else "below" if over.high < 0.0 else "cannot be told apart"
+    verdict = "cannot be told apart" if not over.sure else "above" if over.value > 0.0 else "below"
     score = board.span(row.scores[board.MAIN])
     return f"{WINNER} {score} against native DualPI2 100, difference {board.span(over, sign='+')}: {verdict}"
 

@@ -1,7 +1,7 @@
 """Training and decisions of the LLM agent on a GPU, beside the paper's figures: one command of at most eight minutes.
 
     python benchmarks/studies/gpu/run.py        # on one GPU of 40 GB or more
-    python benchmarks/studies/gpu/run.py --toy  # tiny models, to see on a CPU that it works; writes nothing without --out
+    python benchmarks/studies/gpu/run.py --toy  # tiny models on any machine; writes nothing without --out
 
 The shapes of SmolLM2-135M and Llama-2-7B, frozen in bfloat16, with LoRA. The weights are random, which cost what others
 do, so neither hub nor wheel is needed. A model is trained for some steps, then its adapters are merged, and it decides
