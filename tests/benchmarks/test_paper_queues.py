@@ -123,6 +123,20 @@ def test_experiments_are_the_benchmark_s_own() -> None:
     assert loops.experiment(0, False).agent == "native:dualpi2_freebsd"
 
 
+def test_the_backbone_is_chosen_and_others_are_named() -> None:
+    chosen = loops.experiment(10, False, "smollm2-6")
+    assert chosen.training is not None
+    assert chosen.training.settings == ("preset=smollm2", "model.backbone.exit_layer=6")
+    assert chosen.id == "llm--smollm2-6-every10"
+    on_pool = replayed.experiment("l4s/x-v0", True, "smollm2-6").training
+    assert on_pool is not None and on_pool.settings[-2:] == chosen.training.settings
+    other = loops.other("still=zero:form=parameters")
+    assert (other.name, other.agent, other.form) == ("still", "zero:form=parameters", "parameters")
+    for wrong in ("zero", "zero="):
+        with pytest.raises(L4SError, match="give NAME=SPEC"):
+            loops.other(wrong)
+
+
 def test_panels_draw_what_is_given() -> None:
     matplotlib = pytest.importorskip("matplotlib.figure")
     axes = matplotlib.Figure().subplots(4)
@@ -158,7 +172,7 @@ def test_generalisation_needs_entries(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_all_of_them(tmp_path: Path, pools_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("L4S_GYM_POOLS", str(pools_dir))
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
-    place = figure.Place(tmp_path / "work", tmp_path / "out", quick=True)
+    place = figure.Place(tmp_path / "work", tmp_path / "out", quick=True, agents=("still=zero:form=parameters",))
     for name, make in queues.FIGURES.items():
         made = make(place)
         made.save(place)
@@ -166,6 +180,8 @@ def test_all_of_them(tmp_path: Path, pools_dir: Path, monkeypatch: pytest.Monkey
         assert record["quick"]
         assert record["name"] == name
         assert (place.out / f"{made.stem}.png").stat().st_size > 10_000
+        if "loop" in record["data"]:
+            assert record["data"]["loop"]["decided"]["still"] == 1.0
     trained = len(list((place.work / "agents").glob("*/trained-*.json")))
     assert trained == 2  # one on the pool, one on the simulated testbed, for all figures together
     assert (place.out / "figures.md").read_text().count("## ") == len(queues.FIGURES)

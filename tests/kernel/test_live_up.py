@@ -266,3 +266,23 @@ def test_the_benchmark_measures_and_writes(kernel: Path, tmp_path: Path) -> None
     assert all(row["decided"]["agent"] > 0.0 for row in run["control"])
     text = (tmp_path / "live.md").read_text()
     assert text.count("| live |") == text.count("| simulated |") == 2
+
+
+@pytest.mark.slow
+def test_agents_are_measured_beside_the_simulator(kernel: Path, tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "benchmarks" / "studies" / "live" / "agents.py"
+    who = ["zero=zero:form=parameters,every=500ms", "threshold=threshold,every=10"]
+    command = [sys.executable, str(script), "--quick", "--work", str(tmp_path / "work"), "--out", str(tmp_path)]
+    for runs in (1, 2):  # the second time all runs are there
+        done = subprocess.run([*command, "--agent", *who], capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        assert len(list((tmp_path / "work").iterdir())) == 2 * 5
+        assert len(json.loads((tmp_path / "agents.json").read_text())) == runs
+    rows = {
+        (row["who"], row["way"]): row["runs"][0]
+        for row in json.loads((tmp_path / "agents.json").read_text())[0]["rows"]
+    }
+    assert rows["zero", "live"]["control"]["law"]["sets"] > 4
+    assert rows["threshold", "live"]["control"]["answered"] > 10
+    assert rows["zero", "simulated"]["score"] == pytest.approx(rows["dualpi2_rfc9332", "simulated"]["score"])
+    assert all(-0.5 < row["score"] < 1.0 for row in rows.values())

@@ -15,10 +15,12 @@ import statistics
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal
+
+import numpy as np
 
 from l4s_gym import agents
 from l4s_gym.bridge import wire
@@ -57,14 +59,14 @@ SECTIONS: Final = ("shared", "ceiling", "latency", "rows", "control")
 Section = Literal["shared", "ceiling", "latency", "rows", "control"]
 
 
-def shared_scenario(rate_mbps: float, aqm: str, seconds: float) -> Scenario:
+def shared_scenario(rate_mbps: float, aqm: str, seconds: float, steps: Sequence[tuple[float, float]] = ()) -> Scenario:
     """Return a scenario with one CUBIC and one Prague flow from the start on; the start is part of all figures."""
     tree = {
         "name": f"shared-{rate_mbps:g}m-20ms",
         "aqm": aqm,
         "horizon_s": seconds,
         "warmup_s": 0.0,
-        "link": {"rate_mbps": float(rate_mbps)},
+        "link": {"rate_mbps": float(rate_mbps), "steps": [list(step) for step in steps]},
         "sources": [
             {"kind": "cubic", "rtt_ms": 20.0, "stagger_s": 0.0},
             {"kind": "prague", "rtt_ms": 20.0, "stagger_s": 0.0},
@@ -82,16 +84,28 @@ def empty_scenario() -> Scenario:
 # -- shared: live beside simulated
 
 
-def live_shared(scenario: Scenario, seed: int) -> dict[str, Any]:
-    """Return the figures of a live run."""
+def mean_mbps(scenario: Scenario) -> float:
+    """Return the mean rate of the link."""
+    times, factors = zip((0.0, 1.0), *scenario.link.steps, strict=True)
+    lengths = np.diff([*times, scenario.horizon_s])
+    return scenario.link.rate_mbps * float(np.average(factors, weights=lengths))
+
+
+def live_shared(
+    scenario: Scenario, seed: int, meanwhile: Callable[[LiveTestbed], None] | None = None
+) -> dict[str, Any]:
+    """Return the figures of a live run; `meanwhile` takes as long as the run, and by default waits."""
     with LiveTestbed(scenario, seed=seed) as bed:
         start = read(bed.stats())
         bed.start_flows()
-        bed.wait(bed.seconds)
+        if meanwhile is None:
+            bed.wait(bed.seconds)
+        else:
+            meanwhile(bed)
         end = read(bed.stats())
         result = bed.finish()
     rates = {flow["label"]: flow for flow in result.flows}
-    capacity = scenario.link.rate_mbps * 1e6 / 8 * (end.seconds - start.seconds)
+    capacity = mean_mbps(scenario) * 1e6 / 8 * (end.seconds - start.seconds)
     classic, l4s = rates["cubic"]["goodput_mbps"], rates["prague-like"]["goodput_mbps"]
     return {
         "delay_ms": {

