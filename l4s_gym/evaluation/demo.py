@@ -7,10 +7,7 @@ from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 
-import msgspec
-
-from l4s_gym.data import minari_io, recipes
-from l4s_gym.data.build import build
+from l4s_gym.data import minari_io
 from l4s_gym.data.inspect import inspect_rows
 from l4s_gym.data.pools import load_rows
 from l4s_gym.data.steps import episodes_from_rows
@@ -24,8 +21,8 @@ POOL_FILES = ("exp_pool_l4s_train_7feat.pkl", "consecutive_rows_first6000.csv")
 SIMULATED = "l4s/dualpi2/testbed-small-v0"
 WINNER = "onestep"
 """The learner whose score is compared with native DualPI2 in the end."""
-EPISODES = 400
-"""Of the recipe `tuned`, for `WINNER`."""
+HELD = "l4s/dualpi2/held-small-v0"
+"""What it learns from."""
 
 
 def bundled_log() -> Path:
@@ -66,19 +63,7 @@ def rows_dataset(pools: Path | None, say: Callable[[str], None]) -> str:
     return str(dataset.id)
 
 
-def tuned_dataset(progress: ShowProgress) -> str:
-    """Make the dataset of `WINNER`, an eighth of the published one; its id."""
-    recipe = recipes.load("tuned")
-    size = msgspec.structs.replace(recipe.small, episodes=EPISODES)
-    recipe = msgspec.structs.replace(recipe, name="tuned-demo", small=size)
-    name = recipe.dataset_id("small")
-    if not minari_io.dataset_folder(name).exists():
-        with progress(f"dataset {name}") as show:
-            build(recipe, "small", progress=show)
-    return name
-
-
-def experiments(rows: str, tuned: str, steps: int) -> list[Experiment]:
+def experiments(rows: str, steps: int) -> list[Experiment]:
     """Who is on the demo's board: the disciplines, the simple rules, and agents that train in a moment."""
 
     def trained(learner: str, variant: str, title: str, dataset: str, *settings: str, **more: str | int) -> Experiment:
@@ -104,12 +89,13 @@ def experiments(rows: str, tuned: str, steps: int) -> list[Experiment]:
             decision_interval=10,
         ),
         Experiment(
-            "One step of policy improvement, sets the parameters of DualPI2",
+            "One step of policy improvement, sets the parameters of the tuned DualPI2",
             "",
-            training=Training(WINNER, tuned),
+            training=Training(WINNER, HELD, small=True),
             name=WINNER,
-            variant="tuned",
+            variant="held",
             form="parameters",
+            control_interval_ms=500.0,
         ),
     ]
 
@@ -133,7 +119,7 @@ def run_demo(
     out = out.resolve()
     (out / "datasets").mkdir(parents=True, exist_ok=True)
     os.environ["MINARI_DATASETS_PATH"] = str(out / "datasets")
-    wanted = experiments(rows_dataset(find_pools(pools), say), tuned_dataset(progress), steps)
+    wanted = experiments(rows_dataset(find_pools(pools), say), steps)
     entries = leaderboard.produce(wanted, rules, "quick", out, jobs=jobs, say=say, progress=progress)
     say(standing(entries))
     return entries

@@ -46,8 +46,9 @@ def fitted(learner: Any, logged: Trajectory, **settings: Any) -> tuple[Any, Traj
 def test_observations_are_scaled_as_for_onestep() -> None:
     torch = pytest.importorskip("torch")
     seen = np.random.default_rng(0).lognormal(size=(50, 3), sigma=3.0).astype(np.float32)
-    mean, std = np.array([0.5, 1.0, 2.0], np.float32), np.array([1.0, 0.1, 2.0], np.float32)
-    found = continuous.log_scaler()(mean, std).transform(torch.from_numpy(seen)).numpy()
+    mean, std = np.array([0.5, 1.0, 2.0]), np.array([1.0, 0.1, 2.0])
+    scaler = continuous.log_scaler()(mean.astype(np.float32), std.astype(np.float32))
+    found: Any = scaler.transform(torch.from_numpy(seen)).numpy()
     np.testing.assert_allclose(found, onestep.scaled(seen, mean, std + 1e-3), atol=1e-4)
     assert np.abs(found).max() == 3.0
 
@@ -57,9 +58,12 @@ def test_observations_are_scaled_as_for_onestep() -> None:
 def test_numpy_decides_as_d3rlpy(kind: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[Any] = []
     of = continuous.ActorAgent.of_algorithm
-    monkeypatch.setattr(
-        continuous.ActorAgent, "of_algorithm", lambda algo, *about: built.append(algo) or of(algo, *about)
-    )
+
+    def noted(algo: Any, *about: Any) -> Any:
+        built.append(algo)
+        return of(algo, *about)
+
+    monkeypatch.setattr(continuous.ActorAgent, "of_algorithm", noted)
     agent, logged = fitted(ACTORS[kind], steps(form), steps=3)
     found = agent.logged_actions(logged, np.arange(20))
     np.testing.assert_allclose(found, built[0].predict(logged.observations[:20]), atol=1e-5)

@@ -34,7 +34,7 @@ from l4s_gym.tables import option_paths
 FEATURES = tuple(each.name for each in FORMS["parameters"].features)
 BEST = np.array([0.4, -0.4, 0.0, 0.3, -0.3])
 STEPS, INTERVAL_MS = 20, 16.0
-SHORT = {"memory_s": (), "horizon_s": 0.08, "critics": 2, "learning_rate": 1e-2, "pessimism": 0.1}
+SHORT: dict[str, Any] = {"memory_s": (), "horizon_s": 0.08, "critics": 2, "learning_rate": 1e-2, "pessimism": 0.1}
 
 
 def group(number: int, members: int, rng: np.random.Generator) -> list[Trajectory]:
@@ -92,7 +92,7 @@ def test_what_cannot_be_compared_is_refused(episodes: list[Trajectory]) -> None:
 
 
 def test_the_memory_is_a_moving_average() -> None:
-    seen = np.random.default_rng(0).random((3, 50, 2))
+    seen = np.random.default_rng(0).random((3, 50, 2)).astype(np.float32)
     found, logs = Memory(100.0, (1.0,)).all(seen), np.log1p(seen)
     np.testing.assert_allclose(found[..., :2], logs, rtol=1e-6)
     np.testing.assert_allclose(found[:, 4, 2:], logs[:, :5].mean(axis=1), rtol=1e-5)  # of all, while there are few

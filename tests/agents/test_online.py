@@ -65,7 +65,7 @@ def test_seeds_are_not_the_benchmarks() -> None:
 
 def test_actors_of_a_generation_have_the_same_episodes() -> None:
     """Actors with the same weights get the same returns; the one that has none is the native law, as is the start."""
-    work = evolution._Training("suite:train", ES)
+    work = evolution._Training("suite:train", ES, {})
     start = work.begin()
     rows = np.tile(evolution.flat(start), (work.actors, 1))
     returns = work.returns(start, rows, np.random.default_rng(1))
@@ -79,7 +79,7 @@ def test_actors_of_a_generation_have_the_same_episodes() -> None:
 
 def test_it_climbs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Returns that fall with the distance from a place: the strategy comes nearer to it."""
-    work = evolution._Training("suite:train", evolution.configure({**KINDS["es"].tiny, "pairs": 8}))
+    work = evolution._Training("suite:train", evolution.configure({**KINDS["es"].tiny, "pairs": 8}), {})
     place = np.linspace(-1.0, 1.0, 30)
 
     def returns(tensors: Any, members: Any, rng: Any) -> Any:
