@@ -78,6 +78,8 @@ SETTINGS: Final[dict[str, tuple[str, ...]]] = {
 }
 RATES: Final = {"whole": 3e-4}
 """Learning rates other than 1e-3."""
+QUICK: Final = {"critics": 2, "critic_steps": 20, "groups": 4, "actor_steps": 20}
+"""Of critics and actor in a quick run."""
 MEASURE: Final = {"parameters": "R2 within held-out groups", "packet": "held-out cross-entropy, nats"}
 SCORE: Final = "score"
 Row = dict[str, Any]
@@ -150,6 +152,8 @@ def configuration(options: Options, model: str, seed: int) -> dict[str, Any]:
         "train.eval_steps=100",
     )
     seeds = (f"train.seed={seed}", f"model.backbone.seed={seed}")
+    if options.quick:
+        intervals += tuple(f"intervals.onestep.{name}={value}" for name, value in QUICK.items())
     own = tuple(each.format(layers=options.layers) for each in SETTINGS[model])
     return training.load_config("llm", settings=(*own, *intervals, *packets, *seeds))
 
@@ -182,7 +186,7 @@ def intervals(options: Options, model: str, size: int, seed: int) -> Row | None:
     data = [*every[held : held + learned * members], *every[:held]]
     interval_ms = float(data[0].about["control_interval_ms"])
     if model == "mlp":
-        found, config = draws(data, Config().gamma), Config(seed=seed)
+        found, config = draws(data, Config().gamma), Config(seed=seed, **(QUICK if options.quick else {}))
         of_train = found.group < learned
         mean, std = scale_of(found.observations[of_train])
         work = Improvement(found, scaled(found.observations, mean, std), config, held=~of_train)
