@@ -145,7 +145,8 @@ def quickened(options: Options) -> Options:
 def configuration(options: Options, model: str, seed: int) -> dict[str, Any]:
     """Of a training of `llm`."""
     rate = RATES.get(model, 1e-3)
-    intervals = (f"intervals.steps={options.steps}", f"intervals.learning_rate={rate}")
+    intervals: tuple[str, ...] = ("intervals.observed=false",)  # what they tell has to come from the transformer
+    intervals += (f"intervals.steps={options.steps}", f"intervals.learning_rate={rate}")
     packets = (
         *("model.window=8", "train.length=16", "train.batch_size=8", "train.warmup=10", f"train.learning_rate={rate}"),
         *(f"train.{name}={options.packet_steps}" for name in ("steps", "eval_every", "checkpoint_every")),

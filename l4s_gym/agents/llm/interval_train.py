@@ -132,7 +132,7 @@ class Trainer:
         torch.manual_seed(seed)
         self.model = IntervalModel(config)
         self._standardise()
-        self.critic: Any = network((chosen.features + found.actions.shape[-1], *chosen.onestep.critic_hidden, 1))
+        self.critic: Any = network((self.model.size + found.actions.shape[-1], *chosen.onestep.critic_hidden, 1))
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.both = nn.ModuleList((self.model, self.critic)).to(self.device)
         self.schedule = TrainConfig(

@@ -36,6 +36,7 @@ class IntervalModel(nn.Module):
 
     Attributes:
         config: Its configuration.
+        size: Number of features D.
         mean: Mean of ln(1 + x) of the observations (F,).
         std: Its deviation (F,).
         center: Mean of the features (D,).
@@ -57,13 +58,14 @@ class IntervalModel(nn.Module):
         """
         super().__init__()
         self.config, form = config, forms.get(config.form)
-        observed, actions, features = len(form.features), len(form.low), config.intervals.features
+        observed, actions, told = len(form.features), len(form.low), config.intervals.features
+        self.size = features = told + (observed if config.intervals.observed else 0)
         self.backbone: Any = Backbone(config.backbone, config.lora)
         width, limit = self.backbone.width, self.backbone.limit
         if self.backbone.positions == "learned" and limit < config.intervals.window:
             raise L4SError(f"llm: the window takes {config.intervals.window} positions, the backbone has {limit}")
         self.embed = nn.Sequential(nn.Linear(observed + actions + 1, width), nn.LayerNorm(width))
-        self.tell = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, features), nn.Tanh())
+        self.tell = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, told), nn.Tanh())
         self.actor: Any = network((features, *config.intervals.onestep.actor_hidden, actions), nn.Tanh())
         for name, size, value in (
             ("mean", observed, 0.0),
@@ -103,9 +105,12 @@ class IntervalModel(nn.Module):
         steps = tokens.shape[1]
         mask = banded(torch.ones(1, steps, dtype=torch.bool, device=tokens.device), 1, steps, self.backbone.dtype)
         hidden = self.backbone(self.embed(tokens), mask, torch.arange(steps, device=tokens.device)[None])
-        last = hidden[torch.arange(len(tokens), device=tokens.device), lengths - 1]
-        found: Tensor = ((self.tell(last) - self.center) / self.spread).float()
-        return found.clamp(-BOUND, BOUND)
+        rows = torch.arange(len(tokens), device=tokens.device)
+        last = hidden[rows, lengths - 1]
+        found: Tensor = self.tell(last)
+        if self.config.intervals.observed:
+            found = torch.cat((found, tokens[rows, lengths - 1, : len(self.mean)]), -1)
+        return ((found - self.center) / self.spread).float().clamp(-BOUND, BOUND)
 
 
 class IntervalAgent:

@@ -201,6 +201,7 @@ class Intervals:
         asked_ms: Time from one decision to the next, ms: a whole number of the dataset's control intervals, 1 at least.
         window: Decisions that the transformer sees, one token each.
         features: Numbers that it makes of a window.
+        observed: Whether critics and actor see the last observation too, beside these.
         steps: Optimiser steps of the transformer.
         draws: Draws of actions in a batch; each is of all episodes of a group.
         learning_rate: Highest learning rate, after the warm-up; it falls to a tenth.
@@ -216,6 +217,7 @@ class Intervals:
     asked_ms: _Above0 = 500.0
     window: _Size = 8
     features: _Size = 64
+    observed: bool = True
     steps: _Positive = 600
     draws: _Positive = 4
     learning_rate: _Above0 = 1e-3
