@@ -179,7 +179,8 @@ def adapt(
 
     Args:
         dataset: A dataset, several, or a mapping of ids to weights.
-        config: The tables `model` and `train`, see `settings.settings`.
+        config: The tables `model` and `train`, or of control intervals `model` and `intervals`, see
+            `settings.settings`.
         out: Folder of the agent.
         resume: Continue from the checkpoint in `out`.
         progress: Called with the share of the training that is done.

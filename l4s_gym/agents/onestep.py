@@ -299,6 +299,23 @@ class Improvement:
         return module
 
 
+def improvement(
+    groups: Groups, interval_ms: float, held: npt.NDArray[np.bool_], config: Config
+) -> tuple[Improvement, tuple[Floats, Floats]]:
+    """Return the improvement on all that is seen in all episodes, and its scale (D,), (D,): that of the data."""
+    x = Memory(interval_ms, config.memory_s).all(groups.observations[:, :, : groups.advantages.shape[-1]])
+    scale, (group, _, step) = scale_of(x), np.indices(x.shape[:3]).reshape(3, -1)
+    return Improvement(groups, standardised(x, *scale).reshape(-1, x.shape[-1]), group, step, held, config), scale
+
+
+def tensors_of(actor: Any, scale: tuple[Floats, Floats]) -> dict[str, torch.Tensor]:
+    """Return what an agent needs: the layers of an actor, and the scale of what it sees."""
+    import torch
+
+    layers = {f"actor.{name}": value for name, value in actor.state_dict().items()}
+    return layers | {name: torch.tensor(part) for name, part in zip(("mean", "std"), scale, strict=True)}
+
+
 def scale_of(seen: npt.NDArray[Any]) -> tuple[Floats, Floats]:
     """Return mean and deviation (D,) of what is seen (..., D)."""
     rows = tuple(range(seen.ndim - 1))
@@ -459,7 +476,7 @@ def train(
 ) -> dict[str, Any]:
     """Train the agent as `l4s_gym.agents.training.Learner` describes; Ctrl-C stops it after the critic in work."""
     chosen, settings = configure(config), msgspec.to_builtins(configure(config))
-    torch = optional("torch", "baselines", "llm")
+    optional("torch", "baselines", "llm")
     episodes = shared.read_dataset(dataset_id, FORM)
     interval_ms = float(episodes[0].about["control_interval_ms"])
     try:
@@ -467,12 +484,8 @@ def train(
         law = shared.options_of(episodes)
     except L4SError as error:
         raise L4SError(f"dataset {dataset_id!r}: {error}") from error
-    steps = groups.advantages.shape[-1]
-    x = Memory(interval_ms, chosen.memory_s).all(groups.observations[:, :, :steps])
-    mean, std = scale_of(x)
-    group, _, step = np.indices(x.shape[:3]).reshape(3, -1)
-    held = held_out(len(x), chosen.held_out, chosen.seed)
-    work = Improvement(groups, standardised(x, mean, std).reshape(-1, x.shape[-1]), group, step, held, chosen)
+    held = held_out(len(groups.actions), chosen.held_out, chosen.seed)
+    work, scale = improvement(groups, interval_ms, held, chosen)
     path = shared.start_folder(out, resume=resume)
     about = {"kind": KIND, "dataset": dataset_id, "simulator": shared.simulator_of(dataset_id), "config": settings}
     state: shared.Plain = shared.load_checkpoint(path, **about) if resume else {"critics": [], "seconds": 0.0}
@@ -495,8 +508,6 @@ def train(
                 shared.save_checkpoint(path, {**about, "critics": weights, "seconds": time.monotonic() - start})
                 raise KeyboardInterrupt
         actor = work.actor(critics)
-    tensors = {f"actor.{name}": value for name, value in actor.state_dict().items()}
-    tensors |= {"mean": torch.tensor(mean), "std": torch.tensor(std)}
     done = {
         "dataset": dataset_id,
         "simulator": about["simulator"],
@@ -513,7 +524,7 @@ def train(
             "r2_of_each": [work.r2([each]) for each in critics],
         },
     }
-    OneStepAgent(tensors, settings, done).save(out)
+    OneStepAgent(tensors_of(actor, scale), settings, done).save(out)
     if progress is not None:
         progress(1.0)
     return done

@@ -27,14 +27,13 @@ import msgspec
 import numpy as np
 import torch
 
-from l4s_gym.agents import training
+from l4s_gym.agents import onestep, training
 from l4s_gym.agents.llm.agent import open_agent
 from l4s_gym.agents.llm.interval_train import Trainer
 from l4s_gym.agents.llm.intervals import IntervalAgent
 from l4s_gym.agents.llm.settings import settings
 from l4s_gym.agents.llm.train import RESULT, train
 from l4s_gym.agents.metrics import classification
-from l4s_gym.agents.onestep import Config, Improvement, OneStepAgent, draws, scale_of, scaled
 from l4s_gym.cli.arguments import command_line
 from l4s_gym.cli.common import progress_bar
 from l4s_gym.data import minari_io
@@ -78,6 +77,8 @@ SETTINGS: Final[dict[str, tuple[str, ...]]] = {
 }
 RATES: Final = {"whole": 3e-4}
 """Learning rates other than 1e-3."""
+QUICK: Final = {"critics": 2, "critic_steps": 20, "groups": 4, "actor_steps": 20}
+"""Of critics and actor in a quick run."""
 MEASURE: Final = {"parameters": "R2 within held-out groups", "packet": "held-out cross-entropy, nats"}
 SCORE: Final = "score"
 Row = dict[str, Any]
@@ -107,12 +108,12 @@ class Options:
 
     models: tuple[Model, ...] = ("pretrained", "random", "whole", "small", "mlp")
     forms: tuple[Form, ...] = ("parameters", "packet")
-    sizes: tuple[int, ...] = (10_000, 100_000, 1_000_000)
+    sizes: tuple[int, ...] = (10_000, 100_000, 600_000)
     seeds: int = 5
     layers: int = 6
     steps: int = 300
     packet_steps: int = 150
-    parameters: str = "l4s/dualpi2/tuned-v0"
+    parameters: str = "l4s/dualpi2/held-v0"
     packet: str = "l4s/dualpi2/testbed-v0"
     held: int = 40
     held_packets: int = 4000
@@ -131,7 +132,7 @@ def quickened(options: Options) -> Options:
         layers=1,
         steps=3,
         packet_steps=3,
-        parameters="l4s/dualpi2/tuned-small-v0",
+        parameters="l4s/dualpi2/held-small-v0",
         packet="l4s/dualpi2/testbed-small-v0",
         held=2,
         held_packets=400,
@@ -143,13 +144,16 @@ def quickened(options: Options) -> Options:
 def configuration(options: Options, model: str, seed: int) -> dict[str, Any]:
     """Of a training of `llm`."""
     rate = RATES.get(model, 1e-3)
-    intervals = (f"intervals.steps={options.steps}", f"intervals.learning_rate={rate}")
+    intervals: tuple[str, ...] = ("intervals.observed=false",)  # what they tell has to come from the transformer
+    intervals += (f"intervals.steps={options.steps}", f"intervals.learning_rate={rate}")
     packets = (
         *("model.window=8", "train.length=16", "train.batch_size=8", "train.warmup=10", f"train.learning_rate={rate}"),
         *(f"train.{name}={options.packet_steps}" for name in ("steps", "eval_every", "checkpoint_every")),
         "train.eval_steps=100",
     )
     seeds = (f"train.seed={seed}", f"model.backbone.seed={seed}")
+    if options.quick:
+        intervals += tuple(f"intervals.onestep.{name}={value}" for name, value in QUICK.items())
     own = tuple(each.format(layers=options.layers) for each in SETTINGS[model])
     return training.load_config("llm", settings=(*own, *intervals, *packets, *seeds))
 
@@ -181,16 +185,14 @@ def intervals(options: Options, model: str, size: int, seed: int) -> Row | None:
     every = groups(options.parameters, held + max(options.sizes) // length)
     data = [*every[held : held + learned * members], *every[:held]]
     interval_ms = float(data[0].about["control_interval_ms"])
+    about = {"control_interval_ms": interval_ms, "options": training.options_of(data)}
     if model == "mlp":
-        found, config = draws(data, Config().gamma), Config(seed=seed)
-        of_train = found.group < learned
-        mean, std = scale_of(found.observations[of_train])
-        work = Improvement(found, scaled(found.observations, mean, std), config, held=~of_train)
+        config = onestep.Config(seed=seed, **(QUICK if options.quick else {}))
+        found = onestep.Groups.of(data, 1e3 * config.horizon_s / interval_ms)
+        work, scale = onestep.improvement(found, interval_ms, np.arange(len(found.actions)) >= learned, config)
         critics = [work.critic(number) for number in range(config.critics)]
-        actor = work.actor(critics)
-        tensors = {f"actor.{name}": value for name, value in actor.state_dict().items()}
-        tensors |= {"mean": torch.tensor(mean), "std": torch.tensor(std)}
-        agent: Any = OneStepAgent(tensors, msgspec.to_builtins(config), {"control_interval_ms": interval_ms})
+        tensors = onestep.tensors_of(work.actor(critics), scale)
+        agent: Any = onestep.OneStepAgent(tensors, msgspec.to_builtins(config), about)
         r2 = work.r2(critics)
         trained = agent.cost()["trainable_parameters"]
     else:
@@ -200,7 +202,7 @@ def intervals(options: Options, model: str, size: int, seed: int) -> Row | None:
         for _ in range(options.steps):
             trainer.update()
         r2 = trainer.improve(training.Stop(), lambda _: None)["r2"]
-        agent = IntervalAgent(trainer.model, training={"control_interval_ms": interval_ms})
+        agent = IntervalAgent(trainer.model, training=about)
     row: Row = {"value": r2, "trained": trained}
     return row | ({SCORE: score(agent, options.quick)} if options.loop else {})
 

@@ -43,7 +43,7 @@ class Windows:
     """Windows of episodes: N decisions each, padded at the end.
 
     Attributes:
-        seen: What is seen (`l4s_gym.agents.onestep.Memory`) (M, N, D).
+        seen: What is seen (`l4s_gym.agents.onestep.Memory`) (M, N, S).
         before: Actions of the control interval before (M, N, K).
         returns: Discounted means of the rewards that followed (M, N).
         lengths: Decisions in each window (M,).
@@ -160,7 +160,7 @@ class Trainer:
         torch.manual_seed(seed)
         self.model = IntervalModel(config)
         self._standardise()
-        self.critic: Any = network((chosen.features + self.actions.shape[-1], *chosen.onestep.critic_hidden, 1))
+        self.critic: Any = network((self.model.size + self.actions.shape[-1], *chosen.onestep.critic_hidden, 1))
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.both = nn.ModuleList((self.model, self.critic)).to(self.device)
         self.schedule = TrainConfig(

@@ -36,8 +36,9 @@ class IntervalModel(nn.Module):
 
     Attributes:
         config: Its configuration.
-        mean: Mean of what is seen (`l4s_gym.agents.onestep.Memory`) (D,).
-        std: Its deviation (D,).
+        size: Number of features D.
+        mean: Mean of what is seen (`l4s_gym.agents.onestep.Memory`) (S,).
+        std: Its deviation (S,).
         center: Mean of the features (D,).
         spread: Their deviation (D,).
         returns: Mean and deviation of the returns that followed in training, and the target (3,).
@@ -57,14 +58,15 @@ class IntervalModel(nn.Module):
         """
         super().__init__()
         self.config, form = config, forms.get(config.form)
-        actions, features = len(form.low), config.intervals.features
+        actions, told = len(form.low), config.intervals.features
         observed = len(form.features) * (1 + len(config.intervals.onestep.memory_s))
+        self.size = features = told + (observed if config.intervals.observed else 0)
         self.backbone: Any = Backbone(config.backbone, config.lora)
         width, limit = self.backbone.width, self.backbone.limit
         if self.backbone.positions == "learned" and limit < config.intervals.window:
             raise L4SError(f"llm: the window takes {config.intervals.window} positions, the backbone has {limit}")
         self.embed = nn.Sequential(nn.Linear(observed + actions + 1, width), nn.LayerNorm(width))
-        self.tell = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, features), nn.Tanh())
+        self.tell = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, told), nn.Tanh())
         self.actor: Any = network((features, *config.intervals.onestep.actor_hidden, actions), nn.Tanh())
         for name, size, value in (
             ("mean", observed, 0.0),
@@ -79,12 +81,12 @@ class IntervalModel(nn.Module):
         """Return decisions as the model reads them.
 
         Args:
-            seen: What is seen (..., D).
+            seen: What is seen (..., S).
             before: Actions of the control interval before (..., K).
             returns: Returns that followed, or that are asked for (...).
 
         Returns:
-            (..., D + K + 1) float32.
+            (..., S + K + 1) float32.
         """
         seen = standardised(seen, self.mean.cpu().numpy(), self.std.cpu().numpy())
         mean, std, _ = self.returns.tolist()
@@ -95,7 +97,7 @@ class IntervalModel(nn.Module):
         """Compute the features of windows.
 
         Args:
-            tokens: (B, N, D + K + 1); what follows after the length of a window is not read.
+            tokens: (B, N, S + K + 1); what follows after the length of a window is not read.
             lengths: Decisions in each window (B,) int64.
 
         Returns:
@@ -104,9 +106,12 @@ class IntervalModel(nn.Module):
         steps = tokens.shape[1]
         mask = banded(torch.ones(1, steps, dtype=torch.bool, device=tokens.device), 1, steps, self.backbone.dtype)
         hidden = self.backbone(self.embed(tokens), mask, torch.arange(steps, device=tokens.device)[None])
-        last = hidden[torch.arange(len(tokens), device=tokens.device), lengths - 1]
-        found: Tensor = ((self.tell(last) - self.center) / self.spread).float()
-        return found.clamp(-BOUND, BOUND)
+        rows = torch.arange(len(tokens), device=tokens.device)
+        last = hidden[rows, lengths - 1]
+        found: Tensor = self.tell(last)
+        if self.config.intervals.observed:
+            found = torch.cat((found, tokens[rows, lengths - 1, : len(self.mean)]), -1)
+        return ((found - self.center) / self.spread).float().clamp(-BOUND, BOUND)
 
 
 class IntervalAgent:

@@ -201,6 +201,7 @@ class Intervals:
         asked_ms: Time from one decision to the next, ms: a whole number of the dataset's control intervals, 1 at least.
         window: Decisions that the transformer sees, one token each.
         features: Numbers that it makes of a window.
+        observed: Whether critics and actor see the last observation too, beside these.
         steps: Optimiser steps of the transformer.
         windows: Windows that are drawn from the data for `onestep`.
         batch_size: Windows in a batch.
@@ -217,6 +218,7 @@ class Intervals:
     asked_ms: _Above0 = 500.0
     window: _Size = 8
     features: _Size = 64
+    observed: bool = True
     steps: _Positive = 600
     windows: _Positive = 20_000
     batch_size: _Positive = 32

@@ -546,7 +546,9 @@ def test_the_older_name_of_the_decision_interval_is_read() -> None:
 
 
 @pytest.mark.parametrize("small", [False, True])
-@pytest.mark.parametrize("preset", ["", "gpt2", "opt", "llama", "t5", "smollm2", "paper", "paper-shape"])
+@pytest.mark.parametrize(
+    "preset", ["", "gpt2", "opt", "llama", "t5", "smollm2", "smollm2-shape", "paper", "paper-shape"]
+)
 def test_the_configuration_that_ships(preset: str, small: bool) -> None:
     path = ROOT / "agents" / "llm" / "config.toml"
     llm, training = settings(load_config("llm", path, small=small, settings=[f"preset={preset}"]))
@@ -561,6 +563,9 @@ def test_the_configuration_that_ships(preset: str, small: bool) -> None:
     elif preset == "smollm2":
         assert weights(llm.backbone.pretrained) == "SmolLM2-135M-Instruct (pretrained)"
         assert llm.backbone.frozen and llm.lora.rank
+    elif preset == "smollm2-shape":
+        assert not llm.backbone.pretrained and llm.backbone.frozen and llm.lora.rank
+        assert (llm.backbone.hidden, llm.backbone.layers) == (576, 6)
     else:
         assert llm.backbone.family == (preset or "gpt2")
         assert llm.backbone.hidden == (64 if small else 256)
