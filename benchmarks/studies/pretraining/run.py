@@ -34,7 +34,7 @@ from l4s_gym.agents.llm.intervals import IntervalAgent
 from l4s_gym.agents.llm.settings import settings
 from l4s_gym.agents.llm.train import RESULT, train
 from l4s_gym.agents.metrics import classification
-from l4s_gym.agents.onestep import Config, Improvement, OneStepAgent, draws, scale_of, scaled
+from l4s_gym.agents.onestep import Improvement, OneStepAgent, configure, draws, scale_of, scaled
 from l4s_gym.cli.arguments import command_line
 from l4s_gym.cli.common import progress_bar
 from l4s_gym.data import minari_io
@@ -187,7 +187,8 @@ def intervals(options: Options, model: str, size: int, seed: int) -> Row | None:
     data = [*every[held : held + learned * members], *every[:held]]
     interval_ms = float(data[0].about["control_interval_ms"])
     if model == "mlp":
-        found, config = draws(data, Config().gamma), Config(seed=seed, **(QUICK if options.quick else {}))
+        config = configure({"seed": seed} | (QUICK if options.quick else {}))
+        found = draws(data, config.gamma)
         of_train = found.group < learned
         mean, std = scale_of(found.observations[of_train])
         work = Improvement(found, scaled(found.observations, mean, std), config, held=~of_train)
