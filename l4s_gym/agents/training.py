@@ -183,8 +183,8 @@ def options_of(episodes: Sequence[Trajectory]) -> dict[str, dict[str, Any]]:
 
     defaults, found = msgspec.to_builtins(Options()), []
     for each in episodes:
-        aqm = str(each.about["aqm"])
-        own = msgspec.json.decode(each.about["scenario_json"]).get("options", {}).get(aqm, {})
+        aqm = str(each.about.get("aqm"))
+        own = msgspec.json.decode(each.about.get("scenario_json", b"{}")).get("options", {}).get(aqm, {})
         changed = {name: value for name, value in own.items() if value != defaults[aqm][name]}
         found.append({aqm: changed} if changed else {})
     if any(each != found[0] for each in found):

@@ -187,7 +187,7 @@ def intervals(options: Options, model: str, size: int, seed: int) -> Row | None:
     interval_ms = float(data[0].about["control_interval_ms"])
     about = {"control_interval_ms": interval_ms, "options": training.options_of(data)}
     if model == "mlp":
-        config = onestep.Config(seed=seed, **(QUICK if options.quick else {}))
+        config = onestep.configure({"seed": seed} | (QUICK if options.quick else {}))
         found = onestep.Groups.of(data, 1e3 * config.horizon_s / interval_ms)
         work, scale = onestep.improvement(found, interval_ms, np.arange(len(found.actions)) >= learned, config)
         critics = [work.critic(number) for number in range(config.critics)]
