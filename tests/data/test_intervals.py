@@ -182,6 +182,20 @@ def test_groups_differ_in_their_actions_only(place: Path) -> None:
     assert [run.flavour for run in runs[:4]] == ["constant", "plain"] * 2
 
 
+def test_options_of_the_law_are_part_of_the_episode(place: Path) -> None:
+    """They are in its scenario, so it is played again with them."""
+    own = {"target_ms": 5.0}
+    recipe = tiny(place)
+    behaviours = tuple(msgspec.structs.replace(each, options=own) for each in recipe.behaviours[:1])
+    recipe = msgspec.structs.replace(recipe, behaviours=behaviours)
+    run = recipes.Task(recipe, "small", 0)._intervals(0)
+    assert run.scenario.options.dualpi2_rfc9332.target_ms == 5.0
+    told = msgspec.json.decode(run.about["scenario_json"])["options"]["dualpi2_rfc9332"]
+    assert told["target_ms"] == 5.0 and "options of its own" in recipe.behaviour_names()[0]
+    with pytest.raises(L4SError, match="did you mean 'target_ms'"):
+        recipes.BehaviourSpec(aqm="dualpi2_rfc9332", options={"target": 5.0})
+
+
 def test_the_mixed_law_is_often_near_the_bounds() -> None:
     rng, drawn = np.random.default_rng(0), np.ones(20_000, bool)
     for law, share in (("uniform", 0.1), ("mixed", 0.05 + 2.0 * np.arcsin(np.sqrt(0.05)) / np.pi)):
