@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
@@ -53,6 +53,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     log_std: float = -1.0
     rule: str = "sample"
     algorithm: dict[str, Any] = {}
+    memory_s: ClassVar[tuple[float, ...]] = ()
+    """As that of `onestep.Config`, whose agent's code decides; so the next two: no memory, no bound, no average."""
+    reach: ClassVar[float] = 1.0
+    smoothing_s: ClassVar[float] = 0.0
 
 
 class SACAgent(onestep.OneStepAgent):
