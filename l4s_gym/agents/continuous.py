@@ -32,7 +32,6 @@ from l4s_gym.agents.protocol import NO_RULE, Floats, Observations, check_batch, 
 from l4s_gym.data.d3rlpy_io import import_d3rlpy
 from l4s_gym.data.files import PathLike
 from l4s_gym.data.trajectory import Ints, Trajectory, window_rows
-from l4s_gym.errors import L4SError, unknown
 from l4s_gym.forms import PACKET
 
 _AHEAD: Final = "ahead"
@@ -167,10 +166,7 @@ class ActorAgent(ContinuousAgent):
         Raises:
             L4SError: There are options, or the configuration is of another version.
         """
-        for option in options:
-            raise unknown(f"option of {stored.kind}", option, ())
-        if "settings" not in stored.config:
-            raise L4SError(f"{stored.path}: has no settings: train it again")
+        stored.check(options)
         return cls(stored.tensors, stored.kind, stored.config["settings"], stored.training)
 
     def choose(self, obs: Observations) -> Floats:
@@ -211,8 +207,7 @@ class ContinuousDTAgent(ContinuousAgent):
         Raises:
             L4SError: It does not fit the installed d3rlpy, or an option makes no sense.
         """
-        for option in options:
-            raise unknown(f"option of {stored.kind}", option, ("target",))
+        stored.check(options, "target")
         log_scaler()
         observed, actions = forms.get(stored.training["form"]).spaces
         algo = restore(stored, cls.parts, observed.shape[0], actions.shape[0])

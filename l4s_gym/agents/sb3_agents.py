@@ -18,7 +18,6 @@ from l4s_gym.agents.protocol import Floats
 from l4s_gym.agents.rules import PolicyAgent
 from l4s_gym.data.files import PathLike
 from l4s_gym.data.trajectory import Ints, Trajectory
-from l4s_gym.errors import L4SError, unknown
 from l4s_gym.forms import PACKET
 from l4s_gym.sim.policy import Network, Policy
 
@@ -110,9 +109,5 @@ def load_ppo(stored: saved.Saved, **options: str) -> PPOAgent | PPOPacketAgent:
     """
     if stored.training["form"] != PACKET:
         return PPOAgent.of(stored, **options)
-    for option in options:
-        if option != "rule":
-            raise unknown(f"option of {PPOAgent.kind}", option, ("rule",))
-    if not stored.config:
-        raise L4SError(f"{stored.path}: has no configuration: train it again")
+    stored.check(options, "rule")
     return PPOPacketAgent(stored.tensors, stored.config, stored.training, **options)

@@ -16,7 +16,7 @@ from l4s_gym.agents import online, saved
 from l4s_gym.agents import training as shared
 from l4s_gym.agents.protocol import NO_RULE, Floats, Observations, check_count
 from l4s_gym.data.files import PathLike
-from l4s_gym.errors import L4SError, unknown
+from l4s_gym.errors import L4SError
 from l4s_gym.rewards import DEFAULT
 from l4s_gym.tables import convert
 
@@ -88,10 +88,7 @@ class Published:
         Raises:
             L4SError: The configuration is of another version, or there are options.
         """
-        for option in options:
-            raise unknown(f"option of {cls.kind}", option, ())
-        if not stored.config:
-            raise L4SError(f"{stored.path}: has no configuration: train it again")
+        stored.check(options)
         return cls(stored.tensors, stored.config, stored.training)
 
     def reset(self, n: int, seed: int) -> None:

@@ -17,7 +17,6 @@ from l4s_gym.agents.d3rlpy_agents import seeded
 from l4s_gym.agents.protocol import Actions, DecisionRule, Floats, Observations, check_batch, generators
 from l4s_gym.agents.published.common import Config, Learner, Published, seeds
 from l4s_gym.data.trajectory import Ints, Trajectory
-from l4s_gym.errors import unknown
 from l4s_gym.extras import optional
 from l4s_gym.forms import PACKET
 from l4s_gym.schema import ENQUEUE, MARK, OBS_SCALE, OBSERVED
@@ -85,10 +84,8 @@ class DqnAgent(Published):
     @classmethod
     def of(cls, stored: saved.Saved, rule: str = "argmax", **options: str) -> Self:
         """Make the agent from what was saved; errors as `Published.of`."""
-        for option in options:
-            raise unknown(f"option of {cls.kind}", option, ("rule",))
-        plain = super().of(stored)
-        return cls(plain._tensors, plain._settings, plain.training, rule)
+        stored.check(options, "rule")
+        return cls(stored.tensors, stored.config, stored.training, rule)
 
     @cached_property
     def policy(self) -> Policy:
