@@ -62,7 +62,12 @@ def test_it_is_marked(name: str, trained: Trained) -> None:
 def test_checkpoints_are_written_at_each_tenth() -> None:
     done: list[int] = []
     kept: list[int] = []
-    online.rounds(lambda number: str(done.append(number)), lambda: kept.append(len(done)), 4, 30)
+
+    def do(number: int) -> str:
+        done.append(number)
+        return ""
+
+    online.rounds(do, lambda: kept.append(len(done)), 4, 30)
     assert done == list(range(4, 30))
     assert [4 + count for count in kept] == [6, 9, 12, 15, 18, 21, 24, 27]
 

@@ -54,7 +54,7 @@ def configure(kind: type[Any], given: Mapping[str, Any], name: str) -> Any:
 
 def seeds(config: Config, number: int) -> list[int]:
     """Return the seeds of the episodes of a round."""
-    return online.seeds(np.random.default_rng([config.seed, number]), config.envs).tolist()
+    return [int(seed) for seed in online.seeds(np.random.default_rng([config.seed, number]), config.envs)]
 
 
 class Published:
@@ -154,8 +154,9 @@ class Episodes:
     """
 
     def __init__(self, form: str, scenarios: str, config: Config, reward: str = DEFAULT) -> None:
-        how = {"reward": reward, "autoreset_mode": "disabled"}
-        self.env = online.environment(form, scenarios, config.envs, config.seconds, **how)
+        self.env = online.environment(
+            form, scenarios, config.envs, config.seconds, reward=reward, autoreset_mode="disabled"
+        )
         self._config = config
 
     def play(self, number: int, decide: Any) -> Iterator[tuple[Observations, npt.NDArray[np.float64]]]:
