@@ -27,12 +27,11 @@ from l4s_gym.agents import training as shared
 from l4s_gym.agents.d3rlpy_agents import number, restore
 from l4s_gym.agents.d3rlpy_learners import Config, D3RLPyLearner
 from l4s_gym.agents.imbalance import Imbalance
-from l4s_gym.agents.onestep import BOUND, scaled
+from l4s_gym.agents.onestep import BOUND, MovingAverage, layers, scale_of, scaled
 from l4s_gym.agents.protocol import NO_RULE, Floats, Observations, check_batch, check_count
 from l4s_gym.data.d3rlpy_io import import_d3rlpy
 from l4s_gym.data.files import PathLike
 from l4s_gym.data.trajectory import Ints, Trajectory, window_rows
-from l4s_gym.errors import L4SError, unknown
 from l4s_gym.forms import PACKET
 
 _AHEAD: Final = "ahead"
@@ -93,20 +92,15 @@ class ContinuousAgent:
         """
         check_count(n)
         self.n, self._step = n, 0
-        smoothing_ms = 1e3 * self.settings["smoothing_s"]
-        self._share = min(1.0, self.training["control_interval_ms"] / smoothing_ms) if smoothing_ms else 1.0
+        self._average = MovingAverage(self.training["control_interval_ms"], self.settings["smoothing_s"])
 
     def act(self, obs: Observations, rewards: Floats) -> Floats:
         """Return actions (n, K); rewards are not used."""
         check_batch(obs, self.n, self.form)
         if self._step % self.settings["decision_interval"] == 0:
             self._chosen = self.choose(obs)
-        if self._step == 0 or self._share == 1.0:
-            self._action = self._chosen
-        else:
-            self._action = self._action + self._share * (self._chosen - self._action)
         self._step += 1
-        return self._action.copy()
+        return self._average(self._chosen)
 
     def choose(self, obs: Observations) -> Floats:
         """Return what the policy chooses (n, K)."""
@@ -145,10 +139,8 @@ class ActorAgent(ContinuousAgent):
     def __init__(self, tensors: Mapping[str, Any], *about: Any) -> None:
         super().__init__(*about)
         self._tensors = dict(tensors)
-        arrays = {name: tensor.numpy().astype(np.float64) for name, tensor in tensors.items()}
-        self._mean, self._std = arrays["mean"], arrays["std"]
-        count = sum(name.endswith(".bias") for name in arrays)
-        self._layers = [(arrays[f"actor.{k}.weight"].T, arrays[f"actor.{k}.bias"]) for k in range(count)]
+        self._mean, self._std = (tensors[name].numpy().astype(np.float64) for name in ("mean", "std"))
+        self._layers = layers(tensors)
 
     @classmethod
     def of_algorithm(cls, algo: Any, *about: Any) -> Self:
@@ -156,14 +148,14 @@ class ActorAgent(ContinuousAgent):
         import torch
 
         modules = algo.impl.modules.get_torch_modules()
-        layers = [
+        linear = [
             layer
             for name, layer in modules["imitator" if "imitator" in modules else "policy"].named_modules()
             if isinstance(layer, torch.nn.Linear) and name != "_logstd"
         ]
         scaler = algo.observation_scaler
         tensors = {"mean": torch.tensor(scaler.mean), "std": torch.tensor(scaler.std + scaler.eps)}
-        for k, layer in enumerate(layers):
+        for k, layer in enumerate(linear):
             tensors |= {f"actor.{k}.weight": layer.weight.detach(), f"actor.{k}.bias": layer.bias.detach()}
         return cls(tensors, *about)
 
@@ -174,17 +166,14 @@ class ActorAgent(ContinuousAgent):
         Raises:
             L4SError: There are options, or the configuration is of another version.
         """
-        for option in options:
-            raise unknown(f"option of {stored.kind}", option, ())
-        if "settings" not in stored.config:
-            raise L4SError(f"{stored.path}: has no settings: train it again")
+        stored.check(options)
         return cls(stored.tensors, stored.kind, stored.config["settings"], stored.training)
 
     def choose(self, obs: Observations) -> Floats:
         """Return what the policy chooses (n, K)."""
         x = scaled(obs, self._mean, self._std)
-        for k, (weights, bias) in enumerate(self._layers):
-            x = np.matmul((np.maximum(x, 0.0) if k else x)[:, None], weights)[:, 0] + bias  # each row for itself
+        for k, (weight, bias) in enumerate(self._layers):
+            x = np.matmul((np.maximum(x, 0.0) if k else x)[:, None], weight.T)[:, 0] + bias  # each row for itself
         return np.tanh(x)
 
     def logged_actions(self, logged: Trajectory, index: Ints) -> Floats:
@@ -218,8 +207,7 @@ class ContinuousDTAgent(ContinuousAgent):
         Raises:
             L4SError: It does not fit the installed d3rlpy, or an option makes no sense.
         """
-        for option in options:
-            raise unknown(f"option of {stored.kind}", option, ("target",))
+        stored.check(options, "target")
         log_scaler()
         observed, actions = forms.get(stored.training["form"]).spaces
         algo = restore(stored, cls.parts, observed.shape[0], actions.shape[0])
@@ -340,8 +328,8 @@ class ContinuousLearner(D3RLPyLearner):
 
     def observation_scaler(self, logged: Trajectory) -> Any:
         """Return how observations are scaled."""
-        seen = np.log1p(logged.observations[logged.some(_SEEN)].astype(np.float64))
-        return log_scaler()(seen.mean(axis=0).astype(np.float32), seen.std(axis=0).astype(np.float32))
+        mean, std = scale_of(np.log1p(logged.observations[logged.some(_SEEN)].astype(np.float64)))
+        return log_scaler()(mean.astype(np.float32), std.astype(np.float32))
 
     def outputs(self, logged: Trajectory) -> int:
         """Return the numbers of an action."""

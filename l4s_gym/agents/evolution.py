@@ -24,7 +24,7 @@ import numpy.typing as npt
 from l4s_gym.agents import onestep, online, saved
 from l4s_gym.agents import training as shared
 from l4s_gym.agents.protocol import Floats
-from l4s_gym.errors import L4SError, unknown
+from l4s_gym.errors import L4SError
 from l4s_gym.extras import optional
 from l4s_gym.sim import layout
 from l4s_gym.tables import convert
@@ -88,9 +88,6 @@ def configure(given: Mapping[str, Any]) -> Config:
     Raises:
         L4SError: A key or value makes no sense.
     """
-    for name in given:
-        if name not in Config.__struct_fields__:
-            raise unknown(f"key of the configuration of {KIND}", name, Config.__struct_fields__)
     config = convert(Config, dict(given), KIND)
     onestep.configure(config.onestep)
     if min(config.generations, config.pairs, config.episodes, *config.actor_hidden) < 1 or config.seed < 0:
@@ -234,20 +231,17 @@ def train(
         state["rows"][0] = torch.tensor(flat(start))
     rows, first = state["rows"].numpy(), round((1.0 - chosen.averaged) * chosen.generations)
     first = min(first, chosen.generations - 1)
-    with shared.interruptible() as stop:
-        for number in range(len(state["scores"]), chosen.generations):
-            gradient, score = work.generation(start, rows[0], number)
-            _climb(rows, gradient, number, chosen.learning_rate)
-            if number >= first:
-                rows[1] += rows[0] / (chosen.generations - first)
-            state["scores"].append(score)
-            if say is not None and (number + 1) % max(chosen.generations // 20, 1) == 0:
-                say(f"generation {number + 1}/{chosen.generations}: {score:.1f}, where the native law has 100")
-            if progress is not None:
-                progress((number + 1) / chosen.generations)
-            if stop.asked and number + 1 < chosen.generations:
-                keep()
-                raise KeyboardInterrupt
+
+    def do(number: int) -> str:
+        gradient, score = work.generation(start, rows[0], number)
+        _climb(rows, gradient, number, chosen.learning_rate)
+        if number >= first:
+            rows[1] += rows[0] / (chosen.generations - first)
+        state["scores"].append(score)
+        return f"{score:.1f}, where the native law has 100"
+
+    done_before = len(state["scores"])
+    online.rounds(do, keep, done_before, chosen.generations, progress=progress, say=say, name="generation")
     steps = work.env.num_envs * chosen.generations * chosen.episode_s * 1e3 / chosen.control_interval_ms
     done = {
         **told,

@@ -1,14 +1,15 @@
-"""What online learners share: the native vector environment that they learn in, and how observations are scaled."""
+"""What online learners share: their native vector environment, seeds, the scale of observations, and the rounds."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from l4s_gym import forms
+from l4s_gym.agents import training as shared
 from l4s_gym.agents.protocol import Floats
 from l4s_gym.sim import fingerprint
 from l4s_gym.sim.scenario import load_all
@@ -72,3 +73,40 @@ def about(scenarios: str, form: str, seed: int) -> dict[str, Any]:
     """Return what `training` of `agent.json` says of an online training, beside its own figures."""
     told = {"online": True, "scenarios": scenarios, "simulator": fingerprint.FINGERPRINT}
     return {**told, "form": form, "seed": seed}
+
+
+def rounds(
+    do: Callable[[int], str],
+    keep: Callable[[], None],
+    first: int,
+    count: int,
+    *,
+    progress: shared.Progress | None = None,
+    say: shared.Say | None = None,
+    name: str = "round",
+) -> None:
+    """Do the rounds of a training, with a checkpoint at each tenth of it and where Ctrl-C stops it.
+
+    Args:
+        do: Does the round of a number, from 0 on; returns what there is to say of it.
+        keep: Writes the checkpoint.
+        first: Rounds that were done before.
+        count: Rounds in all.
+        progress: As `l4s_gym.agents.training.Learner` has it.
+        say: Likewise.
+        name: What a round is called.
+
+    Raises:
+        KeyboardInterrupt: It was stopped, between two rounds.
+    """
+    with shared.interruptible() as stop:
+        for done in range(first + 1, count + 1):
+            told = do(done - 1)
+            if say is not None and done % max(count // 20, 1) == 0:
+                say(f"{name} {done}/{count}: {told}")
+            if progress is not None:
+                progress(done / count)
+            if done < count and (stop.asked or done % max(count // 10, 1) == 0):
+                keep()
+            if done < count and stop.asked:
+                raise KeyboardInterrupt

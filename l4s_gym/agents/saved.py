@@ -71,6 +71,18 @@ class Saved:
         """
         return read_tensors(self.path / WEIGHTS)
 
+    def check(self, options: Mapping[str, str], *known: str) -> None:
+        """Check that there is a configuration, and that options are known ones.
+
+        Raises:
+            L4SError: There is none, or one is not.
+        """
+        for option in options:
+            if option not in known:
+                raise unknown(f"option of {self.kind}", option, known)
+        if not self.config:
+            raise L4SError(f"{self.path}: has no configuration: train it again")
+
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Read the tensors of a file by name.

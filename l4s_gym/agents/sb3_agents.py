@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
@@ -18,7 +18,6 @@ from l4s_gym.agents.protocol import Floats
 from l4s_gym.agents.rules import PolicyAgent
 from l4s_gym.data.files import PathLike
 from l4s_gym.data.trajectory import Ints, Trajectory
-from l4s_gym.errors import L4SError, unknown
 from l4s_gym.forms import PACKET
 from l4s_gym.sim.policy import Network, Policy
 
@@ -53,6 +52,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     log_std: float = -1.0
     rule: str = "sample"
     algorithm: dict[str, Any] = {}
+    memory_s: ClassVar[tuple[float, ...]] = ()
+    """As that of `onestep.Config`, whose agent's code decides; so the next two: no memory, no bound, no average."""
+    reach: ClassVar[float] = 1.0
+    smoothing_s: ClassVar[float] = 0.0
 
 
 class SACAgent(onestep.OneStepAgent):
@@ -106,9 +109,5 @@ def load_ppo(stored: saved.Saved, **options: str) -> PPOAgent | PPOPacketAgent:
     """
     if stored.training["form"] != PACKET:
         return PPOAgent.of(stored, **options)
-    for option in options:
-        if option != "rule":
-            raise unknown(f"option of {PPOAgent.kind}", option, ("rule",))
-    if not stored.config:
-        raise L4SError(f"{stored.path}: has no configuration: train it again")
+    stored.check(options, "rule")
     return PPOPacketAgent(stored.tensors, stored.config, stored.training, **options)

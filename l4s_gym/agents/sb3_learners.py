@@ -96,7 +96,7 @@ class Envs(VecEnv):
 
 
 @contextmanager
-def _round(seed: int, number: int) -> Iterator[None]:
+def seeded_round(seed: int, number: int) -> Iterator[None]:
     """Seed PyTorch and NumPy, both of which the algorithms draw from, until the block ends."""
     before = np.random.get_state()  # noqa: NPY002  # the library uses this generator
     np.random.seed([seed, number])  # noqa: NPY002
@@ -131,9 +131,6 @@ class SB3Learner:
         Raises:
             L4SError: A key or value makes no sense.
         """
-        for name in given:
-            if name not in Config.__struct_fields__:
-                raise unknown(f"key of the configuration of {self.kind}", name, Config.__struct_fields__)
         config = convert(Config, dict(given), self.kind)
         known = set(inspect.signature(self.algorithm).parameters) - {"policy", "env", "policy_kwargs", "seed", "device"}
         for name in config.algorithm:
@@ -165,26 +162,23 @@ class SB3Learner:
         about = {"kind": self.kind, "config": msgspec.to_builtins(chosen), **told}
         state: shared.Plain = shared.load_checkpoint(path, **about) if resume else {"rewards": [], "seconds": 0.0}
         begun = time.monotonic() - float(state["seconds"])
-        with _round(chosen.seed, 0):
+        with seeded_round(chosen.seed, 0):
             envs = _environments(scenarios, chosen)
             model = self._model(envs, chosen)
         if resume:
-            _restore(model, state["model"])
-        rewards = list(state["rewards"])
-        with shared.interruptible() as stop:
-            for number in range(len(rewards) + 1, chosen.rounds + 1):
-                rewards.append(_learn(model, envs, chosen, number))
-                if say is not None and number % max(chosen.rounds // 20, 1) == 0:
-                    say(f"round {number}/{chosen.rounds}: mean reward of a step {rewards[-1]:.4g}")
-                if progress is not None:
-                    progress(number / chosen.rounds)
-                if stop.asked and number < chosen.rounds:
-                    seconds = time.monotonic() - begun
-                    shared.save_checkpoint(
-                        path, {**about, "model": _kept(model), "rewards": rewards, "seconds": seconds}
-                    )
-                    raise KeyboardInterrupt
-        steps = chosen.envs * chosen.rounds * chosen.round_steps
+            restore(model, state["model"])
+        rewards, steps = list(state["rewards"]), chosen.envs * chosen.round_steps
+
+        def do(number: int) -> str:
+            rewards.append(learn(model, envs, steps, chosen.seed, number))
+            return f"mean reward of a step {rewards[-1]:.4g}"
+
+        def keep() -> None:
+            now = {"model": kept(model), "rewards": rewards, "seconds": time.monotonic() - begun}
+            shared.save_checkpoint(path, {**about, **now})
+
+        online.rounds(do, keep, len(rewards), chosen.rounds, progress=progress, say=say)
+        steps *= chosen.rounds
         done = {
             **told,
             **_asked(chosen),
@@ -192,7 +186,7 @@ class SB3Learner:
             "seconds": round(time.monotonic() - begun, 3),
             "metrics": {"steps": steps, "rewards": rewards},
         }
-        tensors = {**_actor(model), "mean": torch.tensor(envs.mean), "std": torch.tensor(envs.std)}
+        tensors = {**actor(model), "mean": torch.tensor(envs.mean), "std": torch.tensor(envs.std)}
         made = PPOPacketAgent if chosen.form == PACKET else self.agent
         made(tensors, about["config"], done).save(out)
         return done
@@ -231,17 +225,17 @@ def _environments(scenarios: str, config: Config) -> Envs:
     return Envs(env, mean, std, (1.0 - gamma) / max(reward, 1e-9))
 
 
-def _learn(model: Any, envs: Envs, config: Config, number: int) -> float:
-    """Run a round; the mean reward of its steps."""
-    envs.rng = np.random.default_rng([config.seed, number])
-    model.action_space.seed(_PER_ROUND * config.seed + number)
+def learn(model: Any, envs: Envs, steps: int, seed: int, number: int) -> float:
+    """Learn for a round of some steps, of all environments together; return the mean reward of a step."""
+    envs.rng = np.random.default_rng([seed, 1 + number])
+    model.action_space.seed(_PER_ROUND * seed + 1 + number)
     model._last_obs = None  # so that it starts the environments anew
-    with _round(config.seed, number):
-        model.learn(config.envs * config.round_steps, reset_num_timesteps=False, log_interval=None)
+    with seeded_round(seed, 1 + number):
+        model.learn(steps, reset_num_timesteps=False, log_interval=None)
     return float(np.mean(envs.earned))
 
 
-def _actor(model: Any) -> dict[str, Any]:
+def actor(model: Any) -> dict[str, Any]:
     """Return the layers of the actor, by names that are sorted by their numbers."""
     policy = model.policy
     if hasattr(policy, "mlp_extractor"):
@@ -258,7 +252,7 @@ def _actor(model: Any) -> dict[str, Any]:
 _BUFFER: Final = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 
 
-def _kept(model: Any) -> shared.Plain:
+def kept(model: Any) -> shared.Plain:
     """Return what a model has learnt and seen, for a checkpoint."""
     state = {"parameters": model.get_parameters(), "steps": model.num_timesteps}
     if hasattr(model, "replay_buffer"):
@@ -270,8 +264,8 @@ def _kept(model: Any) -> shared.Plain:
     return state
 
 
-def _restore(model: Any, state: shared.Plain) -> None:
-    """Return a model to what `_kept` has."""
+def restore(model: Any, state: shared.Plain) -> None:
+    """Return a model to what `kept` has."""
     model.set_parameters(state["parameters"])
     model.num_timesteps = state["steps"]
     if "buffer" in state:

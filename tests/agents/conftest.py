@@ -27,7 +27,6 @@ eval_scenario = "lte"
 group = 2
 [[behaviours]]
 aqm = "dualpi2_rfc9332"
-redraw_s = 0.2
 [small]
 episodes = 8
 seconds = 2.0
@@ -36,7 +35,8 @@ episodes = 8
 seconds = 2.0
 """
 """Recipe of a dataset of control intervals."""
-NEEDS = {"llm": "peft", "ppo": "stable_baselines3", "sac_online": "stable_baselines3", "es": "torch"}
+NEEDS = {"llm": "peft"} | dict.fromkeys(("ppo", "sac_online", "a3c"), "stable_baselines3")
+NEEDS |= dict.fromkeys(("es", "dqn_aqm", "qp_aqm", "iaqm"), "torch")
 TINY: dict[str, dict[str, Any]] = {
     name: dict(kind.tiny) for name, kind in KINDS.items() if importlib.util.find_spec(NEEDS.get(name, "l4s_gym"))
 }

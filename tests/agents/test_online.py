@@ -39,6 +39,9 @@ def test_the_file_has_the_defaults(kind: str) -> None:
         ("ppo", {"envs": 0}, "above 0"),
         ("ppo", {"algorithm": {"gama": 0.9}}, "did you mean 'gamma'"),
         ("sac_online", {"form": "packet"}, "form of sac_online"),
+        ("a3c", {"form": "packet"}, "probability or parameters"),
+        ("iaqm", {"levels": 0}, "more than 0"),
+        ("qp_aqm", {"level": 3}, "did you mean 'levels'"),
     ],
 )
 def test_bad_configurations(kind: str, config: dict[str, Any], message: str) -> None:
@@ -54,6 +57,19 @@ def test_it_is_marked(name: str, trained: Trained) -> None:
     about = json.loads((trained(name) / saved.ABOUT).read_text())["training"]
     assert about["online"] is True and about["scenarios"] == "suite:train"
     assert leaderboard.added(f"{kind_of(name)}:{trained(name)}").learned == "online"
+
+
+def test_checkpoints_are_written_at_each_tenth() -> None:
+    done: list[int] = []
+    kept: list[int] = []
+
+    def do(number: int) -> str:
+        done.append(number)
+        return ""
+
+    online.rounds(do, lambda: kept.append(len(done)), 4, 30)
+    assert done == list(range(4, 30))
+    assert [4 + count for count in kept] == [6, 9, 12, 15, 18, 21, 24, 27]
 
 
 def test_seeds_are_not_the_benchmarks() -> None:
@@ -153,7 +169,7 @@ def test_the_saved_actor_is_the_trained_one() -> None:
         model = learner._model(envs, config)
         seen = envs.reset()
         raw = envs.env.buffers["obs"].copy()
-        tensors = {**sb3_learners._actor(model), "mean": torch.tensor(envs.mean), "std": torch.tensor(envs.std)}
+        tensors = {**sb3_learners.actor(model), "mean": torch.tensor(envs.mean), "std": torch.tensor(envs.std)}
         if form == "packet":
             found = PPOPacketAgent(tensors, {"rule": "sample"}, {}).policy.probabilities(raw)
             true = model.policy.get_distribution(torch.tensor(seen)).distribution.probs.detach().numpy()

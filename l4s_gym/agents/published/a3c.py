@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Final
 import numpy as np
 
 from l4s_gym import forms
+from l4s_gym.agents import onestep
 from l4s_gym.agents.protocol import Floats, Observations, check_batch
 from l4s_gym.agents.published.common import Config, Published
 from l4s_gym.agents.published.coupling import coupled
@@ -58,8 +59,7 @@ class A3CAgent(Published):
     def __init__(self, tensors: Mapping[str, Any], settings: Mapping[str, Any], training: Mapping[str, Any]) -> None:
         self.form = str(settings["form"])
         super().__init__(tensors, settings, training)
-        names = sorted({name.partition(".")[0] for name in self.arrays})
-        self._layers = [(self.arrays[f"{name}.weight"], self.arrays[f"{name}.bias"]) for name in names]
+        self._layers = onestep.layers(tensors)
 
     def act(self, obs: Observations, rewards: Floats) -> Floats:
         """Return actions (n, K); rewards are not used."""

@@ -12,13 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from l4s_gym import forms
-from l4s_gym.agents import saved
+from l4s_gym.agents import online, saved
 from l4s_gym.agents import training as shared
 from l4s_gym.agents.protocol import NO_RULE, Floats, Observations, check_count
 from l4s_gym.data.files import PathLike
-from l4s_gym.errors import L4SError, unknown
+from l4s_gym.errors import L4SError
 from l4s_gym.rewards import DEFAULT
-from l4s_gym.sim import fingerprint
 from l4s_gym.tables import convert
 
 
@@ -44,9 +43,6 @@ def configure(kind: type[Any], given: Mapping[str, Any], name: str) -> Any:
     Raises:
         L4SError: A key or value makes no sense.
     """
-    for key in given:
-        if key not in kind.__struct_fields__:
-            raise unknown(f"key of the configuration of {name}", key, kind.__struct_fields__)
     config = convert(kind, dict(given), name)
     if config.seed < 0:
         raise L4SError(f"configuration of {name}: seed = {config.seed}: give 0 or more")
@@ -56,9 +52,9 @@ def configure(kind: type[Any], given: Mapping[str, Any], name: str) -> Any:
     return config
 
 
-def first_seed(config: Config, number: int) -> int:
-    """Return the seed of the first episode of a round; none is one of the benchmark's, which are small."""
-    return 10**8 * (config.seed + 1) + number * config.envs
+def seeds(config: Config, number: int) -> list[int]:
+    """Return the seeds of the episodes of a round."""
+    return [int(seed) for seed in online.seeds(np.random.default_rng([config.seed, number]), config.envs)]
 
 
 class Published:
@@ -92,10 +88,7 @@ class Published:
         Raises:
             L4SError: The configuration is of another version, or there are options.
         """
-        for option in options:
-            raise unknown(f"option of {cls.kind}", option, ())
-        if not stored.config:
-            raise L4SError(f"{stored.path}: has no configuration: train it again")
+        stored.check(options)
         return cls(stored.tensors, stored.config, stored.training)
 
     def reset(self, n: int, seed: int) -> None:
@@ -161,9 +154,8 @@ class Episodes:
     """
 
     def __init__(self, form: str, scenarios: str, config: Config, reward: str = DEFAULT) -> None:
-        aqm = "dualpi2_rfc9332" if form == "parameters" else None
-        self.env = forms.get(form).vector_class(
-            config.envs, scenarios, aqm=aqm, reward=reward, horizon_s=config.seconds, autoreset_mode="disabled"
+        self.env = online.environment(
+            form, scenarios, config.envs, config.seconds, reward=reward, autoreset_mode="disabled"
         )
         self._config = config
 
@@ -177,7 +169,7 @@ class Episodes:
         Yields:
             After each interval what was then observed (n, F), and the rewards (n,).
         """
-        obs, _ = self.env.reset(seed=first_seed(self._config, number))
+        obs, _ = self.env.reset(seed=seeds(self._config, number))
         over = False
         while not over:
             obs, rewards, terminated, truncated, _ = self.env.step(decide(obs))
@@ -192,6 +184,10 @@ class Learner:
         """Set the agent, and what makes a `Work`, called with the scenarios and the configuration."""
         self._agent, self._work = agent, work
 
+    def configure(self, given: Mapping[str, Any]) -> Any:
+        """Return the configuration, complete and checked; errors as `configure`."""
+        return configure(self._agent.configuration, given, self._agent.kind)
+
     def train(
         self,
         source: str,
@@ -203,39 +199,34 @@ class Learner:
         say: shared.Say | None = None,
     ) -> dict[str, Any]:
         """Train in the scenarios `source`."""
-        kind = self._agent.kind
-        chosen = configure(self._agent.configuration, config, kind)
+        chosen = self.configure(config)
         settings = msgspec.to_builtins(chosen)
-        about = {"kind": kind, "scenarios": source, "simulator": fingerprint.FINGERPRINT, "config": settings}
-        work: Work = self._work(source, chosen)
+        told = online.about(source, getattr(chosen, "form", "") or self._agent.form, chosen.seed)
+        about = {"kind": self._agent.kind, "config": settings, **told}
         path = shared.start_folder(out, resume=resume)
-        start, first, figures = time.monotonic(), 0, dict[str, float]()
+        state: shared.Plain = {"round": 0, "figures": {}, "seconds": 0.0}
         if resume:
             state = shared.load_checkpoint(path, **about)
+        begun = time.monotonic() - float(state["seconds"])
+        work: Work = self._work(source, chosen)
+        if resume:
             work.restore(state["work"])
-            start, first, figures = start - float(state["seconds"]), int(state["round"]), state["figures"]
-        with shared.interruptible() as stop:
-            for number in range(first, chosen.rounds):
-                figures = work.round(number)
-                if say is not None and (number + 1) % max(chosen.rounds // 10, 1) == 0:
-                    shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-                    say(f"round {number + 1}/{chosen.rounds}: {shown}")
-                if progress is not None:
-                    progress((number + 1) / chosen.rounds)
-                if stop.asked and number + 1 < chosen.rounds:
-                    now = {"work": work.state(), "round": number + 1, "figures": figures}
-                    shared.save_checkpoint(path, {**about, **now, "seconds": time.monotonic() - start})
-                    raise KeyboardInterrupt
+
+        def do(number: int) -> str:
+            state.update(figures=work.round(number), round=number + 1)
+            return ", ".join(f"{name} {value:.4g}" for name, value in state["figures"].items())
+
+        def keep() -> None:
+            now = {"work": work.state(), "seconds": time.monotonic() - begun}
+            shared.save_checkpoint(path, {**about, **state, **now})
+
+        online.rounds(do, keep, state["round"], chosen.rounds, progress=progress, say=say)
         done = {
-            "online": True,
-            "scenarios": source,
-            "simulator": fingerprint.FINGERPRINT,
-            "form": getattr(chosen, "form", None) or self._agent.form,
+            **told,
             "control_interval_ms": forms.INTERVAL_MS,
             "steps": work.steps,
-            "seed": chosen.seed,
-            "seconds": round(time.monotonic() - start, 3),
-            "metrics": {"steps": work.steps, **figures},
+            "seconds": round(time.monotonic() - begun, 3),
+            "metrics": {"steps": work.steps, **state["figures"]},
         }
         self._agent(work.tensors(), settings, done).save(out)
         return done

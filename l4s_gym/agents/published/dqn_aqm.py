@@ -15,9 +15,8 @@ import numpy as np
 from l4s_gym.agents import saved
 from l4s_gym.agents.d3rlpy_agents import seeded
 from l4s_gym.agents.protocol import Actions, DecisionRule, Floats, Observations, check_batch, generators
-from l4s_gym.agents.published.common import Config, Learner, Published, first_seed
+from l4s_gym.agents.published.common import Config, Learner, Published, seeds
 from l4s_gym.data.trajectory import Ints, Trajectory
-from l4s_gym.errors import unknown
 from l4s_gym.extras import optional
 from l4s_gym.forms import PACKET
 from l4s_gym.schema import ENQUEUE, MARK, OBS_SCALE, OBSERVED
@@ -85,10 +84,8 @@ class DqnAgent(Published):
     @classmethod
     def of(cls, stored: saved.Saved, rule: str = "argmax", **options: str) -> Self:
         """Make the agent from what was saved; errors as `Published.of`."""
-        for option in options:
-            raise unknown(f"option of {cls.kind}", option, ("rule",))
-        plain = super().of(stored)
-        return cls(plain._tensors, plain._settings, plain.training, rule)
+        stored.check(options, "rule")
+        return cls(stored.tensors, stored.config, stored.training, rule)
 
     @cached_property
     def policy(self) -> Policy:
@@ -165,10 +162,10 @@ class DqnWork:
     def _play(self, number: int) -> tuple[Observations, Ints, Observations]:
         """Play a round; return transitions of the queues (B, 8), (B,), (B, 8)."""
         config, batch = self._config, self._batch
-        first = first_seed(config, number)
-        episodes = [np.random.default_rng(first + i) for i in range(config.envs)]
+        given = seeds(config, number)
+        episodes = [np.random.default_rng(each) for each in given]
         batch.decide_by(self._explorer(1.0 / (number / 5 + 1.0)))
-        batch.start_policy(generators(config.envs, first))
+        batch.start_policy(generators(config.envs, given[0]))
         for i, rng in enumerate(episodes):
             batch.reset(i, rng)
         found = Trajectories.of(config.packets, config.envs)
