@@ -204,6 +204,7 @@ l4s_tighter(struct l4s_bounds a, const struct l4s_bounds *b)
 #define L4S_LAW_THRESHOLD 4
 #define L4S_FACTORS 5	/* their number */
 #define L4S_SAME 65536	/* the factor 1 */
+#define L4S_LAW_VALUES 11	/* of l4s_law_values() */
 
 /* One packet, in the caller's memory for as long as the core has it. */
 struct l4s_packet {
@@ -448,6 +449,10 @@ bool l4s_set_law(struct l4s_core *c, const uint32_t factor[L4S_FACTORS],
 /* The operator's bounds of a factor; where the law has no such parameter, 1. */
 void l4s_law_range(const struct l4s_params *p, unsigned which, uint32_t *low,
     uint32_t *high);
+
+/* The parameters of the variant's law and scheduler; the rest is 0. */
+void l4s_law_values(const struct l4s_params *p,
+    uint64_t values[L4S_LAW_VALUES]);
 
 /*
  * The controller's probabilities of C and L (2^-31), by which packets are then

@@ -17,6 +17,7 @@ void
 l4s_entry_hello(struct l4s_hello *hello, const struct l4s_params *p)
 {
 	static const uint8_t layout[] = L4S_LAYOUT;
+	uint64_t values[L4S_LAW_VALUES];
 	uint32_t low, high;
 
 	hello->schema_version = L4S_SCHEMA_VERSION;
@@ -30,6 +31,9 @@ l4s_entry_hello(struct l4s_hello *hello, const struct l4s_params *p)
 		hello->law_low[i] = low;
 		hello->law_high[i] = high;
 	}
+	l4s_law_values(p, values);
+	for (unsigned i = 0; i < L4S_LAW_VALUES; i++)
+		hello->law_value[i] = l4s_fit(values[i]);
 	hello->law_lifetime_ms = (uint32_t)p->law_lifetime_ms;
 	hello->prob_high[0] = (uint32_t)p->prob_c_high;
 	hello->prob_high[1] = (uint32_t)p->prob_l_high;

@@ -53,6 +53,26 @@ l4s_law_range(const struct l4s_params *p, unsigned which, uint32_t *low,
 	*high = has ? (uint32_t)bounds[which][1] : L4S_SAME;
 }
 
+void
+l4s_law_values(const struct l4s_params *p, uint64_t values[L4S_LAW_VALUES])
+{
+	/* LAW_VALUES in l4s_gym/bridge/wire.py has the same order. */
+	const uint64_t of[][L4S_LAW_VALUES] = {
+		[L4S_TESTBED] = { p->target_us, p->tupdate_us, p->alpha,
+		    p->beta, p->step_ns, p->drr_weight, p->quirks,
+		    p->max_burst_us, p->max_ecn_threshold },
+		[L4S_RFC9332] = { p->target_us, p->tupdate_us, p->alpha_q,
+		    p->beta_q, p->coupling, p->min_th_ns, p->range_ns,
+		    p->classic_weight, p->th_len, p->p_c_max, p->shift_ns },
+		[L4S_LINUX] = { p->target_us, p->tupdate_us, p->pi2_alpha,
+		    p->pi2_beta, p->coupling_factor, p->step_ns,
+		    p->step_packets, p->classic_protection, p->min_qlen_step,
+		    p->drop_on_overload },
+	};
+
+	__builtin_memcpy(values, of[p->variant], sizeof(of[0]));
+}
+
 /* The parameter times the factor, rounded, within the parameter's own range. */
 static void
 scale(struct l4s_params *p, unsigned which, uint32_t factor)

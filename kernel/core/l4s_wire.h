@@ -112,6 +112,8 @@ struct L4S_PACKED l4s_hello {
 	uint32_t law_high[5];
 	uint32_t law_lifetime_ms;	/* longest; 0: SET_LAW is not offered */
 	uint32_t prob_high[2];	/* of SET_PROB, 1/65536; both 0: not offered */
+	/* operator's: l4s_law_values(), at most 2^32 - 1; all 0: not told */
+	uint32_t law_value[11];
 };
 
 struct L4S_PACKED l4s_row {
@@ -214,6 +216,7 @@ struct L4S_PACKED l4s_command {
 
 _Static_assert(sizeof(struct l4s_record) == L4S_RECORD_SIZE, "record");
 _Static_assert(sizeof(struct l4s_row) == 168, "row");
+_Static_assert(sizeof(struct l4s_hello) <= 176, "hello");
 _Static_assert(sizeof(struct l4s_status) <= 176, "status");
 _Static_assert(sizeof(struct l4s_law) <= 176, "law");
 _Static_assert(sizeof(struct l4s_error) <= 176, "error");

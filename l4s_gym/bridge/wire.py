@@ -74,6 +74,22 @@ LAW_PARAMETERS: Final = ("target", "alpha", "beta", "coupling", "threshold")
 L's ramp, or its step."""
 FACTOR: Final = 65536
 """The factor 1 of the operator's value in SET_LAW."""
+LAW_VALUES: Final = {
+    "testbed": (
+        "target_us", "tupdate_us", "alpha", "beta", "step_ns", "drr_weight", "quirks", "max_burst_us",
+        "max_ecn_threshold",
+    ),
+    "rfc9332": (
+        "target_us", "tupdate_us", "alpha_q", "beta_q", "coupling", "min_th_ns", "range_ns", "classic_weight", "th_len",
+        "p_c_max", "shift_ns",
+    ),
+    "linux": (
+        "target_us", "tupdate_us", "pi2_alpha", "pi2_beta", "coupling_factor", "step_ns", "step_packets",
+        "classic_protection", "min_qlen_step", "drop_on_overload",
+    ),
+}  # fmt: skip
+"""Parameters of each variant's law and scheduler whose values HELLO tells, in order, by the names that the queue's
+configuration has for them."""
 CERTAIN: Final = 1 << 31
 """The probability 1 in SET_PROB."""
 NO_PROB: Final = (1 << 32) - 1
@@ -85,7 +101,7 @@ HELLO_BODY: Final = np.dtype(
         ("layout", "u1", (8,)), ("session", "<u8"), ("clock_us", "<u8"), ("rate_bps", "<u8"), ("ring_entries", "<u4"),
         ("variant", "u1"), ("direct", "u1"), ("reserved", "u1", (2,)), ("name", "S32"),
         ("law_low", "<u4", (5,)), ("law_high", "<u4", (5,)), ("law_lifetime_ms", "<u4"),
-        ("prob_high", "<u4", (2,)),
+        ("prob_high", "<u4", (2,)), ("law_value", "<u4", (11,)),
     ]
 )  # fmt: skip
 ROW_BODY: Final = np.dtype(
@@ -161,6 +177,8 @@ class Hello:
             has no such parameter. Empty: the queue takes none.
         law_lifetime_ms: Longest life of what `set_law` and `set_probabilities` set.
         prob_high: The operator's bounds of `set_probabilities`, C and L; both 0: the queue takes none.
+        law_values: The operator's parameters, by the names of `LAW_VALUES`, each at most 2^32 - 1. Empty: the queue
+            does not tell them.
     """
 
     session: int
@@ -173,6 +191,7 @@ class Hello:
     law: dict[str, tuple[float, float]] = field(default_factory=dict)
     law_lifetime_ms: int = 0
     prob_high: tuple[float, float] = (0.0, 0.0)
+    law_values: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -327,6 +346,8 @@ def hello_entry(hello: Hello) -> Entries:
     body["prob_high"] = np.round(FACTOR * np.array(hello.prob_high))
     if hello.law:
         body["law_low"], body["law_high"] = np.round(FACTOR * np.array([*hello.law.values()])).T
+    for index, value in enumerate(hello.law_values.values()):
+        body["law_value"][:, index] = value
     body["variant"], body["name"] = VARIANTS.index(hello.variant), hello.name.encode()[:31]
     return made
 
@@ -376,12 +397,18 @@ def read_hello(hello: Any) -> Hello:
         law=_bounds(body) if body["law_lifetime_ms"] else {},
         law_lifetime_ms=int(body["law_lifetime_ms"]),
         prob_high=(int(body["prob_high"][0]) / FACTOR, int(body["prob_high"][1]) / FACTOR),
+        law_values=_values(body["law_value"].tolist(), variant),
     )
 
 
 def _bounds(body: Any) -> dict[str, tuple[float, float]]:
     low, high = (body[name].astype(np.float64) / FACTOR for name in ("law_low", "law_high"))
     return dict(zip(LAW_PARAMETERS, zip(low.tolist(), high.tolist(), strict=True), strict=True))
+
+
+def _values(told: list[int], variant: int) -> dict[str, int]:
+    names = LAW_VALUES[VARIANTS[variant]] if variant < len(VARIANTS) and any(told) else ()
+    return dict(zip(names, told, strict=False))
 
 
 def read_law(entry: Any) -> Law:

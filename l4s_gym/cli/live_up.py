@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from l4s_gym.cli.common import console, say
+from l4s_gym.cli.common import Settings, chosen_scenario, console, say
 from l4s_gym.errors import L4SError
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 def up(
     scenario: str = "l4s-llm-testbed",
     aqm: str | None = None,
+    agent: str | None = None,
+    settings: Settings = (),
     seconds: float | None = None,
     seed: int = 1,
     socket: Path | None = None,
@@ -44,6 +46,9 @@ def up(
     Args:
         scenario: Name of a scenario, or path of a TOML file.
         aqm: dualpi2_freebsd, dualpi2_rfc9332 or dualpi2_linux; default: the scenario's.
+        agent: Give the law the options over which this agent was trained, as `l4s-gym live control` needs it: the
+            folder of a saved agent, or module:attribute for your own. It does not control yet.
+        settings: Change fields of the scenario, such as link.rate_mbps=40 or options.dualpi2_rfc9332.target_ms=3.2.
         seconds: How long to run; default: the scenario's length.
         seed: Seed of what the scenario draws, of the start times of the flows, and of the router's random numbers.
         socket: Socket for agents and readers; default: /run/l4s-gym/live.sock.
@@ -59,11 +64,15 @@ def up(
     """
     from l4s_gym.bridge.client import default_address
     from l4s_gym.live.testbed import LiveTestbed
+    from l4s_gym.tables import option_paths
 
     if seed < 0:
         raise L4SError(f"--seed {seed}: give 0 or more")
+    chosen = chosen_scenario(scenario, None, settings)
+    if agent is not None and (options := _options(agent)):
+        chosen, aqm = chosen.replace(**option_paths(options)), aqm or next(iter(options))
     bed = LiveTestbed(
-        scenario,
+        chosen,
         aqm=aqm,
         seconds=seconds,
         seed=seed,
@@ -96,6 +105,16 @@ def up(
     if out is not None:
         path = _write(result, out)
         say(f"results: {path}")
+
+
+def _options(agent: str) -> dict[str, dict[str, Any]]:
+    """The options over which an agent was trained."""
+    from l4s_gym import agents
+    from l4s_gym.agents.protocol import options_of
+    from l4s_gym.sim import fingerprint
+
+    with fingerprint.allow_stale():  # only its options are used
+        return options_of(agents.make(agent))
 
 
 def _bounds(given: tuple[str, ...]) -> dict[str, int]:

@@ -18,7 +18,7 @@ from l4s_gym.bridge.wire import Law
 from l4s_gym.errors import L4SError
 from l4s_gym.forms import FORMS
 from l4s_gym.live.control import Controller
-from l4s_gym.live.parameters import SETTERS, Observer, check_lifetime, lifetime_of
+from l4s_gym.live.parameters import SETTERS, Observer, check_law, check_lifetime, lifetime_of
 
 
 class IntervalController(Controller):
@@ -58,6 +58,7 @@ class IntervalController(Controller):
     def _attach(self) -> None:
         super()._attach()
         hello = self._client.hello
+        check_law(hello, self._agent)
         check_lifetime(hello, self._lifetime_ms, 1e3 * self._interval_s)
         if not hello.rate_bps:
             raise L4SError(

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from l4s_gym import forms, rewards
+from l4s_gym.agents import Agent
+from l4s_gym.agents.protocol import options_of
 from l4s_gym.bridge import wire
 from l4s_gym.bridge.client import TIMEOUT_S, BridgeError, Client
 from l4s_gym.bridge.wire import Hello, Law
@@ -18,8 +20,11 @@ from l4s_gym.envs.prob import probabilities
 from l4s_gym.envs.tune import factors
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.live.environment import NOBODY, DualPI2LiveEnv, LiveEnv, check_positive
+from l4s_gym.live.router import VARIANTS, parameters
 from l4s_gym.sim.intervals import AVERAGES_S, INTERVAL, Feature, high
 from l4s_gym.sim.layout import LEAST_MBPS
+from l4s_gym.sim.scenario import from_dict
+from l4s_gym.tables import option_paths
 
 Floats = npt.NDArray[np.float32]
 
@@ -75,6 +80,34 @@ def check_lifetime(hello: Hello, lifetime_ms: float, interval_ms: float) -> None
         raise L4SError(
             f"an action holds for {lives_ms:g} ms, no longer than control_interval_ms={interval_ms:g}: "
             "give a shorter interval, or a longer lifetime_ms (the operator's: law_lifetime_ms of the queue)"
+        )
+
+
+def check_law(hello: Hello, agent: Agent) -> None:
+    """Check that a queue has the law over which an agent was trained, if that had options (`options_of`).
+
+    Raises:
+        L4SError: It has another law, or other parameters, or does not tell them.
+    """
+    options = options_of(agent)
+    if not options:
+        return
+    scenario = from_dict({"name": agent.name, "sources": [{"kind": "cubic"}]}).replace(**option_paths(options))
+    laws = {wire.VARIANTS[VARIANTS[aqm]]: parameters(scenario, aqm) for aqm in options if aqm in VARIANTS}
+    wanted = laws.get(hello.variant, {})
+    if not wanted:
+        wrong = [f"it is {hello.variant}, not {' or '.join(options)}"]
+    elif not hello.law_values:
+        wrong = ["it is too old to tell its parameters"]
+    else:
+        most = np.iinfo(np.uint32).max
+        told = hello.law_values.items()
+        wrong = [f"{name} is {value}, not {wanted[name]}" for name, value in told if value != min(wanted[name], most)]
+    if wrong:
+        raise L4SError(
+            f"agent {agent.name}: was trained over another law than this queue's: {'; '.join(wrong)}. Start the queue "
+            "with the agent's: `l4s-gym live up --agent AGENT`, or set these parameters in the router's configuration, "
+            "or by the FreeBSD module's sysctls"
         )
 
 

@@ -39,6 +39,12 @@ def test_agents_are_read(script: dict[str, Any]) -> None:
         script["deciders"](["a=enqueue", "a=enqueue"])
 
 
+def test_an_agent_gets_the_law_over_which_it_was_trained(script: dict[str, Any]) -> None:
+    found = script["deciders"](["plain=zero:form=parameters", "own=tests.live.test_interval_control:Tuned"])
+    targets = {each.name: each.scenario(8.0, 4.0).options.dualpi2_rfc9332.target_ms for each in found}
+    assert targets["dualpi2_tuned"] == targets["own"] == 3.2 and targets["plain"] == targets["dualpi2_rfc9332"] == 15.0
+
+
 def test_the_rate_falls_half_way(script: dict[str, Any]) -> None:
     scenario = script["decider"]("a=enqueue").scenario(8.0, 10.0)
     assert scenario.link.steps == ((5.0, 0.5),)

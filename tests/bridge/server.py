@@ -324,6 +324,7 @@ class Server:
         fragments: Cut what is sent anywhere.
         law: Bounds of SET_LAW.
         prob_high: Bounds of SET_PROB.
+        law_values: Parameters of the law.
         direct: Offer DIRECT: "passed", or "forgotten" as by SSH, which forwards no descriptor.
     """
 
@@ -345,6 +346,7 @@ class Server:
         self.law = dict(zip(wire.LAW_PARAMETERS, [(0.25, 4.0)] * 3 + [(0.5, 8.0), (1.0, 1.0)], strict=True))
         self.law_lifetime_ms = 1000
         self.prob_high = (1.0, 1.0)
+        self.law_values: dict[str, int] = {}
         self.direct, self.asked_directly = "", 0
         self.first: bytes | None = None
         for name, value in options.items():
@@ -355,7 +357,7 @@ class Server:
         if self.first is not None:
             return self.first
         numbers = self.queue.session, self.queue.clock_us, self.rate_bps
-        bounds = (self.law, self.law_lifetime_ms, self.prob_high)
+        bounds = (self.law, self.law_lifetime_ms, self.prob_high, self.law_values)
         hello = wire.Hello(*numbers, self.variant, 4096, "test", bool(self.direct), *bounds)
         return wire.hello_entry(hello).tobytes()
 

@@ -121,10 +121,13 @@ def test_commands() -> None:
 def test_hello_there_and_back() -> None:
     law = {name: (0.25, 1.0 + n) for n, name in enumerate(wire.LAW_PARAMETERS)}
     bounds: dict[str, Any] = {"law": law, "law_lifetime_ms": 700, "prob_high": (1.0, 0.25)}
+    bounds["law_values"] = {name: 10 + n for n, name in enumerate(wire.LAW_VALUES["rfc9332"])}
     hello = wire.Hello(1 << 60, 5, 8_000_000, "rfc9332", 4096, "router", direct=True, **bounds)
     entry = wire.hello_entry(hello)[0]
     assert wire.hello_fault(entry) is None
     assert wire.read_hello(entry) == hello
+    entry["hello"]["law_value"] = 0  # an older server
+    assert wire.read_hello(entry).law_values == {}
 
 
 @pytest.mark.parametrize(

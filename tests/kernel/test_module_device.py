@@ -588,6 +588,22 @@ def test_a_law_without_a_scheduler(library: Path) -> None:
             each.close()
 
 
+def test_the_greeting_tells_the_parameters_of_the_law(module: Module) -> None:
+    for number, variant in enumerate(wire.VARIANTS):
+        module.sysctl("variant", number)
+        wanted = {name: module.sysctl(name) for name in wire.LAW_VALUES[variant]}
+        for name in set(wanted) - {"drop_on_overload", "classic_protection", "quirks"}:  # each another value
+            wanted[name] += len(name) + number
+            module.sysctl(name, wanted[name])
+        device = module.open()
+        assert wire.read_hello(device.read()[0]).law_values == wanted
+        device.close()
+    module.sysctl("step_ns", 10_000_000_000)
+    device = module.open()
+    assert wire.read_hello(device.read()[0]).law_values["step_ns"] == 2**32 - 1
+    device.close()
+
+
 def test_what_a_law_did_is_counted(module: Module, device: Device) -> None:
     for _ in range(3):
         module.arrive(1000)

@@ -16,18 +16,24 @@ import pytest
 
 import l4s_gym
 from l4s_gym import agents
+from l4s_gym.agents.protocol import options_of
 from l4s_gym.bridge import wire
 from l4s_gym.bridge.client import BridgeError, Client
 from l4s_gym.bridge.recorder import Recorder
 from l4s_gym.data.records import load_records
 from l4s_gym.data.stream import RunSplitter
+from l4s_gym.errors import L4SError
 from l4s_gym.live import doctor
 from l4s_gym.live.control import Controller
+from l4s_gym.live.interval_control import IntervalController
 from l4s_gym.live.testbed import LiveTestbed
 from l4s_gym.schema import BY_NAME
+from l4s_gym.sim.scenario import load
+from l4s_gym.tables import option_paths
 from tests.bridge.conftest import Serve
 from tests.bridge.server import Server, log_of
 from tests.kernel.conftest import Build, build, namespaces  # noqa: F401  (fixtures)
+from tests.live.test_interval_control import Tuned
 
 # Real packets in real time, on cores that others use too: a test that fails is tried twice more.
 pytestmark = pytest.mark.flaky(reruns=2, reruns_delay=2)
@@ -174,6 +180,22 @@ def test_without_a_queue(program: Path, tmp_path: Path) -> None:
 
 
 # -- a real queue
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("namespaces")
+def test_an_agent_and_the_law_over_which_it_was_trained(build: Build) -> None:  # noqa: F811
+    agent, kernel = Tuned(), build()
+    trained = load("l4s-llm-testbed").replace(**option_paths(options_of(agent)))
+    for scenario, fits in ((trained, True), (load("l4s-llm-testbed"), False)):
+        with LiveTestbed(scenario, aqm="dualpi2_rfc9332", kernel=kernel) as bed:
+            controller = IntervalController(Client(bed.socket), agent, control_interval_ms=50.0)
+            if fits:
+                done = controller.run(0.5)
+                assert done.answered > 0 and done.law is not None and done.law["refused"] == 0
+            else:
+                with pytest.raises(L4SError, match="target_us is 15000, not 3200"):
+                    controller.run(0.5)
 
 
 @pytest.mark.slow

@@ -10,11 +10,15 @@ import numpy as np
 import pytest
 
 from l4s_gym import cli
+from l4s_gym.agents.protocol import options_of
 from l4s_gym.bridge import wire
 from l4s_gym.bridge.client import BridgeError, Client
 from l4s_gym.errors import L4SError
 from l4s_gym.forms import FORMS
 from l4s_gym.live.interval_control import IntervalController
+from l4s_gym.live.router import VARIANTS, parameters
+from l4s_gym.sim.scenario import from_dict
+from l4s_gym.tables import option_paths
 from tests.bridge.conftest import Serve, serve  # noqa: F401
 
 
@@ -79,6 +83,40 @@ def test_a_queue_started_anew_is_controlled_again(serve: Serve) -> None:  # noqa
     agent.then = restart
     done = controller.run()
     assert done.sessions >= 2 and server.queue.laws and done.shares is not None
+
+
+class Tuned(Mover):
+    """Trained over a law with options."""
+
+    def __init__(self) -> None:
+        super().__init__("parameters")
+        self.training["options"] = {"dualpi2_rfc9332": {"target_ms": 3.2, "beta": 12.0}}
+
+
+def test_an_agent_needs_the_law_over_which_it_was_trained(serve: Serve) -> None:  # noqa: F811
+    agent = Tuned()
+    scenario = from_dict({"name": "x", "sources": [{"kind": "cubic"}]}).replace(**option_paths(options_of(agent)))
+    told = parameters(scenario, "dualpi2_rfc9332")
+    told = {name: told[name] for name in wire.LAW_VALUES["rfc9332"]}
+    server = serve(variant="rfc9332", law_values=told)
+    assert IntervalController(Client(server.path), agent).run(0.05).answered > 0
+    for variant, law_values, said in (
+        ("rfc9332", told | {"target_us": 15000}, "target_us is 15000, not 3200. Start the queue"),
+        ("rfc9332", {}, "too old to tell"),
+        ("linux", told, "it is linux, not dualpi2_rfc9332"),
+    ):
+        server.variant, server.law_values = variant, law_values
+        server.queue.laws.clear()
+        with pytest.raises(L4SError, match=rf"mover: was trained over another law.*{said}.*live up --agent"):
+            IntervalController(Client(server.path), agent).run()
+        assert server.controller is None and not server.queue.laws
+    assert IntervalController(Client(server.path), Mover("parameters")).run(0.05).answered > 0  # it takes any
+
+
+@pytest.mark.parametrize("aqm", VARIANTS)
+def test_all_that_a_queue_tells_of_its_law_follows_from_the_simulator_s_options(aqm: str) -> None:
+    scenario = from_dict({"name": "x", "sources": [{"kind": "cubic"}]})
+    assert set(wire.LAW_VALUES[wire.VARIANTS[VARIANTS[aqm]]]) <= set(parameters(scenario, aqm))
 
 
 def test_errors_are_clear(serve: Serve) -> None:  # noqa: F811

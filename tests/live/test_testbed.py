@@ -149,6 +149,16 @@ def test_the_dry_run_needs_nothing_and_prints_every_command(capsys: pytest.Captu
     assert not Path(where).exists()
 
 
+def test_the_law_of_an_agent_or_of_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["live", "up", "--dry-run", "--agent", "tests.live.test_interval_control:Tuned"]) == 0
+    out = capsys.readouterr().out  # the scenario's own discipline is that of the testbed
+    assert "variant 1\n" in out and "target_us 3200\n" in out and "beta_q 3377700\n" in out
+    settings = ["--set", "options.dualpi2_freebsd.target_ms=3.2"]
+    assert cli.main(["live", "up", "--dry-run", "--agent", "threshold", *settings]) == 0
+    out = capsys.readouterr().out
+    assert "variant 0\n" in out and "target_us 3200\n" in out
+
+
 def test_bounds_of_the_shield_are_the_operators(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["live", "up", "--dry-run", "--shield", "hits=0", "--shield", "c_us=90000"]) == 0
     out = capsys.readouterr().out

@@ -16,7 +16,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +24,7 @@ import numpy as np
 
 import run as study
 from l4s_gym.agents import AgentSpec, form_of
+from l4s_gym.agents.protocol import options_of
 from l4s_gym.bridge.client import Client
 from l4s_gym.cli.arguments import command_line
 from l4s_gym.data.files import atomic_write
@@ -39,7 +40,7 @@ from l4s_gym.markdown import table
 from l4s_gym.rewards import BALANCE, WEIGHTS
 from l4s_gym.sim import fingerprint
 from l4s_gym.sim.scenario import Scenario
-from l4s_gym.tables import checksum
+from l4s_gym.tables import checksum, option_paths
 
 RATES_MBPS: Final = (8.0, 40.0, 100.0)
 STEP: Final = (0.5, 0.5)
@@ -59,7 +60,7 @@ class Decider:
         spec: Of an agent or a discipline.
         every: What it decides about: each n-th packet.
         interval_ms: Or control intervals; None: of the length for which it was trained.
-        options: Of a discipline, as in an experiment.
+        options: Of the disciplines: those of an experiment, or those over which an agent was trained.
     """
 
     name: str
@@ -77,8 +78,7 @@ class Decider:
         """What it runs on."""
         steps = ((STEP[0] * seconds, STEP[1]),)
         made = study.shared_scenario(rate_mbps, self.native or AQM, seconds, steps)
-        own = {f"options.{aqm}.{name}": value for aqm, each in self.options.items() for name, value in each.items()}
-        return made.replace(**own)
+        return made.replace(**option_paths(self.options))
 
 
 def decider(text: str) -> Decider:
@@ -102,14 +102,14 @@ def deciders(agents: Sequence[str]) -> list[Decider]:
         L4SError: Two have one name, or an agent cannot be made.
     """
     native = [Decider(each.variant, each.agent, options=each.options) for each in leaderboard.experiments(DISCIPLINES)]
-    found = native + [decider(text) for text in agents]
-    names = [each.name for each in found]
+    asked = [decider(text) for text in agents]
+    names = [each.name for each in native + asked]
     if twice := {name for name in names if names.count(name) > 1}:
         raise L4SError(f"--agent {min(twice)}: is there already: give another name")
-    for each in found[len(native) :]:
-        if each.native is None:
-            AgentSpec.parse(each.spec).make()
-    return found
+    return native + [
+        each if each.native is not None else replace(each, options=options_of(AgentSpec.parse(each.spec).make()))
+        for each in asked
+    ]
 
 
 # -- runs
@@ -322,7 +322,7 @@ def main(
     print(f"{len(who) * len(rates) * runs} live runs of {seconds:g} s, and as many simulated")
     rows = measured(who, rates, seconds, runs, work)
     about = [
-        {"name": each.name, "spec": each.spec, "every": each.every, "interval_ms": each.interval_ms} for each in who
+        {name: getattr(each, name) for name in ("name", "spec", "every", "interval_ms", "options")} for each in who
     ]
     data: Row = origin() | {"seconds": seconds, "runs": runs, "who": about, "rows": rows}
     print(markdown(data))
