@@ -336,6 +336,7 @@ class D3RLPyLearner:
         form = self.form(dataset_id)
         episodes = shared.read_dataset(dataset_id, form)
         interval_s = 1e-3 * float(episodes[0].about.get("control_interval_ms", 0.0))
+        law = {} if form == PACKET else {"options": shared.options_of(episodes)}
         parts = split([len(episode) for episode in episodes], chosen.held_out, chosen.seed)
         try:
             options = {"drop_missing": chosen.drop_missing, "allow_gaps": chosen.allow_gaps}
@@ -367,6 +368,7 @@ class D3RLPyLearner:
             "simulator": simulator,
             "dataset_steps": len(logged),
             **self.asked(chosen, form, interval_s),
+            **law,
             "steps": chosen.steps,
             "seed": chosen.seed,
             "seconds": round(seconds, 3),

@@ -272,8 +272,10 @@ class Improvement:
 
     def r2(self, critics: Sequence[Any]) -> float:
         """Return the share of the variance within held-out groups that the mean of some critics explains."""
+        import torch
+
         missed = total = 0.0
-        for rows in self.held[:: len(self.held) // _JUDGED + 1].split(1024):
+        for rows in torch.split(self.held[:: len(self.held) // _JUDGED + 1], 1024):  # type: ignore[no-untyped-call]
             told, (_, true) = sum(self._told(each, rows)[0] for each in critics), self._told(critics[0], rows)
             missed += float(((told / len(critics) - true) ** 2).sum())
             total += float((true**2).sum())
@@ -324,7 +326,8 @@ def scale_of(seen: npt.NDArray[Any]) -> tuple[Floats, Floats]:
 
 def standardised(x: npt.NDArray[Any], mean: npt.NDArray[Any], std: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Return numbers (..., D) with mean 0 and deviation 1, and bounded."""
-    return np.clip((x - mean) / std, -BOUND, BOUND)
+    found: npt.NDArray[Any] = np.clip((x - mean) / std, -BOUND, BOUND)
+    return found
 
 
 def scaled(observations: Observations, mean: Floats, std: Floats) -> Floats:
@@ -372,8 +375,8 @@ class OneStepAgent:
     form = FORM
     rule = NO_RULE
     kind: ClassVar[str] = KIND
-    config_type: ClassVar[type[msgspec.Struct]] = Config
-    """Of the configuration; if it has `smoothing_s`, that is used."""
+    config_type: ClassVar[type[Any]] = Config
+    """Of the configuration, which has `memory_s`, `reach` and `smoothing_s`."""
 
     def __init__(
         self, tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any], training: Mapping[str, Any]

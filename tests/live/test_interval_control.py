@@ -29,7 +29,7 @@ class Mover:
 
     def __init__(self, form: str, value: float = 1.0, at: int = -1, then: Any = None) -> None:
         self.form, self.value, self.at, self.then = form, value, at, then
-        self.training = {"control_interval_ms": 5.0}
+        self.training: dict[str, Any] = {"control_interval_ms": 5.0}
         self.seen: list[Any] = []
         self.rewards: list[float] = []
 
