@@ -275,7 +275,7 @@ class Improvement:
         import torch
 
         missed = total = 0.0
-        for rows in torch.split(self.held[:: len(self.held) // _JUDGED + 1], 1024):  # type: ignore[no-untyped-call]
+        for rows in torch.split(self.held[:: len(self.held) // _JUDGED + 1], 1024):
             told, (_, true) = sum(self._told(each, rows)[0] for each in critics), self._told(critics[0], rows)
             missed += float(((told / len(critics) - true) ** 2).sum())
             total += float((true**2).sum())

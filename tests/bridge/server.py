@@ -357,8 +357,8 @@ class Server:
         if self.first is not None:
             return self.first
         numbers = self.queue.session, self.queue.clock_us, self.rate_bps
-        about = self.variant, 4096, "test", bool(self.direct)
-        hello = wire.Hello(*numbers, *about, self.law, self.law_lifetime_ms, self.prob_high, self.law_values)
+        bounds: tuple[Any, ...] = (self.law, self.law_lifetime_ms, self.prob_high, self.law_values)
+        hello = wire.Hello(*numbers, self.variant, 4096, "test", bool(self.direct), *bounds)
         return wire.hello_entry(hello).tobytes()
 
     def restart(self) -> None:
