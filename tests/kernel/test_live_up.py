@@ -80,7 +80,19 @@ def start(kernel: Path) -> Iterator[Start]:
     made = []
 
     def starts(*arguments: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "l4s_gym.cli", "live", "up", "--kernel", str(kernel), *arguments]
+        # A shell starts what runs in its background with SIGINT ignored.
+        command = [
+            "env",
+            "--default-signal=INT",
+            sys.executable,
+            "-m",
+            "l4s_gym.cli",
+            "live",
+            "up",
+            "--kernel",
+            str(kernel),
+            *arguments,
+        ]
         made.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
         return made[-1]
 
