@@ -91,7 +91,7 @@ def experiments(rows: str, steps: int) -> list[Experiment]:
         Experiment(
             "One step of policy improvement, sets the parameters of the tuned DualPI2",
             "",
-            training=Training(WINNER, HELD, small=True),
+            training=Training(WINNER, HELD),
             name=WINNER,
             variant="held",
             form="parameters",
@@ -101,14 +101,15 @@ def experiments(rows: str, steps: int) -> list[Experiment]:
 
 
 def standing(entries: Sequence[Entry]) -> str:
-    """Whether `WINNER` is better than native DualPI2, as the board says."""
+    """Whether `WINNER` is better than native DualPI2 in each suite, as the board says."""
     row = next(each for each in board.rows(entries) if each.agent == WINNER)
     if row.failed:
         return f"{WINNER} against native DualPI2: no result, it failed"
-    over = row.over_native[board.MAIN]
-    verdict = "cannot be told apart" if not over.sure else "above" if over.value > 0.0 else "below"
-    score = board.span(row.scores[board.MAIN])
-    return f"{WINNER} {score} against native DualPI2 100, difference {board.span(over, sign='+')}: {verdict}"
+    told = []
+    for suite, over in row.over_native.items():
+        verdict = "cannot be told apart" if not over.sure else "above" if over.value > 0.0 else "below"
+        told.append(f"{suite} {board.span(over, sign='+')} {verdict}")
+    return f"{WINNER} against native DualPI2: {', '.join(told)}"
 
 
 def run_demo(

@@ -14,7 +14,7 @@ from tests.evaluation.conftest import PLAYERS, Player, synthetic_entries
 def test_the_verdict_is_that_of_the_board(quality: float, verdict: str) -> None:
     winner = Player(demo.WINNER, "tuned", quality, trainings=1, unlike=0.0, form="parameters")
     line = demo.standing(synthetic_entries([*PLAYERS[:2], winner], failed=False))
-    assert line.endswith(f": {verdict}")
+    assert line.startswith("onestep against native DualPI2: ") and f"] {verdict}, shift " in line
 
 
 def test_a_tie_is_no_victory() -> None:
@@ -22,7 +22,8 @@ def test_a_tie_is_no_victory() -> None:
     native, random = synthetic_entries(PLAYERS[:2], failed=False)
     experiment = msgspec.structs.replace(native.experiment, name=demo.WINNER)
     twin = msgspec.structs.replace(native, agent=demo.WINNER, experiment=experiment)
-    assert demo.standing([native, random, twin]).endswith(": cannot be told apart")
+    line = demo.standing([native, random, twin])
+    assert line.endswith(" cannot be told apart") and " above" not in line and " below" not in line
 
 
 def test_a_failure_is_told() -> None:
