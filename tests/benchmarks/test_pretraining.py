@@ -90,7 +90,7 @@ def test_the_study_in_little(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "MINARI_DATASETS_PATH": str(tmp_path / "datasets")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "datasets"))
-        for name in ("tuned", "testbed"):
+        for name in ("held", "testbed"):
             build.build(recipes.load(name), "small", workers=1)
     command = [sys.executable, str(FILE), "--quick", "--models", "random", "small", "mlp", "--work", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
