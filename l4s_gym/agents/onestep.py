@@ -131,15 +131,25 @@ class Groups:
             raise L4SError("the actions of an episode change: use one in which each episode holds its own, as `held`")
         groups = [group[:size] for group in found.values()]
         gamma, usable = math.exp(-1.0 / horizon), max(steps - math.ceil(horizon / 2.0), 1)
-        left = np.arange(steps, steps - usable, -1)
-        returns = np.array([[each.cut(0, steps).returns_to_go(gamma)[:usable] for each in group] for group in groups])
-        means = returns * (1.0 - gamma) / (1.0 - gamma**left)
+        means = np.array([[means_to_go(each.cut(0, steps), gamma)[:usable] for each in group] for group in groups])
         return cls(
             groups,
             np.array([[each.observations[:steps] for each in group] for group in groups]),
             np.array([[each.actions[0] for each in group] for group in groups]),
             means - means.mean(axis=1, keepdims=True),
         )
+
+    @property
+    def labels(self) -> npt.NDArray[np.float32]:
+        """What critics learn (N, G, S): the advantages, of deviation 1."""
+        return np.asarray(self.advantages / (self.advantages.std() + 1e-12), np.float32)
+
+
+def means_to_go(episode: Trajectory, gamma: float) -> Floats:
+    """Return the discounted means of the rewards from each step on (T,)."""
+    left = np.arange(len(episode), 0, -1)
+    means: Floats = episode.returns_to_go(gamma) * (1.0 - gamma) / (1.0 - gamma**left)
+    return means
 
 
 def held_out(groups: int, share: float, seed: int) -> npt.NDArray[np.bool_]:
@@ -241,7 +251,7 @@ class Improvement:
         self.config, self.form = config, form
         self.x = torch.as_tensor(np.asarray(x, np.float32))
         self.u = torch.tensor(groups.actions)
-        self.y = torch.tensor(groups.advantages / (groups.advantages.std() + 1e-12), dtype=torch.float32)
+        self.y = torch.tensor(groups.labels)
         self._group, self._step = torch.tensor(group), torch.tensor(step)
         self.train, self.held = (torch.tensor(np.flatnonzero(part[group])) for part in (~held, held))
 
@@ -398,10 +408,7 @@ class OneStepAgent:
         Raises:
             L4SError: The configuration is of another version, or there are options.
         """
-        for option in options:
-            raise unknown(f"option of {cls.kind}", option, ())
-        if not stored.config:
-            raise L4SError(f"{stored.path}: has no configuration: train it again")
+        stored.check(options)
         return cls(stored.tensors, stored.config, stored.training)
 
     def reset(self, n: int, seed: int) -> None:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from l4s_gym import forms
 from l4s_gym.agents import training as shared
+from l4s_gym.agents.onestep import scale_of
 from l4s_gym.agents.protocol import Floats
 from l4s_gym.sim import fingerprint
 from l4s_gym.sim.scenario import load_all
@@ -61,7 +62,7 @@ def statistics(env: Any, form: str, steps: int, rng: np.random.Generator) -> tup
         rewards.append(float(reward.mean()))
     values = np.concatenate(seen).astype(np.float64)
     values = np.log1p(values) if chosen.low else values
-    return values.mean(axis=0), values.std(axis=0) + 1e-6, float(np.mean(rewards))
+    return *scale_of(values), float(np.mean(rewards))
 
 
 def seeds(rng: np.random.Generator, n: int) -> npt.NDArray[np.int64]:

@@ -28,7 +28,7 @@ from l4s_gym.agents.llm.backbones import count
 from l4s_gym.agents.llm.intervals import IntervalModel, every
 from l4s_gym.agents.llm.settings import LLMConfig, TrainConfig, to_dict
 from l4s_gym.agents.llm.train import optimizer_of, trained
-from l4s_gym.agents.onestep import Groups, Improvement, Memory, held_out, network, scale_of, standardised
+from l4s_gym.agents.onestep import Groups, Improvement, Memory, held_out, means_to_go, network, scale_of, standardised
 from l4s_gym.agents.protocol import Floats
 from l4s_gym.data.trajectory import Ints, Trajectory
 from l4s_gym.errors import L4SError
@@ -83,19 +83,12 @@ class Windows:
         order = np.argsort(episode, kind="stable")
         for rows in np.split(order, np.flatnonzero(np.diff(episode[order])) + 1):
             whole = episodes[episode[rows[0]]]
-            all_seen, followed = memory.all(whole.observations[: step[rows].max() + 1]), _means(whole, gamma)
+            all_seen, followed = memory.all(whole.observations[: step[rows].max() + 1]), means_to_go(whole, gamma)
             for row in rows:
                 at = step[row] - apart * np.arange(lengths[row])[::-1]
                 seen[row, : len(at)], returns[row, : len(at)] = all_seen[at], followed[at]
                 before[row, : len(at)] = np.where((at > 0)[:, None], whole.actions[at - 1], form.idle)
         return cls(seen, before, returns, lengths)
-
-
-def _means(episode: Trajectory, gamma: float) -> Floats:
-    """Return the discounted means of the rewards from each step on (T,)."""
-    left = np.arange(len(episode), 0, -1)
-    means: Floats = episode.returns_to_go(gamma) * (1.0 - gamma) / (1.0 - gamma**left)
-    return means
 
 
 def changes(episodes: Sequence[Trajectory], horizon: float, apart: int) -> tuple[Ints, Ints]:
@@ -141,8 +134,7 @@ class Trainer:
             row = np.random.default_rng(seed).permutation(count * size * steps)[: chosen.windows]
             episode, self.step_of = row // steps, row % steps
             self.unit, units = episode // size, count
-            labels = self.groups.advantages / (self.groups.advantages.std() + 1e-12)
-            self.labels = torch.as_tensor(labels[self.unit, :, self.step_of], dtype=torch.float32)
+            self.labels = torch.as_tensor(self.groups.labels[self.unit, :, self.step_of])
             self.actions = torch.as_tensor(self.groups.actions[self.unit])
         else:
             episode, self.step_of = changes(episodes, horizon, apart)
