@@ -468,6 +468,7 @@ def _episodes(dataset: Any) -> Iterator[tuple[Any, Trajectory]]:
     notes = dataset.storage.get_episode_metadata(dataset.episode_indices)
     form = form_of(dataset)
     features = observed_by(form)
+    every = {} if form == PACKET else {"control_interval_ms": dataset.storage.metadata["control_interval_ms"]}
     for data, note in zip(dataset.iterate_episodes(), notes, strict=True):
         if not set(INFOS if form == PACKET else ["components"]) <= set(data.infos or ()):
             raise L4SError(f"dataset {dataset.id!r}: episode {data.id} lacks infos: it is not one of `create`")
@@ -484,7 +485,7 @@ def _episodes(dataset: Any) -> Iterator[tuple[Any, Trajectory]]:
                 consecutive=bool(note["consecutive"]),
                 source=str(note["source"]),
                 absent=absent_in(note),
-                about={name: value for name, value in note.items() if name not in _OWN},
+                about=every | {name: value for name, value in note.items() if name not in _OWN},
                 features=features,
                 **more,
             ),

@@ -375,7 +375,7 @@ def test_what_an_agent_collects(place: Path, form: str) -> None:
     given = netllm.rl_collect(env, agent, 1, ID, seed=3, overwrite=True)
     (again,) = minari_io.read_episodes(given)
     assert np.array_equal(again.rewards, first.rewards)
-    assert given.storage.metadata["control_interval_ms"] == 16.0
+    assert given.storage.metadata["control_interval_ms"] == again.about["control_interval_ms"] == 16.0
 
 
 def test_runs_that_end_early() -> None:

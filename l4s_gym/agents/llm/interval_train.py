@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -32,7 +32,6 @@ from l4s_gym.agents.onestep import Groups, Improvement, Memory, held_out, means_
 from l4s_gym.agents.protocol import Floats
 from l4s_gym.data.trajectory import Ints, Trajectory
 from l4s_gym.errors import L4SError
-from l4s_gym.forms import INTERVAL_MS
 
 _AT_ONCE: Final = 64
 """Windows of a pass without gradient."""
@@ -288,7 +287,7 @@ def train(
 
     tell, report, chosen = say or (lambda _: None), progress or (lambda _: None), config.intervals
     episodes = list(minari_io.read_valid(dataset))
-    interval_ms = _interval_of(dataset, episodes)
+    interval_ms = float(episodes[0].about["control_interval_ms"])
     try:
         with seeded(seed):
             trainer, options = Trainer(episodes, config, seed, interval_ms), shared.options_of(episodes)
@@ -354,9 +353,3 @@ def train(
     saving.save(trainer.model, out, training=result, card=card)
     report(1.0)
     return result
-
-
-def _interval_of(dataset: Any, episodes: Sequence[Trajectory]) -> float:
-    """Return the control interval of a dataset, ms."""
-    given: Mapping[str, Any] = getattr(dataset.spec.env_spec, "kwargs", None) or {}
-    return float(episodes[0].about.get("control_interval_ms", given.get("control_interval_ms", INTERVAL_MS)))
