@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 
 BIN := .venv/bin
-EXTRAS := data,baselines,llm,online,render,report,dev
+EXTRAS := data,baselines,llm,compress,online,render,report,dev
 # One file stays in one process: fixtures and compiled code are made once a file.
 # What was skipped, and why, is said where nobody watches.
 PYTEST := pytest -n 2 --dist loadfile $(if $(CI),-rs)

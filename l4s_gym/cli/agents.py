@@ -69,6 +69,27 @@ def train(
     say(f"{folder}: {agent}{steps}{took}")
 
 
+def compress(
+    agent: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="AGENT")],
+    recipe: Path,
+    out: Path = Path("runs/compressed"),
+) -> None:
+    """Make an LLM agent of control intervals smaller and faster, by pruning, few bits and distillation.
+
+    Args:
+        agent: Folder of the agent.
+        recipe: Steps (TOML), such as agents/llm/compress/small.toml; agents/llm/README.md describes them.
+        out: Folder for the compressed agent.
+    """
+    from l4s_gym.agents.llm.compression import compress as compress_
+
+    with progress_bar(f"compressing {agent}") as show:
+        done = compress_(agent, recipe, out, say=say, progress=show)
+    size = f"{done['parameters']:,} parameters, {done['bytes'] / 1e6:.1f} MB"
+    took = f"{done['latency_p50_ms']} ms a decision (p99 {done['latency_p99_ms']} ms)"
+    say(f"{out}: {size}, {took}, misses {100 * done['missed']:.2f} % of the variance of the agent's decisions")
+
+
 def examine(
     agents: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="AGENT [AGENT ...]")],
     dataset: str | None = None,

@@ -23,6 +23,7 @@ from l4s_gym.agents.llm.data import (
     sequences,
     tensors,
 )
+from l4s_gym.agents.llm.exported import ExportedModel
 from l4s_gym.agents.llm.intervals import IntervalAgent
 from l4s_gym.agents.llm.network import DecisionModel
 from l4s_gym.agents.llm.text import TextAgent
@@ -206,6 +207,12 @@ def open_agent(
     loaded = saving.load(folder)
     model, training = loaded.model, loaded.training
     parameters = count(model)
+    if isinstance(model, ExportedModel):
+        parameters = Counts(0, int(training["parameters"]))
+        if dtype or device != "cpu":
+            raise L4SError(
+                "llm: a compressed agent has its own precision, and runs on the CPU: leave dtype, device out"
+            )
     if "trainable_parameters" in training:
         parameters = parameters._replace(trainable=int(training["trainable_parameters"]))
     common: dict[str, Any] = {

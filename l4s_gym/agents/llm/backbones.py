@@ -219,7 +219,7 @@ def _make(config: BackboneConfig, words: bool) -> tuple[Any, str]:
     return model.to(getattr(torch, config.dtype)), ""
 
 
-def _cut(model: nn.Module, last: int, layers: int) -> None:
+def cut(model: nn.Module, last: int, layers: int) -> None:
     """Remove the layers behind layer `last`; the final normalisation stays."""
     if last > layers:
         raise L4SError(f"backbone: exit_layer={last}: there are {layers} layers: give less")
@@ -309,7 +309,7 @@ class Backbone(nn.Module):
         self.digest, self.weights = _checked_digest(config, self.commit), pretrained.weights(config.pretrained)
         self.family: str = model.config.model_type
         if config.exit_layer:
-            _cut(model, config.exit_layer, int(model.config.num_hidden_layers))
+            cut(model, config.exit_layer, int(model.config.num_hidden_layers))
         model.requires_grad_(not config.frozen)
         try:
             embedding = model.get_input_embeddings()

@@ -139,7 +139,7 @@ class KeysValues:
         return strip[..., first : self.end, :].unbind(0), stored.unbind(0)
 
 
-def _as_linear(layer: Any) -> nn.Linear:
+def as_linear(layer: Any) -> nn.Linear:
     """Return a `Conv1D` of transformers as a linear layer: its weight is stored transposed."""
     rows, columns = layer.weight.shape
     made = nn.Linear(rows, columns)
@@ -155,8 +155,8 @@ class _Block(nn.Module):
         super().__init__()
         self.heads = heads
         self.first_norm, self.second_norm = block.ln_1, block.ln_2
-        self.attend, self.project = _as_linear(block.attn.c_attn), _as_linear(block.attn.c_proj)
-        self.widen, self.narrow = _as_linear(block.mlp.c_fc), _as_linear(block.mlp.c_proj)
+        self.attend, self.project = as_linear(block.attn.c_attn), as_linear(block.attn.c_proj)
+        self.widen, self.narrow = as_linear(block.mlp.c_fc), as_linear(block.mlp.c_proj)
 
     def forward(self, x: Tensor, mask: Tensor, batch: int, memory: tuple[Tensor, ...]) -> Tensor:
         """Compute the hidden states.

@@ -31,51 +31,31 @@ def every(config: LLMConfig, control_interval_ms: float) -> int:
     return max(round(config.intervals.asked_ms / control_interval_ms), 1)
 
 
-class IntervalModel(nn.Module):
-    """The transformer between two linear layers, and the actor.
+class Reader(nn.Module):
+    """What a model of control intervals reads.
 
     Attributes:
         config: Its configuration.
-        size: Number of features D.
         mean: Mean of what is seen (`l4s_gym.agents.onestep.Memory`) (S,).
         std: Its deviation (S,).
-        center: Mean of the features (D,).
-        spread: Their deviation (D,).
         returns: Mean and deviation of the returns that followed in training, and the target (3,).
     """
 
     mean: Tensor
     std: Tensor
-    center: Tensor
-    spread: Tensor
     returns: Tensor
 
     def __init__(self, config: LLMConfig) -> None:
-        """Build the model; all but the backbone is drawn from PyTorch's global generator.
-
-        Raises:
-            L4SError: The backbone cannot be used.
-        """
+        """Read nothing yet in any scale."""
         super().__init__()
         self.config, form = config, forms.get(config.form)
-        actions, told = len(form.low), config.intervals.features
         observed = len(form.features) * (1 + len(config.intervals.onestep.memory_s))
-        self.size = features = told + (observed if config.intervals.observed else 0)
-        self.backbone: Any = Backbone(config.backbone, config.lora)
-        width, limit = self.backbone.width, self.backbone.limit
-        if self.backbone.positions == "learned" and limit < config.intervals.window:
-            raise L4SError(f"llm: the window takes {config.intervals.window} positions, the backbone has {limit}")
-        self.embed = nn.Sequential(nn.Linear(observed + actions + 1, width), nn.LayerNorm(width))
-        self.tell = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, told), nn.Tanh())
-        self.actor: Any = network((features, *config.intervals.onestep.actor_hidden, actions), nn.Tanh())
-        for name, size, value in (
-            ("mean", observed, 0.0),
-            ("std", observed, 1.0),
-            ("center", features, 0.0),
-            ("spread", features, 1.0),
-            ("returns", 3, 0.0),
-        ):
-            self.register_buffer(name, torch.full((size,), value, dtype=torch.float64))
+        self._keep("mean", observed, 0.0)
+        self._keep("std", observed, 1.0)
+        self._keep("returns", 3, 0.0)
+
+    def _keep(self, name: str, size: int, value: float) -> None:
+        self.register_buffer(name, torch.full((size,), value, dtype=torch.float64))
 
     def tokens(self, seen: npt.NDArray[Any], before: Floats, returns: Floats) -> Tensor:
         """Return decisions as the model reads them.
@@ -92,6 +72,50 @@ class IntervalModel(nn.Module):
         mean, std, _ = self.returns.tolist()
         wanted = (returns - mean) / std if std else np.zeros(returns.shape)
         return torch.as_tensor(np.concatenate((seen, before, wanted[..., None]), -1), dtype=torch.float32)
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Return actions (B, K), from -1 to 1, for windows (B, N, S + K + 1) of some lengths (B,) int64.
+
+        What follows after the length of a window is not read.
+        """
+        raise NotImplementedError
+
+
+class IntervalModel(Reader):
+    """The transformer between two linear layers, and the actor.
+
+    Attributes:
+        size: Number of features D.
+        center: Mean of the features (D,).
+        spread: Their deviation (D,).
+    """
+
+    center: Tensor
+    spread: Tensor
+
+    def __init__(self, config: LLMConfig) -> None:
+        """Build the model; all but the backbone is drawn from PyTorch's global generator.
+
+        Raises:
+            L4SError: The backbone cannot be used.
+        """
+        super().__init__(config)
+        actions, told, observed = len(forms.get(config.form).low), config.intervals.features, len(self.mean)
+        self.size = features = told + (observed if config.intervals.observed else 0)
+        self.backbone: Any = Backbone(config.backbone, config.lora)
+        width, limit = self.backbone.width, self.backbone.limit
+        if self.backbone.positions == "learned" and limit < config.intervals.window:
+            raise L4SError(f"llm: the window takes {config.intervals.window} positions, the backbone has {limit}")
+        self.embed = nn.Sequential(nn.Linear(observed + actions + 1, width), nn.LayerNorm(width))
+        self.tell = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, told), nn.Tanh())
+        self.actor: Any = network((features, *config.intervals.onestep.actor_hidden, actions), nn.Tanh())
+        self._keep("center", features, 0.0)
+        self._keep("spread", features, 1.0)
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Return actions, as `Reader.forward` does."""
+        found: Tensor = self.actor(self.features(tokens, lengths))
+        return found
 
     def features(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Compute the features of windows.
@@ -127,7 +151,7 @@ class IntervalAgent:
 
     def __init__(
         self,
-        model: IntervalModel,
+        model: Reader,
         *,
         target: float | None = None,
         name: str = "llm",
@@ -149,7 +173,8 @@ class IntervalAgent:
         """
         self.training, self.name, self.form = dict(training or {}), name, model.config.form
         self._counts = parameters or count(model)
-        fast.optimize(model, dtype)
+        if isinstance(model, IntervalModel):
+            fast.optimize(model, dtype)
         self.model, self._device = placed(model, device), device
         self.target = float(model.returns[2]) if target is None else target
         interval_ms, intervals = control_interval_ms(self), model.config.intervals
@@ -188,7 +213,7 @@ class IntervalAgent:
     def _choose(self, window: Sequence[Tensor]) -> Floats:
         lengths = torch.full((self.n,), len(window), device=self._device)
         with torch.inference_mode():
-            chosen = self.model.actor(self.model.features(torch.stack(list(window), 1).to(self._device), lengths))
+            chosen = self.model(torch.stack(list(window), 1).to(self._device), lengths)
         found: Floats = self._reach * np.round(chosen.double().cpu().numpy() * GRAIN) / GRAIN
         return found
 

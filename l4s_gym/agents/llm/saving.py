@@ -23,6 +23,7 @@ from torch import Tensor
 from l4s_gym.agents import saved
 from l4s_gym.agents.llm import pretrained
 from l4s_gym.agents.llm.backbones import Backbone, count, one_line
+from l4s_gym.agents.llm.exported import GRAPH, ExportedModel
 from l4s_gym.agents.llm.settings import LLMConfig, from_dict, to_dict
 from l4s_gym.agents.llm.text import Model, build
 from l4s_gym.data.files import PathLike
@@ -45,7 +46,7 @@ class Loaded:
     """A saved model.
 
     Attributes:
-        model: A `DecisionModel` or `TextModel`, in `eval` mode.
+        model: A `DecisionModel`, `TextModel`, `IntervalModel` or `ExportedModel`, in `eval` mode.
         training: Facts about its training (plain values).
         path: Its folder.
     """
@@ -217,6 +218,8 @@ def load(folder: PathLike | saved.Saved) -> Loaded:
     """
     found = folder if isinstance(folder, saved.Saved) else saved.read(folder, KIND)
     config = from_dict(found.config, str(found.path / saved.ABOUT))
+    if GRAPH in found.tensors:
+        return Loaded(ExportedModel(config, found.tensors).eval(), found.training, found.path)
     with torch.random.fork_rng(devices=[]):
         model = build(config)
     try:
