@@ -82,9 +82,10 @@ def compress(
         out: Folder for the compressed agent.
     """
     from l4s_gym.agents.llm.compression import compress as compress_
+    from l4s_gym.tables import read_toml
 
     with progress_bar(f"compressing {agent}") as show:
-        done = compress_(agent, recipe, out, say=say, progress=show)
+        done = compress_(agent, read_toml(recipe), out, place=str(recipe), say=say, progress=show)
     size = f"{done['parameters']:,} parameters, {done['bytes'] / 1e6:.1f} MB"
     took = f"{done['latency_p50_ms']} ms a decision (p99 {done['latency_p99_ms']} ms)"
     say(f"{out}: {size}, {took}, misses {100 * done['missed']:.2f} % of the variance of the agent's decisions")

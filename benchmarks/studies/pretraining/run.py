@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -40,13 +41,14 @@ from l4s_gym.data import minari_io
 from l4s_gym.data.files import atomic_write
 from l4s_gym.data.trajectory import Trajectory
 from l4s_gym.errors import L4SError
-from l4s_gym.evaluation import harness, statistics
-from l4s_gym.evaluation.entry import read_protocol
 from l4s_gym.evaluation.origin import origin, write_run
-from l4s_gym.evaluation.work import as_run
 from l4s_gym.extras import optional
 from l4s_gym.forms import PACKET
 from l4s_gym.markdown import table
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "shared"))
+
+from score import scores
 
 RESULTS: Final = Path(__file__).resolve().parent / "results"
 Model = Literal["pretrained", "random", "whole", "small", "mlp"]
@@ -204,29 +206,7 @@ def intervals(options: Options, model: str, size: int, seed: int) -> Row | None:
         r2 = trainer.improve(training.Stop(), lambda _: None)["r2"]
         agent = IntervalAgent(trainer.model, training=about)
     row: Row = {"value": r2, "trained": trained}
-    return row | ({SCORE: score(agent, options.quick)} if options.loop else {})
-
-
-def played(agent: Any, quick: bool) -> Any:
-    """Returns (runs, scenarios) in the board's size `quick`; if `quick`, in a second of its first scenario."""
-    protocol, found = read_protocol(), []
-    for suite, name in list(protocol.cells("quick"))[: 1 if quick else None]:
-        run = as_run(name, 1.0 if quick else protocol.quick.seconds, {})
-        seeds = protocol.seeds(suite, "quick")[: 1 if quick else None]
-        results = harness.evaluate_many(agent, [run], seeds=seeds, reward=protocol.reward)
-        found.append([result.episode_return for result in results])
-    return np.array(found).T
-
-
-@cache
-def references(quick: bool) -> tuple[Any, Any]:
-    """Returns of random decisions and of RFC 9332."""
-    return played("random", quick), played("native:dualpi2_rfc9332", quick)
-
-
-def score(agent: Any, quick: bool) -> float:
-    """The mean score over the scenarios: 0 random decisions, 100 RFC 9332."""
-    return float(statistics.normalised(played(agent, quick), *references(quick)).mean())
+    return row | ({SCORE: float(scores(agent, options.quick).mean())} if options.loop else {})
 
 
 # -- packets

@@ -15,13 +15,27 @@ import torch  # noqa: E402
 
 from l4s_gym import L4SError, agents, cli  # noqa: E402
 from l4s_gym.agents.llm import compression, saving  # noqa: E402
-from l4s_gym.agents.llm.compression import Distil, Feedforward, Heads, Layers, Quantise, Student, Window, Without, Work  # noqa: E402
 from l4s_gym.agents.llm.exported import GRAPH, READ, ExportedModel, coarse, export, linear  # noqa: E402
 from l4s_gym.agents.llm.intervals import IntervalModel  # noqa: E402
 from l4s_gym.agents.llm.settings import BackboneConfig, Intervals, LLMConfig, LoraConfig  # noqa: E402
+from l4s_gym.agents.llm.steps import (  # noqa: E402
+    Distil,
+    Feedforward,
+    Heads,
+    Layers,
+    Quantise,
+    Search,
+    Student,
+    Window,
+    Without,
+    Work,
+    products,
+    quantised,
+)
 from l4s_gym.agents.onestep import Config as OneStep  # noqa: E402
 from l4s_gym.agents.protocol import options_of  # noqa: E402
 from l4s_gym.data.files import sha256  # noqa: E402
+from l4s_gym.tables import read_toml  # noqa: E402
 
 WINDOW = 3
 
@@ -107,7 +121,7 @@ def test_few_bits_are_those_of_the_runtime(bits: int) -> None:
     torch.testing.assert_close(coarse(layer.weight, bits), layer.weight, rtol=1e-5, atol=1e-7)
     assert len(layer.weight[0, :32].unique()) <= (16 if bits == 4 else 32)
     model, rows = opened(one), torch.arange(40)
-    with compression.quantised(one.model, one.bits), torch.no_grad():  # one window at a time: as it is in use
+    with quantised(one.model, one.bits), torch.no_grad():  # one window at a time: as it is in use
         told = torch.cat([one.told(row[None]) for row in rows])
     assert float((model(*one.windows(rows)) - told).abs().max()) < 2e-2 * float(one.actions.std())
     assert 1e-7 < one.loss(model) < 0.2
@@ -141,12 +155,12 @@ def test_without_the_language_model_decisions_are_all_the_same() -> None:
 def test_the_search_takes_the_cheapest_within_the_limit() -> None:
     said: list[str] = []
     one = work()
-    whole = compression.products(one)
-    compression.Search(trials=4, population=2, steps=1, limit=2.0).apply(one, 0, said.append)
+    whole = products(one)
+    Search(trials=4, population=2, steps=1, limit=2.0).apply(one, 0, said.append)
     trials = [float(line.split(" misses")[1].split(", ")[1].split()[0].replace(",", "")) for line in said[:4]]
-    assert compression.products(one) == min(trials) < whole
+    assert products(one) == min(trials) < whole
     with pytest.raises(L4SError, match="no trial missed less than limit"):
-        compression.Search(trials=1, steps=1, limit=1e-9).apply(one, 0, said.append)
+        Search(trials=1, steps=1, limit=1e-9).apply(one, 0, said.append)
 
 
 def test_an_agent_from_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -186,4 +200,4 @@ def test_the_shipped_recipe_can_be_read() -> None:
     from l4s_gym import shipped
 
     for path in (shipped.folder("agents") / "llm" / "compress").glob("*.toml"):
-        assert compression.recipe_of(path)[1]
+        assert compression.parsed(read_toml(path), str(path))[1]
