@@ -15,6 +15,7 @@ for _name in ("torch", "transformers", "onnx", "onnxruntime"):
 
 from l4s_gym import L4SError  # noqa: E402
 from l4s_gym.agents.llm import compression  # noqa: E402
+from l4s_gym.agents.llm.steps import STEPS  # noqa: E402
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "studies" / "compression" / "run.py"
 
@@ -59,5 +60,5 @@ def test_recipes_of_the_study_can_be_read() -> None:
     script = runpy.run_path(str(FILE), run_name="script")
     recipes = script["read_toml"](script["Options"]().recipes)
     kinds = {step["kind"] for name, each in recipes.items() for step in compression.parsed(each, name)[0].steps}
-    assert kinds == set(compression.STEPS) - {"window"}
+    assert kinds == set(STEPS) - {"window"}
     assert all(compression.parsed(script["quickened"](each), name) for name, each in recipes.items())

@@ -99,15 +99,13 @@ def record(agent: IntervalAgent, sample: Sample, seed: int) -> Played:
         control_interval_ms=interval_ms, autoreset_mode="disabled",
     )  # fmt: skip
     found: list[tuple[Tensor, Tensor, Tensor]] = []
-    model, original = agent.model, agent.model.forward
 
-    def watched(tokens: Tensor, lengths: Tensor) -> Tensor:
-        told: Tensor = original(tokens, lengths)
+    def watch(model: Any, given: tuple[Tensor, Tensor], told: Tensor) -> None:
+        tokens, lengths = given
         room = model.config.intervals.window - tokens.shape[1]
         found.append((functional.pad(tokens, (0, 0, 0, room)), lengths, told))
-        return told
 
-    model.forward = watched
+    hook = agent.model.register_forward_hook(watch)
     try:
         obs, _ = env.reset(seed=online.seeds(np.random.default_rng(seed), n).tolist())
         agent.reset(n, seed)
@@ -115,7 +113,7 @@ def record(agent: IntervalAgent, sample: Sample, seed: int) -> Played:
         for _ in range(round(1e3 * sample.seconds / interval_ms)):
             obs, rewards, *_ = env.step(agent.act(obs.copy(), rewards))
     finally:
-        del model.forward
+        hook.remove()
         env.close()
     tokens, lengths, told = (torch.cat(part).clone() for part in zip(*found, strict=True))
     out = np.random.default_rng(seed).permutation(n) < round(sample.held_out * n)

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from l4s_gym import forms
 from l4s_gym.agents.llm.intervals import IntervalModel, Reader
 from l4s_gym.agents.llm.settings import LLMConfig
 from l4s_gym.errors import L4SError
@@ -73,7 +74,7 @@ def export(model: IntervalModel, window: int, bits: Mapping[str, int]) -> bytes:
         bits: 4 or 8 for the names of the linear layers that are not to stay in float32.
     """
     onnx = optional("onnx", "compress")
-    tokens = torch.zeros(1, window, model.embed[0].in_features)
+    tokens = torch.zeros(1, window, len(model.mean) + len(forms.get(model.config.form).low) + 1)
     with _quiet():
         program: Any = torch.onnx.export(
             model, (tokens, torch.full((1,), window)), input_names=["tokens", "lengths"], verbose=False

@@ -65,7 +65,7 @@ class Work:
     def loss(self, model: Callable[..., Tensor] | None = None, rows: Tensor | None = None) -> float:
         """Return the share of the variance of the agent's held-out decisions that is missed."""
         rows, wrong = self.held if rows is None else rows, 0.0
-        for part in rows.split(AT_ONCE):
+        for part in torch.split(rows, AT_ONCE):
             found = (model or self.model)(*self.windows(part))
             wrong += float(((found - self.actions[part]) ** 2).sum())
         return wrong / float(((self.actions[rows] - self.actions[rows].mean(0)) ** 2).sum())
@@ -88,7 +88,7 @@ class Work:
         layers = {name: layer for name, layer in linear(self.model).items() if name.endswith(f".{where}")}
         sums = {name: torch.zeros(units(layer)) for name, layer in layers.items()}
         generator = torch.Generator().manual_seed(seed)
-        for rows in self.some(_ATTRIBUTED, seed).split(AT_ONCE):
+        for rows in torch.split(self.some(_ATTRIBUTED, seed), AT_ONCE):
             factors = {name: torch.ones(len(rows), len(each), requires_grad=True) for name, each in sums.items()}
             hooks = [
                 layer.register_forward_pre_hook(_scaled(factors[name], layer.in_features))
@@ -192,7 +192,7 @@ class Heads:
         def units(layer: nn.Linear) -> int:
             name = next(name for name, each in named.items() if each is layer).rpartition(".")[0]
             attention: Any = named[name]
-            return layer.in_features // (attention.head_dim * getattr(attention, "num_key_value_groups", 1))
+            return layer.in_features // int(attention.head_dim * getattr(attention, "num_key_value_groups", 1))
 
         for name, keep in _keep(work.attribution(where, units, seed), self.share, 1).items():
             attention: Any = named[name.rpartition(".")[0]]
@@ -365,7 +365,12 @@ class Student:
 
     def apply(self, work: Work, seed: int, say: shared.Say) -> None:
         """Do it."""
-        sizes = {"hidden": self.hidden, "layers": self.layers, "heads": self.heads, "feedforward": self.feedforward}
+        sizes: dict[str, Any] = {
+            "hidden": self.hidden,
+            "layers": self.layers,
+            "heads": self.heads,
+            "feedforward": self.feedforward,
+        }
         backbone = BackboneConfig(family="llama", dropout=0.0, seed=seed, **sizes)
         config = replace(work.model.config, backbone=backbone, lora=LoraConfig())
         torch.manual_seed(seed)
