@@ -23,11 +23,17 @@ SAME: Final = 1 << 16
 SEEN_BITS: Final = 20
 """Raw features of an interval, and what is seen of them, are in 2^-20."""
 UNIT: Final = 1 << 10
-"""Inputs of layers and what is between layers are in 2^-10, within +-32767."""
+"""Inputs of layers and what is between layers are in 2^-10; inputs are within +-32767."""
+ZERO: Final = 1 << 15
+"""An input of 0 in a file and in a kernel, whose inputs are from 0 to 65535."""
 MOST_AVERAGES: Final = 4
 MOST_LAYERS: Final = 8
 MOST_WIDTH: Final = 256
-"""Inputs or outputs of a layer: the sums then fit 32 bits."""
+"""Inputs or outputs of a layer: a kernel's sums then fit 32 bits."""
+MOST_NUMBER: Final = 1 << 30
+"""Of biases, offsets and scales."""
+LEAST_S: Final = 1e-3
+"""Shortest interval and time constant."""
 LEAF: Final = 255
 REMEDY: Final = "make it by `l4s-gym live model` or `l4s-gym distil`"
 LARGEST: Final = (1 << 40) - 1

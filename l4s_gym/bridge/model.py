@@ -36,16 +36,19 @@ import numpy.typing as npt
 from l4s_gym import forms
 from l4s_gym.bridge.fixed import (
     FINER,
+    LEAST_S,
     MAGIC,
     MOST_AVERAGES,
     MOST_BYTES,
     MOST_LAYERS,
+    MOST_NUMBER,
     ONE,
     REMEDY,
     SAME,
     SEEN_BITS,
     SHARE_BITS,
     VERSION,
+    ZERO,
     Integers,
     log2,
     observed,
@@ -147,10 +150,11 @@ class Model:
         packet = forms.get(self.form) is forms.FORMS[PACKET]
         if packet == bool(self.interval_ms) or (packet and self.inputs.averages_s):
             raise L4SError(f"model: interval_ms={self.interval_ms:g} in the form {self.form!r}, or averages in it")
-        if self.interval_ms < 0.0 or self.interval_ms > 60_000.0 or len(self.inputs.averages_s) > MOST_AVERAGES:
-            raise L4SError(f"model: give an interval of at most 60 s and at most {MOST_AVERAGES} averages")
-        if any(not 1e-3 <= each <= 4000.0 for each in self.inputs.averages_s):
-            raise L4SError("model: give averages over 0.001 to 4000 s")
+        if not packet and not LEAST_S <= self.interval_ms / 1e3 <= 60.0:
+            raise L4SError(f"model: interval_ms={self.interval_ms:g}: give 1 to 60000")
+        averages_s = self.inputs.averages_s
+        if len(averages_s) > MOST_AVERAGES or any(not LEAST_S <= each <= 4000.0 for each in averages_s):
+            raise L4SError(f"model: averages over {averages_s}: give at most {MOST_AVERAGES} of 0.001 to 4000 s")
         layers = isinstance(self.body, Layers)
         if not isinstance(self.inputs.scaled, (Cells if packet else Lines) if layers else type(None)):
             raise L4SError("model: layers need Inputs.scaled: Cells in the packet form, else Lines; trees need none")
@@ -185,9 +189,11 @@ class Model:
             ):
                 raise L4SError("model: give each feature at most 255 rising thresholds, and a value more")
         elif scaled is not None and not (
-            len(scaled.offset) == len(scaled.scale) == self.seen and 0 < scaled.bound < 1 << 15
+            len(scaled.offset) == len(scaled.scale) == self.seen
+            and max(abs(scaled.offset.astype(np.int64)).max(), abs(scaled.scale.astype(np.int64)).max()) <= MOST_NUMBER
+            and 0 < scaled.bound < 1 << 15
         ):
-            raise L4SError(f"model: give {self.seen} offsets and scales, and a bound of 1 to 32767")
+            raise L4SError(f"model: give {self.seen} offsets and scales within +-2^30, and a bound of 1 to 32767")
 
     def memory(self) -> Memory:
         """Return what sees for it: call it with raw features (n, F) for what is seen (n, D)."""
@@ -251,8 +257,8 @@ class Model:
             return np.stack([scaled.offset, scaled.scale], axis=1).astype("<i4").tobytes()
         assert scaled is not None
         head["cells"] = [len(each) for each in scaled.thresholds]
-        cuts, values = np.concatenate(scaled.thresholds), np.concatenate(scaled.values)
-        data = cuts.astype("<u8").tobytes() + values.astype("<i2").tobytes()
+        cuts, values = np.concatenate(scaled.thresholds), np.concatenate(scaled.values).astype(np.int64) + ZERO
+        data = cuts.astype("<u8").tobytes() + values.astype("<u2").tobytes()
         return data + bytes(-len(data) % 4)
 
     @classmethod
@@ -304,7 +310,7 @@ def _unpack_scaled(head: Any, form: str, data: bytes) -> tuple[Cells | Lines, in
     counts = head["cells"].astype(np.int64)
     total = int(counts.sum())
     cuts = np.frombuffer(data, "<u8", total).astype(np.int64)
-    values = np.frombuffer(data, "<i2", total + len(counts), 8 * total)
+    values = (np.frombuffer(data, "<u2", total + len(counts), 8 * total).astype(np.int64) - ZERO).astype(np.int16)
     size = 8 * total + 2 * (total + len(counts))
     every = np.split(cuts, np.cumsum(counts)[:-1]), np.split(values, np.cumsum(counts + 1)[:-1])
     return Cells(tuple(every[0]), tuple(every[1])), size + -size % 4

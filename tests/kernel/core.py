@@ -21,6 +21,10 @@ UNSHIELDED: Final = {
 }  # fmt: skip
 
 
+FAULTS: Final = ("", "no model", "version", "size", "range")
+"""`enum l4s_fault`."""
+
+
 class Core:
     """`libl4s_core.so`."""
 
@@ -32,8 +36,10 @@ class Core:
         lib.harness_core_size.restype = ctypes.c_uint64
         pointer = ctypes.c_void_p
         lib.harness_drive.argtypes = [
-            pointer, ctypes.c_uint64, ctypes.c_double, pointer, ctypes.c_int64, pointer, pointer, pointer,
+            pointer, ctypes.c_uint64, ctypes.c_double, pointer, ctypes.c_int64, pointer, pointer, ctypes.c_uint64,
+            pointer,
         ]  # fmt: skip
+        lib.harness_outputs.argtypes = [pointer, ctypes.c_uint64, pointer, ctypes.c_int64, pointer]
         lib.l4s_params_default.argtypes = [pointer, ctypes.c_uint64]
         self.ranges: dict[str, tuple[int, int]] = {}
         low, high = ctypes.c_uint64(), ctypes.c_uint64()
@@ -67,7 +73,15 @@ class Core:
         rows = np.zeros(len(arrivals), RECORD)
         done = self._lib.harness_drive(
             p.ctypes.data, seed, rate_mbps * 1e6, arrivals.ctypes.data, len(arrivals), rows.ctypes.data,
-            model, None if prob is None else (ctypes.c_uint32 * 2)(*prob),
+            model, len(model or b""), None if prob is None else (ctypes.c_uint32 * 2)(*prob),
         )  # fmt: skip
         assert done == len(arrivals), "parameters out of range, or a wrong model"
         return rows
+
+    def outputs(self, model: bytes, raw: npt.NDArray[np.int64]) -> tuple[str, npt.NDArray[np.uint32]]:
+        """What is wrong with a model (one of `FAULTS`), and what it tells (T, 5) for raw features (T, F)."""
+        out = np.zeros((len(raw), 5), np.uint32)
+        aligned = ctypes.create_string_buffer(model, len(model))
+        rows = np.ascontiguousarray(raw, np.uint64)
+        fault = self._lib.harness_outputs(aligned, len(model), rows.ctypes.data, len(rows), out.ctypes.data)
+        return FAULTS[fault], out
