@@ -508,14 +508,11 @@ l4s_next_update(const struct l4s_core *c)
 	return (next);
 }
 
-void
-l4s_update(struct l4s_core *c, uint64_t now_ns)
+static void
+update_law(struct l4s_core *c, uint64_t now_ns)
 {
 	uint64_t c_delay, l_delay;
 
-	l4s_expire_law(c, now_ns);
-	if (c->tick.due_ns <= now_ns)
-		l4s_tick(c, now_ns);
 	for (int i = 0; i < 2; i++) {
 		struct l4s_queue *q = &c->q[i];
 
@@ -534,4 +531,13 @@ l4s_update(struct l4s_core *c, uint64_t now_ns)
 	else
 		l4s_rfc9332_update(c, c_delay > l_delay ? c_delay : l_delay);
 	c->q[0].interval_drops = c->q[1].interval_drops = 0;
+}
+
+void
+l4s_update(struct l4s_core *c, uint64_t now_ns)
+{
+	l4s_expire_law(c, now_ns);
+	update_law(c, now_ns);
+	if (c->tick.due_ns <= now_ns)
+		l4s_tick(c, now_ns);
 }

@@ -333,9 +333,9 @@ struct l4s_tick {
 };
 
 struct l4s_core {
-	uint64_t rate_bps;	/* caller: of the link; 0: not known */
 	struct l4s_params p;	/* in force: the operator's, or a controller's */
 	struct l4s_params own;	/* the operator's */
+	uint64_t rate_bps;	/* caller: of the link; 0: not known */
 	uint32_t factor[L4S_FACTORS];	/* of `own`, in force */
 	bool by_prob;		/* set_prob decides, not the law */
 	uint64_t set_prob[2];	/* of C and L, 2^-32 */

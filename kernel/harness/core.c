@@ -32,6 +32,7 @@ int64_t harness_drive(const struct l4s_params *p, uint64_t seed,
     struct l4s_record *rows, const void *model, uint64_t size,
     const uint32_t *prob);
 uint64_t harness_core_size(void);
+void harness_rate(struct l4s_core *c, uint64_t rate_bps);
 int harness_outputs(const void *model, uint64_t size, const uint64_t *raw,
     int64_t count, uint32_t *out);
 
@@ -77,6 +78,12 @@ harness_outputs(const void *model, uint64_t size, const uint64_t *raw,
 		l4s_model_outputs(head, &memory, raw + i * head->features,
 		    out + i * L4S_OUTPUTS);
 	return ((int)fault);
+}
+
+void
+harness_rate(struct l4s_core *c, uint64_t rate_bps)
+{
+	c->rate_bps = rate_bps;
 }
 
 static void

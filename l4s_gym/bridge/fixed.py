@@ -45,7 +45,7 @@ STEPS: Final = 64
 """Steps of the tables, which are interpolated."""
 _LOG: Final = np.rint(np.log2(1.0 + np.arange(STEPS + 1) / STEPS) * (1 << SEEN_BITS)).astype(np.int64)
 """log2 of 1 to 2, in 2^-20."""
-_POWER: Final = np.rint(2.0 ** (-np.arange(STEPS + 1) / STEPS) * ONE).astype(np.int64)
+POWERS: Final = np.rint(2.0 ** (-np.arange(STEPS + 1) / STEPS) * ONE).astype(np.int64)
 """2^0 to 2^-1, in 2^-31."""
 
 
@@ -78,8 +78,8 @@ def power(e: Integers) -> Integers:
     whole = -(-e >> 16)  # rounded up
     part = (whole << 16) - e
     step, rest = part >> 10, part & 1023
-    high = _POWER[step]
-    found = high - ((high - _POWER[step + 1]) * rest >> 10)
+    high = POWERS[step]
+    found = high - ((high - POWERS[step + 1]) * rest >> 10)
     down = np.maximum(-whole, 0)
     found = np.where(whole > 0, found << np.maximum(whole, 0), (found + (1 << down >> 1)) >> down)
     return np.asarray(found, np.int64)

@@ -57,18 +57,23 @@ class Trees:
         return cls(*_joined(found, form), roots=len(found))
 
     @property
+    def parameters(self) -> int:
+        """Number of nodes."""
+        return len(self.low)
+
+    @property
     def leaves(self) -> int:
         """Number of leaves."""
         return len(self.values)
 
     def __call__(self, seen: Integers) -> Integers:
-        """Return the sums of the values (n, K)."""
-        rows = np.arange(len(seen))
-        total = np.zeros((len(seen), self.values.shape[1]), np.int64)
+        """Return the sums of the values (..., K) of what is seen (..., D)."""
+        total = np.zeros((*seen.shape[:-1], self.values.shape[1]), np.int64)
         for root in range(self.roots):
-            at = np.full(len(seen), root)
+            at = np.full(seen.shape[:-1], root)
             while (inner := self.feature[at] != LEAF).any():
-                value = seen[rows, np.where(inner, self.feature[at], 0)]
+                feature = np.where(inner, self.feature[at], 0)
+                value = np.take_along_axis(seen, feature[..., None], -1)[..., 0]
                 at = np.where(inner, self.low[at] + (value > self.threshold[at]), at)
             total += self.values[self.low[at]]
         return total

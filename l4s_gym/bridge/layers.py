@@ -14,7 +14,6 @@ from l4s_gym.bridge.fixed import LARGEST, MOST_LAYERS, MOST_NUMBER, MOST_WIDTH, 
 from l4s_gym.errors import L4SError
 from l4s_gym.forms import PACKET
 
-
 BLOCK: Final = 8
 """Outputs whose weights stand together in a file."""
 
@@ -114,8 +113,13 @@ class Layers:
         rounded = [rounded_layer(*pair) for pair in pairs]
         return cls(*map(tuple, zip(*rounded, strict=True)))
 
+    @property
+    def parameters(self) -> int:
+        """Number of weights and biases."""
+        return sum(weights.size + biases.size for weights, biases in zip(self.weights, self.biases, strict=True))
+
     def __call__(self, x: npt.NDArray[np.integer[Any]]) -> Integers:
-        """Return outputs (n, K) in 2^-16 of inputs (n, D)."""
+        """Return outputs (..., K) in 2^-16 of inputs (..., D)."""
         for weights, biases, shifts in zip(self.weights, self.biases, self.shifts, strict=True):
             exact = x.astype(np.float64) @ weights.T.astype(np.float64)  # integers below 2^53
             sums, shift = exact.astype(np.int64) + biases, shifts.astype(np.int64)

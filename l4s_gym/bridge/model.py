@@ -196,24 +196,24 @@ class Model:
             raise L4SError(f"model: give {self.seen} offsets and scales within +-2^30, and a bound of 1 to 32767")
 
     def memory(self) -> Memory:
-        """Return what sees for it: call it with raw features (n, F) for what is seen (n, D)."""
+        """Return what sees for it: call it with raw features (n, F) for what is seen (..., D)."""
         return Memory(self.form, self.inputs.averages_s, self.interval_ms)
 
     def small(self, seen: Integers) -> npt.NDArray[np.int16]:
-        """Return the inputs of layers (n, D) of what is seen (n, D)."""
+        """Return the inputs of layers (..., D) of what is seen (..., D)."""
         assert self.inputs.scaled is not None
         found: npt.NDArray[np.int16] = self.inputs.scaled(seen)
         return found
 
     def values(self, seen: Integers) -> Integers:
-        """Return what the body gives (n, K) of what is seen (n, D)."""
+        """Return what the body gives (..., K) of what is seen (..., D)."""
         return self.body(seen) if isinstance(self.body, Trees) else self.body(self.small(seen))
 
     def decide(self, seen: Integers) -> Integers:
-        """Return the outputs (n, K) of what is seen (n, D)."""
+        """Return the outputs (..., K) of what is seen (..., D)."""
         values = self.values(seen)
         if self.form == PACKET:
-            return _shares(values) if values.shape[1] == 3 else _cut(values)
+            return _shares(values) if values.shape[-1] == 3 else _cut(values)
         actions = np.clip(values, -SAME, SAME)
         if self.form == "probability":
             return _probabilities(actions)
@@ -221,7 +221,7 @@ class Model:
         return power(np.where(actions > 0, actions * span[:, 1], -actions * span[:, 0]) >> 16) + (1 << 14) >> 15
 
     def outputs(self, raw: Integers) -> Integers:
-        """Return what the kernel computes (T, K) of raw features (T, F), in an interval form of one episode."""
+        """Return what the kernel computes (..., T, K) of raw features (..., T, F), in interval forms of episodes."""
         return self.decide(self.memory().all(raw))
 
     def pack(self) -> bytes:
@@ -317,24 +317,24 @@ def _unpack_scaled(head: Any, form: str, data: bytes) -> tuple[Cells | Lines, in
 
 
 def _shares(scores: Integers) -> Integers:
-    """Drop and mark (n, 2) in 2^-31 by the softmax, base 2, of three scores (n, 3) in 2^-16."""
-    below = scores - scores.max(axis=1, keepdims=True)
+    """Drop and mark (..., 2) in 2^-31 by the softmax, base 2, of three scores (..., 3) in 2^-16."""
+    below = scores - scores.max(axis=-1, keepdims=True)
     powers = np.where(below > -(31 << 16), power(np.maximum(below, -(31 << 16))), 0)
-    found: Integers = (powers[:, [DROP, MARK]] << 31) // powers.sum(axis=1, keepdims=True)
+    found: Integers = (powers[..., [DROP, MARK]] << 31) // powers.sum(axis=-1, keepdims=True)
     return found
 
 
 def _cut(values: Integers) -> Integers:
-    """Drop and mark (n, 2) in 2^-31 of those in 2^-30, not above 1 together."""
-    drop = np.clip(2 * values[:, 0], 0, ONE)
-    return np.stack([drop, np.clip(2 * values[:, 1], 0, ONE - drop)], axis=1)
+    """Drop and mark (..., 2) in 2^-31 of those in 2^-30, not above 1 together."""
+    drop = np.clip(2 * values[..., 0], 0, ONE)
+    return np.stack([drop, np.clip(2 * values[..., 1], 0, ONE - drop)], axis=-1)
 
 
 _DECADE: Final = round(math.log2(10.0) * SAME)
 
 
 def _probabilities(actions: Integers) -> Integers:
-    """Probabilities (n, 2) in 2^-31 of actions in 2^-16: 10^(2a - 2), and 0 at -1."""
+    """Probabilities (..., 2) in 2^-31 of actions in 2^-16: 10^(2a - 2), and 0 at -1."""
     found = power(2 * (actions - SAME) * _DECADE >> 16)
     return np.where(actions > -SAME, found, np.int64(0))
 
