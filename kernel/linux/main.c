@@ -70,17 +70,16 @@ catch_signals(void)
 }
 
 /* The model of a file instead of the one before; a wrong file changes nothing. */
-static int
+static void
 load_model(struct router *router, const char *path)
 {
 	struct l4s_model *model = config_model(path);
 
 	if (model == NULL)
-		return (-1);
+		return;
 	l4s_set_model(&router->core, model, clock_ns());
 	free(router->model);
 	router->model = model;
-	return (0);
 }
 
 /* Does what signals ask for; 1: the end was asked for. */
@@ -92,7 +91,7 @@ read_signals(struct router *router, int fd, const struct options *options)
 
 	while (read(fd, &what, sizeof(what)) == (ssize_t)sizeof(what)) {
 		if (what.ssi_signo == SIGHUP && options->model != NULL)
-			(void)load_model(router, options->model);
+			load_model(router, options->model);
 		else if (what.ssi_signo != SIGUSR1)
 			end = 1;
 		else if (options->stats != NULL)
@@ -161,6 +160,9 @@ prepare(struct router *router, const struct options *options)
 	for (i = 0; i < options->bounds; i++)
 		if (config_shield(&router->config, options->shield[i]) != 0)
 			return (-1);
+	if (options->model != NULL &&
+	    (router->model = config_model(options->model)) == NULL)
+		return (-1);
 	if (pool_make(&router->forward, router->config.packets,
 	    router->config.mtu) != 0 ||
 	    pool_make(&router->reverse, router->config.packets,
@@ -176,8 +178,7 @@ prepare(struct router *router, const struct options *options)
 	l4s_init(&router->core, &router->config.params, router->config.seed,
 	    router->stats.started_ns);
 	router->core.rate_bps = router->config.rate_bps;
-	if (options->model != NULL && load_model(router, options->model) != 0)
-		return (-1);
+	l4s_set_model(&router->core, router->model, router->stats.started_ns);
 	return (device_listen(&router->device, options->device,
 	    router->config.ring));
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy.typing as npt
 import pytest
 
 from l4s_gym.bridge import trees, wire
-from l4s_gym.bridge.fixed import LEAF, MOST_BYTES, ONE, SAME
+from l4s_gym.bridge.fixed import MOST_BYTES, ONE, SAME
 from l4s_gym.bridge.model import Inputs, Layers, Lines, Memory, Model, Trees, raw_of
 from l4s_gym.data.causal import CausalStream
 from l4s_gym.errors import L4SError
@@ -23,21 +24,10 @@ from l4s_gym.sim.intervals import FEATURES
 from l4s_gym.sim.policy import Integers, Policy
 from tests.bridge.test_model import KINDS, random_layers, random_trees, raw_rows
 from tests.kernel.core import AQMS, LINUX, RFC9332, TESTBED, UNSHIELDED, Core, Link
+from tests.kernel.models import constant, leaf
 
 EVERY = pytest.mark.parametrize("model", KINDS, ids=[f"{k}-{str(m).rsplit(' ', 1)[0]}" for k, m in enumerate(KINDS)])
 COMPLETE = frozenset(RECORD.names or ())
-
-
-def leaf_model(*values: int) -> Model:
-    """A model of the packet form that is one leaf: drop and mark, in 2^-31."""
-    halves = np.array([values], np.int32) if len(values) == 3 else np.array([[each >> 1 for each in values]], np.int32)
-    return Model("packet", Inputs(), Trees(*(np.array([k]) for k in (LEAF, 0, 0)), halves))  # type: ignore[arg-type]
-
-
-def constant(form: str, *actions: float, interval_ms: float = 16.0) -> Model:
-    """A model of an interval form that always wants the same."""
-    values = np.rint(SAME * np.array([actions])).astype(np.int32)
-    return Model(form, Inputs(), Trees(*(np.array([k]) for k in (LEAF, 0, 0)), values), interval_ms)  # type: ignore[arg-type]
 
 
 # -- the same numbers
@@ -180,7 +170,7 @@ def test_a_student_in_control_of_ten_million_packets(core: Core, student: Model)
 def test_probabilities_are_drawn(core: Core) -> None:
     arrivals = arrivals_of(np.random.default_rng(0), 20_000)
     arrivals["ecn"] = 2
-    for model in (leaf_model(ONE // 10, ONE // 4), leaf_model(SAME, -2 * SAME, 0)):
+    for model in (leaf(0.1, 0.25), leaf(1.0, -2.0, 0.0)):
         drop, mark = model.outputs(np.zeros((1, 8), np.int64))[0] / ONE
         rows = core.drive(core.params(RFC9332, **UNSHIELDED), arrivals, rate_mbps=50.0, model=model.pack())
         for action, share in ((1, drop), (2, mark)):
@@ -303,7 +293,7 @@ def test_late_updates_do_not_pile_up(core: Core) -> None:
 def test_a_model_is_replaced_under_traffic(core: Core) -> None:
     link = Busy(core, constant("parameters", 1.0, 0.0, 0.0, 0.0, 0.0))
     link.run(20)
-    link.set_model(leaf_model(0, ONE).pack())
+    link.set_model(leaf(0.0, 1.0).pack())
     law = link.law()
     assert law.factors["target"] == 1.0
     link.run(20)
@@ -311,3 +301,15 @@ def test_a_model_is_replaced_under_traffic(core: Core) -> None:
     link.set_model(random_layers("parameters", 16).pack())
     link.run(40)
     assert link.row()["decided_by"] == 0 and link.law().sets == law.sets + 2
+
+
+@pytest.mark.parametrize("seconds", [2, pytest.param(600, marks=pytest.mark.slow)])
+def test_damaged_files_under_sanitizers(build: Callable[..., Path], tmp_path: Path, seconds: int) -> None:
+    for number, model in enumerate(KINDS):
+        (tmp_path / f"{number}.bin").write_bytes(model.pack())
+    program = build("fuzz_model", san=True) / "fuzz_model"
+    command = [program, str(seconds), *sorted(tmp_path.glob("*.bin"))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    tried, taken = (int(word) for word in done.stdout.split() if word.isdigit())
+    assert tried > taken > tried / 100
