@@ -23,7 +23,7 @@ _Static_assert(sizeof(struct l4s_model) == 120, "head");
 #define MOST_SHIFT 20
 #define MOST_NUMBER (1 << 30)	/* of offsets and scales */
 #define ZERO 32768	/* an input of 0 */
-#define BLOCK 8		/* outputs whose weights stand together */
+#define BLOCK 8ULL	/* outputs whose weights stand together */
 #define EVEN 0x000000ff000000ffULL
 #define LEAST_US 1000	/* intervals and time constants */
 #define MOST_INTERVAL_US 60000000
@@ -101,6 +101,13 @@ body_of(const struct l4s_model *model)
 	return ((const uint64_t *)(model + 1));
 }
 
+/* How many numbers are seen. */
+static uint64_t
+inputs_of(const struct l4s_model *model)
+{
+	return (model->features * (1ULL + model->averages));
+}
+
 static uint64_t
 feature_of(uint64_t node)
 {
@@ -119,7 +126,7 @@ add_trees(const struct l4s_model *model, const uint64_t *seen,
 {
 	const uint64_t *nodes = body_of(model);
 	const int32_t *leaves = (const int32_t *)(nodes + model->nodes);
-	unsigned outputs = model->outputs;
+	uint64_t outputs = model->outputs;
 
 	for (unsigned root = 0; root < model->roots; root++) {
 		uint64_t node = nodes[root];
@@ -165,12 +172,12 @@ struct inputs {
 
 /* Of so many values, leave those that are not 0. */
 static void
-gather(struct inputs *x, unsigned inputs)
+gather(struct inputs *x, uint64_t inputs)
 {
 	unsigned count = 0;
 	int64_t sum = 0;
 
-	for (unsigned i = 0; i < inputs; i++) {
+	for (uint64_t i = 0; i < inputs; i++) {
 		uint32_t value = x->value[i];
 
 		x->number[count] = (uint16_t)i;
@@ -210,10 +217,10 @@ read_lines(const struct l4s_model *model, const uint64_t *seen,
     struct inputs *x)
 {
 	const int32_t *line = (const int32_t *)(model + 1);
-	unsigned inputs = model->features * (1U + model->averages);
+	uint64_t inputs = inputs_of(model);
 	int64_t found, bound = model->bound;
 
-	for (unsigned i = 0; i < inputs; i++, line += 2) {
+	for (uint64_t i = 0; i < inputs; i++, line += 2) {
 		found = ((int64_t)seen[i] - line[0]) * line[1];
 		found = (found + (1 << 23)) >> 24;
 		x->value[i] = (uint32_t)(within(found, -bound, bound) + ZERO);
@@ -222,15 +229,15 @@ read_lines(const struct l4s_model *model, const uint64_t *seen,
 }
 
 /* Outputs of a layer, with those that fill the last block. */
-static uint32_t
-filled(uint32_t outputs)
+static uint64_t
+filled(uint64_t outputs)
 {
 	return ((outputs + BLOCK - 1) / BLOCK * BLOCK);
 }
 
 /* Biases, shifts, weights. */
-static uint32_t
-layer_size(uint32_t inputs, uint32_t outputs)
+static uint64_t
+layer_size(uint64_t inputs, uint64_t outputs)
 {
 	return (filled(outputs) * (5 + inputs));
 }
@@ -282,8 +289,8 @@ multiply_avx2(const uint8_t *weights, const struct inputs *x,
 
 /* Biases and weights times inputs. */
 static void
-sum_up(const int32_t *biases, const uint8_t *weights, unsigned inputs,
-    unsigned outputs, const struct inputs *x, int64_t *sums)
+sum_up(const int32_t *biases, const uint8_t *weights, uint64_t inputs,
+    uint64_t outputs, const struct inputs *x, int64_t *sums)
 {
 	void (*sum_of)(const uint8_t *, const struct inputs *, uint32_t *) =
 	    multiply;
@@ -292,11 +299,11 @@ sum_up(const int32_t *biases, const uint8_t *weights, unsigned inputs,
 	if (__builtin_cpu_supports("avx2"))
 		sum_of = multiply_avx2;
 #endif
-	for (unsigned o = 0; o < outputs; o += BLOCK) {
+	for (uint64_t o = 0; o < outputs; o += BLOCK) {
 		uint32_t eight[BLOCK];
 
 		sum_of(weights + o * inputs, x, eight);
-		for (unsigned i = 0; i < BLOCK; i++)
+		for (uint64_t i = 0; i < BLOCK; i++)
 			sums[o + i] = biases[o + i] - 128 * x->sum + eight[i];
 	}
 }
@@ -307,7 +314,7 @@ apply_layers(const struct l4s_model *model, const uint64_t *seen,
 {
 	struct inputs x;
 	int64_t sums[L4S_WIDTH];
-	unsigned m = model->features * (1U + model->averages), n = 0;
+	uint64_t m = inputs_of(model), n = 0;
 	const uint8_t *at = model->form == L4S_FORM_PACKET ?
 	    read_cells(model, seen, &x) : read_lines(model, seen, &x);
 	const uint8_t *shifts = at;
@@ -320,11 +327,11 @@ apply_layers(const struct l4s_model *model, const uint64_t *seen,
 		at += layer_size(m, n);
 		if (k + 1U == model->layers)
 			break;
-		for (unsigned i = 0; i < n; i++)
+		for (uint64_t i = 0; i < n; i++)
 			x.value[i] = (uint32_t)within(sums[i] >> shifts[i], 0,
 			    UINT16_MAX);
 	}
-	for (unsigned i = 0; i < n; i++)
+	for (uint64_t i = 0; i < n; i++)
 		values[i] = (sums[i] * 64) >> shifts[i];
 }
 
@@ -383,7 +390,7 @@ static void
 average(const struct l4s_model *model, struct l4s_memory *memory,
     uint64_t *seen)
 {
-	unsigned features = model->features;
+	uint64_t features = model->features;
 	int64_t share, first = (1 << SHARE_BITS) / (int64_t)++memory->seen;
 
 	for (unsigned k = 0; k < model->averages; k++) {
@@ -479,7 +486,7 @@ static bool
 trees_fit(const struct l4s_model *model)
 {
 	const uint64_t *nodes = body_of(model);
-	unsigned inputs = model->features * (1U + model->averages);
+	uint64_t inputs = inputs_of(model);
 	uint64_t next = model->roots;
 
 	if (model->roots == 0 || model->roots > model->nodes)
@@ -505,7 +512,7 @@ inputs_size(const struct l4s_model *model)
 	uint64_t total = 0;
 
 	if (model->form != L4S_FORM_PACKET)
-		return (8ULL * model->features * (1U + model->averages));
+		return (8 * inputs_of(model));
 	for (unsigned i = 0; i < L4S_FEATURES; i++)
 		total += model->cells[i];
 	return ((8 * total + 2 * (total + L4S_FEATURES) + 3) & ~3ULL);
@@ -515,7 +522,7 @@ static uint64_t
 layers_size(const struct l4s_model *model)
 {
 	uint64_t size = sizeof(*model) + inputs_size(model);
-	uint32_t m = model->features * (1U + model->averages);
+	uint64_t m = inputs_of(model);
 
 	for (unsigned k = 0; k < model->layers; k++) {
 		size += layer_size(m, model->width[k]);
@@ -551,12 +558,12 @@ static bool
 layers_fit(const struct l4s_model *model)
 {
 	const uint8_t *at = (const uint8_t *)(model + 1) + inputs_size(model);
-	uint32_t m = model->features * (1U + model->averages);
+	uint64_t m = inputs_of(model);
 
 	for (unsigned k = 0; k < model->layers; k++) {
-		uint32_t n = model->width[k];
+		uint64_t n = model->width[k];
 
-		for (uint32_t i = 0; i < n; i++)
+		for (uint64_t i = 0; i < n; i++)
 			if (at[4 * filled(n) + i] > MOST_SHIFT)
 				return (false);
 		at += layer_size(m, n);
