@@ -196,9 +196,9 @@ def test_layers_of_pytorch() -> None:
     np.testing.assert_allclose(found / ONE, wanted[:, 1:].detach(), atol=4e-3)
     seen = Memory("parameters", AVERAGES, 16.0).all(raw_rows("parameters", 2000))
     lines = Lines.fitted(seen)
-    module = nn.Linear(87, 5)
-    model = Model("parameters", Inputs(AVERAGES, lines), Layers.of(module, "parameters"), 16.0)
-    actions = module(torch.tensor(lines(seen) / UNIT, dtype=torch.float32)).detach().numpy()
+    linear = nn.Linear(87, 5)
+    model = Model("parameters", Inputs(AVERAGES, lines), Layers.of(linear, "parameters"), 16.0)
+    actions = linear(torch.tensor(lines(seen) / UNIT, dtype=torch.float32)).detach().numpy()
     np.testing.assert_allclose(model.decide(seen) / SAME, factors(actions.clip(-1, 1)), rtol=0.05)
     with pytest.raises(L4SError, match="layers Linear, Tanh"):
         Layers.of(nn.Sequential(nn.Linear(8, 3), nn.Tanh()))
@@ -221,10 +221,10 @@ def test_files_that_are_none() -> None:
         with pytest.raises(L4SError, match=says or "not a model"):
             Model.unpack(wrong)
     for at in range(len(data)):
-        wrong = bytearray(data)
-        wrong[at] ^= 0x40
+        damaged = bytearray(data)
+        damaged[at] ^= 0x40
         try:
-            assert Model.unpack(bytes(wrong)).pack() == bytes(wrong)
+            assert Model.unpack(bytes(damaged)).pack() == bytes(damaged)
         except L4SError as error:
             assert str(error).startswith(("model: ", "unknown form"))
     with pytest.raises(L4SError, match="at most 100000 fit"):
