@@ -280,9 +280,11 @@ def model(
     Args:
         rows: Kernel logs, binary records (.rec) or Parquet files, in order of time.
         out: File for the tree.
-        leaves: Largest number of leaves (up to 2048).
+        leaves: Largest number of leaves (up to 4096).
     """
     from l4s_gym.bridge import trees
+    from l4s_gym.bridge.fixed import ONE
+    from l4s_gym.bridge.model import Inputs, Model, Trees
     from l4s_gym.data.files import atomic_write
     from l4s_gym.data.stream import open_stream
     from l4s_gym.schema import DROP, MARK
@@ -291,12 +293,13 @@ def model(
     with progress_bar("reading") as show:
         stream = open_stream(rows, progress=show)
         raw, actions = trees.training_rows(stream.blocks(), stream.present)
-    made = trees.export_tree(trees.distil(raw, actions, max_leaf_nodes=leaves))
+    body = Trees.of(trees.distil(raw, actions, max_leaf_nodes=leaves))
+    made = Model(PACKET, Inputs(), body)
     with atomic_write(out) as file:
         file.write(made.pack())
-    drop, mark = made.probabilities(raw).mean(axis=0) / trees.ONE
+    drop, mark = made.outputs(raw).mean(axis=0) / ONE
     say(
         f"{len(raw)} rows with {100 * (actions == DROP).mean():.2f} % drops and {100 * (actions == MARK).mean():.2f} % "
         f"marks, the tree {100 * drop:.2f} % and {100 * mark:.2f} %"
     )
-    say(f"{len(made.nodes)} nodes, {made.leaves} leaves: {out}")
+    say(f"{len(body.low)} nodes, {body.leaves} leaves: {out}")
