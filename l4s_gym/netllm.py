@@ -219,7 +219,7 @@ def play(make_env: Callable[[], Any], policy: Any, seeds: Sequence[int]) -> list
             actions=np.array(actions[number], kind),
             rewards=np.array(rewards[number]),
             about={"seed": int(seed), "task": spaces},
-            features=tasks.columns(features, task),
+            features=tuple(map(str, range(len(rows[number][0])))),
         )
         for number, seed in enumerate(seeds)
     ]

@@ -187,3 +187,39 @@ def test_viewers_are_read(tmp_path: Path) -> None:
     path.write_text("yaw,pitch\n0,0\n")
     with pytest.raises(ValueError, match="time"):
         vp.read_views(path)
+
+
+def test_answers_in_words_are_read() -> None:
+    pytest.importorskip("transformers")
+    costs = _task("costs")
+    answer = np.arange(20.0).reshape(10, 2) / costs.vp.UNIT_DEG
+    assert costs.parsed(costs.said(-answer)) == pytest.approx(-answer)
+    for wrong in ("", "1 2, 3 4", costs.said(answer) + ", 1 2", costs.said(answer).replace("3", "x")):
+        assert costs.parsed(wrong) is None
+
+
+def test_returns_are_told_relative_to_other_teachers() -> None:
+    for name in ("torch", "transformers", "stable_baselines3"):
+        pytest.importorskip(name)
+    run = _task("run")
+    task = run.TASKS["abr"]
+    data = run.collected(task, 6)  # 2 links, 3 teachers
+    gains = np.array([each.rewards[-1] for each in data]).reshape(3, 2)
+    assert gains.sum(axis=0) == pytest.approx([0.0, 0.0])
+    assert not any(each.rewards[:-1].any() for each in data)
+    sums, steps = _task("play").play(task.make("same"), task.policies["bba"], [0, 1])
+    other = _task("play").play(task.make("same"), task.policies["rate"], [0, 1])[0]
+    assert gains[1] - gains[2] == pytest.approx((sums - other) / steps)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_the_comparison_runs(name: str) -> None:
+    for needed in ("torch", "transformers", "accelerate", "stable_baselines3"):
+        pytest.importorskip(needed)
+    run = _task("run")
+    result = run.compare(name, "small", trainings=2, size=0.02, say=lambda _: None)
+    assert all(np.isfinite(values).all() for each in result["scores"].values() for values in each.values())
+    page = run.page({"origin": {"command": "x", "time": "y", "host": {"cpu": "z"}}, **result})
+    assert page.count("+-") == 3 * len(run.TASKS[name].settings)
+    assert "| adapted transformer (`small`) |" in page

@@ -259,11 +259,6 @@ class Task:
         """Choices for each entry of a mask."""
         return self.size // self.shape[0]
 
-    @property
-    def told(self) -> int:
-        """What the model is told of the action before: so many choices or options; of numbers nothing."""
-        return 0 if self.head == "regression" else self.shape[-1]
-
 
 @dataclass(frozen=True)
 class LLMConfig:
@@ -301,8 +296,10 @@ class LLMConfig:
 
     @property
     def told(self) -> int:
-        """Number of actions before that the model tells apart."""
-        return self.actions if self.task is None else self.task.told
+        """What the model is told of the action before: one of so many choices or options; of numbers nothing."""
+        if self.task is None:
+            return self.actions
+        return 0 if self.task.head == "regression" else self.task.shape[-1]
 
     @property
     def step_tokens(self) -> int:

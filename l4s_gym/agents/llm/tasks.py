@@ -1,19 +1,6 @@
 """Tasks other than queues: from the spaces of a Gymnasium environment to features and a head, and back to actions.
 
-| observation | feature |
-|---|---|
-| `Box` of shape () | `series`: with its values at earlier steps |
-| `Box` of shape (n,), `MultiBinary(n)`, `Discrete(n)` as 0 and 1 | `vector` |
-| `Box` of shape (h, w) or (c, h, w) | `image` |
-| `Dict` of `adjacency` (n, n) and `nodes` (n, values) | `graph` |
-
-A `Dict` has several of them. Its part `action_mask`, if there is one, tells which choices are allowed.
-
-| action | head |
-|---|---|
-| `Discrete(n)` | `categorical` |
-| `MultiDiscrete([n, m])` beside a graph of n nodes | `pointer`: a node, and one of m options for it |
-| `Box` | `regression` |
+`docs/tasks.md` tells which spaces have which.
 """
 
 from __future__ import annotations
@@ -62,7 +49,7 @@ def described(observed: spaces.Space[Any], acted: spaces.Space[Any]) -> dict[str
     elif isinstance(acted, spaces.Box) and MASK not in parts:
         task = Task("regression", acted.shape)
     else:
-        raise L4SError(f"actions {acted}: no head is for them: see the tables in l4s_gym.agents.llm.tasks")
+        raise L4SError(f"actions {acted}: no head is for them: docs/tasks.md has those that have one")
     found: dict[str, Any] = msgspec.to_builtins({"encoder": {"features": features, "unknown": ""}, "task": task})
     return found
 
@@ -76,7 +63,7 @@ def _feature(name: str, space: spaces.Space[Any]) -> Feature:
         return Feature(name, "vector", (int(space.n),))
     if isinstance(space, spaces.Box | spaces.MultiBinary) and len(space.shape) in kinds:
         return Feature(name, kinds[len(space.shape)], space.shape)
-    raise L4SError(f"observation {name!r}: {space}: no encoder is for it: see the tables in l4s_gym.agents.llm.tasks")
+    raise L4SError(f"observation {name!r}: {space}: no encoder is for it: docs/tasks.md has those that have one")
 
 
 def flat(features: Sequence[Feature], masked: bool, observation: Any) -> npt.NDArray[np.float32]:
@@ -92,12 +79,6 @@ def flat(features: Sequence[Feature], masked: bool, observation: Any) -> npt.NDA
         parts.append(np.ravel(value))
     parts += [given[MASK]] if masked else []
     return np.concatenate(parts, dtype=np.float32)
-
-
-def columns(features: Sequence[Feature], task: Task) -> tuple[str, ...]:
-    """Return the names of the columns of `flat`."""
-    sizes = [(feature.name, feature.size) for feature in features] + [(MASK, task.shape[0])] * task.masked
-    return tuple(f"{name}.{number}" for name, size in sizes for number in range(size))
 
 
 def configured(given: Mapping[str, Any], episodes: Sequence[Trajectory]) -> dict[str, Any]:

@@ -151,12 +151,12 @@ def test_spaces_become_features() -> None:
     settings = small(env)
     assert settings.task is not None
     row = tasks.flat(settings.encoder.features, True, observation)
-    names = tasks.columns(settings.encoder.features, settings.task)
     assert row.dtype == np.float32
-    assert len(row) == len(names) == settings.encoder.size + NODES
-    assert row[names.index("one.0")] == observation["one"]
-    assert row[names.index("kind.0") :][:3].argmax() == observation["kind"]
-    assert row[names.index("graph.6") + 4] == observation["graph"]["nodes"][1, 0]
+    wanted = [*np.concatenate((observation["graph"]["adjacency"], observation["graph"]["nodes"]), axis=1).ravel()]
+    wanted += [*(np.arange(3) == observation["kind"]), *observation["numbers"], observation["one"]]
+    wanted += [*observation["picture"].ravel(), *observation["action_mask"]]
+    assert row.tolist() == wanted
+    assert len(row) == settings.encoder.size + NODES
     assert from_dict(to_dict(settings)) == settings
 
 
