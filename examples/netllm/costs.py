@@ -16,9 +16,11 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -31,7 +33,6 @@ from l4s_gym import netllm
 from l4s_gym.agents.llm.backbones import Backbone
 from l4s_gym.agents.llm.settings import BackboneConfig, LoraConfig
 from l4s_gym.agents.llm.text import PretrainedTokenizer
-from l4s_gym.agents.training import peak_memory
 from l4s_gym.evaluation.origin import origin, write_run
 from l4s_gym.markdown import table
 
@@ -41,26 +42,55 @@ MOST = 160
 """Longest answer in tokens; an error of 0 degrees for 10 samples takes about 60."""
 
 
+class Memory:
+    """Notes the most memory that this process has in training, from its first step on: loading may take more.
+
+    Attributes:
+        peak: Bytes.
+    """
+
+    def __enter__(self):
+        self.peak, self._started, self._over = 0, threading.Event(), threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __call__(self, share: float) -> None:
+        """Take notice of a step, as `progress` of `netllm.adapt`."""
+        (self._started if share < 1.0 else self._over).set()
+
+    def _watch(self) -> None:
+        self._started.wait()
+        while not self._over.wait(0.005):
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            self.peak = max(self.peak, pages * resource.getpagesize())
+
+    def __exit__(self, *_) -> None:
+        self._over.set()
+        self._started.set()
+
+
 def adapted(kind: str, layers: int, steps: int, episodes: int):
     """Adapt SmolLM2 to viewports; return the agent and the figures of the training."""
     model = {
         "backbone": {"pretrained": WHEEL, "exit_layer": layers, "freeze": kind == "lora"},
         "lora": {"rank": RANK if kind == "lora" else 0},
-        "encoder": {"hidden": 32, "kernels": [1, 3]},
+        "encoder": {"hidden": 32, "kernels": [1, 3], "max_timestep": 64},
         "window": 4,
     }
     train = {"steps": steps, "batch_size": 8, "length": 8, "warmup": 5, "eval_every": steps, "checkpoint_every": steps}
     data = netllm.rl_collect(vp.Viewer, netllm.RIGHT, episodes)
     start = time.process_time()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, Memory() as memory:
         rate = {"learning_rate": 1e-3 if kind == "lora" else 1e-4}
-        agent = netllm.adapt(data, {"model": model, "train": train | rate}, Path(folder) / "agent", fixed=True)
+        agent = netllm.adapt(
+            data, {"model": model, "train": train | rate}, Path(folder) / "agent", progress=memory, fixed=True
+        )
     cost = agent.cost()
     return agent, {
         "parameters": cost["parameters"],
         "trained": cost["trainable_parameters"],
         "cpu_s": time.process_time() - start,
-        "peak_bytes": peak_memory(),
+        "peak_bytes": memory.peak,
     }
 
 
