@@ -8,13 +8,7 @@ agent = netllm.adapt(dataset, {"train": {"steps": 500}}, "runs/mine")
 results = netllm.test(agent, ["l4s-llm-testbed"], seeds=(0, 1))
 ```
 
-Another task is a function that makes a Gymnasium environment with spaces of `l4s_gym.agents.llm.tasks`:
-
-```python
-episodes = netllm.rl_collect(make_env, policy, 100)
-agent = netllm.adapt(episodes, {"train": {"steps": 500}}, "runs/mine", rule="argmax")
-tested = netllm.test(agent, make_env, seeds=range(1000, 1050))
-```
+Another task than queues is a function that makes a Gymnasium environment: `docs/tasks.md`.
 """
 
 from __future__ import annotations
@@ -200,14 +194,14 @@ def play(make_env: Callable[[], Any], policy: Any, seeds: Sequence[int]) -> list
     if asked:
         policy.reset(count, int(seeds[0]))
     while live:
-        decided = policy.act(seen, earned) if asked else {}
+        if asked:
+            decided = policy.act(seen, earned)
+        else:
+            decided = {at: infos[at]["right"] if policy is RIGHT else policy(seen[at]) for at in live}
         for number in list(live):
-            if asked:
-                action = decided[number]
-            else:
-                action = infos[number]["right"] if policy is RIGHT else policy(seen[number])
-            seen[number], earned[number], terminated, truncated, infos[number] = envs[number].step(action)
-            actions[number].append(action)
+            actions[number].append(decided[number])
+            found = envs[number].step(decided[number])
+            seen[number], earned[number], terminated, truncated, infos[number] = found
             rewards[number].append(float(earned[number]))
             rows[number].append(tasks.flat(features, task.masked, seen[number]))
             if terminated or truncated:

@@ -159,7 +159,9 @@ class LLMAgent:
 
 
 class TaskAgent(LLMAgent):
-    """An agent of another task (`l4s_gym.agents.llm.tasks`)."""
+    """An agent of another task (`l4s_gym.agents.llm.tasks`), in none of the forms of queues."""
+
+    form = "task"
 
     def act(self, obs: Sequence[Any], rewards: Floats) -> Any:  # type: ignore[override]
         """Return actions (n, ...) by the decision rule, or the numbers as they are told.

@@ -192,7 +192,7 @@ class Part:
 
     Attributes:
         name: Its id.
-        windows: Its sequences: `Windows`, or a `Replay`.
+        windows: Its sequences: `Windows`, or an `Experience`.
         weight: Its share of the draws.
         train: Stretches to train on, in order: (n, 3), episode, first step, and the step after the last.
         held: Stretches held out, in the same form.
@@ -391,32 +391,8 @@ class Corpus:
         ]
 
 
-class Replay:
-    """Episodes of another task, with what `Corpus` reads of `Windows`.
-
-    Args:
-        episodes: The episodes.
-        length: Steps of a sequence.
-        gamma: Discount of the returns-to-go.
-        task: What is decided in them.
-    """
-
-    stride = 1
-
-    def __init__(self, episodes: Sequence[Trajectory], length: int, gamma: float, task: Task) -> None:
-        joined = Trajectory.joined(episodes, drop_missing=False)
-        self._all, self._length = replace(joined, actions=labels(task, joined.actions)), length
-        self.starts, self._returns = joined.starts, joined.returns_to_go(gamma)
-        steps = np.diff(joined.starts)
-        self.layout = SimpleNamespace(steps=steps, numbers=np.arange(len(steps)))
-
-    def arrays(self, ends: Ints) -> Batch:
-        """Return the sequences that end at steps (B,)."""
-        return sequences(self._all, self._returns, ends, self._length)
-
-
 class Experience(Corpus):
-    """Training sequences and held-out episodes of another task (`l4s_gym.agents.llm.tasks`).
+    """Training sequences and held-out episodes of another task (`l4s_gym.agents.llm.tasks`); its own `windows`, too.
 
     Args:
         episodes: Of one task.
@@ -425,14 +401,23 @@ class Experience(Corpus):
         task: What is decided.
     """
 
+    stride = 1
+
     def __init__(self, episodes: Sequence[Trajectory], config: TrainConfig, gamma: float, task: Task) -> None:
         config.imbalance.check("llm: another task than queues", "none")
         if config.augment.noise:
             raise L4SError("llm: another task than queues: leave augment.noise at 0")
         self.config, self.imbalance, self.simulator = config, config.imbalance, fingerprint.KERNEL_LOG
-        self.shares = np.zeros(0)
-        self.parts = [self._part("experience", Replay(episodes, config.length, gamma, task), 1.0)]
+        joined = Trajectory.joined(episodes, drop_missing=False)
+        self._all, self._to_go = replace(joined, actions=labels(task, joined.actions)), joined.returns_to_go(gamma)
+        self.shares, self.starts, steps = np.zeros(0), joined.starts, np.diff(joined.starts)
+        self.layout = SimpleNamespace(steps=steps, numbers=np.arange(len(steps)))
+        self.parts = [self._part("experience", self, 1.0)]
         self._measure()
+
+    def arrays(self, ends: Ints) -> Batch:
+        """Return the sequences that end at steps (B,)."""
+        return sequences(self._all, self._to_go, ends, self.config.length)
 
 
 def _weights(sources: Any) -> list[tuple[Any, float]]:

@@ -116,15 +116,10 @@ class Head(nn.Module):
             self.ask, self.item = nn.Linear(width, hidden), nn.Linear(hidden + values - items, hidden)
 
     def forward(self, hidden: Tensor, observations: Tensor) -> Tensor:
-        """Tell of steps.
-
-        Args:
-            hidden: (B, K, width).
-            observations: (B, K, D).
-        """
+        """Tell of steps (B, K, width), and what was observed there (B, K, D)."""
         if self.points:
-            size, items = self.feature.size, self.feature.shape[0]
-            graph = observations[..., self.first : self.first + size]
+            items = self.feature.shape[0]
+            graph = observations[..., self.first : self.first + self.feature.size]
             graph = graph.reshape(*graph.shape[:2], 1, *self.feature.shape)
             nodes = torch.cat((self.graph.nodes(graph), graph[..., items:]), -1)[:, :, 0]  # (B, K, items, ...)
             found: Tensor = self.out(F.gelu(self.item(nodes) + self.ask(hidden)[:, :, None])).flatten(-2)

@@ -187,6 +187,8 @@ def test_misuse_is_refused(tmp_path: Path) -> None:
         netllm.adapt(episodes, config(imbalance={"kind": "focal"}), tmp_path / "a")
     with pytest.raises(L4SError, match="noise"):
         netllm.adapt(episodes, config(augment={"noise": 0.1}), tmp_path / "a")
+    with pytest.raises(L4SError, match="form"):
+        netllm.test(netllm.adapt(episodes, config(steps=1), tmp_path / "b"), ["steps"], seconds=0.1)
     with pytest.raises(L4SError, match="diffuse"):
         netllm.adapt(episodes, config(steps=1), tmp_path / "a", rule="diffuse")
     with pytest.raises(L4SError, match="name the dataset"):
