@@ -31,7 +31,7 @@ from l4s_gym.sim import disciplines, layout, scenario
 ROOT: Final = Path(__file__).resolve().parents[1]
 INCLUDED: Final = (
     *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "agents/**/*.md", "benchmarks/**/*.md", "datasets/**/*.md"),
-    "kernel/**/*.md",
+    *("examples/*/*.md", "kernel/**/*.md"),
 )
 LINK: Final = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 Rows = Iterable[Sequence[Any]]

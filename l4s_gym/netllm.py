@@ -7,20 +7,24 @@ dataset = netllm.rl_collect("l4s-llm-testbed", "native:dualpi2_freebsd", episode
 agent = netllm.adapt(dataset, {"train": {"steps": 500}}, "runs/mine")
 results = netllm.test(agent, ["l4s-llm-testbed"], seeds=(0, 1))
 ```
+
+Another task than queues is a function that makes a Gymnasium environment: `docs/tasks.md`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import gymnasium as gym
 import msgspec
 import numpy as np
 
 from l4s_gym import agents, forms
+from l4s_gym.agents.llm import tasks
 from l4s_gym.agents.llm.agent import open_agent
+from l4s_gym.agents.llm.settings import from_dict
 from l4s_gym.agents.llm.train import train
 from l4s_gym.agents.protocol import Agent, control_interval_ms, form_of
 from l4s_gym.agents.training import Progress, Say
@@ -38,12 +42,15 @@ from l4s_gym.rewards import COMPONENTS, DEFAULT
 from l4s_gym.schema import DECIDED_BY
 from l4s_gym.sim import disciplines, fingerprint, scenario
 
+RIGHT: Final = "right"
+"""The policy of supervised learning: the answers that the environment tells."""
+
 
 def rl_collect(
     env_or_scenario: Any,
     policy: str | Agent,
     episodes: int,
-    dataset_id: str,
+    dataset_id: str = "",
     *,
     seed: int = 0,
     reward: str = DEFAULT,
@@ -51,10 +58,11 @@ def rl_collect(
     overwrite: bool = False,
     description: str | None = None,
 ) -> Any:
-    """Let a policy decide, and write its decisions as a Minari dataset.
+    """Let a policy decide, and write its decisions as a Minari dataset; of another task, return its episodes.
 
     Args:
-        env_or_scenario: Name, path, fields or `Scenario`; or a Gymnasium environment of the agent's form.
+        env_or_scenario: Name, path, fields or `Scenario`; or a Gymnasium environment of the agent's form. Of another
+            task: a function that makes an environment; then only `policy`, as of `play`, `episodes` and `seed` count.
         policy: `native:AQM` (a scenario's discipline decides, in the engine), a spec of `agents.make`, or
             an agent, in whose form the actions are stored.
         episodes: Number of episodes.
@@ -66,13 +74,17 @@ def rl_collect(
         description: Description of the data.
 
     Returns:
-        The `minari.MinariDataset`.
+        The `minari.MinariDataset`, or the episodes.
 
     Raises:
         L4SError: An argument makes no sense, or the dataset exists.
     """
     if episodes < 1 or seed < 0:
         raise L4SError(f"rl_collect: episodes={episodes}, seed={seed}: give 1 or more, and 0 or more")
+    if callable(env_or_scenario):
+        return play(env_or_scenario, policy, range(seed, seed + episodes))
+    if not dataset_id:
+        raise L4SError("rl_collect: name the dataset: dataset_id='l4s/dualpi2/NAME-v0'")
     name = policy if isinstance(policy, str) else policy.name
     about: minari_io.About = {
         "algorithm_name": name,
@@ -152,6 +164,61 @@ def _played(env: Any, agent: Agent, seeds: range, source: str) -> Iterator[Traje
         )
 
 
+def play(make_env: Callable[[], Any], policy: Any, seeds: Sequence[int]) -> list[Trajectory]:
+    """Play episodes of another task, one in each of several environments.
+
+    Args:
+        make_env: Makes an environment.
+        policy: A function from an observation to an action; an agent, such as `adapt` returns; or `RIGHT`: what the
+            environment's `info["right"]` tells, to be learnt by supervision.
+        seeds: Seeds of the episodes; an agent's draws are those of the first one and those after it.
+
+    Returns:
+        The episodes; their `about` has seed and spaces (`task`).
+
+    Raises:
+        L4SError: The environment has spaces of another kind.
+    """
+    envs, count = [make_env() for _ in seeds], len(seeds)
+    spaces = tasks.described(envs[0].observation_space, envs[0].action_space)
+    config = from_dict(spaces)
+    features, task = config.encoder.features, config.task
+    assert task is not None
+    started = [env.reset(seed=int(seed)) for env, seed in zip(envs, seeds, strict=True)]
+    seen, infos = ([each[part] for each in started] for part in (0, 1))
+    rows = [[tasks.flat(features, task.masked, each)] for each in seen]
+    actions: list[list[Any]] = [[] for _ in seeds]
+    rewards: list[list[float]] = [[] for _ in seeds]
+    earned, live = np.zeros(count), list(range(count))
+    asked = hasattr(policy, "act")
+    if asked:
+        policy.reset(count, int(seeds[0]))
+    while live:
+        if asked:
+            decided = policy.act(seen, earned)
+        else:
+            decided = {at: infos[at]["right"] if policy is RIGHT else policy(seen[at]) for at in live}
+        for number in list(live):
+            actions[number].append(decided[number])
+            found = envs[number].step(decided[number])
+            seen[number], earned[number], terminated, truncated, infos[number] = found
+            rewards[number].append(float(earned[number]))
+            rows[number].append(tasks.flat(features, task.masked, seen[number]))
+            if terminated or truncated:
+                live.remove(number)
+    kind = np.float32 if task.head == "regression" else np.int64
+    return [
+        Trajectory(
+            observations=np.stack(rows[number]),
+            actions=np.array(actions[number], kind),
+            rewards=np.array(rewards[number]),
+            about={"seed": int(seed), "task": spaces},
+            features=tuple(map(str, range(len(rows[number][0])))),
+        )
+        for number, seed in enumerate(seeds)
+    ]
+
+
 def _components(infos: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the components of the rewards of steps as columns (T + 1,); 0 where the environment does not tell them."""
     told = [info.get("components", {}) for info in infos]
@@ -178,7 +245,7 @@ def adapt(
     """Train an agent on experience.
 
     Args:
-        dataset: A dataset, several, or a mapping of ids to weights.
+        dataset: A dataset, several, or a mapping of ids to weights; or episodes of another task.
         config: The tables `model` and `train`, or of control intervals `model` and `intervals`, see
             `settings.settings`.
         out: Folder of the agent.
@@ -199,7 +266,7 @@ def adapt(
 
 def test(  # not a test for pytest, despite its name
     agent: str | PathLike | Agent,
-    suite: str | Sequence[str],
+    suite: str | Sequence[str] | Callable[[], Any],
     *,
     seeds: Sequence[int] = (0, 1, 2, 3, 4),  # noqa: PT028
     reward: str = DEFAULT,  # noqa: PT028
@@ -207,12 +274,13 @@ def test(  # not a test for pytest, despite its name
     control_interval_ms: float | None = None,  # noqa: PT028
     seconds: float | None = None,  # noqa: PT028
     progress: Progress | None = None,  # noqa: PT028
-) -> list[Result]:
+) -> Any:
     """Evaluate an agent in closed loop.
 
     Args:
         agent: An agent, a spec of `agents.make`, or the folder of an LLM agent.
-        suite: `train`, `test` or `shift`, or names of scenarios.
+        suite: `train`, `test` or `shift`, or names of scenarios; or, of another task, a function that makes an
+            environment (see `play`; only `seeds` counts then).
         seeds: Seeds of the episodes in each scenario.
         reward: Name of the reward.
         decision_interval: Ask the agent at each n-th packet.
@@ -221,15 +289,17 @@ def test(  # not a test for pytest, despite its name
         progress: Called with the share of the scenarios that is done.
 
     Returns:
-        A result for each scenario and seed.
+        A result for each scenario and seed; of another task, the episodes.
 
     Raises:
         L4SError: There is no such agent, suite or scenario.
     """
-    names = scenario.suite(suite) if isinstance(suite, str) else tuple(suite)
     who: Any = agent
-    if not isinstance(agent, Agent):
+    if not isinstance(agent, Agent) and not callable(agent):
         who = open_agent(agent) if Path(agent).is_dir() else agents.make(str(agent))
+    if callable(suite):
+        return play(suite, who, seeds)
+    names = scenario.suite(suite) if isinstance(suite, str) else tuple(suite)
     results: list[Result] = []
     for done, name in enumerate(names, 1):
         chosen = scenario.load(name)

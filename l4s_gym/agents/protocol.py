@@ -169,12 +169,13 @@ class DecisionRule:
         self._draws = np.zeros((0, n))
         self._next = 0
 
-    def decide(self, probabilities: Floats, queue: npt.NDArray[np.generic]) -> Actions:
+    def decide(self, probabilities: Floats, queue: npt.NDArray[np.generic] | None) -> Actions:
         """Decide for a batch.
 
         Args:
             probabilities: Probabilities of the three actions (n, 3), each row of sum 1.
-            queue: Queue of each packet (n,), 0 C or 1 L: the first column of the observation.
+            queue: Queue of each packet (n,), 0 C or 1 L: the first column of the observation. None: the decisions are
+                of another task, of any number of choices, and the rule is not `diffuse`.
 
         Returns:
             Actions (n,) int64.
@@ -182,14 +183,16 @@ class DecisionRule:
         Raises:
             L4SError: The size of the batch differs from that of `reset`.
         """
-        if probabilities.shape != (self.n, len(ACTIONS)):
-            raise L4SError(f"probabilities of shape {probabilities.shape}: reset was for ({self.n}, {len(ACTIONS)})")
+        wanted = self.n, probabilities.shape[-1] if queue is None else len(ACTIONS)
+        if probabilities.shape != wanted:
+            raise L4SError(f"probabilities of shape {probabilities.shape}: reset was for {wanted}")
         if self.rule == "argmax":
             return np.asarray(probabilities.argmax(axis=1), np.int64)
         if self.rule == "sample":
             edges = np.cumsum(probabilities, axis=1)
             below = self._uniform()[:, None] * edges[:, -1:] >= edges[:, :-1]
             return np.asarray(below.sum(axis=1), np.int64)
+        assert queue is not None
         return self._diffuse(probabilities, queue)
 
     def _uniform(self) -> Floats:

@@ -5,12 +5,13 @@ It is asked for a target return, and later for what is left of it (`ReturnsToGo`
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
 import torch
 
-from l4s_gym.agents.llm import fast, saving
+from l4s_gym.agents.llm import fast, saving, tasks
 from l4s_gym.agents.llm.backbones import Counts, count, placed
 from l4s_gym.agents.llm.data import (
     Correction,
@@ -107,17 +108,20 @@ class LLMAgent:
             obs: Observations (n, 8).
             rewards: Rewards since the last decision (n,); those before the first are not part of the target.
         """
+        return self.correction(torch.softmax(self._logits(obs, rewards), -1, dtype=torch.float64).cpu().numpy())
+
+    def _logits(self, obs: Observations, rewards: Floats) -> torch.Tensor:
+        """Return what the model tells of the next step (n, ...)."""
         if self._step is None:
             raise L4SError("llm: has not been started: call reset with the number of episodes")
-        check_batch(obs, len(self._previous))
+        if self.model.config.task is None:
+            check_batch(obs, len(self._previous))
         with torch.inference_mode():
-            logits = self._step(
+            return self._step(
                 torch.as_tensor(self._told.after(rewards), dtype=torch.float32, device=self._device),
                 torch.from_numpy(np.array(obs, np.float32)).to(self._device),  # a copy: it belongs to the caller
                 torch.from_numpy(self._previous).to(self._device),
             )
-            p = torch.softmax(logits, -1, dtype=torch.float64).cpu().numpy()
-        return self.correction(p)
 
     def took(self, actions: Actions) -> None:
         """Record the decisions (n,)."""
@@ -153,6 +157,28 @@ class LLMAgent:
     def cost(self) -> dict[str, float]:
         """Return the numbers of parameters, and the number of steps that it remembers."""
         return self._counts.cost() | {"window": float(self.model.config.window)}
+
+
+class TaskAgent(LLMAgent):
+    """An agent of another task (`l4s_gym.agents.llm.tasks`), in none of the forms of queues."""
+
+    form = "task"
+
+    def act(self, obs: Sequence[Any], rewards: Floats) -> Any:  # type: ignore[override]
+        """Return actions (n, ...) by the decision rule, or the numbers as they are told.
+
+        Args:
+            obs: An observation of each of the n environments, as these give them.
+            rewards: Rewards since the last decision (n,).
+        """
+        config, task = self.model.config, self.model.config.task
+        assert task is not None
+        told = self._logits(np.stack([tasks.flat(config.encoder.features, task.masked, each) for each in obs]), rewards)
+        if task.head == "regression":
+            return tasks.actions_of(task, told.cpu().numpy())
+        chosen = self._rule.decide(torch.softmax(told, -1, dtype=torch.float64).cpu().numpy(), None)
+        self.took(chosen)
+        return tasks.actions_of(task, chosen)
 
 
 def _number(target: str | float | None) -> float | None:
@@ -197,7 +223,7 @@ def open_agent(
 
     Returns:
         An `LLMAgent`; for the text head a `TextAgent`, which has no `dtype` and is not compiled; for forms other than
-        `packet` an `IntervalAgent`.
+        `packet` an `IntervalAgent`; for another task a `TaskAgent`, whose rule is not `diffuse`.
 
     Raises:
         L4SError: The folder holds no such agent, or an option makes no sense.
@@ -236,7 +262,10 @@ def open_agent(
     fast.optimize(model, DTYPES[dtype])
     shift = training.get("correction") if _flag("correct", correct) else None
     correction = None if shift is None else convert(Correction, shift, "correction")
-    return LLMAgent(model, goal, correction=correction, compiled=_flag("compile", compile), **common)
+    if model.config.task is not None and rule == "diffuse":
+        raise L4SError("llm: rule 'diffuse' is for packets: choose sample or argmax")
+    kind = LLMAgent if model.config.task is None else TaskAgent
+    return kind(model, goal, correction=correction, compiled=_flag("compile", compile), **common)
 
 
 def load(saved: Saved, **options: str) -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any, Final
 
 import numpy as np
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor
 
 from l4s_gym.agents.imbalance import Imbalance
-from l4s_gym.agents.llm.settings import Augment, TrainConfig
+from l4s_gym.agents.llm.settings import Augment, Task, TrainConfig
+from l4s_gym.agents.llm.tasks import labels
 from l4s_gym.agents.logged import Stretch, split
 from l4s_gym.data import minari_io
 from l4s_gym.data.trajectory import Trajectory
@@ -190,7 +192,7 @@ class Part:
 
     Attributes:
         name: Its id.
-        windows: Its sequences.
+        windows: Its sequences: `Windows`, or an `Experience`.
         weight: Its share of the draws.
         train: Stretches to train on, in order: (n, 3), episode, first step, and the step after the last.
         held: Stretches held out, in the same form.
@@ -200,7 +202,7 @@ class Part:
     """
 
     name: str
-    windows: Windows
+    windows: Any
     weight: float
     train: Ints
     held: Ints
@@ -277,6 +279,10 @@ class Corpus:
         self.imbalance = replace(config.imbalance, shares=tuple(self.shares.tolist()))
         wanted = self.imbalance.weights * self.shares
         self._classes = wanted / wanted.sum()
+        self._measure()
+
+    def _measure(self) -> None:
+        """Find the returns of the training data."""
         self.returns = np.concatenate(
             [_returns(part, part.windows.starts[part.train[:, 0]] + part.train[:, 1]) for part in self.parts]
         )
@@ -290,7 +296,7 @@ class Corpus:
         self.low, self.high = float(every.min()), float(every.max())
         self.scale = float(np.abs(every).max()) or 1.0
 
-    def _part(self, name: str, windows: Windows, weight: float) -> Part:
+    def _part(self, name: str, windows: Any, weight: float) -> Part:
         steps = windows.layout.steps.tolist()
         if self.config.held_out:
             chosen = split(steps, self.config.held_out, self.config.seed)
@@ -383,6 +389,35 @@ class Corpus:
             }
             for part in self.parts
         ]
+
+
+class Experience(Corpus):
+    """Training sequences and held-out episodes of another task (`l4s_gym.agents.llm.tasks`); its own `windows`, too.
+
+    Args:
+        episodes: Of one task.
+        config: As of `Corpus`; no action counts more than another, and no noise is added.
+        gamma: Discount of the returns-to-go.
+        task: What is decided.
+    """
+
+    stride = 1
+
+    def __init__(self, episodes: Sequence[Trajectory], config: TrainConfig, gamma: float, task: Task) -> None:
+        config.imbalance.check("llm: another task than queues", "none")
+        if config.augment.noise:
+            raise L4SError("llm: another task than queues: leave augment.noise at 0")
+        self.config, self.imbalance, self.simulator = config, config.imbalance, fingerprint.KERNEL_LOG
+        joined = Trajectory.joined(episodes, drop_missing=False)
+        self._all, self._to_go = replace(joined, actions=labels(task, joined.actions)), joined.returns_to_go(gamma)
+        self.shares, self.starts, steps = np.zeros(0), joined.starts, np.diff(joined.starts)
+        self.layout = SimpleNamespace(steps=steps, numbers=np.arange(len(steps)))
+        self.parts = [self._part("experience", self, 1.0)]
+        self._measure()
+
+    def arrays(self, ends: Ints) -> Batch:
+        """Return the sequences that end at steps (B,)."""
+        return sequences(self._all, self._to_go, ends, self.config.length)
 
 
 def _weights(sources: Any) -> list[tuple[Any, float]]:

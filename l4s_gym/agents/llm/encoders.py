@@ -129,6 +129,29 @@ class SeriesEncoder(nn.Module):
         return F.gelu(torch.einsum("bkgcl,glch->bkgh", windows, self.weight * self.mask) + self.bias)
 
 
+class VectorEncoder(nn.Module):
+    """One fully connected layer over each vector of shape (n,)."""
+
+    reach = 0
+
+    def __init__(self, features: tuple[Feature, ...], config: EncoderConfig) -> None:
+        """Build the encoder.
+
+        Raises:
+            L4SError: The shape is not that of a vector.
+        """
+        super().__init__()
+        if len(features[0].shape) != 1:
+            raise L4SError(f"feature {features[0].name!r}: shape {features[0].shape}: give (length,)")
+        size = 2 * features[0].size
+        self.weight = _uniform((len(features), size, config.hidden), size)
+        self.bias = _uniform((len(features), config.hidden), size)
+
+    def forward(self, values: Tensor, known: Tensor) -> Tensor:
+        """Encode (B, K, G, n) as (B, K, G, hidden)."""
+        return F.gelu(torch.einsum("bkgc,gch->bkgh", expand(values).flatten(-2), self.weight) + self.bias)
+
+
 class FoldedEncoder(nn.Module):
     """Scalars and time series in one operation, for inference only: a scalar's earlier steps have weights of 0."""
 
@@ -212,24 +235,28 @@ class GraphEncoder(nn.Module):
         shape = features[0].shape
         if len(shape) != 2 or shape[1] <= shape[0]:
             raise L4SError(f"feature {features[0].name!r}: shape {shape}: give (nodes, nodes + values of a node)")
-        self.nodes = shape[0]
+        self.count = shape[0]
         size, hidden, count = shape[1] - shape[0], config.hidden, len(features)
         self.first = _uniform((count, size, hidden), size)
         self.second = _uniform((count, hidden, hidden), hidden)
         self.bias = nn.Parameter(torch.zeros(2, count, 1, hidden))
 
-    def forward(self, values: Tensor, known: Tensor) -> Tensor:
-        """Encode (B, K, G, nodes, nodes + values) as (B, K, G, hidden)."""
-        adjacency, x = values[..., : self.nodes], values[..., self.nodes :]
-        adjacency = adjacency + torch.eye(self.nodes, device=values.device)
+    def nodes(self, values: Tensor) -> Tensor:
+        """Encode (B, K, G, nodes, nodes + values) as (B, K, G, nodes, hidden)."""
+        adjacency, x = values[..., : self.count], values[..., self.count :]
+        adjacency = adjacency + torch.eye(self.count, device=values.device)
         adjacency = adjacency / adjacency.sum(-1, keepdim=True).clamp_min(1e-6)
         x = F.gelu(torch.einsum("bkgnm,bkgmc,gch->bkgnh", adjacency, x, self.first) + self.bias[0])
-        x = F.gelu(torch.einsum("bkgnm,bkgmc,gch->bkgnh", adjacency, x, self.second) + self.bias[1])
-        return x.mean(-2)
+        return F.gelu(torch.einsum("bkgnm,bkgmc,gch->bkgnh", adjacency, x, self.second) + self.bias[1])
+
+    def forward(self, values: Tensor, known: Tensor) -> Tensor:
+        """Encode (B, K, G, nodes, nodes + values) as (B, K, G, hidden): the mean over the nodes."""
+        return self.nodes(values).mean(-2)
 
 
 register("scalar", ScalarEncoder)
 register("series", SeriesEncoder)
+register("vector", VectorEncoder)
 register("image", ImageEncoder)
 register("graph", GraphEncoder)
 

@@ -431,7 +431,8 @@ def _step(
 def fits(model: DecisionModel, n: int) -> bool:
     """Return whether `Compiled` can decide for `n` queues with a model that was made fast, and is faster."""
     bone = model.backbone
-    if getattr(bone, "precision", "") != "float32" or not isinstance(model.encoder.encoders[0], FoldedEncoder):
+    plain = model.config.task is None and isinstance(model.encoder.encoders[0], FoldedEncoder)
+    if getattr(bone, "precision", "") != "float32" or not plain:
         return False
     here = model.head.weight.device.type == "cpu" and bone.norm.eps == model.norm.eps == _EPSILON
     return bool(here and n * bone.width <= _LIMIT)

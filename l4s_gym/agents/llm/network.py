@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from l4s_gym.agents.llm.backbones import Backbone, banded
 from l4s_gym.agents.llm.encoders import StateEncoder, expand
 from l4s_gym.agents.llm.settings import LLMConfig
+from l4s_gym.agents.llm.tasks import Head
 from l4s_gym.errors import L4SError
 
 
@@ -70,12 +71,12 @@ class DecisionModel(nn.Module):
         width = self.backbone.width
         self.encoder = StateEncoder(config.encoder, width)
         self.embed_return = nn.Linear(2, width)
-        self.embed_action = nn.Embedding(config.actions + 1, width)  # the last one: none
+        self.embed_action = nn.Embedding(config.told + 1, width)  # the last one: none
         self.embed_time = nn.Embedding(config.encoder.max_timestep, width)
         for table in (self.embed_action, self.embed_time):  # with variance 1, learning stalls
             nn.init.normal_(table.weight, std=0.02)
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, config.actions)
+        self.head: Any = nn.Linear(width, config.actions) if config.task is None else Head(config, width)
         tokens, limit = config.step_tokens, self.backbone.limit
         self._cycle = limit // tokens if self.backbone.positions == "learned" else 0
         if self.backbone.positions == "learned" and self._cycle < config.window:
@@ -101,7 +102,7 @@ class DecisionModel(nn.Module):
             returns: (B, K).
             values: (B, reach + K, F), 0 where unknown.
             known: (B, reach + K, features).
-            previous: The previous actions (B, K); `config.actions` for none.
+            previous: The previous actions (B, K); `config.told` for none.
             timesteps: (B, K).
             missing: (B, K), or None.
 
@@ -124,6 +125,18 @@ class DecisionModel(nn.Module):
             return F.embedding(timesteps % self._cycle, self.places).flatten(1)
         return torch.arange(first, first + steps * tokens, device=timesteps.device)[None]
 
+    def _before(self, actions: Tensor) -> Tensor:
+        """Return what is told of earlier actions (B, K, ...): (B, K) int64."""
+        if self.config.task is None:
+            return actions
+        told = self.config.told
+        return actions % told if told else torch.zeros(actions.shape[:2], dtype=torch.long, device=actions.device)
+
+    def _tell(self, hidden: Tensor, observations: Tensor) -> Tensor:
+        """Return what the head makes of steps (B, K, width) and their observations (B, K, D)."""
+        found: Tensor = self.head(hidden) if self.config.task is None else self.head(hidden, observations)
+        return found
+
     def forward(
         self,
         returns: Tensor,
@@ -137,32 +150,31 @@ class DecisionModel(nn.Module):
 
         Args:
             returns: Return-to-go (B, K), float32; divided by `config.return_scale` here.
-            observations: (B, K, F) float32, F = 8.
-            actions: (B, K) int64. The action of step t is visible from step t + 1 on only.
+            observations: (B, K, F) float32, F = 8; of another task the columns of `tasks.flat`.
+            actions: (B, K) int64; of another task `tasks.labels`. That of step t is visible from step t + 1 on only.
             timesteps: Steps since the start of the run (B, K), int64; consecutive within a row.
             mask: (B, K) bool: False hides a step (padding on either side, or temporal dropout) from all others.
             missing: (B, K) bool: True where the feature `config.encoder.unknown` is unknown; its value is not read.
 
         Returns:
-            (B, K, 3) float32; those of hidden steps have no meaning.
+            (B, K, 3) float32; those of hidden steps have no meaning. Of another task: what its head tells.
         """
-        reach, none = self.encoder.reach, self.config.actions
+        reach, none = self.encoder.reach, self.config.told
         known = self.encoder.known(mask, missing)
-        values = self.encoder.clean(observations, known)
+        values = self.encoder.clean(observations[..., : self.config.encoder.size], known)
         values, known = F.pad(values, (0, 0, reach, 0)), F.pad(known, (0, 0, reach, 0))
         acted = F.pad(mask[:, :-1], (1, 0))  # whether the step before is visible
-        previous = torch.where(acted, F.pad(actions[:, :-1], (1, 0)), none)
+        previous = torch.where(acted, F.pad(self._before(actions)[:, :-1], (1, 0)), none)
         tokens = self._embed(torch.where(mask, returns, 0.0), values, known, previous, timesteps, missing)
         shown = mask[..., None].repeat(1, 1, tokens.shape[2])  # (B, K, tokens)
         shown[..., 0] |= acted
         attention = banded(shown.flatten(1), tokens.shape[2], self.config.window, self.backbone.dtype)
         hidden = self.backbone(tokens.flatten(1, 2), attention, self._positions(timesteps, 0))
-        logits: Tensor = self.head(hidden.view(tokens.shape)[:, :, -1])
-        return logits
+        return self._tell(hidden.view(tokens.shape)[:, :, -1], observations)
 
     def start(self, n: int) -> State:
         """Start `n` queues, all at timestep 0."""
-        device, encoder, reach = self.head.weight.device, self.config.encoder, self.encoder.reach
+        device, encoder, reach = self.norm.weight.device, self.config.encoder, self.encoder.reach
         count = len(encoder.features)
         return State(
             cache=self.backbone.new_cache(),
@@ -188,16 +200,18 @@ class DecisionModel(nn.Module):
             state: From `start`.
             returns: Return-to-go (n,), float32.
             observations: (n, F) float32, nothing missing.
-            previous: (n,) int64: actions of the last step; not read at the first step.
+            previous: Actions of the last step (n,) int64, or `tasks.labels`; not read at the first step.
 
         Returns:
             (n, 3) float32: those of `forward` over all steps since the start.
         """
         config, tokens, timesteps = self.config, self.config.step_tokens, state.steps
-        values, known = torch.cat((state.values, observations[:, None]), 1), torch.cat((state.known, state.complete), 1)
-        previous = previous[:, None]
+        observations = observations[:, None]
+        values = torch.cat((state.values, observations[..., : config.encoder.size]), 1)
+        known = torch.cat((state.known, state.complete), 1)
+        previous = self._before(previous[:, None])
         if not state.groups:
-            previous = torch.where(timesteps > 0, previous, config.actions)
+            previous = torch.where(timesteps > 0, previous, config.told)
         embedded = self._embed(returns[:, None], values, known, previous, timesteps)[:, 0]
         if self.backbone.positions == "rotary" and state.position + tokens > self._limit:
             first = state.position - state.groups * tokens
@@ -212,5 +226,4 @@ class DecisionModel(nn.Module):
         state.position += tokens
         state.steps = timesteps + 1
         state.values, state.known = values[:, 1:], known[:, 1:]
-        logits: Tensor = self.head(hidden[:, -1])
-        return logits
+        return self._tell(hidden[:, -1:], observations)[:, 0]

@@ -125,14 +125,21 @@ def _card(config: LLMConfig, model: Model, training: Mapping[str, Any], text: st
     }
     rows = facts | dict(sorted(shown.items())) | facts  # facts come first, and count
     table = "\n".join(f"| {key} | {value} |".replace("\n", " ") for key, value in rows.items())
+    task = config.task
+    about = "another task" if task else "L4S DualPI2"
+    decides = f"Its head: {task.head}, of shape {task.shape}." if task else DECIDES[config.form]
     return (
         f"---\nlibrary_name: l4s-gym\ntags: [l4s, aqm, dualpi2, decision-transformer, offline-rl]\n{base}---\n"
-        "# LLM agent for L4S DualPI2\n"
-        f"{DECIDES[config.form]}\n\n"
+        f"# LLM agent for {about}\n{decides}\n\n"
         f"| | |\n|---|---|\n{table}\n\n"
         '```python\nfrom l4s_gym.agents.llm import saving\n\nmodel = saving.load("FOLDER").model\n```\n'
         f"{text}"
     )
+
+
+def listed(metrics: Mapping[str, Any]) -> str:
+    """Return numbers with their names, as text."""
+    return ", ".join(f"{name.replace('_', ' ')} {value:.5g}" for name, value in metrics.items())
 
 
 def training_card(result: Mapping[str, Any]) -> str:
@@ -140,7 +147,9 @@ def training_card(result: Mapping[str, Any]) -> str:
     rows = [f"| {each['dataset']} | {each['weight']:.3g} | {each['train_steps']:,} |" for each in result["datasets"]]
     lines = ["## Trained on", "| dataset | weight | steps |", "|---|---|---|", *rows, ""]
     held = result["metrics"]
-    if held:
+    if held and "recall" not in held:
+        lines += ["## On held-out episodes", listed(held) + ".", ""]
+    elif held:
         recall = ", ".join(f"{name} {value:.3f}" for name, value in held["recall"].items() if value is not None)
         lines += [
             "## On held-out episodes",

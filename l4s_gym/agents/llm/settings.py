@@ -138,7 +138,7 @@ class Feature:
 
     Attributes:
         name: Its name.
-        kind: `scalar`, `series`, `image`, `graph`, or a kind that was added to the registry of encoders.
+        kind: `scalar`, `series`, `vector`, `image`, `graph`, or a kind that was added to the registry of encoders.
         shape: Shape of one value; its elements are consecutive columns of the observation.
     """
 
@@ -235,6 +235,32 @@ class Intervals:
 
 
 @dataclass(frozen=True)
+class Task:
+    """What is decided in a task other than queues (`l4s_gym.agents.llm.tasks`).
+
+    Attributes:
+        head: `categorical`: one of some choices; `pointer`: a node of a graph, and one of some options for it;
+            `regression`: numbers.
+        shape: Number of choices (1,), of nodes and options (2,), or shape of the numbers.
+        masked: Whether an observation tells, after its features, which choices or nodes are allowed.
+    """
+
+    head: Literal["categorical", "pointer", "regression"]
+    shape: tuple[_Size, ...]
+    masked: bool = False
+
+    @property
+    def size(self) -> int:
+        """Choices, or numbers."""
+        return math.prod(self.shape)
+
+    @property
+    def options(self) -> int:
+        """Choices for each entry of a mask."""
+        return self.size // self.shape[0]
+
+
+@dataclass(frozen=True)
 class LLMConfig:
     """Configuration of an LLM agent.
 
@@ -251,6 +277,8 @@ class LLMConfig:
         form: In which it decides (`l4s_gym.forms`): that of its dataset. In forms other than `packet` only `backbone`,
             `lora` and `intervals` count.
         intervals: How it decides about control intervals.
+        task: What is decided in another task; None: what happens to a packet, or to a queue. Then `actions` and `form`
+            do not count.
     """
 
     backbone: BackboneConfig = BackboneConfig()
@@ -264,6 +292,14 @@ class LLMConfig:
     actions: _Size = _ACTIONS
     form: str = PACKET
     intervals: Intervals = Intervals()
+    task: Task | None = None
+
+    @property
+    def told(self) -> int:
+        """What the model is told of the action before: one of so many choices or options; of numbers nothing."""
+        if self.task is None:
+            return self.actions
+        return 0 if self.task.head == "regression" else self.task.shape[-1]
 
     @property
     def step_tokens(self) -> int:
@@ -362,6 +398,7 @@ def to_dict(config: LLMConfig) -> dict[str, Any]:
     plain["backbone"] = {name: value for name, value in plain["backbone"].items() if value is not None}
     kept = ("backbone", "lora", "form", "intervals")
     other = ("form", "intervals") if config.form == PACKET else tuple(name for name in plain if name not in kept)
+    other += ("task",) if config.task is None else ("actions",)
     return {name: value for name, value in plain.items() if name not in other}
 
 

@@ -24,9 +24,9 @@ import torch
 from torch.nn import functional
 
 from l4s_gym.agents.imbalance import Imbalance
-from l4s_gym.agents.llm import saving
+from l4s_gym.agents.llm import saving, tasks
 from l4s_gym.agents.llm.backbones import count
-from l4s_gym.agents.llm.data import Corpus, Correction, augment, logits_of, tensors
+from l4s_gym.agents.llm.data import Corpus, Correction, Experience, augment, logits_of, tensors
 from l4s_gym.agents.llm.settings import TrainConfig, resolved, settings, to_dict
 from l4s_gym.agents.llm.text import build
 from l4s_gym.agents.metrics import classification
@@ -42,6 +42,7 @@ from l4s_gym.agents.training import (
 )
 from l4s_gym.data import minari_io
 from l4s_gym.data.files import PathLike, put_in_place
+from l4s_gym.data.trajectory import Trajectory
 from l4s_gym.errors import L4SError
 from l4s_gym.extras import optional
 from l4s_gym.forms import PACKET
@@ -107,14 +108,17 @@ class Trainer:
 
     def __init__(self, sources: Any, given: Mapping[str, Any]) -> None:
         llm, self.train = settings(given)
-        self.writes = llm.head == "text"
+        self.writes, self.numbers = llm.head == "text", llm.task is not None and llm.task.head == "regression"
         if self.writes:  # a prompt is of one step, and the shift of another loss cannot be undone in what is written
             self.train.imbalance.check("llm: head = 'text'", "none")
             self.train = replace(self.train, length=1)
         self.accelerator: Any = optional("accelerate", "llm").Accelerator()
         self.main, self.processes = bool(self.accelerator.is_main_process), int(self.accelerator.num_processes)
         self.sharded = str(getattr(self.accelerator.distributed_type, "value", "")) == "FSDP"
-        self.corpus = Corpus(sources, self.train, llm.gamma)
+        if llm.task is None:
+            self.corpus = Corpus(sources, self.train, llm.gamma)
+        else:
+            self.corpus = Experience(sources, self.train, llm.gamma, llm.task)
         if "return_scale" not in resolved(given)["model"]:
             llm = replace(llm, return_scale=self.corpus.scale)
         self.llm = llm
@@ -159,8 +163,7 @@ class Trainer:
                 with self.autocast():
                     logits = logits_of(self.model, part)
                 mine = counted[rows[0] : rows[-1] + 1]
-                imbalance = self.corpus.imbalance
-                share = sequence_loss(logits, part["actions"], mine, imbalance, normalised=self.writes) / total
+                share = self._loss(logits, part["actions"], mine) / total
                 self.accelerator.backward(share)
             loss += share.detach()
             tokens = self.accelerator.unwrap_model(self.model).read if self.writes else 0
@@ -171,13 +174,21 @@ class Trainer:
             remedy = "give a smaller learning_rate; the last checkpoint is as it was"
             raise L4SError(f"training: the loss or its gradient is not finite at step {self.step}: {remedy}")
         self.optimizer.step()
-        self.seen += np.bincount(batch["actions"][counted].cpu().numpy(), minlength=3)
+        if self.llm.task is None:
+            self.seen += np.bincount(batch["actions"][counted].cpu().numpy(), minlength=3)
         self.step += 1
         return figures
 
     def counted(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return which steps are part of the loss (B, K) bool."""
-        return batch["mask"] & ~batch["missing"] if self.train.drop_missing else batch["mask"]
+        known = self.train.drop_missing and "missing" in batch
+        return batch["mask"] & ~batch["missing"] if known else batch["mask"]
+
+    def _loss(self, told: torch.Tensor, actions: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+        """Return the sum of the losses of the counted steps; of numbers, their mean absolute errors."""
+        if self.numbers:
+            return functional.l1_loss(told.float()[counted], actions[counted], reduction="sum") / told.shape[-1]
+        return sequence_loss(told, actions, counted, self.corpus.imbalance, normalised=self.writes)
 
     # -- the held-out episodes
 
@@ -191,20 +202,23 @@ class Trainer:
     @torch.no_grad()
     def look(self) -> dict[str, Any]:
         """Compute metrics on the held-out episodes; empty if there are none. Each process computes all of them."""
-        found, labels, valid = [np.zeros((0, 3))], [np.zeros(0, np.int64)], [np.zeros(0)]
+        found, labels, valid = [], [], [np.zeros(0)]
         self.model.eval()
         for drawn, new in self.corpus.held_out(self.train.batch_size):
             batch = tensors(drawn, self.accelerator.device)
             with self.autocast():
                 logits = logits_of(self.model, batch)
             chosen = self.counted(batch).cpu().numpy() & new
-            found.append(torch.softmax(logits.double(), -1).cpu().numpy()[chosen])
+            told = logits.double() if self.numbers else torch.softmax(logits.double(), -1)
+            found.append(told.cpu().numpy()[chosen])
             labels.append(batch["actions"].cpu().numpy()[chosen])
             if self.writes:
                 valid.append(logits.double().exp().sum(-1).cpu().numpy()[chosen])
-        p, actions = np.concatenate(found), np.concatenate(labels)
-        if not len(actions):
+        if not sum(map(len, labels)):
             return {}
+        p, actions = np.concatenate(found), np.concatenate(labels)
+        if self.llm.task is not None:
+            return tasks.metrics(self.llm.task, p, actions)
         metrics = classification(self.correction()(p), actions)
         return metrics | {"valid": float(np.concatenate(valid).mean())} if self.writes else metrics
 
@@ -394,9 +408,10 @@ class _Run:
             self.seconds, self.history = about["seconds"], about["history"]
             self.say(f"goes on after step {trainer.step}")
         shares = ", ".join(f"{100 * share:.2f} %" for share in trainer.corpus.shares)
+        actions = f" (enqueue, drop, mark: {shares})" if shares else ""
         self.say(
             f"{trainer.counts.trainable:,} of {trainer.counts.total:,} parameters are trained, "
-            f"on {sum(int(part.ends[-1]) for part in trainer.corpus.parts):,} steps (enqueue, drop, mark: {shares})"
+            f"on {sum(int(part.ends[-1]) for part in trainer.corpus.parts):,} steps{actions}"
         )
         return path
 
@@ -406,7 +421,9 @@ class _Run:
         self.history.append({"step": trainer.step, **figures, "metrics": held_out})
         self.log("held_out", held_out)
         text = f"step {trainer.step}/{trainer.train.steps}, loss {figures['loss']:.4f}"
-        if held_out:
+        if held_out and trainer.llm.task is not None:
+            text += "; held out: " + saving.listed(held_out)
+        elif held_out:
             recall = " ".join("-" if value is None else f"{value:.3f}" for value in held_out["recall"].values())
             text += (
                 f"; held out: cross-entropy {held_out['cross_entropy']:.4f}, accuracy {held_out['accuracy']:.4f} "
@@ -464,7 +481,7 @@ def train(
 
     Args:
         sources: A dataset, several, or a mapping of ids to weights; of control intervals one alone
-            (`l4s_gym.agents.llm.interval_train`).
+            (`l4s_gym.agents.llm.interval_train`); of another task its episodes (`l4s_gym.agents.llm.tasks`).
         given: Configuration, see `settings`.
         out: Folder of the agent; it first holds the checkpoint, and at the end also the logs and `RESULT`.
         resume: Continue from the checkpoint in `out`, as if the run had not been stopped.
@@ -479,7 +496,9 @@ def train(
         KeyboardInterrupt: It was stopped by Ctrl-C or SIGTERM, and left a checkpoint.
     """
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    dataset, form = _of_intervals(sources)
+    if others := isinstance(sources, Sequence) and all(isinstance(each, Trajectory) for each in sources):
+        given = tasks.configured(given, sources)
+    dataset, form = (None, "") if others else _of_intervals(sources)
     with torch.random.fork_rng(devices):  # the caller's random state stays unchanged
         if form:
             from l4s_gym.agents.llm import interval_train
