@@ -1,0 +1,226 @@
+"""Students of labelled episodes: a tree, a forest, a perceptron or a linear rule, in integers.
+
+What a kernel can compute is what a student sees: `l4s_gym.bridge.model.Memory`. The number of leaves, and when a
+perceptron's training stops, are chosen on held-out episodes. A leaf's value counts one more row, the mean of all labels:
+a leaf of few rows would be too sure. Weights are rounded to int8 in each step of a training, and gradients pass through
+(Bengio et al., "Estimating or propagating gradients through stochastic neurons", 2013).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from l4s_gym.agents.d3rlpy_agents import seeded
+from l4s_gym.agents.protocol import Floats
+from l4s_gym.agents.student import actions_of
+from l4s_gym.agents.teaching import Lessons
+from l4s_gym.bridge.model import (
+    MOST_BYTES,
+    ONE,
+    UNIT,
+    Cells,
+    Inputs,
+    Integers,
+    Layers,
+    Lines,
+    Memory,
+    Model,
+    Trees,
+    raw_of,
+    shifts_of,
+)
+from l4s_gym.errors import L4SError
+from l4s_gym.extras import optional
+from l4s_gym.forms import PACKET
+from l4s_gym.schema import ACTIONS
+
+if TYPE_CHECKING:
+    import torch
+
+    from l4s_gym.agents.distil import Config
+
+_ROWS: Final = 20
+"""Least rows of a leaf."""
+_LEAST: Final = 1e-9
+"""Least probability in a logarithm."""
+_LOOKS: Final = 20
+"""How often a training looks at what is held out."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Labelled rows: what is seen (T, D), and labels (T, K)."""
+
+    seen: Integers
+    labels: Floats
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A student.
+
+    Attributes:
+        model: The model.
+        size: Leaves of a tree, or hidden units.
+        loss: On the rows held out: the mean square of the differences of an action; of probabilities the
+            Kullback-Leibler divergence, nat.
+    """
+
+    model: Model
+    size: int
+    loss: float
+
+
+def rows_of(lessons: Lessons, form: str, averages_s: Sequence[float], interval_ms: float) -> list[Rows]:
+    """Return the rows of each episode, as a kernel sees them."""
+    memory = Memory(form, averages_s, interval_ms)
+    seen, there = memory.all(raw_of(lessons.observations, form)), lessons.there
+    return [Rows(s[t], y[t]) for s, t, y in zip(seen, there, lessons.labels, strict=True)]
+
+
+def joined(rows: Sequence[Rows]) -> Rows:
+    """Join rows."""
+    return Rows(np.concatenate([each.seen for each in rows]), np.concatenate([each.labels for each in rows]))
+
+
+def told(model: Model, seen: Integers) -> Floats:
+    """Return what a model says (n, K), in the terms of a label."""
+    return model.decide(seen) / ONE if model.form == PACKET else actions_of(model, seen)
+
+
+def whole(labels: Floats) -> Floats:
+    """Return the probabilities of all actions (n, 3) of those of drop and mark (n, 2)."""
+    return np.concatenate([1.0 - labels.sum(1, keepdims=True), labels], 1)
+
+
+def loss_of(model: Model, rows: Rows) -> float:
+    """Return the loss of a model, see `Fitted`."""
+    found = told(model, rows.seen)
+    if model.form != PACKET:
+        return float(((found - rows.labels) ** 2).mean())
+    p, q = whole(rows.labels), whole(found)
+    return float((p * np.log(np.maximum(p, _LEAST) / np.maximum(q, _LEAST))).sum(1).mean())
+
+
+def fit(config: Config, form: str, interval_ms: float, rows: Rows, held: Rows, *, choose: bool = True) -> Fitted:
+    """Fit a student.
+
+    Args:
+        config: `to` and its settings.
+        form: Of the decisions.
+        interval_ms: Length of a control interval; 0 in the packet form.
+        rows: What it learns from.
+        held: What is held out.
+        choose: Whether the number of leaves is chosen; else it is the largest that fits.
+
+    Raises:
+        L4SError: It does not fit into the file of a model.
+    """
+    averages = () if form == PACKET else config.memory_s
+    if config.to in ("mlp", "linear"):
+        return _network(config, form, averages, interval_ms, rows, held)
+    count = config.trees if config.to == "forest" else 1
+    sizes = [size for size in sorted(config.leaves) if bytes_of(count, size, rows.labels.shape[1]) <= MOST_BYTES]
+    if not sizes:
+        raise L4SError(f"leaves: {count} trees of {min(config.leaves)} are more than {MOST_BYTES} bytes: give fewer")
+    best: Fitted | None = None
+    for size in sizes if choose else sizes[-1:]:
+        model = Model(form, Inputs(averages), Trees.of(grown(config, form, rows, count, size), form), interval_ms)
+        found = Fitted(model, size, loss_of(model, held))
+        if best is None or found.loss < best.loss:
+            best = found
+    assert best is not None
+    return best
+
+
+def bytes_of(trees: int, leaves: int, outputs: int) -> int:
+    """Return the most bytes that some trees take in the file of a model, its head included."""
+    return 200 + trees * (8 * (2 * leaves - 1) + 4 * outputs * leaves)
+
+
+def grown(config: Config, form: str, rows: Rows, count: int, leaves: int) -> Any:
+    """Return a fitted tree or forest of scikit-learn, with smooth leaves."""
+    module = optional("sklearn.ensemble" if count > 1 else "sklearn.tree", "data")
+    how: dict[str, Any] = {"max_leaf_nodes": leaves, "random_state": config.seed}
+    if count > 1:
+        how |= {"n_estimators": count, "max_features": 1 / 3}
+    kind = ("RandomForest" if count > 1 else "DecisionTree") + ("Classifier" if form == PACKET else "Regressor")
+    x, y, weights = rows.seen, rows.labels, np.ones(len(rows.seen))
+    if form == PACKET:  # a row of each action, by its probability
+        shares = whole(rows.labels)
+        at, y = np.nonzero(shares)
+        x, weights = x[at], shares[at, y]
+        how["criterion"] = "log_loss"
+    how["min_weight_fraction_leaf"] = min(_ROWS / weights.sum(), 0.5)
+    fitted = getattr(module, kind)(**how).fit(x, y, weights)
+    for each in getattr(fitted, "estimators_", [fitted]):
+        smooth(each.tree_)
+    return fitted
+
+
+def smooth(tree: Any) -> None:
+    """Count one row more in each node of a tree: the mean of all."""
+    n = tree.weighted_n_node_samples[:, None, None]
+    tree.value[:] = (n * tree.value + tree.value[:1]) / (n + 1.0)
+
+
+def _network(
+    config: Config, form: str, averages: tuple[float, ...], interval_ms: float, rows: Rows, held: Rows
+) -> Fitted:
+    torch = optional("torch", "baselines", "llm")
+    scaled = Cells.fitted(rows.seen) if form == PACKET else Lines.fitted(rows.seen)
+    sizes = [rows.seen.shape[1], *([] if config.to == "linear" else config.hidden)]
+    outputs = len(ACTIONS) if form == PACKET else rows.labels.shape[1]
+    x = torch.tensor(scaled(rows.seen).astype(np.float32) / UNIT)
+    y = torch.tensor(whole(rows.labels) if form == PACKET else rows.labels, dtype=torch.float32)
+    best: Fitted | None = None
+    with seeded(config.seed):
+        layers: list[Any] = []
+        for wide, narrow in zip(sizes, sizes[1:], strict=False):
+            layers += [torch.nn.Linear(wide, narrow), torch.nn.ReLU()]
+        module = torch.nn.Sequential(*layers, torch.nn.Linear(sizes[-1], outputs))
+        optimiser = torch.optim.AdamW(module.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.steps)
+        for step in range(1, config.steps + 1):
+            batch = torch.randint(len(x), (config.batch_size,))
+            found = forward(module, x[batch], form)
+            if form == PACKET:
+                loss = torch.nn.functional.cross_entropy(found, y[batch])
+            else:
+                loss = ((found - y[batch]) ** 2).mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            if step % max(config.steps // _LOOKS, 1) == 0:
+                model = Model(form, Inputs(averages, scaled), Layers.of(module, form), interval_ms)
+                made = Fitted(model, sum(sizes[1:]), loss_of(model, held))
+                if best is None or made.loss < best.loss:
+                    best = made
+    assert best is not None
+    return best
+
+
+def forward(module: Any, x: torch.Tensor, form: str) -> torch.Tensor:
+    """Return the outputs (n, K) of a perceptron as `Layers` computes them, to the rounding of the outputs themselves."""
+    import torch
+
+    def rounded(value: torch.Tensor, unit: torch.Tensor | float) -> torch.Tensor:
+        return value + (torch.round(value / unit) * unit - value).detach()
+
+    linear = [each for each in module if isinstance(each, torch.nn.Linear)]
+    for each in linear:
+        last = each is linear[-1]
+        base = math.log(2.0) if last and form == PACKET else 1.0
+        weight, bias = (part.detach().numpy().astype(np.float64) / base for part in (each.weight, each.bias))
+        unit = base * 2.0 ** -torch.tensor(shifts_of(weight, bias), dtype=torch.float32)
+        x = torch.nn.functional.linear(x, rounded(each.weight, unit[:, None]), rounded(each.bias, unit / UNIT))
+        if not last:
+            x = rounded(torch.relu(x), 1.0 / UNIT).clamp(max=32767 / UNIT)
+    return x
