@@ -8,7 +8,7 @@ same new episodes: `metrics` in `agent.json` tells how far they agree there, and
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -23,7 +23,9 @@ from l4s_gym.agents.protocol import Floats
 from l4s_gym.agents.spec import AgentSpec
 from l4s_gym.agents.student import KIND, StudentAgent
 from l4s_gym.agents.teaching import Lessons, Plan, School, Teacher
+from l4s_gym.envs.tune import PARAMETERS
 from l4s_gym.errors import L4SError
+from l4s_gym.extras import optional
 from l4s_gym.forms import PACKET
 from l4s_gym.tables import convert
 
@@ -122,7 +124,9 @@ class Distillation:
         student = StudentAgent(self.fitted.model, {}, {}) if taught and self.fitted else None
         found = self.school.round(min(number, self.config.rounds), student)
         (self.lessons if trial < 0 else self.trial).append(found)
-        who = f"the student ({self.fitted.size}, loss {self.fitted.loss:.3g})" if taught and self.fitted else "the teacher"
+        who = "the teacher"
+        if student is not None and self.fitted is not None:
+            who = f"the student ({self.fitted.size}, held-out loss {self.fitted.loss:.3g})"
         return f"{int(found.there.sum()):,} labels, {who} earned {found.returns.mean():.4g}"
 
     def _rows(self, lessons: Lessons) -> list[Rows]:
@@ -167,9 +171,8 @@ def agreement(form: str, teacher: Floats, student: Floats) -> dict[str, dict[str
         action its share by the teacher and by the student, and `recall`: how often the student does it too where the
         teacher does it, if both draw by the same random number.
     """
+    names: Sequence[str]
     if form != PACKET:
-        from l4s_gym.envs.tune import PARAMETERS
-
         names = PARAMETERS if form == "parameters" else ("c", "l")
         missed = ((student - teacher) ** 2).mean(0)
         r2 = 1.0 - missed / np.maximum(teacher.var(0), 1e-12)
@@ -195,9 +198,7 @@ def train(
     say: shared.Say | None = None,
 ) -> dict[str, Any]:
     """Train a student as `l4s_gym.agents.training.Learner` describes; Ctrl-C stops it after the present round."""
-    import torch
-
-    chosen = configure(config)
+    torch, chosen = optional("torch", "baselines", "llm"), configure(config)
     path = shared.start_folder(out, resume=resume)
     digest = AgentSpec.parse(chosen.teacher).digest()
     settings = msgspec.to_builtins(msgspec.structs.replace(chosen, teacher=""))

@@ -1,50 +1,43 @@
 """Students of labelled episodes: a tree, a forest, a perceptron or a linear rule, in integers.
 
-What a kernel can compute is what a student sees: `l4s_gym.bridge.model.Memory`. The number of leaves, and when a
-perceptron's training stops, are chosen on held-out episodes. A leaf's value counts one more row, the mean of all labels:
-a leaf of few rows would be too sure. Weights are rounded to int8 in each step of a training, and gradients pass through
-(Bengio et al., "Estimating or propagating gradients through stochastic neurons", 2013).
+A student sees what a kernel can compute (`l4s_gym.bridge.model.Memory`). The number of leaves, and when a perceptron's
+training stops, are chosen on held-out episodes. A leaf counts one row more, the mean of all labels: few rows would be
+too sure. Weights are rounded to int8 in each step of a training, and the gradients pass through the rounding (Bengio
+et al., "Estimating or propagating gradients through stochastic neurons for conditional computation", 2013).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from l4s_gym.agents.d3rlpy_agents import seeded
+from l4s_gym.agents.logged import split
 from l4s_gym.agents.protocol import Floats
 from l4s_gym.agents.student import actions_of
 from l4s_gym.agents.teaching import Lessons
-from l4s_gym.bridge.model import (
-    MOST_BYTES,
-    ONE,
-    UNIT,
-    Cells,
-    Inputs,
-    Integers,
-    Layers,
-    Lines,
-    Memory,
-    Model,
-    Trees,
-    raw_of,
-    shifts_of,
-)
+from l4s_gym.bridge.fixed import MOST_BYTES, ONE, UNIT, Integers, observed, raw_of
+from l4s_gym.bridge.layers import Cells, Layers, Lines, shifts_of
+from l4s_gym.bridge.model import Inputs, Memory, Model, Trees
+from l4s_gym.data.causal import CausalStream
+from l4s_gym.data.stream import Records, RunSplitter
 from l4s_gym.errors import L4SError
 from l4s_gym.extras import optional
 from l4s_gym.forms import PACKET
-from l4s_gym.schema import ACTIONS
+from l4s_gym.schema import ACTIONS, DECIDED_BY, DROP
 
 if TYPE_CHECKING:
     import torch
 
     from l4s_gym.agents.distil import Config
 
+MOST_ROWS: Final = 500_000
+"""Rows of a log that are read."""
 _ROWS: Final = 20
 """Least rows of a leaf."""
 _LEAST: Final = 1e-9
@@ -82,6 +75,50 @@ def rows_of(lessons: Lessons, form: str, averages_s: Sequence[float], interval_m
     memory = Memory(form, averages_s, interval_ms)
     seen, there = memory.all(raw_of(lessons.observations, form)), lessons.there
     return [Rows(s[t], y[t]) for s, t, y in zip(seen, there, lessons.labels, strict=True)]
+
+
+def logged_rows(
+    blocks: Iterable[Records], present: frozenset[str], decided_by: str = DECIDED_BY[0], most: int = MOST_ROWS
+) -> list[Rows]:
+    """Return the rows of each run of a log of packets, as a kernel sees them; a label is the action that was decided.
+
+    Logged rows may lack the accumulated probability (`l4s_gym.data.causal`), and a student must not learn to tell such
+    rows apart: they are left out.
+
+    Args:
+        blocks: The log.
+        present: Names of the fields that it has.
+        decided_by: Whose decisions, one of `DECIDED_BY`.
+        most: At most so many rows, the first ones.
+
+    Raises:
+        L4SError: There are none.
+    """
+    if "action" not in present:
+        raise L4SError("model: the rows bear no actions: give logged decisions")
+    causal, runs, left = CausalStream(present), RunSplitter(present), most
+    found: list[list[Rows]] = [[]]
+    for records in blocks:
+        raw, starts = causal.observe(records), runs.starts(records)
+        known = ~np.isnan(raw).any(axis=1) & (records["decided_by"] == DECIDED_BY.index(decided_by))
+        known &= np.cumsum(known) <= left
+        left -= int(known.sum())
+        labels = np.eye(len(ACTIONS))[records["action"]][:, DROP:]
+        for number, part in enumerate(np.split(np.arange(len(records)), starts)):
+            found += [[]] if number else []
+            chosen = part[known[part]]
+            found[-1].append(Rows(observed(raw[chosen].astype(np.int64)), labels[chosen]))
+    rows = [joined(each) for each in found if each]
+    if left == most:
+        raise L4SError(f"model: no row bears all features and a decision of the {decided_by}: give complete records")
+    return [each for each in rows if len(each.seen)]
+
+
+def parted(runs: Sequence[Rows], share: float) -> tuple[Rows, Rows]:
+    """Split runs into what is learned from and what is held out: whole runs, or the end of a single one."""
+    parts = split([len(each.seen) for each in runs], share)
+    cut = [[Rows(runs[k].seen[a:b], runs[k].labels[a:b]) for k, a, b in stretches] for stretches in parts]
+    return joined(cut[0]), joined(cut[1])
 
 
 def joined(rows: Sequence[Rows]) -> Rows:
@@ -151,14 +188,13 @@ def grown(config: Config, form: str, rows: Rows, count: int, leaves: int) -> Any
     if count > 1:
         how |= {"n_estimators": count, "max_features": 1 / 3}
     kind = ("RandomForest" if count > 1 else "DecisionTree") + ("Classifier" if form == PACKET else "Regressor")
-    x, y, weights = rows.seen, rows.labels, np.ones(len(rows.seen))
+    how["min_weight_fraction_leaf"] = min(_ROWS / len(rows.seen), 0.5)
     if form == PACKET:  # a row of each action, by its probability
         shares = whole(rows.labels)
-        at, y = np.nonzero(shares)
-        x, weights = x[at], shares[at, y]
-        how["criterion"] = "log_loss"
-    how["min_weight_fraction_leaf"] = min(_ROWS / weights.sum(), 0.5)
-    fitted = getattr(module, kind)(**how).fit(x, y, weights)
+        at, action = np.nonzero(shares)
+        fitted = getattr(module, kind)(criterion="log_loss", **how).fit(rows.seen[at], action, shares[at, action])
+    else:
+        fitted = getattr(module, kind)(**how).fit(rows.seen, rows.labels)
     for each in getattr(fitted, "estimators_", [fitted]):
         smooth(each.tree_)
     return fitted
@@ -182,7 +218,7 @@ def _network(
     best: Fitted | None = None
     with seeded(config.seed):
         layers: list[Any] = []
-        for wide, narrow in zip(sizes, sizes[1:], strict=False):
+        for wide, narrow in pairwise(sizes):
             layers += [torch.nn.Linear(wide, narrow), torch.nn.ReLU()]
         module = torch.nn.Sequential(*layers, torch.nn.Linear(sizes[-1], outputs))
         optimiser = torch.optim.AdamW(module.parameters(), config.learning_rate, weight_decay=config.weight_decay)
@@ -208,7 +244,7 @@ def _network(
 
 
 def forward(module: Any, x: torch.Tensor, form: str) -> torch.Tensor:
-    """Return the outputs (n, K) of a perceptron as `Layers` computes them, to the rounding of the outputs themselves."""
+    """Return the outputs (n, K) of a perceptron as `Layers` computes them, but for the rounding of the outputs."""
     import torch
 
     def rounded(value: torch.Tensor, unit: torch.Tensor | float) -> torch.Tensor:

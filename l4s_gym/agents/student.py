@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from l4s_gym.agents import saved
 from l4s_gym.agents.protocol import NO_RULE, DecisionRule, Floats, Observations, check_batch, check_count
-from l4s_gym.bridge.model import ONE, SAME, Integers, Model, Trees, raw_of
+from l4s_gym.bridge.fixed import ONE, SAME, Integers, raw_of
+from l4s_gym.bridge.model import Model, Trees
 from l4s_gym.data.files import PathLike, read_error
 from l4s_gym.data.trajectory import Trajectory
 from l4s_gym.errors import L4SError
@@ -96,7 +97,7 @@ class StudentAgent:
     def cost(self) -> dict[str, float]:
         """Return the number of the model's numbers, and its bytes."""
         body = self.model.body
-        parts = [body.threshold, body.values] if isinstance(body, Trees) else [*body.weights, *body.biases]
+        parts: list[Any] = [body.threshold, body.values] if isinstance(body, Trees) else [*body.weights, *body.biases]
         count = float(sum(part.size for part in parts))
         return {"parameters": count, "trainable_parameters": count, "bytes": float(len(self.model.pack()))}
 

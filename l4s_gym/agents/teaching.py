@@ -14,7 +14,7 @@ from typing import Any, Final, Self
 import numpy as np
 import numpy.typing as npt
 
-from l4s_gym import agents, forms
+from l4s_gym import forms
 from l4s_gym.agents import online
 from l4s_gym.agents.protocol import (
     RULES,
@@ -31,7 +31,7 @@ from l4s_gym.agents.training import trained_interval
 from l4s_gym.schema import ACTIONS, DROP
 from l4s_gym.sim import layout
 
-MOST_ENVS: Final = 256
+MOST_ENVS: Final = 1024
 """Episodes side by side, at most."""
 PACKET_ENVS: Final = 32
 """Likewise, where packets are decided about."""

@@ -114,8 +114,8 @@ class Training(Struct, frozen=True, forbid_unknown_fields=True):
         learner: Name in `l4s_gym.agents.registry.KINDS`.
         dataset: Id of a dataset; "": an online learner needs none.
         scenarios: Of an online learner: `random:train` or `suite:train`.
-        teacher: Of a student, the experiment whose agents teach it, each the student of the same seed; `read_experiment`
-            puts the training of that experiment in its place.
+        teacher: Of a student, the experiment whose agents teach it, each the student of its seed; once read, the
+            training of that experiment.
         small: With the table `[small]` of the learner's configuration.
         settings: ``key=value`` of the configuration, which come last.
         seeds: One agent each.
