@@ -58,13 +58,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     seed: int = 0
     teacher: str = ""
     to: Literal["tree", "forest", "mlp", "linear"] = "tree"
-    labels: int = 60_000
+    labels: int = 100_000
     rounds: int = 5
     seconds: float = 20.0
     packets: int = 20_000
     held_out: float = 0.25
     memory_s: tuple[float, ...] = (2.0, 8.0)
-    leaves: tuple[int, ...] = (16, 32, 64, 128, 256, 512, 1024)
+    leaves: tuple[int, ...] = (16, 32, 64, 128, 256, 512, 1024, 2048)
     trees: int = 12
     hidden: tuple[int, ...] = (64, 64)
     steps: int = 6000
@@ -80,8 +80,6 @@ def configure(given: Mapping[str, Any]) -> Config:
         L4SError: A key or value makes no sense.
     """
     config = convert(Config, dict(given), KIND)
-    if not config.teacher:
-        raise L4SError(f"configuration of {KIND}: teacher: name an agent: l4s-gym distil AGENT --to {config.to}")
     counts = config.rounds, config.labels, config.packets, config.trees, config.steps, config.batch_size
     if min(*counts, *config.hidden) < 1 or config.seed < 0:
         raise L4SError(f"configuration of {KIND}: counts and sizes have to be 1 or more, and seed 0 or more")
@@ -158,7 +156,7 @@ class Distillation:
         }
 
 
-def agreement(form: str, teacher: Floats, student: Floats) -> dict[str, dict[str, float]]:
+def agreement(form: str, teacher: Floats, student: Floats) -> dict[str, dict[str, float | None]]:
     """Return how far the labels of a teacher (n, K) and what a student says (n, K) agree.
 
     Args:
@@ -169,7 +167,7 @@ def agreement(form: str, teacher: Floats, student: Floats) -> dict[str, dict[str
     Returns:
         Of each number of an action `r2`, `teacher`'s mean and the student's `difference` from it. Of packets for each
         action its share by the teacher and by the student, and `recall`: how often the student does it too where the
-        teacher does it, if both draw by the same random number.
+        teacher does it, if both draw by the same random number; None: the teacher never does it.
     """
     names: Sequence[str]
     if form != PACKET:
@@ -184,8 +182,11 @@ def agreement(form: str, teacher: Floats, student: Floats) -> dict[str, dict[str
     else:
         names, p, q = schema.ACTIONS, fitting.whole(teacher), fitting.whole(student)
         columns = {"teacher": p.mean(0), "student": q.mean(0)}
-        columns["recall"] = np.minimum(p, q).sum(0) / np.maximum(p.sum(0), 1e-12)
-    return {name: {key: float(part[k]) for key, part in columns.items()} for k, name in enumerate(names)}
+        columns["recall"] = np.where(p.any(0), np.minimum(p, q).sum(0) / np.maximum(p.sum(0), 1e-12), np.nan)
+    return {
+        name: {key: None if np.isnan(part[k]) else float(part[k]) for key, part in columns.items()}
+        for k, name in enumerate(names)
+    }
 
 
 def train(
@@ -199,6 +200,8 @@ def train(
 ) -> dict[str, Any]:
     """Train a student as `l4s_gym.agents.training.Learner` describes; Ctrl-C stops it after the present round."""
     torch, chosen = optional("torch", "baselines", "llm"), configure(config)
+    if not chosen.teacher:
+        raise L4SError(f"train {KIND}: has no teacher: name one: l4s-gym distil AGENT --to {chosen.to}")
     path = shared.start_folder(out, resume=resume)
     digest = AgentSpec.parse(chosen.teacher).digest()
     settings = msgspec.to_builtins(msgspec.structs.replace(chosen, teacher=""))

@@ -42,6 +42,8 @@ _ROWS: Final = 20
 """Least rows of a leaf."""
 _LEAST: Final = 1e-9
 """Least probability in a logarithm."""
+_RARE: Final = 1e-5
+"""Least probability of an action with which a training begins."""
 _LOOKS: Final = 20
 """How often a training looks at what is held out."""
 
@@ -141,8 +143,13 @@ def loss_of(model: Model, rows: Rows) -> float:
     found = told(model, rows.seen)
     if model.form != PACKET:
         return float(((found - rows.labels) ** 2).mean())
-    p, q = whole(rows.labels), whole(found)
-    return float((p * np.log(np.maximum(p, _LEAST) / np.maximum(q, _LEAST))).sum(1).mean())
+    return divergence(rows.labels, found)
+
+
+def divergence(labels: Floats, found: Floats) -> float:
+    """Return the mean Kullback-Leibler divergence of labels (n, 2) from other probabilities (n, 2), nat."""
+    p, q = (np.maximum(whole(each), _LEAST) for each in (labels, found))
+    return float((p * np.log(p / q)).sum(1).mean())
 
 
 def fit(config: Config, form: str, interval_ms: float, rows: Rows, held: Rows, *, choose: bool = True) -> Fitted:
@@ -154,14 +161,16 @@ def fit(config: Config, form: str, interval_ms: float, rows: Rows, held: Rows, *
         interval_ms: Length of a control interval; 0 in the packet form.
         rows: What it learns from.
         held: What is held out.
-        choose: Whether the number of leaves is chosen; else it is the largest that fits.
+        choose: Whether the number of leaves is chosen; else it is the largest that fits. A perceptron or linear rule
+            has the full number of steps then, else a fourth.
 
     Raises:
         L4SError: It does not fit into the file of a model.
     """
     averages = () if form == PACKET else config.memory_s
     if config.to in ("mlp", "linear"):
-        return _network(config, form, averages, interval_ms, rows, held)
+        steps = config.steps if choose else -(-config.steps // 4)
+        return _network(config, form, averages, interval_ms, rows, held, steps)
     count = config.trees if config.to == "forest" else 1
     sizes = [size for size in sorted(config.leaves) if bytes_of(count, size, rows.labels.shape[1]) <= MOST_BYTES]
     if not sizes:
@@ -207,7 +216,13 @@ def smooth(tree: Any) -> None:
 
 
 def _network(
-    config: Config, form: str, averages: tuple[float, ...], interval_ms: float, rows: Rows, held: Rows
+    config: Config,
+    form: str,
+    averages: tuple[float, ...],
+    interval_ms: float,
+    rows: Rows,
+    held: Rows,
+    steps: int,
 ) -> Fitted:
     torch = optional("torch", "baselines", "llm")
     scaled = Cells.fitted(rows.seen) if form == PACKET else Lines.fitted(rows.seen)
@@ -221,9 +236,11 @@ def _network(
         for wide, narrow in pairwise(sizes):
             layers += [torch.nn.Linear(wide, narrow), torch.nn.ReLU()]
         module = torch.nn.Sequential(*layers, torch.nn.Linear(sizes[-1], outputs))
+        mean = y.mean(0)
+        module[-1].bias.data = mean.clamp(min=_RARE).log() if form == PACKET else mean  # it begins with the mean label
         optimiser = torch.optim.AdamW(module.parameters(), config.learning_rate, weight_decay=config.weight_decay)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, config.steps)
-        for step in range(1, config.steps + 1):
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+        for step in range(1, steps + 1):
             batch = torch.randint(len(x), (config.batch_size,))
             found = forward(module, x[batch], form)
             if form == PACKET:
@@ -234,7 +251,7 @@ def _network(
             loss.backward()
             optimiser.step()
             schedule.step()
-            if step % max(config.steps // _LOOKS, 1) == 0:
+            if step % max(steps // _LOOKS, 1) == 0:
                 model = Model(form, Inputs(averages, scaled), Layers.of(module, form), interval_ms)
                 made = Fitted(model, sum(sizes[1:]), loss_of(model, held))
                 if best is None or made.loss < best.loss:
@@ -254,8 +271,8 @@ def forward(module: Any, x: torch.Tensor, form: str) -> torch.Tensor:
     for each in linear:
         last = each is linear[-1]
         base = math.log(2.0) if last and form == PACKET else 1.0
-        weight, bias = (part.detach().numpy().astype(np.float64) / base for part in (each.weight, each.bias))
-        unit = base * 2.0 ** -torch.tensor(shifts_of(weight, bias), dtype=torch.float32)
+        shifts = shifts_of(each.weight.detach().numpy() / base, each.bias.detach().numpy() / base)
+        unit = base * 2.0 ** -torch.tensor(shifts, dtype=torch.float32)
         x = torch.nn.functional.linear(x, rounded(each.weight, unit[:, None]), rounded(each.bias, unit / UNIT))
         if not last:
             x = rounded(torch.relu(x), 1.0 / UNIT).clamp(max=32767 / UNIT)

@@ -147,7 +147,7 @@ class Plan:
             return cls(envs, max(min(steps, each // envs), 1))
         envs = min(PACKET_ENVS, max(each // 2, 2))
         if teacher.alone:
-            return cls(envs, packets, max(envs * packets // each, 1))
+            return cls(envs, packets, -(-envs * packets // each))
         return cls(envs, max(min(packets, each // envs), 1))
 
 

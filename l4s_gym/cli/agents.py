@@ -101,8 +101,8 @@ def distil(
 ) -> None:
     """Teach an agent's decisions to an integer model that a queue's kernel runs by itself.
 
-    Round by round the student drives episodes in the simulator, the agent labels them, and the student learns from all of
-    them. OUT is a saved agent, and OUT/model.bin in it the file for l4s-router --model. Ctrl-C saves a checkpoint;
+    Round by round the student drives episodes in the simulator, the agent labels them, and the student learns from all
+    rounds. OUT is a saved agent, and OUT/model.bin in it the file for l4s-router --model. Ctrl-C saves a checkpoint;
     --resume goes on from it.
 
     Args:
@@ -134,7 +134,7 @@ def distil(
     for column in ("", *columns):
         table.add_column(column, justify="right" if column else "left")
     for name, row in metrics["agreement"].items():
-        table.add_row(name, *(f"{row[column]:.4f}" for column in columns))
+        table.add_row(name, *("-" if row[column] is None else f"{row[column]:.4f}" for column in columns))
     console.print(table)
     say("return of the teacher {:.4g}, of the student {:.4g}, in the same episodes".format(*metrics["returns"]))
     say(f"{folder}: {metrics['bytes']:,} bytes, {metrics['steps']:,} labels in {done['seconds']:.0f} s")
