@@ -5,8 +5,8 @@
  */
 #include "l4s_internal.h"
 
-/* Delays that the rewards take as their unit, ns: DualPI2's target, L's step. */
-static const uint64_t reference_ns[2] = { 15000000, 1000000 };
+/* DualPI2's target, L's step. */
+const uint64_t l4s_reference_ns[2] = { 15000000, 1000000 };
 
 #define TARGET_US 1	/* its place in L4S_PARAMETERS */
 
@@ -114,6 +114,7 @@ l4s_init(struct l4s_core *c, const struct l4s_params *p, uint64_t seed,
 		c->q[i].hit_credit = c->q[i].drop_credit = L4S_MOST_CREDIT;
 	relist(c);
 	start_law(c, now_ns);
+	l4s_tick_start(c, now_ns);
 }
 
 void
@@ -433,7 +434,7 @@ leave(struct l4s_core *c, struct l4s_queue *q, uint64_t now_ns)
 	q->delay_ns = sojourn;
 	q->qdelay_us = sojourn / 1000;
 	q->normalised = (sojourn << 16) /
-	    (sojourn + reference_ns[packet->queue]);
+	    (sojourn + l4s_reference_ns[packet->queue]);
 	return (packet);
 }
 
@@ -498,7 +499,8 @@ next_after(const struct l4s_core *c, uint64_t due, uint64_t now_ns)
 uint64_t
 l4s_next_update(const struct l4s_core *c)
 {
-	uint64_t next = c->update_at;
+	uint64_t next = c->update_at < c->tick.due_ns ? c->update_at :
+	    c->tick.due_ns;
 
 	for (int i = 0; i < 2; i++)
 		if (c->q[i].update_at < next)
@@ -506,12 +508,11 @@ l4s_next_update(const struct l4s_core *c)
 	return (next);
 }
 
-void
-l4s_update(struct l4s_core *c, uint64_t now_ns)
+static void
+update_law(struct l4s_core *c, uint64_t now_ns)
 {
 	uint64_t c_delay, l_delay;
 
-	l4s_expire_law(c, now_ns);
 	for (int i = 0; i < 2; i++) {
 		struct l4s_queue *q = &c->q[i];
 
@@ -530,4 +531,13 @@ l4s_update(struct l4s_core *c, uint64_t now_ns)
 	else
 		l4s_rfc9332_update(c, c_delay > l_delay ? c_delay : l_delay);
 	c->q[0].interval_drops = c->q[1].interval_drops = 0;
+}
+
+void
+l4s_update(struct l4s_core *c, uint64_t now_ns)
+{
+	l4s_expire_law(c, now_ns);
+	update_law(c, now_ns);
+	if (c->tick.due_ns <= now_ns)
+		l4s_tick(c, now_ns);
 }

@@ -20,13 +20,15 @@
  *   l4s_evict()  after each offer, until NULL: packets pushed out by a full
  *                buffer (testbed's variant), to be freed;
  *   l4s_take()   when the link can send: the next packet, or one to be freed;
- *   l4s_update() at l4s_next_update(): the control law's interval.
+ *   l4s_update() at l4s_next_update(): the control law's interval, and a
+ *                model's.
  * A packet's row is complete when `row_ready` is set: after l4s_offer(), or,
  * where the law decides at departure (not the testbed's), after l4s_take().
  */
 #ifndef L4S_CORE_H
 #define L4S_CORE_H
 
+#include "l4s_model.h"
 #include "l4s_record.h"
 #include "l4s_types.h"
 
@@ -230,34 +232,6 @@ struct l4s_totals {
 	uint64_t delay_l_ns;	/* the same of L */
 };
 
-/*
- * An integer decision tree, checked by l4s_model_check(). Node 0 is the root.
- * A leaf has feature L4S_LEAF and the probabilities of drop and mark (2^-31);
- * elsewhere the way goes to `low` where value <= threshold, else to `high`,
- * both of larger numbers than the node's own, so that every way ends. Features
- * are numbered as in schema.OBSERVED, in the record's units, before the
- * decision.
- */
-#define L4S_FEATURES 8
-#define L4S_LEAF 255
-#define L4S_MODEL_NODES 4096
-
-struct l4s_node {
-	uint64_t threshold;
-	uint32_t drop;
-	uint32_t mark;
-	uint16_t low;
-	uint16_t high;
-	uint8_t feature;
-	uint8_t reserved[3];
-};
-
-struct l4s_model {
-	uint32_t count;
-	uint32_t reserved;
-	struct l4s_node node[L4S_MODEL_NODES];
-};
-
 /* A decision from outside. */
 struct l4s_decision {
 	uint64_t sequence;	/* of the row that it answers */
@@ -340,9 +314,28 @@ struct l4s_queue {
 	uint64_t trips;
 };
 
+/* Counters of a queue at the last look of a model. */
+struct l4s_look {
+	uint64_t packets, bytes, left, left_ns, marks, drops;
+};
+
+#define L4S_MOVING 7	/* features of which there are moving averages */
+
+/* Of a model of an interval form. */
+struct l4s_tick {
+	uint64_t due_ns;	/* end of the interval; L4S_NEVER: no such model */
+	uint64_t at_ns;		/* the last look */
+	uint64_t served_bytes;
+	struct l4s_look look[2];
+	int64_t moving[2][L4S_MOVING];	/* averages over .25 and .5 s, 2^-28 */
+	struct l4s_memory memory;
+	bool sets;		/* what is in force is the model's */
+};
+
 struct l4s_core {
 	struct l4s_params p;	/* in force: the operator's, or a controller's */
 	struct l4s_params own;	/* the operator's */
+	uint64_t rate_bps;	/* caller: of the link; 0: not known */
 	uint32_t factor[L4S_FACTORS];	/* of `own`, in force */
 	bool by_prob;		/* set_prob decides, not the law */
 	uint64_t set_prob[2];	/* of C and L, 2^-32 */
@@ -364,6 +357,7 @@ struct l4s_core {
 	uint64_t interval;	/* ask about each interval-th packet; 0: detached */
 	uint64_t until_ask;
 	const struct l4s_model *model;
+	struct l4s_tick tick;
 	struct l4s_totals totals;
 	struct l4s_event event[2];	/* of each queue; kind NONE: none */
 	uint64_t seen_ns[2][L4S_SEEN];	/* when flows last offered a packet */
@@ -478,11 +472,13 @@ l4s_expire_law(struct l4s_core *c, uint64_t now_ns)
 	l4s_end_law(c);
 }
 
-/* Number of the first node that is wrong, or -1. */
-int l4s_model_check(const struct l4s_model *model);
-
-/* Let a checked model decide every packet; NULL: none. The caller keeps it. */
-void l4s_set_model(struct l4s_core *c, const struct l4s_model *model);
+/*
+ * Let a checked model decide every packet, or set the law's parameters or
+ * probabilities at the end of each of its intervals, in l4s_update(); NULL:
+ * none. What a controller decides or has set comes first. The caller keeps it.
+ */
+void l4s_set_model(struct l4s_core *c, const struct l4s_model *model,
+    uint64_t now_ns);
 
 /* The law's probability of C, or the base one of both, 1/(2^31 - 1). */
 uint64_t l4s_probability(const struct l4s_core *c);

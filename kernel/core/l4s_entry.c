@@ -116,6 +116,7 @@ l4s_entry_law(struct l4s_law *law, struct l4s_core *c, uint64_t now_ns)
 
 	l4s_expire_law(c, now_ns);
 	law->clock_us = now_ns / 1000;
+	law->rate_bps = c->rate_bps;
 	for (int i = 0; i < 2; i++) {
 		const struct l4s_queue *q = &c->q[i];
 

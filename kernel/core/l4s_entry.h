@@ -32,7 +32,7 @@ void l4s_entry_status(struct l4s_status *status, const struct l4s_core *c);
 void l4s_entry_bounds(struct l4s_status *status,
     const struct l4s_bounds *bounds);
 
-/* The law in force, and what it is judged by; the rate is the caller's to add. */
+/* The law in force, and what it is judged by. */
 void l4s_entry_law(struct l4s_law *law, struct l4s_core *c, uint64_t now_ns);
 
 uint32_t l4s_fit(uint64_t value);

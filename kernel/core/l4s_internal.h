@@ -13,6 +13,9 @@
 #define L4S_OVERLOAD (L4S_ONE / 4)	/* of p_C: RFC 9332, appendix A */
 #define L4S_MTU 1500	/* RFC 9332 keeps room for one */
 
+/* Delays that rewards and observations take as their unit, ns. */
+extern const uint64_t l4s_reference_ns[2];
+
 /* Queue of a packet that arrives. */
 static inline uint8_t
 l4s_classify(const struct l4s_params *p, uint8_t ecn)
@@ -83,5 +86,9 @@ int l4s_outside(struct l4s_core *c, struct l4s_packet *packet,
 int l4s_outside_leaving(struct l4s_core *c, struct l4s_packet *packet,
     uint64_t now_ns);
 void l4s_hand_back(struct l4s_core *c);
+
+/* Models of interval forms: l4s_tick.c. */
+void l4s_tick_start(struct l4s_core *c, uint64_t now_ns);
+void l4s_tick(struct l4s_core *c, uint64_t now_ns);
 
 #endif

@@ -116,6 +116,7 @@ begin(struct l4s_core *c, uint32_t lifetime_ms, uint64_t now_ns)
 
 	c->law_until_ns = now_ns +
 	    (lifetime_ms < most_ms ? lifetime_ms : most_ms) * 1000000;
+	c->tick.sets = false;
 	c->law_sets++;
 }
 

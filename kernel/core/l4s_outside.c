@@ -2,7 +2,8 @@
  * SPDX-License-Identifier: BSD-2-Clause
  *
  * Decisions from outside: a controller's, taken if they are fresh, by the
- * probabilities that it has set, or those of a loaded tree; and the shield, which hands a queue back to the native law.
+ * probabilities that it has set, or those of a loaded model; and the shield,
+ * which hands a queue back to the native law.
  */
 #include "l4s_internal.h"
 
@@ -353,50 +354,38 @@ may_drop(struct l4s_core *c, struct l4s_queue *q, uint64_t now_ns)
 	return (false);
 }
 
-int
-l4s_model_check(const struct l4s_model *model)
+void
+l4s_set_model(struct l4s_core *c, const struct l4s_model *model,
+    uint64_t now_ns)
 {
-	if (model->count == 0 || model->count > L4S_MODEL_NODES)
-		return (0);
-	for (uint32_t i = 0; i < model->count; i++) {
-		const struct l4s_node *node = &model->node[i];
-
-		if (node->feature == L4S_LEAF) {
-			if ((uint64_t)node->drop + node->mark > (1U << 31))
-				return ((int)i);
-		} else if (node->feature >= L4S_FEATURES || node->low <= i ||
-		    node->high <= i || node->low >= model->count ||
-		    node->high >= model->count) {
-			return ((int)i);
-		}
-	}
-	return (-1);
+	if (c->tick.sets)
+		l4s_end_law(c);
+	c->model = model;
+	l4s_tick_start(c, now_ns);
 }
 
-void
-l4s_set_model(struct l4s_core *c, const struct l4s_model *model)
+/* Whether a model decides each packet. */
+static bool
+by_model(const struct l4s_core *c)
 {
-	c->model = model;
+	return (c->model != 0 && c->model->form == L4S_FORM_PACKET);
 }
 
 static int
 ask_model(struct l4s_core *c, const struct l4s_record *row)
 {
-	const uint64_t value[L4S_FEATURES] = { row->queue_type,
+	const uint64_t raw[L4S_FEATURES] = { row->queue_type,
 	    row->burst_allowance, row->drop_probability,
 	    row->current_queue_delay, row->accumulated_probability_before,
 	    row->length_in_bytes, row->interval_drops, row->packet_length };
-	const struct l4s_node *node = &c->model->node[0];
+	uint32_t out[L4S_OUTPUTS];
 	uint64_t number;
 
-	while (node->feature != L4S_LEAF)
-		node = &c->model->node[value[node->feature] <= node->threshold ?
-		    node->low : node->high];
+	l4s_model_outputs(c->model, 0, raw, out);
 	number = l4s_random31(c);
-	if (number < node->drop)
+	if (number < out[0])
 		return (L4S_DROP);
-	return (number < (uint64_t)node->drop + node->mark ? L4S_MARK :
-	    L4S_ENQUEUE);
+	return (number < (uint64_t)out[0] + out[1] ? L4S_MARK : L4S_ENQUEUE);
 }
 
 /* The controller's oldest decision for a packet, if there is a fresh one. */
@@ -501,7 +490,7 @@ l4s_outside(struct l4s_core *c, struct l4s_packet *packet, uint64_t now_ns)
 
 	count_packet(c, q);
 	earn_hits(c, q, now_ns);
-	if (c->interval == 0 && c->model == 0 && !c->by_prob) {
+	if (c->interval == 0 && !by_model(c) && !c->by_prob) {
 		if (q->held_until_ns != 0)
 			(void)shielded(c, q, now_ns);
 		return (NONE);
@@ -510,7 +499,7 @@ l4s_outside(struct l4s_core *c, struct l4s_packet *packet, uint64_t now_ns)
 		action = take_answer(c, q, now_ns);
 		if (action == NONE && c->by_prob)
 			action = draw(c, packet);
-		else if (action == NONE && c->model != 0)
+		else if (action == NONE && by_model(c))
 			action = ask_model(c, &packet->row);
 	}
 	wanted = action != NONE;
@@ -522,7 +511,7 @@ l4s_outside(struct l4s_core *c, struct l4s_packet *packet, uint64_t now_ns)
 	if (action != NONE) {
 		q->window_decisions++;
 		packet->row.decided_by = L4S_BY_AGENT;
-	} else if (missed || wanted || ((c->model != 0 || c->by_prob) &&
+	} else if (missed || wanted || ((by_model(c) || c->by_prob) &&
 	    q->held_until_ns != 0)) {
 		packet->row.decided_by = L4S_BY_FALLBACK;
 	}

@@ -93,7 +93,7 @@ offer(struct l4s_si *si, struct l4s_item *item, struct l4s_packet **evicted)
 	int action;
 
 	sc->packets++;
-	si->rate_bps = si->_si.sched->link.bandwidth;
+	c->rate_bps = si->_si.sched->link.bandwidth;
 	if (watched)
 		item->totals = *l4s_measure(c, now);
 	item->reported = !watched;
@@ -257,10 +257,9 @@ l4s_new_sched(struct dn_sch_inst *_si)
 	q->fs = _si->sched->fs;
 	si->vnet = curvnet;
 	si->number = _si->sched->sch.sched_nr;
-	si->rate_bps = _si->sched->link.bandwidth;
 	mtx_lock(&l4s_mtx);
 	l4s_desc.ref_count++;
-	l4s_join(si);
+	l4s_join(si, _si->sched->link.bandwidth);
 	mtx_unlock(&l4s_mtx);
 	return (0);
 }

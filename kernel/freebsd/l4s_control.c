@@ -18,7 +18,7 @@ l4s_hello(struct l4s_client *client)
 	l4s_entry_hello(hello, &sc->params);
 	hello->session = sc->session;
 	hello->clock_us = l4s_now() / 1000;
-	hello->rate_bps = si != NULL ? si->rate_bps : 0;
+	hello->rate_bps = si != NULL ? si->core.rate_bps : 0;
 	hello->ring_entries = sc->ring_entries;
 	strlcpy(hello->name, "dn_sched_l4s", sizeof(hello->name));
 }
@@ -145,8 +145,6 @@ l4s_law_now(struct l4s_client *client, const struct l4s_command *command,
 		return (ERANGE);
 	bzero(law, sizeof(*law));
 	l4s_entry_law(law, c, now);
-	if (sc->current != NULL)
-		law->rate_bps = sc->current->rate_bps;
 	return (0);
 }
 

@@ -250,22 +250,29 @@ dev_kqfilter(struct cdev *dev __unused, struct knote *kn)
 static int
 fetch_model(const struct l4s_model_request *request, struct l4s_model **model)
 {
+	static const int errors[] = {
+		[L4S_FAULTLESS] = 0,
+		[L4S_NO_MODEL] = EINVAL,
+		[L4S_OTHER_VERSION] = EPROTONOSUPPORT,
+		[L4S_WRONG_SIZE] = EINVAL,
+		[L4S_OUT_OF_RANGE] = ERANGE,
+	};
 	/* An address of the caller's, in a field of fixed size. */
 	/* NOLINTNEXTLINE(performance-no-int-to-ptr) */
-	const void *nodes = (const void *)(uintptr_t)request->nodes;
+	const void *data = (const void *)(uintptr_t)request->model;
 	int error;
 
 	*model = NULL;
-	if (request->reserved != 0 || request->count > L4S_MODEL_NODES)
+	if (request->reserved != 0)
 		return (EINVAL);
-	if (request->count == 0)
+	if (request->size > L4S_MODEL_MOST)
+		return (EFBIG);
+	if (request->size == 0)
 		return (0);
-	*model = malloc(sizeof(**model), M_L4S, M_WAITOK | M_ZERO);
-	(*model)->count = request->count;
-	error = copyin(nodes, (*model)->node,
-	    request->count * sizeof((*model)->node[0]));
-	if (error == 0 && l4s_model_check(*model) >= 0)
-		error = EINVAL;
+	*model = malloc(request->size, M_L4S, M_WAITOK);
+	error = copyin(data, *model, request->size);
+	if (error == 0)
+		error = errors[l4s_model_check(*model, request->size)];
 	if (error != 0) {
 		free(*model, M_L4S);
 		*model = NULL;
@@ -290,8 +297,10 @@ load_model(struct l4s_client *client, const struct l4s_model_request *request)
 	} else {
 		old = sc->model;
 		sc->model = model;
-		if (sc->current != NULL)
-			l4s_set_model(&sc->current->core, model);
+		if (sc->current != NULL) {
+			l4s_set_model(&sc->current->core, model, l4s_now());
+			l4s_arm(&sc->current->core);
+		}
 	}
 	mtx_unlock(&l4s_mtx);
 	free(old, M_L4S);

@@ -85,8 +85,8 @@ void
 l4s_choose(void)
 {
 	struct l4s_si *si;
+	uint64_t now = l4s_now();
 
-	mtx_assert(&l4s_mtx, MA_OWNED);
 	TAILQ_FOREACH(si, &sc->instances, link)
 		if (sc->instance == 0 || si->number == sc->instance)
 			break;
@@ -94,18 +94,19 @@ l4s_choose(void)
 		return;
 	if (sc->current != NULL) {
 		l4s_detach(&sc->current->core);
-		l4s_set_model(&sc->current->core, NULL);
+		l4s_set_model(&sc->current->core, NULL, now);
 	}
 	sc->current = si;
 	if (si == NULL)
 		return;
 	sc->parked.number = 0;	/* another one's, if still there */
-	l4s_set_model(&si->core, sc->model);
+	l4s_set_model(&si->core, sc->model, now);
 	if (sc->controller != NULL) {
 		l4s_attach(&si->core, sc->interval);
 		if (sc->tightened)
 			l4s_tighten(&si->core, &sc->bounds);
 	}
+	l4s_arm(&si->core);
 }
 
 /* Checked parameters for everybody; queued packets stay. */
@@ -129,7 +130,7 @@ park(struct l4s_si *si)
 	if (si->core.q[0].packets + si->core.q[1].packets > 0)
 		return;
 	l4s_detach(&si->core);
-	l4s_set_model(&si->core, NULL);
+	l4s_set_model(&si->core, NULL, l4s_now());
 	sc->parked.core = si->core;
 	sc->parked.vnet = si->vnet;
 	sc->parked.number = si->number;
@@ -152,10 +153,11 @@ start(struct l4s_si *si)
 
 /* A new instance; the control laws of all run from here on. */
 void
-l4s_join(struct l4s_si *si)
+l4s_join(struct l4s_si *si, uint64_t rate_bps)
 {
 	mtx_assert(&l4s_mtx, MA_OWNED);
 	start(si);
+	si->core.rate_bps = rate_bps;
 	TAILQ_INSERT_TAIL(&sc->instances, si, link);
 	l4s_choose();
 	l4s_arm(&si->core);

@@ -12,10 +12,10 @@
 #include "l4s_core.h"
 #include "l4s_wire.h"
 
-/* A model in the caller's memory: `count` nodes at `nodes`; 0: unload it. */
+/* A model in the caller's memory: `size` bytes of a file; 0: unload it. */
 struct l4s_model_request {
-	uint64_t nodes;
-	uint32_t count;
+	uint64_t model;
+	uint32_t size;
 	uint32_t reserved;	/* 0 */
 };
 
@@ -31,7 +31,9 @@ struct l4s_law_request {
  * ESTALE, out of order; ESRCH, not asked; EACCES, the shield holds the queue;
  * ENXIO, there is no queue. LAW gives EPERM, EINVAL and ENXIO for the same
  * reasons, and ERANGE where what is set is out of the operator's bounds. GET_LAW
- * needs no descriptor that may write.
+ * needs no descriptor that may write. MODEL gives EBUSY where another
+ * descriptor controls the queue; EFBIG, too large; EPROTONOSUPPORT, of another
+ * version; ERANGE, a number is out of range; EINVAL, no model.
  */
 #define L4SIOC_DECIDE _IOW('L', 1, struct l4s_command)
 #define L4SIOC_STATUS _IOR('L', 2, struct l4s_status)

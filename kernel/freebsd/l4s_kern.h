@@ -47,7 +47,6 @@ struct l4s_si {
 	struct dn_queue main_q;
 	struct l4s_core core;
 	struct vnet *vnet;
-	uint64_t rate_bps;
 	uint32_t number;	/* of `ipfw sched` */
 	TAILQ_ENTRY(l4s_si) link;
 };
@@ -115,7 +114,7 @@ void l4s_arm(const struct l4s_core *c);
 void l4s_choose(void);
 void l4s_apply(const struct l4s_params *p);
 struct l4s_core *l4s_current(void);
-void l4s_join(struct l4s_si *si);
+void l4s_join(struct l4s_si *si, uint64_t rate_bps);
 void l4s_part(struct l4s_si *si);
 
 /* l4s_packet.c */

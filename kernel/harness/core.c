@@ -29,9 +29,12 @@ struct run {
 const char *harness_parameter(int index, uint64_t *low, uint64_t *high);
 int64_t harness_drive(const struct l4s_params *p, uint64_t seed,
     double rate_bps, const struct arrival *arrivals, int64_t count,
-    struct l4s_record *rows, const struct l4s_model *model,
+    struct l4s_record *rows, const void *model, uint64_t size,
     const uint32_t *prob);
 uint64_t harness_core_size(void);
+void harness_rate(struct l4s_core *c, uint64_t rate_bps);
+int harness_outputs(const void *model, uint64_t size, const uint64_t *raw,
+    int64_t count, uint32_t *out);
 
 /* Name and range of a parameter, in order; NULL past the last. */
 const char *
@@ -57,6 +60,30 @@ uint64_t
 harness_core_size(void)
 {
 	return (sizeof(struct l4s_core));
+}
+
+/*
+ * What a model tells for rows of raw features, one after the other; L4S_OUTPUTS
+ * numbers each. Returns what is wrong with it.
+ */
+int
+harness_outputs(const void *model, uint64_t size, const uint64_t *raw,
+    int64_t count, uint32_t *out)
+{
+	enum l4s_fault fault = l4s_model_check(model, size);
+	const struct l4s_model *head = model;
+	struct l4s_memory memory = { 0 };
+
+	for (int64_t i = 0; fault == L4S_FAULTLESS && i < count; i++)
+		l4s_model_outputs(head, &memory, raw + i * head->features,
+		    out + i * L4S_OUTPUTS);
+	return ((int)fault);
+}
+
+void
+harness_rate(struct l4s_core *c, uint64_t rate_bps)
+{
+	c->rate_bps = rate_bps;
 }
 
 static void
@@ -170,12 +197,13 @@ arrive(struct run *r, const struct arrival *a)
 int64_t
 harness_drive(const struct l4s_params *p, uint64_t seed, double rate_bps,
     const struct arrival *arrivals, int64_t count, struct l4s_record *rows,
-    const struct l4s_model *model, const uint32_t *prob)
+    const void *model, uint64_t size, const uint32_t *prob)
 {
 	struct run *r = calloc(1, sizeof(*r));
 
 	if (r == NULL || l4s_params_check(p) >= 0 ||
-	    (model != NULL && l4s_model_check(model) >= 0)) {
+	    (model != NULL &&
+	    l4s_model_check(model, size) != L4S_FAULTLESS)) {
 		free(r);
 		return (-1);
 	}
@@ -184,7 +212,8 @@ harness_drive(const struct l4s_params *p, uint64_t seed, double rate_bps,
 	r->prob = prob;
 	r->rate_bps = rate_bps;
 	r->link_at = L4S_NEVER;
-	l4s_set_model(&r->core, model);
+	r->core.rate_bps = (uint64_t)rate_bps;
+	l4s_set_model(&r->core, model, 0);
 	for (int64_t i = 0; i < count; i++) {
 		if (arrivals[i].action >= 0 && r->core.interval == 0)
 			l4s_attach(&r->core, 1);

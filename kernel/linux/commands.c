@@ -18,7 +18,7 @@ device_hello(struct router *router, struct l4s_entry *entry)
 	l4s_entry_hello(hello, &router->core.own);
 	hello->session = router->device.session;
 	hello->clock_us = clock_ns() / 1000;
-	hello->rate_bps = router->pipe.rate_bps;
+	hello->rate_bps = router->core.rate_bps;
 	hello->ring_entries = router->device.rows.size;
 	hello->direct = 1;
 	memcpy(hello->name, name, sizeof(name));
@@ -92,7 +92,6 @@ answer_law(struct router *router, const struct l4s_command *command,
 		return (0);
 	l4s_entry_start(entry, L4S_LAW, command->tag);
 	l4s_entry_law(&entry->u.law, &router->core, now_ns);
-	entry->u.law.rate_bps = router->pipe.rate_bps;
 	return (0);
 }
 

@@ -257,33 +257,27 @@ config_shield(struct config *config, char *text)
 	    "parameter shield_NAME"));
 }
 
-int
-config_model(struct l4s_model *model, const char *path)
+struct l4s_model *
+config_model(const char *path)
 {
 	FILE *file = fopen(path, "re");
-	size_t got, head = offsetof(struct l4s_model, node);
-	int node;
+	struct l4s_model *model = malloc(L4S_MODEL_MOST + 1);
+	enum l4s_fault fault;
 
-	memset(model, 0, sizeof(*model));
-	if (file == NULL) {
+	if (file == NULL || model == NULL) {
 		fprintf(stderr, "l4s-router: %s: %s\n", path, strerror(errno));
-		return (-1);
+		if (file != NULL)
+			fclose(file);
+		free(model);
+		return (NULL);
 	}
-	got = fread(model, 1, sizeof(*model), file);
-	if (fgetc(file) != EOF || got < head ||
-	    model->count > L4S_MODEL_NODES ||
-	    got < head + model->count * sizeof(model->node[0])) {
-		fclose(file);
-		fprintf(stderr, "l4s-router: %s: not a model: its size does "
-		    "not fit its count of nodes\n", path);
-		return (-1);
-	}
+	fault = l4s_model_check(model, fread(model, 1, L4S_MODEL_MOST + 1,
+	    file));
 	fclose(file);
-	node = l4s_model_check(model);
-	if (node >= 0) {
-		fprintf(stderr, "l4s-router: %s: not a model: node %d is "
-		    "wrong\n", path, node);
-		return (-1);
-	}
-	return (0);
+	if (fault == L4S_FAULTLESS)
+		return (model);
+	fprintf(stderr, "l4s-router: %s: %s: make it by `l4s-gym live model` "
+	    "or `l4s-gym distil`\n", path, l4s_fault_text(fault));
+	free(model);
+	return (NULL);
 }

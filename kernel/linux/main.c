@@ -46,7 +46,8 @@ static const char usage[] =
     "  --device PATH      socket for records and decisions\n"
     "  --spin             burn a core to be on time\n"
     "  --stats FILE       write statistics (JSON) at the end and on SIGUSR1\n"
-    "  --model FILE       let an integer decision tree decide\n"
+    "  --model FILE       let an integer model decide, or set the law's\n"
+    "                     parameters or probabilities; read again on SIGHUP\n"
     "  --shield NAME=NUMBER  a bound on what agents may do, instead of the\n"
     "                     configuration's shield_NAME; may be repeated: c_us,\n"
     "                     l_us (delays), drops (1/65536), window (packets),\n"
@@ -63,22 +64,38 @@ catch_signals(void)
 	sigaddset(&ours, SIGTERM);
 	sigaddset(&ours, SIGINT);
 	sigaddset(&ours, SIGUSR1);
+	sigaddset(&ours, SIGHUP);
 	sigprocmask(SIG_BLOCK, &ours, NULL);
 	return (signalfd(-1, &ours, SFD_NONBLOCK | SFD_CLOEXEC));
 }
 
-/* Writes the statistics where asked to; 1: the end was asked for. */
+/* The model of a file instead of the one before; a wrong file changes nothing. */
+static void
+load_model(struct router *router, const char *path)
+{
+	struct l4s_model *model = config_model(path);
+
+	if (model == NULL)
+		return;
+	l4s_set_model(&router->core, model, clock_ns());
+	free(router->model);
+	router->model = model;
+}
+
+/* Does what signals ask for; 1: the end was asked for. */
 static int
-read_signals(const struct router *router, int fd, const char *stats)
+read_signals(struct router *router, int fd, const struct options *options)
 {
 	struct signalfd_siginfo what;
 	int end = 0;
 
 	while (read(fd, &what, sizeof(what)) == (ssize_t)sizeof(what)) {
-		if (what.ssi_signo != SIGUSR1)
+		if (what.ssi_signo == SIGHUP && options->model != NULL)
+			load_model(router, options->model);
+		else if (what.ssi_signo != SIGUSR1)
 			end = 1;
-		else if (stats != NULL)
-			(void)stats_write(router, stats);
+		else if (options->stats != NULL)
+			(void)stats_write(router, options->stats);
 	}
 	return (end);
 }
@@ -136,7 +153,6 @@ parse_options(struct options *options, int argc, char **argv)
 static int
 prepare(struct router *router, const struct options *options)
 {
-	static struct l4s_model model;
 	int i;
 
 	if (config_read(&router->config, options->config) != 0)
@@ -144,9 +160,10 @@ prepare(struct router *router, const struct options *options)
 	for (i = 0; i < options->bounds; i++)
 		if (config_shield(&router->config, options->shield[i]) != 0)
 			return (-1);
-	if ((options->model != NULL &&
-	    config_model(&model, options->model) != 0) ||
-	    pool_make(&router->forward, router->config.packets,
+	if (options->model != NULL &&
+	    (router->model = config_model(options->model)) == NULL)
+		return (-1);
+	if (pool_make(&router->forward, router->config.packets,
 	    router->config.mtu) != 0 ||
 	    pool_make(&router->reverse, router->config.packets,
 	    router->config.mtu) != 0)
@@ -157,12 +174,11 @@ prepare(struct router *router, const struct options *options)
 	router->receivers = tun_open(options->receivers);
 	if (router->receivers < 0)
 		return (-1);
-	router->pipe.rate_bps = router->config.rate_bps;
 	router->stats.started_ns = clock_ns();
 	l4s_init(&router->core, &router->config.params, router->config.seed,
 	    router->stats.started_ns);
-	if (options->model != NULL)
-		l4s_set_model(&router->core, &model);
+	router->core.rate_bps = router->config.rate_bps;
+	l4s_set_model(&router->core, router->model, router->stats.started_ns);
 	return (device_listen(&router->device, options->device,
 	    router->config.ring));
 }
@@ -231,7 +247,7 @@ run(struct router *router, const struct options *options, int signals)
 			return (1);
 		}
 		if (source[SIGNALS].revents != 0 &&
-		    read_signals(router, signals, options->stats))
+		    read_signals(router, signals, options))
 			return (0);
 		if (turn(router, source) != 0)
 			return (1);
@@ -270,6 +286,7 @@ main(int argc, char **argv)
 		close(router.senders);
 	if (router.receivers >= 0)
 		close(router.receivers);
+	free(router.model);
 	free(router.config.step);
 	free(router.device.rows.entry);
 	free(router.device.answers.entry);

@@ -105,7 +105,7 @@ leave(struct router *router, struct packet *packet, uint64_t now_ns, int action)
 {
 	struct class_stats *stats = &router->stats.class[packet->class];
 	struct pipe *pipe = &router->pipe;
-	uint64_t bits_ns;
+	uint64_t bits_ns, rate_bps = router->core.rate_bps;
 
 	if (packet->core.row_ready)
 		device_row(router, packet);
@@ -120,10 +120,10 @@ leave(struct router *router, struct packet *packet, uint64_t now_ns, int action)
 	stats->served_bytes += packet->length;
 	hist_add(&stats->sojourn_ns, now_ns - packet->arrived_ns);
 	pipe->free_ns = now_ns;
-	if (pipe->rate_bps != 0) {
+	if (rate_bps != 0) {
 		bits_ns = packet->length * 8000000000u + pipe->remainder;
-		pipe->free_ns += bits_ns / pipe->rate_bps;
-		pipe->remainder = bits_ns % pipe->rate_bps;
+		pipe->free_ns += bits_ns / rate_bps;
+		pipe->remainder = bits_ns % rate_bps;
 	}
 	line_add(&pipe->forward[packet->line], packet,
 	    pipe->free_ns + delay_ns(&router->config, packet->line));
@@ -144,7 +144,7 @@ serve(struct router *router, uint64_t now_ns)
 			return;
 		}
 		leave(router, (struct packet *)taken, now_ns, action);
-	} while (action == L4S_DROP || router->pipe.rate_bps == 0);
+	} while (action == L4S_DROP || router->core.rate_bps == 0);
 	router->pipe.busy = 1;
 }
 
@@ -163,7 +163,7 @@ step(struct router *router)
 {
 	struct pipe *pipe = &router->pipe;
 
-	pipe->rate_bps = router->config.step[pipe->step++].rate_bps;
+	router->core.rate_bps = router->config.step[pipe->step++].rate_bps;
 	pipe->remainder = 0;
 }
 

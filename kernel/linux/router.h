@@ -43,7 +43,8 @@ struct config {
 
 /* 0, or -1 after a line on stderr. */
 int config_read(struct config *config, const char *path);
-int config_model(struct l4s_model *model, const char *path);
+/* A checked model, to be freed; NULL after a line on stderr. */
+struct l4s_model *config_model(const char *path);
 /* A bound of the shield from the command line: NAME=NUMBER. */
 int config_shield(struct config *config, char *text);
 
@@ -215,7 +216,6 @@ struct line {
 };
 
 struct pipe {
-	uint64_t rate_bps;
 	uint64_t free_ns;	/* the link's last packet has left */
 	uint64_t remainder;	/* of that division, so that nothing is lost */
 	int busy;		/* something waits for free_ns */
@@ -227,6 +227,7 @@ struct pipe {
 struct router {
 	struct config config;
 	struct l4s_core core;
+	struct l4s_model *model;	/* NULL: none */
 	struct pipe pipe;
 	struct pool forward, reverse;
 	struct flows flows;

@@ -6,6 +6,7 @@ What it knows is in one file, `model.bin` (`l4s_gym.bridge.model`), which a rout
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -14,12 +15,14 @@ import numpy.typing as npt
 
 from l4s_gym.agents import saved
 from l4s_gym.agents.protocol import NO_RULE, DecisionRule, Floats, Observations, check_batch, check_count
-from l4s_gym.bridge.fixed import ONE, SAME, Integers, raw_of
-from l4s_gym.bridge.model import Model, Trees
+from l4s_gym.bridge.fixed import SAME, Integers, raw_of
+from l4s_gym.bridge.model import Model
 from l4s_gym.data.files import PathLike, read_error
 from l4s_gym.data.trajectory import Trajectory
 from l4s_gym.errors import L4SError
 from l4s_gym.forms import PACKET
+from l4s_gym.sim.policy import Integers as IntegerModel
+from l4s_gym.sim.policy import Policy
 
 KIND: Final = "student"
 
@@ -78,10 +81,18 @@ class StudentAgent:
         self._rule.reset(n, seed)
         self._memory.reset()
 
+    @cached_property
+    def policy(self) -> Policy:
+        """The model in the engine, of packets."""
+        return Policy((IntegerModel(self.model),), self.rule, softmax=False)
+
+    def as_policy(self) -> Policy | None:
+        """Return its policy, for the engine; None: it decides for control intervals."""
+        return self.policy if self.form == PACKET else None
+
     def probabilities(self, obs: Observations) -> Floats:
         """Return the probabilities of the actions (n, 3) for observations (n, 8) of packets."""
-        drop, mark = self.model.outputs(raw_of(obs, PACKET)).T / ONE
-        return np.stack([1.0 - drop - mark, drop, mark], axis=1)
+        return self.policy.probabilities(obs)
 
     def logged_probabilities(self, logged: Trajectory, index: npt.NDArray[np.int64]) -> Floats:
         """Return the probabilities (B, 3) at logged steps (B,)."""
@@ -95,10 +106,8 @@ class StudentAgent:
         return actions_of(self.model, self._memory(raw_of(obs, self.form)))
 
     def cost(self) -> dict[str, float]:
-        """Return the number of the model's numbers, and its bytes."""
-        body = self.model.body
-        parts: list[Any] = [body.threshold, body.values] if isinstance(body, Trees) else [*body.weights, *body.biases]
-        count = float(sum(part.size for part in parts))
+        """Return the number of nodes, or of weights and biases, and the bytes of the model."""
+        count = float(self.model.body.parameters)
         return {"parameters": count, "trainable_parameters": count, "bytes": float(len(self.model.pack()))}
 
     def save(self, folder: PathLike, card: str = "") -> Path:

@@ -23,11 +23,17 @@ SAME: Final = 1 << 16
 SEEN_BITS: Final = 20
 """Raw features of an interval, and what is seen of them, are in 2^-20."""
 UNIT: Final = 1 << 10
-"""Inputs of layers and what is between layers are in 2^-10, within +-32767."""
+"""Inputs of layers and what is between layers are in 2^-10; inputs are within +-32767."""
+ZERO: Final = 1 << 15
+"""An input of 0 in a file and in a kernel, whose inputs are from 0 to 65535."""
 MOST_AVERAGES: Final = 4
 MOST_LAYERS: Final = 8
 MOST_WIDTH: Final = 256
-"""Inputs or outputs of a layer: the sums then fit 32 bits."""
+"""Inputs or outputs of a layer: a kernel's sums then fit 32 bits."""
+MOST_NUMBER: Final = 1 << 30
+"""Of biases, offsets and scales."""
+LEAST_S: Final = 1e-3
+"""Shortest interval and time constant."""
 LEAF: Final = 255
 REMEDY: Final = "make it by `l4s-gym live model` or `l4s-gym distil`"
 LARGEST: Final = (1 << 40) - 1
@@ -39,7 +45,7 @@ STEPS: Final = 64
 """Steps of the tables, which are interpolated."""
 _LOG: Final = np.rint(np.log2(1.0 + np.arange(STEPS + 1) / STEPS) * (1 << SEEN_BITS)).astype(np.int64)
 """log2 of 1 to 2, in 2^-20."""
-_POWER: Final = np.rint(2.0 ** (-np.arange(STEPS + 1) / STEPS) * ONE).astype(np.int64)
+POWERS: Final = np.rint(2.0 ** (-np.arange(STEPS + 1) / STEPS) * ONE).astype(np.int64)
 """2^0 to 2^-1, in 2^-31."""
 
 
@@ -72,8 +78,8 @@ def power(e: Integers) -> Integers:
     whole = -(-e >> 16)  # rounded up
     part = (whole << 16) - e
     step, rest = part >> 10, part & 1023
-    high = _POWER[step]
-    found = high - ((high - _POWER[step + 1]) * rest >> 10)
+    high = POWERS[step]
+    found = high - ((high - POWERS[step + 1]) * rest >> 10)
     down = np.maximum(-whole, 0)
     found = np.where(whole > 0, found << np.maximum(whole, 0), (found + (1 << down >> 1)) >> down)
     return np.asarray(found, np.int64)

@@ -24,7 +24,8 @@ class Trees:
     Attributes:
         feature: Of what is seen, that a node compares (N,); `LEAF`: the node is a leaf.
         threshold: The way goes to node `low` if what is seen <= threshold, else to node `low` + 1 (N,), 0 to 2^40 - 1.
-        low: Number of a node's first child, larger than its own; of a leaf the number of its values (N,).
+        low: Number of a node's first child (N,): the children of all nodes are, in their order, all nodes but the
+            roots. Of a leaf the number of its values.
         values: Of each leaf (L, K) int32. With K = 2 in the packet form drop and mark in 2^-30; with K = 3 scores of
             enqueue, drop and mark in 2^-16, base 2. In the interval forms the numbers of an action, in 2^-16.
         roots: Number of trees: the first so many nodes are their roots.
@@ -56,18 +57,23 @@ class Trees:
         return cls(*_joined(found, form), roots=len(found))
 
     @property
+    def parameters(self) -> int:
+        """Number of nodes."""
+        return len(self.low)
+
+    @property
     def leaves(self) -> int:
         """Number of leaves."""
         return len(self.values)
 
     def __call__(self, seen: Integers) -> Integers:
-        """Return the sums of the values (n, K)."""
-        rows = np.arange(len(seen))
-        total = np.zeros((len(seen), self.values.shape[1]), np.int64)
+        """Return the sums of the values (..., K) of what is seen (..., D)."""
+        total = np.zeros((*seen.shape[:-1], self.values.shape[1]), np.int64)
         for root in range(self.roots):
-            at = np.full(len(seen), root)
+            at = np.full(seen.shape[:-1], root)
             while (inner := self.feature[at] != LEAF).any():
-                value = seen[rows, np.where(inner, self.feature[at], 0)]
+                feature = np.where(inner, self.feature[at], 0)
+                value = np.take_along_axis(seen, feature[..., None], -1)[..., 0]
                 at = np.where(inner, self.low[at] + (value > self.threshold[at]), at)
             total += self.values[self.low[at]]
         return total
@@ -95,9 +101,10 @@ class Trees:
         """
         inner = self.feature != LEAF
         low, count = self.low.astype(np.int64), len(self.low)
-        wrong = inner & ((self.feature >= inputs) | (low <= np.arange(count)) | (low + 1 >= count))
+        wanted = self.roots + 2 * (np.cumsum(inner) - 1)
+        wrong = inner & ((self.feature >= inputs) | (low != wanted) | (low <= np.arange(count)))
         wrong |= ~inner & (low >= len(self.values))
-        if not 1 <= self.roots <= count or wrong.any():
+        if not 1 <= self.roots <= count or wrong.any() or self.roots + 2 * inner.sum() != count:
             raise L4SError(f"model: node {wrong.argmax()} of {count} is wrong: {REMEDY}")
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from l4s_gym.bridge.fixed import LARGEST, MOST_LAYERS, MOST_WIDTH, REMEDY, UNIT, Integers, clean
+from l4s_gym.bridge.fixed import LARGEST, MOST_LAYERS, MOST_NUMBER, MOST_WIDTH, REMEDY, UNIT, ZERO, Integers, clean
 from l4s_gym.errors import L4SError
 from l4s_gym.forms import PACKET
+
+BLOCK: Final = 8
+"""Outputs whose weights stand together in a file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,16 +79,16 @@ class Lines:
 
 @dataclass(frozen=True, eq=False)
 class Layers:
-    """A perceptron with ReLU between its layers. Sums fit 32 bits.
+    """A perceptron with ReLU between its layers.
 
     Attributes:
         weights: Of each layer (outputs, inputs) int8.
-        biases: Of each layer (outputs,) int32, within +-2^30.
+        biases: Of each layer (outputs,), within +-2^30.
         shifts: Of each layer (outputs,) uint8, at most 20: an output's weights are in 2^-shift.
     """
 
     weights: tuple[npt.NDArray[np.int8], ...]
-    biases: tuple[npt.NDArray[np.int32], ...]
+    biases: tuple[Integers, ...]
     shifts: tuple[npt.NDArray[np.uint8], ...]
 
     @classmethod
@@ -110,30 +113,42 @@ class Layers:
         rounded = [rounded_layer(*pair) for pair in pairs]
         return cls(*map(tuple, zip(*rounded, strict=True)))
 
+    @property
+    def parameters(self) -> int:
+        """Number of weights and biases."""
+        return sum(weights.size + biases.size for weights, biases in zip(self.weights, self.biases, strict=True))
+
     def __call__(self, x: npt.NDArray[np.integer[Any]]) -> Integers:
-        """Return outputs (n, K) in 2^-16 of inputs (n, D)."""
+        """Return outputs (..., K) in 2^-16 of inputs (..., D)."""
         for weights, biases, shifts in zip(self.weights, self.biases, self.shifts, strict=True):
             exact = x.astype(np.float64) @ weights.T.astype(np.float64)  # integers below 2^53
             sums, shift = exact.astype(np.int64) + biases, shifts.astype(np.int64)
-            x = np.clip((np.maximum(sums, 0) + (1 << shift >> 1)) >> shift, 0, 32767)
-        return ((sums << 6) + (1 << shift >> 1)) >> shift
+            x = np.clip(sums >> shift, 0, 65535)
+        return sums * 64 >> shift
 
     def pack(self) -> bytes:
-        """Return the body's bytes."""
-        parts = []
+        """Return the body's bytes. A kernel adds `ZERO` to the first inputs, and 128 to all weights."""
+        parts, zero = [], ZERO
         for weights, biases, shifts in zip(self.weights, self.biases, self.shifts, strict=True):
-            layer = biases.astype("<i4").tobytes() + shifts.tobytes() + weights.tobytes()
-            parts.append(layer + bytes(-len(layer) % 4))
+            more = -len(weights) % BLOCK
+            rows = np.pad(weights.astype(np.int64), ((0, more), (0, 0))) + 128
+            blocks = rows.reshape(-1, BLOCK, rows.shape[1]).swapaxes(1, 2)  # (blocks, inputs, BLOCK)
+            told = np.pad(biases - zero * weights.sum(axis=1, dtype=np.int64), (0, more))
+            parts += [told.astype("<i4").tobytes(), shifts.tobytes() + bytes(more), blocks.astype(np.uint8).tobytes()]
+            zero = 0
         return b"".join(parts)
 
     @classmethod
     def unpack(cls, head: Any, inputs: int, data: bytes) -> Self:
         """The reverse of `pack`."""
-        parts, at = [], 0
+        parts, at, zero = [], 0, ZERO
         for m, n in pairwise([inputs, *head["width"][: head["layers"]].tolist()]):
-            bias, shift = np.frombuffer(data, "<i4", n, at), np.frombuffer(data, "u1", n, at + 4 * n)
-            parts.append((np.frombuffer(data, "i1", n * m, at + 5 * n).reshape(n, m), bias, shift))
-            at += 5 * n + n * m + -(5 * n + n * m) % 4
+            filled = n + -n % BLOCK
+            told, shifts = np.frombuffer(data, "<i4", n, at), np.frombuffer(data, "u1", n, at + 4 * filled)
+            rows = np.frombuffer(data, "u1", filled * m, at + 5 * filled).reshape(-1, m, BLOCK)
+            weights = (rows.swapaxes(1, 2).reshape(filled, m)[:n].astype(np.int64) - 128).astype(np.int8)
+            parts.append((weights, told + zero * weights.sum(axis=1, dtype=np.int64), shifts))
+            at, zero = at + filled * (5 + m), 0
         return cls(*map(tuple, zip(*parts, strict=True)))
 
     def check(self, inputs: int) -> None:
@@ -147,7 +162,7 @@ class Layers:
         wrong = shapes != list(zip(sizes[1:], sizes[:-1], strict=True)) or not 1 <= len(shapes) <= MOST_LAYERS
         wrong |= max(sizes) > MOST_WIDTH or min(sizes) < 1
         wrong |= any((each > 20).any() for each in self.shifts)
-        wrong |= any((abs(each.astype(np.int64)) > 1 << 30).any() for each in self.biases)
+        wrong |= any((abs(each) > MOST_NUMBER).any() for each in self.biases)
         if wrong:
             raise L4SError(
                 f"model: layers of shapes {shapes} on {inputs} inputs, or their numbers, are wrong: {REMEDY}"
@@ -163,7 +178,7 @@ def shifts_of(weights: npt.NDArray[Any], biases: npt.NDArray[Any]) -> npt.NDArra
 
 def rounded_layer(
     weights: npt.NDArray[np.float64], biases: npt.NDArray[np.float64]
-) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
+) -> tuple[npt.NDArray[np.int8], Integers, npt.NDArray[np.uint8]]:
     """Round a layer of weights (n, m) and biases (n,), which work on numbers of the unit 1.
 
     Raises:
@@ -173,7 +188,7 @@ def rounded_layer(
         raise L4SError("model: weights above 127 or biases above 2^20: train with weight decay")
     shifts = shifts_of(weights, biases)
     small = np.rint(weights * 2.0 ** shifts[:, None]).astype(np.int8)
-    return small, np.rint(biases * 2.0**shifts * UNIT).astype(np.int32), shifts.astype(np.uint8)
+    return small, np.rint(biases * 2.0**shifts * UNIT).astype(np.int64), shifts.astype(np.uint8)
 
 
 def _small(x: npt.NDArray[Any]) -> npt.NDArray[np.int16]:

@@ -36,16 +36,19 @@ import numpy.typing as npt
 from l4s_gym import forms
 from l4s_gym.bridge.fixed import (
     FINER,
+    LEAST_S,
     MAGIC,
     MOST_AVERAGES,
     MOST_BYTES,
     MOST_LAYERS,
+    MOST_NUMBER,
     ONE,
     REMEDY,
     SAME,
     SEEN_BITS,
     SHARE_BITS,
     VERSION,
+    ZERO,
     Integers,
     log2,
     observed,
@@ -147,10 +150,11 @@ class Model:
         packet = forms.get(self.form) is forms.FORMS[PACKET]
         if packet == bool(self.interval_ms) or (packet and self.inputs.averages_s):
             raise L4SError(f"model: interval_ms={self.interval_ms:g} in the form {self.form!r}, or averages in it")
-        if self.interval_ms < 0.0 or self.interval_ms > 60_000.0 or len(self.inputs.averages_s) > MOST_AVERAGES:
-            raise L4SError(f"model: give an interval of at most 60 s and at most {MOST_AVERAGES} averages")
-        if any(not 1e-3 <= each <= 4000.0 for each in self.inputs.averages_s):
-            raise L4SError("model: give averages over 0.001 to 4000 s")
+        if not packet and not LEAST_S <= self.interval_ms / 1e3 <= 60.0:
+            raise L4SError(f"model: interval_ms={self.interval_ms:g}: give 1 to 60000")
+        averages_s = self.inputs.averages_s
+        if len(averages_s) > MOST_AVERAGES or any(not LEAST_S <= each <= 4000.0 for each in averages_s):
+            raise L4SError(f"model: averages over {averages_s}: give at most {MOST_AVERAGES} of 0.001 to 4000 s")
         layers = isinstance(self.body, Layers)
         if not isinstance(self.inputs.scaled, (Cells if packet else Lines) if layers else type(None)):
             raise L4SError("model: layers need Inputs.scaled: Cells in the packet form, else Lines; trees need none")
@@ -185,29 +189,31 @@ class Model:
             ):
                 raise L4SError("model: give each feature at most 255 rising thresholds, and a value more")
         elif scaled is not None and not (
-            len(scaled.offset) == len(scaled.scale) == self.seen and 0 < scaled.bound < 1 << 15
+            len(scaled.offset) == len(scaled.scale) == self.seen
+            and max(abs(scaled.offset.astype(np.int64)).max(), abs(scaled.scale.astype(np.int64)).max()) <= MOST_NUMBER
+            and 0 < scaled.bound < 1 << 15
         ):
-            raise L4SError(f"model: give {self.seen} offsets and scales, and a bound of 1 to 32767")
+            raise L4SError(f"model: give {self.seen} offsets and scales within +-2^30, and a bound of 1 to 32767")
 
     def memory(self) -> Memory:
-        """Return what sees for it: call it with raw features (n, F) for what is seen (n, D)."""
+        """Return what sees for it: call it with raw features (n, F) for what is seen (..., D)."""
         return Memory(self.form, self.inputs.averages_s, self.interval_ms)
 
     def small(self, seen: Integers) -> npt.NDArray[np.int16]:
-        """Return the inputs of layers (n, D) of what is seen (n, D)."""
+        """Return the inputs of layers (..., D) of what is seen (..., D)."""
         assert self.inputs.scaled is not None
         found: npt.NDArray[np.int16] = self.inputs.scaled(seen)
         return found
 
     def values(self, seen: Integers) -> Integers:
-        """Return what the body gives (n, K) of what is seen (n, D)."""
+        """Return what the body gives (..., K) of what is seen (..., D)."""
         return self.body(seen) if isinstance(self.body, Trees) else self.body(self.small(seen))
 
     def decide(self, seen: Integers) -> Integers:
-        """Return the outputs (n, K) of what is seen (n, D)."""
+        """Return the outputs (..., K) of what is seen (..., D)."""
         values = self.values(seen)
         if self.form == PACKET:
-            return _shares(values) if values.shape[1] == 3 else _cut(values)
+            return _shares(values) if values.shape[-1] == 3 else _cut(values)
         actions = np.clip(values, -SAME, SAME)
         if self.form == "probability":
             return _probabilities(actions)
@@ -215,7 +221,7 @@ class Model:
         return power(np.where(actions > 0, actions * span[:, 1], -actions * span[:, 0]) >> 16) + (1 << 14) >> 15
 
     def outputs(self, raw: Integers) -> Integers:
-        """Return what the kernel computes (T, K) of raw features (T, F), in an interval form of one episode."""
+        """Return what the kernel computes (..., T, K) of raw features (..., T, F), in interval forms of episodes."""
         return self.decide(self.memory().all(raw))
 
     def pack(self) -> bytes:
@@ -251,8 +257,8 @@ class Model:
             return np.stack([scaled.offset, scaled.scale], axis=1).astype("<i4").tobytes()
         assert scaled is not None
         head["cells"] = [len(each) for each in scaled.thresholds]
-        cuts, values = np.concatenate(scaled.thresholds), np.concatenate(scaled.values)
-        data = cuts.astype("<u8").tobytes() + values.astype("<i2").tobytes()
+        cuts, values = np.concatenate(scaled.thresholds), np.concatenate(scaled.values).astype(np.int64) + ZERO
+        data = cuts.astype("<u8").tobytes() + values.astype("<u2").tobytes()
         return data + bytes(-len(data) % 4)
 
     @classmethod
@@ -304,31 +310,31 @@ def _unpack_scaled(head: Any, form: str, data: bytes) -> tuple[Cells | Lines, in
     counts = head["cells"].astype(np.int64)
     total = int(counts.sum())
     cuts = np.frombuffer(data, "<u8", total).astype(np.int64)
-    values = np.frombuffer(data, "<i2", total + len(counts), 8 * total)
+    values = (np.frombuffer(data, "<u2", total + len(counts), 8 * total).astype(np.int64) - ZERO).astype(np.int16)
     size = 8 * total + 2 * (total + len(counts))
     every = np.split(cuts, np.cumsum(counts)[:-1]), np.split(values, np.cumsum(counts + 1)[:-1])
     return Cells(tuple(every[0]), tuple(every[1])), size + -size % 4
 
 
 def _shares(scores: Integers) -> Integers:
-    """Drop and mark (n, 2) in 2^-31 by the softmax, base 2, of three scores (n, 3) in 2^-16."""
-    below = scores - scores.max(axis=1, keepdims=True)
+    """Drop and mark (..., 2) in 2^-31 by the softmax, base 2, of three scores (..., 3) in 2^-16."""
+    below = scores - scores.max(axis=-1, keepdims=True)
     powers = np.where(below > -(31 << 16), power(np.maximum(below, -(31 << 16))), 0)
-    found: Integers = (powers[:, [DROP, MARK]] << 31) // powers.sum(axis=1, keepdims=True)
+    found: Integers = (powers[..., [DROP, MARK]] << 31) // powers.sum(axis=-1, keepdims=True)
     return found
 
 
 def _cut(values: Integers) -> Integers:
-    """Drop and mark (n, 2) in 2^-31 of those in 2^-30, not above 1 together."""
-    drop = np.clip(2 * values[:, 0], 0, ONE)
-    return np.stack([drop, np.clip(2 * values[:, 1], 0, ONE - drop)], axis=1)
+    """Drop and mark (..., 2) in 2^-31 of those in 2^-30, not above 1 together."""
+    drop = np.clip(2 * values[..., 0], 0, ONE)
+    return np.stack([drop, np.clip(2 * values[..., 1], 0, ONE - drop)], axis=-1)
 
 
 _DECADE: Final = round(math.log2(10.0) * SAME)
 
 
 def _probabilities(actions: Integers) -> Integers:
-    """Probabilities (n, 2) in 2^-31 of actions in 2^-16: 10^(2a - 2), and 0 at -1."""
+    """Probabilities (..., 2) in 2^-31 of actions in 2^-16: 10^(2a - 2), and 0 at -1."""
     found = power(2 * (actions - SAME) * _DECADE >> 16)
     return np.where(actions > -SAME, found, np.int64(0))
 

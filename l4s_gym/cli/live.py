@@ -311,4 +311,4 @@ def model(
         f"{len(every.seen)} rows with {drop:.2f} % drops and {mark:.2f} % marks, the model {own_drop:.2f} % and "
         f"{own_mark:.2f} %"
     )
-    say(f"{to} of {made.size}, cross-entropy {made.loss:.4f} on what is held out: {out}")
+    say(f"{to} of {made.size}, divergence {made.loss:.4f} nat on what is held out: {out}")

@@ -22,6 +22,7 @@ from numba.extending import intrinsic
 
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.schema import ACTIONS, DROP, ENQUEUE, MARK, OBSERVED
+from l4s_gym.sim import integers
 from l4s_gym.sim.events import pcg64_uniform
 from l4s_gym.sim.jit import entry, jit, shared
 from l4s_gym.sim.layout import ARGMAX, RULES, SAMPLE
@@ -48,6 +49,8 @@ _PART: Final = np.dtype(
         ("mean", "f4", (_INPUTS,)), ("scale", "f4", (_INPUTS,)),
     ]
 )  # fmt: skip
+_INTEGERS: Final = 2
+"""`tanh` of an integer model, whose head is at `first_at`."""
 _LAYER: Final = np.dtype([("weights_at", "i8"), ("bias_at", "i8"), ("inputs", "i8"), ("outputs", "i8")])
 _NODE: Final = np.dtype(
     [
@@ -220,11 +223,35 @@ class Trees:
 
 
 @dataclass(frozen=True, eq=False)
+class Integers:
+    """An integer model of packets: its numbers are probabilities, so a policy of it has no softmax.
+
+    Attributes:
+        model: A `l4s_gym.bridge.model.Model` of the form `packet`.
+    """
+
+    model: Any
+
+    @property
+    def parameters(self) -> int:
+        """Number of nodes, or of weights and biases."""
+        return int(self.model.body.parameters)
+
+    def pack(self, memory: _Memory) -> npt.NDArray[np.void]:
+        """Pack it; return a row of `_PART`."""
+        if self.model.form != "packet":
+            raise L4SError(f"integer model: of the form {self.model.form!r}: the engine asks models of packets alone")
+        part = np.zeros(1, _PART)
+        part["tanh"], part["first_at"] = _INTEGERS, integers.pack(self.model, memory)
+        return part
+
+
+@dataclass(frozen=True, eq=False)
 class Policy:
     """Map from observations to decisions.
 
     Attributes:
-        parts: Networks or trees that score each action; the mean of several.
+        parts: Networks, trees or integer models that score each action; the mean of several.
         rule: How probabilities become decisions: one of `l4s_gym.agents.RULES`.
         softmax: Whether the probabilities are the softmax of the scores; if not, they are the scores.
         temperature: Temperature of the softmax.
@@ -237,7 +264,7 @@ class Policy:
         gamma: Gamma of a focal loss to undo; 0: there was none.
     """
 
-    parts: tuple[Network | Trees, ...]
+    parts: tuple[Network | Trees | Integers, ...]
     rule: str = "sample"
     softmax: bool = True
     temperature: float = 1.0
@@ -425,6 +452,8 @@ def _tree_scores(at: int, part: Any, obs: Any) -> tuple[float, float, float]:
 def _scores(at: int, part: Any, obs: Any) -> tuple[float, float, float]:
     if part.trees:
         return _tree_scores(at, part, obs)
+    if part.tanh == _INTEGERS:
+        return integers.scores(at, part.first_at, obs)
     return _network_scores(at, part, obs)
 
 

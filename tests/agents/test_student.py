@@ -37,7 +37,8 @@ class Gains:
     training = {"control_interval_ms": 100.0, "options": {"dualpi2_rfc9332": {"target_ms": 5.0}}}  # noqa: RUF012
 
     def reset(self, n: int, seed: int) -> None:
-        self.n, self.seen, self.mean = n, [], np.zeros(n)
+        self.n, self.mean = n, np.zeros(n)
+        self.seen: list[Observations] = []
 
     def act(self, obs: Observations, rewards: Floats) -> Floats:
         self.seen.append(obs.copy())
@@ -54,7 +55,8 @@ class Reckless:
     name, rule = "reckless", "sample"
 
     def reset(self, n: int, seed: int) -> None:
-        self.n, self.told = n, []
+        self.n = n
+        self.told: list[Any] = []
 
     def probabilities(self, obs: Observations, rewards: Floats) -> Floats:
         found = np.tile([0.5, 0.25, 0.25], (self.n, 1))
@@ -103,7 +105,7 @@ def test_what_a_teacher_says() -> None:
         else:
             label = teacher.label(np.zeros((2, 12), np.float32), np.zeros(2))
             np.testing.assert_array_equal(label, teacher.own(obs, label))
-    told = Teacher(Reckless())  # type: ignore[arg-type]
+    told = Teacher(Reckless())
     told.reset(2, 0)
     np.testing.assert_allclose(told.label(obs, np.zeros(2)), [[0.25, 0.25]] * 2)
     told.took(np.array([2, 0]))
@@ -140,7 +142,7 @@ def test_some_packets_are_labelled() -> None:
     own = school.round(0, None)
     assert own.observations.shape == (2, 5, 8) and own.labels.shape == (2, 5, 2) and own.there.all()
     told = Reckless()
-    School(Teacher(told), Plan(2, 40), "suite:train", 2.0, seed=0).round(1, agents.make("threshold"))  # type: ignore[arg-type]
+    School(Teacher(told), Plan(2, 40), "suite:train", 2.0, seed=0).round(1, agents.make("threshold"))
     assert len(told.told) == 40  # what the student did
 
 
@@ -258,6 +260,7 @@ def test_students_of_packets(to: str, tmp_path: Path) -> None:
     assert agent.rule == "sample" and agents.form_of(agent) == PACKET
     obs = np.abs(np.random.default_rng(0).normal(size=(100, 8))).astype(np.float32)
     np.testing.assert_array_equal(agent.probabilities(obs)[:, 1:], agent.model.outputs(raw_of(obs, PACKET)) / ONE)
+    assert agent.as_policy() is agent.policy
     assert harness.evaluate(agent, "l4s-llm-testbed", seeds=[0])[0].utilisation > 0.1
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from .core import Core
 from .module import Module, built
 
 KERNEL = Path(__file__).parents[2] / "kernel"
@@ -29,15 +30,25 @@ def _make(folder: str, *arguments: str) -> Path:
 
 @pytest.fixture(scope="session")
 def build() -> Build:
-    """A function that builds and gives the folder: ``build()`` everything, ``build("l4s-router", san=True)`` one."""
+    """A function that builds and gives the folder: ``build()`` everything, ``build("l4s-router", san=True)`` one.
+
+    `san`: with sanitizers; `general`: without vector registers.
+    """
     if shutil.which(os.environ.get("CC", "cc")) is None or shutil.which("make") is None:
         pytest.skip("needs a C compiler and make (Debian: apt-get install build-essential)")
 
-    def made(*targets: str, san: bool = False) -> Path:
-        folder = "build-asan" if san else "build"
-        return _make(folder, *(["SAN=1"] if san else []), *(f"{folder}/{target}" for target in targets))
+    def made(*targets: str, san: bool = False, general: bool = False) -> Path:
+        folder = "build-asan" if san else "build-general" if general else "build"
+        options = [*(["SAN=1"] if san else []), *(["SIMD="] if general else [])]
+        return _make(folder, *options, *(f"{folder}/{target}" for target in targets))
 
     return made
+
+
+@pytest.fixture(scope="session")
+def core(build: Build) -> Core:
+    """The core."""
+    return Core(build("libl4s_core.so") / "libl4s_core.so")
 
 
 @pytest.fixture(scope="session")

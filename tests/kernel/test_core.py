@@ -16,8 +16,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from l4s_gym.bridge.trees import LEAF, MAX_NODES, NODE, Model, distil, export_tree, training_rows
-from l4s_gym.data.causal import CausalStream
 from l4s_gym.live.router import parameters
 from l4s_gym.schema import RECORD
 from l4s_gym.sim import drive, layout
@@ -29,15 +27,10 @@ from l4s_gym.sim.dualpi2_linux import Options as LinuxOptions
 from l4s_gym.sim.dualpi2_rfc9332 import Options as RFC9332Options
 from l4s_gym.sim.options import Options
 from l4s_gym.sim.scenario import Scenario
-from tests.kernel.core import AQMS, LINUX, RFC9332, TESTBED, UNSHIELDED, Core
+from tests.kernel.core import AQMS, LINUX, RFC9332, TESTBED, UNSHIELDED, Core, Link
 
 QUIRKS = [quirk.name.lower() for quirk in freebsd.Quirk if quirk.name]
 RATES = (4.0, 8.0, 12.7, 40.0, 200.0, 1000.0)
-
-
-@pytest.fixture(scope="session")
-def core(build: Callable[..., Path]) -> Core:
-    return Core(build("libl4s_core.so") / "libl4s_core.so")
 
 
 SOME = st.sampled_from
@@ -237,7 +230,8 @@ def test_parameters_out_of_range_are_found(core: Core) -> None:
 
 def test_core_calls_nothing(build: Callable[..., Path]) -> None:
     shown = subprocess.run(["nm", "-u", build("core.o") / "core.o"], capture_output=True, text=True, check=True)
-    assert set(shown.stdout.replace("U ", "").split()) <= {"memcpy", "memset"}
+    asks_for_avx2 = {"__cpu_model", "_GLOBAL_OFFSET_TABLE_"}  # in user space alone
+    assert set(shown.stdout.replace("U ", "").split()) <= {"memcpy", "memset"} | asks_for_avx2
 
 
 def test_core_has_no_floating_point(build: Callable[..., Path]) -> None:
@@ -270,70 +264,6 @@ def test_a_target_too_far_for_the_gain_is_refused(core: Core) -> None:
 
 
 # -- decisions from outside, through the structs of the C headers
-
-
-class Link:
-    """A core that the test drives by hand: one packet at a time, no link."""
-
-    def __init__(self, core: Core, **values: int) -> None:
-        self.lib, self.now = core._lib, 1_000_000_000
-        self.core = ctypes.create_string_buffer(int(self.lib.harness_core_size()))
-        self.packets: list[Any] = []
-        self.lib.l4s_set_law.restype = self.lib.l4s_set_prob.restype = ctypes.c_bool
-        variant = values.get("variant", TESTBED)
-        self.lib.l4s_init(self.core, core.params(variant, **values).ctypes.data_as(ctypes.c_void_p),
-                          ctypes.c_uint64(1), ctypes.c_uint64(self.now))  # fmt: skip
-
-    def offer(self, ecn: int = 2, length: int = 1500, after_ns: int = 1_000_000) -> Any:
-        self.now += after_ns
-        packet = ctypes.create_string_buffer(256)
-        ctypes.c_uint32.from_buffer(packet, 16).value = length
-        ctypes.c_uint8.from_buffer(packet, 24).value = ecn
-        self.lib.l4s_update(self.core, ctypes.c_uint64(self.now))
-        self.lib.l4s_offer(self.core, packet, ctypes.c_uint64(self.now))
-        self.packets.append(packet)
-        return self.row()
-
-    def take(self) -> int:
-        action = ctypes.c_int()
-        self.lib.l4s_take(self.core, ctypes.c_uint64(self.now), ctypes.byref(action))
-        return action.value
-
-    def row(self, packet: int = -1) -> Any:
-        """Row of a packet as it is now; -1: of the last one."""
-        return np.frombuffer(self.packets[packet].raw, RECORD, 1, 29)[0]
-
-    def attach(self, interval: int = 1) -> None:
-        self.lib.l4s_attach(self.core, ctypes.c_uint64(interval))
-
-    def detach(self) -> None:
-        self.lib.l4s_detach(self.core)
-
-    def set_law(self, factors: Sequence[int], lifetime_ms: int = 100) -> bool:
-        done: bool = self.lib.l4s_set_law(
-            self.core, (ctypes.c_uint32 * 5)(*factors), ctypes.c_uint32(lifetime_ms), ctypes.c_uint64(self.now)
-        )
-        return done
-
-    def set_prob(self, p_c: float, p_l: float, lifetime_ms: int = 100) -> bool:
-        prob = (ctypes.c_uint32 * 2)(*(round(p * ALL) for p in (p_c, p_l)))
-        done: bool = self.lib.l4s_set_prob(self.core, prob, ctypes.c_uint32(lifetime_ms), ctypes.c_uint64(self.now))
-        return done
-
-    def configure(self, p: npt.NDArray[np.uint64]) -> None:
-        self.lib.l4s_configure(self.core, p.ctypes.data_as(ctypes.c_void_p), ctypes.c_uint64(self.now))
-
-    def params(self, core: Core) -> dict[str, int]:
-        """Those in force: what `struct l4s_core` begins with."""
-        return dict(zip(core.ranges, np.frombuffer(self.core.raw, np.uint64, len(core.ranges)).tolist(), strict=True))
-
-    def decide(
-        self, sequence: int, action: int, *, queue: int = 0, lives_ns: int = 10_000_000, given_ns: int = 0
-    ) -> int:
-        times = [("expires_ns", "u8"), ("given_ns", "u8")]
-        decision = np.zeros(1, [("sequence", "u8"), *times, ("queue", "u1"), ("action", "u1"), ("", "V6")])
-        decision[0] = (sequence, self.now + lives_ns, self.now + given_ns, queue, action, b"")
-        return int(self.lib.l4s_decide(self.core, decision.ctypes.data_as(ctypes.c_void_p), ctypes.c_uint64(self.now)))
 
 
 ACCEPTED, DETACHED, MALFORMED, EXPIRED, OUT_OF_ORDER, UNASKED, SHIELDED = range(7)
@@ -545,20 +475,6 @@ def test_an_agent_hits_no_more_than_the_law_and_its_factor(core: Core, variant: 
         hit, likely = share(256 * factor)
         assert 0.0 < hit <= 1.05 * min(factor * likely, 1.0) + 0.002
     assert share(0)[0] > 0.9
-
-
-def pack_model(nodes: list[tuple[int, int, int, int, int, int]]) -> bytes:
-    """`struct l4s_model` of (threshold, drop, mark, low, high, feature)."""
-    table = np.zeros(len(nodes), NODE)
-    for k, values in enumerate(nodes):
-        for name, value in zip(NODE.names or (), values, strict=False):
-            table[name][k] = value
-    return whole(Model(table))
-
-
-def whole(model: Model) -> bytes:
-    """A packed model in a struct of full size."""
-    return model.pack().ljust(8 + MAX_NODES * NODE.itemsize, b"\0")
 
 
 @pytest.mark.parametrize("how", ["shield", "detach"])
@@ -804,51 +720,3 @@ def test_the_shield_takes_a_queue_back_from_set_probabilities(core: Core) -> Non
     wound_up = [int(held.offer()["drop_probability"]) for _ in range(90)][-1]
     back = int(held.offer(after_ns=20_000_000)["drop_probability"])
     assert calm <= back < wound_up / 2  # the law has its queue as it was
-
-
-def test_a_tree_decides_every_packet(core: Core) -> None:
-    tree = pack_model([(1000, 0, 0, 1, 2, 7), (0, 0, 0, 0, 0, LEAF), (0, 0, ALL, 0, 0, LEAF)])
-    arrivals = np.zeros(1000, ARRIVAL)
-    arrivals["time_ns"] = np.arange(1000) * 2_000_000
-    arrivals["length"] = np.where(np.arange(1000) % 3 == 0, 1500, 300)
-    arrivals["ecn"], arrivals["action"] = 2, -1
-    rows = core.drive(core.params(TESTBED, **FREE), arrivals, rate_mbps=8.0, model=tree)
-    assert (rows["decided_by"] == 1).all()
-    assert (rows["action"] == np.where(arrivals["length"] > 1000, 2, 0)).all()
-
-
-@pytest.mark.parametrize("variant", [TESTBED, RFC9332, LINUX], ids=AQMS)
-def test_a_distilled_tree_decides_as_the_python_one(core: Core, variant: int) -> None:
-    pytest.importorskip("sklearn", reason="needs l4s-gym[data]")
-    rng = np.random.default_rng(0)
-    arrivals = np.zeros(10_000, ARRIVAL)
-    arrivals["time_ns"] = np.cumsum(rng.exponential(1.2e6, len(arrivals)).astype(np.int64))
-    arrivals["length"], arrivals["ecn"] = rng.choice([100, 1500], len(arrivals)), rng.integers(0, 4, len(arrivals))
-    arrivals["action"] = -1
-    rows = core.drive(core.params(variant, **FREE), arrivals, rate_mbps=5.0)
-    model = export_tree(distil(*training_rows([rows], frozenset(RECORD.names or ())), max_leaf_nodes=200))
-    # Every leaf certain, so that no draw is left: those that act the most act always, one drops, the next marks.
-    share = model.nodes["drop"].astype(np.int64) + model.nodes["mark"]
-    acts = share > np.median(share[model.nodes["feature"] == LEAF])
-    odd = np.arange(len(acts)) % 2 == 1
-    model.nodes["drop"], model.nodes["mark"] = np.where(acts & odd, ALL, 0), np.where(acts & ~odd, ALL, 0)
-    found = core.drive(core.params(variant, **FREE), arrivals, rate_mbps=5.0, model=whole(model))
-    raw = CausalStream(frozenset(RECORD.names or ())).observe(found).astype(np.uint64)
-    drop, mark = (model.probabilities(raw) > 0).T
-    assert (found["action"] == np.where(drop, 1, np.where(mark, 2, 0))).all()
-    assert 20 < (drop | mark).sum() < len(arrivals) - 20
-
-
-@pytest.mark.parametrize(
-    ("nodes", "wrong"),
-    [
-        ([], 0),
-        ([(0, 0, 0, 0, 1, 0), (0, 0, 0, 0, 0, LEAF)], 0),  # a way back
-        ([(0, 0, 0, 1, 2, 0), (0, 0, 0, 0, 0, LEAF)], 0),  # out of the tree
-        ([(0, 0, 0, 1, 2, 8), (0, 0, 0, 0, 0, LEAF), (0, 0, 0, 0, 0, LEAF)], 0),  # no such feature
-        ([(0, 0, 0, 1, 2, 7), (0, 0, 0, 0, 0, LEAF), (0, ALL, 1, 0, 0, LEAF)], 2),  # more than certain
-        ([(0, 0, 0, 1, 2, 7), (0, 0, 0, 0, 0, LEAF), (0, ALL, 0, 0, 0, LEAF)], -1),
-    ],
-)
-def test_models_are_checked(core: Core, nodes: list[tuple[int, int, int, int, int, int]], wrong: int) -> None:
-    assert core._lib.l4s_model_check(pack_model(nodes)) == wrong

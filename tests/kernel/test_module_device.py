@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from l4s_gym.bridge import wire
+from l4s_gym.bridge.fixed import MOST_BYTES
+from l4s_gym.bridge.model import Model
 from l4s_gym.bridge.wire import ASK, ERROR, EVENT, HELLO, ROW, STATUS
 from l4s_gym.data.records import layout_digest
 from l4s_gym.envs import tune
 from l4s_gym.schema import ECT_1, RECORD
+from tests.kernel.models import LENGTH, constant, leaf, split
 from tests.kernel.module import (
     BY_OTHER,
     BY_PACKET,
@@ -39,17 +41,7 @@ GET_STATUS = OUT | wire.STATUS_BODY.itemsize << 16 | ord("L") << 8 | 2
 LAW = IN | OUT | (64 + wire.LAW_BODY.itemsize) << 16 | ord("L") << 8 | 4
 MODEL = IN | 16 << 16 | ord("L") << 8 | 3
 FIONBIO = IN | 4 << 16 | ord("f") << 8 | 126
-NODE = np.dtype(
-    [
-        ("threshold", "<u8"), ("drop", "<u4"), ("mark", "<u4"), ("low", "<u2"), ("high", "<u2"), ("feature", "u1"),
-        ("reserved", "u1", (3,)),
-    ]
-)  # fmt: skip
-LEAF = 255
-Nodes = npt.NDArray[np.void]
-KEPT: list[Nodes] = []
-SURE = 1 << 31
-"""Probability 1 of a leaf."""
+KEPT: list[Any] = []
 
 
 @pytest.fixture
@@ -673,58 +665,86 @@ def test_probabilities_by_the_device(module: Module, device: Device) -> None:
     assert law(device).set_prob is None
 
 
-def request(nodes: Nodes, **changes: int) -> bytes:
-    KEPT.append(nodes)  # the request has its address
-    fields = {"address": nodes.ctypes.data, "count": len(nodes), "reserved": 0} | changes
-    return struct.pack("<QII", fields["address"], fields["count"], fields["reserved"])
+def request(model: Model | bytes, **changes: int) -> bytes:
+    data = model if isinstance(model, bytes) else model.pack()
+    held = ctypes.create_string_buffer(data, len(data))
+    KEPT.append(held)  # the request has its address
+    fields = {"address": ctypes.addressof(held), "size": len(data), "reserved": 0} | changes
+    return struct.pack("<QII", fields["address"], fields["size"], fields["reserved"])
 
 
-def leaf(drop: int, mark: int = 0) -> Nodes:
-    nodes = np.zeros(1, NODE)
-    nodes["feature"], nodes["drop"], nodes["mark"] = LEAF, drop, mark
-    return nodes
+DROPS, PASSES = leaf(1.0, 0.0), leaf(0.0, 0.0)
 
 
 def test_a_model_decides(module: Module, device: Device) -> None:
     module.set_all({"shield_drops": 65536, "shield_c_us": 0, "shield_hits": 0})
-    nodes = np.concatenate([np.zeros(1, NODE), leaf(0), leaf(SURE)])
-    nodes[0] = (999, 0, 0, 1, 2, 7, (0, 0, 0))  # packets of more than 999 B are dropped
-    device.ioctl(MODEL, request(nodes))
+    device.ioctl(MODEL, request(split(LENGTH, 999, (0.0, 0.0), (1.0, 0.0))))
     assert [module.arrive(length) for length in (999, 1000, 500)] == [True, False, True]
     status = device.ask(wire.GET_STATUS)[0]["status"]
     assert status["model"] == 1 and status["agent"].tolist() == [3, 0]
-    device.ioctl(MODEL, request(leaf(0)))  # another one
+    device.ioctl(MODEL, request(PASSES))  # another one
     assert module.arrive(1000)
-    device.ioctl(MODEL, request(leaf(SURE)))
+    device.ioctl(MODEL, request(DROPS))
     while module.dequeue():
         pass
     module.expire()
     assert not module.arrive()  # of the next instance too
-    device.ioctl(MODEL, request(leaf(0), count=0))
+    device.ioctl(MODEL, request(b"", size=0))
     assert module.arrive()
     assert device.ask(wire.GET_STATUS)[0]["status"]["model"] == 0
 
 
 def test_a_wrong_model_is_refused_and_the_old_one_stays(module: Module, device: Device) -> None:
     module.set_all({"shield_drops": 65536, "shield_hits": 0})
-    device.ioctl(MODEL, request(leaf(SURE)))
-    loop = np.zeros(2, NODE)
-    for wrong in (request(loop), request(leaf(SURE, 1)), request(leaf(0), count=4097), request(leaf(0), reserved=1)):
-        with pytest.raises(OSError, match="EINVAL"):
-            device.ioctl(MODEL, wrong)
+    device.ioctl(MODEL, request(DROPS))
+    data = PASSES.pack()
+    wrong = {
+        "EFBIG": request(data, size=MOST_BYTES + 1),
+        "EPROTONOSUPPORT": request(data[:4] + b"\2" + data[5:]),
+        "ERANGE": request(data[:126] + b"\1" + data[127:]),  # values of a leaf that is not there
+        "EINVAL": request(data, reserved=1),
+    }
+    for error, asked in [*wrong.items(), ("EINVAL", request(data[:-1])), ("EINVAL", request(b"x" + data[1:]))]:
+        with pytest.raises(OSError, match=error):
+            device.ioctl(MODEL, asked)
+        assert not module.arrive()  # under traffic
     module.fail(COPY)
     with pytest.raises(OSError, match="EFAULT"):
-        device.ioctl(MODEL, request(leaf(0)))
+        device.ioctl(MODEL, request(PASSES))
     other = module.open()
     other.ask(wire.ATTACH, 1)
     with pytest.raises(OSError, match="EBUSY"):
-        device.ioctl(MODEL, request(leaf(0)))
+        device.ioctl(MODEL, request(PASSES))
     other.close()
     assert not module.arrive()
+
+
+def test_a_model_sets_parameters_by_the_timer(module: Module, device: Device) -> None:
+    """Of the law; the operator's hold again where it is unloaded, and the next instance has it too."""
+    module.arrive()
+    device.ioctl(MODEL, request(constant("parameters", 1.0, 0.0, 0.0, 0.0, 0.0, interval_ms=20.0)))
+    assert law(device).sets == 0
+    module.advance(45_000_000)
+    found = law(device)
+    assert found.sets == 2 and found.factors["target"] == 4.0
+    module.set_all({"law_target_high": 131_072})
+    module.advance(20_000_000)
+    assert law(device).factors["target"] == 2.0
+    device.ioctl(MODEL, request(PASSES))
+    assert law(device).factors["target"] == 1.0
+    device.ioctl(MODEL, request(constant("probability", 0.0, -1.0, interval_ms=20.0)))
+    while module.dequeue():
+        pass
+    module.expire()
+    module.arrive()
+    module.advance(20_000_000)
+    assert law(device).set_prob == pytest.approx((0.01, 0.0), rel=1e-4)
+    device.ioctl(MODEL, request(b"", size=0))
+    assert law(device).set_prob is None
 
 
 def test_a_loaded_model_goes_with_the_module(library: Path) -> None:
     with Module(library) as module:
         device = module.open()
-        device.ioctl(MODEL, request(leaf(0)))
+        device.ioctl(MODEL, request(PASSES))
         device.close()

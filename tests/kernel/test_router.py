@@ -21,10 +21,12 @@ import pytest
 
 from l4s_gym.bridge import wire
 from l4s_gym.bridge.client import BridgeError, Client
+from l4s_gym.bridge.model import Model
 from l4s_gym.schema import CE, ECT_0, ECT_1, NOT_ECT
 
 from . import netns
 from .conftest import Build
+from .models import QUEUE, constant, leaf, split
 from .netns import (
     ASK,
     ATTACH,
@@ -120,14 +122,9 @@ def test_prague_like_is_in_l(bed: Bed) -> None:
         assert stats["l4s"]["sojourn_ns"]["p50"] < 15e6  # far below Classic's target on an idle machine
 
 
-def node(feature: int = 255, low: int = 0, high: int = 0, drop: int = 0, mark: int = 0) -> bytes:
-    """A node of a model; without a feature a leaf."""
-    return struct.pack("<QIIHHB3x", 0, drop, mark, low, high, feature)
-
-
-def model_file(folder: Path, *nodes: bytes) -> str:
+def model_file(folder: Path, model: Model) -> str:
     path = folder / "model"
-    path.write_bytes(struct.pack("<II", len(nodes), 0) + b"".join(nodes))
+    path.write_bytes(model.pack())
     return str(path)
 
 
@@ -143,7 +140,7 @@ def test_marks_in_the_header(namespaces: None, build: Build, tmp_path: Path, fam
         else (socket.IPPROTO_IP, socket.IP_TOS, socket.IP_RECVTOS)
     )
     sent = [NOT_ECT, ECT_1, ECT_0, ECT_1, NOT_ECT, CE, ECT_1, ECT_0]
-    model = model_file(tmp_path, node(0, 1, 2), node(), node(mark=1 << 31))
+    model = model_file(tmp_path, split(QUEUE, 0, (0.0, 0.0), (0.0, 1.0)))
     with (
         Bed(build(san=True), tmp_path, UNSHAPED | {"shield_hits": 0}, "--model", model) as bed,
         bed.udp(bed.senders, family) as sender,
@@ -666,10 +663,9 @@ def test_bounds_of_the_shield_on_the_command_line(namespaces: None, build: Build
         assert done.returncode == 1 and "--shield" in done.stderr
 
 
-@pytest.mark.parametrize("leaf", [{"mark": 1 << 31}, {"drop": 1 << 31}], ids=["mark", "drop"])
-def test_a_model_decides(leaf: dict[str, int], namespaces: None, build: Build, tmp_path: Path) -> None:
-    """A tree whose only node is a leaf."""
-    model = model_file(tmp_path, node(**leaf))
+@pytest.mark.parametrize("what", ["marks", "drops"])
+def test_a_model_decides(what: str, namespaces: None, build: Build, tmp_path: Path) -> None:
+    model = model_file(tmp_path, leaf(1.0, 0.0) if what == "drops" else leaf(0.0, 1.0))
     with Bed(build(san=True), tmp_path, UNSHAPED | {"shield_drops": 65536, "shield_hits": 0}, "--model", model) as bed:
         bed.sink()
         with Device(bed.socket) as device:
@@ -677,8 +673,37 @@ def test_a_model_decides(leaf: dict[str, int], namespaces: None, build: Build, t
             assert device.status()["model"] == 1
         bed.traffic("blast", 0.2, "--pps", "200", "--size", "500", "--ecn", "ect1")
         found = bed.stats()
-    assert found["l4s"]["marks" if "mark" in leaf else "drops"] == 40
+    assert found["l4s"][what] == 40
     assert found["decisions"]["agent"] >= 40
+
+
+def test_a_model_is_replaced_and_a_wrong_one_refused(namespaces: None, build: Build, tmp_path: Path) -> None:
+    """By SIGHUP, under traffic: a wrong file changes nothing."""
+    model = Path(model_file(tmp_path, constant("parameters", 1.0, 0.0, 0.0, 0.0, 0.0)))
+    with Bed(build(san=True), tmp_path, TESTBED | {"variant": 1}, "--model", str(model)) as bed:
+        bed.sink()
+
+        def factor() -> float:
+            bed.traffic("blast", 0.2, "--pps", "200", "--size", "500", "--ecn", "ect1")
+            with Client(bed.socket) as client:
+                return client.law().factors["target"]
+
+        def load(data: bytes) -> None:
+            model.write_bytes(data)
+            assert bed.router is not None
+            bed.router.send_signal(signal.SIGHUP)
+
+        assert factor() == 4.0
+        good = constant("parameters", -1.0, 0.0, 0.0, 0.0, 0.0).pack()
+        for wrong in (good[:4] + b"\2" + good[5:], good + bytes(200_000), good[:126] + b"\1" + good[127:], b""):
+            load(wrong)
+            assert factor() == 4.0
+        load(good)
+        assert factor() == pytest.approx(0.13, rel=1e-3)
+        said = (tmp_path / "router.err").read_text()
+        for reason in ("another version", "wrong size", "out of range", "not a model"):
+            assert reason in said
+        os.truncate(tmp_path / "router.err", 0)
 
 
 # -- the socket: who, and what
@@ -861,22 +886,23 @@ def start_with(build: Build, folder: Path, text: str, *options: str) -> subproce
     return subprocess.run(bed.command(), capture_output=True, text=True, check=False)
 
 
+GOOD = leaf(0.0, 0.0).pack()
 MODELS = {
-    "empty": b"",
-    "no nodes": struct.pack("<II", 0, 0),
-    "count": struct.pack("<II", 2, 0) + node(),
-    "loop": struct.pack("<II", 1, 0) + node(1),
-    "too large": struct.pack("<II", 1, 0) + bytes(200_000),
-    "absurd count": struct.pack("<II", 1 << 31, 0) + bytes(1000),
+    "empty": (b"", "not a model"),
+    "head": (GOOD[:100], "not a model"),
+    "short": (GOOD[:-1], "wrong size"),
+    "too large": (GOOD + bytes(200_000), "wrong size"),
+    "version": (GOOD[:4] + b"\2" + GOOD[5:], "another version"),
+    "leaf": (GOOD[:126] + b"\1" + GOOD[127:], "out of range"),
 }
 
 
-@pytest.mark.parametrize("data", MODELS.values(), ids=MODELS.keys())
-def test_models_that_are_wrong(build: Build, tmp_path: Path, data: bytes) -> None:
+@pytest.mark.parametrize(("data", "says"), MODELS.values(), ids=MODELS.keys())
+def test_models_that_are_wrong(build: Build, tmp_path: Path, data: bytes, says: str) -> None:
     model = tmp_path / "model"
     model.write_bytes(data)
     done = start_with(build, tmp_path, "variant 1\n", "--model", str(model))
-    assert done.returncode == 1 and "not a model" in done.stderr
+    assert done.returncode == 1 and says in done.stderr
 
 
 def test_what_the_command_line_says(build: Build, tmp_path: Path) -> None:
