@@ -229,10 +229,5 @@ def train(
         "metrics": work.metrics(),
     }
     assert work.fitted is not None
-    StudentAgent(work.fitted.model, settings, done).save(out, card(done))
+    StudentAgent(work.fitted.model, settings, done).save(out)
     return done
-
-
-def card(training: Mapping[str, Any]) -> str:
-    """Return the card of a student."""
-    return ""

@@ -110,7 +110,7 @@ class StudentAgent:
         count = float(self.model.body.parameters)
         return {"parameters": count, "trainable_parameters": count, "bytes": float(len(self.model.pack()))}
 
-    def save(self, folder: PathLike, card: str = "") -> Path:
+    def save(self, folder: PathLike) -> Path:
         """Write the agent to a folder, which is replaced as a whole or not at all.
 
         Raises:
@@ -120,6 +120,4 @@ class StudentAgent:
         def fill(new: Path) -> None:
             (new / saved.MODEL).write_bytes(self.model.pack())
 
-        return saved.write(
-            folder, kind=KIND, config=self._settings, tensors={}, training=self.training, card=card, fill=fill
-        )
+        return saved.write(folder, kind=KIND, config=self._settings, tensors={}, training=self.training, fill=fill)

@@ -12,7 +12,7 @@ import pytest
 
 from l4s_gym import L4SError, agents, cli
 from l4s_gym.agents import distil, fitting, saved
-from l4s_gym.agents.protocol import Floats, Observations
+from l4s_gym.agents.protocol import Floats, Observations, policy_of
 from l4s_gym.agents.spec import AgentSpec
 from l4s_gym.agents.student import StudentAgent
 from l4s_gym.agents.teaching import Plan, School, Teacher
@@ -22,6 +22,7 @@ from l4s_gym.bridge.model import Model
 from l4s_gym.evaluation import harness
 from l4s_gym.forms import PACKET
 from l4s_gym.schema import OBSERVED
+from l4s_gym.sim import scenario
 from l4s_gym.sim.intervals import FEATURES
 
 torch = pytest.importorskip("torch")
@@ -70,6 +71,16 @@ class Reckless:
 
     def cost(self) -> dict[str, float]:
         return {"parameters": 0.0, "trainable_parameters": 0.0}
+
+
+class Asked(StudentAgent):
+    """A student that is asked packet by packet."""
+
+    def act(self, obs: Observations, rewards: Floats) -> Any:
+        return super().act(obs, rewards)
+
+
+SHORT = scenario.load("l4s-llm-testbed").replace(horizon_s=1.0)
 
 
 def settings(**more: Any) -> dict[str, Any]:
@@ -245,8 +256,8 @@ def test_the_integer_model_decides(tree: Path) -> None:
     for k in range(3):
         seen = model.memory().all(raw_of(obs[k], "parameters"))
         np.testing.assert_array_equal(taken[k], model.values(seen) / SAME)
-    results = harness.evaluate(f"student:{tree}", "l4s-llm-testbed", seeds=[0])
-    assert results[0].decisions > 100
+    results = harness.evaluate(f"student:{tree}", SHORT, seeds=[0])
+    assert 0 < results[0].decisions <= 10
 
 
 @pytest.mark.parametrize("to", ["tree", "mlp"])
@@ -260,8 +271,10 @@ def test_students_of_packets(to: str, tmp_path: Path) -> None:
     assert agent.rule == "sample" and agents.form_of(agent) == PACKET
     obs = np.abs(np.random.default_rng(0).normal(size=(100, 8))).astype(np.float32)
     np.testing.assert_array_equal(agent.probabilities(obs)[:, 1:], agent.model.outputs(raw_of(obs, PACKET)) / ONE)
-    assert agent.as_policy() is agent.policy
-    assert harness.evaluate(agent, "l4s-llm-testbed", seeds=[0])[0].utilisation > 0.1
+    asked = Asked(agent.model, {}, {})
+    assert policy_of(agent) is agent.policy and policy_of(asked) is None
+    inside, outside = (harness.evaluate(each, SHORT, seeds=[0])[0] for each in (agent, asked))
+    assert inside.episode_return == outside.episode_return and inside.classes == outside.classes
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
