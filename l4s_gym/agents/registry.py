@@ -124,6 +124,13 @@ KINDS: dict[str, AgentKind] = {
         online=True,
         starts_offline=True,
     ),
+    "student": AgentKind(
+        "l4s_gym.agents.distil",
+        "l4s_gym.agents.student:StudentAgent.of",
+        {"teacher": "zero:form=parameters", "labels": 400, "rounds": 2, "seconds": 1.0, "leaves": [2]},
+        "parameters",
+        online=True,
+    ),
     "a3c": _published("a2c", "a3c:A3CAgent", {"steps": 20, "hidden": 4}, "probability"),
     "dqn_aqm": _published("dqn_aqm", "dqn_aqm:DqnAgent", {"packets": 500, "hidden": 4, "steps": 3}, PACKET),
     "qp_aqm": _published("qp_aqm", "qp_aqm:QPAgent", {"levels": 4}, "probability"),

@@ -4,6 +4,7 @@
 |---|---|
 | `agent.json` | kind, versions, simulator, configuration, how it was trained, checksum of the weights |
 | `weights.safetensors` | the tensors; reading them runs no code |
+| `model.bin` | in place of the tensors: the integer model of a student, as a router loads it |
 | `adapter/` | LoRA's weights and configuration as peft writes them, if the agent has any |
 | `README.md` | the card |
 """
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 ABOUT: Final = "agent.json"
 WEIGHTS: Final = "weights.safetensors"
+MODEL: Final = "model.bin"
 ADAPTER: Final = "adapter"
 ADAPTER_WEIGHTS: Final = f"{ADAPTER}/adapter_model.safetensors"
 """Name of the adapter folder, as peft has it."""
@@ -39,8 +41,8 @@ CARD: Final = "README.md"
 CHECKPOINT: Final = "checkpoint"
 """Prefix of files of an unfinished training, which are removed when the agent is written."""
 _OLD: Final = "bc.npz"
-_OWN: Final = (ABOUT, WEIGHTS, ADAPTER, CARD, _OLD)
-_DIGESTS: Final = {"weights_sha256": WEIGHTS, "adapter_sha256": ADAPTER_WEIGHTS}
+_OWN: Final = (ABOUT, WEIGHTS, MODEL, ADAPTER, CARD, _OLD)
+_DIGESTS: Final = {"weights_sha256": WEIGHTS, "adapter_sha256": ADAPTER_WEIGHTS, "model_sha256": MODEL}
 """Entry of `ABOUT` and the file whose checksum it is."""
 
 
@@ -151,7 +153,7 @@ def write(
         folder: Its folder; the folders above are made.
         kind: Name in `registry.KINDS`.
         config: Plain data.
-        tensors: PyTorch tensors by name; copies are stored, so they may share memory.
+        tensors: PyTorch tensors by name, or none; copies are stored, so they may share memory.
         training: Plain data; `simulator` in it: fingerprint of the simulator that made the training's data.
         card: Text of the card.
         fill: Puts more files into the given folder.
@@ -167,11 +169,12 @@ def write(
     kind_of(kind)
     check_target(folder)
     check_finite(folder, tensors)
-    store = _safetensors()
+    store = _safetensors() if tensors else None
     try:
         with atomic_folder(folder, keep=_kept) as new:
             flat = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-            store.save_file(flat, new / WEIGHTS)
+            if store is not None:
+                store.save_file(flat, new / WEIGHTS)
             if fill is not None:
                 fill(new)
             about = {

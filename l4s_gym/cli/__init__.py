@@ -282,6 +282,7 @@ def evaluate(
 
 
 app.command(_agents.train)
+app.command(_agents.distil)
 app.command(name="test")(_agents.examine)
 app.command(_agents.compress)
 app.command(_leaderboard.leaderboard)

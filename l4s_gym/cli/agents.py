@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.table import Table
@@ -41,26 +41,15 @@ def train(
         allow_stale: Accept a dataset of another version of the simulator; the agent then needs it too.
     """
     from l4s_gym.agents import training
-    from l4s_gym.sim import fingerprint
 
     source, more = training.sources(agent, dataset, scenarios)
-    learner = training.learner(agent)
     chosen = training.load_config(agent, config, small=small, settings=settings)
     folder = out or Path("runs") / agent
-    try:
-        with fingerprint.allow_stale(allow_stale) as stale, progress_bar(f"training {agent}") as show:
-            done = learner.train(source, chosen, folder, resume=resume, progress=show, say=say, **more)
-    except KeyboardInterrupt:
-        if folder.is_dir() and any(entry.name.startswith("checkpoint") for entry in folder.iterdir()):
-            words = ["l4s-gym", "train", agent, "--out", str(folder)]
-            words += (["--dataset", dataset] if dataset else []) + (["--scenarios", scenarios] if scenarios else [])
-            words += [] if config is None else ["--config", str(config)]
-            words += (["--set", *settings] if settings else []) + (["--small"] if small else [])
-            words += [*(["--allow-stale"] if allow_stale else []), "--resume"]
-            say(f"stopped; the checkpoint is in {folder}. To go on: {shlex.join(words)}")
-        raise
-    for text in stale:
-        say(text)
+    words = ["train", agent, "--out", str(folder)]
+    words += (["--dataset", dataset] if dataset else []) + (["--scenarios", scenarios] if scenarios else [])
+    words += [] if config is None else ["--config", str(config)]
+    words += (["--set", *settings] if settings else []) + (["--small"] if small else [])
+    done = _trained(agent, source, chosen, folder, words, resume=resume, allow_stale=allow_stale, **more)
     metrics = done.get("metrics") or {}
     if "accuracy" in metrics:
         console.print(_metrics_table({agent: metrics}, f"{agent} on {source}, held out: {metrics['steps']:,} steps"))
@@ -89,6 +78,88 @@ def compress(
     size = f"{done['parameters']:,} parameters, {done['bytes'] / 1e6:.1f} MB"
     took = f"{done['latency_p50_ms']} ms a decision (p99 {done['latency_p99_ms']} ms)"
     say(f"{out}: {size}, {took}, misses {100 * done['missed']:.2f} % of the variance of the agent's decisions")
+
+
+def _trained(
+    kind: str,
+    source: str,
+    config: dict[str, Any],
+    folder: Path,
+    words: list[str],
+    *,
+    resume: bool,
+    allow_stale: bool,
+    **more: Any,
+) -> dict[str, Any]:
+    """Train an agent with a progress bar; where it is stopped, say by which command to go on."""
+    from l4s_gym.agents import training
+    from l4s_gym.sim import fingerprint
+
+    learner = training.learner(kind)
+    try:
+        with fingerprint.allow_stale(allow_stale) as stale, progress_bar(f"training {kind}") as show:
+            done = learner.train(source, config, folder, resume=resume, progress=show, say=say, **more)
+    except KeyboardInterrupt:
+        if folder.is_dir() and any(entry.name.startswith("checkpoint") for entry in folder.iterdir()):
+            again = ["l4s-gym", *words, *(["--allow-stale"] if allow_stale else []), "--resume"]
+            say(f"stopped; the checkpoint is in {folder}. To go on: {shlex.join(again)}")
+        raise
+    for text in stale:
+        say(text)
+    return done
+
+
+def distil(
+    agent: Name,
+    to: Literal["tree", "forest", "mlp", "linear"] = "tree",
+    out: Path | None = None,
+    scenarios: str = "random:train",
+    labels: int | None = None,
+    config: Path | None = None,
+    settings: Settings = (),
+    small: bool = False,
+    resume: bool = False,
+    allow_stale: bool = False,
+) -> None:
+    """Teach an agent's decisions to an integer model that a queue's kernel runs by itself.
+
+    Round by round the student drives episodes in the simulator, the agent labels them, and the student learns from all
+    rounds. OUT is a saved agent, and OUT/model.bin in it the file for l4s-router --model. Ctrl-C saves a checkpoint;
+    --resume goes on from it.
+
+    Args:
+        agent: The teacher: the folder of a saved agent, a rule such as threshold, or your own module:attribute.
+        to: What the student is: a tree, a forest, a perceptron (int8), or a linear rule.
+        out: Folder for the student; default: runs/student.
+        scenarios: In which it learns: random:train or suite:train.
+        labels: How often the teacher is asked in all: fewer for a slow one; default: that of the configuration.
+        config: Configuration (TOML); default: agents/student/config.toml.
+        settings: Change keys of the configuration, such as rounds=3 or hidden=[32].
+        small: Use the small configuration.
+        resume: Continue from the checkpoint in the folder; the result is the same as without the interruption.
+        allow_stale: Accept an agent of another version of the simulator.
+    """
+    from l4s_gym.agents import training
+    from l4s_gym.agents.student import KIND
+
+    folder = out or Path("runs") / KIND
+    chosen = training.load_config(KIND, config, small=small, settings=settings) | {"teacher": agent, "to": to}
+    chosen |= {} if labels is None else {"labels": labels}
+    words = ["distil", agent, "--to", to, "--out", str(folder), "--scenarios", scenarios]
+    words += [] if labels is None else ["--labels", str(labels)]
+    words += [] if config is None else ["--config", str(config)]
+    words += (["--set", *settings] if settings else []) + (["--small"] if small else [])
+    done = _trained(KIND, scenarios, chosen, folder, words, resume=resume, allow_stale=allow_stale)
+    metrics = done["metrics"]
+    table = Table(title=f"{to} and {done['teacher']}, where the student drives")
+    columns = list(next(iter(metrics["agreement"].values())))
+    for column in ("", *columns):
+        table.add_column(column, justify="right" if column else "left")
+    for name, row in metrics["agreement"].items():
+        table.add_row(name, *("-" if row[column] is None else f"{row[column]:.4f}" for column in columns))
+    console.print(table)
+    say("return of the teacher {:.4g}, of the student {:.4g}, in the same episodes".format(*metrics["returns"]))
+    say(f"{folder}: {metrics['bytes']:,} bytes, {metrics['steps']:,} labels in {done['seconds']:.0f} s")
 
 
 def examine(

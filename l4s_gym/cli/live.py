@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.table import Table
@@ -273,33 +273,42 @@ def _print_findings(found: list[Finding]) -> None:
 def model(
     rows: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="ROWS [ROWS ...]")],
     out: Path,
-    leaves: int = 256,
+    to: Literal["tree", "forest", "mlp", "linear"] = "tree",
+    leaves: int | None = None,
+    decided_by: Literal["kernel", "agent", "fallback"] = "kernel",
 ) -> None:
-    """Train an integer decision tree on logged decisions, for a queue to run by itself (l4s-router --model FILE).
+    """Train an integer model on logged decisions, for a queue to run by itself (l4s-router --model FILE).
+
+    A model of an agent is better made in closed loop: `l4s-gym distil`.
 
     Args:
         rows: Kernel logs, binary records (.rec) or Parquet files, in order of time.
-        out: File for the tree.
-        leaves: Largest number of leaves (up to 4096).
+        out: File for the model.
+        to: What it is: a tree, a forest, a perceptron, or a linear rule.
+        leaves: Number of leaves of a tree; default: the one that foresees best what is held out.
+        decided_by: Learn from the decisions of the queue's own law (kernel), of an agent, or of the fallback.
     """
-    from l4s_gym.bridge import trees
-    from l4s_gym.bridge.fixed import ONE
-    from l4s_gym.bridge.model import Inputs, Model, Trees
+    import numpy as np
+
+    from l4s_gym.agents import fitting
+    from l4s_gym.agents.distil import Config
     from l4s_gym.data.files import atomic_write
     from l4s_gym.data.stream import open_stream
-    from l4s_gym.schema import DROP, MARK
 
     check_output(out)
+    config = Config(to=to) if leaves is None else Config(to=to, leaves=(leaves,))
     with progress_bar("reading") as show:
         stream = open_stream(rows, progress=show)
-        raw, actions = trees.training_rows(stream.blocks(), stream.present)
-    body = Trees.of(trees.distil(raw, actions, max_leaf_nodes=leaves))
-    made = Model(PACKET, Inputs(), body)
+        runs = fitting.logged_rows(stream.blocks(), stream.present, decided_by)
+    train, held = fitting.parted(runs, config.held_out)
+    made = fitting.fit(config, PACKET, 0.0, train, held)
     with atomic_write(out) as file:
-        file.write(made.pack())
-    drop, mark = made.outputs(raw).mean(axis=0) / ONE
+        file.write(made.model.pack())
+    every = fitting.joined(runs)
+    shares = np.concatenate([each.mean(axis=0) for each in (every.labels, fitting.told(made.model, every.seen))])
+    drop, mark, own_drop, own_mark = 100 * shares
     say(
-        f"{len(raw)} rows with {100 * (actions == DROP).mean():.2f} % drops and {100 * (actions == MARK).mean():.2f} % "
-        f"marks, the tree {100 * drop:.2f} % and {100 * mark:.2f} %"
+        f"{len(every.seen)} rows with {drop:.2f} % drops and {mark:.2f} % marks, the model {own_drop:.2f} % and "
+        f"{own_mark:.2f} %"
     )
-    say(f"{len(body.low)} nodes, {body.leaves} leaves: {out}")
+    say(f"{to} of {made.size}, divergence {made.loss:.4f} nat on what is held out: {out}")

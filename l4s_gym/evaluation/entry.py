@@ -114,6 +114,8 @@ class Training(Struct, frozen=True, forbid_unknown_fields=True):
         learner: Name in `l4s_gym.agents.registry.KINDS`.
         dataset: Id of a dataset; "": an online learner needs none.
         scenarios: Of an online learner: `random:train` or `suite:train`.
+        teacher: Of a student, the experiment whose agents teach it, each the student of its seed; once read, the
+            training of that experiment.
         small: With the table `[small]` of the learner's configuration.
         settings: ``key=value`` of the configuration, which come last.
         seeds: One agent each.
@@ -125,10 +127,16 @@ class Training(Struct, frozen=True, forbid_unknown_fields=True):
     settings: tuple[str, ...] = ()
     seeds: Annotated[tuple[Seed, ...], Meta(min_length=1)] = (0,)
     scenarios: str = ""
+    teacher: Training | str = ""
 
     def __post_init__(self) -> None:
         if not self.dataset and not self.scenarios:
             raise L4SError("training: give a dataset, or scenarios for a learner that is online")
+
+    @property
+    def every(self) -> tuple[Training, ...]:
+        """This training and that of its teacher."""
+        return (self, *(self.teacher.every if isinstance(self.teacher, Training) else ()))
 
 
 class Experiment(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -344,11 +352,17 @@ def read_experiment(path: Path) -> Experiment:
     """An experiment; its name and variant are those of folder and file.
 
     Raises:
-        L4SError: It cannot be read or is not valid.
+        L4SError: It cannot be read or is not valid, or its teacher is not trained.
     """
     place = path.resolve()
     found: Experiment = decoded(path, Experiment, {"name": place.parent.name, "variant": place.stem})
-    return found
+    if found.training is None or not found.training.teacher:
+        return found
+    teacher = read_experiment(place.parent.parent / f"{found.training.teacher}.toml")
+    if teacher.training is None or teacher.agent:
+        raise L4SError(f"{path}: teacher {found.training.teacher!r}: name an experiment that trains, without options")
+    training = msgspec.structs.replace(found.training, teacher=teacher.training)
+    return msgspec.structs.replace(found, training=training)
 
 
 def another_protocol(entry: Head, version: int) -> str:
@@ -388,7 +402,7 @@ def validate(entry: Entry, protocol: Protocol, datasets: Mapping[str, str] | Non
         if entry.environment.scenarios.get(name) != digest:
             raise L4SError(f"{entry.id}: scenario {name!r}: is not the one that is here: {again}")
     training = entry.experiment.training
-    for name in [training.dataset] if training and training.dataset else []:
+    for name in [each.dataset for each in training.every if each.dataset] if training else []:
         if name not in entry.datasets:
             raise L4SError(f"{entry.id}: dataset {name!r}: has no checksum: {again}")
         if datasets and datasets.get(name, entry.datasets[name]) != entry.datasets[name]:

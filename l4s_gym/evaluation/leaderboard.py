@@ -110,15 +110,18 @@ def check_training(experiment: Experiment, protocol: Protocol | None = None) -> 
     how = experiment.training
     if how is None:
         return
-    seen = {f"scenarios {how.scenarios!r}": scenario.load_all(how.scenarios)} if how.scenarios else {}
-    if how.dataset and (recipe := recipe_of(how.dataset)):
-        names = {*recipe.scenarios, *recipe.small.scenarios, *recipe.full.scenarios}
-        seen[f"dataset {how.dataset!r}"] = tuple(scenario_of(name, 0) for name in names)
+    seen: dict[str, tuple[scenario.Scenario, ...]] = {}
+    for each in how.every:
+        if each.scenarios:
+            seen[f"scenarios {each.scenarios!r}"] = scenario.load_all(each.scenarios)
+        if each.dataset and (recipe := recipe_of(each.dataset)):
+            names = {*recipe.scenarios, *recipe.small.scenarios, *recipe.full.scenarios}
+            seen[f"dataset {each.dataset!r}"] = tuple(scenario_of(name, 0) for name in names)
     for source, members in seen.items():
-        for each in members:
-            if ranges.outside(each) if ranges else each.name not in train:
+        for one in members:
+            if ranges.outside(one) if ranges else one.name not in train:
                 remedy = "train on the suite train only"
-                raise L4SError(f"{experiment.id}: {source} has {each.name!r}, which is to be unseen: {remedy}")
+                raise L4SError(f"{experiment.id}: {source} has {one.name!r}, which is to be unseen: {remedy}")
 
 
 def valid(entries: Sequence[Entry], protocol: Protocol, size: str) -> tuple[list[Entry], list[Refusal]]:

@@ -12,6 +12,7 @@ it was, and two experiments share what they have in common.
 
 from __future__ import annotations
 
+import itertools
 import json
 import operator
 import os
@@ -24,12 +25,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 import l4s_gym
 from l4s_gym import parallel
 from l4s_gym.agents import AgentSpec, training
 from l4s_gym.data.build import ensure
 from l4s_gym.data.files import atomic_write
 from l4s_gym.errors import L4SError
+from l4s_gym.evaluation import entry as records
 from l4s_gym.evaluation import work
 from l4s_gym.evaluation.entry import FORMAT, Entry, Experiment, Failure, Protocol, TrainedAgent, environment
 from l4s_gym.evaluation.harness import reference_scores
@@ -86,8 +90,8 @@ class Sweep:
         Raises:
             L4SError: One is stale.
         """
-        for experiment in experiments:
-            name = experiment.training.dataset if experiment.training else ""
+        wanted = [(each, how.dataset) for each in experiments if each.training for how in each.training.every]
+        for experiment, name in wanted:
             if not name or name in self.datasets:
                 continue
             try:
@@ -102,20 +106,25 @@ class Sweep:
 
     def trainings(self, experiment: Experiment) -> list[Training]:
         """The trainings of an experiment."""
-        how = experiment.training
-        if how is None:
-            return []
+        return [] if experiment.training is None else self._trainings(experiment.training)
+
+    def _trainings(self, how: records.Training) -> list[Training]:
+        """Trainings, each after the one of its teacher."""
         jobs = []
+        teachers: list[Training] = []
+        if isinstance(how.teacher, records.Training):
+            teachers = self._trainings(msgspec.structs.replace(how.teacher, seeds=how.seeds))
         plain = training.load_config(how.learner, small=how.small, settings=how.settings)
         names = ("train.seed", "model.backbone.seed") if "train" in plain else ("seed",)
         data = self.datasets[how.dataset] if how.dataset else ""
         about = [how.learner, how.dataset, data, plain, l4s_gym.__version__, fingerprint.FINGERPRINT]
         about += [how.scenarios, *map(digest, load_all(how.scenarios))] if how.scenarios else []
+        about += [teachers[0].home.name] if teachers else []
         home = self.work / "agents" / checksum(about)[:16]
-        for seed in how.seeds:
+        for seed, teacher in itertools.zip_longest(how.seeds, teachers):
             settings = [*how.settings, *(f"{name}={seed}" for name in names)]
             config = training.load_config(how.learner, small=how.small, settings=settings)
-            jobs.append(Training(how.learner, how.dataset, data, config, seed, home, how.scenarios))
+            jobs.append(Training(how.learner, how.dataset, data, config, seed, home, how.scenarios, teacher))
         return jobs
 
     def parts(self, experiment: Experiment) -> list[Part]:
@@ -156,17 +165,19 @@ class Sweep:
     def run(self, experiments: Sequence[Experiment], progress: ShowProgress, *, evaluate: bool = True) -> None:
         """Train, and with `evaluate` run the cells, as far as it is not done: trainings first, long ones first.
 
-        The cells of an agent are added when it is trained.
+        The cells of an agent are added when it is trained, a student when its teacher is.
         """
         for experiment in self._alive(experiments):
             with self._blamed(experiment, "planning"):
                 self.plan[experiment.id] = self.parts(experiment)
         parts = [part for planned in self.plan.values() for part in planned]
-        todo = self._missing((part.experiment, part.job) for part in parts if part.job is not None)
+        todo, taught = self._taught(
+            self._missing((part.experiment, part.job) for part in parts if part.job is not None)
+        )
         trained = [part for part in parts if part.job is None or part.job.key in self.done]
         waiting = [part for part in parts if part not in trained] if evaluate else []
         todo += self._ready(trained if evaluate else [])
-        left = total = sum(job.weight for job in [*todo, *(cell for part in waiting for cell in part.cells)])
+        left = total = sum(job.weight for job in [*todo, *taught, *(cell for part in waiting for cell in part.cells)])
         if not todo:
             return
         with progress(f"running {len(todo)} trainings and cells, and the cells of agents to be trained") as show:
@@ -182,8 +193,16 @@ class Sweep:
                 cells = self._ready(ready if job.key in self.done else [])
                 left += sum(cell.weight for cell in cells)
                 left -= sum(cell.weight for part in ready for cell in part.cells)
-                todo += cells
+                todo += [each for each in taught if each.teacher == job and job.key in self.done] + cells
                 show(1.0 - left / total)
+
+    def _taught(self, jobs: Iterable[Job]) -> tuple[list[Job], list[Training]]:
+        """What of some jobs can be begun, with the teachers to be trained; and the students of these."""
+        students = [job for job in jobs if isinstance(job, Training) and job.teacher is not None]
+        owned = ((owner, job.teacher) for job in students for owner in self.owners[job.key] if job.teacher)
+        todo = [job for job in jobs if job not in students] + self._missing(owned)
+        waiting = [job for job in students if job.teacher and job.teacher.key not in self.done]
+        return todo + [job for job in students if job not in waiting], waiting
 
     def _results(self, todo: Sequence[Job]) -> Iterator[parallel.Done[dict[str, Any]]]:
         """Run what is to be done, which may grow."""
@@ -243,7 +262,7 @@ class Sweep:
                 rows += [{**about, **row} for row in found["results"]]
         order = {cell: k for k, cell in enumerate(self.protocol.cells(self.size))}
         rows.sort(key=lambda row: (row["train_seed"] or 0, order[row["suite"], row["scenario"]], row["seed"]))
-        how = experiment.training
+        names = [how.dataset for how in experiment.training.every] if experiment.training else []
         return Entry(
             format=FORMAT,
             agent=experiment.name,
@@ -254,7 +273,7 @@ class Sweep:
             protocol=self.protocol.version,
             protocol_digest=self.protocol.digest(self.size),
             environment=environment([name for _, name in self.protocol.cells(self.size)]),
-            datasets={how.dataset: self.datasets[how.dataset]} if how and how.dataset in self.datasets else {},
+            datasets={name: self.datasets[name] for name in names if name in self.datasets},
             origin=origin(),
             training=tuple(trained),
             results=tuple(rows),

@@ -82,6 +82,7 @@ class Training:
         seed: The seed.
         home: Folder of the agent's folder.
         scenarios: In which an online learner learns.
+        teacher: The training of the agent that teaches it; None: it has none.
     """
 
     learner: str
@@ -91,6 +92,7 @@ class Training:
     seed: int
     home: Path
     scenarios: str = ""
+    teacher: Training | None = None
 
     @property
     def folder(self) -> Path:
@@ -119,7 +121,10 @@ class Training:
 
     @property
     def parcel(self) -> parallel.Parcel:
-        """The files of the dataset."""
+        """The files of the dataset, or of the teacher."""
+        if self.teacher is not None:
+            teacher = self.teacher.folder
+            return f"agent {AgentSpec.of_folder(teacher).digest()}", lambda: pack(teacher)
         if not self.dataset:
             return "no dataset", dict
         folder = minari_io.dataset_folder(self.dataset)
@@ -312,7 +317,8 @@ def train(job: Training) -> dict[str, Any]:
     if not resume and job.folder.exists():
         shutil.rmtree(job.folder)  # of a training that was killed before its first checkpoint
     source, more = training.sources(job.learner, job.dataset, job.scenarios)
-    done = learner.train(source, dict(job.config), job.folder, resume=resume, **more)
+    taught = {"teacher": str(job.teacher.folder)} if job.teacher else {}
+    done = learner.train(source, {**job.config, **taught}, job.folder, resume=resume, **more)
     cost = saved.load(job.folder).cost()
     return {
         "seed": job.seed,
@@ -336,6 +342,10 @@ def _train_away(job: Training, files: Mapping[str, bytes]) -> dict[str, Any]:
             with minari_io.datasets_in(data):
                 if job.dataset:
                     unpack(files, minari_io.dataset_folder(job.dataset))
+                if job.teacher:
+                    teacher = replace(job.teacher, home=away.home / "teacher")
+                    unpack(files, teacher.folder)
+                    away = replace(away, teacher=teacher)
                 found = train(away)
             found["files"] = pack(away.folder)
             shutil.rmtree(away.home)

@@ -36,7 +36,7 @@ seconds = 2.0
 """
 """Recipe of a dataset of control intervals."""
 NEEDS = {"llm": "peft"} | dict.fromkeys(("ppo", "sac_online", "a3c"), "stable_baselines3")
-NEEDS |= dict.fromkeys(("es", "dqn_aqm", "qp_aqm", "iaqm"), "torch")
+NEEDS |= dict.fromkeys(("es", "dqn_aqm", "qp_aqm", "iaqm", "student"), "torch")
 TINY: dict[str, dict[str, Any]] = {
     name: dict(kind.tiny) for name, kind in KINDS.items() if importlib.util.find_spec(NEEDS.get(name, "l4s_gym"))
 }

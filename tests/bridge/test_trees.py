@@ -1,4 +1,4 @@
-"""A tree of logged decisions."""
+"""Models of logged decisions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from l4s_gym import cli
-from l4s_gym.bridge import trees
+from l4s_gym.agents import fitting
+from l4s_gym.agents.distil import Config
 from l4s_gym.bridge.fixed import ONE
 from l4s_gym.bridge.model import Inputs, Model, Trees
 from l4s_gym.data.causal import UNKNOWN
@@ -23,79 +24,88 @@ ALL = frozenset(BY_NAME)
 
 
 @pytest.fixture(scope="module")
-def rows(simulated: Any) -> Any:
-    """Features and actions of a simulated log."""
-    return trees.training_rows([simulated], ALL)
+def rows(simulated: Any) -> fitting.Rows:
+    """Rows of a simulated log."""
+    return fitting.joined(fitting.logged_rows([simulated], ALL))
 
 
-def model_of(tree: Any) -> Model:
-    """The model of a fitted tree."""
-    return Model("packet", Inputs(), Trees.of(tree))
+def model_of(rows: fitting.Rows, leaves: int) -> Model:
+    """The model of a tree of some rows."""
+    return Model("packet", Inputs(), Trees.of(fitting.grown(Config(), "packet", rows, 1, leaves)))
 
 
-def test_the_same_as_scikit_learn(rows: Any) -> None:
-    tree = trees.distil(*rows, max_leaf_nodes=200)
-    found = model_of(tree).outputs(rows[0])
-    expected = np.zeros((len(rows[0]), 3))
-    expected[:, tree.classes_.astype(int)] = tree.predict_proba(rows[0])
+def test_the_same_as_scikit_learn(rows: fitting.Rows) -> None:
+    tree = fitting.grown(Config(), "packet", rows, 1, 200)
+    found = Model("packet", Inputs(), Trees.of(tree)).outputs(rows.seen)
+    expected = np.zeros((len(rows.seen), 3))
+    expected[:, tree.classes_.astype(int)] = tree.predict_proba(rows.seen)
     np.testing.assert_allclose(found / ONE, expected[:, 1:], atol=2.0**-30)
     assert len(np.unique(found, axis=0)) > 5
 
 
-def test_shares_of_the_actions_are_kept(rows: Any) -> None:
-    raw, actions = rows
-    drop, mark = model_of(trees.distil(raw, actions)).outputs(raw).mean(axis=0) / ONE
-    assert drop == pytest.approx((actions == 1).mean(), rel=1e-6)
-    assert mark == pytest.approx((actions == 2).mean(), rel=1e-6)
+def test_shares_of_the_actions_are_kept(rows: fitting.Rows) -> None:
+    drop, mark = model_of(rows, 256).outputs(rows.seen).mean(axis=0) / ONE
+    np.testing.assert_allclose([drop, mark], rows.labels.mean(axis=0), rtol=0.05)
 
 
-def test_rows_that_are_left_out(simulated: Any) -> None:
+def test_whose_rows_are_learned_from(simulated: Any) -> None:
     records = simulated[:1000].copy()
     records["decided_by"][10:20] = 1
     records["accumulated_probability_before"][30:35] = UNKNOWN
-    raw, actions = trees.training_rows([records[:600], records[600:]], ALL)
-    assert len(raw) == len(actions) == 985
-    assert len(trees.training_rows([records], ALL, rows=100)[0]) == 100
-    np.testing.assert_array_equal(raw[:10, 4], records["accumulated_probability_before"][:10])
-    with pytest.raises(L4SError, match="give complete records"):
-        trees.training_rows([records[:0]], ALL)
+    (run,) = fitting.logged_rows([records[:600], records[600:]], ALL)
+    assert len(run.seen) == len(run.labels) == 985
+    (own,) = fitting.logged_rows([records], ALL, "agent")
+    np.testing.assert_array_equal(own.seen[:, 4], records["accumulated_probability_before"][10:20])
+    np.testing.assert_array_equal(own.labels, np.eye(3)[records["action"][10:20]][:, 1:])
+    assert len(fitting.joined(fitting.logged_rows([records[:50], records[50:]], ALL, most=100)).seen) == 100
+    np.testing.assert_array_equal(run.seen[:10, 4], records["accumulated_probability_before"][:10])
+    for wrong in (([records[:0]], ALL), ([records], ALL, "fallback")):
+        with pytest.raises(L4SError, match="give complete records"):
+            fitting.logged_rows(*wrong)  # type: ignore[arg-type]
 
 
-def test_trees_that_do_not_fit(rows: Any) -> None:
+def test_whole_runs_are_held_out(simulated: Any) -> None:
+    """Where there are several; of a single one its end. A run begins where the sequence starts again."""
+    records = simulated[:1000]
+    runs = fitting.logged_rows([records[:300], records[300:], records[:500], records[:400]], ALL)
+    assert [len(each.seen) for each in runs] == [1000, 500, 400]
+    train, held = fitting.parted(runs, 0.3)
+    assert sorted((len(train.seen), len(held.seen))) in ([400, 1500], [500, 1400], [900, 1000])
+    train, held = fitting.parted(runs[:1], 0.3)
+    np.testing.assert_array_equal(np.concatenate([train.seen, held.seen]), runs[0].seen)
+    assert len(held.seen) == 300
+
+
+def test_trees_that_do_not_fit(rows: fitting.Rows) -> None:
     from sklearn.tree import DecisionTreeClassifier
 
+    actions = fitting.whole(rows.labels).argmax(axis=1)
     with pytest.raises(L4SError, match="8 features"):
-        Trees.of(DecisionTreeClassifier(max_depth=2).fit(rows[0][:, :3], rows[1]))
-    for leaves in (1, 5000):
-        with pytest.raises(L4SError, match=f"leaves={leaves}"):
-            trees.distil(*rows, max_leaf_nodes=leaves)
+        Trees.of(DecisionTreeClassifier(max_depth=2).fit(rows.seen[:, :3], actions))
     noise = np.random.default_rng(0)
     many = DecisionTreeClassifier().fit(noise.integers(0, 1 << 30, (20_000, 8)), noise.integers(0, 3, 20_000))
     with pytest.raises(L4SError, match="give fewer leaves"):
         Trees.of(many)
     with pytest.raises(L4SError, match="below 0"):
-        Trees.of(DecisionTreeClassifier(max_depth=2).fit(-rows[0].astype(np.float64) - 1, rows[1]))
+        Trees.of(DecisionTreeClassifier(max_depth=2).fit(-rows.seen.astype(np.float64) - 1, actions))
 
 
-def test_the_largest_tree_fits() -> None:
-    noise = np.random.default_rng(0)
-    raw = noise.integers(0, 60_000, (200_000, 8))
-    tree = trees.distil(raw, noise.integers(0, 3, len(raw)), max_leaf_nodes=trees.MOST_LEAVES)
-    model = model_of(tree)
-    assert isinstance(model.body, Trees) and model.body.leaves == trees.MOST_LEAVES and len(model.pack()) < 100_000
-
-
-def test_one_action_alone(rows: Any) -> None:
-    model = model_of(trees.distil(rows[0], np.full(len(rows[0]), 2)))
-    assert model.outputs(rows[0][:3]).tolist() == [[0, ONE]] * 3
+def test_one_action_alone(rows: fitting.Rows) -> None:
+    model = model_of(fitting.Rows(rows.seen, np.tile([0.0, 1.0], (len(rows.seen), 1))), 8)
+    assert model.outputs(rows.seen[:3]).tolist() == [[0, ONE]] * 3
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], simulated: Any) -> None:
     save_records(tmp_path / "a.rec", simulated)
     out = tmp_path / "tree.bin"
-    assert cli.main(["live", "model", str(tmp_path / "a.rec"), "--out", str(out), "--leaves", "32"]) == 0
-    said = capsys.readouterr().out
+    words = ["live", "model", str(tmp_path / "a.rec"), "--out", str(out)]
+    assert cli.main([*words, "--leaves", "32"]) == 0
     body = Model.unpack(out.read_bytes()).body
-    assert isinstance(body, Trees) and body.leaves == 32 and "63 nodes, 32 leaves" in said
+    assert isinstance(body, Trees) and body.leaves <= 32 and "tree of 32, divergence" in capsys.readouterr().out
+    assert cli.main(words) == 0
+    body = Model.unpack(out.read_bytes()).body
+    assert isinstance(body, Trees) and body.leaves < 256  # few are best for what is held out
+    assert cli.main([*words, "--decided-by", "agent"]) == 2
+    assert "no row bears all features and a decision of the agent" in capsys.readouterr().err
     save_records(tmp_path / "b.rec", log_of(10), present=frozenset({"queue_type", "action"}))
     assert cli.main(["live", "model", str(tmp_path / "b.rec"), "--out", str(out)]) == 2

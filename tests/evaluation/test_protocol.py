@@ -142,6 +142,33 @@ def test_datasets_of_the_ranges_may_be_trained_on() -> None:
                 leaderboard.check_training(experiment, RULES)
 
 
+def test_a_teacher_is_named_by_its_experiment(tmp_path: Path) -> None:
+    """Its training is read with the student's, and held to the same ranges."""
+    student = 'title = "S"\nagent = ""\n[training]\nlearner = "student"\nscenarios = "suite:train"\nteacher = "{}"\n'
+    files = {
+        "bc/grid": 'title = "T"\nagent = ""\n[training]\nlearner = "bc"\ndataset = "l4s/dualpi2/grid-small-v0"\n',
+        "bc/argmax": 'title = "T"\nagent = "rule=argmax"\n[training]\nlearner = "bc"\ndataset = "l4s/x-v0"\n',
+        "random/plain": 'title = "R"\nagent = "random"\n',
+        **{f"student/{name}": student.format(f"bc/{name}") for name in ("grid", "argmax", "nobody")},
+        "student/plain": student.format("random/plain"),
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.toml").write_text(text)
+    taught = entry.read_experiment(tmp_path / "student" / "grid.toml")
+    assert taught.training is not None and isinstance(taught.training.teacher, Training)
+    assert [each.learner for each in taught.training.every] == ["student", "bc"]
+    with pytest.raises(L4SError, match="dataset 'l4s/dualpi2/grid-small-v0' has .*, which is to be unseen"):
+        leaderboard.check_training(taught, RULES)
+    for name, message in (
+        ("plain", "teacher 'random/plain': name an experiment that trains"),
+        ("argmax", "without options"),
+        ("nobody", "cannot be read"),
+    ):
+        with pytest.raises(L4SError, match=message):
+            entry.read_experiment(tmp_path / "student" / f"{name}.toml")
+
+
 # -- versions
 
 

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from l4s_gym import L4SError
-from l4s_gym.agents import RandomAgent, training
+from l4s_gym.agents import AgentSpec, RandomAgent, training
 from l4s_gym.agents.registry import KINDS, AgentKind
 from l4s_gym.data.build import checksum
 from l4s_gym.evaluation import entry, sweep, work
@@ -253,6 +253,68 @@ def test_trainings_are_shared_and_noted(tiny_dataset: str, protocol: Protocol, t
     assert entries[0].training == entries[1].training
     assert len(list((tmp_path / "work" / "agents").glob("*/trained-*.json"))) == 2
     assert len({row["episode_return"] for row in entries[0].results}) == len(entries[0].results)
+
+
+def student(teacher: Experiment, *settings: str, **more: Any) -> Experiment:
+    brief = ("labels=300", "rounds=1", "packets=60", "leaves=[4]")
+    how = Training(
+        "student",
+        scenarios="suite:train",
+        teacher=teacher.training or "",
+        settings=(*brief, *settings),
+        seeds=(0, 1),
+    )
+    return Experiment("Student", "", training=how, name="student", **more)
+
+
+def test_a_student_waits_for_its_teacher(tiny_dataset: str, protocol: Protocol, tmp_path: Path) -> None:
+    """It is taught by the agent of its seed, which is trained once; its entry names the teacher's dataset."""
+    teacher = trained(tiny_dataset)
+    pupils = [student(teacher), student(teacher, "held_out=0.5", variant="other")]
+    entries = sweep.run(pupils, protocol, "quick", tmp_path / "work", jobs=0)
+    for each in entries:
+        entry.validate(each, protocol, {tiny_dataset: checksum(tiny_dataset)})
+        assert each.experiment.learned == "online" and [t.seed for t in each.training] == [0, 1]
+        assert each.datasets == {tiny_dataset: checksum(tiny_dataset)}
+        assert read(write(each, tmp_path / "entries")) == each
+    homes = list((tmp_path / "work" / "agents").iterdir())
+    assert len(homes) == 3 and sorted(len(list(home.glob("bc-*"))) for home in homes) == [0, 0, 2]
+    told = [
+        json.loads(path.read_text())["training"] for path in (tmp_path / "work").glob("agents/*/student-1/agent.json")
+    ]
+    assert [each["teacher"] for each in told] == ["bc:bc-1"] * 2
+    (again,) = sweep.run([trained(tiny_dataset)], protocol, "quick", tmp_path / "work", jobs=0)
+    assert again.failed is None and len(list((tmp_path / "work" / "agents").iterdir())) == 3  # the same training
+    planned = sweep.Sweep(protocol, "quick", tmp_path, jobs=0, ray="")
+    planned.need_datasets(pupils, sweep.silent)
+    first, second = (planned.trainings(each)[1] for each in pupils)
+    assert first.teacher == second.teacher and first.teacher is not None and first.teacher.seed == 1
+    assert first.home != second.home and first.teacher.home == planned.trainings(teacher)[1].home
+
+
+def test_a_teacher_that_fails_costs_its_students(tiny_dataset: str, protocol: Protocol, tmp_path: Path) -> None:
+    how = Training("bc", tiny_dataset, settings=("no_such_key=1",))
+    (found,) = sweep.run([student(Experiment("BC", "", training=how))], protocol, "quick", tmp_path / "work", jobs=0)
+    assert found.failed is not None and "no_such_key" in found.failed.traceback and found.training == ()
+
+
+def test_a_student_learns_away_from_its_teachers_machine(
+    tiny_dataset: str, protocol: Protocol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = sweep.Sweep(protocol, "quick", tmp_path / "here", jobs=0, ray="")
+    experiment = student(trained(tiny_dataset))
+    planned.need_datasets([experiment], sweep.silent)
+    job = planned.trainings(experiment)[0]
+    assert job.teacher is not None
+    work.train(job.teacher)
+    name, files = job.parcel
+    assert name == f"agent {AgentSpec.of_folder(job.teacher.folder).digest()}"
+    packed = files()
+    work.train(job)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    away = replace(job, home=tmp_path / "apart", teacher=replace(job.teacher, home=tmp_path / "nowhere"))
+    made = work.run(away, packed)
+    assert made["files"]["model.bin"] == (job.folder / "model.bin").read_bytes()
 
 
 def test_nothing_is_run_beside_a_stale_dataset_or_agent(

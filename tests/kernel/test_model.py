@@ -12,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from l4s_gym.bridge import trees, wire
+from l4s_gym.agents import fitting
+from l4s_gym.agents.distil import Config
+from l4s_gym.bridge import wire
 from l4s_gym.bridge.fixed import MOST_BYTES, ONE, SAME
 from l4s_gym.bridge.model import Inputs, Layers, Lines, Memory, Model, Trees, raw_of
 from l4s_gym.data.causal import CausalStream
@@ -152,7 +154,8 @@ def student(core: Core) -> Model:
     """A tree of what the law decides, certain in its leaves."""
     pytest.importorskip("sklearn", reason="needs l4s-gym[data]")
     rows = core.drive(core.params(RFC9332), arrivals_of(np.random.default_rng(0), 10_000), rate_mbps=5.0)
-    tree = trees.distil(*trees.training_rows([rows], COMPLETE), max_leaf_nodes=200)
+    learned = fitting.joined(fitting.logged_rows([rows], COMPLETE))
+    tree = fitting.grown(Config(), "packet", learned, 1, 200)
     return certain(Model("packet", Inputs(), Trees.of(tree)))
 
 
