@@ -11,7 +11,7 @@
 #define LIVES 3		/* intervals for which an action holds */
 #define UNIT (1ULL << L4S_SEEN_BITS)
 #define MOST_BYTES (1ULL << 30)	/* that are told apart */
-#define MOST_NS (1ULL << 40)
+#define MOST (1ULL << 40)	/* of all other numbers */
 #define PLAIN 12	/* features of the last interval alone */
 #define PER_LN 1488522236	/* ln(2), 2^-31 */
 #define PER_LOG 3098164010	/* log2(e), 2^-31 */
@@ -42,7 +42,7 @@ grown(uint64_t *before, uint64_t now)
 static uint64_t
 ratio(uint64_t part, uint64_t whole)
 {
-	return ((at_most(part, MOST_NS) << L4S_SEEN_BITS) / (whole > 0 ? whole :
+	return ((at_most(part, MOST) << L4S_SEEN_BITS) / (whole > 0 ? whole :
 	    1));
 }
 
@@ -54,14 +54,14 @@ sending_ns(const struct l4s_core *c, uint64_t bytes)
 	    (c->rate_bps > 0 ? c->rate_bps : 1));
 }
 
-/* ln of a number in 2^-20, in 2^-20; 0 below 1. */
+/* ln(number / unit), in 2^-20; 0 below the unit. */
 static uint64_t
-logarithm(uint64_t number)
+logarithm(uint64_t number, uint64_t unit)
 {
-	uint64_t log2 = l4s_log2(number < UNIT ? UNIT : number) -
-	    (L4S_SEEN_BITS << L4S_SEEN_BITS);
-
-	return ((log2 * PER_LN) >> 31);
+	number = at_most(number, MOST);
+	if (number <= unit)
+		return (0);
+	return (((l4s_log2(number) - l4s_log2(unit)) * PER_LN) >> 31);
 }
 
 static void
@@ -91,7 +91,6 @@ observe_more(struct l4s_core *c, uint64_t elapsed_ns, uint64_t now_ns,
     uint64_t raw[L4S_SEEN_MOST])
 {
 	uint64_t *told = raw + PLAIN;
-	uint64_t rate;
 
 	for (unsigned w = 0; w < 2; w++) {
 		/* 1 - exp(-elapsed / constant), 2^-24 */
@@ -109,17 +108,15 @@ observe_more(struct l4s_core *c, uint64_t elapsed_ns, uint64_t now_ns,
 		}
 	}
 	for (int i = 0; i < 2; i++)
-		*told++ = logarithm((1 + (uint64_t)l4s_flows(c, i, now_ns)) <<
-		    L4S_SEEN_BITS);
-	rate = (at_most(c->rate_bps, MOST_NS) << L4S_SEEN_BITS) / LEAST_BPS;
-	*told = at_most(logarithm(rate), 16 * UNIT);
+		*told++ = logarithm(1 + (uint64_t)l4s_flows(c, i, now_ns), 1);
+	*told = at_most(logarithm(c->rate_bps, LEAST_BPS), 16 * UNIT);
 }
 
 static void
 observe(struct l4s_core *c, uint64_t now_ns, uint64_t raw[L4S_SEEN_MOST])
 {
 	/* An instance that slept has seen nothing for long: some is enough. */
-	uint64_t elapsed_ns = at_most(grown(&c->tick.at_ns, now_ns), MOST_NS);
+	uint64_t elapsed_ns = at_most(grown(&c->tick.at_ns, now_ns), MOST);
 	uint64_t served;
 
 	if (elapsed_ns == 0)

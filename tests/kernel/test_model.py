@@ -75,7 +75,7 @@ def test_on_a_million_rows(core: Core, model: Model) -> None:
 
 
 def fault(core: Core, data: bytes) -> str:
-    return core.outputs(data, np.zeros((0, 29)))[0]
+    return core.outputs(data, np.zeros((0, 29), np.int64))[0]
 
 
 def test_what_is_wrong_is_told(core: Core) -> None:
@@ -213,15 +213,30 @@ class Busy(Link):
         return wire.read_law(entry[0])
 
 
+def shows(first: int) -> Model:
+    """A linear model whose factors show five features."""
+    shown = np.zeros((5, 29), np.int8)
+    shown[np.arange(min(5, 29 - first)), np.arange(first, min(first + 5, 29))] = 127
+    lines = Lines(np.zeros(29, np.int32), np.full(29, 1 << 13, np.int32), 32767)  # log2(1 + x) = 1: 1/2
+    body = Layers((shown,), (np.full(5, -127 << 9),), (np.full(5, 7, np.uint8),))
+    return Model("parameters", Inputs((), lines), body, 20.0)
+
+
+@pytest.mark.parametrize("rate_bps", [60_000, 1_000_000_000, 400_000_000_000, 1 << 60])
+def test_any_rate_is_observed(core: Core, rate_bps: int) -> None:
+    link = Busy(core, shows(28))
+    link.set_rate(rate_bps)
+    link.run(20)
+    rate = min(np.log(rate_bps / 56e3), 16.0)
+    wanted = shows(28).decide(Memory("parameters")(raw_of(np.full((1, 29), rate), "parameters")))[0, 0] / SAME
+    assert link.law().factors["target"] == pytest.approx(wanted, rel=1e-3)
+
+
 def test_the_core_observes_as_the_controller_does(core: Core) -> None:
     """A linear model shows each feature: what it does with the core's own observation is what it would with ours."""
     found, wanted = [], []
     for first in range(0, 29, 5):
-        shown = np.zeros((5, 29), np.int8)
-        shown[np.arange(min(5, 29 - first)), np.arange(first, min(first + 5, 29))] = 127
-        lines = Lines(np.zeros(29, np.int32), np.full(29, 1 << 13, np.int32), 32767)  # log2(1 + x) = 1: 1/2
-        body = Layers((shown,), (np.full(5, -127 << 9),), (np.full(5, 7, np.uint8),))
-        model = Model("parameters", Inputs((), lines), body, 20.0)
+        model = shows(first)
         link = Busy(core, model, law_lifetime_ms=60_000)
         observe, memory, old = Observer(FEATURES), Memory("parameters"), link.law()
         for load in (0.5, 1.3, 1.3, 2.0, 0.0, 0.9, 1.1, 1.5):
@@ -311,7 +326,7 @@ def test_damaged_files_under_sanitizers(build: Callable[..., Path], tmp_path: Pa
     for number, model in enumerate(KINDS):
         (tmp_path / f"{number}.bin").write_bytes(model.pack())
     program = build("fuzz_model", san=True) / "fuzz_model"
-    command = [program, str(seconds), *sorted(tmp_path.glob("*.bin"))]
+    command = [str(program), str(seconds), *sorted(map(str, tmp_path.glob("*.bin")))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     tried, taken = (int(word) for word in done.stdout.split() if word.isdigit())

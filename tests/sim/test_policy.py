@@ -20,8 +20,9 @@ from l4s_gym.evaluation import harness, native
 from l4s_gym.schema import OBS_HIGH, OBS_SCALE
 from l4s_gym.sim import engine, events, layout, scenario
 from l4s_gym.sim.batch import Batch, Trajectories
-from l4s_gym.sim.policy import Network, Policy, Trees
+from l4s_gym.sim.policy import Integers, Network, Policy, Trees
 from l4s_gym.tables import timeless
+from tests.bridge.test_model import random_layers
 
 BIAS = np.array([3.0, 0.0, 1.0], np.float32)
 """So that random networks enqueue most packets, as agents do."""
@@ -96,6 +97,7 @@ POLICIES = {
     "corrected": Policy((network(64),), "diffuse", weights=(0.9, 3.0, 1.7)),
     "focal": Policy((network(64),), gamma=2.0),
     "tree": Policy((TREE,), softmax=False),
+    "integers": Policy((Integers(random_layers("packet", 16)),), softmax=False),
 }
 
 # -- probabilities
@@ -164,6 +166,11 @@ def test_wrong_policies_are_refused() -> None:
 
 
 # -- decisions
+
+
+def test_models_of_other_forms_are_refused() -> None:
+    with pytest.raises(L4SError, match="the engine asks models of packets alone"):
+        Policy((Integers(random_layers("probability")),), softmax=False).probabilities(observations(1))
 
 
 def test_draws_are_numpys() -> None:
