@@ -265,7 +265,8 @@ def forward(module: Any, x: torch.Tensor, form: str) -> torch.Tensor:
     import torch
 
     def rounded(value: torch.Tensor, unit: torch.Tensor | float, how: Any = torch.round) -> torch.Tensor:
-        return value + (how(value / unit) * unit - value).detach()
+        found: torch.Tensor = value + (how(value / unit) * unit - value).detach()
+        return found
 
     linear = [each for each in module if isinstance(each, torch.nn.Linear)]
     for each in linear:
