@@ -59,6 +59,7 @@ def refuse(capsys: Capture, *args: object) -> str:
         ("log", "convert"),
         ("log", "audit"),
         ("train",),
+        ("distil",),
         ("test",),
         ("evaluate",),
         ("leaderboard",),

@@ -95,7 +95,7 @@ def configure(given: Mapping[str, Any]) -> Config:
 
 
 class Distillation:
-    """The rounds of a training.
+    """The rounds of a training; `tell` is called with the share that is done.
 
     Attributes:
         teacher: The teacher.
@@ -104,8 +104,11 @@ class Distillation:
         fitted: The student, of all rounds so far.
     """
 
-    def __init__(self, scenarios: str, config: Config, lessons: list[Lessons]) -> None:
+    def __init__(
+        self, scenarios: str, config: Config, lessons: list[Lessons], tell: shared.Progress | None = None
+    ) -> None:
         self.config, self.lessons = config, lessons
+        self._tell = tell or (lambda share: None)
         self.teacher = Teacher(agents.make(config.teacher))
         plan = Plan.of(self.teacher, config.labels, config.rounds + TRIAL, config.seconds, config.packets)
         self.school = School(self.teacher, plan, scenarios, config.seconds, config.seed)
@@ -120,7 +123,10 @@ class Distillation:
         if taught:
             self.fitted = self.fit(choose=trial > 0)
         student = StudentAgent(self.fitted.model, {}, {}) if taught and self.fitted else None
-        found = self.school.round(min(number, self.config.rounds), student)
+        rounds = self.config.rounds
+        found = self.school.round(
+            min(number, rounds), student, lambda share: self._tell((number + share) / (rounds + TRIAL))
+        )
         (self.lessons if trial < 0 else self.trial).append(found)
         who = "the teacher"
         if student is not None and self.fitted is not None:
@@ -211,7 +217,7 @@ def train(
         state = shared.load_checkpoint(path, **about)
     begun = time.monotonic() - float(state["seconds"])
     lessons = [Lessons(*(part.numpy() for part in each)) for each in state["rounds"]]
-    work = Distillation(scenarios, chosen, lessons[: chosen.rounds])
+    work = Distillation(scenarios, chosen, lessons[: chosen.rounds], progress)
     work.trial = lessons[chosen.rounds :]
 
     def keep() -> None:

@@ -264,8 +264,9 @@ def forward(module: Any, x: torch.Tensor, form: str) -> torch.Tensor:
     """Return the outputs (n, K) of a perceptron as `Layers` computes them, but for the rounding of the outputs."""
     import torch
 
-    def rounded(value: torch.Tensor, unit: torch.Tensor | float) -> torch.Tensor:
-        return value + (torch.round(value / unit) * unit - value).detach()
+    def rounded(value: torch.Tensor, unit: torch.Tensor | float, how: Any = torch.round) -> torch.Tensor:
+        found: torch.Tensor = value + (how(value / unit) * unit - value).detach()
+        return found
 
     linear = [each for each in module if isinstance(each, torch.nn.Linear)]
     for each in linear:
@@ -275,5 +276,5 @@ def forward(module: Any, x: torch.Tensor, form: str) -> torch.Tensor:
         unit = base * 2.0 ** -torch.tensor(shifts, dtype=torch.float32)
         x = torch.nn.functional.linear(x, rounded(each.weight, unit[:, None]), rounded(each.bias, unit / UNIT))
         if not last:
-            x = rounded(torch.relu(x), 1.0 / UNIT).clamp(max=32767 / UNIT)
+            x = rounded(torch.relu(x), 1.0 / UNIT, torch.floor).clamp(max=65535 / UNIT)
     return x

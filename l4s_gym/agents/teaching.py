@@ -213,6 +213,6 @@ class School:
                 np.less(status, layout.TERMINATED, out=open_)
             else:
                 total += env.step(actions)[1]
-            if tell is not None:
-                tell((step + 1) / plan.steps)
+            if tell is not None and step % (plan.steps // 100 + 1) == 0:
+                tell(step / plan.steps)
         return Lessons(np.stack(seen, 1), np.stack(labels, 1), total)

@@ -61,7 +61,7 @@ def test_whose_rows_are_learned_from(simulated: Any) -> None:
     np.testing.assert_array_equal(run.seen[:10, 4], records["accumulated_probability_before"][:10])
     for wrong in (([records[:0]], ALL), ([records], ALL, "fallback")):
         with pytest.raises(L4SError, match="give complete records"):
-            fitting.logged_rows(*wrong)  # type: ignore[arg-type]
+            fitting.logged_rows(*wrong)
 
 
 def test_whole_runs_are_held_out(simulated: Any) -> None:

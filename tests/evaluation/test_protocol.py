@@ -158,7 +158,7 @@ def test_a_teacher_is_named_by_its_experiment(tmp_path: Path) -> None:
     taught = entry.read_experiment(tmp_path / "student" / "grid.toml")
     assert taught.training is not None and isinstance(taught.training.teacher, Training)
     assert [each.learner for each in taught.training.every] == ["student", "bc"]
-    with pytest.raises(L4SError, match="dataset 'l4s/dualpi2/grid-small-v0' has .*, which is to be unseen"):
+    with pytest.raises(L4SError, match=r"dataset 'l4s/dualpi2/grid-small-v0' has .*, which is to be unseen"):
         leaderboard.check_training(taught, RULES)
     for name, message in (
         ("plain", "teacher 'random/plain': name an experiment that trains"),
