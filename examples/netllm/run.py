@@ -1,7 +1,8 @@
 """NetLLM's three tasks: adapt a transformer to each, beside classical algorithms and a learned rival.
 
     python examples/netllm/run.py                    # all tasks, 5 trainings each, a small transformer from scratch
-    python examples/netllm/run.py vp --quick         # minutes: 1 short training
+    python examples/netllm/run.py vp --size 0.15     # minutes: 5 trainings, less of all else
+    python examples/netllm/run.py vp --quick         # 1 short training
     python examples/netllm/run.py --preset smollm2   # the first layers of a pretrained language model, with LoRA
 
 A run is appended to `results/TASK-PRESET.json`, and the page beside it is written anew. All policies of a setting are

@@ -5,7 +5,6 @@ It is asked for a target return, and later for what is left of it (`ReturnsToGo`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -164,7 +163,7 @@ class TaskAgent(LLMAgent):
 
     form = "task"
 
-    def act(self, obs: Sequence[Any], rewards: Floats) -> Any:  # type: ignore[override]
+    def act(self, obs: Any, rewards: Floats) -> Any:
         """Return actions (n, ...) by the decision rule, or the numbers as they are told.
 
         Args:

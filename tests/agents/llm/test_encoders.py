@@ -199,6 +199,7 @@ def test_errors(registry: None) -> None:
     for feature, message in [
         (Feature("a", "scalar", (3,)), "a scalar has none"),
         (Feature("a", "series", (3,)), "a series has none"),
+        (Feature("a", "vector", (3, 2)), "give .length"),
         (Feature("a", "image", (3,)), "give .height, width"),
         (Feature("a", "graph", (3, 3)), "give .nodes"),
     ]:
