@@ -114,7 +114,8 @@ def worst(
     return Margins(all(stable), min(phases), min(gains))
 
 
-def largest_gain(law: Options, scalable: bool, rtt_ms: float, steps: Floats = STEPS, **where: Any) -> float:
-    """Return the largest of some factors of both gains with which the loop is stable; 0: with none."""
-    stable = [factor for factor in steps if worst(law, scalable, rtt_ms, (1.0, factor, factor, 1.0), **where).stable]
+def largest_gain(law: Options, scalable: bool, rtt_ms: float, steps: Floats | None = None, **where: Any) -> float:
+    """Return the largest of some factors of both gains (`STEPS`) with which the loop is stable; 0: with none."""
+    tried = STEPS if steps is None else steps
+    stable = [factor for factor in tried if worst(law, scalable, rtt_ms, (1.0, factor, factor, 1.0), **where).stable]
     return float(max(stable, default=0.0))

@@ -324,7 +324,7 @@ class Certificate:
             p = seen.more["p"][len(seen.more["p"]) // 3 :]
             swings.append(float((p.std(0) / np.maximum(p.mean(0), 1e-9)).mean()))
             used.append(float(seen.used.mean()))
-        fine = np.geomspace(GAINS[0], GAINS[-1], 121)
+        fine = np.geomspace(GAINS[0], GAINS[-1], 15 * len(GAINS) + 1)
         return {
             "rtt_ms": rtt_ms,
             "rate_mbps": ONSET_MBPS,
