@@ -37,6 +37,11 @@ if have shellcheck "shellcheck"; then
     step "shellcheck"
     find . ../.ci -type f \( -name '*.sh' -o -path ../.ci/run \) -print0 | xargs -0 shellcheck
 fi
+if have cbmc "the shield's promises"; then
+    step "the shield's promises, by CBMC, and broken shields"
+    proof/prove.sh
+    proof/prove.sh --mutants
+fi
 "$PYTHON" -c 'import ziglang' 2>/dev/null ||
     "$PYTHON" -m pip install -qq --disable-pip-version-check -c ../constraints.txt ziglang || true
 if "$PYTHON" -c 'import ziglang' 2>/dev/null; then

@@ -27,7 +27,7 @@ from l4s_gym.agents import training as shared
 from l4s_gym.agents.d3rlpy_agents import number, restore
 from l4s_gym.agents.d3rlpy_learners import Config, D3RLPyLearner
 from l4s_gym.agents.imbalance import Imbalance
-from l4s_gym.agents.onestep import BOUND, MovingAverage, layers, scale_of, scaled
+from l4s_gym.agents.onestep import BOUND, MovingAverage, Perceptron, layers, scale_of, scaled
 from l4s_gym.agents.protocol import NO_RULE, Floats, Observations, check_batch, check_count
 from l4s_gym.data.d3rlpy_io import import_d3rlpy
 from l4s_gym.data.files import PathLike
@@ -175,6 +175,11 @@ class ActorAgent(ContinuousAgent):
         for k, (weight, bias) in enumerate(self._layers):
             x = np.matmul((np.maximum(x, 0.0) if k else x)[:, None], weight.T)[:, 0] + bias  # each row for itself
         return np.tanh(x)
+
+    def perceptron(self) -> Perceptron:
+        """Return what its slopes depend on."""
+        share = MovingAverage(self.training["control_interval_ms"], self.settings["smoothing_s"]).share
+        return Perceptron(self._std, tuple(weight for weight, _ in self._layers), (1.0,), 1.0, share)
 
     def logged_actions(self, logged: Trajectory, index: Ints) -> Floats:
         """Return what the policy chooses (B, K) at logged steps (B,)."""

@@ -169,12 +169,12 @@ class Memory:
     """
 
     def __init__(self, interval_ms: float, time_constants_s: Sequence[float]) -> None:
-        self._shares = [min(1.0, 1e-3 * interval_ms / each) for each in time_constants_s]
+        self.shares = [min(1.0, 1e-3 * interval_ms / each) for each in time_constants_s]
         self.reset()
 
     def reset(self) -> None:
         """Forget all observations."""
-        self._seen, self._averages = 0, [np.zeros(()) for _ in self._shares]
+        self._seen, self._averages = 0, [np.zeros(()) for _ in self.shares]
 
     def __call__(self, observations: Observations) -> Floats:
         """Return what is seen (..., D) with the next observations (..., F)."""
@@ -182,7 +182,7 @@ class Memory:
         self._seen += 1
         self._averages = [
             old + max(share, 1.0 / self._seen) * (logs - old)
-            for old, share in zip(self._averages, self._shares, strict=True)
+            for old, share in zip(self._averages, self.shares, strict=True)
         ]
         return np.concatenate((logs, *self._averages), axis=-1)
 
@@ -354,7 +354,7 @@ class MovingAverage:
     """
 
     def __init__(self, interval_ms: float, smoothing_s: float) -> None:
-        self._share = min(1.0, 1e-3 * interval_ms / smoothing_s) if smoothing_s else 1.0
+        self.share = min(1.0, 1e-3 * interval_ms / smoothing_s) if smoothing_s else 1.0
         self.reset()
 
     def reset(self) -> None:
@@ -363,7 +363,7 @@ class MovingAverage:
 
     def __call__(self, chosen: Floats) -> Floats:
         """Return the average (n, K) with what was chosen now."""
-        self._action = chosen if self._action is None else self._action + self._share * (chosen - self._action)
+        self._action = chosen if self._action is None else self._action + self.share * (chosen - self._action)
         return self._action.copy()
 
 
@@ -372,6 +372,27 @@ def layers(tensors: Mapping[str, torch.Tensor]) -> list[tuple[Floats, Floats]]:
     names = sorted({name.rpartition(".")[0] for name in tensors if "." in name}, key=lambda name: int(name[6:]))
     arrays = {name: value.numpy().astype(np.float64) for name, value in tensors.items()}
     return [(arrays[f"{name}.weight"], arrays[f"{name}.bias"]) for name in names]
+
+
+@dataclass(frozen=True)
+class Perceptron:
+    """How an actor gets from observations to actions, as far as its slopes go.
+
+    What it sees are 1 + M copies of ln(1 + observation), as it is and averaged, divided by deviations and bounded.
+
+    Attributes:
+        std: Deviations (D,), D = (1 + M) F.
+        weights: Of each layer (outputs, inputs); the functions between them and at the end have slopes of 1 at most.
+        shares: With which the newest observation enters each copy, once an episode runs (1 + M,).
+        factor: Of the last layer's outputs in what is chosen.
+        share: With which what is chosen now enters the action.
+    """
+
+    std: Floats
+    weights: tuple[Floats, ...]
+    shares: tuple[float, ...]
+    factor: float
+    share: float
 
 
 class OneStepAgent:
@@ -429,6 +450,11 @@ class OneStepAgent:
         for weight, bias in self._layers:
             x = np.tanh((x[:, None, :] * weight).sum(axis=-1) + bias)  # each row for itself, however many there are
         return self._average(self.config.reach * x)
+
+    def perceptron(self) -> Perceptron:
+        """Return what its slopes depend on."""
+        weights, shares = tuple(weight for weight, _ in self._layers), (1.0, *self._memory.shares)
+        return Perceptron(self._std, weights, shares, self.config.reach, self._average.share)
 
     def cost(self) -> dict[str, float]:
         """Return the number of the actor's parameters."""

@@ -20,6 +20,7 @@ from rich.table import Table
 from l4s_gym.cli import agents as _agents
 from l4s_gym.cli import leaderboard as _leaderboard
 from l4s_gym.cli.arguments import App
+from l4s_gym.cli.certify import certify as _certify
 from l4s_gym.cli.common import STDOUT, Settings, check_output, chosen_scenario, console, progress_bar, say
 from l4s_gym.data.files import printable
 from l4s_gym.errors import L4SError
@@ -286,6 +287,7 @@ app.command(_agents.distil)
 app.command(name="test")(_agents.examine)
 app.command(_agents.compress)
 app.command(_leaderboard.leaderboard)
+app.command(_certify)
 
 
 @app.command

@@ -3,15 +3,7 @@
     python benchmarks/studies/tune/run.py                 # both parts: about three minutes on one core
     python benchmarks/studies/tune/run.py --episodes 1000
 
-Part 1, on paper: the loop of De Schepper et al. 2016 ("PI2: a linearized AQM for both classic and scalable TCP"),
-linearised about its equilibrium as Hollot et al. 2002 do. With R = base RTT + target, W the window in packets, k the
-coupling and e = exp(-sR), the queue delay answers to the base probability p' by
-
-    Reno (p = p'^2):    sqrt(2)/R e / ((s + (1 + e)/(RW)) (s + 1/R) + (1 - e)/(R^2 W))
-    scalable (p = kp'): k/(2R)    e / ((s + e/(RW))       (s + 1/R) + (1 - e)/(R^2 W))
-
-(with a minus sign), and p' to the delay by (alpha + beta (1 - exp(-sT)))/(sT), which is the controller with the hold
-between two updates. Stable is a loop whose Nyquist curve does not go round -1.
+Part 1, on paper: the linearised loop of `l4s_gym.evaluation.certify.fluid`.
 
 Part 2, in the simulator: random parameters, in half of the episodes drawn once and held, in half anew for each control
 interval of 100 ms; half of the draws are corners of the box.
@@ -31,6 +23,7 @@ from l4s_gym import markdown
 from l4s_gym.cli.arguments import command_line
 from l4s_gym.data.files import atomic_write
 from l4s_gym.envs.tune import HIGHEST, LOWEST, PARAMETERS, DualPI2TuneVectorEnv
+from l4s_gym.evaluation.certify import fluid
 from l4s_gym.evaluation.origin import origin
 from l4s_gym.sim import measure
 from l4s_gym.sim.dualpi2_rfc9332 import Options
@@ -38,67 +31,24 @@ from l4s_gym.sim.scenario import Scenario, load, names
 
 RESULTS = Path(__file__).resolve().parent / "results"
 Floats = npt.NDArray[np.float64]
-RTTS_MS = (5, 10, 20, 50, 100)
-RATES_MBPS = (4, 12, 40, 120, 200)
-FLOWS = (1, 10)
 NATIVE = Options()
-OMEGA = np.geomspace(1e-3, np.pi / (1e-3 * NATIVE.tupdate_ms), 1500)
-"""Angular frequencies, 1/s, up to half of the controller's rate."""
 ENVS = 50
 FLAVOURS = ("held", "changing")
 """Parameters of the first half of the environments, and of the second."""
-
-
-def loop(scalable: bool, rtt_s: float, window: float, gains: tuple[float, float], coupling: float) -> Any:
-    """Open loop at each of `OMEGA` (complex)."""
-    s = 1j * OMEGA
-    delay, update = np.exp(-s * rtt_s), 1e-3 * NATIVE.tupdate_ms
-    controller = (gains[0] + gains[1] * (1 - np.exp(-s * update))) / (s * update)
-    own, gain = (delay, coupling / 2) if scalable else (1 + delay, np.sqrt(2))
-    slow = (s + own / (rtt_s * window)) * (s + 1 / rtt_s) + (1 - delay) / (rtt_s**2 * window)
-    return controller * gain / rtt_s * delay / slow
-
-
-def is_stable(curve: Any) -> bool:
-    """Whether the Nyquist curve of a loop with one integrator does not go round -1: 1 + L turns by a quarter."""
-    turned = np.unwrap(np.angle(1 + curve))
-    return bool(abs(turned[-1] - turned[0] - np.pi / 2) < np.pi / 2)
-
-
-def margins(curve: Any) -> tuple[float, float]:
-    """Phase margin at the last gain crossover, degrees, and gain margin at the first phase crossover, dB."""
-    phase, gain = np.unwrap(np.angle(curve)), np.abs(curve)
-    phase -= 2 * np.pi * np.round((phase[0] + np.pi / 2) / (2 * np.pi))
-    above = np.flatnonzero(gain >= 1.0)
-    beyond = np.flatnonzero(phase <= -np.pi)
-    phase_margin = 180.0 + np.degrees(phase[above[-1]]) if len(above) else np.inf
-    return float(phase_margin), float(-20 * np.log10(gain[beyond[0]])) if len(beyond) else np.inf
-
-
-def worst(scalable: bool, rtt_ms: float, factors: Floats) -> tuple[bool, float, float]:
-    """Stable at all rates and numbers of flows; and the smallest margins."""
-    rtt_s = 1e-3 * (rtt_ms + NATIVE.target_ms * factors[0])
-    windows = {max(rate * 1e6 * rtt_s / 12e3 / flows, 2.0) for rate, flows in itertools.product(RATES_MBPS, FLOWS)}
-    gains = (NATIVE.alpha * factors[1], NATIVE.beta * factors[2])
-    curves = [loop(scalable, rtt_s, window, gains, NATIVE.coupling * factors[3]) for window in windows]
-    found = [margins(curve) for curve in curves]
-    return all(map(is_stable, curves)), min(each[0] for each in found), min(each[1] for each in found)
 
 
 def on_paper(draws: int, rng: np.random.Generator) -> list[dict[str, Any]]:
     """For each base RTT: margins of the operator's values, share of the box that is stable, largest stable gains."""
     box = np.exp(rng.uniform(np.log(LOWEST), np.log(HIGHEST), (draws, len(PARAMETERS))))
     rows = []
-    for rtt_ms in RTTS_MS:
+    for rtt_ms in fluid.RTTS_MS:
         row: dict[str, Any] = {"rtt_ms": rtt_ms}
         for name in ("reno", "scalable"):
             scalable = name == "scalable"
-            _, phase, gain = worst(scalable, rtt_ms, np.ones(5))
+            _, phase, gain = fluid.worst(NATIVE, scalable, rtt_ms, np.ones(5))
             row[f"{name}_phase_margin_deg"], row[f"{name}_gain_margin_db"] = phase, gain
-            row[f"{name}_stable_share"] = np.mean([worst(scalable, rtt_ms, factors)[0] for factors in box])
-            steps = np.geomspace(0.1, 10.0, 61)
-            stable = [worst(scalable, rtt_ms, np.array([1.0, f, f, 1.0, 1.0]))[0] for f in steps]
-            row[f"{name}_largest_gain_factor"] = float(steps[np.flatnonzero(stable)[-1]])
+            row[f"{name}_stable_share"] = np.mean([fluid.worst(NATIVE, scalable, rtt_ms, each).stable for each in box])
+            row[f"{name}_largest_gain_factor"] = fluid.largest_gain(NATIVE, scalable, rtt_ms)
         rows.append(row)
     return rows
 

@@ -217,6 +217,11 @@ class IntervalAgent:
         found: Floats = self._reach * np.round(chosen.double().cpu().numpy() * GRAIN) / GRAIN
         return found
 
+    @property
+    def shares(self) -> list[float]:
+        """Shares with which an observation enters the averages of what is seen."""
+        return self._memory.shares
+
     def cost(self) -> dict[str, float]:
         """Return the numbers of parameters, and the number of decisions that it sees."""
         return self._counts.cost() | {"window": float(self.model.config.intervals.window)}
