@@ -16,13 +16,35 @@ from typing import Annotated, Any, Final
 import tyro
 
 from l4s_gym.cli.arguments import command_line
+from l4s_gym.evaluation import native
 from l4s_gym.evaluation.certify import page, run, statements
+from l4s_gym.evaluation.entry import read_protocol
 from l4s_gym.evaluation.origin import origin, write_run
 from l4s_gym.markdown import table
 
 RESULTS: Final = Path(__file__).resolve().parent / "results"
 NATIVE: Final = Path(__file__).resolve().parents[2] / "experiments" / "native"
+WINDOW: Final = 128
+"""Packets of the shield's window, as shipped."""
+SHARES: Final = (0.0625, 0.125, 0.25, 0.5)
 DISCIPLINES: Final = {"RFC 9332": "native:dualpi2_rfc9332", "RFC 9332 tuned": str(NATIVE / "dualpi2_tuned.toml")}
+
+
+def windows(given: str, seeds: int) -> dict[str, list[float]]:
+    """Return the largest share of drops in any window of the shield, of each episode, by queue."""
+    subject = run.Subject.of(given)
+    size = run.SIZES["standard"]
+    found: dict[str, list[float]] = {"C": [], "L": []}
+    for name in sorted({name for _, name in read_protocol().cells(size.suites)}):
+        for seed in range(run.FIRST_SEED, run.FIRST_SEED + seeds):
+            played = native.simulate(
+                subject.scenario(name, size.seconds), "dualpi2_rfc9332", seed, packets=True
+            ).packets
+            for k, queue in enumerate("CL"):
+                dropped = played["dropped"][played["l4s"] == bool(k)]
+                whole = dropped[: len(dropped) // WINDOW * WINDOW].reshape(-1, WINDOW)
+                found[queue].append(float(whole.mean(1).max(initial=0.0)))
+    return found
 
 
 def told(parts: dict[str, Any]) -> dict[str, Any]:
@@ -62,6 +84,13 @@ def tables(data: dict[str, Any]) -> str:
             for one in each["statements"]
         ]
         lines += [*table(("equation", "statement", "verdict", "number", "how"), rows), ""]
+    lines += ["## The largest share of drops in any window of 128 packets: episodes above", ""]
+    rows = [
+        [name, *(f"{sum(x > share for x in each[queue])}/{len(each[queue])}" for queue in "CL" for share in SHARES)]
+        for name, each in data["windows"].items()
+    ]
+    heads = [f"{queue} > {share:g}" for queue in "CL" for share in SHARES]
+    lines += [*table(("law", *heads), rows), ""]
     lines += ["## How likely any packet of an episode waits longer (95 % interval)", ""]
     heads = [f"{queue} > {ms} ms" for queue in "CL" for ms in next(iter(found.values()))["shield"][queue]]
     rows = [
@@ -134,7 +163,8 @@ def main(
         )
         page.write(folder)
         reports[name] = told(done.parts)
-    data = json.loads(json.dumps({**origin(), "reports": reports}, default=float))
+    drops = {name: windows(given, 1 if small else 3) for name, given in DISCIPLINES.items()}
+    data = json.loads(json.dumps({**origin(), "reports": reports, "windows": drops}, default=float))
     write_run(out, "certify", data, tables(data))
 
 
