@@ -163,7 +163,7 @@ def main(
         )
         page.write(folder)
         reports[name] = told(done.parts)
-    drops = {name: windows(given, 1 if small else 3) for name, given in DISCIPLINES.items()}
+    drops = {name: windows(given, 1) for name, given in DISCIPLINES.items()}
     data = json.loads(json.dumps({**origin(), "reports": reports, "windows": drops}, default=float))
     write_run(out, "certify", data, tables(data))
 
