@@ -61,7 +61,8 @@ def test_drift_of_a_linear_process() -> None:
         for t in range(1, len(x)):
             x[t] = 1 + a * (x[t - 1] - 1) + s * rng.standard_normal()
         tallies.append(chance.tally(x, 1, edges))
-    bands = chance.bands(*map(np.array, zip(*tallies, strict=True)), edges)
+    sums, counts = (np.array(part) for part in zip(*tallies, strict=True))
+    bands = chance.bands(sums, counts, edges)
     assert s / np.sqrt(1 - a * a) == pytest.approx(0.5)  # the distance at which V neither rises nor falls
     assert [band.falls for band in bands] == [True, False, False, True]
     assert bands[1].drift_low > 0.0
@@ -185,7 +186,8 @@ class Asked:
 def test_the_loop_is_that_of_the_evaluation(who: Any) -> None:
     scenario = load("grid-12m-20ms").replace(horizon_s=3.0)
     agent, native = harness.resolve(who)
-    seen = loop.watch(native or agent, scenario, [3, 4])
+    decides: Any = native or agent
+    seen = loop.watch(decides, scenario, [3, 4])
     expected = harness.evaluate(who, scenario.replace(warmup_s=0.0), seeds=[3, 4])
     assert seen.longest_ms[:, 0] == pytest.approx([each.delay_ms["C"]["max"] for each in expected])
     assert seen.used == pytest.approx([each.utilisation for each in expected])

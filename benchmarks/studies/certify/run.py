@@ -10,6 +10,7 @@ into `results`.
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -30,20 +31,18 @@ SHARES: Final = (0.0625, 0.125, 0.25, 0.5)
 DISCIPLINES: Final = {"RFC 9332": "native:dualpi2_rfc9332", "RFC 9332 tuned": str(NATIVE / "dualpi2_tuned.toml")}
 
 
-def windows(given: str, seeds: int) -> dict[str, list[float]]:
-    """Return the largest share of drops in any window of the shield, of each episode, by queue."""
+def windows(given: str) -> dict[str, list[float]]:
+    """Return the largest share of drops in any window of the shield, of an episode of each scenario, by queue."""
     subject = run.Subject.of(given)
     size = run.SIZES["standard"]
     found: dict[str, list[float]] = {"C": [], "L": []}
     for name in sorted({name for _, name in read_protocol().cells(size.suites)}):
-        for seed in range(run.FIRST_SEED, run.FIRST_SEED + seeds):
-            played = native.simulate(
-                subject.scenario(name, size.seconds), "dualpi2_rfc9332", seed, packets=True
-            ).packets
-            for k, queue in enumerate("CL"):
-                dropped = played["dropped"][played["l4s"] == bool(k)]
-                whole = dropped[: len(dropped) // WINDOW * WINDOW].reshape(-1, WINDOW)
-                found[queue].append(float(whole.mean(1).max(initial=0.0)))
+        scenario = subject.scenario(name, size.seconds)
+        played = native.simulate(scenario, run.LAW, run.FIRST_SEED, packets=True).packets
+        for k, queue in enumerate("CL"):
+            dropped = played["dropped"][played["l4s"] == bool(k)]
+            whole = dropped[: len(dropped) // WINDOW * WINDOW].reshape(-1, WINDOW)
+            found[queue].append(float(whole.mean(1).max(initial=0.0)))
     return found
 
 
@@ -154,16 +153,14 @@ def main(
     sizes = {each: run.SIZES["quick" if small or each in quick else "standard"] for each in (*agents, *quick)}
     full = run.SIZES["quick" if small else "standard"]
     jobs = [(name, given, full) for name, given in DISCIPLINES.items()]
-    jobs += [(f"{run.Subject.of(given).name}", given, size) for given, size in sizes.items()]
+    jobs += [(run.Subject.of(given).name, given, size) for given, size in sizes.items()]
     reports = {}
     for name, given, size in jobs:
         folder = work / name.replace(" ", "-")
-        done = run.certify(
-            run.Subject.of(given, name), size, folder, say=lambda text, name=name: print(name, text, flush=True)
-        )
+        done = run.certify(run.Subject.of(given, name), size, folder, say=partial(print, name, flush=True))
         page.write(folder)
         reports[name] = told(done.parts)
-    drops = {name: windows(given, 1) for name, given in DISCIPLINES.items()}
+    drops = {name: windows(given) for name, given in DISCIPLINES.items()}
     data = json.loads(json.dumps({**origin(), "reports": reports, "windows": drops}, default=float))
     write_run(out, "certify", data, tables(data))
 
