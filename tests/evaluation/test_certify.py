@@ -52,7 +52,7 @@ def test_bounds_cover_as_often_as_they_say() -> None:
 
 
 def test_drift_of_a_linear_process() -> None:
-    """x' = 1 + a (x - 1) + s e: V = (x - 1)^2 changes by (a^2 - 1) V + s^2 on average, so it falls where it is large."""
+    """V = (x - 1)^2 of x' = 1 + a (x - 1) + s e changes by (a^2 - 1) V + s^2 on average: it falls where it is large."""
     rng, a, s = np.random.default_rng(0), 0.8, 0.3
     edges = (-np.inf, 0.5, 1.0, 1.5, np.inf)
     tallies = []
@@ -61,7 +61,8 @@ def test_drift_of_a_linear_process() -> None:
         for t in range(1, len(x)):
             x[t] = 1 + a * (x[t - 1] - 1) + s * rng.standard_normal()
         tallies.append(chance.tally(x, 1, edges))
-    bands = chance.bands(*map(np.array, zip(*tallies, strict=True)), edges)
+    sums, counts = (np.array(part) for part in zip(*tallies, strict=True))
+    bands = chance.bands(sums, counts, edges)
     assert s / np.sqrt(1 - a * a) == pytest.approx(0.5)  # the distance at which V neither rises nor falls
     assert [band.falls for band in bands] == [True, False, False, True]
     assert bands[1].drift_low > 0.0
@@ -185,7 +186,8 @@ class Asked:
 def test_the_loop_is_that_of_the_evaluation(who: Any) -> None:
     scenario = load("grid-12m-20ms").replace(horizon_s=3.0)
     agent, native = harness.resolve(who)
-    seen = loop.watch(native or agent, scenario, [3, 4])
+    decides: Any = native or agent
+    seen = loop.watch(decides, scenario, [3, 4])
     expected = harness.evaluate(who, scenario.replace(warmup_s=0.0), seeds=[3, 4])
     assert seen.longest_ms[:, 0] == pytest.approx([each.delay_ms["C"]["max"] for each in expected])
     assert seen.used == pytest.approx([each.utilisation for each in expected])
@@ -257,3 +259,12 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert "report:" in capsys.readouterr().out
     assert (tmp_path / page.PAGE).is_file()
     assert main(["certify", "native:codel", "--seeds", "0"]) == 2
+
+
+def test_what_is_dropped_after_an_outage_has_waited_too() -> None:
+    """With a large proportional gain RFC 9332's law drops all that an outage has kept: none of it leaves the queue."""
+    options = {"options.dualpi2_rfc9332.target_ms": 3.2, "options.dualpi2_rfc9332.beta": 12.0}
+    scenario = load("lte").replace(horizon_s=2.0, **options)
+    seen = loop.watch("dualpi2_rfc9332", scenario, [1])
+    assert (seen.longest_ms[0] >= np.nanmax(seen.delay_ms[:, 0], 0)).all()
+    assert seen.longest_ms[0, 0] > 100.0

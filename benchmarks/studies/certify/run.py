@@ -10,19 +10,40 @@ into `results`.
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import tyro
 
 from l4s_gym.cli.arguments import command_line
+from l4s_gym.evaluation import native
 from l4s_gym.evaluation.certify import page, run, statements
+from l4s_gym.evaluation.entry import read_protocol
 from l4s_gym.evaluation.origin import origin, write_run
 from l4s_gym.markdown import table
 
 RESULTS: Final = Path(__file__).resolve().parent / "results"
 NATIVE: Final = Path(__file__).resolve().parents[2] / "experiments" / "native"
+WINDOW: Final = 128
+"""Packets of the shield's window, as shipped."""
+SHARES: Final = (0.0625, 0.125, 0.25, 0.5)
 DISCIPLINES: Final = {"RFC 9332": "native:dualpi2_rfc9332", "RFC 9332 tuned": str(NATIVE / "dualpi2_tuned.toml")}
+
+
+def windows(given: str) -> dict[str, list[float]]:
+    """Return the largest share of drops in any window of the shield, of an episode of each scenario, by queue."""
+    subject = run.Subject.of(given)
+    size = run.SIZES["standard"]
+    found: dict[str, list[float]] = {"C": [], "L": []}
+    for name in sorted({name for _, name in read_protocol().cells(size.suites)}):
+        scenario = subject.scenario(name, size.seconds)
+        played = native.simulate(scenario, run.LAW, run.FIRST_SEED, packets=True).packets
+        for k, queue in enumerate("CL"):
+            dropped = played["dropped"][played["l4s"] == bool(k)]
+            whole = dropped[: len(dropped) // WINDOW * WINDOW].reshape(-1, WINDOW)
+            found[queue].append(float(whole.mean(1).max(initial=0.0)))
+    return found
 
 
 def told(parts: dict[str, Any]) -> dict[str, Any]:
@@ -62,6 +83,13 @@ def tables(data: dict[str, Any]) -> str:
             for one in each["statements"]
         ]
         lines += [*table(("equation", "statement", "verdict", "number", "how"), rows), ""]
+    lines += ["## The largest share of drops in any window of 128 packets: episodes above", ""]
+    rows = [
+        [name, *(f"{sum(x > share for x in each[queue])}/{len(each[queue])}" for queue in "CL" for share in SHARES)]
+        for name, each in data["windows"].items()
+    ]
+    heads = [f"{queue} > {share:g}" for queue in "CL" for share in SHARES]
+    lines += [*table(("law", *heads), rows), ""]
     lines += ["## How likely any packet of an episode waits longer (95 % interval)", ""]
     heads = [f"{queue} > {ms} ms" for queue in "CL" for ms in next(iter(found.values()))["shield"][queue]]
     rows = [
@@ -125,16 +153,15 @@ def main(
     sizes = {each: run.SIZES["quick" if small or each in quick else "standard"] for each in (*agents, *quick)}
     full = run.SIZES["quick" if small else "standard"]
     jobs = [(name, given, full) for name, given in DISCIPLINES.items()]
-    jobs += [(f"{run.Subject.of(given).name}", given, size) for given, size in sizes.items()]
+    jobs += [(run.Subject.of(given).name, given, size) for given, size in sizes.items()]
     reports = {}
     for name, given, size in jobs:
         folder = work / name.replace(" ", "-")
-        done = run.certify(
-            run.Subject.of(given, name), size, folder, say=lambda text, name=name: print(name, text, flush=True)
-        )
+        done = run.certify(run.Subject.of(given, name), size, folder, say=partial(print, name, flush=True))
         page.write(folder)
         reports[name] = told(done.parts)
-    data = json.loads(json.dumps({**origin(), "reports": reports}, default=float))
+    drops = {name: windows(given) for name, given in DISCIPLINES.items()}
+    data = json.loads(json.dumps({**origin(), "reports": reports, "windows": drops}, default=float))
     write_run(out, "certify", data, tables(data))
 
 

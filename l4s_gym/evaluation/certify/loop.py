@@ -66,7 +66,7 @@ class Watched:
         target_ms: The operator's target of each episode (n,), ms.
         delay_ms: Of C and L (T, n, 2), see `delays_ms`.
         more: Other figures by name (T, n), as asked for.
-        longest_ms: Longest sojourn of a packet of C and L in each episode (n, 2), ms.
+        longest_ms: Longest that a packet of C and L waited in each episode, as it left or at a look (n, 2), ms.
         used: Share of the link's capacity that was used (n,).
     """
 
@@ -230,14 +230,17 @@ def _targets_ms(batch: Batch) -> Floats:
 
 def _watched(scenario: Scenario, seeds: Sequence[int], looks: _Looks, targets: Floats) -> Watched:
     batch, seen = looks.batch, dict(looks.seen)
+    delays, longest = seen.pop("delay_ms"), 1e-6 * batch.queue["max_delay_ns"].astype(np.float64)
+    # What is dropped as it leaves has waited too.
+    longest = np.maximum(longest, np.nan_to_num(delays).max(0, initial=0.0))
     used = [min(batch.carried_bytes(i) / max(batch.capacity_bytes(i), 1.0), 1.0) for i in range(batch.n)]
     return Watched(
         scenario.name,
         list(seeds),
         1e-9 * looks.step_ns,
         targets,
-        seen.pop("delay_ms"),
+        delays,
         seen,
-        1e-6 * batch.queue["max_delay_ns"].astype(np.float64),
+        longest,
         np.array(used),
     )

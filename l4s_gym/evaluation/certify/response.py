@@ -68,7 +68,8 @@ def hankel(responses: Floats) -> tuple[Floats, Floats]:
 
     def matrix(shift: int) -> Floats:
         blocks = responses[index + shift]  # (half, half, outputs, inputs)
-        return blocks.transpose(0, 2, 1, 3).reshape(half * blocks.shape[2], half * blocks.shape[3])
+        rows, columns = half * blocks.shape[2], half * blocks.shape[3]
+        return np.asarray(blocks.transpose(0, 2, 1, 3).reshape(rows, columns))
 
     return matrix(0), matrix(1)
 
@@ -87,7 +88,7 @@ def modes(responses: Floats, rng: np.random.Generator) -> Modes:
     signs = rng.choice([-1.0, 1.0], (_FLIPS, len(responses)))
     noise = max(np.linalg.norm(hankel(np.einsum("s,s...->...", sign, responses) / len(sign))[0], 2) for sign in signs)
     mean = responses.mean(0)
-    singular = np.linalg.svd(hankel(mean)[0], compute_uv=False)
+    singular = np.asarray(np.linalg.svd(hankel(mean)[0], compute_uv=False), np.float64)
     order = min(int((singular > noise).sum()), MOST)
     values = realise(mean, order) if order else np.zeros(0, np.complex128)
     return Modes(order, float(np.abs(values).max(initial=0.0)), values, singular, float(noise))

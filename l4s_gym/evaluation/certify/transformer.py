@@ -191,7 +191,7 @@ def measure(folder: Any, observations: npt.NDArray[np.float32], shares: Sequence
     if model.config.form == forms.PACKET:
         raise L4SError(f"{folder}: decides about packets: only its adapters can be measured")
     model.eval().requires_grad_(False)
-    ends = {"with LoRA": nullcontext, "without": lambda: without(model)}
+    ends: dict[str, Callable[[], Any]] = {"with LoRA": nullcontext, "without": lambda: without(model)}
     found: dict[str, Any] = {"adapters": adapters(model), "points": len(observations)}
     for name, context in ends.items():
         with context():
