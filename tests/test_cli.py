@@ -544,6 +544,7 @@ def test_a_bar_shows_names_as_they_are(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "evaluating [/x][red]a" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     text = 'horizon_s = 1.0\n[[sources]]\nkind = "prague"\n'
     (tmp_path / "plain.toml").write_text(text)

@@ -94,8 +94,11 @@ def flip(data: bytes) -> bytes:
     return data[:half] + bytes([data[half] ^ 1]) + data[half + 1 :]
 
 
-@pytest.mark.parametrize("suffix", [".nbi", ".nbc"])
-@pytest.mark.parametrize("damage", [lambda _: b"", lambda data: data[:-9], lambda data: data[:3], flip])
+@pytest.mark.parametrize("suffix", [pytest.param(".nbi", marks=pytest.mark.slow), ".nbc"])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda _: b"", *(pytest.param(cut, marks=pytest.mark.slow) for cut in (lambda d: d[:-9], lambda d: d[:3])), flip],
+)
 def test_damaged_files(place: Path, suffix: str, damage: Callable[[bytes], bytes]) -> None:
     cache = {"NUMBA_CACHE_DIR": str(place / "cache")}
     run(place, cache)

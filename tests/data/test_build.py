@@ -94,6 +94,7 @@ def test_a_build_is_a_valid_dataset_of_the_recipe(recipe: recipes.Recipe, place:
     subprocess.run(["sha256sum", "-c", sums], cwd=place / "datasets", check=True, capture_output=True)
 
 
+@pytest.mark.slow
 def test_processes_and_seeds_decide_nothing_and_everything(recipe: recipes.Recipe, place: Path) -> None:
     one = digests(Path(make(recipe).spec.data_path))
     assert digests(Path(make(recipe, workers=2, overwrite=True).spec.data_path)) == one

@@ -148,6 +148,7 @@ def test_copies(name: str, makers: dict[str, Callable[[], Any]]) -> None:
     assert digests == [go_on(env)] * len(copies)  # and the original has not moved meanwhile
 
 
+@pytest.mark.slow
 def test_copies_in_another_process(makers: dict[str, Callable[[], Any]], tmp_path: Path) -> None:
     assert set(makers) == set(NAMES)
     envs = [started(make) for make in makers.values()]

@@ -285,6 +285,7 @@ def test_a_reader_that_does_not_read_loses_rows_only(bed: Bed) -> None:
     assert len(rows) + rows["lost"].sum() == found["forward"]["packets"] - sequence[0] + rows["lost"][0]
 
 
+@pytest.mark.slow
 def test_no_row_is_lost_at_twenty_thousand_a_second(namespaces: None, build: Build, tmp_path: Path) -> None:
     """Without sanitizers."""
     with Bed(build(), tmp_path, UNSHAPED) as bed:

@@ -52,7 +52,9 @@ def native(library: Path) -> list[tuple[float, float, float, float]]:
     return attacked(library, None)
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize(
+    "name", ["drop all", *(pytest.param(each, marks=pytest.mark.slow) for each in HOSTILE if each != "drop all")]
+)
 def test_a_hostile_agent_leaves_the_link_its_goodput(
     library: Path, native: list[tuple[float, float, float, float]], name: str
 ) -> None:

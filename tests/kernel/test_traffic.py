@@ -144,6 +144,7 @@ def test_help(build: Build) -> None:
     assert subprocess.run([program], capture_output=True, check=False).returncode == 2
 
 
+@pytest.mark.slow
 def test_ten_slow_flows_keep_the_queue_short(build: Build, tmp_path: Path) -> None:
     """Ten flows and a CUBIC one at 8 Mbit/s: packets shrink, so that L neither stands nor overflows.
 

@@ -23,9 +23,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from l4s_gym.bridge import trees
+from l4s_gym.agents import fitting
+from l4s_gym.agents.distil import Config
 from l4s_gym.bridge.layers import rounded_layer
-from l4s_gym.bridge.model import Cells, Inputs, Layers, Lines, Memory, Model, Trees
+from l4s_gym.bridge.model import Cells, Inputs, Layers, Lines, Memory, Model
 from l4s_gym.cli.arguments import command_line
 from l4s_gym.data.simulated import simulate_log
 from l4s_gym.evaluation.origin import append_run, origin
@@ -68,18 +69,19 @@ def layers_of(rng: np.random.Generator, *sizes: int) -> Layers:
 def models(options: Options) -> dict[str, tuple[Model, Any]]:
     """Return models by name, each with rows of raw features."""
     rng = np.random.default_rng(0)
-    raw, actions = trees.training_rows([simulate_log("l4s-llm-testbed", seconds=options.seconds)], frozenset(BY_NAME))
-    tree = trees.distil(raw, actions, max_leaf_nodes=options.leaves)
+    log = fitting.logged_rows([simulate_log("l4s-llm-testbed", seconds=options.seconds)], frozenset(BY_NAME))
+    rows = fitting.joined(log)
+    raw, config = rows.seen, Config(to="tree", leaves=(options.leaves,))
+    found = {"tree": (fitting.fit(config, "packet", 0.0, rows, rows).model, raw)}
     cells = Inputs(scaled=Cells.fitted(raw))
-    found = {"tree": (Model("packet", Inputs(), Trees.of(tree)), raw)}
     for name, hidden in (("linear", ()), ("mlp 64-64", (64, 64))):
         found[name] = Model("packet", cells, layers_of(rng, 8, *hidden, 3)), raw
     high = [each.high for each in FORMS["parameters"].features]
-    rows = (np.expm1(rng.uniform(0.0, np.log1p(high), (1000, len(high)))) * (1 << 20)).astype(np.int64)
+    seen = (np.expm1(rng.uniform(0.0, np.log1p(high), (1000, len(high)))) * (1 << 20)).astype(np.int64)
     averages_s = (2.0, 8.0)
-    lines = Inputs(averages_s, Lines.fitted(Memory("parameters", averages_s, 500.0).all(rows)))
+    lines = Inputs(averages_s, Lines.fitted(Memory("parameters", averages_s, 500.0).all(seen)))
     for name, hidden in (("linear, parameters", ()), ("mlp 64-64, parameters", (64, 64))):
-        found[name] = Model("parameters", lines, layers_of(rng, 3 * len(high), *hidden, 5), 500.0), rows
+        found[name] = Model("parameters", lines, layers_of(rng, 3 * len(high), *hidden, 5), 500.0), seen
     return found
 
 
