@@ -127,8 +127,8 @@ class Writer:
             each = episodes[rng.integers(len(episodes))]
             rows, answers = [], []
             for at in rng.integers(len(each), size=8):
-                row = each.observations[at]
-                rows.append(self.asked({"yaw": row[1035:], "pitch": row[1:11]}))
+                seen = vp.parts(each.observations[at : at + 1])
+                rows.append(self.asked({name: seen[name][0] for name in ("yaw", "pitch")}))
                 answers.append([*self.words.encode(said(each.actions[at])), self.words.end])
             size = max(len(row) + len(answer) for row, answer in zip(rows, answers, strict=True))
             ids, labels = torch.full((8, size), self.words.pad), torch.full((8, size), -100)

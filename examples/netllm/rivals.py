@@ -18,6 +18,7 @@ import cjs
 import gymnasium as gym
 import numpy as np
 import torch
+import vp
 from torch import nn
 from torch.nn import functional as F
 
@@ -159,24 +160,22 @@ def lstm_saliency(seed: int, episodes, steps: int):
     rows = torch.from_numpy(np.concatenate([each.observations[:-1] for each in episodes]))
     right = torch.from_numpy(np.concatenate([each.actions.reshape(len(each), -1) for each in episodes]))
 
-    def parts(rows):  # columns in the order of the names: elevation, pitch, saliency, yaw
-        image = rows[:, 11:1035].reshape(-1, 32, 32)
-        return torch.stack((rows[:, 1035:], rows[:, 1:11]), -1), rows[:, 0], image
+    def parts(given):
+        return torch.stack((given["yaw"], given["pitch"]), -1), given["elevation"], given["saliency"]
 
     optimiser = torch.optim.Adam(model.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     for _ in range(steps):
         index = rng.integers(len(rows), size=256)
-        loss = F.l1_loss(model(*parts(rows[index])), right[index])
+        loss = F.l1_loss(model(*parts(vp.parts(rows[index]))), right[index])
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         schedule.step()
 
     def policy(observation):
-        names = ("elevation", "pitch", "saliency", "yaw")
-        row = torch.from_numpy(np.concatenate([np.ravel(observation[name]) for name in names]))[None]
         with torch.no_grad():
-            return model(*parts(row)).reshape(10, 2).numpy()
+            told = model(*parts({name: torch.from_numpy(each)[None] for name, each in observation.items()}))
+        return told.reshape(10, 2).numpy()
 
     return policy

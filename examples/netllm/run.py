@@ -12,7 +12,6 @@ tested in the same episodes; what follows a "+-" is half of the 95 % interval ov
 from __future__ import annotations
 
 import argparse
-import math
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,11 +25,10 @@ import numpy as np
 import rivals
 import torch
 import vp
-from play import play
 
 from l4s_gym import netllm
 from l4s_gym.evaluation.origin import origin, write_run
-from l4s_gym.evaluation.statistics import quantile_t
+from l4s_gym.evaluation.statistics import linear
 from l4s_gym.markdown import table
 
 RESULTS = Path(__file__).parent / "results"
@@ -106,10 +104,7 @@ def score(task: Task, sums, steps):
 
 def tested(task: Task, policy, setting: str, episodes: int):
     """Return the scores of a policy, or an agent, in the test's episodes of a setting (n,)."""
-    seeds = range(TEST, TEST + episodes)
-    if not hasattr(policy, "act"):
-        return score(task, *play(task.make(setting), policy, seeds))
-    found = netllm.test(policy, lambda: task.make(setting), seeds=seeds)
+    found = netllm.test(policy, lambda: task.make(setting), seeds=range(TEST, TEST + episodes))
     return score(task, np.array([each.rewards.sum() for each in found]), np.array([len(each) for each in found]))
 
 
@@ -181,13 +176,10 @@ def compare(name: str, preset: str, trainings: int, size: float, say: Callable[[
     }
 
 
-def estimate(values) -> tuple[float, float]:
-    """Return the mean over trainings, and half of its 95 % interval (0 for a single one)."""
-    means = np.mean(values, axis=1)
-    if len(means) < 2:
-        return float(means.mean()), 0.0
-    half = quantile_t(0.975, len(means) - 1) * means.std(ddof=1) / math.sqrt(len(means))
-    return float(means.mean()), float(half)
+def estimate(values) -> tuple[float, str]:
+    """Return the mean over trainings, and half of its 95 % interval as text ("" for a single one)."""
+    found = linear(np.mean(values, axis=1)[:, None]).interval()
+    return found.value, "" if found.high is None else f" +- {found.high - found.value:.2f}"
 
 
 def page(result: dict[str, Any]) -> str:
@@ -201,14 +193,14 @@ def page(result: dict[str, Any]) -> str:
         shown = []
         for values in each.values():
             mean, half = estimate(values)
-            shown.append(f"{sign * mean:.2f}" + (f" +- {half:.2f}" if half else ""))
+            shown.append(f"{sign * mean:.2f}{half}")
         label = f"adapted transformer (`{result['preset']}`)" if who == "adapted" else who
         rows.append([label, *shown])
     gains = []
     for setting in task.settings:
         best = max(classical, key=lambda who: np.mean(scores[who][setting]))
         mean, half = estimate(np.array(scores["adapted"][setting]) - scores[best][setting])
-        gains.append(f"{mean:+.2f}" + (f" +- {half:.2f}" if half else "") + f" ({best})")
+        gains.append(f"{mean:+.2f}{half} ({best})")
     rows.append(["adapted, better than the best classical one by", *gains])
     seeds, cpu, parameters = result["seeds"], result["cpu_seconds"], result["parameters"]
     spent = ", ".join(f"{who} {np.mean(values):.0f}" for who, values in cpu.items())

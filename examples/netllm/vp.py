@@ -147,6 +147,17 @@ class Viewer(gym.Env):
         return self._observation(), -error, False, self.at == HISTORY - 1 + STEPS, {"right": self._right()}
 
 
+_COLUMNS = np.cumsum([0, 1, HISTORY, PIXELS * PIXELS, HISTORY])
+"""Where elevation, pitch, saliency and yaw begin in an observation that is flat, in the order of their names."""
+
+
+def parts(rows):
+    """Return the parts of flat observations (n, 1045) by name."""
+    names = ("elevation", "pitch", "saliency", "yaw")
+    found = {name: rows[:, at:to] for name, at, to in zip(names, _COLUMNS, _COLUMNS[1:], strict=False)}
+    return found | {"elevation": rows[:, 0], "saliency": found["saliency"].reshape(-1, PIXELS, PIXELS)}
+
+
 # -- the usual predictions: from one observation to the action
 
 _PAST = np.arange(1 - HISTORY, 1.0)
