@@ -22,7 +22,7 @@ from l4s_gym.agents.fitting import Fitted, Rows
 from l4s_gym.agents.protocol import Floats
 from l4s_gym.agents.spec import AgentSpec
 from l4s_gym.agents.student import KIND, StudentAgent
-from l4s_gym.agents.teaching import Lessons, Plan, School, Teacher
+from l4s_gym.agents.teaching import Lessons, Plan, School, Teacher, whole
 from l4s_gym.envs.tune import PARAMETERS
 from l4s_gym.errors import L4SError
 from l4s_gym.extras import optional
@@ -186,7 +186,7 @@ def agreement(form: str, teacher: Floats, student: Floats) -> dict[str, dict[str
             "difference": (student - teacher).mean(0),
         }
     else:
-        names, p, q = schema.ACTIONS, fitting.whole(teacher), fitting.whole(student)
+        names, p, q = schema.ACTIONS, whole(teacher), whole(student)
         columns = {"teacher": p.mean(0), "student": q.mean(0)}
         columns["recall"] = np.where(p.any(0), np.minimum(p, q).sum(0) / np.maximum(p.sum(0), 1e-12), np.nan)
     return {

@@ -20,7 +20,7 @@ from l4s_gym.agents.d3rlpy_agents import seeded
 from l4s_gym.agents.logged import split
 from l4s_gym.agents.protocol import Floats
 from l4s_gym.agents.student import actions_of
-from l4s_gym.agents.teaching import Lessons
+from l4s_gym.agents.teaching import Lessons, whole
 from l4s_gym.bridge.fixed import MOST_BYTES, ONE, UNIT, Integers, observed, raw_of
 from l4s_gym.bridge.layers import Cells, Layers, Lines, shifts_of
 from l4s_gym.bridge.model import Inputs, Memory, Model, Trees
@@ -131,11 +131,6 @@ def joined(rows: Sequence[Rows]) -> Rows:
 def told(model: Model, seen: Integers) -> Floats:
     """Return what a model says (n, K), in the terms of a label."""
     return model.decide(seen) / ONE if model.form == PACKET else actions_of(model, seen)
-
-
-def whole(labels: Floats) -> Floats:
-    """Return the probabilities of all actions (n, 3) of those of drop and mark (n, 2)."""
-    return np.concatenate([1.0 - labels.sum(1, keepdims=True), labels], 1)
 
 
 def loss_of(model: Model, rows: Rows) -> float:

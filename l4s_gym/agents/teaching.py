@@ -37,6 +37,11 @@ PACKET_ENVS: Final = 32
 """Likewise, where packets are decided about."""
 
 
+def whole(labels: Floats) -> Floats:
+    """Return the probabilities of all actions (n, 3) of those of drop and mark (n, 2)."""
+    return np.concatenate([1.0 - labels.sum(1, keepdims=True), labels], 1)
+
+
 class Teacher:
     """An agent that is asked what it would do.
 
@@ -81,7 +86,7 @@ class Teacher:
         """Return its own actions, (n, K) or (n,), by its labels."""
         if self.form.low:
             return labels
-        return self._rule.decide(np.concatenate([1.0 - labels.sum(1, keepdims=True), labels], 1), obs[:, 0])
+        return self._rule.decide(whole(labels), obs[:, 0])
 
     def took(self, actions: npt.NDArray[Any]) -> None:
         """Say what was done instead."""

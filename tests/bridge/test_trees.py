@@ -11,6 +11,7 @@ import pytest
 from l4s_gym import cli
 from l4s_gym.agents import fitting
 from l4s_gym.agents.distil import Config
+from l4s_gym.agents.teaching import whole
 from l4s_gym.bridge.fixed import ONE
 from l4s_gym.bridge.model import Inputs, Model, Trees
 from l4s_gym.data.causal import UNKNOWN
@@ -79,7 +80,7 @@ def test_whole_runs_are_held_out(simulated: Any) -> None:
 def test_trees_that_do_not_fit(rows: fitting.Rows) -> None:
     from sklearn.tree import DecisionTreeClassifier
 
-    actions = fitting.whole(rows.labels).argmax(axis=1)
+    actions = whole(rows.labels).argmax(axis=1)
     with pytest.raises(L4SError, match="8 features"):
         Trees.of(DecisionTreeClassifier(max_depth=2).fit(rows.seen[:, :3], actions))
     noise = np.random.default_rng(0)

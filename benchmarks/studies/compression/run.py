@@ -23,7 +23,7 @@ from l4s_gym import agents, forms
 from l4s_gym.agents.llm import compression
 from l4s_gym.cli.arguments import command_line
 from l4s_gym.cli.common import progress_bar
-from l4s_gym.data.files import atomic_write, sha256
+from l4s_gym.data.files import sha256
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.evaluation import statistics
 from l4s_gym.evaluation.origin import origin, write_run
@@ -32,6 +32,7 @@ from l4s_gym.tables import read_toml
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "shared"))
 
+from jobs import kept_row
 from score import scores
 
 HERE: Final = Path(__file__).resolve().parent
@@ -95,8 +96,9 @@ def measured(options: Options, folder: Path, name: str, recipe: Mapping[str, Any
     chosen = quickened(recipe) if options.quick and recipe else recipe
     same = json.dumps([sha256(folder / "weights.safetensors"), chosen, options.quick], sort_keys=True)
     path = options.work / f"{hashlib.sha256(same.encode()).hexdigest()[:16]}.json"
-    if not path.is_file():
-        began, row = time.process_time(), {"recipe": name}
+
+    def job() -> Row:
+        row: Row = {"recipe": name}
         small = folder if chosen is None else path.with_suffix("")
         if chosen is not None:
             row |= compression.compress(folder, chosen, small, place=name, played=recorded(folder, options.quick))
@@ -106,12 +108,9 @@ def measured(options: Options, folder: Path, name: str, recipe: Mapping[str, Any
             row |= {"parameters": size, "bytes": 4 * size, "missed": 0.0}
         row["latency_p50_ms"], row["latency_p99_ms"] = latency(agent)
         row["score"] = asdict(statistics.linear(scores(agent, options.quick)[None]).interval())
-        row["processor_s"] = round(time.process_time() - began, 1)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as file:
-            file.write(json.dumps(row).encode())
-    kept: Row = json.loads(path.read_text())
-    return kept
+        return row
+
+    return kept_row(path, job)
 
 
 def page(rows: Mapping[str, Sequence[Row]]) -> str:

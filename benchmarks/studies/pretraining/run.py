@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -41,6 +40,7 @@ from l4s_gym.data import minari_io
 from l4s_gym.data.files import atomic_write
 from l4s_gym.data.trajectory import Trajectory
 from l4s_gym.errors import L4SError
+from l4s_gym.evaluation import statistics
 from l4s_gym.evaluation.origin import origin, write_run
 from l4s_gym.extras import optional
 from l4s_gym.forms import PACKET
@@ -48,6 +48,7 @@ from l4s_gym.markdown import table
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "shared"))
 
+from jobs import kept_row
 from score import scores
 
 RESULTS: Final = Path(__file__).resolve().parent / "results"
@@ -271,24 +272,14 @@ def measured(options: Options, form: str, model: str, size: int, seed: int) -> R
     same = {name: value for name, value in asdict(options).items() if name not in ("models", "forms", "seeds", "out")}
     digest = hashlib.sha256(json.dumps(same, sort_keys=True, default=str).encode()).hexdigest()[:8]
     path = options.work / f"{form}-{model}-{size}-{seed}-{digest}.json"
-    if not path.is_file():
-        began = time.process_time()
-        found = TRAIN[form](options, model, size, seed)
-        row: Row = {"form": form, "model": model, "size": size, "seed": seed, **(found or {})}
-        row["processor_s"] = round(time.process_time() - began, 1)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as file:
-            file.write(json.dumps(row).encode())
-    kept: Row = json.loads(path.read_text())
-    return kept
+    about = {"form": form, "model": model, "size": size, "seed": seed}
+    return kept_row(path, lambda: about | (TRAIN[form](options, model, size, seed) or {}))
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """Mean and half of its 95 % interval by Student's t; NaN of a single value."""
-    if len(values) < 2:
-        return float(values[0]), float("nan")
-    t = float(optional("scipy.stats", "baselines").t.ppf(0.975, len(values) - 1))
-    return float(np.mean(values)), float(t * np.std(values, ddof=1) / np.sqrt(len(values)))
+    found = statistics.linear(np.array(values)[:, None]).interval()
+    return found.value, float("nan") if found.high is None else found.high - found.value
 
 
 def cell(values: Sequence[float], digits: int) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +26,18 @@ def kept(path: Path, job: Callable[[], Floats]) -> Floats:
         with atomic_write(path) as file:
             np.save(file, found)
     return np.asarray(np.load(path), np.float64)
+
+
+def kept_row(path: Path, job: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The row of a job and the seconds of processor that it took, from its file where it was done before."""
+    if not path.is_file():
+        began = time.process_time()
+        row = job() | {"processor_s": round(time.process_time() - began, 1)}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as file:
+            file.write(json.dumps(row).encode())
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
 
 
 def _call(job: Callable[[], T]) -> T:

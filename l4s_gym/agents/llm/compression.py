@@ -208,9 +208,9 @@ def figures(work: Work, config: LLMConfig, tensors: Mapping[str, Tensor]) -> dic
         model(*given)
         times.append(1e3 * (time.perf_counter() - began))
     p50, p99 = np.percentile(times, (50, 99))
-    read = [each for name, each in work.model.named_parameters() if "embed_tokens" not in name and "wte" not in name]
+    words = work.model.backbone.core.get_input_embeddings().weight  # are not read
     return {
-        "parameters": sum(each.numel() for each in read),
+        "parameters": sum(each.numel() for each in work.model.parameters() if each is not words),
         "bytes": len(tensors[GRAPH]),
         "products": products(work),
         "latency_p50_ms": round(float(p50), 3),

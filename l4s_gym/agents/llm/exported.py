@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from l4s_gym import forms
+from l4s_gym.agents.llm.backbones import one_line
 from l4s_gym.agents.llm.intervals import IntervalModel, Reader
 from l4s_gym.agents.llm.settings import LLMConfig
 from l4s_gym.errors import L4SError
@@ -172,8 +173,7 @@ class ExportedModel(Reader):
                 getattr(self, name).copy_(tensors[name])
             self._session = runtime.InferenceSession(tensors[GRAPH].numpy().tobytes(), options)
         except Exception as error:  # ONNX Runtime has no error of its own
-            reason = " ".join(str(error).split())[:200]
-            raise L4SError(f"compressed agent: cannot be opened ({reason}): compress it again") from error
+            raise L4SError(f"compressed agent: cannot be opened ({one_line(error)}): compress it again") from error
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Return actions, as `Reader.forward` does."""

@@ -57,6 +57,12 @@ class Reader(nn.Module):
     def _keep(self, name: str, size: int, value: float) -> None:
         self.register_buffer(name, torch.full((size,), value, dtype=torch.float64))
 
+    @property
+    def reach(self) -> float:
+        """Largest number of an action that is chosen."""
+        intervals = self.config.intervals
+        return intervals.onestep.reach if intervals.objective == "onestep" else 1.0
+
     def tokens(self, seen: npt.NDArray[Any], before: Floats, returns: Floats) -> Tensor:
         """Return decisions as the model reads them.
 
@@ -117,6 +123,13 @@ class IntervalModel(Reader):
         found: Tensor = self.actor(self.features(tokens, lengths))
         return found
 
+    def hidden(self, embedded: Tensor) -> Tensor:
+        """Compute the hidden states (B, N, width) of embedded windows (B, N, width)."""
+        steps, device = embedded.shape[1], embedded.device
+        mask = banded(torch.ones(1, steps, dtype=torch.bool, device=device), 1, steps, self.backbone.dtype)
+        found: Tensor = self.backbone(embedded, mask, torch.arange(steps, device=device)[None])
+        return found
+
     def features(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Compute the features of windows.
 
@@ -127,9 +140,7 @@ class IntervalModel(Reader):
         Returns:
             (B, D), standardised once `center` and `spread` are known.
         """
-        steps = tokens.shape[1]
-        mask = banded(torch.ones(1, steps, dtype=torch.bool, device=tokens.device), 1, steps, self.backbone.dtype)
-        hidden = self.backbone(self.embed(tokens), mask, torch.arange(steps, device=tokens.device)[None])
+        hidden = self.hidden(self.embed(tokens))
         rows = torch.arange(len(tokens), device=tokens.device)
         last = hidden[rows, lengths - 1]
         found: Tensor = self.tell(last)
@@ -178,7 +189,6 @@ class IntervalAgent:
         self.model, self._device = placed(model, device), device
         self.target = float(model.returns[2]) if target is None else target
         interval_ms, intervals = control_interval_ms(self), model.config.intervals
-        self._reach = intervals.onestep.reach if intervals.objective == "onestep" else 1.0
         self._every = every(model.config, interval_ms)
         self._memory = Memory(interval_ms, intervals.onestep.memory_s)
         self._average = MovingAverage(interval_ms, intervals.onestep.smoothing_s)
@@ -214,7 +224,7 @@ class IntervalAgent:
         lengths = torch.full((self.n,), len(window), device=self._device)
         with torch.inference_mode():
             chosen = self.model(torch.stack(list(window), 1).to(self._device), lengths)
-        found: Floats = self._reach * np.round(chosen.double().cpu().numpy() * GRAIN) / GRAIN
+        found: Floats = self.model.reach * np.round(chosen.double().cpu().numpy() * GRAIN) / GRAIN
         return found
 
     @property

@@ -7,7 +7,8 @@ agent decided in closed loop.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Final
 
@@ -20,9 +21,9 @@ from torch.nn.utils import parametrize
 
 from l4s_gym.agents import training as shared
 from l4s_gym.agents.llm.backbones import cut
-from l4s_gym.agents.llm.exported import BLOCK, coarse, coarse_input, linear
+from l4s_gym.agents.llm.exported import BITS, BLOCK, coarse, coarse_input, linear
 from l4s_gym.agents.llm.intervals import IntervalModel
-from l4s_gym.agents.llm.settings import BackboneConfig, LoraConfig
+from l4s_gym.agents.llm.settings import BackboneConfig, LoraConfig, TrainConfig
 from l4s_gym.errors import L4SError
 from l4s_gym.extras import optional
 
@@ -75,18 +76,17 @@ class Work:
         drawn = np.random.default_rng(seed).integers(len(self.learned), size=n)
         return self.learned[torch.as_tensor(drawn)]
 
-    def attribution(self, where: str, units: Callable[[nn.Linear], int], seed: int) -> dict[str, Tensor]:
+    def attribution(self, units: Mapping[str, int], seed: int) -> dict[str, Tensor]:
         """Return how much the decisions depend on parts of the inputs of some layers.
 
         The mean over windows and random directions of the decisions of the squared derivative by a factor of the part.
 
         Args:
-            where: Last name of these layers.
-            units: Number of parts of a layer's inputs.
+            units: Number of parts of the inputs of each of these layers, by name.
             seed: Of windows and directions.
         """
-        layers = {name: layer for name, layer in linear(self.model).items() if name.endswith(f".{where}")}
-        sums = {name: torch.zeros(units(layer)) for name, layer in layers.items()}
+        layers = {name: layer for name, layer in linear(self.model).items() if name in units}
+        sums = {name: torch.zeros(count) for name, count in units.items()}
         generator = torch.Generator().manual_seed(seed)
         for rows in torch.split(self.some(_ATTRIBUTED, seed), AT_ONCE):
             factors = {name: torch.ones(len(rows), len(each), requires_grad=True) for name, each in sums.items()}
@@ -102,6 +102,12 @@ class Work:
             for name, each in zip(factors, found, strict=True):
                 sums[name] += (each**2).sum(0)
         return sums
+
+
+def _blocks(model: nn.Module, *last: str) -> dict[str, Any]:
+    """Return the blocks whose last layer has one of some names, by the full name of that layer."""
+    named = dict(model.named_modules())
+    return {name: named[name.rpartition(".")[0]] for name in linear(model) if name.endswith(last)}
 
 
 def _scaled(factors: Tensor, size: int) -> Callable[..., Any]:
@@ -185,20 +191,13 @@ class Heads:
 
     def apply(self, work: Work, seed: int, say: shared.Say) -> None:
         """Do it."""
-        named = dict(work.model.named_modules())
-        grouped = work.model.backbone.family != "gpt2"
-        where = "o_proj" if grouped else "attn.c_proj"
-
-        def units(layer: nn.Linear) -> int:
-            name = next(name for name, each in named.items() if each is layer).rpartition(".")[0]
-            attention: Any = named[name]
-            return layer.in_features // int(attention.head_dim * getattr(attention, "num_key_value_groups", 1))
-
-        for name, keep in _keep(work.attribution(where, units, seed), self.share, 1).items():
-            attention: Any = named[name.rpartition(".")[0]]
-            width = attention.head_dim
-            if grouped:
-                queries = _columns(keep, width * attention.num_key_value_groups)
+        blocks, layers = _blocks(work.model, ".o_proj", ".attn.c_proj"), linear(work.model)
+        shared_by = {name: getattr(each, "num_key_value_groups", 1) for name, each in blocks.items()}
+        units = {name: layers[name].in_features // (each.head_dim * shared_by[name]) for name, each in blocks.items()}
+        for name, keep in _keep(work.attribution(units, seed), self.share, 1).items():
+            attention, width = blocks[name], blocks[name].head_dim
+            if name.endswith(".o_proj"):
+                queries = _columns(keep, width * shared_by[name])
                 _narrow(attention.q_proj, queries, 0)
                 _narrow(attention.o_proj, queries, 1)
                 for part in (attention.k_proj, attention.v_proj):
@@ -223,15 +222,13 @@ class Feedforward:
 
     def apply(self, work: Work, seed: int, say: shared.Say) -> None:
         """Do it."""
-        named = dict(work.model.named_modules())
-        where = "mlp.c_proj" if work.model.backbone.family == "gpt2" else "mlp.down_proj"
-        scores = work.attribution(where, lambda layer: layer.in_features, seed)
-        for name, keep in _keep(scores, self.share, BLOCK).items():
-            block: Any = named[name.rpartition(".")[0]]
-            wide = [block.c_fc] if where == "mlp.c_proj" else [block.gate_proj, block.up_proj]
-            for layer in wide:
+        blocks, layers = _blocks(work.model, ".down_proj", ".mlp.c_proj"), linear(work.model)
+        units = {name: layers[name].in_features for name in blocks}
+        for name, keep in _keep(work.attribution(units, seed), self.share, BLOCK).items():
+            block = blocks[name]
+            for layer in [block.c_fc] if name.endswith(".c_proj") else [block.gate_proj, block.up_proj]:
                 _narrow(layer, keep, 0)
-            _narrow(block.c_proj if where == "mlp.c_proj" else block.down_proj, keep, 1)
+            _narrow(layers[name], keep, 1)
 
 
 @dataclass(frozen=True)
@@ -249,7 +246,7 @@ class Quantise:
 
     def apply(self, work: Work, seed: int, say: shared.Say) -> None:
         """Do it."""
-        if self.bits not in (4, 8):
+        if self.bits not in BITS:
             raise L4SError(f"compress: quantise: bits = {self.bits}: give 4 or 8")
         names = [name for name, layer in linear(work.model).items() if layer.in_features % BLOCK == 0]
         count_ = round(self.spared * len(names))
@@ -262,9 +259,8 @@ class Quantise:
                     losses[name] = work.loss(rows=rows)
             spared = set(sorted(names, key=losses.__getitem__)[-count_:])
             say(f"most sensitive: {', '.join(sorted(spared)[:4])}{' ...' if count_ > 4 else ''}")
-        work.bits = {name: 8 if name in spared else self.bits for name in names}
-        if self.bits == 8:
-            work.bits = {name: bits for name, bits in work.bits.items() if name not in spared}
+        bits = {name: 2 * self.bits if name in spared else self.bits for name in names}
+        work.bits = {name: each for name, each in bits.items() if each in BITS}
 
 
 class _Coarse(nn.Module):
@@ -284,24 +280,21 @@ def _coarse_given(bits: int) -> Callable[..., Any]:
     return lambda _, given: (given[0] + (coarse_input(given[0], bits) - given[0]).detach(),)
 
 
-class quantised:  # a context manager
-    """Within it, layers compute as they will in few bits; with `keep`, their weights then stay so."""
-
-    def __init__(self, model: nn.Module, bits: Mapping[str, int], keep: bool = False) -> None:
-        self._layers = {name: layer for name, layer in linear(model).items() if name in bits}
-        self._bits, self._keep = bits, keep
-
-    def __enter__(self) -> None:
-        self._hooks = []
-        for name, layer in self._layers.items():
-            parametrize.register_parametrization(layer, "weight", _Coarse(self._bits[name]))
-            self._hooks.append(layer.register_forward_pre_hook(_coarse_given(self._bits[name])))
-
-    def __exit__(self, *_: object) -> None:
-        for hook in self._hooks:
+@contextmanager
+def quantised(model: nn.Module, bits: Mapping[str, int], keep: bool = False) -> Iterator[None]:
+    """Let layers compute as they will in few bits; with `keep`, their weights then stay so."""
+    layers = {name: layer for name, layer in linear(model).items() if name in bits}
+    hooks = []
+    for name, layer in layers.items():
+        parametrize.register_parametrization(layer, "weight", _Coarse(bits[name]))
+        hooks.append(layer.register_forward_pre_hook(_coarse_given(bits[name])))
+    try:
+        yield
+    finally:
+        for hook in hooks:
             hook.remove()
-        for layer in self._layers.values():
-            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=self._keep)
+        for layer in layers.values():
+            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=keep)
 
 
 @dataclass(frozen=True)
@@ -321,6 +314,7 @@ class Distil:
 
     def apply(self, work: Work, seed: int, say: shared.Say) -> None:
         """Do it."""
+        schedule = TrainConfig(steps=self.steps, learning_rate=self.learning_rate, warmup=max(self.steps // 10, 1))
         model = work.model.train().requires_grad_(True)
         for module in model.modules():
             if isinstance(module, nn.Embedding):
@@ -328,11 +322,10 @@ class Distil:
         with quantised(model, work.bits, keep=True):
             chosen = [each for each in model.parameters() if each.requires_grad]
             optimizer = torch.optim.AdamW(chosen, self.learning_rate, weight_decay=0.0)
-            warmup, losses = max(self.steps // 10, 1), []
+            losses = []
             for step in range(self.steps):
-                rate = min((step + 1) / warmup, 0.1 + 0.9 * 0.5 * (1 + np.cos(np.pi * step / self.steps)))
                 for group in optimizer.param_groups:
-                    group["lr"] = self.learning_rate * float(rate)
+                    group["lr"] = schedule.rate(step)
                 rows = work.some(self.batch_size, seed + 1000 * (step + 1))
                 loss = functional.mse_loss(work.told(rows), work.actions[rows])
                 optimizer.zero_grad()

@@ -150,9 +150,7 @@ def actions(model: Any, tokens: Any) -> Any:
     """Return what a model chooses after a window (K,), before it is rounded."""
     import torch
 
-    intervals = model.config.intervals
-    reach = intervals.onestep.reach if intervals.objective == "onestep" else 1.0
-    return reach * model.actor(model.features(tokens, torch.tensor([tokens.shape[1]])))[0]
+    return model.reach * model(tokens, torch.tensor([tokens.shape[1]]))[0]
 
 
 def jacobians(model: Any, x: npt.NDArray[np.float32], shares: Sequence[float]) -> tuple[Floats, Floats]:
@@ -215,21 +213,8 @@ def measure(folder: Any, observations: npt.NDArray[np.float32], shares: Sequence
 
                 rows.append({"layer": number, **_map(run, hidden)})
             found[name] = {**_as_dict(found[name]), "features": found[name].features, "layers": rows}
-            found[name]["backbone"] = _map(_backbone(model), embedded)
+            found[name]["backbone"] = _map(model.hidden, embedded)
     return found
-
-
-def _backbone(model: Any) -> Any:
-    import torch
-
-    from l4s_gym.agents.llm.backbones import banded
-
-    def run(hidden: Any) -> Any:
-        steps = hidden.shape[1]
-        mask = banded(torch.ones(1, steps, dtype=torch.bool), 1, steps, model.backbone.dtype)
-        return model.backbone(hidden, mask, torch.arange(steps)[None])
-
-    return run
 
 
 def _map(function: Any, at: Any) -> dict[str, float]:
