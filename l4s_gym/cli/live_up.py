@@ -27,6 +27,7 @@ def up(
     scenario: str = "l4s-llm-testbed",
     aqm: str | None = None,
     agent: str | None = None,
+    model: Path | None = None,
     settings: Settings = (),
     seconds: float | None = None,
     seed: int = 1,
@@ -48,6 +49,8 @@ def up(
         aqm: dualpi2_freebsd, dualpi2_rfc9332 or dualpi2_linux; default: the scenario's.
         agent: Give the law the options over which this agent was trained, as `l4s-gym live control` needs it: the
             folder of a saved agent, or module:attribute for your own. It does not control yet.
+        model: Let an integer model decide inside the router: the folder of a student (`l4s-gym distil`), which the law
+            gets the options of too, or a file (`l4s-gym live model`). SIGHUP makes the router read it again.
         settings: Change fields of the scenario, such as link.rate_mbps=40 or options.dualpi2_rfc9332.target_ms=3.2.
         seconds: How long to run; default: the scenario's length.
         seed: Seed of what the scenario draws, of the start times of the flows, and of the router's random numbers.
@@ -62,6 +65,7 @@ def up(
         out: Folder for the results (live.json).
         dry_run: Print the commands without running them.
     """
+    from l4s_gym.agents.saved import MODEL
     from l4s_gym.bridge.client import default_address
     from l4s_gym.live.testbed import LiveTestbed
     from l4s_gym.tables import option_paths
@@ -69,6 +73,10 @@ def up(
     if seed < 0:
         raise L4SError(f"--seed {seed}: give 0 or more")
     chosen = chosen_scenario(scenario, None, settings)
+    if model is not None and model.is_dir():
+        agent, model = agent or os.path.join(model, ""), model / MODEL
+        if not model.is_file():
+            raise L4SError(f"{model}: not found: an agent decides in the router as a student (`l4s-gym distil`)")
     if agent is not None and (options := _options(agent)):
         chosen, aqm = chosen.replace(**option_paths(options)), aqm or next(iter(options))
     bed = LiveTestbed(
@@ -81,6 +89,7 @@ def up(
         kernel=kernel,
         spin=spin,
         values=_bounds(shield),
+        model=model,
         dry_run=dry_run,
     )
     if dry_run:
@@ -101,6 +110,8 @@ def up(
         with suppress(KeyboardInterrupt):
             _watch(bed)
         result = bed.finish()
+        if said := bed.said("router"):
+            say(f"the router said: {said}")
     _print(result)
     if out is not None:
         path = _write(result, out)
@@ -198,6 +209,8 @@ def _print(result: LiveResult) -> None:
     total = max(sum(figures.decided.values()), 1)
     shares = ", ".join(f"{who} {100 * count / total:.1f} %" for who, count in figures.decided.items())
     say(f"decided by: {shares}; rows lost: {figures.rows_lost}")
+    if (law := result.router["law"])["sets"]:
+        say(f"the law was set {law['sets']} times, by an agent or a model; expired: {law['expired']}")
 
 
 def class_table(figures: Figures, title: str) -> Table:

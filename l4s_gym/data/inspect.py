@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ from l4s_gym.data.pools import Rows
 from l4s_gym.data.report import Missing
 from l4s_gym.data.stream import RowStream
 from l4s_gym.errors import L4SError
-from l4s_gym.schema import ACTIONS, BY_NAME, CLASSIC, L4S, MAX_PROB, OBSERVED, unscale_observation
+from l4s_gym.schema import ACTIONS, BY_NAME, CLASSIC, DECIDED_BY, L4S, MAX_PROB, OBSERVED, unscale_observation
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -38,24 +38,29 @@ _SHOWN: Final = {
 """Field -> heading with the shown unit, and the divisor of the stored integer."""
 
 
+def _shares(column: npt.NDArray[Any], names: Sequence[str]) -> str:
+    """Count the values of a column by their names."""
+    counts = np.bincount(column, minlength=len(names))
+    return ", ".join(f"{name} {n} ({n / len(column):.2%})" for name, n in zip(names, counts, strict=True))
+
+
 def _queue_lines(name: str, part: Records, rows: Rows) -> list[str]:
     """Return the lines of text about one queue."""
     share = len(part) / max(len(rows), 1)
     lines = [f"queue {name}: {len(part)} rows ({share:.1%})"]
     if not len(part):
         return lines
-    actions = "actions: not in the source"
-    if "action" in rows.present:
-        counts = np.bincount(part["action"], minlength=len(ACTIONS))
-        actions = ", ".join(f"{action} {n} ({n / len(part):.2%})" for action, n in zip(ACTIONS, counts, strict=True))
-    lines += [f"  {actions}", f"  {'':16}{'mean':>11}" + "".join(f"{f'p{100 * q:g}':>11}" for q in _QUANTILES)]
+    lines.append(f"  {_shares(part['action'], ACTIONS) if 'action' in rows.present else 'actions: not in the source'}")
+    if "decided_by" in rows.present:
+        lines.append(f"  decided by: {_shares(part['decided_by'], DECIDED_BY)}")
+    lines.append(f"  {'':16}{'mean':>11}" + "".join(f"{f'p{100 * q:g}':>11}" for q in _QUANTILES))
     for field, (heading, divisor) in _SHOWN.items():
         if field not in rows.present:
             lines.append(f"  {heading:16}{'-':>11}")
             continue
         values = part[field] / divisor
         numbers = (values.mean(), *np.quantile(values, _QUANTILES))
-        lines.append(f"  {heading:16}" + "".join(f"{number:>11.6g}" for number in numbers))
+        lines.append(f"  {heading:16}" + "".join(f"{number:>11.5g}" for number in numbers))
     return lines
 
 

@@ -84,6 +84,28 @@ EXPECTED: Final = (
 )
 """What control theory says of rules and disciplines in `MAIN`: who has less than whom, of what, and why."""
 
+_TUNED: Final = "native--dualpi2_tuned"
+_BEST: Final = "onestep--held"
+CHANGES: Final = (
+    ("law: another fixed setting", NATIVE, _TUNED),
+    ("over that law: learning", _TUNED, _BEST),
+    ("objective: imitation", _BEST, "bc_continuous--parameters"),
+    ("objective: imitation, given the return", _BEST, "dt_continuous--parameters"),
+    ("objective: implicit Q-learning", _BEST, "iql--parameters"),
+    ("objective: conservative Q-learning", _BEST, "cql_continuous--parameters"),
+    ("objective: TD3+BC", _BEST, "td3_bc--parameters"),
+    ("data: a tenth of it", _BEST, "onestep--held-small"),
+    ("learner: SmolLM2 with LoRA", _BEST, "llm--smollm2-parameters"),
+    ("pretraining: random weights", "llm--smollm2-parameters", "llm--random-parameters"),
+    ("objective and data: imitation of `tuned`", "llm--smollm2-parameters", "llm--smollm2-parameters-imitation"),
+    ("then online: evolution strategy", _BEST, "es--onestep"),
+    ("online alone, over RFC 9332: evolution strategy", NATIVE, "es--parameters"),
+    ("online alone, over RFC 9332: PPO", NATIVE, "ppo--parameters"),
+    ("form: probabilities", "ppo--parameters", "ppo--probability"),
+    ("form: packets", "ppo--parameters", "ppo--packet"),
+)
+"""What is changed, from which entry, to which."""
+
 
 class Table(NamedTuple):
     """A table of the comparisons, and what to know when reading it."""
@@ -292,24 +314,74 @@ def _made(entries: Sequence[Entry]) -> str:
 
 
 def comparisons(board: Sequence[Row]) -> list[Table]:
-    """Who differs from native DualPI2 by what, and whether rules and disciplines stand as control theory says."""
-    found = [_against_native(board), _order(board)]
+    """Differences to native DualPI2, of one change, and to doing nothing; and whether control theory's order holds."""
+    found = [_against_native(board), _changes(board), _idle(board), _order(board)]
     return [each for each in found if each.rows]
+
+
+def _less(difference: Interval | None, scale: float = 1.0, digits: int = 1) -> str:
+    """A difference, with a star where 0 is outside of its interval."""
+    return span(difference, scale, "+", digits) + ("*" if difference and difference.sure else "")
+
+
+def _differences(row: Row, other: Row) -> dict[str, Interval]:
+    """The score of a row less that of another, in each suite that both have."""
+    suites = [name for name in SUITES if name in row.over_native and name in other.over_native]
+    return {name: row.over_native[name].less(other.over_native[name]) for name in suites}
+
+
+def _compared(title: str, head: Sequence[str], pairs: Sequence[tuple[Sequence[str], Row, Row]], note: str) -> Table:
+    """A table of differences between two rows each, with what stands before them."""
+    found = [(cells, _differences(row, other)) for cells, row, other in pairs]
+    suites = [name for name in SUITES if any(name in each for _, each in found)]
+    rows = [[*cells, *(_less(each.get(name)) for name in suites)] for cells, each in found]
+    return Table(title, [*head, *suites], rows, note)
+
+
+def _changes(board: Sequence[Row]) -> Table:
+    """`CHANGES`, as far as the board has them."""
+    by_name = {row.name: row for row in board if MAIN in row.scores}
+    pairs = [([what, old, new], by_name[new], by_name[old]) for what, old, new in CHANGES if {old, new} <= {*by_name}]
+    note = "What one change does to the score, the rest being equal. A star: the interval leaves out 0."
+    return _compared("What makes the difference", ["change", "from", "to"], pairs, note)
+
+
+def _idle(board: Sequence[Row]) -> Table:
+    """Rows beside those that do nothing in their form."""
+    by_name = {row.name: row for row in board if MAIN in row.scores}
+    pairs = []
+    for row in by_name.values():
+        n = row.decision_interval
+        idle = {
+            "packet": ["enqueue--default" if n == 1 else f"enqueue--every{n}"],
+            "probability": ["zero--probability"],
+            "parameters": ["zero--parameters", _TUNED],
+        }.get(row.form, [])
+        others = [by_name[name] for name in idle if name in by_name]
+        if row not in others:
+            acts = [any(each.sure for each in _differences(row, other).values()) for other in others]
+            verdicts = ("acts" if each else "nothing shows" for each in acts)
+            pairs += [
+                ([who(row), other.name, verdict], row, other) for other, verdict in zip(others, verdicts, strict=True)
+            ]
+    note = (
+        "Score less that of an entry that does nothing in the same form: it enqueues each packet that it is asked "
+        "about, sets no probability, or leaves the law its parameters, those of RFC 9332 or the tuned ones. Nothing "
+        "shows where the interval holds 0 in every suite."
+    )
+    return _compared("Beside doing nothing", ["agent", "beside", "so it"], pairs, note)
 
 
 def _against_native(board: Sequence[Row]) -> Table:
     others = [row for row in board if MAIN in row.scores and row.name != NATIVE]
     dyn = any("dyn" in row.scores for row in others)
 
-    def less(interval: Interval | None, scale: float = 1.0, digits: int = 1) -> str:
-        return span(interval, scale, "+", digits) + ("*" if interval and interval.sure else "")
-
     rows = [
         [
             who(row),
-            less(row.over_native[MAIN]),
-            *(less(row.over_native.get(suite)) for suite in ("shift", "dyn")[: 1 + dyn]),
-            *(less(row.differences[MAIN][metric], scale, 2) for metric, _, scale in CLEAR),
+            _less(row.over_native[MAIN]),
+            *(_less(row.over_native.get(suite)) for suite in ("shift", "dyn")[: 1 + dyn]),
+            *(_less(row.differences[MAIN][metric], scale, 2) for metric, _, scale in CLEAR),
         ]
         for row in others
     ]
@@ -317,8 +389,7 @@ def _against_native(board: Sequence[Row]) -> Table:
     note = (
         "Differences on the same traffic, in test where nothing else is said. A star: the interval leaves out 0; of "
         "the others nothing can be told, and of the starred about one in twenty is none. -: in some episodes no packet "
-        "of a class came through. The reward pays for what is delivered and for short queues; how the flows share the "
-        "link it does not see."
+        "of a class came through. The reward pays for use of the link times evenness of the flows, less the delays."
     )
     return Table("Differences to native DualPI2", head, rows, note)
 

@@ -59,6 +59,14 @@ class Interval:
         """Whether it is known, and 0 is outside."""
         return self.low is not None and self.high is not None and not self.low <= 0.0 <= self.high
 
+    def less(self, other: Interval) -> Interval:
+        """The difference as if both were independent: of the same traffic, it is too wide rather than too narrow."""
+        value, ends = self.value - other.value, (self.low, self.high, other.low, other.high)
+        if None in ends:
+            return Interval(value)
+        half = float(np.hypot(*(np.subtract(high, low) / 2.0 for low, high in (ends[:2], ends[2:]))))
+        return Interval(value, value - half, value + half)
+
     def within(self, least: float, most: float) -> Interval:
         """The part of it that is possible for a quantity with bounds; the value stays inside."""
         if self.low is None or self.high is None:

@@ -97,6 +97,7 @@ class Plan:
         programs: Paths of `l4s-router`, `l4s-bridged`, `l4s-traffic`.
         spin: Whether the router spins instead of sleeping.
         group: Group that may open the daemon's socket; empty: root only.
+        model: File of an integer model that decides; None: the law.
     """
 
     names: Names
@@ -104,6 +105,7 @@ class Plan:
     programs: dict[str, str]
     spin: bool = False
     group: str = ""
+    model: Path | None = None
 
     def namespaces(self) -> list[list[str]]:
         """Make the namespaces."""
@@ -114,7 +116,8 @@ class Plan:
         n = self.names
         paths = ["--config", str(n.config), "--device", str(n.device), "--stats", str(n.stats)]
         ends = ["--senders", f"{n.senders}:{DEVICE}", "--receivers", f"{n.receivers}:{DEVICE}"]
-        return inside(n.senders, self.programs["l4s-router"], *paths, *ends, *(["--spin"] if self.spin else []))
+        more = [*(["--spin"] if self.spin else []), *(["--model", str(self.model)] if self.model else [])]
+        return inside(n.senders, self.programs["l4s-router"], *paths, *ends, *more)
 
     def network(self) -> list[list[str]]:
         """Set addresses, routes and settings of both ends."""

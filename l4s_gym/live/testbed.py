@@ -198,6 +198,7 @@ class LiveTestbed:
         kernel: Path | None = None,
         spin: bool = False,
         values: Mapping[str, int] | None = None,
+        model: Path | None = None,
         dry_run: bool = False,
     ) -> None:
         """Prepare the testbed without starting it.
@@ -212,6 +213,7 @@ class LiveTestbed:
             kernel: Folder of the programs; None: see `l4s_gym.live.programs`.
             spin: Let the router spin instead of sleeping: a whole core for the finest timing.
             values: Parameters of the core instead of the scenario's, and `rate_bps`.
+            model: File of an integer model (`l4s_gym.bridge.model`) that decides in the router; None: the law.
             dry_run: Only for the plan: look for nothing.
         """
         self.config: LiveConfig = live_config(load(scenario), aqm, seed, **dict(values or {}))
@@ -226,7 +228,7 @@ class LiveTestbed:
             paths = {name: str(path) for name, path in programs.find(kernel).items()}
         folder = Path(tempfile.gettempdir(), tag if dry_run else f"{tag}-{secrets.token_hex(4)}")
         self.socket = (address or folder / "bridge.sock").absolute()
-        self.plan = Plan(Names(tag, folder, self.socket), self.config, paths, spin, group)
+        self.plan = Plan(Names(tag, folder, self.socket), self.config, paths, spin, group, model and model.absolute())
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._started = 0.0
         self._watcher: subprocess.Popen[bytes] | None = None
@@ -383,6 +385,11 @@ class LiveTestbed:
         self.processes["router"].send_signal(signal.SIGUSR1)
         self._until(path.exists, "router")
         return dict(json.loads(path.read_bytes()))
+
+    def cpu_s(self, name: str) -> float:
+        """Processor time that a program has used, s."""
+        fields = Path("/proc", str(self.processes[name].pid), "stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def sender(self, *command: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a command where the senders are, and wait for it."""

@@ -209,7 +209,7 @@ def test_ties_are_half_an_improvement(board_entries: list[Entry]) -> None:
 
 
 def test_differences_to_native_are_starred_where_they_are_sure(table: dict[str, Row]) -> None:
-    (head, rows), _ = [(each.head, each.rows) for each in board.comparisons(list(table.values()))]
+    head, rows = board.comparisons(list(table.values()))[0][1:3]
     by_name = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
     assert len(rows) == len(table) - 2  # native itself, and one that failed
     poor, same = by_name["bc--argmax (argmax)"], by_name["cql--kernel (argmax)"]
@@ -295,6 +295,31 @@ def test_rules_stand_in_the_order_of_control_theory(table: dict[str, Row]) -> No
     ]  # fmt: skip
     assert held(swapped)[pair] == "no"
     assert held([row for row in board_ if row is native]) == {}
+
+
+def test_whoever_cannot_be_told_from_doing_nothing_is_said_to(table: dict[str, Row]) -> None:
+    def verdicts(*rows: Row) -> dict[tuple[str, ...], str]:
+        (found,) = (each for each in board.comparisons(rows) if each.title == "Beside doing nothing")
+        return {tuple(row[:2]): row[2] for row in found.rows}
+
+    def moved(row: Row, by: float, name: str, **fields: Any) -> Row:
+        suites = {suite: statistics.Interval(by, by - 1.0, by + 1.0) for suite in row.scores}
+        return dataclasses.replace(row, name=name, variant=name, over_native=suites, **fields)
+
+    like = table["zero--parameters"]
+    idle, better = moved(like, 0.0, like.name), moved(like, 3.0, "onestep--held")
+    same, tuned = moved(like, 1.2, "a--same"), moved(like, 2.5, "native--dualpi2_tuned", form="")
+    assert verdicts(idle, better, same, tuned) == {
+        ("onestep--held", idle.name): "acts",
+        ("onestep--held", tuned.name): "nothing shows",
+        ("a--same", idle.name): "nothing shows",
+        ("a--same", tuned.name): "nothing shows",
+    }
+    tenth = moved(better, 0.0, "enqueue--every10", form="packet", decision_interval=10)
+    asked = moved(tenth, -9.0, "b--asked")
+    assert verdicts(tenth, asked, idle) == {("b--asked", tenth.name): "acts"}
+    (found,) = (each for each in board.comparisons([better, tuned]) if each.title == "What makes the difference")
+    assert [row[1:3] for row in found.rows] == [[tuned.name, better.name]] and found.rows[0][3] == "+0.5 [-0.9, +1.9]"
 
 
 def test_profile_and_optimality_gap_agree_with_the_score(table: dict[str, Row]) -> None:

@@ -255,3 +255,9 @@ def test_intervals_hold_the_truth_in_95_of_100_boards(coverage: Any, case: str) 
     assert 0.93 <= found["score"] <= 0.97
     assert 0.93 <= found["over native"] <= 0.97
     assert found["improvement"] >= 0.93  # More where most scenarios are won or lost in every run.
+
+
+def test_the_difference_of_two_intervals() -> None:
+    one, other = statistics.Interval(5.0, 2.0, 8.0), statistics.Interval(3.0, -1.0, 7.0)
+    assert one.less(other) == statistics.Interval(2.0, -3.0, 7.0)
+    assert one.less(statistics.Interval(1.0)) == statistics.Interval(4.0)

@@ -1,6 +1,7 @@
 """Agents in control of the live router beside native disciplines and the simulator: does its order hold?
 
     sudo python benchmarks/studies/live/agents.py --agent onestep=runs/onestep llm=runs/llm,every=500ms
+    sudo python benchmarks/studies/live/agents.py --agent tree=runs/onestep-tree --rates 8 40 100 1000  # a student
     sudo python benchmarks/studies/live/agents.py --quick --agent zero=zero:form=parameters  # a minute; writes nothing
 
 One CUBIC flow with ECN (Linux's TCP) against one ECT(1) flow (our paced, Prague-like UDP source), RTT 20 ms; half-way
@@ -25,6 +26,7 @@ import numpy as np
 import run as study
 from l4s_gym.agents import AgentSpec, form_of
 from l4s_gym.agents.protocol import options_of
+from l4s_gym.agents.saved import MODEL
 from l4s_gym.bridge.client import Client
 from l4s_gym.cli.arguments import command_line
 from l4s_gym.data.files import atomic_write
@@ -73,6 +75,13 @@ class Decider:
     def native(self) -> str | None:
         """The discipline, if one decides."""
         return AgentSpec.parse(self.spec).native
+
+    @property
+    def model(self) -> Path | None:
+        """The model of a student, which decides inside the router."""
+        folder = AgentSpec.parse(self.spec).path
+        path = None if folder is None else folder / MODEL
+        return path if path is not None and path.is_file() else None
 
     def scenario(self, rate_mbps: float, seconds: float) -> Scenario:
         """What it runs on."""
@@ -128,7 +137,7 @@ def live(who: Decider, rate_mbps: float, seconds: float, seed: int) -> Row:
     def decide(bed: LiveTestbed) -> None:
         with Client(bed.socket) as client:
             before = client.law()
-        if who.native is not None:
+        if who.native is not None or who.model is not None:
             bed.wait(bed.seconds)
         else:
             agent = AgentSpec.parse(who.spec).make()
@@ -142,9 +151,10 @@ def live(who: Decider, rate_mbps: float, seconds: float, seed: int) -> Row:
         with Client(bed.socket) as client:
             after = client.law()
         meter = RewardMeter(DELAYS, round(rate_mbps * 1e6))
+        more["law"] = {name: getattr(after, name) - getattr(before, name) for name in ("sets", "expired")}
         more["delays"] = meter.integral(before.entry["law"], after.entry["law"]) / bed.seconds
 
-    found = study.live_shared(who.scenario(rate_mbps, seconds), seed, decide)
+    found = study.live_shared(who.scenario(rate_mbps, seconds), seed, decide, who.model)
     score = found["utilisation"] * evenness(found["goodput_mbps"]) + more["delays"]
     return found | more | {"score": score}
 
@@ -212,6 +222,13 @@ MEASURES: Final[dict[str, Callable[[Row], float]]] = {
     "C marked %": lambda r: 100.0 * r["mark_rate"]["C"],
     "L marked %": lambda r: 100.0 * r["mark_rate"]["L"],
 }
+OWN: Final[dict[str, Callable[[Row], float]]] = {
+    "decided %": lambda r: 100.0 * r["decided"]["agent"] / max(sum(r["decided"].values()), 1),
+    "set": lambda r: r["law"]["sets"],
+    "expired": lambda r: r["law"]["expired"],
+    "router us": lambda r: r["router_us"],
+}
+"""Measures of live runs alone."""
 DRAWN: Final = ("score", "C mean ms", "L p99", "L/C")
 
 
@@ -253,10 +270,11 @@ def markdown(data: Row) -> str:
             if row["rate_mbps"] == rate:
                 cells = [f"{np.mean(values(row, name)):.3g}" for name in MEASURES]
                 cells[0] += f" ± {np.std(values(row, 'score')):.1g}"
-                body.append([row["who"], row["way"], *cells])
+                own = [np.mean([get(run) for run in row["runs"]]) for get in OWN.values() if row["way"] == "live"]
+                body.append([row["who"], row["way"], *cells, *([f"{each:.3g}" for each in own] or ["-"] * len(OWN))])
         body.sort(key=lambda cells: [each["name"] for each in data["who"]].index(cells[0]))
         same, pairs = agreement(rows, rate)
-        lines += ["", f"## {rate:g} Mbit/s", "", *table(["who", "", *MEASURES], body), ""]
+        lines += ["", f"## {rate:g} Mbit/s", "", *table(["who", "", *MEASURES, *OWN], body), ""]
         lines += [f"- {way}, best first: {', '.join(order(rows, rate, way))}" for way in WAYS]
         lines += [f"- {same} of {pairs} pairs stand in the same order live and simulated."]
     return "\n".join(lines) + "\n"
@@ -268,7 +286,9 @@ run (their geometric by their arithmetic mean), less the mean normalised delays;
 runs. That is the reward `fair`, but for E, which that takes over the last second. Agents are told `balance`, the same \
 without E, for a real queue does not know the goodput of its flows. An agent that decides about packets is asked by \
 the router and never waited for; the shield leaves those of its marks and drops to the native law that are more than \
-its own. In the simulator each question is answered, without a shield."""
+its own. In the simulator each question is answered, without a shield. A student decides inside the router. *Decided* \
+are packets by an agent or a model, *set* is how often one set parameters or probabilities, *expired* how often these \
+ran out before the next came; *router* is the router's processor time a packet."""
 
 
 def draw(data: Row) -> bytes:

@@ -92,17 +92,20 @@ def mean_mbps(scenario: Scenario) -> float:
 
 
 def live_shared(
-    scenario: Scenario, seed: int, meanwhile: Callable[[LiveTestbed], None] | None = None
+    scenario: Scenario,
+    seed: int,
+    meanwhile: Callable[[LiveTestbed], None] | None = None,
+    model: Path | None = None,
 ) -> dict[str, Any]:
     """Return the figures of a live run; `meanwhile` takes as long as the run, and by default waits."""
-    with LiveTestbed(scenario, seed=seed) as bed:
-        start = read(bed.stats())
+    with LiveTestbed(scenario, seed=seed, model=model) as bed:
+        start, before_s = read(bed.stats()), bed.cpu_s("router")
         bed.start_flows()
         if meanwhile is None:
             bed.wait(bed.seconds)
         else:
             meanwhile(bed)
-        end = read(bed.stats())
+        end, cpu_s = read(bed.stats()), bed.cpu_s("router") - before_s
         result = bed.finish()
     rates = {flow["label"]: flow for flow in result.flows}
     capacity = mean_mbps(scenario) * 1e6 / 8 * (end.seconds - start.seconds)
@@ -121,6 +124,8 @@ def live_shared(
         "echoed": {"C": rates["cubic"].get("delivered_ce"), "L": rates["prague-like"].get("delivered_ce")},
         "late_us": end.late_us,
         "lost_outside": end.lost_outside,
+        "decided": dict(end.decided),
+        "router_us": 1e6 * cpu_s / max(sum(c.served_packets for c in end.classes), 1),
     }
 
 
