@@ -97,7 +97,10 @@ def flip(data: bytes) -> bytes:
 @pytest.mark.parametrize("suffix", [pytest.param(".nbi", marks=pytest.mark.slow), ".nbc"])
 @pytest.mark.parametrize(
     "damage",
-    [lambda _: b"", *(pytest.param(cut, marks=pytest.mark.slow) for cut in (lambda d: d[:-9], lambda d: d[:3])), flip],
+    [
+        *(pytest.param(cut, marks=pytest.mark.slow) for cut in (lambda _: b"", lambda d: d[:-9], lambda d: d[:3])),
+        flip,
+    ],
 )
 def test_damaged_files(place: Path, suffix: str, damage: Callable[[bytes], bytes]) -> None:
     cache = {"NUMBA_CACHE_DIR": str(place / "cache")}

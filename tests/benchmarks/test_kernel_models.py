@@ -14,6 +14,7 @@ pytest.importorskip("sklearn", reason="needs l4s-gym[data]")
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "studies" / "kernel_models" / "run.py"
 
 
+@pytest.mark.slow
 def test_models_are_measured(tmp_path: Path) -> None:
     if shutil.which("cc") is None or shutil.which("make") is None or platform.machine() != "x86_64":
         pytest.skip("needs a C compiler and make, on x86-64")

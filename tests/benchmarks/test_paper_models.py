@@ -113,6 +113,7 @@ def test_trials_are_told_apart() -> None:
     assert trials.model_config(each[len(TRAINED)], toy=True).head == "text"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells the memory")
 def test_most_memory_from_now_on() -> None:
     """In a process of its own: what the tests before have freed would fall beside what is measured."""

@@ -27,6 +27,7 @@ def speed() -> Any:
     return module
 
 
+@pytest.mark.slow
 def test_a_side_answers(speed: Any) -> None:
     side = speed.Side("ours", ROOT)
     asked: list[tuple[str, dict[str, Any]]] = [

@@ -122,7 +122,7 @@ def test_outputs_are_in_their_bounds(model: Model) -> None:
         assert (found.sum(axis=1) <= ONE).all()
 
 
-@pytest.mark.parametrize("body", ["trees", "layers"])
+@pytest.mark.parametrize("body", [pytest.param("trees", marks=pytest.mark.slow), "layers"])
 def test_float32_hides_nothing(body: str) -> None:
     """What an agent in the simulator sees is less than what a kernel knows; both decide the same."""
     model = random_trees("packet", 2000) if body == "trees" else random_layers("packet", 16)

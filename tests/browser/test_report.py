@@ -173,7 +173,12 @@ def test_a_run_over_time_of_another_scenario(page: Page) -> None:
 
 @pytest.mark.parametrize(
     ("width", "scheme", "options"),
-    [(DESKTOP, "light", {}), (PHONE, "dark", {"runOnly": ["color-contrast", "target-size", "meta-viewport"]})],
+    [
+        (DESKTOP, "light", {}),
+        pytest.param(
+            *(PHONE, "dark", {"runOnly": ["color-contrast", "target-size", "meta-viewport"]}), marks=pytest.mark.slow
+        ),
+    ],
 )
 def test_screen_readers_and_width(open_page: Callable[..., Page], width: int, scheme: str, options: Any) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
@@ -188,6 +193,7 @@ def test_screen_readers_and_width(open_page: Callable[..., Page], width: int, sc
     assert [(each["id"], [node["target"] for node in each["nodes"]]) for each in found["violations"]] == []
 
 
+@pytest.mark.slow
 def test_theme_follows_the_system_and_the_button(open_page: Callable[..., Page]) -> None:
     page = open_page(scheme="dark")
     ground = "getComputedStyle(document.body).backgroundColor"

@@ -222,6 +222,7 @@ def test_that_a_value_is_missing_is_a_feature() -> None:
     assert f"LEAK: the labels can be read off {name}" in found.verdict
 
 
+@pytest.mark.slow
 def test_a_share_that_tells_little_is_pointed_out() -> None:
     found = audit(_with_missing(0.3, 0.03)).findings["x"]
     assert not found.leaks and found.uneven

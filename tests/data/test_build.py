@@ -122,6 +122,7 @@ def test_the_card_counts_what_is_there(recipe: recipes.Recipe) -> None:
     assert card.picture({"small": known})[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
 def test_record_keeps_the_other_size(recipe: recipes.Recipe, place: Path) -> None:
     made = make(recipe)
     known = card.facts(recipe, "small", Path(made.spec.data_path), None)

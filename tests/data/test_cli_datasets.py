@@ -177,6 +177,7 @@ def test_minari_lists_and_shows_it(place: Path) -> None:
         assert "tiny-small-v0" in shown.output
 
 
+@pytest.mark.slow
 def test_the_script_builds_from_anywhere(place: Path) -> None:
     def script(*args: str) -> tuple[int, str]:
         command = [sys.executable, str(ROOT / "datasets" / "build.py"), *args]

@@ -121,6 +121,7 @@ def test_an_episode_is_played_again_from_its_metadata(place: Path, form: str) ->
         assert summed == pytest.approx(episode.rewards, abs=1e-8)
 
 
+@pytest.mark.slow
 def test_builds_are_the_same_to_the_bit(place: Path) -> None:
     """With any number of workers, and if one was stopped in between."""
     recipe = tiny(place)

@@ -224,6 +224,7 @@ def test_snapshots(name: str, makers: dict[str, Callable[[], Any]]) -> None:
     assert go_on(other) == expected
 
 
+@pytest.mark.slow
 def test_snapshots_in_another_process(makers: dict[str, Callable[[], Any]], tmp_path: Path) -> None:
     names = ("packets, several scenarios", "intervals", "replay", "vector", "vector, intervals")
     envs = [started(makers[name]) for name in names]

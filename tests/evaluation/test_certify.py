@@ -209,7 +209,9 @@ def test_equal_seeds_stay_equal_until_one_is_touched() -> None:
 # -- the whole
 
 
-@pytest.mark.parametrize("spec", ["native:dualpi2_rfc9332", "random:form=parameters", "threshold"])
+@pytest.mark.parametrize(
+    "spec", ["native:dualpi2_rfc9332", pytest.param("random:form=parameters", marks=pytest.mark.slow), "threshold"]
+)
 def test_a_report_of_everything(tmp_path: Path, spec: str) -> None:
     found = run.certify(run.Subject.of(spec), TINY, tmp_path)
     told = statements.all_of(found.parts)

@@ -164,6 +164,7 @@ def test_what_a_killed_testbed_left_is_removed_by_the_next() -> None:
         holder.wait()
 
 
+@pytest.mark.slow
 def test_it_starts_again_after_it_and_its_watcher_were_killed(start: Start, tmp_path: Path) -> None:
     """The daemon that was left still serves the socket; namespaces, folder and socket are cleared by the next one."""
     socket = tmp_path / "live.sock"

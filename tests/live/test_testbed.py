@@ -171,7 +171,9 @@ def test_a_student_decides_in_the_router_over_the_law_of_its_teacher(
     leaf, zero = np.array([LEAF], np.uint8), np.zeros(1, np.int64)
     stump = Trees(leaf, zero, zero.astype(np.uint16), np.zeros((1, len(FORMS["parameters"].low)), np.int32))
     teacher = {"options": {"dualpi2_rfc9332": {"target_ms": 3.2}}}
-    student = StudentAgent(Model("parameters", Inputs(), stump, 500.0), {"to": "tree"}, teacher).save(tmp_path / "student")
+    student = StudentAgent(Model("parameters", Inputs(), stump, 500.0), {"to": "tree"}, teacher).save(
+        tmp_path / "student"
+    )
     assert cli.main(["live", "up", "--dry-run", "--model", str(student)]) == 0
     out = capsys.readouterr().out
     assert f"--model {student / 'model.bin'}" in out and "variant 1\n" in out and "target_us 3200\n" in out

@@ -102,7 +102,7 @@ class Model:
         return -1
 
 
-@pytest.mark.parametrize("aqm", FAIR)
+@pytest.mark.parametrize("aqm", [FAIR[0], *(pytest.param(each, marks=pytest.mark.slow) for each in FAIR[1:])])
 @given(
     steps=st.lists(
         st.tuples(st.integers(0, 5), st.sampled_from([0, 0, 0, 60, 500, 1500, 9000])), min_size=1, max_size=150
@@ -218,6 +218,7 @@ def signals(sojourn_ns: int, seconds: float, count: int = 0) -> tuple[list[int],
     return times, count
 
 
+@pytest.mark.slow
 def test_cobalt_signals_ever_more_often_above_the_target_and_forgets_below() -> None:
     times, count = signals(6 * MS, 1.0)
     expected = np.cumsum([100.0, *(100.0 / math.sqrt(k) for k in range(2, len(times) + 1))])

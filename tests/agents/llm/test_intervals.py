@@ -117,6 +117,7 @@ def episodes() -> list[Trajectory]:
     return [episode for number in range(100) for episode in group(number, 4, rng)]
 
 
+@pytest.mark.slow
 def test_it_improves_on_the_data(episodes: list[Trajectory]) -> None:
     made = config(steps=200, windows=1500, learning_rate=1e-2)
     trainer = Trainer(episodes, made, 0, INTERVAL_MS)

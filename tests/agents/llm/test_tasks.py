@@ -87,7 +87,9 @@ def small(task: Toy) -> LLMConfig:
 CASES = [("categorical", False), ("categorical", True), ("pointer", True), ("regression", False)]
 
 
-@pytest.mark.parametrize(("head", "masked"), CASES[1:])
+@pytest.mark.parametrize(
+    ("head", "masked"), [CASES[1], *(pytest.param(*each, marks=pytest.mark.slow) for each in CASES[2:])]
+)
 def test_a_task_is_learnt_from_episodes(head: str, masked: bool, tmp_path: Path) -> None:
     """From right answers to an agent that decides nearly as well in closed loop, and is the same when loaded again."""
     episodes = netllm.rl_collect(lambda: Toy(head, masked), netllm.RIGHT, 40)

@@ -312,6 +312,7 @@ def test_sampling_draws_rare_actions_and_counts_them(tmp_path: Path) -> None:
     np.testing.assert_allclose(Correction.counted(rare.imbalance, drawn)(shifted / shifted.sum()), P, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_weights_raise_the_recall_of_rare_actions(tmp_path: Path) -> None:
     data = dataset(tmp_path / "data", [1200] * 4, seldom)
     found = {}
