@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Final, Required, TypedDict, Unpack
 
@@ -95,6 +96,12 @@ def action_names(form: str) -> tuple[str, ...]:
     return schema.ACTIONS if form == PACKET else ("probability_c", "probability_l")
 
 
+@cache
+def _spaces(form: str) -> tuple[gym.spaces.Box, Any]:
+    """The spaces of a form, only to be read: to make them takes longer than to read an episode's actions."""
+    return forms.get(form).spaces
+
+
 def check_episode(episode: Trajectory, where: str, form: str = PACKET) -> None:
     """Check shapes, types and ranges of an episode of an action form; `where` names it in the error.
 
@@ -119,7 +126,7 @@ def check_episode(episode: Trajectory, where: str, form: str = PACKET) -> None:
         if infinite.size:
             row = infinite[0].tolist()
             raise L4SError(f"{where}: {name} at {row} is not finite: replace it, or drop the row")
-    observed, action = forms.get(form).spaces
+    observed, action = _spaces(form)
     for name in ("actions", "applied") if form == PACKET else ():
         values = given[name][0]
         bad = np.flatnonzero((values < 0) | (values >= action.n))
