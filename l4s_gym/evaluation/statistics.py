@@ -23,6 +23,7 @@ ours is the mean of theirs. How often the intervals cover is measured by `benchm
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -61,10 +62,10 @@ class Interval:
 
     def less(self, other: Interval) -> Interval:
         """The difference as if both were independent: of the same traffic, it is too wide rather than too narrow."""
-        value, ends = self.value - other.value, (self.low, self.high, other.low, other.high)
-        if None in ends:
+        value = self.value - other.value
+        if self.low is None or self.high is None or other.low is None or other.high is None:
             return Interval(value)
-        half = float(np.hypot(*(np.subtract(high, low) / 2.0 for low, high in (ends[:2], ends[2:]))))
+        half = math.hypot(self.high - self.low, other.high - other.low) / 2.0
         return Interval(value, value - half, value + half)
 
     def within(self, least: float, most: float) -> Interval:
