@@ -20,11 +20,17 @@ BLOCK = re.compile(r"(?<=<!-- board -->\n).*?(?=<!-- end of board -->)", re.S)
 SHOWN = ("#", "agent", "form", "test", "shift", "dyn", "C p50 / p99 ms", "L p50 / p99 ms", "util %")
 
 
-def first_rows(board: str, rows: int = 5) -> str:
-    """Return the first rows of the board's table, in the columns that the README shows."""
+ALWAYS = {"llm--smollm2-parameters", "native--dualpi2_tuned", "native--dualpi2_rfc9332"}
+"""Entries that the README shows wherever they stand."""
+
+
+def first_rows(board: str, rows: int = 3) -> str:
+    """Return the first rows of the board's table and `ALWAYS`, in the columns that the README shows."""
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in board.splitlines() if line.startswith("|")]
     columns = [table[0].index(name) for name in SHOWN]
-    lines = [f"| {' | '.join(row[k] for k in columns)} |\n" for row in table[: 2 + rows]]
+    whole = next((at for at, row in enumerate(table) if at and row[:1] == ["agent"]), len(table))
+    shown = [row for at, row in enumerate(table[:whole]) if at < 2 + rows or row[1] in ALWAYS]
+    lines = [f"| {' | '.join(row[k] for k in columns)} |\n" for row in shown]
     return re.sub("-{3,}", "--", "".join(lines))
 
 
