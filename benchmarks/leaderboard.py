@@ -26,10 +26,10 @@ ALWAYS = {"llm--smollm2-parameters", "native--dualpi2_tuned", "native--dualpi2_r
 
 def first_rows(board: str, rows: int = 3) -> str:
     """Return the first rows of the board's table and `ALWAYS`, in the columns that the README shows."""
-    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in board.splitlines() if line.startswith("|")]
+    first = next(part for part in board.split("\n\n") if part.startswith("|"))
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in first.splitlines()]
     columns = [table[0].index(name) for name in SHOWN]
-    whole = next((at for at, row in enumerate(table) if at and row[:1] == ["agent"]), len(table))
-    shown = [row for at, row in enumerate(table[:whole]) if at < 2 + rows or row[1] in ALWAYS]
+    shown = [row for at, row in enumerate(table) if at < 2 + rows or row[1] in ALWAYS]
     lines = [f"| {' | '.join(row[k] for k in columns)} |\n" for row in shown]
     return re.sub("-{3,}", "--", "".join(lines))
 

@@ -335,26 +335,35 @@ def _differences(row: Row, other: Row) -> dict[str, Interval]:
     return {name: row.over_native[name].less(other.over_native[name]) for name in suites}
 
 
-def _compared(title: str, head: Sequence[str], pairs: Sequence[tuple[Sequence[str], Row, Row]], note: str) -> Table:
-    """A table of differences between two rows each, with what stands before them."""
-    found = [(cells, _differences(row, other)) for cells, row, other in pairs]
-    suites = [name for name in SUITES if any(name in each for _, each in found)]
-    rows = [[*cells, *(_less(each.get(name)) for name in suites)] for cells, each in found]
-    return Table(title, [*head, *suites], rows, note)
+def _compared(
+    title: str, head: Sequence[str], rows: Sequence[tuple[Sequence[str], Mapping[str, Interval]]], note: str
+) -> Table:
+    """A table of differences by suite, with what stands before them."""
+    suites = [name for name in SUITES if any(name in each for _, each in rows)]
+    cells = [[*before, *(_less(each.get(name)) for name in suites)] for before, each in rows]
+    return Table(title, [*head, *suites], cells, note)
+
+
+def _scored(board: Sequence[Row]) -> dict[str, Row]:
+    """The rows that have a score, by name."""
+    return {row.name: row for row in board if MAIN in row.scores}
 
 
 def _changes(board: Sequence[Row]) -> Table:
     """`CHANGES`, as far as the board has them."""
-    by_name = {row.name: row for row in board if MAIN in row.scores}
-    pairs = [([what, old, new], by_name[new], by_name[old]) for what, old, new in CHANGES if {old, new} <= {*by_name}]
+    by_name = _scored(board)
+    rows = [
+        ([what, old, new], _differences(by_name[new], by_name[old]))
+        for what, old, new in CHANGES
+        if {old, new} <= by_name.keys()
+    ]
     note = "What one change does to the score, the rest being equal. A star: the interval leaves out 0."
-    return _compared("What makes the difference", ["change", "from", "to"], pairs, note)
+    return _compared("What makes the difference", ["change", "from", "to"], rows, note)
 
 
 def _idle(board: Sequence[Row]) -> Table:
     """Rows beside those that do nothing in their form."""
-    by_name = {row.name: row for row in board if MAIN in row.scores}
-    pairs = []
+    by_name, rows = _scored(board), []
     for row in by_name.values():
         n = row.decision_interval
         idle = {
@@ -362,19 +371,17 @@ def _idle(board: Sequence[Row]) -> Table:
             "probability": ["zero--probability"],
             "parameters": ["zero--parameters", _TUNED],
         }.get(row.form, [])
-        others = [by_name[name] for name in idle if name in by_name]
-        if row not in others:
-            acts = [any(each.sure for each in _differences(row, other).values()) for other in others]
-            verdicts = ("acts" if each else "nothing shows" for each in acts)
-            pairs += [
-                ([who(row), other.name, verdict], row, other) for other, verdict in zip(others, verdicts, strict=True)
-            ]
+        for name in idle if row.name not in idle else []:
+            if name in by_name:
+                found = _differences(row, by_name[name])
+                verdict = "acts" if any(each.sure for each in found.values()) else "nothing shows"
+                rows.append(([who(row), name, verdict], found))
     note = (
         "Score less that of an entry that does nothing in the same form: it enqueues each packet that it is asked "
         "about, sets no probability, or leaves the law its parameters, those of RFC 9332 or the tuned ones. Nothing "
         "shows where the interval holds 0 in every suite."
     )
-    return _compared("Beside doing nothing", ["agent", "beside", "so it"], pairs, note)
+    return _compared("Beside doing nothing", ["agent", "beside", "so it"], rows, note)
 
 
 def _against_native(board: Sequence[Row]) -> Table:
@@ -401,7 +408,7 @@ def _against_native(board: Sequence[Row]) -> Table:
 
 def _order(board: Sequence[Row]) -> Table:
     """`EXPECTED`, as far as the board has it."""
-    by_name = {row.name: row for row in board if MAIN in row.scores}
+    by_name = _scored(board)
     titles = {metric: title for metric, title, _ in CLEAR} | {"score": "score"}
     rows = []
     for *names, metric, why in EXPECTED:

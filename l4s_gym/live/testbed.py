@@ -101,13 +101,18 @@ def check_free(path: Path) -> None:
     raise L4SError(f"{path}: in use by another testbed or daemon: end it, or give another socket")
 
 
+def _stat(pid: int) -> list[str]:
+    """What the kernel tells of a process (proc(5), stat), from its state on."""
+    return Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()
+
+
 def started(pid: int) -> str:
     """Return the start time of a process, in ticks since boot; empty if it has ended.
 
     A number of a process is given again after a while; number and start are not.
     """
     try:
-        return Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[19]
+        return _stat(pid)[19]
     except (OSError, IndexError):
         return ""
 
@@ -388,8 +393,8 @@ class LiveTestbed:
 
     def cpu_s(self, name: str) -> float:
         """Processor time that a program has used, s."""
-        fields = Path("/proc", str(self.processes[name].pid), "stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        user, system = _stat(self.processes[name].pid)[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
     def sender(self, *command: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a command where the senders are, and wait for it."""

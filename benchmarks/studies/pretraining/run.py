@@ -1,7 +1,7 @@
 """Does the pretraining of a language model help to decide over queues?
 
     python benchmarks/studies/pretraining/run.py          # hours on two cores; goes on where it was stopped
-        python benchmarks/studies/pretraining/run.py --quick  # minutes: a few steps of each on small datasets
+    python benchmarks/studies/pretraining/run.py --quick  # minutes: a few steps of each on small datasets
     python benchmarks/studies/pretraining/run.py --models random small --forms parameters --seeds 2
 
 Five models of the same data, several trainings each: SmolLM2's first layers with its own weights and with random ones
