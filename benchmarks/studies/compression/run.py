@@ -96,17 +96,16 @@ def measured(options: Options, folder: Path, name: str, recipe: Mapping[str, Any
     chosen = quickened(recipe) if options.quick and recipe else recipe
     same = json.dumps([sha256(folder / "weights.safetensors"), chosen, options.quick], sort_keys=True)
     path = options.work / f"{hashlib.sha256(same.encode()).hexdigest()[:16]}.json"
+    small = folder if chosen is None else path.with_suffix("")
 
     def job() -> Row:
-        row: Row = {"recipe": name}
-        small = folder if chosen is None else path.with_suffix("")
+        row: Row = {"recipe": name, "folder": str(small)}
         if chosen is not None:
             row |= compression.compress(folder, chosen, small, place=name, played=recorded(folder, options.quick))
         agent = agents.make(str(small))
         if chosen is None:
             size = int(agent.cost()["parameters"])
             row |= {"parameters": size, "bytes": 4 * size, "missed": 0.0}
-        row["latency_p50_ms"], row["latency_p99_ms"] = latency(agent)
         row["score"] = asdict(statistics.linear(scores(agent, options.quick)[None]).interval())
         return row
 
@@ -157,6 +156,8 @@ def main(options: Options) -> None:
         for number, ((agent, folder), (name, recipe)) in enumerate(jobs, 1):
             rows.setdefault(agent, []).append(measured(options, Path(folder), name, recipe))
             progress(number / len(jobs))
+    for row in (row for found in rows.values() for row in found):  # not kept: a machine that was busy then was slow
+        row["latency_p50_ms"], row["latency_p99_ms"] = latency(agents.make(row["folder"]))
     run = json.loads(json.dumps({**origin(), "options": asdict(options), "rows": rows}, default=str))
     out = options.work / "quick" if options.quick and options.out == RESULTS else options.out
     out.mkdir(parents=True, exist_ok=True)
