@@ -178,6 +178,7 @@ prepare(struct router *router, const struct options *options)
 	l4s_init(&router->core, &router->config.params, router->config.seed,
 	    router->stats.started_ns);
 	router->core.rate_bps = router->config.rate_bps;
+	router->pipe.rate_bps = router->config.rate_bps;
 	l4s_set_model(&router->core, router->model, router->stats.started_ns);
 	return (device_listen(&router->device, options->device,
 	    router->config.ring));

@@ -105,7 +105,7 @@ leave(struct router *router, struct packet *packet, uint64_t now_ns, int action)
 {
 	struct class_stats *stats = &router->stats.class[packet->class];
 	struct pipe *pipe = &router->pipe;
-	uint64_t bits_ns, rate_bps = router->core.rate_bps;
+	uint64_t bits_ns, rate_bps = pipe->rate_bps;
 
 	if (packet->core.row_ready)
 		device_row(router, packet);
@@ -144,7 +144,7 @@ serve(struct router *router, uint64_t now_ns)
 			return;
 		}
 		leave(router, (struct packet *)taken, now_ns, action);
-	} while (action == L4S_DROP || router->core.rate_bps == 0);
+	} while (action == L4S_DROP || router->pipe.rate_bps == 0);
 	router->pipe.busy = 1;
 }
 
@@ -163,7 +163,7 @@ step(struct router *router)
 {
 	struct pipe *pipe = &router->pipe;
 
-	router->core.rate_bps = router->config.step[pipe->step++].rate_bps;
+	pipe->rate_bps = router->config.step[pipe->step++].rate_bps;
 	pipe->remainder = 0;
 }
 

@@ -216,6 +216,8 @@ struct line {
 };
 
 struct pipe {
+	/* Of the link now; agents know the configured rate alone. */
+	uint64_t rate_bps;
 	uint64_t free_ns;	/* the link's last packet has left */
 	uint64_t remainder;	/* of that division, so that nothing is lost */
 	int busy;		/* something waits for free_ns */

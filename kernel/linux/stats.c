@@ -164,7 +164,7 @@ stats_write(const struct router *router, const char *path)
 	    (double)(clock_ns() - stats->started_ns) / 1e9);
 	fprintf(file, "  ");
 	number(file, "variant", router->core.p.variant, ", ");
-	number(file, "rate_bps", router->core.rate_bps, ",\n");
+	number(file, "rate_bps", router->pipe.rate_bps, ",\n");
 	write_direction(file, "forward", &stats->forward);
 	write_direction(file, "reverse", &stats->reverse);
 	write_class(file, "classic", &stats->class[L4S_CLASSIC]);

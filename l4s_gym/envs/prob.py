@@ -66,6 +66,8 @@ class DualPI2ProbEnv(_Probabilities, IntervalEnv):
     | 10 | `used` | bytes served | the link's mean capacity in the interval | 10 |
     | 11 | `probability` | base probability of the discipline | 1 | 1 |
 
+    The link's rate is known as it is at the start: nobody tells when it changes.
+
     ## Rewards, starting state, episode end, arguments, pictures, copies
 
     As `L4S-DualPI2-v0`, without the reward `l4s_llm`, `decision_interval` and `info_record`. `info["components"]` has

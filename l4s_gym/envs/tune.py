@@ -119,7 +119,8 @@ class DualPI2TuneEnv(_Parameters, IntervalEnv):
     | 26, 27 | `flows_c`, `flows_l` | ln(1 + flows that have offered packets in the last 0.5 s) | 1 | 10 |
     | 28 | `rate` | ln(mean rate of the link / 56 kbit/s) | 1 | 16 |
 
-    The moving averages are exponential, with these time constants, and start at 0.
+    The moving averages are exponential, with these time constants, and start at 0. The link's rate is known as it is at
+    the start: nobody tells when it changes.
 
     ## Rewards, starting state, episode end, arguments, pictures, copies
 

@@ -32,6 +32,8 @@ def test_agents_are_read(script: dict[str, Any]) -> None:
     assert read("a=runs/a") == ("a", "runs/a", 1, None)
     assert read("a=runs/a,rule=diffuse,every=10") == ("a", "runs/a,rule=diffuse", 10, None)
     assert read("z=zero:form=parameters,every=500ms") == ("z", "zero:form=parameters", 1, 500.0)
+    free = script["decider"]("t=runs/t,every=10,free")
+    assert (free.name, free.spec, free.every, free.free) == ("t-free", "runs/t", 10, True)
     for wrong in ("runs/a", "a=", "a=runs/a,every=0.5", "a=runs/a,every=x"):
         with pytest.raises(L4SError, match="give NAME=SPEC"):
             script["decider"](wrong)

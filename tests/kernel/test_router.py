@@ -198,8 +198,10 @@ def test_rate_steps(bed: Bed) -> None:
     bed.sink()
     bed.traffic("ping", 0.25)
     assert bed.stats()["rate_bps"] == 2_000_000
-    with Device(bed.socket) as device:
-        assert struct.unpack_from("<4H8sQQQ", body(device.read()[0]))[7] == 2_000_000
+    with Device(bed.socket) as device:  # agents are told what is configured, as in the simulator
+        assert struct.unpack_from("<4H8sQQQ", body(device.read()[0]))[7] == 8_000_000
+    with Client(bed.socket) as client:
+        assert client.law().rate_bps == 8_000_000
 
 
 @configured(TESTBED | {"rate_bps": 200_000, "packets": 64})

@@ -48,6 +48,8 @@ RATES_MBPS: Final = (8.0, 40.0, 100.0)
 STEP: Final = (0.5, 0.5)
 """When the rate changes, by the length of a run, and the factor."""
 AQM: Final = "dualpi2_rfc9332"
+FREE: Final = {"shield_hits": 0, "shield_c_us": 0, "shield_l_us": 0, "shield_drops": 65536}
+"""The shield's bounds where nothing is bounded."""
 DISCIPLINES: Final = ("native/dualpi2_rfc9332", "native/dualpi2_tuned", "native/dualpi2_linux")
 DELAYS: Final = {name: weight for name, weight in WEIGHTS[BALANCE].items() if name.startswith("delay")}
 Row = dict[str, Any]
@@ -63,6 +65,7 @@ class Decider:
         every: What it decides about: each n-th packet.
         interval_ms: Or control intervals; None: of the length for which it was trained.
         options: Of the disciplines: those of an experiment, or those over which an agent was trained.
+        free: Whether the shield of the router is off, as in the simulator.
     """
 
     name: str
@@ -70,6 +73,7 @@ class Decider:
     every: int = 1
     interval_ms: float | None = None
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    free: bool = False
 
     @property
     def native(self) -> str | None:
@@ -91,17 +95,19 @@ class Decider:
 
 
 def decider(text: str) -> Decider:
-    """Read NAME=SPEC[,every=N] or NAME=SPEC[,every=500ms].
+    """Read NAME=SPEC, with `,every=N` or `,every=500ms` and then `,free` behind it.
 
     Raises:
         L4SError: It has no such form.
     """
-    match = re.fullmatch(r"([\w.-]+)=(.+?)(?:,every=(\d+)|,every=(\d+(?:\.\d+)?)ms)?", text)
+    match = re.fullmatch(r"([\w.-]+)=(.+?)(?:,every=(\d+)|,every=(\d+(?:\.\d+)?)ms)?(,free)?", text)
     if match is None or ",every=" in match[2]:
         raise L4SError(
-            f"--agent {text}: give NAME=SPEC, such as onestep=runs/onestep, and then ,every=10 or ,every=500ms"
+            f"--agent {text}: give NAME=SPEC, such as onestep=runs/onestep, then ,every=10 or ,every=500ms, then ,free"
         )
-    return Decider(match[1], match[2], int(match[3] or 1), float(match[4]) if match[4] else None)
+    interval_ms = float(match[4]) if match[4] else None
+    free = bool(match[5])
+    return Decider(match[1] + "-free" * free, match[2], int(match[3] or 1), interval_ms, free=free)
 
 
 def deciders(agents: Sequence[str]) -> list[Decider]:
@@ -154,7 +160,7 @@ def live(who: Decider, rate_mbps: float, seconds: float, seed: int) -> Row:
         more["law"] = {name: getattr(after, name) - getattr(before, name) for name in ("sets", "expired")}
         more["delays"] = meter.integral(before.entry["law"], after.entry["law"]) / bed.seconds
 
-    found = study.live_shared(who.scenario(rate_mbps, seconds), seed, decide, who.model)
+    found = study.live_shared(who.scenario(rate_mbps, seconds), seed, decide, who.model, FREE if who.free else None)
     score = found["utilisation"] * evenness(found["goodput_mbps"]) + more["delays"]
     return found | more | {"score": score}
 
@@ -185,6 +191,7 @@ WAYS: Final[dict[str, Callable[[Decider, float, float, int], Row]]] = {"live": l
 def kept(work: Path, way: str, who: Decider, rate_mbps: float, seconds: float, seed: int) -> Row:
     """Return a run of `WAYS`, from its file where it was made before."""
     about = [AgentSpec.parse(who.spec).digest(), who.every, who.interval_ms, who.options, seconds, STEP]
+    about += ["free"] if who.free and way == "live" else []
     key = checksum([*about, fingerprint.FINGERPRINT if way == "simulated" else ""])[:12]
     path = work / f"{way}-{rate_mbps:g}m-{who.name}-{seed}-{key}.json"
     if not path.is_file():
@@ -281,14 +288,15 @@ def markdown(data: Row) -> str:
 
 
 TEXT: Final = """\
-*Score* is u E - 0.25 n_C - 0.25 n_L: use of the link u times the evenness E of the two flows' goodputs over the whole \
-run (their geometric by their arithmetic mean), less the mean normalised delays; ± is the standard deviation of the \
-runs. That is the reward `fair`, but for E, which that takes over the last second. Agents are told `balance`, the same \
-without E, for a real queue does not know the goodput of its flows. An agent that decides about packets is asked by \
-the router and never waited for; the shield leaves those of its marks and drops to the native law that are more than \
-its own. In the simulator each question is answered, without a shield. A student decides inside the router. *Decided* \
-are packets by an agent or a model, *set* is how often one set parameters or probabilities, *expired* how often these \
-ran out before the next came; *router* is the router's processor time a packet."""
+*Score* is u E - 0.25 n_C - 0.25 n_L: use of the link u times the evenness E of the two flows' goodputs over the \
+whole run (their geometric by their arithmetic mean), less the mean normalised delays; ± is the standard deviation \
+of the runs. That is the reward `fair`, but for E, which that takes over the last second. Agents are told `balance`, \
+the same without E, for a real queue does not know the goodput of its flows. Nobody is told that the rate falls. An \
+agent that decides about packets is asked by the router and never waited for. The shield leaves those of its marks \
+and drops to the native law that are more than that law's own; where a name ends in `-free` it is off. In the \
+simulator each question is answered, without a shield. A student decides inside the router. *Decided* are packets by \
+an agent or a model, *set* is how often one set parameters or probabilities, *expired* how often these ran out \
+before the next came; *router* is the router's processor time a packet."""
 
 
 def draw(data: Row) -> bytes:
@@ -328,7 +336,8 @@ def main(
     """Measure and write the results.
 
     Args:
-        agent: NAME=SPEC, with `,every=10` each 10th packet, with `,every=500ms` each half a second.
+        agent: NAME=SPEC, with `,every=10` each 10th packet, with `,every=500ms` each half a second, with `,free` at the
+            end without the router's shield.
         rates: Of the link, Mbit/s, before they fall.
         seconds: Length of each run.
         runs: Live and simulated, of each decider at each rate.
@@ -342,7 +351,8 @@ def main(
     print(f"{len(who) * len(rates) * runs} live runs of {seconds:g} s, and as many simulated")
     rows = measured(who, rates, seconds, runs, work)
     about = [
-        {name: getattr(each, name) for name in ("name", "spec", "every", "interval_ms", "options")} for each in who
+        {name: getattr(each, name) for name in ("name", "spec", "every", "interval_ms", "options", "free")}
+        for each in who
     ]
     data: Row = origin() | {"seconds": seconds, "runs": runs, "who": about, "rows": rows}
     print(markdown(data))

@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -96,9 +96,10 @@ def live_shared(
     seed: int,
     meanwhile: Callable[[LiveTestbed], None] | None = None,
     model: Path | None = None,
+    values: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Return the figures of a live run; `meanwhile` takes as long as the run, and by default waits."""
-    with LiveTestbed(scenario, seed=seed, model=model) as bed:
+    with LiveTestbed(scenario, seed=seed, model=model, values=values) as bed:
         start, before_s = read(bed.stats()), bed.cpu_s("router")
         bed.start_flows()
         if meanwhile is None:
@@ -456,9 +457,7 @@ Prague; both are medians, of the runs and seeds that `live.json` names. The star
 Delays are sojourn times in the queue; the live quantiles are right to 1/8, the simulated to 3 %. Marks and drops are \
 shares of the packets offered.
 
-What to expect to differ: Linux's CUBIC leaves slow start by HyStart, the simulator's by the first loss or mark, so \
-that its start fills the queue further (C p99, C dropped, most of all under the testbed's discipline, whose burst \
-allowance lets it). And router and hosts share the processors of one machine: while the router is kept waiting, \
+What to expect to differ: router and hosts share the processors of one machine. While the router is kept waiting, \
 packets gather before it and then come in a burst, which is marked (L marked, L p99); at 200 Mbit/s a pause of 5 ms is \
 a burst of 80 packets, and costs the flows rate. How long it is kept waiting stands in the next table. \
 `freebsd` is the testbed's kernel with its quirks: without a step and a working coupling its L queue is as long as \
