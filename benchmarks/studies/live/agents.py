@@ -139,14 +139,15 @@ def evenness(goodput: dict[str, float]) -> float:
 def live(who: Decider, rate_mbps: float, seconds: float, seed: int) -> Row:
     """Return the figures of a live run."""
     more: Row = {}
+    inside = who.native is not None or who.model is not None
+    agent: Any = None if inside else AgentSpec.parse(who.spec).make()  # before anything flows: loading may take seconds
 
     def decide(bed: LiveTestbed) -> None:
         with Client(bed.socket) as client:
             before = client.law()
-        if who.native is not None or who.model is not None:
+        if inside:
             bed.wait(bed.seconds)
         else:
-            agent = AgentSpec.parse(who.spec).make()
             client = Client(bed.socket, direct=form_of(agent) == PACKET)
             if form_of(agent) == PACKET:
                 told = Controller(client, agent, decision_interval=who.every, reward=BALANCE, seed=seed)
