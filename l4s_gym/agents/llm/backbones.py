@@ -219,8 +219,13 @@ def _make(config: BackboneConfig, words: bool) -> tuple[Any, str]:
     return model.to(getattr(torch, config.dtype)), ""
 
 
-def cut(model: nn.Module, last: int, layers: int) -> None:
-    """Remove the layers behind layer `last`; the final normalisation stays."""
+def cut(model: Any, last: int) -> None:
+    """Remove the layers of a model of transformers behind layer `last`; the final normalisation stays.
+
+    Raises:
+        L4SError: It has fewer.
+    """
+    layers = int(model.config.num_hidden_layers)
     if last > layers:
         raise L4SError(f"backbone: exit_layer={last}: there are {layers} layers: give less")
     done: list[str] = []
@@ -230,6 +235,7 @@ def cut(model: nn.Module, last: int, layers: int) -> None:
             done.append(name)
             parent, _, own = name.rpartition(".")
             setattr(model.get_submodule(parent), own, module[:last])
+    model.config.num_hidden_layers = last
 
 
 def _drop(model: nn.Module, weight: Tensor) -> None:
@@ -309,7 +315,7 @@ class Backbone(nn.Module):
         self.digest, self.weights = _checked_digest(config, self.commit), pretrained.weights(config.pretrained)
         self.family: str = model.config.model_type
         if config.exit_layer:
-            cut(model, config.exit_layer, int(model.config.num_hidden_layers))
+            cut(model, config.exit_layer)
         model.requires_grad_(not config.frozen)
         try:
             embedding = model.get_input_embeddings()

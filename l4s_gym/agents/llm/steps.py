@@ -155,9 +155,7 @@ class Layers:
 
     def apply(self, work: Work, seed: int, say: shared.Say) -> None:
         """Do it."""
-        core = work.model.backbone.core
-        cut(core, self.keep, int(core.config.num_hidden_layers))
-        core.config.num_hidden_layers = self.keep
+        cut(work.model.backbone.core, self.keep)
 
 
 @dataclass(frozen=True)

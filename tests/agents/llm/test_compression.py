@@ -40,23 +40,23 @@ from l4s_gym.tables import read_toml  # noqa: E402
 WINDOW = 3
 
 
-def config(family: str = "llama", rank: int = 0) -> LLMConfig:
-    """Two layers of two heads of keys and values each, and of 128 feed-forward units."""
+def config(family: str = "llama", rank: int = 0, layers: int = 2) -> LLMConfig:
+    """The first two layers, of two heads of keys and values each, and of 128 feed-forward units."""
     kv = 2 if family == "llama" else 0
     one = OneStep(memory_s=(), actor_hidden=(8,))
-    sizes: dict[str, Any] = {"hidden": 64, "layers": 2, "heads": 4, "kv_heads": kv, "feedforward": 128, "positions": 16}
+    sizes: dict[str, Any] = {"hidden": 64, "layers": layers, "heads": 4, "kv_heads": kv, "feedforward": 128}
     return LLMConfig(
-        backbone=BackboneConfig(family=family, dropout=0.0, freeze=False, **sizes),
+        backbone=BackboneConfig(family=family, dropout=0.0, freeze=False, exit_layer=2, positions=16, **sizes),
         lora=LoraConfig(rank=rank),
         form="parameters",
         intervals=Intervals(window=WINDOW, features=16, observed=False, onestep=one),
     )
 
 
-def work(family: str = "llama") -> Work:
+def work(family: str = "llama", layers: int = 2) -> Work:
     """A model whose decisions depend on all of its layers, and what it decided in 160 windows."""
     torch.manual_seed(0)
-    model = compression.plain(IntervalModel(config(family)))
+    model = compression.plain(IntervalModel(config(family, layers=layers)))
     for layer in linear(model).values():
         layer.weight.data *= 5.0
     tokens = torch.randn(160, WINDOW, len(model.mean) + 6)
@@ -100,14 +100,17 @@ def test_what_matters_least_is_left_out(family: str) -> None:
     assert one.loss() < 1e-5
 
 
-def test_windows_and_layers_that_stay() -> None:
-    one = work()
+@pytest.mark.parametrize("layers", [2, 4])
+def test_windows_and_layers_that_stay(layers: int) -> None:
+    one = work(layers=layers)
     tokens, lengths = done(one, Window(2)).windows(torch.arange(8))
     assert tokens.shape[1] == 2 and lengths.max() == 2
     for row in range(8):
         n = int(one.lengths[row])
         assert torch.equal(tokens[row, : lengths[row]], one.tokens[row, max(n - 2, 0) : n])
     assert one.loss() > 0.0
+    with pytest.raises(L4SError, match="there are 2 layers"):
+        done(one, Layers(3))
     assert len(done(one, Layers(1)).model.backbone.core.layers) == 1
     with pytest.raises(L4SError, match="keep = 3: there are 2 decisions"):
         done(one, Window(3))
