@@ -45,6 +45,8 @@ from l4s_gym.sim.scenario import Scenario
 from l4s_gym.tables import checksum, option_paths
 
 RATES_MBPS: Final = (8.0, 40.0, 100.0)
+APART: Final = 0.01
+"""A difference of scores that is no noise."""
 STEP: Final = (0.5, 0.5)
 """When the rate changes, by the length of a run, and the factor."""
 AQM: Final = "dualpi2_rfc9332"
@@ -256,11 +258,20 @@ def order(rows: Sequence[Row], rate: float, way: str) -> list[str]:
     return [row["who"] for row in sorted(chosen, key=lambda row: -float(np.mean(values(row, "score"))))]
 
 
-def agreement(rows: Sequence[Row], rate: float) -> tuple[int, int]:
-    """Of all pairs at one rate, those that stand in the same order live and simulated, and how many there are."""
-    one, other = (order(rows, rate, way) for way in WAYS)
-    pairs = list(itertools.combinations(one, 2))
-    return sum(other.index(a) < other.index(b) for a, b in pairs), len(pairs)
+def agreement(rows: Sequence[Row], rate: float, apart: float = 0.0) -> tuple[int, int]:
+    """Of the pairs at one rate whose simulated scores are `apart`: those in the same order live, and all."""
+    scores = {
+        way: {
+            row["who"]: float(np.mean(values(row, "score")))
+            for row in rows
+            if (row["rate_mbps"], row["way"]) == (rate, way)
+        }
+        for way in WAYS
+    }
+    pairs = itertools.combinations(scores["simulated"], 2)
+    gaps = [[scores[way][a] - scores[way][b] for way in ("simulated", "live")] for a, b in pairs]
+    far = [gap for gap in gaps if abs(gap[0]) > apart]
+    return sum(one * other > 0.0 for one, other in far), len(far)
 
 
 def markdown(data: Row) -> str:
@@ -281,10 +292,11 @@ def markdown(data: Row) -> str:
                 own = [np.mean([get(run) for run in row["runs"]]) for get in OWN.values() if row["way"] == "live"]
                 body.append([row["who"], row["way"], *cells, *([f"{each:.3g}" for each in own] or ["-"] * len(OWN))])
         body.sort(key=lambda cells: [each["name"] for each in data["who"]].index(cells[0]))
-        same, pairs = agreement(rows, rate)
+        counts = [*agreement(rows, rate), *agreement(rows, rate, APART)]
         lines += ["", f"## {rate:g} Mbit/s", "", *table(["who", "", *MEASURES, *OWN], body), ""]
         lines += [f"- {way}, best first: {', '.join(order(rows, rate, way))}" for way in WAYS]
-        lines += [f"- {same} of {pairs} pairs stand in the same order live and simulated."]
+        lines += ["- {} of {} pairs stand in the same order live and simulated; of those that are".format(*counts[:2])]
+        lines[-1] += f" more than {APART:g} apart in the simulator, {counts[2]} of {counts[3]}."
     return "\n".join(lines) + "\n"
 
 
