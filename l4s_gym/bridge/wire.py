@@ -168,7 +168,7 @@ class Hello:
     Attributes:
         session: Another number after each start of the queue: sequence numbers and totals start over.
         clock_us: Its clock, of `time_us` and of the expiry of decisions, when it said so.
-        rate_bps: Of the link; 0 where it is not known.
+        rate_bps: Of the link, as configured; 0 where it is not known.
         variant: One of `VARIANTS`.
         ring_entries: Entries that wait for a slow reader before the oldest are lost.
         name: Of the server.
@@ -249,7 +249,7 @@ class Law:
         expired: How often their lifetime ended.
         refused: How often they were out of the operator's bounds.
         clock_us: Clock of the queue.
-        rate_bps: Of the link; 0 where it is not known.
+        rate_bps: Of the link, as configured; 0 where it is not known.
         offered_bytes: Bytes that arrived.
         offered: Packets that arrived.
         left: Packets sent.

@@ -73,3 +73,4 @@ def test_pairs_in_the_same_order(script: dict[str, Any]) -> None:
     ]
     assert script["order"](rows, 8.0, "simulated") == ["a", "c", "b"]
     assert script["agreement"](rows, 8.0) == (2, 3)
+    assert script["agreement"](rows, 8.0, 0.15) == (2, 2)

@@ -7,6 +7,7 @@ python benchmarks/studies/compression/run.py --agents SmolLM2=runs/llm-parameter
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import sys
 import time
@@ -99,7 +100,7 @@ def measured(options: Options, folder: Path, name: str, recipe: Mapping[str, Any
     small = folder if chosen is None else path.with_suffix("")
 
     def job() -> Row:
-        row: Row = {"recipe": name, "folder": str(small)}
+        row: Row = {"recipe": name}
         if chosen is not None:
             row |= compression.compress(folder, chosen, small, place=name, played=recorded(folder, options.quick))
         agent = agents.make(str(small))
@@ -109,7 +110,7 @@ def measured(options: Options, folder: Path, name: str, recipe: Mapping[str, Any
         row["score"] = asdict(statistics.linear(scores(agent, options.quick)[None]).interval())
         return row
 
-    return kept_row(path, job)
+    return kept_row(path, job) | {"folder": str(small)}
 
 
 def page(rows: Mapping[str, Sequence[Row]]) -> str:
@@ -156,7 +157,7 @@ def main(options: Options) -> None:
         for number, ((agent, folder), (name, recipe)) in enumerate(jobs, 1):
             rows.setdefault(agent, []).append(measured(options, Path(folder), name, recipe))
             progress(number / len(jobs))
-    for row in (row for found in rows.values() for row in found):  # not kept: a machine that was busy then was slow
+    for row in itertools.chain.from_iterable(rows.values()):  # not kept: a machine that was busy then was slow
         row["latency_p50_ms"], row["latency_p99_ms"] = latency(agents.make(row["folder"]))
     run = json.loads(json.dumps({**origin(), "options": asdict(options), "rows": rows}, default=str))
     out = options.work / "quick" if options.quick and options.out == RESULTS else options.out

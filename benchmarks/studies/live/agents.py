@@ -107,9 +107,9 @@ def decider(text: str) -> Decider:
         raise L4SError(
             f"--agent {text}: give NAME=SPEC, such as onestep=runs/onestep, then ,every=10 or ,every=500ms, then ,free"
         )
-    interval_ms = float(match[4]) if match[4] else None
-    free = bool(match[5])
-    return Decider(match[1] + "-free" * free, match[2], int(match[3] or 1), interval_ms, free=free)
+    interval_ms, free = float(match[4]) if match[4] else None, match[5] is not None
+    name = f"{match[1]}-free" if free else match[1]
+    return Decider(name, match[2], int(match[3] or 1), interval_ms, free=free)
 
 
 def deciders(agents: Sequence[str]) -> list[Decider]:
@@ -252,26 +252,23 @@ def words(found: Row) -> str:
     return ", ".join(f"{name} {get(found):.3g}" for name, get in MEASURES.items())
 
 
+def scores(rows: Sequence[Row], rate: float, way: str) -> dict[str, float]:
+    """Mean score of each at one rate, by name."""
+    chosen = [row for row in rows if (row["rate_mbps"], row["way"]) == (rate, way)]
+    return {row["who"]: float(np.mean(values(row, "score"))) for row in chosen}
+
+
 def order(rows: Sequence[Row], rate: float, way: str) -> list[str]:
     """Names at one rate, the best score first."""
-    chosen = [row for row in rows if (row["rate_mbps"], row["way"]) == (rate, way)]
-    return [row["who"] for row in sorted(chosen, key=lambda row: -float(np.mean(values(row, "score"))))]
+    found = scores(rows, rate, way)
+    return sorted(found, key=lambda name: -found[name])
 
 
 def agreement(rows: Sequence[Row], rate: float, apart: float = 0.0) -> tuple[int, int]:
-    """Of the pairs at one rate whose simulated scores are `apart`: those in the same order live, and all."""
-    scores = {
-        way: {
-            row["who"]: float(np.mean(values(row, "score")))
-            for row in rows
-            if (row["rate_mbps"], row["way"]) == (rate, way)
-        }
-        for way in WAYS
-    }
-    pairs = itertools.combinations(scores["simulated"], 2)
-    gaps = [[scores[way][a] - scores[way][b] for way in ("simulated", "live")] for a, b in pairs]
-    far = [gap for gap in gaps if abs(gap[0]) > apart]
-    return sum(one * other > 0.0 for one, other in far), len(far)
+    """Of the pairs at one rate whose simulated scores are more than `apart`: those in the same order live, and all."""
+    one, other = (scores(rows, rate, way) for way in ("simulated", "live"))
+    pairs = [(a, b) for a, b in itertools.combinations(one, 2) if abs(one[a] - one[b]) > apart]
+    return sum((one[a] > one[b]) == (other[a] > other[b]) for a, b in pairs), len(pairs)
 
 
 def markdown(data: Row) -> str:
@@ -292,11 +289,13 @@ def markdown(data: Row) -> str:
                 own = [np.mean([get(run) for run in row["runs"]]) for get in OWN.values() if row["way"] == "live"]
                 body.append([row["who"], row["way"], *cells, *([f"{each:.3g}" for each in own] or ["-"] * len(OWN))])
         body.sort(key=lambda cells: [each["name"] for each in data["who"]].index(cells[0]))
-        counts = [*agreement(rows, rate), *agreement(rows, rate, APART)]
+        (same, pairs), (same_apart, pairs_apart) = agreement(rows, rate), agreement(rows, rate, APART)
         lines += ["", f"## {rate:g} Mbit/s", "", *table(["who", "", *MEASURES, *OWN], body), ""]
         lines += [f"- {way}, best first: {', '.join(order(rows, rate, way))}" for way in WAYS]
-        lines += ["- {} of {} pairs stand in the same order live and simulated; of those that are".format(*counts[:2])]
-        lines[-1] += f" more than {APART:g} apart in the simulator, {counts[2]} of {counts[3]}."
+        lines += [
+            f"- {same} of {pairs} pairs stand in the same order live and simulated; of those that are more than "
+            f"{APART:g} apart in the simulator, {same_apart} of {pairs_apart}."
+        ]
     return "\n".join(lines) + "\n"
 
 
