@@ -9,7 +9,6 @@ Needs Playwright (`pip install playwright`) and an installed Chromium.
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 from typing import Literal
 
@@ -53,7 +52,4 @@ def main(report: Path = Path("runs/leaderboard/index.html"), readme: bool = Fals
 
 
 if __name__ == "__main__":
-    try:
-        command_line(main, description=__doc__)
-    except L4SError as error:
-        sys.exit(f"error: {error}")
+    command_line(main, description=__doc__)

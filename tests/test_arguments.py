@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 import sys
 
 import pytest
@@ -57,8 +58,25 @@ def test_the_values_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
     def command(a: tuple[int, ...] = (), b: str = "") -> tuple[tuple[int, ...], str]:
         return a, b
 
+    monkeypatch.setattr(sys, "excepthook", None)
     monkeypatch.setattr(sys, "argv", ["x", "--a", "1", "--b", "z", "--a=2", "--a", "-3", "4"])
     assert command_line(command) == ((1, 2, -3, 4), "z")
+
+
+@pytest.mark.parametrize(
+    ("ends", "told"),
+    [
+        ("L4SError('no such agent')", "error: no such agent\n"),
+        ("KeyboardInterrupt", "interrupted\n"),
+        ("ValueError('ours')", "Traceback"),
+    ],
+)
+def test_a_script_ends_in_one_line(ends: str, told: str) -> None:
+    lines = ["from l4s_gym.cli.arguments import command_line", "from l4s_gym.errors import L4SError"]
+    lines += ["def main() -> None:", f"    raise {ends}", "command_line(main)"]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], check=False, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert done.stderr.startswith(told) if told == "Traceback" else done.stderr == told
 
 
 @pytest.mark.parametrize("args", [("simulate", "--seed", "1", "--seed", "2"), ("simulate", "--seed=1", "--seed=1")])

@@ -6,7 +6,6 @@ accelerate launch agents/llm/train.py --dataset l4s/dualpi2/testbed-v0 --set pre
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,9 +55,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(command_line(Options))
-    except L4SError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    main(command_line(Options))

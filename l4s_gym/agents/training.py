@@ -263,8 +263,8 @@ def interruptible(clock: Callable[[], float] = time.monotonic) -> Iterator[Stop]
             signal.signal(number, handler)
 
 
-def start_folder(out: Path, *, resume: bool) -> Path:
-    """Prepare the folder of a training; return the path of its checkpoint.
+def check_folder(out: Path, *, resume: bool) -> Path:
+    """Check the folder of a training; return the path of its checkpoint.
 
     Raises:
         L4SError: It holds something else; there is a checkpoint but no `resume`, or the other way round.
@@ -275,6 +275,16 @@ def start_folder(out: Path, *, resume: bool) -> Path:
         raise L4SError(f"{out}: holds no checkpoint to go on from: train without --resume")
     if path.is_file() and not resume:
         raise L4SError(f"{out}: holds an unfinished training: go on by --resume, or remove {path}")
+    return path
+
+
+def start_folder(out: Path, *, resume: bool) -> Path:
+    """Make the folder of a training; return the path of its checkpoint.
+
+    Raises:
+        L4SError: `check_folder` refuses it, or it cannot be made.
+    """
+    path = check_folder(out, resume=resume)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -96,6 +96,7 @@ def _trained(
     from l4s_gym.sim import fingerprint
 
     learner = training.learner(kind)
+    training.check_folder(folder, resume=resume)  # reading the data may take minutes
     try:
         with fingerprint.allow_stale(allow_stale) as stale, progress_bar(f"training {kind}") as show:
             done = learner.train(source, config, folder, resume=resume, progress=show, say=say, **more)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from types import TracebackType
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
@@ -73,11 +74,16 @@ class App(tyro.extras.SubcommandApp):
 
 
 def command_line(target: Callable[..., _T], **more: Any) -> _T:
-    """Like `tyro.cli`, for scripts; options may be given more than once."""
-    try:
-        words = accumulated(sys.argv[1:], several(target))
-    except L4SError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    """Like `tyro.cli`, for scripts: options may be given more than once, and an `L4SError` ends it in one line."""
+    sys.excepthook = _in_one_line
+    words = accumulated(sys.argv[1:], several(target))
     found: _T = tyro.cli(target, args=words, config=(tyro.conf.DisallowNone,), **more)
     return found
+
+
+def _in_one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """End a script: what the user can mend, and Ctrl-C, without a traceback."""
+    if isinstance(error, L4SError | KeyboardInterrupt):
+        print(f"error: {error}" if isinstance(error, L4SError) else "interrupted", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)

@@ -21,7 +21,7 @@ from l4s_gym.cli.common import console
 from l4s_gym.data.trajectory import Trajectory
 from l4s_gym.envs.dualpi2 import DualPI2Env
 from l4s_gym.sim import fingerprint
-from tests.agents.conftest import DATASET, TINY
+from tests.agents.conftest import TINY
 
 ROOT = Path(__file__).parents[2]
 Capture = pytest.CaptureFixture[str]
@@ -430,7 +430,7 @@ def test_ctrl_c_says_how_to_go_on(
         (("train", "cqll", "--dataset", "x"), "did you mean 'cql'"),
         (("train", "bc", "--dataset", "l4s/dualpi2/nowhere-v0"), "not found"),
         (("train", "bc", "--dataset", "x", "--set", "steps"), "give key=value"),
-        (("train", "bc", "--dataset", DATASET, "--resume"), "holds no checkpoint"),
+        (("train", "bc", "--dataset", "l4s/dualpi2/nowhere-v0", "--resume"), "holds no checkpoint"),  # told first
         (("test",), "name at least one agent"),
         (("test", "random", "--seeds", "-1"), "0 or more"),
         (("test", "no/such/folder"), "name the folder of an agent"),

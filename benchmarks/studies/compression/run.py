@@ -24,7 +24,6 @@ from l4s_gym import agents, forms
 from l4s_gym.agents.llm import compression
 from l4s_gym.cli.arguments import command_line
 from l4s_gym.cli.common import progress_bar
-from l4s_gym.data.files import sha256
 from l4s_gym.errors import L4SError, unknown
 from l4s_gym.evaluation import statistics
 from l4s_gym.evaluation.origin import origin, write_run
@@ -95,7 +94,7 @@ def latency(agent: Any) -> tuple[float, float]:
 def measured(options: Options, folder: Path, name: str, recipe: Mapping[str, Any] | None) -> Row:
     """Compress an agent (None: not at all) and measure what is left, or read what was measured before."""
     chosen = quickened(recipe) if options.quick and recipe else recipe
-    same = json.dumps([sha256(folder / "weights.safetensors"), chosen, options.quick], sort_keys=True)
+    same = json.dumps([agents.AgentSpec.of_folder(folder).digest(), chosen, options.quick], sort_keys=True)
     path = options.work / f"{hashlib.sha256(same.encode()).hexdigest()[:16]}.json"
     small = folder if chosen is None else path.with_suffix("")
 

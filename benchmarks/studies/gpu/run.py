@@ -186,7 +186,4 @@ def main(options: Options, source: Any = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    try:
-        main(command_line(Options))
-    except L4SError as error:
-        sys.exit(f"error: {error}")
+    main(command_line(Options))

@@ -15,7 +15,6 @@ import io
 import itertools
 import json
 import re
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -377,7 +376,4 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
-        command_line(main)
-    except L4SError as error:
-        sys.exit(f"error: {error}")
+    command_line(main)

@@ -20,7 +20,7 @@ import tyro
 
 from l4s_gym.cli.arguments import command_line
 from l4s_gym.cli.common import progress_bar
-from l4s_gym.errors import L4SError, unknown
+from l4s_gym.errors import unknown
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "shared"))
 
@@ -73,7 +73,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(command_line(Options, description=__doc__))
-    except L4SError as error:
-        sys.exit(f"error: {error}")
+    main(command_line(Options, description=__doc__))

@@ -511,9 +511,4 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
-        command_line(main)
-    except L4SError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    command_line(main)
