@@ -38,18 +38,17 @@ def test_it_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(names, "latency", lambda _: (1.5, 2.5))
     monkeypatch.setitem(names, "scores", lambda *_: np.array([[90.0, 100.0], [100.0, 110.0]]))
     monkeypatch.setattr(names["agents"], "make", lambda _: Agent())
-    agent = tmp_path / "agent"
-    agent.mkdir()
-    (agent / "weights.safetensors").write_bytes(b"weights")
-    options = script["Options"](
-        agents=(f"Toy={agent}",), only=(script["TRAINED"], "4 bits"), work=tmp_path / "work", out=tmp_path / "out"
-    )
-    for _ in range(2):
+    monkeypatch.setattr(names["agents"].AgentSpec, "digest", lambda spec: str(spec.path))
+    for agents in (("Toy=toy",), ("Toy=toy",), ("Other=other",)):
+        options = script["Options"](
+            agents=agents, only=(script["TRAINED"], "4 bits"), work=tmp_path / "work", out=tmp_path / "out"
+        )
         script["main"](options)
-    assert done == ["4 bits"]
+    assert done == ["4 bits", "4 bits"]
     page = (tmp_path / "out" / "compression.md").read_text()
+    assert page.index("## Toy") < page.index("## Other")
     assert "| 4 bits | 500 | 0.00 | 75 | 3.0 | 1.50 | 2.50 | 25.00 | 100.0 [" in page
-    assert len(json.loads((tmp_path / "out" / "compression.json").read_text())) == 2
+    assert len(json.loads((tmp_path / "out" / "compression.json").read_text())) == 3
     with pytest.raises(L4SError, match="recipe '5 bits'"):
         script["main"](script["Options"](agents=("Toy=x",), only=("5 bits",)))
     with pytest.raises(L4SError, match="give agents, NAME=FOLDER"):

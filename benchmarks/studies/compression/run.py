@@ -161,7 +161,10 @@ def main(options: Options) -> None:
     run = json.loads(json.dumps({**origin(), "options": asdict(options), "rows": rows}, default=str))
     out = options.work / "quick" if options.quick and options.out == RESULTS else options.out
     out.mkdir(parents=True, exist_ok=True)
-    write_run(out, "compression", run, page(rows))
+    path = out / "compression.json"
+    before = json.loads(path.read_text()) if path.is_file() else []
+    shown = {name: each for one in before if one["simulator"] == run["simulator"] for name, each in one["rows"].items()}
+    write_run(out, "compression", run, page(shown | run["rows"]))
 
 
 if __name__ == "__main__":
