@@ -227,7 +227,7 @@ def cut(model: Any, last: int) -> None:
     """
     layers = int(model.config.num_hidden_layers)
     if last > layers:
-        raise L4SError(f"backbone: exit_layer={last}: there are {layers} layers: give less")
+        raise L4SError(f"backbone: {last} layers are to stay (exit_layer, keep of a recipe), of {layers}: give less")
     done: list[str] = []
     for name, module in list(model.named_modules()):
         inside = any(name.startswith(f"{outer}.") for outer in done)  # a layer may be a list, too

@@ -73,7 +73,7 @@ def test_leaving_early() -> None:
         assert gone and all(".2." in name for name in gone)
         for name, parameter in short.core.named_parameters():
             assert torch.equal(parameter, whole.core.get_parameter(name))
-    with pytest.raises(L4SError, match="exit_layer=4: there are 3 layers"):
+    with pytest.raises(L4SError, match=r"4 layers are to stay \(exit_layer, keep of a recipe\), of 3"):
         Backbone(BackboneConfig(exit_layer=4, **TINY), NONE)  # type: ignore[arg-type]
 
 
