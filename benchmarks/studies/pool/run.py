@@ -148,7 +148,7 @@ def curve(
     held = tuple(range(1, len(inner.starts) - 1, 2))
     cells = [Cell(agent, "pool-curve", held, 0, steps) for agent in agents for steps in plan[agent.partition("-")[0]]]
     found = train_all(cells, {"pool-curve": inner}, run)
-    actions = inner.logged(held).actions
+    actions = inner.select(held).actions
     return [
         {
             "agent": cell.agent,
