@@ -42,6 +42,7 @@ lint: setup
 
 types: setup
 	$(BIN)/mypy
+	for name in imitation paper tuned; do $(BIN)/mypy benchmarks/studies/$$name/run.py; done
 
 docs: .venv/.docs  ## build the docs site into build/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -141,7 +141,8 @@ def network(*hidden: int) -> agents.Agent:
 def decision(agent: agents.Agent, repeats: int, target_us: float) -> dict[str, Any]:
     """Return the processor time of a decision, us, least of some runs: in the engine, in a batch of 50, and alone."""
     chosen = [scenario.load(name).replace(horizon_s=2.0, warmup_s=0.0) for name in GROUP]
-    act, took = agent.act, {"engine_us": [], "asked_us": []}
+    act = agent.act
+    took: dict[str, list[float]] = {"engine_us": [], "asked_us": []}
     for _ in range(repeats):
         for name, times in took.items():
             if name == "asked_us":

@@ -65,7 +65,10 @@ class Options:
 
 def quickened(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe that takes seconds."""
-    brief = {"distil": {"steps": 2}, "search": {"trials": 2, "population": 2, "steps": 1, "limit": 100.0}}
+    brief: dict[str, dict[str, Any]] = {
+        "distil": {"steps": 2},
+        "search": {"trials": 2, "population": 2, "steps": 1, "limit": 100.0},
+    }
     steps = [{**step, **brief.get(step["kind"], {})} for step in recipe["steps"]]
     return {"steps": steps}
 
@@ -74,7 +77,8 @@ def quickened(recipe: Mapping[str, Any]) -> dict[str, Any]:
 def recorded(folder: Path, brief: bool) -> tuple[Any, ...]:
     """What an agent does in closed loop, once for all recipes."""
     sample = compression.Sample(envs=4, seconds=2.0) if brief else compression.Sample()
-    return compression.record(agents.make(str(folder)), sample, 0)
+    agent: Any = agents.make(str(folder))
+    return compression.record(agent, sample, 0)
 
 
 def latency(agent: Any) -> tuple[float, float]:

@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,8 +152,8 @@ def text(options: Options, folder: Path) -> dict[str, Any]:
     plain = make_text(folder / "speed.log", 1_000_000)
     packed = folder / "speed.log.gz"
     packed.write_bytes(gzip.compress(plain.read_bytes(), 6))
-    found = {"bytes_per_row": plain.stat().st_size / 1e6}
-    found |= {path.name: rate(lambda path=path: read(path), options.repeats) for path in (plain, packed)}
+    found: dict[str, Any] = {"bytes_per_row": plain.stat().st_size / 1e6}
+    found |= {path.name: rate(partial(read, path), options.repeats) for path in (plain, packed)}
     show("text log", found["speed.log"], "target 1")
     show("text log, .gz", found["speed.log.gz"])
     return found
@@ -165,7 +166,7 @@ def binary(options: Options, folder: Path) -> dict[str, Any]:
     convert(plain, "parquet", folder / "speed.parquet")
     found = {}
     for path in (plain, folder / "speed.rec.zst", folder / "speed.parquet"):
-        found[path.name] = rate(lambda path=path: read(path), options.repeats) | {"bytes": path.stat().st_size}
+        found[path.name] = rate(partial(read, path), options.repeats) | {"bytes": path.stat().st_size}
         show(f"{path.name}, {path.stat().st_size / 2e6:.1f} B/row", found[path.name], "target 5" * (path == plain))
     for kind, name in (("rec", "new.rec"), ("parquet", "new.parquet")):
 
@@ -239,7 +240,7 @@ def windows(options: Options, folder: Path) -> dict[str, Any]:
             "episode_steps": len(dataset[7].actions),
             "minari_episode_ms": statistics.median(ms(lambda: dataset[7]) for _ in range(20)),
             "open_ms": statistics.median(ms(lambda: Windows(dataset, 20)) for _ in range(5)),
-            "batch_256_ms": statistics.median(ms(lambda i=i: drawer.batch(i)) for i in drawn),
+            "batch_256_ms": statistics.median(ms(partial(drawer.batch, i)) for i in drawn),
         }
     for name, value in found.items():
         print(f"{'windows: ' + name:<44} {value:,.1f}", flush=True)

@@ -130,8 +130,8 @@ def config_of(agent: str, quick: bool) -> tuple[str, training.Plain]:
     if agent.startswith(LLM):
         few = ("train.steps=4", "train.eval_every=4", "train.eval_steps=400") if quick else ()
         return "llm", training.load_config("llm", small=True, settings=(f"preset={agent.removeprefix(LLM)}", *few))
-    few = ("steps=40", "held_out_steps=400") if quick else ()
-    return agent, training.load_config(agent, small=True, settings=few)
+    brief = ("steps=40", "held_out_steps=400") if quick else ()
+    return agent, training.load_config(agent, small=True, settings=brief)
 
 
 def train(agent: str, dataset_id: str, folder: Path, quick: bool) -> tuple[Path, bool]:
@@ -252,10 +252,13 @@ def means(found: Row, name: str) -> list[float]:
 def loop_cells(found: Row, kernel: Row) -> list[str]:
     cells = [found["agent"], found["rule"]]
     for name, (_, form, _) in FIGURES.items():
-        values = means(found, name)
-        middle, low, _ = distances.mean_interval(values) if values else (None, None, None)
-        text = "-" if middle is None else format(middle, form)
-        cells.append(f"{text} +- {format(middle - low, form)}" if name in ("return", "drop", "mark") else text)
+        text = "-"
+        if values := means(found, name):
+            middle, low, _ = distances.mean_interval(values)
+            text = format(middle, form)
+            if name in ("return", "drop", "mark"):
+                text += f" +- {format(middle - low, form)}"
+        cells.append(text)
     difference, low, high = against(found, kernel)
     cells.insert(3, f"{difference:+.2f} ({low:+.2f} to {high:+.2f})")
     bounds = {FIGURES[name][0]: against(found, kernel, name)[1:] for name in JUDGED}

@@ -132,7 +132,7 @@ def run(
     goodput = np.mean([s["goodput_mbps"] for s in summaries], axis=0)
     headers = batch.flow["received"].mean(0) * 52 * 8e-6 / seconds
     delays = {
-        name: {key: float(np.mean([s["delay_ms"][name][key] for s in summaries])) for key in ("mean", "p50", "p99")}  # type: ignore[literal-required]
+        name: {key: float(np.mean([s["delay_ms"][name][key] for s in summaries])) for key in ("mean", "p50", "p99")}
         for name in measure.CLASSES
     }
     marked = {name: float(np.mean([s["classes"][name]["mark_rate"] for s in summaries])) for name in measure.CLASSES}

@@ -164,7 +164,8 @@ def shared(rates: Sequence[float], seconds: float, runs: int) -> list[dict[str, 
     rows = []
     for (rate, aqm, scenario), found in zip(scenarios, live, strict=True):
         simulated = median([simulated_shared(scenario, seed) for seed in SIMULATED_SEEDS])
-        row = {"rate_mbps": rate, "aqm": aqm, "live": median(found), "simulated": simulated, "live_runs": found}
+        row: dict[str, Any] = {"rate_mbps": rate, "aqm": aqm, "live": median(found), "simulated": simulated}
+        row["live_runs"] = found
         rows.append(row)
         for who in ("live", "simulated"):
             d, g = row[who]["delay_ms"], row[who]["goodput_mbps"]
@@ -329,7 +330,8 @@ def looped(rate: float, interval: int, way: str, seconds: float) -> dict[str, An
         bed.wait(1.0)
         before = read(bed.stats())
         done = decide(bed, way, interval, seconds)
-        row = {"rate_mbps": rate, "interval": interval, "way": way} | loop_figures(before, read(bed.stats()), rate)
+        row: dict[str, Any] = {"rate_mbps": rate, "interval": interval, "way": way}
+        row |= loop_figures(before, read(bed.stats()), rate)
     shares = ", ".join(f"{who} {100 * part:.1f} %" for who, part in row["decided"].items())
     print(
         f"{rate:>4} Mbit/s, every {interval:>3}, {way}: latency p50 {row['latency_us']['p50']:.0f} us, "
@@ -506,7 +508,7 @@ def main(
         "seconds": seconds,
         "seeds": {"live": list(range(LIVE_SEED, LIVE_SEED + runs)), "simulated": SIMULATED_SEEDS},
     }
-    measures = {
+    measures: dict[Section, Callable[[], Any]] = {
         "shared": lambda: shared(rates, seconds, runs),
         "ceiling": lambda: ceiling(short),
         "latency": lambda: latency(short),

@@ -108,8 +108,8 @@ def measure(end: str, seconds: float, kernel: Path | None) -> dict[str, Any]:
         with Client(bed.socket) as client:
             before = client.law()
         ended_us = time.monotonic_ns() // 1000
-        if agent is not None:
-            agent.send_signal(ENDS[end])
+        if agent is not None and (how := ENDS[end]) is not None:
+            agent.send_signal(how)
         bed.wait(seconds)
         with Client(bed.socket) as client:
             law = client.law()

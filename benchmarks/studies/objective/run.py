@@ -62,7 +62,7 @@ EVENNESS: Final[dict[str, Callable[[Floats, Floats], Floats]]] = {
 
 def evenness(got: Floats, ran: Floats, mean: Callable[[Floats, Floats], Floats]) -> Floats:
     """E of windows in which the classes got so many bytes in so much flow time, both (..., 2)."""
-    both, fed = (ran > 0).all(-1), (got > 0).all(-1)
+    both, fed = np.all(ran > 0, -1), np.all(got > 0, -1)
     x, w = got / np.maximum(ran, 1.0), ran / np.maximum(ran.sum(-1, keepdims=True), 1.0)
     found = mean(np.where((both & fed)[..., None], x, 1.0), np.where(both[..., None], w, 0.5))
     return np.where(both, np.where(fed, found, 0.0), 1.0)

@@ -89,7 +89,8 @@ def agent(
         command += ["--action", str(action)]
     if bounds:
         command += ["--shield", ",".join(map(str, bounds))]
-    process = subprocess.Popen(command, **dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL))
+    none = subprocess.DEVNULL
+    process = subprocess.Popen(command, stdin=none, stdout=none, stderr=none)
     try:
         until(lambda: status(bed).interval == interval, "the agent has not come")
         yield process

@@ -239,7 +239,7 @@ def measure(bench: Bench, ns3_python: Path | None, quick: bool) -> None:
     ours, packets, decisions = bench.sides[0], "M packets/s", "M decisions/s"
     for aqm in ours.disciplines:
         sides = [side for side in bench.sides if aqm in side.disciplines]
-        samples = {side.name: functools.partial(side.sample, "native", what=PAPER, aqm=aqm) for side in sides}
+        samples: Samples = {side.name: functools.partial(side.sample, "native", what=PAPER, aqm=aqm) for side in sides}
         bench.row(f"native {aqm}", f"native episodes, {PAPER}, {aqm}", packets, samples, "8")
     if ns3_python is not None:
         samples, bench.data["ns-3 version"] = against_ns3(ns3_python)

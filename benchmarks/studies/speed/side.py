@@ -140,7 +140,7 @@ def disciplines() -> tuple[str, ...]:
     try:
         from l4s_gym.sim.disciplines import AQMS
     except ImportError:
-        from l4s_gym.sim.layout import AQMS  # type: ignore[attr-defined]
+        from l4s_gym.sim.layout import AQMS  # type: ignore[attr-defined,no-redef]
     return AQMS
 
 

@@ -45,7 +45,7 @@ def on_paper(draws: int, rng: np.random.Generator) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"rtt_ms": rtt_ms}
         for name in ("reno", "scalable"):
             scalable = name == "scalable"
-            _, phase, gain = fluid.worst(NATIVE, scalable, rtt_ms, np.ones(5))
+            _, phase, gain = fluid.worst(NATIVE, scalable, rtt_ms, [1.0] * 5)
             row[f"{name}_phase_margin_deg"], row[f"{name}_gain_margin_db"] = phase, gain
             row[f"{name}_stable_share"] = np.mean([fluid.worst(NATIVE, scalable, rtt_ms, each).stable for each in box])
             row[f"{name}_largest_gain_factor"] = fluid.largest_gain(NATIVE, scalable, rtt_ms)
@@ -140,19 +140,11 @@ def tables(data: dict[str, Any]) -> str:
         ],
     )
     parts = ["# Stability of the native law under other parameters\n\n## On paper\n", *paper]
-    head = (
-        "scenario",
-        "C p50: native, median, worst",
-        "C p99",
-        "C max",
-        "L p99",
-        "utilisation, held: least, median",
-        "changing",
-    )
+    measures = "C p50: native, median, worst", "C p99", "C max", "L p99", "utilisation, held: least, median", "changing"
     for aqm, rows in data["simulated"].items():
         parts += [f"\n## Simulated: `{aqm}`, ms\n"]
         parts += markdown.table(
-            head,
+            ("scenario", *measures),
             [
                 (
                     row["scenario"],
