@@ -126,7 +126,7 @@ def page(rows: Mapping[str, Sequence[Row]]) -> str:
             told = f"{score['value']:.1f}" + ("" if None in ends else f" [{ends[0]:.1f}, {ends[1]:.1f}]")
             size, smaller = row["bytes"] / 1e6, 100 * (1 - row["bytes"] / found[0]["bytes"])
             products = f"{row['products'] / 1e6:.1f}" if "products" in row else "-"
-            cells = [f"{row['parameters']:,}", f"{size:.2f}", f"{smaller:.0f}", products]
+            cells = [f"{row['parameters']:,}", f"{size:.2f}", str(round(smaller)), products]
             cells += [
                 f"{row['latency_p50_ms']:.2f}",
                 f"{row['latency_p99_ms']:.2f}",
