@@ -382,6 +382,14 @@ def fuzz(targets: list[tuple[Target, Callable[[Client], None]]], seconds: float)
         target.leave()
 
 
+def settled(count: Callable[[], int], most: int) -> int:
+    """Open descriptors, when there are `most` or after some time: connections that are to be closed have a second."""
+    limit = time.monotonic() + wire.PATIENCE_S
+    while (found := count()) > most and time.monotonic() < limit:
+        time.sleep(0.1)
+    return found
+
+
 def fuzz_daemons(program: Path, rng: random.Random, seconds: float, connections: int) -> str:
     """Both daemons; what was done."""
     with daemons(program, rng) as running:
@@ -390,11 +398,10 @@ def fuzz_daemons(program: Path, rng: random.Random, seconds: float, connections:
             target.serves(check)
         before = [one.descriptors() for one in running]
         fuzz(targets, seconds)
-        time.sleep(1.5)  # those that are to be closed have a second
         for target, check in targets:
             target.serves(check)
         good, hostile = running
-        after = [one.descriptors() for one in running]
+        after = [settled(one.descriptors, then + 2) for one, then in zip(running, before, strict=True)]
         if good.device.connections != 1:
             raise Fault(f"clients made the daemon lose its device {good.device.connections - 1} times")
         if any(now > then + 2 for now, then in zip(after, before, strict=True)):
@@ -424,7 +431,7 @@ def fuzz_router(rng: random.Random, seconds: float) -> str:
             fuzz([(target, reads_rows)], seconds)
             target.serves(reads_rows)
             found = bed.stats()
-            after = len(list(folder.iterdir()))
+            after = settled(lambda: len(list(folder.iterdir())), before + 2)
         if after > before + 2 or found["forward"]["delivered"] < delivered + 100 * seconds:
             raise Fault(f"descriptors {before} before, {after} after; {found['forward']}")
     return f"{target.streams} streams ({target.bytes / 1e6:.1f} MB), {target.owned} of them on a socket of their own"

@@ -162,7 +162,7 @@ def main(options: Options) -> None:
             progress(number / len(jobs))
     for row in itertools.chain.from_iterable(rows.values()):  # not kept: a machine that was busy then was slow
         row["latency_p50_ms"], row["latency_p99_ms"] = latency(agents.make(row["folder"]))
-    run = json.loads(json.dumps({**origin(), "options": asdict(options), "rows": rows}, default=str))
+    run = json.loads(json.dumps({**origin(), "options": asdict(options), "rows": rows}, default=lambda path: path.name))
     out = options.work / "quick" if options.quick and options.out == RESULTS else options.out
     out.mkdir(parents=True, exist_ok=True)
     path = out / "compression.json"
