@@ -360,6 +360,7 @@ def test_train_and_test(dataset: str, tmp_path: Path, capsys: Capture, wide: Non
 def test_what_is_stale_is_taken_by_an_option_and_the_results_say_so(
     dataset: str, trained: Trained, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, wide: None
 ) -> None:
+    trained("bc")  # before the simulator is another
     monkeypatch.setattr(fingerprint, "FINGERPRINT", "0123456789ab")
     out, result = tmp_path / "bc", tmp_path / "result.json"
     train = ("train", "bc", "--dataset", dataset, "--out", out, "--set", "steps=10", "hidden=[16]")

@@ -117,7 +117,7 @@ def test_doctor_without_a_socket_examines_the_machine(
     monkeypatch.delenv(client.VARIABLE, raising=False)
     monkeypatch.setattr(client, "ADDRESS", str(tmp_path / "live.sock"))
     monkeypatch.setattr(machine, "local_checks", lambda **_: [])
-    monkeypatch.setenv("COLUMNS", "1000")
+    monkeypatch.setattr(console, "width", 1000)  # so that no cell is folded
     code, said, err = run(capsys, "doctor")
     assert (code, err) == (0, "") and "only this machine was examined" in said
     monkeypatch.setattr(machine, "local_checks", lambda **_: [Finding("sysctl", "fail", "off", "switch it on")])
