@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from l4s_gym.agents.llm.train import train
-from l4s_gym.agents.training import load_config
+from l4s_gym.agents.training import check_folder, load_config
 from l4s_gym.cli.arguments import command_line
 from l4s_gym.errors import L4SError
 from l4s_gym.sim.fingerprint import allow_stale
@@ -49,6 +49,7 @@ def say(text: str) -> None:
 
 
 def main(options: Options) -> None:
+    check_folder(options.out, resume=options.resume)  # reading the data may take minutes
     config = load_config("llm", options.config, small=options.small, settings=options.set)
     with allow_stale(options.allow_stale):
         train(dict(map(weighted, options.dataset)), config, options.out, resume=options.resume, say=say)

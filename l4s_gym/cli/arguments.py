@@ -74,7 +74,7 @@ class App(tyro.extras.SubcommandApp):
 
 
 def command_line(target: Callable[..., _T], **more: Any) -> _T:
-    """Like `tyro.cli`, for scripts: options may be given more than once, and an `L4SError` ends it in one line."""
+    """Like `tyro.cli`, for scripts: options may be given more than once; an `L4SError` ends the script in one line."""
     sys.excepthook = _in_one_line
     words = accumulated(sys.argv[1:], several(target))
     found: _T = tyro.cli(target, args=words, config=(tyro.conf.DisallowNone,), **more)

@@ -47,12 +47,19 @@ def origin() -> dict[str, Any]:
 def append_run(path: Path, run: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Append a run to a file of results, which are never edited; all of its runs, as they will be read."""
     runs = [*(json.loads(path.read_text()) if path.exists() else []), run]
-    content = json.dumps(runs, indent=1) + "\n"
+    content = json.dumps(runs, indent=1, default=_without_folders) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         file.write(content.encode())
     found: list[dict[str, Any]] = json.loads(content)
     return found
+
+
+def _without_folders(value: object) -> str:
+    """The name of a path: where a machine keeps its files says nothing to a reader."""
+    if isinstance(value, Path):
+        return value.name
+    raise TypeError(f"{value!r}: cannot be written as JSON")
 
 
 def write_run(out: Path, name: str, run: Mapping[str, Any], page: str) -> None:

@@ -162,13 +162,13 @@ def main(options: Options) -> None:
             progress(number / len(jobs))
     for row in itertools.chain.from_iterable(rows.values()):  # not kept: a machine that was busy then was slow
         row["latency_p50_ms"], row["latency_p99_ms"] = latency(agents.make(row["folder"]))
-    run = json.loads(json.dumps({**origin(), "options": asdict(options), "rows": rows}, default=lambda path: path.name))
+    run = origin() | {"options": asdict(options), "rows": rows}
     out = options.work / "quick" if options.quick and options.out == RESULTS else options.out
     out.mkdir(parents=True, exist_ok=True)
     path = out / "compression.json"
     before = json.loads(path.read_text()) if path.is_file() else []
     shown = {name: each for one in before if one["simulator"] == run["simulator"] for name, each in one["rows"].items()}
-    write_run(out, "compression", run, page(shown | run["rows"]))
+    write_run(out, "compression", run, page(shown | rows))
 
 
 if __name__ == "__main__":

@@ -370,7 +370,7 @@ def main(options: Options) -> None:
             rows.append(measured(chosen, *job))
             progress(number / len(jobs))
     told = [row for row in rows if "value" in row]
-    run = json.loads(json.dumps({**origin(), "options": asdict(chosen), "rows": told}, default=lambda path: path.name))
+    run = origin() | {"options": asdict(chosen), "rows": told}
     chosen.out.mkdir(parents=True, exist_ok=True)
     draw(chosen.out / "pretraining.png", told)
     write_run(chosen.out, "pretraining", run, page(run))

@@ -138,10 +138,12 @@ SAMPLES: dict[str, Callable[..., Sample]] = {
 def disciplines() -> tuple[str, ...]:
     """Names of those of this tree."""
     try:
-        from l4s_gym.sim.disciplines import AQMS
+        from l4s_gym.sim import disciplines as found
     except ImportError:
-        from l4s_gym.sim.layout import AQMS  # type: ignore[attr-defined,no-redef]
-    return AQMS
+        from l4s_gym.sim import layout
+
+        return tuple(layout.AQMS)  # type: ignore[attr-defined]
+    return found.AQMS
 
 
 def main() -> None:
