@@ -68,7 +68,13 @@ def test_kept(place: Path) -> None:
     assert run(place, cache)[0] == FRESH
 
 
-@pytest.mark.parametrize("env", [{"HOME": "/dev/null"}, {"HOME": "~"}, {"HOME": "/dev/null", "NUMBA_CACHE_DIR": "~/x"}])
+@pytest.mark.parametrize(
+    "env",
+    [
+        {"HOME": "/dev/null", "NUMBA_CACHE_DIR": "~/x"},
+        *(pytest.param({"HOME": home}, marks=pytest.mark.slow) for home in ("/dev/null", "~")),
+    ],
+)
 def test_no_place(place: Path, env: dict[str, str]) -> None:
     out, (line,) = run(place, env)
     assert out == FRESH

@@ -29,6 +29,8 @@ from l4s_gym.tables import checksum, convert, parse_toml
 FORMAT: Final = 2
 """Of entries in files (`l4s_gym.evaluation.results`)."""
 SIZES: Final = ("quick", "standard", "full")
+OPTIONAL: Final = ("goodput_ratio", "latency_us", "train_seed")
+"""What an episode's result may lack."""
 
 Trained = Literal["none", "offline", "online"]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
@@ -429,20 +431,19 @@ def _check_results(entry: Entry, protocol: Protocol) -> None:
         if cell not in wanted:
             raise L4SError(f"{place}: {cell}: is no cell of this protocol, or there twice: run the experiment again")
         wanted.remove(cell)
-        if bad := _not_finite(result, "", optional=("goodput_ratio", "latency_us", "train_seed")):
+        asked = {name: value for name, value in result.items() if value is not None or name not in OPTIONAL}
+        if bad := _not_finite(asked):
             raise L4SError(f"{place}{bad}: is not a finite number: find out why, and run the experiment again")
     if wanted:
         raise L4SError(f"{entry.id}: results: {len(wanted)} cells are missing, such as {min(wanted, key=str)}: run it")
 
 
-def _not_finite(value: Any, place: str, optional: Sequence[str] = ()) -> str | None:
-    """The place of something that is neither text nor a finite number; None: there is none."""
+def _not_finite(value: Any) -> str | None:
+    """Where in it something is neither text nor a finite number; None: nowhere."""
+    if isinstance(value, int | float):
+        return None if math.isfinite(value) else ""
     if isinstance(value, dict):
-        items: list[tuple[str, Any]] = [(f"{place}.{name}", item) for name, item in value.items()]
-        items = [(at, item) for at, item in items if not (item is None and at[1:] in optional)]
-    elif isinstance(value, list | tuple):
-        items = [(f"{place}[{k}]", item) for k, item in enumerate(value)]
-    else:
-        good = isinstance(value, str) or (isinstance(value, int | float) and math.isfinite(value))
-        return None if good else place
-    return next((bad for at, item in items if (bad := _not_finite(item, at))), None)
+        return next((f".{name}{bad}" for name, item in value.items() if (bad := _not_finite(item)) is not None), None)
+    if isinstance(value, list | tuple):
+        return next((f"[{k}]{bad}" for k, item in enumerate(value) if (bad := _not_finite(item)) is not None), None)
+    return None if isinstance(value, str) else ""

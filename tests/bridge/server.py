@@ -177,7 +177,11 @@ class _Connection(threading.Thread):
         wait_s = 0.02 if waits or self.server.stalled.is_set() else 0.0
         ready = select.select(list(self._bytes), [], [], wait_s)[0]
         for link in ready:
-            data = link.recv(65536)
+            if link not in self._bytes:
+                continue
+            data = b""
+            with suppress(ConnectionResetError):  # who closed it had not read all asks
+                data = link.recv(65536)
             if not data and link is self.peer:
                 return False
             if not data:
@@ -238,8 +242,9 @@ class _Connection(threading.Thread):
                 if self.direct is None:
                     out.append(ask)
                 else:
-                    self.direct.sendall(ask.tobytes())
-                    server.asked_directly += 1
+                    with suppress(BrokenPipeError):  # closed a moment ago: the next turn sees it
+                        self.direct.sendall(ask.tobytes())
+                        server.asked_directly += 1
                 self._unanswered += 1
             if self.rows:
                 server.pending.append(row)

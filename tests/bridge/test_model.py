@@ -39,7 +39,8 @@ def random_trees(form: str, leaves: int, roots: int = 1, seed: int = 0, scores: 
     rng = np.random.default_rng(seed)
     averages = () if form == "packet" else AVERAGES
     interval_ms = 0.0 if form == "packet" else 16.0
-    seen = Memory(form, averages, interval_ms).all(raw_rows(form, 2000, seed))
+    seen = Memory(form, averages, interval_ms).all(raw_rows(form, 500, seed))
+    cuts = [clean(seen[:, k].astype(float), k, plain=form != "packet") for k in range(seen.shape[1])]
     feature: list[int] = [0] * roots
     low: list[int] = [0] * roots
     threshold: list[int] = [0] * roots
@@ -47,8 +48,7 @@ def random_trees(form: str, leaves: int, roots: int = 1, seed: int = 0, scores: 
     while len(waiting) < leaves:
         at = waiting.pop(0)
         feature[at] = int(rng.integers(seen.shape[1]))
-        cut = np.array([float(rng.choice(seen[:, feature[at]]))])
-        threshold[at] = max(int(clean(cut, feature[at], plain=form != "packet")[0]), 0)
+        threshold[at] = max(int(rng.choice(cuts[feature[at]])), 0)
         low[at] = len(feature)
         waiting += [len(feature), len(feature) + 1]
         for column in (feature, low, threshold):
@@ -70,7 +70,7 @@ def random_layers(form: str, *hidden: int, seed: int = 0) -> Model:
     rng = np.random.default_rng(seed)
     averages = () if form == "packet" else AVERAGES
     interval_ms = 0.0 if form == "packet" else 16.0
-    raw = raw_rows(form, 2000, seed)
+    raw = raw_rows(form, 500, seed)
     seen = Memory(form, averages, interval_ms).all(raw)
     scaled = Cells.fitted(models.observed(raw)) if form == "packet" else Lines.fitted(seen)
     sizes = [seen.shape[1], *hidden, len(FORMS[form].low) or 3]

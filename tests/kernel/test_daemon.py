@@ -1036,7 +1036,7 @@ def test_fuzzed_for_a_while(build: Build) -> None:
     script = Path(__file__).with_name("fuzz_socket.py")
     program = str(build(san=True) / "l4s-bridged")
     done = subprocess.run(
-        [sys.executable, str(script), "--seconds", "3", "--program", program],
+        [sys.executable, str(script), "--seconds", "1", "--program", program],
         capture_output=True,
         text=True,
         timeout=4 * wire.PATIENCE_S,

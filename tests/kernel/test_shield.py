@@ -13,7 +13,7 @@ from .module import Module, command
 
 WIDEST = (0, 0, 65536, 65536, 1000, 0)
 """CONFIGURE's arguments with which an agent would switch the shield off."""
-SECONDS = 8.0
+SECONDS = 5.0
 HOSTILE: dict[str, Choice] = {
     "enqueue all": lambda _now, _queue: 0,
     "drop all": lambda _now, _queue: 1,

@@ -113,7 +113,9 @@ def test_every_hypervisor_defines_the_same_functions() -> None:
     assert used == wanted
 
 
-@pytest.mark.parametrize("hypervisor", HYPERVISORS)
+@pytest.mark.parametrize(
+    "hypervisor", ["qemu", *(pytest.param(each, marks=pytest.mark.slow) for each in HYPERVISORS if each != "qemu")]
+)
 def test_a_dry_run_executes_nothing(tmp_path: Path, hypervisor: str) -> None:
     env = fakes(tmp_path / "bin", FORBIDDEN)
     for name in HARMLESS:
