@@ -118,6 +118,19 @@ def test_the_control_interval_is_that_of_the_training() -> None:
     assert harness.evaluate(agent, short("web"), seeds=[0], control_interval_ms=100)[0].decisions == 3
 
 
+def test_a_slow_agent_is_timed_in_fewer_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent, ticks, calls = ZeroAgent(), iter(range(0, 10**15, 4 * 10**7)), 0
+
+    def act(obs: Any, rewards: Any) -> Any:
+        nonlocal calls
+        calls += 1
+
+    agent.act = act  # type: ignore[method-assign]
+    monkeypatch.setattr("time.perf_counter_ns", ticks.__next__)  # 40 ms from one look to the next
+    assert harness.latency_us(agent, np.zeros((1, 8), np.float32)) == {"p50": 40_000.0, "p99": 40_000.0}
+    assert calls == 26
+
+
 @pytest.mark.parametrize(
     ("who", "how", "text"),
     [
