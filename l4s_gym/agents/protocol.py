@@ -83,14 +83,18 @@ def form_of(agent: Agent) -> str:
     return forms.get(getattr(agent, "form", PACKET)).name
 
 
-def check_form(agent: Agent, wanted: str) -> None:
-    """Check that an agent decides in a form.
+def check_form(agent: Agent, wanted: str, interval_ms: float | None = None) -> None:
+    """Check that an agent decides in a form, and that it was not trained for another control interval.
 
     Raises:
-        L4SError: It decides in another.
+        L4SError: It decides in another form, or was trained for another interval.
     """
     if (found := form_of(agent)) != wanted:
         raise L4SError(f"agent {agent.name}: decides in the form {found!r}, not {wanted!r}")
+    trained_ms = getattr(agent, "training", {}).get("control_interval_ms")
+    if interval_ms and trained_ms and interval_ms != trained_ms:
+        trained = f"was trained for control intervals of {trained_ms:g} ms, not {interval_ms:g} ms"
+        raise L4SError(f"agent {agent.name}: {trained}: set control_interval_ms to that")
 
 
 def control_interval_ms(agent: Agent) -> float:

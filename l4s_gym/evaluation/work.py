@@ -363,7 +363,7 @@ def evaluate(cell: Cell, files: Mapping[str, bytes] | None = None) -> dict[str, 
         chosen = [as_run(name, cell.seconds, cell.options) for name in cell.names]
         decides = spec if spec.native else spec.make()
         if not isinstance(decides, AgentSpec):
-            check_form(decides, cell.form)
+            check_form(decides, cell.form, cell.control_interval_ms)
         _one_thread()
         results = harness.evaluate_many(
             decides,

@@ -13,6 +13,7 @@ import pytest
 from l4s_gym import L4SError
 from l4s_gym.agents import training
 from l4s_gym.cli import main
+from l4s_gym.data.build import recipe_of
 from l4s_gym.evaluation import entry, leaderboard, results
 from l4s_gym.evaluation.entry import Entry, Experiment, Protocol, Training
 from l4s_gym.evaluation.results import read, read_all, write
@@ -296,6 +297,9 @@ def test_experiments_that_ship() -> None:
         leaderboard.check_training(each, entry.read_protocol())
         if each.training:
             training.load_config(each.training.learner, small=each.training.small, settings=each.training.settings)
+        for trained in each.training.every if each.training and each.interval_ms else ():
+            recipe = recipe_of(trained.dataset) if trained.dataset else None
+            assert recipe is None or recipe.control_interval_ms == each.interval_ms, each.id
     with pytest.raises(L4SError, match="did you mean 'native/pie'"):
         leaderboard.experiments(["native/pi"], ROOT / "benchmarks" / "experiments")
     assert len(leaderboard.experiments(["native"], ROOT / "benchmarks" / "experiments")) == 12

@@ -17,7 +17,9 @@ import pytest
 
 from l4s_gym import L4SError
 from l4s_gym.agents import AgentSpec, RandomAgent, training
+from l4s_gym.agents.protocol import check_form
 from l4s_gym.agents.registry import KINDS, AgentKind
+from l4s_gym.agents.rules import ZeroAgent
 from l4s_gym.data.build import checksum
 from l4s_gym.evaluation import entry, sweep, work
 from l4s_gym.evaluation.entry import Entry, Experiment, Protocol, Size, Training
@@ -106,6 +108,15 @@ def test_a_form_that_is_not_the_agents_costs_its_own_entry(protocol: Protocol, t
     (found,) = sweep.run([wrong], protocol, "quick", tmp_path, jobs=0)
     assert found.failed is not None
     assert "decides in the form 'probability', not 'parameters'" in found.failed.traceback
+
+
+def test_an_interval_that_an_agent_was_not_trained_for_is_refused() -> None:
+    agent = ZeroAgent()
+    check_form(agent, "parameters", 16.0)  # a rule takes any
+    agent.training = {"control_interval_ms": 500.0}  # type: ignore[attr-defined]
+    check_form(agent, "parameters", 500.0)
+    with pytest.raises(L4SError, match=r"trained for control intervals of 500 ms, not 16 ms: set control_interval_ms"):
+        check_form(agent, "parameters", 16.0)
 
 
 @pytest.mark.parametrize(
