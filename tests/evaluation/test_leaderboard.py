@@ -17,6 +17,7 @@ from l4s_gym.data.build import recipe_of
 from l4s_gym.evaluation import entry, leaderboard, results
 from l4s_gym.evaluation.entry import Entry, Experiment, Protocol, Training
 from l4s_gym.evaluation.results import read, read_all, write
+from l4s_gym.forms import PACKET
 from l4s_gym.sim import fingerprint, scenario
 
 pytest.importorskip("pyarrow", reason="needs PyArrow: pip install 'l4s-gym[data]'")
@@ -296,7 +297,11 @@ def test_experiments_that_ship() -> None:
     for each in every:
         leaderboard.check_training(each, entry.read_protocol())
         if each.training:
-            training.load_config(each.training.learner, small=each.training.small, settings=each.training.settings)
+            how = training.load_config(
+                each.training.learner, small=each.training.small, settings=each.training.settings
+            )
+            if each.form == PACKET and each.name != "llm":  # the paper's model learns from each packet
+                assert how.get("decision_interval", 1) == each.decision_interval, each.id
         for trained in each.training.every if each.training and each.interval_ms else ():
             recipe = recipe_of(trained.dataset) if trained.dataset else None
             assert recipe is None or recipe.control_interval_ms == each.interval_ms, each.id
