@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,12 @@ def optional(module: str, *extras: str) -> Any:
     except ImportError as error:
         remedy = " or ".join(f"'l4s-gym[{extra}]'" for extra in extras)
         raise L4SError(f"{module}: cannot be imported ({error}): pip install {remedy}") from error
+
+
+def silence_gym() -> None:
+    """Let the old `gym`, which d3rlpy and Stable-Baselines3 import, come without its banner."""
+    with suppress(ImportError):
+        importlib.import_module("gym_notices.notices").notices.clear()
 
 
 @functools.cache

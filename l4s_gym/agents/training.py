@@ -26,6 +26,7 @@ from l4s_gym.agents.registry import kind_of
 from l4s_gym.data.files import atomic_write, read_error
 from l4s_gym.data.trajectory import Trajectory
 from l4s_gym.errors import L4SError
+from l4s_gym.extras import silence_gym
 from l4s_gym.sim import fingerprint
 from l4s_gym.tables import parse_setting, read_toml
 
@@ -80,6 +81,7 @@ def learner(name: str) -> Learner:
         L4SError: There is none, or a package that it needs is not installed.
     """
     kind = kind_of(name)
+    silence_gym()
     try:
         found: Learner = kind.load_learner()
     except ModuleNotFoundError as error:

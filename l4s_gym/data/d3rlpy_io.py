@@ -21,21 +21,17 @@ import numpy.typing as npt
 from l4s_gym.data.minari_io import check_simulator, read_episodes
 from l4s_gym.data.trajectory import Trajectory, returns_to_go, window_rows
 from l4s_gym.errors import L4SError
-from l4s_gym.extras import optional
+from l4s_gym.extras import optional, silence_gym
 from l4s_gym.schema import ACTIONS
 
 
 def import_d3rlpy() -> Any:
-    """Import d3rlpy, without the banner of the `gym` that it imports.
+    """Import d3rlpy.
 
     Raises:
         L4SError: It is not installed.
     """
-    try:
-        notices = importlib.import_module("gym_notices.notices")
-        notices.notices.clear()
-    except ImportError:
-        pass
+    silence_gym()
     return optional("d3rlpy", "baselines")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import signal
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -445,3 +447,11 @@ def test_refused(
     assert (code, out) == (2, "")
     assert message in err and err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["bc", "ppo"])
+def test_learners_come_without_the_banners_of_others(kind: str) -> None:
+    code = f"from l4s_gym.agents import training; training.learner({kind!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == done.stderr == ""
