@@ -147,7 +147,7 @@ def test_a_backbone_that_ignores_the_mask_is_refused(monkeypatch: pytest.MonkeyP
         ("mamba", "of no known kind|does not take|step by step"),
         ("bert", "of no known kind|does not take|step by step|cannot be used"),
         ("vit", "cannot be used|no known kind|does not take"),
-        ("clip", "cannot be used|no known kind|does not take"),
+        pytest.param("clip", "cannot be used|no known kind|does not take", marks=pytest.mark.slow),
     ],
 )
 def test_families_that_cannot_be_used(family: str, message: str) -> None:
