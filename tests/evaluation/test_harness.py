@@ -125,7 +125,7 @@ def test_a_slow_agent_is_timed_in_fewer_calls(monkeypatch: pytest.MonkeyPatch) -
         nonlocal calls
         calls += 1
 
-    agent.act = act  # type: ignore[method-assign]
+    monkeypatch.setattr(agent, "act", act)
     monkeypatch.setattr("time.perf_counter_ns", ticks.__next__)  # 40 ms from one look to the next
     assert harness.latency_us(agent, np.zeros((1, 8), np.float32)) == {"p50": 40_000.0, "p99": 40_000.0}
     assert calls == 26

@@ -110,10 +110,10 @@ def test_a_form_that_is_not_the_agents_costs_its_own_entry(protocol: Protocol, t
     assert "decides in the form 'probability', not 'parameters'" in found.failed.traceback
 
 
-def test_an_interval_that_an_agent_was_not_trained_for_is_refused() -> None:
+def test_an_interval_that_an_agent_was_not_trained_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     agent = ZeroAgent()
     check_form(agent, "parameters", 16.0)  # a rule takes any
-    agent.training = {"control_interval_ms": 500.0}  # type: ignore[attr-defined]
+    monkeypatch.setattr(agent, "training", {"control_interval_ms": 500.0}, raising=False)
     check_form(agent, "parameters", 500.0)
     with pytest.raises(L4SError, match=r"trained for control intervals of 500 ms, not 16 ms: set control_interval_ms"):
         check_form(agent, "parameters", 16.0)

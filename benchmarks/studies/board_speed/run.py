@@ -120,7 +120,8 @@ def overhead(spec: str, repeats: int) -> dict[str, Any]:
             wall_s = harness.evaluate_many(agent, chosen, seeds=range(10))[0].wall_s
         finally:
             Batch.advance_unchecked = advance  # type: ignore[method-assign]
-        asked.seconds -= asked.seconds * harness.LATENCY_CALLS / asked.calls  # the calls after the run, approximately
+        after_s = asked.seconds * harness.LATENCY_CALLS / asked.calls  # the calls after the run, approximately
+        asked.seconds -= min(after_s, harness.LATENCY_S)
         wall_s -= clock_s() * (engine.calls + asked.calls)
         shares.append(1.0 - (engine.seconds + asked.seconds) / wall_s)
         inference.append(asked.seconds / wall_s)
