@@ -20,6 +20,7 @@ import numpy as np
 import stable_baselines3
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
@@ -230,6 +231,7 @@ def learn(model: Any, envs: Envs, steps: int, seed: int, number: int) -> float:
     envs.rng = np.random.default_rng([seed, 1 + number])
     model.action_space.seed(_PER_ROUND * seed + 1 + number)
     model._last_obs = None  # so that it starts the environments anew
+    model.set_logger(Logger(None, []))  # its own makes a temporary folder in each round, and leaves it
     with seeded_round(seed, 1 + number):
         model.learn(steps, reset_num_timesteps=False, log_interval=None)
     return float(np.mean(envs.earned))

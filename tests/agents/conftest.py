@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,10 @@ def dataset_for(dataset: str, tmp_path_factory: pytest.TempPathFactory) -> Calla
 
 @pytest.fixture(scope="module")
 def trained(dataset_for: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a tiny agent of a name in `TINY`, trained when it is first asked for."""
+    """The folder of a tiny agent of a name in `TINY`, trained when it is first asked for.
+
+    What its training left among temporary files lies beside it, in a folder whose name ends in .tmp.
+    """
     from l4s_gym.agents import training
 
     held: dict[str, Path] = {}
@@ -142,7 +146,11 @@ def trained(dataset_for: Callable[[str], str], tmp_path_factory: pytest.TempPath
 
     def get(name: str) -> Path:
         if name not in held:
-            training.learner(kind_of(name)).train(dataset_for(name), TINY[name], root / name)
+            data = dataset_for(name)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(tempfile, "tempdir", str(root / f"{name}.tmp"))
+                (root / f"{name}.tmp").mkdir()
+                training.learner(kind_of(name)).train(data, TINY[name], root / name)
             held[name] = root / name
         return held[name]
 

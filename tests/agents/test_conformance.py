@@ -176,6 +176,14 @@ def test_save_and_load(name: str, trained: Trained, tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "again").iterdir()} >= {saved.ABOUT, weights_of(name), saved.CARD}
 
 
+@pytest.mark.parametrize("name", PLAYED)
+def test_a_training_leaves_no_temporary_files(name: str, trained: Trained) -> None:
+    """None but PyTorch's one cache."""
+    folder = trained(name)
+    left = {path.name for path in folder.with_name(f"{folder.name}.tmp").iterdir()}
+    assert not {name for name in left if not name.startswith("torchinductor_")}
+
+
 @pytest.mark.parametrize("name", OF_PACKETS)
 def test_logged_probabilities(name: str, trained: Trained, episodes: list[Trajectory]) -> None:
     logged = Trajectory.joined(episodes)
