@@ -17,7 +17,9 @@ Adapters, by peft, are on queries and values by default. The paper's numbers fol
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 import torch
@@ -159,6 +161,19 @@ def _build(make: Callable[[str], Any]) -> Any:
         return make("eager")
 
 
+@contextmanager
+def _without_bars(bars: Any, where: str) -> Iterator[None]:
+    """Show no bars of transformers while a folder is read, which takes a moment; a download keeps them."""
+    if not (Path(where).is_dir() and bars.is_progress_bar_enabled()):
+        yield
+        return
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        bars.enable_progress_bar()
+
+
 def _load(config: BackboneConfig, words: bool) -> tuple[Any, str]:
     """Load a pretrained model; return it and its commit on the hub."""
     transformers = optional("transformers", "llm")
@@ -168,9 +183,9 @@ def _load(config: BackboneConfig, words: bool) -> tuple[Any, str]:
         t5_encoder = found.model_type == "t5" and not config.decoder
         kind = transformers.T5EncoderModel if t5_encoder else transformers.AutoModel
         kind = transformers.AutoModelForCausalLM if words else kind
-        model = _build(
-            lambda attention: kind.from_pretrained(name, revision=revision, attn_implementation=attention, dtype=dtype)
-        )
+        options = {"revision": revision, "dtype": dtype}
+        with _without_bars(transformers.utils.logging, name):
+            model = _build(lambda attention: kind.from_pretrained(name, attn_implementation=attention, **options))
     except Exception as error:  # not found, hub unreachable, unknown type, or any error of a damaged file
         remedy = "give the folder of a downloaded model, or check name and connection"
         if name != config.pretrained:

@@ -78,7 +78,7 @@ def test_leaving_early() -> None:
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "mistral", "t5", "t5d"])
-def test_pretrained_from_a_folder(family: str, tmp_path: Path) -> None:
+def test_pretrained_from_a_folder(family: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A model that transformers saved: with its weights, frozen, in its own size; Mistral's with its own window."""
     decoder = family == "t5d"
     own = {"sliding_window": 4} if family == "mistral" else {}
@@ -87,7 +87,10 @@ def test_pretrained_from_a_folder(family: str, tmp_path: Path) -> None:
         setattr(sizes, name, value)
     torch.manual_seed(5)
     transformers.AutoModel.from_config(sizes).save_pretrained(tmp_path / "model")
+    capfd.readouterr()
     made = Backbone(BackboneConfig(family="gpt2", pretrained=str(tmp_path / "model")), NONE)
+    assert capfd.readouterr() == ("", "")
+    assert transformers.utils.logging.is_progress_bar_enabled()
     assert made.family == sizes.model_type and made.width == 16
     assert not any(parameter.requires_grad for parameter in made.parameters())
     torch.manual_seed(5)
