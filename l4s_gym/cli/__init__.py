@@ -262,9 +262,13 @@ def evaluate(
     results: list[harness.Result] = []
     stale: list[str] = []
     for who in agents:
-        with fingerprint.allow_stale(allow_stale) as stale_, progress_bar(f"evaluating {who}") as show:
+        with fingerprint.allow_stale(allow_stale) as stale_:
+            agent, _ = harness.resolve(who)
+        if agent is not None:
+            _agents.say_other_training(agent, aqm or chosen.aqm, decision_interval)
+        with progress_bar(f"evaluating {who}") as show:
             results += harness.evaluate(
-                who,
+                agent or who,
                 chosen,
                 seeds=seeds,
                 aqm=aqm,

@@ -198,7 +198,6 @@ def examine(
         allow_stale: Accept agents and datasets of another version of the simulator; the results say so.
     """
     from l4s_gym import agents as agents_
-    from l4s_gym.agents.training import trained_interval
     from l4s_gym.evaluation import harness, report
     from l4s_gym.evaluation.origin import origin
     from l4s_gym.sim import fingerprint
@@ -216,10 +215,7 @@ def examine(
             agent = agents_.make(spec)
             found = _offline(agent, dataset, steps)
         stale += [text for text in passed if text not in stale]
-        trained = trained_interval(getattr(agent, "training", {}))
-        if trained not in (1, decision_interval):
-            asked = f"{agent.name}: is asked at every {decision_interval}. packet"
-            say(f"{asked}, and was trained for --decision-interval {trained}")
+        say_other_training(agent, aqm or chosen.aqm, decision_interval)
         if found is not None:
             label = f"{agent.name} ({agent.rule})"
             offline[spec if label in offline else label] = found
@@ -246,6 +242,26 @@ def examine(
         with atomic_write(out) as file:
             file.write(json.dumps(body, indent=2).encode() + b"\n")
         say(f"results: {out}")
+
+
+def say_other_training(agent: Any, under: str, decision_interval: int) -> None:
+    """Say where an agent is asked about packets otherwise than it was trained: how often, or over which discipline."""
+    from l4s_gym.agents import form_of
+    from l4s_gym.agents.training import trained_interval
+    from l4s_gym.data.build import recipe_of
+    from l4s_gym.forms import PACKET
+
+    training = getattr(agent, "training", {})
+    if form_of(agent) != PACKET:
+        return
+    trained = trained_interval(training)
+    if trained not in (1, decision_interval):
+        asked = f"{agent.name}: is asked at every {decision_interval}. packet"
+        say(f"{asked}, and was trained for --decision-interval {trained}")
+    recipe = recipe_of(str(training.get("dataset", "")))
+    if recipe is not None and under not in recipe.laws:
+        laws = " and ".join(recipe.laws)
+        say(f"{agent.name}: is asked over {under}, and knows the probabilities of {laws}: give --aqm {recipe.laws[0]}")
 
 
 def _offline(agent: Any, dataset: str | None, steps: int) -> dict[str, Any] | None:

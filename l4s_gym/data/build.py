@@ -22,7 +22,6 @@ from l4s_gym.data.files import atomic_write, link_or_copy, locked, sha256
 from l4s_gym.data.recipes import Recipe, Task, digest, tasks
 from l4s_gym.data.storage import Shard, read_shard, shard_name, write_shard
 from l4s_gym.errors import L4SError, unknown
-from l4s_gym.forms import PACKET
 from l4s_gym.sim import fingerprint
 from l4s_gym.sim.batch import compile_engine
 
@@ -181,12 +180,11 @@ def _clear(staging: Path, target: Path, key: str) -> None:
 def _about(recipe: Recipe, size: str, facts: dict[str, Any]) -> minari_io.About:
     """Return the metadata of a built dataset."""
     scores = facts["scores"]
-    interval = {} if recipe.form == PACKET else {"control_interval_ms": recipe.control_interval_ms}
     means = {name: float(np.mean(scores[name])) for name in ("random", "native")} if scores else {}
     return {
         "form": recipe.form,
-        "env_kwargs": {"scenario": (recipe.size(size).scenarios or recipe.scenarios)[0], **interval},
-        "eval_kwargs": {"scenario": recipe.evaluated_on, "reward": rewards.DEFAULT, **interval},
+        "env_kwargs": recipe.environment((recipe.size(size).scenarios or recipe.scenarios)[0]),
+        "eval_kwargs": {**recipe.environment(recipe.evaluated_on), "reward": rewards.DEFAULT},
         "algorithm_name": ", ".join(recipe.behaviour_names()),
         "description": f"{recipe.title}. {recipe.description}",
         "code_permalink": code_permalink(),

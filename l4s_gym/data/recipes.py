@@ -173,6 +173,25 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True):
         """The scenario of evaluation."""
         return self.eval_scenario or self.scenarios[0]
 
+    @property
+    def laws(self) -> tuple[str, ...]:
+        """The disciplines whose probabilities the observations have; the first one is under the environment."""
+        own = scenario.load(self.evaluated_on).aqm
+        return tuple(dict.fromkeys(each.aqm or own for each in self.behaviours))
+
+    def environment(self, scenarios: str) -> dict[str, Any]:
+        """Return the arguments of the environment of the data's first law, with its options, in some scenarios."""
+        law = self.behaviours[0]
+        chosen: dict[str, Any] = {"scenario": scenarios}
+        if law.options:
+            several = [msgspec.to_builtins(each) for each in scenario.load_all(scenarios)]
+            chosen["scenario"] = [each | {"options": {law.aqm: law.options}} for each in several]
+        if law.aqm:
+            chosen["aqm"] = law.aqm
+        if self.form != PACKET:
+            chosen["control_interval_ms"] = self.control_interval_ms
+        return chosen
+
     def behaviour_names(self) -> list[str]:
         """Return the behaviours in words."""
         held = " with actions held for an episode"

@@ -366,8 +366,9 @@ def _idle(board: Sequence[Row]) -> Table:
     by_name, rows = _scored(board), []
     for row in by_name.values():
         n = row.decision_interval
+        under = row.aqm.removeprefix("dualpi2_") or "default"  # a discipline has a scheduler too
         idle = {
-            "packet": ["enqueue--default" if n == 1 else f"enqueue--every{n}"],
+            "packet": [f"enqueue--{under}" if n == 1 else f"enqueue--every{n}"],
             "probability": ["zero--probability"],
             "parameters": ["zero--parameters", _TUNED],
         }.get(row.form, [])

@@ -19,7 +19,7 @@ from l4s_gym.errors import L4SError, unknown
 from l4s_gym.evaluation.harness import Result
 from l4s_gym.forms import INTERVAL_MS, PACKET
 from l4s_gym.schema import SCHEMA_VERSION
-from l4s_gym.sim import fingerprint
+from l4s_gym.sim import disciplines, fingerprint
 from l4s_gym.sim import scenario as scenarios
 from l4s_gym.sim.options import check_tables
 from l4s_gym.sim.ranges import Ranges
@@ -155,6 +155,8 @@ class Experiment(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
             (`l4s_gym.sim.options`).
         form: In which the agent decides (`l4s_gym.forms`); it is checked when the agent runs.
         control_interval_ms: Of the forms that decide for control intervals: their length, simulated ms.
+        aqm: Of the form `packet`, asked at each one: discipline underneath, whose probabilities the agent sees; empty:
+            the scenario's.
         name: Name of the folder.
         variant: Name of the file.
     """
@@ -169,6 +171,7 @@ class Experiment(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
     options: dict[str, dict[str, Any]] = {}
     form: str = PACKET
     control_interval_ms: Annotated[float, Meta(gt=0.0)] = INTERVAL_MS
+    aqm: str = ""
 
     def __post_init__(self) -> None:
         check_tables(self.options)
@@ -179,6 +182,10 @@ class Experiment(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=
             raise L4SError(f"form: {self.agent} is a discipline, which is asked nothing: leave it out")
         if self.form != PACKET and self.decision_interval != 1:
             raise L4SError(f"decision_interval: is for the form {PACKET!r} alone: leave it out")
+        if self.aqm:
+            disciplines.get(self.aqm)
+            if native or self.form != PACKET or self.decision_interval != 1:
+                raise L4SError(f"aqm: is for an agent of the form {PACKET!r} that is asked at each one: leave it out")
         for name in self.options:
             if name != ("own" if ":" in native else native):
                 raise L4SError(f"options.{name}: are for an agent `native:{name}` alone: leave them out")

@@ -96,14 +96,15 @@ def datasets(entries: Sequence[Entry]) -> dict[str, str]:
 
 
 def check_training(experiment: Experiment, protocol: Protocol | None = None) -> None:
-    """Refuse an agent that was trained where it is tested.
+    """Refuse an agent that was trained where it is tested, or over other laws than the one it would be asked over.
 
     Args:
         experiment: How it was trained.
         protocol: Whose ranges hold, if it has some; None: no ranges.
 
     Raises:
-        L4SError: Its dataset, or where it learned online, is outside of the suite `train`, or of the ranges.
+        L4SError: Its dataset, or where it learned online, is outside of the suite `train`, or of the ranges; or it
+            decides about packets, and no behaviour of its dataset has the probabilities that it would see.
     """
     ranges = protocol.ranges if protocol else None
     train = protocol.members("train") if protocol else scenario.suite("train")
@@ -122,6 +123,14 @@ def check_training(experiment: Experiment, protocol: Protocol | None = None) -> 
             if ranges.outside(one) if ranges else one.name not in train:
                 remedy = "train on the suite train only"
                 raise L4SError(f"{experiment.id}: {source} has {one.name!r}, which is to be unseen: {remedy}")
+    if experiment.form == PACKET and (recipe := recipe_of(how.dataset)):
+        for under in {experiment.aqm} if experiment.aqm else {scenario.load(name).aqm for name in train}:
+            if under not in recipe.laws:
+                known = " or ".join(f'"{law}"' for law in recipe.laws)
+                raise L4SError(
+                    f"{experiment.id}: dataset {how.dataset!r} has the probabilities of other laws than {under}: "
+                    f"give aqm = {known}"
+                )
 
 
 def valid(entries: Sequence[Entry], protocol: Protocol, size: str) -> tuple[list[Entry], list[Refusal]]:

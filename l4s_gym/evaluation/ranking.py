@@ -44,6 +44,7 @@ class Row:
         learned: How the agent learned: `none`, `offline`, `online`.
         form: In which the agent decides (`l4s_gym.forms`); "" where a discipline does.
         control_interval_ms: Of the forms that decide for control intervals: their length.
+        aqm: As `Experiment.aqm`.
         scores: Normalised score: interquartile mean over episodes, mean over trainings.
         means: The same with the mean over episodes.
         medians: The same with the median over scenarios of the mean over their episodes.
@@ -76,6 +77,7 @@ class Row:
     learned: records.Trained = "none"
     form: str = PACKET
     control_interval_ms: float = INTERVAL_MS
+    aqm: str = ""
     scores: dict[str, Interval] = field(default_factory=dict)
     means: dict[str, Interval] = field(default_factory=dict)
     medians: dict[str, Interval] = field(default_factory=dict)
@@ -97,7 +99,9 @@ class Row:
 
     @property
     def decides(self) -> str:
-        """The form, with n where it is each n-th packet, or the milliseconds of an interval; "" for a discipline."""
+        """The form, with n of each n-th packet, the discipline underneath, or the interval; "" for a discipline."""
+        if self.aqm:
+            return f"{self.form}, {self.aqm}"
         if self.form in ("", PACKET):
             return self.form + (f" /{self.decision_interval}" if self.form and self.decision_interval > 1 else "")
         return f"{self.form} {self.control_interval_ms:g} ms"
@@ -222,6 +226,7 @@ def _row(each: Entry, plan: Sequence[Suite], seed: int, resamples: int) -> Row:
         learned=experiment.learned,
         form="" if experiment.native else experiment.form,
         control_interval_ms=experiment.control_interval_ms,
+        aqm=experiment.aqm,
         latency_us={key: float(np.median([time[key] for time in times])) for key in ("p50", "p99")} if times else None,
         parameters=first["cost"].get("parameters", 0.0),
         trainable_parameters=first["cost"].get("trainable_parameters", 0.0),

@@ -210,6 +210,7 @@ def of_board(
                         chosen,
                         seed,
                         name=entry.id,
+                        aqm=experiment.aqm or None,
                         decision_interval=experiment.decision_interval,
                         control_interval_ms=experiment.interval_ms,
                         progress=show,

@@ -157,6 +157,7 @@ class Sweep:
                             options=experiment.options,
                             form=experiment.form,
                             control_interval_ms=experiment.interval_ms,
+                            aqm=experiment.aqm,
                         )
                     )
             found.append(part)

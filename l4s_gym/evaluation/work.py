@@ -153,6 +153,7 @@ class Cell:
         options: Of disciplines, as `Experiment.options`.
         form: The form in which the agent decides.
         control_interval_ms: Length of its control intervals; None: it decides about packets.
+        aqm: As `Experiment.aqm`.
         simulator: What else the results depend on: versions and sources.
     """
 
@@ -169,6 +170,7 @@ class Cell:
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     form: str = PACKET
     control_interval_ms: float | None = None
+    aqm: str = ""
     simulator: str = field(default_factory=_simulator)
 
     @functools.cached_property
@@ -177,6 +179,7 @@ class Cell:
         numbers = [self.seeds, self.agent_seed, self.seconds, self.reward, self.decision_interval]
         numbers += [self.options] if self.options else []
         numbers += [self.form, self.control_interval_ms] if self.form != PACKET else []
+        numbers += [self.aqm] if self.aqm else []
         return checksum([self.digest, self.simulator, *map(scenario.digest, self.names), *numbers])
 
     @property
@@ -370,6 +373,7 @@ def evaluate(cell: Cell, files: Mapping[str, bytes] | None = None) -> dict[str, 
             chosen,
             seeds=cell.seeds,
             agent_seed=cell.agent_seed,
+            aqm=cell.aqm or None,
             reward=cell.reward,
             decision_interval=cell.decision_interval,
             control_interval_ms=cell.control_interval_ms,

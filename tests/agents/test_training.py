@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from l4s_gym.cli.common import console
 from l4s_gym.data.trajectory import Trajectory
 from l4s_gym.envs.dualpi2 import DualPI2Env
 from l4s_gym.sim import fingerprint
-from tests.agents.conftest import TINY
+from tests.agents.conftest import DATASET, TINY
 
 ROOT = Path(__file__).parents[2]
 Capture = pytest.CaptureFixture[str]
@@ -349,6 +350,7 @@ def test_train_and_test(dataset: str, tmp_path: Path, capsys: Capture, wide: Non
     assert (code, err) == (0, "")
     assert "bc:bc (sample)" in text and "cross-entropy" in text and "web, 2 seeds" in text
     assert "bc:bc: is asked at every 1. packet, and was trained for --decision-interval 10\n" in text
+    assert "is asked over" not in text  # no recipe made the dataset
     assert [training.trained_interval(each) for each in ({}, {"stride": 10}, {"decision_interval": 3})] == [1, 10, 3]
     body = json.loads(result.read_text())
     assert body["offline"]["bc:bc (sample)"]["part"] == "held out"
@@ -357,6 +359,23 @@ def test_train_and_test(dataset: str, tmp_path: Path, capsys: Capture, wide: Non
     assert len(body["closed_loop"]) == 6 and "versions" in body
     code, text, _ = run(capsys, "test", out, "--seconds", "0.3", "--scenario", "web", "--seeds", "0", "--steps", "400")
     assert code == 0 and "cross-entropy" in text  # the dataset of its training
+
+
+@pytest.mark.parametrize("command", ["evaluate", "test"])
+def test_what_an_agent_never_saw_is_told(
+    command: str, dataset: str, trained: Trained, tmp_path: Path, capsys: Capture, wide: None
+) -> None:
+    """Data of RFC 9332's law, asked over the testbed's kernel."""
+    out = tmp_path / "bc"
+    shutil.copytree(trained("bc"), out)
+    file = out / saved.ABOUT
+    file.write_text(file.read_text().replace(DATASET, "l4s/dualpi2/mixed-v0"))
+    told = "bc:bc: is asked over dualpi2_freebsd, and knows the probabilities of dualpi2_rfc9332 and dualpi2_linux"
+    words = [command, out, *(("--dataset", dataset, "--steps", "400") if command == "test" else ())]
+    for aqm in ((), ("--aqm", "dualpi2_linux")):
+        code, text, err = run(capsys, *words, "--scenario", "web", "--seconds", "0.3", "--seeds", "0", *aqm)
+        assert (code, err) == (0, "")
+        assert (f"{told}: give --aqm dualpi2_rfc9332\n" in text) == (not aqm)
 
 
 def test_what_is_stale_is_taken_by_an_option_and_the_results_say_so(

@@ -87,7 +87,8 @@ def test_a_build_is_a_valid_dataset_of_the_recipe(recipe: recipes.Recipe, place:
     stored = made.storage.metadata
     assert stored["algorithm_name"] == "dualpi2_freebsd, dualpi2_linux with 0.25 random"
     assert stored["reward"] == "fair" and stored["recipe"]["title"] == "Tiny"
-    assert made.recover_environment(eval_env=True).spec.kwargs == {"scenario": "l4s-llm-testbed", "reward": "fair"}
+    env = made.recover_environment(eval_env=True)
+    assert env.spec.kwargs == {"scenario": "l4s-llm-testbed", "aqm": "dualpi2_freebsd", "reward": "fair"}
     folder = place / "datasets" / "l4s" / "dualpi2"
     assert sorted(path.name for path in folder.iterdir()) == ["namespace_metadata.json", "tiny-small-v0"]
     sums = "l4s/dualpi2/tiny-small-v0/SHA256SUMS"

@@ -91,10 +91,24 @@ def test_a_build_is_a_valid_dataset_of_the_form(place: Path, form: str) -> None:
     assert env.observation_space == made.observation_space and env.action_space == made.action_space
     assert env.reset(seed=0)[1]["scenario"].startswith("random-")
     assert made.recover_environment(eval_env=True).reset(seed=0)[1]["scenario"] == "lte"
+    assert env.spec.kwargs["aqm"] == "dualpi2_rfc9332"
     for episode in made.iterate_episodes():
         assert episode.observations.shape == (64, len(own.features)) and episode.observations.dtype == np.float32
         assert episode.actions.shape == (63, len(own.low)) and episode.actions.dtype == np.float32
         assert set(episode.infos["components"]) == set(rewards.COMPONENTS)
+
+
+def test_the_environment_has_the_options_of_the_law(place: Path) -> None:
+    """Factors of parameters are of those that the data's law has, not of the defaults."""
+    recipe = tiny(place)
+    law = msgspec.structs.replace(recipe.behaviours[0], options={"target_ms": 3.2})
+    made = make(msgspec.structs.replace(recipe, behaviours=(law,)))
+    for evaluated in (False, True):
+        env = made.recover_environment(eval_env=evaluated).unwrapped
+        env.reset(seed=0)
+        assert env.batch.scenario_of(0).options.dualpi2_rfc9332.target_ms == 3.2
+    about = next(iter(made.storage.get_episode_metadata([0])))
+    assert msgspec.json.decode(about["scenario_json"])["options"]["dualpi2_rfc9332"]["target_ms"] == 3.2
 
 
 @pytest.mark.parametrize("form", BOX)

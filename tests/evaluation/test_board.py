@@ -319,6 +319,10 @@ def test_whoever_cannot_be_told_from_doing_nothing_is_said_to(table: dict[str, R
     tenth = moved(better, 0.0, "enqueue--every10", form="packet", decision_interval=10)
     asked = moved(tenth, -9.0, "b--asked")
     assert verdicts(tenth, asked, idle) == {("b--asked", tenth.name): "acts"}
+    over = moved(better, 0.0, "enqueue--rfc9332", form="packet", aqm="dualpi2_rfc9332")
+    bc = moved(over, 9.0, "b--mixed")
+    assert verdicts(over, bc, tenth, asked) == {("b--asked", tenth.name): "acts", ("b--mixed", over.name): "acts"}
+    assert bc.decides == "packet, dualpi2_rfc9332"
     (found,) = (each for each in board.comparisons([better, tuned]) if each.title == "What makes the difference")
     assert [row[1:3] for row in found.rows] == [[tuned.name, better.name]] and found.rows[0][3] == "+0.5 [-0.9, +1.9]"
 

@@ -282,12 +282,22 @@ def test_the_form_of_agents_that_are_added() -> None:
 def test_training_on_what_is_to_be_unseen_is_refused() -> None:
     for dataset, good in (("testbed", True), ("mixed", True), ("epsilon", True), ("grid", False), ("overload", False)):
         how = Training("bc", f"l4s/dualpi2/{dataset}-small-v0")
-        experiment = Experiment("BC", "", training=how, name="bc")
+        experiment = Experiment("BC", "", training=how, name="bc", aqm="dualpi2_rfc9332" if dataset == "mixed" else "")
         if good:
             leaderboard.check_training(experiment)
         else:
             with pytest.raises(L4SError, match="to be unseen"):
                 leaderboard.check_training(experiment)
+
+
+def test_an_agent_is_asked_over_a_law_of_its_data() -> None:
+    """What it sees of the law underneath is what it learned from."""
+    how = Training("bc", "l4s/dualpi2/mixed-small-v0")
+    for aqm in ("", "dualpi2_freebsd", "pie"):
+        with pytest.raises(L4SError, match='give aqm = "dualpi2_rfc9332" or "dualpi2_linux"'):
+            leaderboard.check_training(Experiment("BC", "", training=how, name="bc", aqm=aqm))
+    for aqm in ("dualpi2_rfc9332", "dualpi2_linux"):
+        leaderboard.check_training(Experiment("BC", "", training=how, name="bc", aqm=aqm))
 
 
 def test_experiments_that_ship() -> None:

@@ -103,6 +103,14 @@ def test_control_intervals(done: list[Entry], protocol: Protocol, tmp_path: Path
     assert not set(cell_keys(protocol, DRAWN, tmp_path)) & set(cell_keys(protocol, slower, tmp_path))
 
 
+def test_an_agent_is_asked_over_another_law(done: list[Entry], protocol: Protocol, tmp_path: Path) -> None:
+    other = msgspec.structs.replace(RANDOM, aqm="dualpi2_rfc9332")
+    (found,) = sweep.run([other], protocol, "quick", tmp_path, jobs=0)
+    assert {row["aqm"] for row in found.results} == {"dualpi2_rfc9332"}
+    assert {row["aqm"] for row in done[1].results} == {"dualpi2_freebsd"}
+    assert not set(cell_keys(protocol, RANDOM, tmp_path)) & set(cell_keys(protocol, other, tmp_path))
+
+
 def test_a_form_that_is_not_the_agents_costs_its_own_entry(protocol: Protocol, tmp_path: Path) -> None:
     wrong = msgspec.structs.replace(DRAWN, form="parameters")
     (found,) = sweep.run([wrong], protocol, "quick", tmp_path, jobs=0)
@@ -126,6 +134,11 @@ def test_an_interval_that_an_agent_was_not_trained_for_is_refused(monkeypatch: p
         ({"control_interval_ms": 100.0}, "control_interval_ms: is for the forms of control intervals"),
         ({"agent": "native:pie", "form": "parameters"}, "form: native:pie is a discipline"),
         ({"form": "probability", "decision_interval": 10}, "decision_interval: is for the form 'packet' alone"),
+        ({"aqm": "dualpi2"}, "unknown discipline 'dualpi2'"),
+        (
+            {"aqm": "pie", "decision_interval": 10},
+            "aqm: is for an agent of the form 'packet' that is asked at each one",
+        ),
     ],
 )
 def test_experiments_of_no_form(how: dict[str, Any], text: str) -> None:
