@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,7 @@ from l4s_gym.agents import training as shared
 from l4s_gym.agents.onestep import scale_of
 from l4s_gym.agents.protocol import Floats
 from l4s_gym.sim import fingerprint
-from l4s_gym.sim.scenario import load_all
-from l4s_gym.tables import option_paths
+from l4s_gym.sim.scenario import OptionTables
 
 
 def environment(
@@ -22,7 +21,7 @@ def environment(
     scenarios: str,
     n: int,
     episode_s: float,
-    options: Mapping[str, Mapping[str, Any]] | None = None,
+    options: OptionTables | None = None,
     **more: Any,
 ) -> Any:
     """Return the native vector environment of a form, with one thread and the engine's own arrays.
@@ -35,9 +34,8 @@ def environment(
         options: Of disciplines, in place of the scenarios'.
         more: Other arguments of the environment.
     """
-    how = {"horizon_s": episode_s, "copy": False, "num_threads": 1, **more}
-    chosen = [each.replace(**option_paths(options or {})) for each in load_all(scenarios)]
-    return forms.get(form).vector_class(n, chosen, **how)
+    how = {"horizon_s": episode_s, "options": options, "copy": False, "num_threads": 1, **more}
+    return forms.get(form).vector_class(n, scenarios, **how)
 
 
 def statistics(env: Any, form: str, steps: int, rng: np.random.Generator) -> tuple[Floats, Floats, float]:

@@ -184,8 +184,7 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True):
         law = self.behaviours[0]
         chosen: dict[str, Any] = {"scenario": scenarios}
         if law.options:
-            several = [msgspec.to_builtins(each) for each in scenario.load_all(scenarios)]
-            chosen["scenario"] = [each | {"options": {law.aqm: law.options}} for each in several]
+            chosen["options"] = {law.aqm: law.options}
         if law.aqm:
             chosen["aqm"] = law.aqm
         if self.form != PACKET:

@@ -16,7 +16,7 @@ from l4s_gym.forms import FORMS, PACKET
 from l4s_gym.rewards import DEFAULT, Reward
 from l4s_gym.sim import layout, measure
 from l4s_gym.sim.batch import Batch
-from l4s_gym.sim.scenario import Scenarios, load_all
+from l4s_gym.sim.scenario import OptionTables, Scenarios, load_all
 
 Observation = npt.NDArray[np.float32]
 
@@ -147,6 +147,7 @@ class DualPI2Env(SimulatedEnv[Observation, int]):
     | `scenario` | name (`l4s-gym scenarios`), path of a TOML file, dict of fields, `suite:train`, `random:train` (64 drawn), or a list |
     | `horizon_s` | simulated seconds until an episode is truncated; None: the scenario's own |
     | `aqm` | queue discipline below the agent; None: the scenario's own |
+    | `options` | of disciplines in place of the scenario's: `{"dualpi2_rfc9332": {"target_ms": 5}}` |
     | `decision_interval` | the agent decides every n-th packet (1, 10, 100), the discipline the others |
     | `reward` | `fair`, `balance`, `power`, `l4s_llm`, or weights of the components |
     | `render_mode` | None, `ansi`, `rgb_array`, `rgb_array_list`, `human` (needs pygame: `pip install 'l4s-gym[render]'`) |
@@ -183,6 +184,7 @@ class DualPI2Env(SimulatedEnv[Observation, int]):
         info_record: bool = False,
         render_fps: float = FPS,
         horizon_s: float | None = None,
+        options: OptionTables | None = None,
         **unexpected: Any,
     ) -> None:
         if unexpected:
@@ -193,7 +195,7 @@ class DualPI2Env(SimulatedEnv[Observation, int]):
         self._info_record = flag("info_record", info_record)
         self._ready = False
         self._over = False
-        scenarios = load_all(scenario, horizon_s)
+        scenarios = load_all(scenario, horizon_s, options)
         self.batch = Batch(scenarios, aqm=aqm, decider=layout.AGENT, interval=interval, reward=reward)
         self._watch(render_mode, render_fps)
 

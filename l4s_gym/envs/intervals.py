@@ -18,7 +18,7 @@ from l4s_gym.schema import ENQUEUE
 from l4s_gym.sim import layout, measure
 from l4s_gym.sim.batch import Batch
 from l4s_gym.sim.intervals import Intervals
-from l4s_gym.sim.scenario import Scenarios, load_all
+from l4s_gym.sim.scenario import OptionTables, Scenarios, load_all
 
 Floats = npt.NDArray[np.float32]
 
@@ -58,14 +58,15 @@ class Applied:
         control_interval_ms: Any,
         horizon_s: float | None,
         reward: rewards.Reward,
-        **options: Any,
+        options: OptionTables | None = None,
+        **more: Any,
     ) -> None:
         """Create the batch and its control intervals."""
         real = isinstance(control_interval_ms, int | float | np.integer | np.floating)
         if not real or not 0.0 < control_interval_ms < 1e6:
             raise L4SError(f"control_interval_ms={control_interval_ms!r}: give a positive number of milliseconds")
         rewards.check_timed(reward)
-        self.batch = Batch(load_all(scenario, horizon_s), n, decider=self.decider, reward=reward, **options)
+        self.batch = Batch(load_all(scenario, horizon_s, options), n, decider=self.decider, reward=reward, **more)
         self._interval_ns = round(control_interval_ms * 1e6)
         self.intervals = Intervals(self.batch, self._interval_ns, self.form.features)
 

@@ -13,7 +13,7 @@ from l4s_gym.envs.simulated import flag
 from l4s_gym.forms import FORMS, INTERVAL_MS
 from l4s_gym.rewards import DEFAULT, Reward
 from l4s_gym.sim import layout
-from l4s_gym.sim.scenario import Scenarios
+from l4s_gym.sim.scenario import OptionTables, Scenarios
 
 
 def probabilities(actions: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -93,6 +93,7 @@ class DualPI2ProbEnv(_Probabilities, IntervalEnv):
         render_mode: RenderMode | None = None,
         render_fps: float = FPS,
         horizon_s: float | None = None,
+        options: OptionTables | None = None,
     ) -> None:
         self._even = flag("even", even)
         self._open(
@@ -100,6 +101,7 @@ class DualPI2ProbEnv(_Probabilities, IntervalEnv):
             aqm=aqm,
             control_interval_ms=control_interval_ms,
             horizon_s=horizon_s,
+            options=options,
             reward=reward,
             render_mode=render_mode,
             render_fps=render_fps,
@@ -124,6 +126,7 @@ class DualPI2ProbVectorEnv(_Probabilities, IntervalVectorEnv):
         autoreset_mode: str = "next_step",
         copy: bool = True,
         horizon_s: float | None = None,
+        options: OptionTables | None = None,
         num_threads: int | None = None,
     ) -> None:
         self._even = flag("even", even)
@@ -136,6 +139,7 @@ class DualPI2ProbVectorEnv(_Probabilities, IntervalVectorEnv):
             aqm=aqm,
             control_interval_ms=control_interval_ms,
             horizon_s=horizon_s,
+            options=options,
             reward=reward,
             num_threads=num_threads,
         )

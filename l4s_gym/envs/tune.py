@@ -14,7 +14,7 @@ from l4s_gym.forms import FORMS, INTERVAL_MS
 from l4s_gym.rewards import DEFAULT, Reward
 from l4s_gym.sim import disciplines, layout
 from l4s_gym.sim.discipline import tuned_fields
-from l4s_gym.sim.scenario import Scenarios, load_all
+from l4s_gym.sim.scenario import OptionTables, Scenarios, load_all
 
 PARAMETERS: Final = ("target", "alpha", "beta", "coupling", "threshold")
 """What the five numbers of an action scale, in their order."""
@@ -44,7 +44,7 @@ class _Parameters(Applied):
     _given: npt.NDArray[np.int64]
     """The operator's values in each environment (n, 5)."""
 
-    def _simulate(self, scenario: Scenarios, n: int, *rest: Any, aqm: str | None = None, **options: Any) -> None:
+    def _simulate(self, scenario: Scenarios, n: int, *rest: Any, aqm: str | None = None, **more: Any) -> None:
         names = sorted({aqm or each.aqm for each in load_all(scenario)})
         tunes = [disciplines.get(name).tune for name in names]
         if not all(tunes) or len(names) > 1:
@@ -52,7 +52,7 @@ class _Parameters(Applied):
             raise L4SError(f"aqm: {', '.join(names)}: give one whose parameters can be scaled: {known}")
         self._tune = tunes[0]
         self._given = np.zeros((n, len(PARAMETERS)), np.int64)
-        super()._simulate(scenario, n, *rest, aqm=aqm, **options)
+        super()._simulate(scenario, n, *rest, aqm=aqm, **more)
 
     def _fields(self) -> list[npt.NDArray[np.int64]]:
         """Return the fields that are scaled, each (n,), in the engine's memory."""
@@ -148,12 +148,14 @@ class DualPI2TuneEnv(_Parameters, IntervalEnv):
         render_mode: RenderMode | None = None,
         render_fps: float = FPS,
         horizon_s: float | None = None,
+        options: OptionTables | None = None,
     ) -> None:
         self._open(
             scenario,
             aqm=aqm,
             control_interval_ms=control_interval_ms,
             horizon_s=horizon_s,
+            options=options,
             reward=reward,
             render_mode=render_mode,
             render_fps=render_fps,
@@ -179,6 +181,7 @@ class DualPI2TuneVectorEnv(_Parameters, IntervalVectorEnv):
         autoreset_mode: str = "next_step",
         copy: bool = True,
         horizon_s: float | None = None,
+        options: OptionTables | None = None,
         num_threads: int | None = None,
     ) -> None:
         self._open(
@@ -190,6 +193,7 @@ class DualPI2TuneVectorEnv(_Parameters, IntervalVectorEnv):
             aqm=aqm,
             control_interval_ms=control_interval_ms,
             horizon_s=horizon_s,
+            options=options,
             reward=reward,
             num_threads=num_threads,
         )

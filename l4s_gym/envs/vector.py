@@ -20,7 +20,7 @@ from l4s_gym.errors import L4SError, unknown
 from l4s_gym.rewards import DEFAULT, Reward
 from l4s_gym.sim import engine, layout, measure
 from l4s_gym.sim.batch import Batch
-from l4s_gym.sim.scenario import Scenarios, load_all
+from l4s_gym.sim.scenario import OptionTables, Scenarios, load_all
 
 Actions = TypeVar("Actions", bound=npt.NDArray[Any])
 
@@ -232,6 +232,7 @@ class DualPI2VectorEnv(SimulatedVectorEnv[npt.NDArray[np.int64]]):
         copy: bool = True,
         info_record: bool = False,
         horizon_s: float | None = None,
+        options: OptionTables | None = None,
         num_threads: int | None = None,
         **unexpected: Any,
     ) -> None:
@@ -240,7 +241,7 @@ class DualPI2VectorEnv(SimulatedVectorEnv[npt.NDArray[np.int64]]):
         self._arrange(num_envs, gym.spaces.Discrete(3), observation_space(), render_mode, autoreset_mode, copy)
         self._info_record = flag("info_record", info_record)
         self.batch = Batch(
-            load_all(scenario, horizon_s),
+            load_all(scenario, horizon_s, options),
             num_envs,
             aqm=aqm,
             decider=layout.AGENT,

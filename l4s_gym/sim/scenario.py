@@ -27,7 +27,7 @@ from l4s_gym.sim import disciplines, options, traces
 from l4s_gym.sim.discipline import Count, Fraction, NonNegative, Positive
 from l4s_gym.sim.layout import APPS, CCS, LEAST_MBPS, MOST_MBPS
 from l4s_gym.sim.options import Options
-from l4s_gym.tables import convert, parse_toml, read_toml
+from l4s_gym.tables import convert, option_paths, parse_toml, read_toml
 
 KINDS = (*CCS[1:], *APPS[1:])
 """Kinds of sources by name."""
@@ -394,6 +394,8 @@ def _drawn(name: str) -> list[str]:
 Given = str | Path | Scenario | Mapping[str, Any]
 Scenarios = Given | Sequence[Given]
 """Types that `load` accepts, and `load_all`."""
+OptionTables = Mapping[str, Mapping[str, Any]]
+"""Options of disciplines, in tables of their names."""
 
 
 def load(scenario: Given) -> Scenario:
@@ -422,16 +424,19 @@ def load(scenario: Given) -> Scenario:
     return from_dict({"name": printable(path.stem), **read_toml(path)})
 
 
-def load_all(scenarios: Scenarios, horizon_s: float | None = None) -> tuple[Scenario, ...]:
+def load_all(
+    scenarios: Scenarios, horizon_s: float | None = None, options: OptionTables | None = None
+) -> tuple[Scenario, ...]:
     """Load scenarios, one of which is used in each episode.
 
     Args:
         scenarios: One as `load` takes it, `suite:NAME` for all of a suite, `random:train` for `DRAWN` random ones
             (`random-0` and on; `random:train:COUNT` for another number), or a list of these.
         horizon_s: Time after which an episode is truncated; None: the scenario's.
+        options: In place of the scenario's.
 
     Raises:
-        L4SError: As `load`; unknown suite; no scenario, or two with the same name.
+        L4SError: As `load`; unknown suite or option; no scenario, or two with the same name.
     """
     several: Sequence[Any] = scenarios if isinstance(scenarios, list | tuple) else [scenarios]
     found: list[Scenario] = []
@@ -445,6 +450,10 @@ def load_all(scenarios: Scenarios, horizon_s: float | None = None) -> tuple[Scen
     twice = next((name for name in called if called.count(name) > 1), None)
     if twice is not None:
         raise L4SError(f"scenario: two are called {twice!r}: give each once, with a name of its own")
+    if options:
+        if not isinstance(options, Mapping) or not all(isinstance(table, Mapping) for table in options.values()):
+            raise L4SError(f'options={options!r}: give a table for each discipline, as {{"pie": {{"target_ms": 10}}}}')
+        found = [each.replace(**option_paths(options)) for each in found]
     if horizon_s is None:
         return tuple(found)
     rest = [{path: draw for path, draw in each.randomise.items() if path != "horizon_s"} for each in found]

@@ -105,6 +105,7 @@ def test_the_environment_has_the_options_of_the_law(place: Path) -> None:
     made = make(msgspec.structs.replace(recipe, behaviours=(law,)))
     for evaluated in (False, True):
         env = made.recover_environment(eval_env=evaluated).unwrapped
+        assert env.spec.kwargs["options"] == {"dualpi2_rfc9332": {"target_ms": 3.2}}
         env.reset(seed=0)
         assert env.batch.scenario_of(0).options.dualpi2_rfc9332.target_ms == 3.2
     about = next(iter(made.storage.get_episode_metadata([0])))

@@ -202,3 +202,23 @@ def test_horizon(cls: type[Any], plain: Plain) -> None:
 def test_bad_horizons(cls: type[Any], horizon_s: Any) -> None:
     with pytest.raises(L4SError, match="horizon_s"):
         cls(horizon_s=horizon_s)
+
+
+# -- options of the discipline
+
+
+@pytest.mark.parametrize("cls", [*SINGLE, *VECTOR])
+def test_options_replace_the_scenarios(cls: type[Any], plain: Plain) -> None:
+    tables = {"dualpi2_rfc9332": {"target_ms": 3.2}}
+    env = cls(scenario=[*NAMES, plain("web") | {"name": "given"}], aqm="dualpi2_rfc9332", options=tables)
+    env.reset(seed=0)
+    own = env.batch.scenario_of(0).options
+    assert (own.dualpi2_rfc9332.target_ms, own.dualpi2_linux.target_ms) == (3.2, 15.0)
+    for wrong, message in (
+        ({"dualpi2_rfc9332": {"targt_ms": 3.2}}, "did you mean 'target_ms'"),
+        ({"dualpi3": {"target_ms": 3.2}}, "dualpi3"),
+        ({"target_ms": 3.2}, "give a table for each discipline"),
+        ("target_ms=3", "give a table for each discipline"),
+    ):
+        with pytest.raises(L4SError, match=message):
+            cls(options=wrong)
