@@ -31,7 +31,7 @@ from l4s_gym.sim.disciplines import AQMS
 
 ENV_ID, PROB_ID, TUNE_ID = l4s_gym.ENV_IDS
 Plain = Callable[..., dict[str, Any]]
-BEFORE, STEPS = 300, 500
+BEFORE, STEPS = 120, 200
 
 
 def content(what: Any) -> bytes:
