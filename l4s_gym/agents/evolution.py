@@ -27,6 +27,7 @@ from l4s_gym.agents.protocol import Floats
 from l4s_gym.errors import L4SError
 from l4s_gym.extras import optional
 from l4s_gym.sim import layout
+from l4s_gym.sim.scenario import OptionTables
 from l4s_gym.tables import convert
 
 KIND: Final = "es"
@@ -106,7 +107,7 @@ def configure(given: Mapping[str, Any]) -> Config:
 class _Training:
     """The environments of a training, and the actors of a generation in them."""
 
-    def __init__(self, scenarios: str, config: Config, options: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(self, scenarios: str, config: Config, options: OptionTables) -> None:
         self.config = config
         self.actors = 2 * config.pairs + 1
         interval = {"control_interval_ms": config.control_interval_ms, "autoreset_mode": "disabled"}

@@ -268,7 +268,7 @@ def evaluate(
             _agents.say_other_training(agent, aqm or chosen.aqm, decision_interval)
         with progress_bar(f"evaluating {who}") as show:
             results += harness.evaluate(
-                agent or who,
+                who if agent is None else agent,
                 chosen,
                 seeds=seeds,
                 aqm=aqm,

@@ -27,7 +27,6 @@ from l4s_gym.sim.batch import Batch, Outputs, run_on
 from l4s_gym.sim.jit import entry
 from l4s_gym.sim.scenario import Scenario, load
 from l4s_gym.sim.workers import cores
-from l4s_gym.tables import option_paths
 
 LATENCY_CALLS, LATENCY_S = 300, 1.0
 STRETCH = 2000
@@ -459,11 +458,11 @@ def interval_env(
     Without `aqm`, the discipline is the scenario's own, or RFC 9332 where the form sets parameters that this one lacks.
     Options over which the agent was trained (`l4s_gym.agents.protocol.options_of`) replace the scenario's.
     """
-    form, scenario = forms.get(agents.form_of(agent)), scenario.replace(**option_paths(agents.options_of(agent)))
+    form, options = forms.get(agents.form_of(agent)), agents.options_of(agent)
     if aqm is None and form.name == "parameters" and not disciplines.get(scenario.aqm).tune:
         aqm = "dualpi2_rfc9332"
     how: dict[str, Any] = {"control_interval_ms": interval_ms, "autoreset_mode": "disabled", "copy": False}
-    env = form.vector_class(len(seeds), scenario, aqm=aqm, **how, **more)
+    env = form.vector_class(len(seeds), scenario, aqm=aqm, options=options, **how, **more)
     env.reset(seed=list(seeds))
     return env
 

@@ -112,10 +112,11 @@ def check_training(experiment: Experiment, protocol: Protocol | None = None) -> 
     if how is None:
         return
     seen: dict[str, tuple[scenario.Scenario, ...]] = {}
+    recipes = {each.dataset: recipe_of(each.dataset) for each in how.every if each.dataset}
     for each in how.every:
         if each.scenarios:
             seen[f"scenarios {each.scenarios!r}"] = scenario.load_all(each.scenarios)
-        if each.dataset and (recipe := recipe_of(each.dataset)):
+        if recipe := recipes.get(each.dataset):
             names = {*recipe.scenarios, *recipe.small.scenarios, *recipe.full.scenarios}
             seen[f"dataset {each.dataset!r}"] = tuple(scenario_of(name, 0) for name in names)
     for source, members in seen.items():
@@ -123,7 +124,7 @@ def check_training(experiment: Experiment, protocol: Protocol | None = None) -> 
             if ranges.outside(one) if ranges else one.name not in train:
                 remedy = "train on the suite train only"
                 raise L4SError(f"{experiment.id}: {source} has {one.name!r}, which is to be unseen: {remedy}")
-    if experiment.form == PACKET and (recipe := recipe_of(how.dataset)):
+    if experiment.form == PACKET and (recipe := recipes.get(how.dataset)):
         for under in {experiment.aqm} if experiment.aqm else {scenario.load(name).aqm for name in train}:
             if under not in recipe.laws:
                 known = " or ".join(f'"{law}"' for law in recipe.laws)

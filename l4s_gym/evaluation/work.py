@@ -167,7 +167,7 @@ class Cell:
     seconds: float
     reward: str
     decision_interval: int
-    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    options: scenario.OptionTables = field(default_factory=dict)
     form: str = PACKET
     control_interval_ms: float | None = None
     aqm: str = ""
@@ -244,7 +244,7 @@ def rate_mbps(name: str) -> float:
     return traces.load(link.trace).mean_bps * 1e-6 if link.kind == "trace" else link.rate_mbps
 
 
-def as_run(name: str, seconds: float, options: Mapping[str, Mapping[str, Any]]) -> scenario.Scenario:
+def as_run(name: str, seconds: float, options: scenario.OptionTables) -> scenario.Scenario:
     """A scenario with the length that an episode has on the board, and options of disciplines instead of its own."""
     return scenario.load(name).replace(horizon_s=seconds, **option_paths(options))
 

@@ -30,7 +30,7 @@ from l4s_gym.forms import PACKET
 from l4s_gym.sim import disciplines, fingerprint, layout
 from l4s_gym.sim.batch import Batch
 from l4s_gym.sim.dualpi2_rfc9332 import Options
-from l4s_gym.sim.scenario import Scenario, from_dict, load
+from l4s_gym.sim.scenario import OptionTables, Scenario, from_dict, load
 from l4s_gym.tables import option_paths
 
 RESULT: Final = "certify.json"
@@ -105,7 +105,7 @@ class Subject:
     """
 
     spec: str
-    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    options: OptionTables = field(default_factory=dict)
     decision_interval: int = 1
     control_interval_ms: float | None = None
     name: str = ""
