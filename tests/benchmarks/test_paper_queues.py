@@ -137,6 +137,14 @@ def test_the_backbone_is_chosen_and_others_are_named() -> None:
             loops.other(wrong)
 
 
+def test_a_line_has_the_times_of_its_own_steps() -> None:
+    results = ({"scenario": loops.TESTBED, "seed": 1},)
+    loop = loops.Loop("still", 1, "zero:form=parameters", results, seconds=1.0, form="parameters")
+    line = queues._lines(loop, "delay_ms", 30.0)  # two of its intervals, of 16 ms each, are nearest
+    assert line["time_s"] == pytest.approx([0.032 * k for k in range(1, 32)])
+    assert len(line["C"]) == 31
+
+
 def test_panels_draw_what_is_given() -> None:
     matplotlib = pytest.importorskip("matplotlib.figure")
     axes = matplotlib.Figure().subplots(4)

@@ -66,9 +66,10 @@ def _mean_quantiles(loop: Loop, queue: str) -> list[float]:
 
 def _lines(loop: Loop, name: str, step_ms: float) -> Data:
     """The start of the time series of the first seed by queue, and their times, s."""
-    values = getattr(loop.line(step_ms), name)
-    shown = min(len(values[CLASSES[0]]), round(_SHOWN_S / (step_ms * 1e-3)))
-    times = [round((k + 1) * step_ms * 1e-3, 3) for k in range(shown)]
+    line = loop.line(step_ms)
+    values, step_s = getattr(line, name), line.step_ms * 1e-3
+    shown = min(len(values[CLASSES[0]]), round(_SHOWN_S / step_s))
+    times = [round((k + 1) * step_s, 3) for k in range(shown)]
     return {"time_s": times, **{queue: each[:shown] for queue, each in values.items()}}
 
 
