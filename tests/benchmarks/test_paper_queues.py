@@ -190,6 +190,9 @@ def test_all_of_them(tmp_path: Path, pools_dir: Path, monkeypatch: pytest.Monkey
         assert (place.out / f"{made.stem}.png").stat().st_size > 10_000
         if "loop" in record["data"]:
             assert record["data"]["loop"]["decided"]["still"] == 1.0
+            weights = record["data"]["loop"]["weights"]
+            assert set(weights.values()) == {record["data"]["replay"]["agent"]["weights"]} == {"random"}
+            assert "still" not in weights
     trained = len(list((place.work / "agents").glob("*/trained-*.json")))
     assert trained == 2  # one on the pool, one on the simulated testbed, for all figures together
     assert (place.out / "figures.md").read_text().count("## ") == len(queues.FIGURES)

@@ -42,6 +42,7 @@ class Loop:
         results: Of each seed, `harness.Result` as plain data.
         seconds: Length of an episode.
         form: In which it decides.
+        weights: Of its backbone, if it has one.
     """
 
     label: str
@@ -50,6 +51,7 @@ class Loop:
     results: Results
     seconds: float
     form: str = PACKET
+    weights: str = ""
 
     @property
     def scenario(self) -> str:
@@ -160,4 +162,5 @@ def _loop(label: str, each: Entry, scenario: str, rules: Protocol, place: Place)
     results = [result for result in each.results if result["scenario"] == scenario]
     every = 0 if how.native else how.decision_interval
     spec = series.spec_of(each, rules, place.work) or ""
-    return Loop(label, every, spec, results, rules.quick.seconds, how.form)
+    weights = each.training[0].weights if each.training else ""
+    return Loop(label, every, spec, results, rules.quick.seconds, how.form, weights)

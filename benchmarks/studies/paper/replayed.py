@@ -206,7 +206,7 @@ def pool_agent(place: Place) -> tuple[Agent, dict[str, Any]]:
         "config": {name: job.config[name] for name in ("model", "train")},
         "agent": how.agent,
     }
-    return agent, about | {key: made[key] for key in ("seconds", "parameters", "seed")}
+    return agent, about | {key: made[key] for key in ("weights", "seconds", "parameters", "seed")}
 
 
 def replays(rows: Rows, agent: Agent, intervals: Sequence[int], quick: bool) -> list[Replay]:
