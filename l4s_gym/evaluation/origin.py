@@ -26,10 +26,7 @@ def origin() -> dict[str, Any]:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    program = Path(sys.argv[0])
-    here = Path.cwd()
-    # A path outside of this folder says nothing to a reader.
-    script = str(program.resolve().relative_to(here)) if program.resolve().is_relative_to(here) else program.name
+    program = str(Path(sys.argv[0]).resolve())
     return {
         "versions": versions,
         "simulator": fingerprint.FINGERPRINT,
@@ -39,9 +36,18 @@ def origin() -> dict[str, Any]:
             "machine": platform.machine(),
             "system": platform.system(),
         },
-        "command": shlex.join([script, *sys.argv[1:]]),
+        "command": shlex.join(map(_from_here, [program, *sys.argv[1:]])),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def _from_here(argument: str) -> str:
+    """An argument of a command; of a whole path, from the root, the part in this folder, or the last one."""
+    name, equals, value = argument.rpartition("=")
+    path, here = Path(value), Path.cwd()
+    if not path.is_absolute():
+        return argument
+    return name + equals + str(path.relative_to(here) if path.is_relative_to(here) else path.name)
 
 
 def append_run(path: Path, run: Mapping[str, Any]) -> list[dict[str, Any]]:

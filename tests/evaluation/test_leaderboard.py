@@ -130,6 +130,10 @@ def test_a_return_that_was_touched_is_found(mine: Path, place: Path, capsys: pyt
     touched = write(changed(0.01, whole.origin["host"]["cpu"]), place / "touched")
     assert main(command(place, "--check", str(touched))) == 2
     assert "comes out otherwise" in capsys.readouterr().err
+    for by, found in ((0.0, "the same to the bit"), (1e-9, "the same within 5 standard errors")):
+        write(changed(by, "another"), place / "touched")
+        assert main(command(place, "--check", str(touched))) == 0
+        assert found in capsys.readouterr().out
     write(changed(1e6, "another"), place / "touched")  # whose sums may end otherwise, but not so
     assert main(command(place, "--check", str(touched))) == 2
     assert "a mean return of" in capsys.readouterr().err

@@ -26,3 +26,13 @@ def test_a_page_stands_beside_its_runs(tmp_path: Path, capsys: pytest.CaptureFix
     assert append_run(tmp_path / "new" / "study.json", {})[:2] == [{"figure": 1}, {"figure": 2}]
     assert (tmp_path / "new" / "study.md").read_text() == "page 2\n"
     assert capsys.readouterr().out.splitlines()[-1] == f"run 2 in {tmp_path / 'new' / 'study.json'}"
+
+
+def test_a_command_says_nothing_of_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = ["--results", f"{tmp_path}/benchmarks/results", "--out=/somewhere/else", "a=b", "runs/x,rule=argmax", "10"]
+    monkeypatch.setattr("sys.argv", [f"{tmp_path}/run.py", *told])
+    command = "run.py --results benchmarks/results --out=else a=b runs/x,rule=argmax 10"
+    assert origin()["command"] == command
+    monkeypatch.setattr("sys.argv", ["/opt/bin/l4s-gym"])
+    assert origin()["command"] == "l4s-gym"
