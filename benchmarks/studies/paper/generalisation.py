@@ -18,7 +18,7 @@ from l4s_gym.evaluation.ranking import Row
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Picture
 
-AGENTS: Final = ("native", "bc", "dt", "llm")
+AGENTS: Final = ("native", "onestep", "bc", "dt", "llm")
 SUITES: Final = {"test": ("#0072B2", "settings as in training (test)"), "shift": ("#D55E00", "unseen settings (shift)")}
 _QUICK: Final = ("native/dualpi2_rfc9332", "native/fifo", "random/uniform")
 
