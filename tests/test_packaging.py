@@ -22,7 +22,7 @@ import l4s_gym
 
 ROOT = Path(__file__).parents[1]
 NO_PACKAGES = ("agents", "benchmarks", "datasets", "docs", "examples", "kernel", "tests")
-MACHINE_PATH = re.compile(r"(?<![\w.:/-])/(?:work|root|home/\w+)/")
+MACHINE_PATH = re.compile(r"""(?<![\w.:/-])/(?:work|root|home/\w+)/|"command": "[^"]*[ ,:=]/(?!/)""")
 
 
 @pytest.fixture(scope="module")

@@ -298,6 +298,11 @@ class Head(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         """Name of its file, without `.json`."""
         return f"{self.agent}--{self.variant}"
 
+    @property
+    def weights(self) -> str:
+        """Which weights the backbone started from; empty: it has none."""
+        return self.training[0].weights if self.training else ""
+
 
 class Entry(Head, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What an experiment came to; in files as `l4s_gym.evaluation.results` has it.

@@ -329,11 +329,8 @@ def rerun(
         mine = [row for row in rows if row["scenario"] == name]
         seeds = [row["seed"] for row in mine]
         old = [row for row in all_of_it if row["train_seed"] == train_seed and row["seed"] in seeds]
-        other = [
-            new["seed"]
-            for new, was in zip(mine, old, strict=True)
-            if timeless(new) != timeless({k: was[k] for k in new})
-        ]
+        pairs = zip(mine, old, strict=True)
+        other = [new["seed"] for new, was in pairs if timeless(new) != timeless({k: was[k] for k in new})]
         if other and same_machine:
             where = f"{place}, {name}, seed {other[0]}"
             raise L4SError(f"{entry.id}: {where}: comes out otherwise when it is rerun")

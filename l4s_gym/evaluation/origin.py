@@ -6,16 +6,19 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shlex
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from l4s_gym import __version__
 from l4s_gym.data.files import atomic_write
 from l4s_gym.sim import fingerprint
+
+_FROM_ROOT: Final = re.compile(r"(?<![^,:=])/(?!/)[^,:=]*")
 
 
 def origin() -> dict[str, Any]:
@@ -42,12 +45,18 @@ def origin() -> dict[str, Any]:
 
 
 def _from_here(argument: str) -> str:
-    """An argument of a command; of a whole path, from the root, the part in this folder, or the last one."""
-    name, equals, value = argument.rpartition("=")
-    path, here = Path(value), Path.cwd()
-    if not path.is_absolute():
-        return argument
-    return name + equals + str(path.relative_to(here) if path.is_relative_to(here) else path.name)
+    """An argument of a command without the folders of this machine.
+
+    A path from the root, also after a comma, colon or equals sign, becomes its part below the current folder,
+    else its last name.
+    """
+    here = Path.cwd()
+
+    def shorter(found: re.Match[str]) -> str:
+        path = Path(found[0])
+        return str(path.relative_to(here)) if path.is_relative_to(here) else path.name
+
+    return _FROM_ROOT.sub(shorter, argument)
 
 
 def append_run(path: Path, run: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -231,7 +231,7 @@ def _row(each: Entry, plan: Sequence[Suite], seed: int, resamples: int) -> Row:
         parameters=first["cost"].get("parameters", 0.0),
         trainable_parameters=first["cost"].get("trainable_parameters", 0.0),
         training_s=float(np.mean([one.seconds for one in training])) if training else None,
-        weights=training[0].weights if training else "",
+        weights=each.weights,
     )
     if each.failed is not None:
         return replace(row, failed=each.failed.brief)

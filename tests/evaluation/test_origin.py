@@ -31,8 +31,15 @@ def test_a_page_stands_beside_its_runs(tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_command_says_nothing_of_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     told = ["--results", f"{tmp_path}/benchmarks/results", "--out=/somewhere/else", "a=b", "runs/x,rule=argmax", "10"]
+    told += [
+        "name=/srv/me/agent,rule=argmax",
+        f"{tmp_path}/runs/y,rule=sample",
+        "unix:/run/me/queue.sock",
+        "ray://host:1",
+    ]
     monkeypatch.setattr("sys.argv", [f"{tmp_path}/run.py", *told])
-    command = "run.py --results benchmarks/results --out=else a=b runs/x,rule=argmax 10"
+    command = "run.py --results benchmarks/results --out=else a=b runs/x,rule=argmax 10 "
+    command += "name=agent,rule=argmax runs/y,rule=sample unix:queue.sock ray://host:1"
     assert origin()["command"] == command
     monkeypatch.setattr("sys.argv", ["/opt/bin/l4s-gym"])
     assert origin()["command"] == "l4s-gym"

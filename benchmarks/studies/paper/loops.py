@@ -162,5 +162,4 @@ def _loop(label: str, each: Entry, scenario: str, rules: Protocol, place: Place)
     results = [result for result in each.results if result["scenario"] == scenario]
     every = 0 if how.native else how.decision_interval
     spec = series.spec_of(each, rules, place.work) or ""
-    weights = each.training[0].weights if each.training else ""
-    return Loop(label, every, spec, results, rules.quick.seconds, how.form, weights)
+    return Loop(label, every, spec, results, rules.quick.seconds, how.form, each.weights)

@@ -55,8 +55,9 @@ def _looped(place: Place, scenario: str, intervals: Sequence[int]) -> tuple[list
     """The closed loops, and what they have in common with those of other figures."""
     found = loops.run(place, scenario, intervals)
     about = {"scenario": scenario, "seconds": found[0].seconds, "seeds": [r["seed"] for r in found[0].results]}
-    about["weights"] = {loop.label: loop.weights for loop in found if loop.weights}
-    return found, about | {"decided": {loop.label: loop.decided() for loop in found}, "train_seed": 0}
+    weights = {loop.label: loop.weights for loop in found if loop.weights}
+    decided = {loop.label: loop.decided() for loop in found}
+    return found, about | {"weights": weights, "decided": decided, "train_seed": 0}
 
 
 def _mean_quantiles(loop: Loop, queue: str) -> list[float]:
