@@ -1,6 +1,7 @@
 """Run the missing episodes of the leaderboard and write it: `l4s-gym leaderboard` with the committed entries.
 
 python benchmarks/leaderboard.py                                     # all experiments, standard size
+python benchmarks/leaderboard.py native bc --size full               # some of the full size, on a board of its own
 python benchmarks/leaderboard.py --add my_agent.py:MyAgent           # an agent of your own
 python benchmarks/leaderboard.py --check results/native--pie.json    # check an entry
 """
@@ -9,12 +10,15 @@ from __future__ import annotations
 
 import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 from l4s_gym.cli import main
 from l4s_gym.data.files import atomic_write
 
 RESULTS = Path(__file__).resolve().parent / "results"
+FOLDERS = {"standard": RESULTS, "full": RESULTS / "full"}
+"""By size, where the committed entries lie."""
 README = RESULTS.parents[1] / "README.md"
 BLOCK = re.compile(r"(?<=<!-- board -->\n).*?(?=<!-- end of board -->)", re.S)
 SHOWN = ("#", "agent", "form", "test", "shift", "dyn", "C p50 / p99 ms", "L p50 / p99 ms", "util %")
@@ -36,11 +40,13 @@ def first_rows(board: str, rows: int = 3) -> str:
 
 if __name__ == "__main__":
     given = sys.argv[1:]
-    committed = [] if any(name in given for name in ("--results", "--check", "--size")) else ["--results", str(RESULTS)]
-    status = main(["leaderboard", *committed, *given])
-    if committed and not given and status == 0:  # the whole board: the README shows its first rows
-        with atomic_write(RESULTS / "leaderboard.md") as file:
+    size = dict(pairwise(given)).get("--size", "standard")
+    folder = None if {"--results", "--check"} & {*given} else FOLDERS.get(size)
+    status = main(["leaderboard", *(["--results", str(folder)] if folder else []), *given])
+    if folder and status == 0 and (size == "full" or not given):
+        with atomic_write(folder / "leaderboard.md") as file:
             file.write(Path("runs/leaderboard/leaderboard.md").read_bytes())
-        rows = first_rows((RESULTS / "leaderboard.md").read_text())
+    if folder and status == 0 and not given:  # the README shows the first rows
+        rows = first_rows((folder / "leaderboard.md").read_text())
         README.write_text(BLOCK.sub(lambda _: rows, README.read_text()))
     sys.exit(status)

@@ -252,8 +252,9 @@ def markdown(
     missing += [f"- {who(row)}: {text}." for row in board for text in row.lacks]
     missing += [f"- {line}." for line in grouped(refused)]
     first, more = _tables(board)
+    sizes = sorted({each.size for each in entries} - {"standard"})
     parts = [
-        "# Leaderboard",
+        "# Leaderboard" + "".join(f" of the size `{size}`" for size in sizes),
         first,
         "Brackets hold 95 % intervals; [?] is one run only, of which nothing can be said; - is none.",
         oracle_line(oracle),

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -20,6 +21,8 @@ import replayed
 from l4s_gym import agents
 from l4s_gym.data.pools import make_rows
 from l4s_gym.errors import L4SError
+from l4s_gym.evaluation import sweep
+from l4s_gym.evaluation.entry import Size, read_protocol
 from l4s_gym.evaluation.harness import QUANTILES
 from l4s_gym.evaluation.ranking import Row
 from l4s_gym.evaluation.statistics import Interval
@@ -137,12 +140,26 @@ def test_the_backbone_is_chosen_and_others_are_named() -> None:
             loops.other(wrong)
 
 
-def test_a_line_has_the_times_of_its_own_steps() -> None:
-    results = ({"scenario": loops.TESTBED, "seed": 1},)
-    loop = loops.Loop("still", 1, "zero:form=parameters", results, seconds=1.0, form="parameters")
-    line = queues._lines(loop, "delay_ms", 30.0)  # two of its intervals, of 16 ms each, are nearest
+def still(tmp_path: Path) -> Any:
+    """The closed loop, for a second, of an agent that leaves the law alone, and one that enqueues."""
+    rules = msgspec.structs.replace(read_protocol(), quick=Size(1.0, 1, ("test",), (loops.TESTBED,)))
+    wanted = [loops.other("still=zero:form=parameters"), loops.other("open=enqueue")]
+    entries = sweep.run(wanted, rules, "quick", tmp_path, jobs=0)
+    return [loops.Loop(each.agent, each, loops.TESTBED, each.experiment.agent, 1.0) for each in entries]
+
+
+def test_closed_loops_have_the_times_of_their_steps_and_keep_what_was_simulated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (first, second) = still(tmp_path)
+    line = queues._lines(first, "delay_ms", 30.0)  # two of its intervals, of 16 ms each, are nearest
     assert line["time_s"] == pytest.approx([0.032 * k for k in range(1, 32)])
     assert len(line["C"]) == 31
+    assert (first.form, first.every, second.form, second.every) == ("parameters", 1, "packet", 1)
+    found = second.rewards(tmp_path)
+    assert len(found) == 1 and found[0] > 0
+    monkeypatch.setattr(loops, "simulate", None)
+    assert second.rewards(tmp_path).tolist() == found.tolist()
 
 
 def test_panels_draw_what_is_given() -> None:
@@ -193,6 +210,7 @@ def test_all_of_them(tmp_path: Path, pools_dir: Path, monkeypatch: pytest.Monkey
             weights = record["data"]["loop"]["weights"]
             assert set(weights.values()) == {record["data"]["replay"]["agent"]["weights"]} == {"random"}
             assert "still" not in weights
+            assert record["data"]["loop"]["experiments"]["still"]["agent"] == "zero:form=parameters"
     trained = len(list((place.work / "agents").glob("*/trained-*.json")))
     assert trained == 2  # one on the pool, one on the simulated testbed, for all figures together
     assert (place.out / "figures.md").read_text().count("## ") == len(queues.FIGURES)

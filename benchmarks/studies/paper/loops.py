@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
+import l4s_gym
 from figure import Place
+from jobs import kept
 from l4s_gym import agents
 from l4s_gym.errors import L4SError
 from l4s_gym.evaluation import leaderboard, series, sweep
@@ -20,6 +23,7 @@ from l4s_gym.evaluation.native import simulate
 from l4s_gym.forms import PACKET
 from l4s_gym.sim.measure import CLASSES
 from l4s_gym.sim.scenario import load
+from l4s_gym.tables import checksum
 from replayed import LLM, NATIVE, backbone_of, reward
 
 Results = Sequence[dict[str, Any]]
@@ -37,26 +41,33 @@ class Loop:
 
     Attributes:
         label: Name in pictures.
-        every: The agent is asked at each so many packets; 0: nobody but the native discipline.
+        entry: What its experiment came to.
+        scenario: Name of the scenario.
         spec: Of who decides.
-        results: Of each seed, `harness.Result` as plain data.
         seconds: Length of an episode.
-        form: In which it decides.
-        weights: Of its backbone, if it has one.
     """
 
     label: str
-    every: int
+    entry: Entry
+    scenario: str
     spec: str
-    results: Results
     seconds: float
-    form: str = PACKET
-    weights: str = ""
 
     @property
-    def scenario(self) -> str:
-        """Name of the scenario."""
-        return str(self.results[0]["scenario"])
+    def results(self) -> Results:
+        """Of each seed, `harness.Result` as plain data."""
+        return [result for result in self.entry.results if result["scenario"] == self.scenario]
+
+    @property
+    def every(self) -> int:
+        """The agent is asked at each so many packets; 0: nobody but the native discipline."""
+        how = self.entry.experiment
+        return 0 if how.native else how.decision_interval
+
+    @property
+    def form(self) -> str:
+        """In which it decides."""
+        return self.entry.experiment.form
 
     def values(self, measure: Callable[[dict[str, Any]], Any]) -> npt.NDArray[np.float64]:
         """A figure of each seed (n,)."""
@@ -77,8 +88,15 @@ class Loop:
             self.spec, chosen, seed, name=self.label, decision_interval=max(self.every, 1), step_ms=step_ms
         )
 
-    def rewards(self) -> npt.NDArray[np.float64]:
-        """Mean of the paper's reward over all packets, of each seed (n,); only of who decides about packets."""
+    def rewards(self, work: Path) -> npt.NDArray[np.float64]:
+        """Mean of the paper's reward over all packets, of each seed (n,); only of who decides about packets.
+
+        They are kept in the work folder: an agent that decides otherwise has other returns.
+        """
+        about = [self.spec, self.scenario, self.seconds, self.values(RETURN).tolist(), l4s_gym.__version__]
+        return kept(work / "paper" / f"rewards-{checksum(about)[:16]}.npy", self._rewards)
+
+    def _rewards(self) -> npt.NDArray[np.float64]:
         found = []
         for result in self.results:
             agent = agents.make(self.spec) if self.every else None
@@ -158,8 +176,5 @@ def run(place: Place, scenario: str, intervals: Sequence[int] = INTERVALS) -> li
 def _loop(label: str, each: Entry, scenario: str, rules: Protocol, place: Place) -> Loop:
     if each.failed is not None:
         raise L4SError(f"{each.id}: {each.failed.brief}: correct it, and make the figure again")
-    how = each.experiment
-    results = [result for result in each.results if result["scenario"] == scenario]
-    every = 0 if how.native else how.decision_interval
     spec = series.spec_of(each, rules, place.work) or ""
-    return Loop(label, every, spec, results, rules.quick.seconds, how.form, each.weights)
+    return Loop(label, each, scenario, spec, rules.quick.seconds)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 import numpy as np
 
 import loops
@@ -55,9 +56,12 @@ def _looped(place: Place, scenario: str, intervals: Sequence[int]) -> tuple[list
     """The closed loops, and what they have in common with those of other figures."""
     found = loops.run(place, scenario, intervals)
     about = {"scenario": scenario, "seconds": found[0].seconds, "seeds": [r["seed"] for r in found[0].results]}
-    weights = {loop.label: loop.weights for loop in found if loop.weights}
-    decided = {loop.label: loop.decided() for loop in found}
-    return found, about | {"weights": weights, "decided": decided, "train_seed": 0}
+    about["weights"] = {loop.label: loop.entry.weights for loop in found if loop.entry.weights}
+    about["experiments"] = {loop.label: msgspec.to_builtins(loop.entry.experiment) for loop in found}
+    for each in about["experiments"].values():
+        del each["title"]  # it tells the leaderboard's backbone
+    about["decided"] = {loop.label: loop.decided() for loop in found}
+    return found, about
 
 
 def _mean_quantiles(loop: Loop, queue: str) -> list[float]:
@@ -146,7 +150,7 @@ def reward_figure(place: Place) -> Figure:
     replay = _replayed(place, logged_rows(), loops.INTERVALS, lambda r: r.reward)
     found, loop = _looped(place, loops.TESTBED, loops.INTERVALS)
     loop["who"] = {
-        each.label: ({"reward": each.rewards().tolist()} if each.form == PACKET else {})
+        each.label: ({"reward": each.rewards(place.work).tolist()} if each.form == PACKET else {})
         | {"return": each.values(loops.RETURN).tolist()}
         for each in found
     }

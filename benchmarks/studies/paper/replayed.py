@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pool
 from figure import Place
 from l4s_gym import agents
+from l4s_gym.agents.llm.settings import resolved
 from l4s_gym.agents.protocol import Agent
 from l4s_gym.data.files import sha256
 from l4s_gym.data.minari_io import create_from_stream, dataset_folder, datasets_in
@@ -203,7 +204,7 @@ def pool_agent(place: Place) -> tuple[Agent, dict[str, Any]]:
     about: dict[str, Any] = {
         "file": path.name,
         "sha256": sha256(path),
-        "config": {name: job.config[name] for name in ("model", "train")},
+        "config": {name: table for name, table in resolved(job.config).items() if name in ("model", "train")},
         "agent": how.agent,
     }
     return agent, about | {key: made[key] for key in ("weights", "seconds", "parameters", "seed")}

@@ -208,6 +208,5 @@ def answers(place: Place) -> dict[tuple[str, str], Answered]:
         for way in ANSWERS
         if not (way == ANSWERS[0] and shape.startswith("t5"))
     ]
-    (place.work / "paper").mkdir(parents=True, exist_ok=True)
     found = measured(place, trials, answered)
     return {(trial.shape, trial.way): Answered(*values) for trial, values in zip(trials, found, strict=True)}

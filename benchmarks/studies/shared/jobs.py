@@ -23,6 +23,7 @@ def kept(path: Path, job: Callable[[], Floats]) -> Floats:
     """What a job gives, from its file where it was done before."""
     if not path.is_file():
         found = job()
+        path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
             np.save(file, found)
     return np.asarray(np.load(path), np.float64)
