@@ -57,9 +57,10 @@ def _looped(place: Place, scenario: str, intervals: Sequence[int]) -> tuple[list
     found = loops.run(place, scenario, intervals)
     about = {"scenario": scenario, "seconds": found[0].seconds, "seeds": [r["seed"] for r in found[0].results]}
     about["weights"] = {loop.label: loop.entry.weights for loop in found if loop.entry.weights}
-    about["experiments"] = {loop.label: msgspec.to_builtins(loop.entry.experiment) for loop in found}
-    for each in about["experiments"].values():
+    experiments = {loop.label: msgspec.to_builtins(loop.entry.experiment) for loop in found}
+    for each in experiments.values():
         del each["title"]  # it tells the leaderboard's backbone
+    about["experiments"] = experiments
     about["decided"] = {loop.label: loop.decided() for loop in found}
     return found, about
 
