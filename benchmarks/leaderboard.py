@@ -43,7 +43,7 @@ if __name__ == "__main__":
     size = dict(pairwise(given)).get("--size", "standard")
     folder = None if {"--results", "--check"} & {*given} else FOLDERS.get(size)
     status = main(["leaderboard", *(["--results", str(folder)] if folder else []), *given])
-    if folder and status == 0 and (size == "full" or not given):
+    if folder and status == 0 and (not given or (size == "full" and "--out" not in given)):
         with atomic_write(folder / "leaderboard.md") as file:
             file.write(Path("runs/leaderboard/leaderboard.md").read_bytes())
     if folder and status == 0 and not given:  # the README shows the first rows

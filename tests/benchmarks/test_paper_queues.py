@@ -197,7 +197,8 @@ def test_generalisation_needs_entries(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_all_of_them(tmp_path: Path, pools_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("L4S_GYM_POOLS", str(pools_dir))
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
-    place = figure.Place(tmp_path / "work", tmp_path / "out", quick=True, agents=("still=zero:form=parameters",))
+    others = ("still=zero:form=parameters",)
+    place = figure.Place(tmp_path / "work", tmp_path / "out", quick=True, llm="llama", agents=others)
     for name, make in queues.FIGURES.items():
         made = make(place)
         made.save(place)
@@ -210,6 +211,7 @@ def test_all_of_them(tmp_path: Path, pools_dir: Path, monkeypatch: pytest.Monkey
             weights = record["data"]["loop"]["weights"]
             assert set(weights.values()) == {record["data"]["replay"]["agent"]["weights"]} == {"random"}
             assert "still" not in weights
+            assert record["data"]["replay"]["agent"]["config"]["model"]["backbone"]["family"] == "llama"
             assert record["data"]["loop"]["experiments"]["still"]["agent"] == "zero:form=parameters"
     trained = len(list((place.work / "agents").glob("*/trained-*.json")))
     assert trained == 2  # one on the pool, one on the simulated testbed, for all figures together
