@@ -206,6 +206,13 @@ def test_equal_seeds_stay_equal_until_one_is_touched() -> None:
     assert not same[50:-1].all()
 
 
+def test_a_seed_without_probability_leaves_the_windows() -> None:
+    scenario, seeds = load("mixed"), [0, 1, 100, 101]
+    found = [response.measure("dualpi2_rfc9332", scenario, seeds, at_s=0.2, for_s=0.4, chunk=n) for n in (1, 4)]
+    assert found[0]["inputs"] == found[1]["inputs"] == ["windows"]
+    assert found[0]["response"] == found[1]["response"]
+
+
 # -- the whole
 
 

@@ -131,11 +131,12 @@ def measure(
     parts = [
         _responses(who, scenario, seeds[k : k + chunk], at_s, for_s, step_ms, how) for k in range(0, len(seeds), chunk)
     ]
-    responses = np.concatenate([part[0] for part in parts])
+    inputs = min(part[0].shape[-1] for part in parts)  # the probability only where it was changed in all seeds
+    responses = np.concatenate([part[0][..., :inputs] for part in parts])
     states = np.concatenate([part[1] for part in parts], axis=1)  # (looks, seeds, outputs)
     spread = states.std((0, 1)) + 1e-12
     step_s = parts[0][2]
-    scaled = responses / spread[:, None] * spread[[2, 1][: responses.shape[-1]]]  # as usual changes bring about
+    scaled = responses / spread[:, None] * spread[[2, 1][:inputs]]  # as usual changes bring about
     rng = np.random.default_rng(0)
     found = modes(scaled, rng)
     low, high = interval(scaled, found.order, rng)
@@ -146,7 +147,7 @@ def measure(
         "scenario": scenario.name,
         "seeds": list(seeds),
         "step_s": step_s,
-        "inputs": ["windows", "base probability"][: responses.shape[-1]],
+        "inputs": ["windows", "base probability"][:inputs],
         "outputs": list(OUTPUTS),
         "state": states.mean((0, 1)).tolist(),
         "deviation": spread.tolist(),
