@@ -454,8 +454,12 @@ def _not_finite(value: Any) -> str | None:
     """Where in it something is neither text nor a finite number; None: nowhere."""
     if isinstance(value, int | float):
         return None if math.isfinite(value) else ""
-    if isinstance(value, dict):
-        return next((f".{name}{bad}" for name, item in value.items() if (bad := _not_finite(item)) is not None), None)
-    if isinstance(value, list | tuple):
-        return next((f"[{k}]{bad}" for k, item in enumerate(value) if (bad := _not_finite(item)) is not None), None)
+    if isinstance(value, dict | list | tuple):
+        inside = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in inside:
+            if type(item) is float and math.isfinite(item):  # nearly all are
+                continue
+            if (bad := _not_finite(item)) is not None:
+                return (f".{key}" if isinstance(value, dict) else f"[{key}]") + bad
+        return None
     return None if isinstance(value, str) else ""

@@ -354,7 +354,9 @@ def test_protocols_that_are_refused(tmp_path: Path, change: tuple[str, str], tex
         entry.read_protocol(path)
 
 
-@pytest.mark.parametrize(("size", "folder"), [("standard", "results"), ("full", "results/full")])
+@pytest.mark.parametrize(
+    ("size", "folder"), [("standard", "results"), pytest.param("full", "results/full", marks=pytest.mark.slow)]
+)
 def test_the_committed_boards_are_whole_and_valid(size: str, folder: str) -> None:
     rules = entry.read_protocol(ROOT / "benchmarks" / "protocol.toml")
     entries = {each.id: each for each in read_all(ROOT / "benchmarks" / folder)}

@@ -116,7 +116,8 @@ def test_windows_and_layers_that_stay(layers: int) -> None:
         done(one, Window(3))
 
 
-@pytest.mark.parametrize("bits", [4, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [4, 8])
 def test_few_bits_are_those_of_the_runtime(bits: int) -> None:
     """Training sees what ONNX Runtime will compute; what was rounded once stays as it is."""
     one = done(work(), Quantise(bits=bits), Distil(steps=2))
