@@ -12,10 +12,15 @@ import pytest
 
 from l4s_gym.agents import make
 from l4s_gym.agents.onestep import Perceptron
+from l4s_gym.agents.student import StudentAgent
+from l4s_gym.bridge.fixed import LEAF
+from l4s_gym.bridge.forest import Trees as Forest
+from l4s_gym.bridge.model import Inputs, Model
 from l4s_gym.cli import main
 from l4s_gym.errors import L4SError
 from l4s_gym.evaluation import harness
 from l4s_gym.evaluation.certify import chance, fluid, gains, loop, page, response, run, statements
+from l4s_gym.forms import FORMS
 from l4s_gym.sim.dualpi2_rfc9332 import Options
 from l4s_gym.sim.policy import Network, Policy, Trees
 from l4s_gym.sim.scenario import load
@@ -229,6 +234,15 @@ def test_a_report_of_everything(tmp_path: Path, spec: str) -> None:
     assert text.count("<img") >= 3
     kept = json.loads((tmp_path / run.RESULT).read_text())
     assert kept["origin"]["versions"]
+
+
+def test_a_student_has_a_model_that_is_no_transformer(tmp_path: Path) -> None:
+    leaf, zero = np.array([LEAF], np.uint8), np.zeros(1, np.int64)
+    stump = Forest(leaf, zero, zero.astype(np.uint16), np.zeros((1, len(FORMS["parameters"].low)), np.int32))
+    student = StudentAgent(Model("parameters", Inputs(), stump, 500.0), {"to": "tree"}, {}).save(tmp_path / "student")
+    found = run.Certificate(run.Subject.of(str(student)), TINY, tmp_path / "out")
+    found.parts["episodes grid-12m-20ms"] = found.episodes("grid-12m-20ms", 1)
+    assert "upper" in found.gains()
 
 
 def test_it_goes_on_where_it_was_stopped(tmp_path: Path) -> None:

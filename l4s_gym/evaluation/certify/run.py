@@ -259,7 +259,7 @@ class Certificate:
         upper = gains.bounds(self.agent)
         observations = self.observations()
         found: dict[str, Any] = {"upper": asdict(upper), "features": _features(self.form)}
-        if self.form != PACKET and hasattr(self.agent, "model"):
+        if self.form != PACKET and hasattr(self.agent, "shares"):  # an LLM agent's
             from l4s_gym.evaluation.certify import transformer
 
             spec = AgentSpec.parse(self.subject.spec)
