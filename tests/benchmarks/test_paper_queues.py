@@ -140,18 +140,13 @@ def test_the_backbone_is_chosen_and_others_are_named() -> None:
             loops.other(wrong)
 
 
-def still(tmp_path: Path) -> Any:
-    """The closed loop, for a second, of an agent that leaves the law alone, and one that enqueues."""
-    rules = msgspec.structs.replace(read_protocol(), quick=Size(1.0, 1, ("test",), (loops.TESTBED,)))
-    wanted = [loops.other("still=zero:form=parameters"), loops.other("open=enqueue")]
-    entries = sweep.run(wanted, rules, "quick", tmp_path, jobs=0)
-    return [loops.Loop(each.agent, each, loops.TESTBED, each.experiment.agent, 1.0) for each in entries]
-
-
 def test_closed_loops_have_the_times_of_their_steps_and_keep_what_was_simulated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (first, second) = still(tmp_path)
+    rules = msgspec.structs.replace(read_protocol(), quick=Size(1.0, 1, ("test",), (loops.TESTBED,)))
+    wanted = [loops.other("still=zero:form=parameters"), loops.other("open=enqueue")]
+    entries = sweep.run(wanted, rules, "quick", tmp_path, jobs=0)
+    first, second = (loops.Loop(each.agent, each, loops.TESTBED, each.experiment.agent, 1.0) for each in entries)
     line = queues._lines(first, "delay_ms", 30.0)  # two of its intervals, of 16 ms each, are nearest
     assert line["time_s"] == pytest.approx([0.032 * k for k in range(1, 32)])
     assert len(line["C"]) == 31

@@ -13,17 +13,14 @@ import pytest
 from l4s_gym.agents import make
 from l4s_gym.agents.onestep import Perceptron
 from l4s_gym.agents.student import StudentAgent
-from l4s_gym.bridge.fixed import LEAF
-from l4s_gym.bridge.forest import Trees as Forest
-from l4s_gym.bridge.model import Inputs, Model
 from l4s_gym.cli import main
 from l4s_gym.errors import L4SError
 from l4s_gym.evaluation import harness
 from l4s_gym.evaluation.certify import chance, fluid, gains, loop, page, response, run, statements
-from l4s_gym.forms import FORMS
 from l4s_gym.sim.dualpi2_rfc9332 import Options
 from l4s_gym.sim.policy import Network, Policy, Trees
 from l4s_gym.sim.scenario import load
+from tests.kernel.models import constant
 
 TINY = run.Size(6.0, 2, "quick", 2, run.POINTS[:1], 4, 2, (20,), (20,), 1)
 
@@ -237,9 +234,8 @@ def test_a_report_of_everything(tmp_path: Path, spec: str) -> None:
 
 
 def test_a_student_has_a_model_that_is_no_transformer(tmp_path: Path) -> None:
-    leaf, zero = np.array([LEAF], np.uint8), np.zeros(1, np.int64)
-    stump = Forest(leaf, zero, zero.astype(np.uint16), np.zeros((1, len(FORMS["parameters"].low)), np.int32))
-    student = StudentAgent(Model("parameters", Inputs(), stump, 500.0), {"to": "tree"}, {}).save(tmp_path / "student")
+    model = constant("parameters", *[0.0] * 5, interval_ms=500.0)
+    student = StudentAgent(model, {"to": "tree"}, {}).save(tmp_path / "student")
     found = run.Certificate(run.Subject.of(str(student)), TINY, tmp_path / "out")
     found.parts["episodes grid-12m-20ms"] = found.episodes("grid-12m-20ms", 1)
     assert "upper" in found.gains()

@@ -6,22 +6,18 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from l4s_gym import cli
 from l4s_gym.agents.student import StudentAgent
 from l4s_gym.bridge.figures import read
-from l4s_gym.bridge.fixed import LEAF
-from l4s_gym.bridge.forest import Trees
-from l4s_gym.bridge.model import Inputs, Model
 from l4s_gym.cli.live_up import status_line
 from l4s_gym.errors import L4SError
-from l4s_gym.forms import FORMS
 from l4s_gym.live import programs
 from l4s_gym.live.router import LINUX, RFC9332, TESTBED, UNSHAPED, VARIANTS, live_config
 from l4s_gym.live.testbed import LiveTestbed
 from l4s_gym.sim import scenario
+from tests.kernel.models import constant
 
 HEADER = Path(__file__).parents[2] / "kernel" / "core" / "l4s_core.h"
 
@@ -168,12 +164,9 @@ def test_the_law_of_an_agent_or_of_settings(capsys: pytest.CaptureFixture[str]) 
 def test_a_student_decides_in_the_router_over_the_law_of_its_teacher(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    leaf, zero = np.array([LEAF], np.uint8), np.zeros(1, np.int64)
-    stump = Trees(leaf, zero, zero.astype(np.uint16), np.zeros((1, len(FORMS["parameters"].low)), np.int32))
     teacher = {"options": {"dualpi2_rfc9332": {"target_ms": 3.2}}}
-    student = StudentAgent(Model("parameters", Inputs(), stump, 500.0), {"to": "tree"}, teacher).save(
-        tmp_path / "student"
-    )
+    model = constant("parameters", *[0.0] * 5, interval_ms=500.0)
+    student = StudentAgent(model, {"to": "tree"}, teacher).save(tmp_path / "student")
     assert cli.main(["live", "up", "--dry-run", "--model", str(student)]) == 0
     out = capsys.readouterr().out
     assert f"--model {student / 'model.bin'}" in out and "variant 1\n" in out and "target_us 3200\n" in out
